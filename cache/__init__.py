@@ -1,0 +1,1 @@
+"""The activation cache: rows of (source, target, token, document, position) on disk, as FORMAT.md says."""

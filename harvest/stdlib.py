@@ -1,0 +1,63 @@
+"""The default corpus: the running interpreter's standard library, one file one document.
+
+Left out are the parts that a system may ship apart or alter (tests, tkinter, the build's own settings) and the encodings package, which is tables.
+What is left is the same on every machine that runs the same Python version; ``StdlibIdentity`` says so by hash.
+"""
+
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+_SHIPPED_APART = frozenset({
+    "__pycache__", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "lib-dynload", "site-packages", "dist-packages", "test", "tests",
+    "tkinter", "turtle.py", "turtledemo", "venv",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StdlibIdentity:
+    """What the corpus is: Python version, number of files, characters, and the xxh3-128 of all names and texts in order."""
+
+    python: str
+    files: int
+    characters: int
+    hash: str
+
+
+def stdlib_files(root: Path | None = None) -> list[Path]:
+    """The files of the corpus below ``root`` (default: this interpreter's library), in the order of their relative names."""
+    root = root or Path(sysconfig.get_paths()["stdlib"])
+    return sorted(
+        (path for path in root.rglob("*.py") if _belongs(path.relative_to(root))),
+        key=lambda path: path.relative_to(root).as_posix(),
+    )
+
+
+def _belongs(relative: Path) -> bool:
+    top = relative.parts[0].removesuffix(".py")
+    return (
+        top in sys.stdlib_module_names
+        and not top.startswith("_sysconfigdata")
+        and _SHIPPED_APART.isdisjoint(relative.parts)
+    )
+
+
+def stdlib_documents() -> Iterator[tuple[str, str]]:
+    """Yield (relative name, text) of every non-empty file; line ends are ``\\n`` on every system."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in stdlib_files(root):
+        if text := path.read_text(encoding="utf-8"):
+            yield path.relative_to(root).as_posix(), text
+
+
+def stdlib_identity() -> StdlibIdentity:
+    """The identity of this interpreter's corpus, computed from its bytes."""
+    digest, files, characters = xxhash.xxh3_128(), 0, 0
+    for name, text in stdlib_documents():
+        digest.update(f"{name}\0{text}\0".encode())
+        files, characters = files + 1, characters + len(text)
+    return StdlibIdentity(python=sys.version.split()[0], files=files, characters=characters, hash=digest.hexdigest())

@@ -1,0 +1,1 @@
+"""Train: fits a nested-prefix top-k transcoder to a cache."""
