@@ -1,7 +1,8 @@
 """The default corpus: the running interpreter's standard library, one file one document.
 
-Left out are the parts that a system may ship apart or alter (tests, tkinter, the build's own settings) and the encodings package, which is tables.
-What is left is the same on every machine that runs the same Python version; ``StdlibIdentity`` says so by hash.
+Left out are the parts that a system may ship apart or alter (tests, tkinter, the build's own settings) and the
+encodings package, which is tables. What is left is the same on every machine that runs the same Python version;
+``StdlibIdentity`` says so by hash.
 """
 
 import sys
@@ -13,14 +14,14 @@ from pathlib import Path
 import xxhash
 
 _SHIPPED_APART = frozenset({
-    "__pycache__", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "lib-dynload", "site-packages", "dist-packages", "test", "tests",
-    "tkinter", "turtle.py", "turtledemo", "venv",
+    "__pycache__", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "lib-dynload", "site-packages",
+    "dist-packages", "test", "tests", "tkinter", "turtle.py", "turtledemo", "venv",
 })  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StdlibIdentity:
-    """What the corpus is: Python version, number of files, characters, and the xxh3-128 of all names and texts in order."""
+    """Python version, number of files, characters, and the xxh3-128 of all names and texts in order."""
 
     python: str
     files: int
@@ -29,7 +30,7 @@ class StdlibIdentity:
 
 
 def stdlib_files(root: Path | None = None) -> list[Path]:
-    """The files of the corpus below ``root`` (default: this interpreter's library), in the order of their relative names."""
+    """The corpus's files below ``root`` (default: this interpreter's library), in the order of their names."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     return sorted(
         (path for path in root.rglob("*.py") if _belongs(path.relative_to(root))),
