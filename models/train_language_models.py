@@ -1,9 +1,10 @@
-"""Trains the two embedded language models (GPT-2 and Gemma-2 architecture, 12 layers each) on the standard library of the running Python.
+"""Trains the two embedded language models, GPT-2 and Gemma-2 in form, on the running Python's standard library.
 
     python models/train_language_models.py gpt2 --out models/gpt2-stdlib
 
-Everything is seeded; the text is ``harvest.stdlib`` less the documents that ``cache.split`` holds out, so the loss is measured on files never trained on,
-beside a unigram and an interpolated bigram model of the same tokens. Writes a Hugging Face folder (bfloat16 safetensors, tokenizer) and training.json.
+Everything is seeded; the text is ``harvest.stdlib`` less the documents that ``cache.split`` holds out, so the loss is
+measured on files never trained on, beside a unigram and an interpolated bigram model of the same tokens. Writes a
+Hugging Face folder (bfloat16 safetensors, tokenizer) and training.json.
 """
 
 import argparse
@@ -62,20 +63,39 @@ def make_model(family: str, bos: int, eos: int) -> torch.nn.Module:
     """A freshly initialised model of the family."""
     if family == "gpt2":
         config = GPT2Config(
-            vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, bos_token_id=bos, eos_token_id=eos,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )  # fmt: skip
+            vocab_size=VOCABULARY,
+            n_positions=CONTEXT,
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
         return GPT2LMHeadModel(config)
     config = Gemma2Config(
-        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=WIDTH, intermediate_size=256, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=2, head_dim=24, query_pre_attn_scalar=24, sliding_window=128,
-        bos_token_id=bos, eos_token_id=eos, pad_token_id=0, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        hidden_size=WIDTH,
+        intermediate_size=256,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        head_dim=24,
+        query_pre_attn_scalar=24,
+        sliding_window=128,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
     return Gemma2ForCausalLM(config)
 
 
 def pack(documents: list[list[int]], bos: int) -> torch.Tensor:
-    """One document after another, each opened by BOS, cut into contexts that each begin with BOS: (contexts, CONTEXT)."""
+    """Documents one after another, BOS between, cut into contexts that each begin with BOS: (contexts, CONTEXT)."""
     stream = np.concatenate([np.asarray([*document, bos], dtype=np.int64) for document in documents])
     rows = len(stream) // (CONTEXT - 1)
     body = torch.from_numpy(stream[: rows * (CONTEXT - 1)]).reshape(rows, CONTEXT - 1)
@@ -83,7 +103,7 @@ def pack(documents: list[list[int]], bos: int) -> torch.Tensor:
 
 
 def ngram_losses(train: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
-    """Held-out nats a token of a unigram and of a bigram model, the bigram interpolated with the unigram at its best weight."""
+    """Held-out nats a token of a unigram and a bigram model, the latter interpolated at its best weight."""
     unigram = np.bincount(train[:, 1:].ravel(), minlength=VOCABULARY) + 1.0
     unigram /= unigram.sum()
     pairs = np.bincount((train[:, :-1] * VOCABULARY + train[:, 1:]).ravel().numpy(), minlength=VOCABULARY**2).reshape(
@@ -173,12 +193,23 @@ def main() -> None:
     model.save_pretrained(args.out)
     hugging.save_pretrained(args.out)
     record: dict[str, Any] = {
-        "script": "models/train_language_models.py", "family": args.family, "seed": args.seed, "steps": args.steps, "batch_contexts": args.batch,
-        "context": CONTEXT, "learning_rate": args.lr, "corpus": vars(stdlib_identity()), "held_out_fraction": HELD_OUT_FRACTION,
-        "split_seed": SPLIT_SEED, "parameters": sum(p.numel() for p in model.parameters()), "train_tokens": train.numel(),
-        "held_out_tokens": held_out.numel(), "nats_per_token": {"held_out_bfloat16": round(held_out_loss(model, held_out), 4), **baselines},
-        "torch": torch.__version__, "curve": curve,
-    }  # fmt: skip
+        "script": "models/train_language_models.py",
+        "family": args.family,
+        "seed": args.seed,
+        "steps": args.steps,
+        "batch_contexts": args.batch,
+        "context": CONTEXT,
+        "learning_rate": args.lr,
+        "corpus": vars(stdlib_identity()),
+        "held_out_fraction": HELD_OUT_FRACTION,
+        "split_seed": SPLIT_SEED,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "train_tokens": train.numel(),
+        "held_out_tokens": held_out.numel(),
+        "nats_per_token": {"held_out_bfloat16": round(held_out_loss(model, held_out), 4), **baselines},
+        "torch": torch.__version__,
+        "curve": curve,
+    }
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
