@@ -1,0 +1,67 @@
+# nestcoder: make help
+LAYER ?= 8
+DEVICE ?= auto
+MODEL ?=
+CONFIG ?= pipeline.yaml
+ARGS ?=
+PYTHON ?= python3.11
+VENV ?= .venv
+
+bin := $(VENV)/bin
+nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo harvest train eval test lint format bench wheel clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 20
+	@echo "  variables: LAYER=$(LAYER) DEVICE=$(DEVICE) MODEL=$(or $(MODEL),that of $(CONFIG)) CONFIG=$(CONFIG) ARGS=$(ARGS)"
+
+setup: $(VENV)/.ready  ## create the environment (python3.11 and this file are all it needs)
+setup-dev: $(VENV)/.ready-dev  ## the same with the tests' tools
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: harvest train eval  ## harvest, train and evaluate the shipped pipeline.yaml; ends with the table
+
+harvest: setup  ## harvest one layer: make harvest LAYER=8
+	$(nestcoder) harvest --layer '$(LAYER)' --device '$(DEVICE)' $(ARGS)
+
+train: setup  ## train on its cache: make train LAYER=8
+	$(nestcoder) train --layer '$(LAYER)' --device '$(DEVICE)' $(ARGS)
+
+eval: setup  ## evaluate every trained layer, one table
+	$(nestcoder) evaluate --device '$(DEVICE)' $(ARGS)
+
+test: setup-dev  ## run the tests, the linters and the type checker
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/lint-imports --no-cache
+	$(bin)/pyright
+	$(bin)/python -m pytest -n 2 $(ARGS)
+
+lint: setup-dev  ## the linters alone
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/lint-imports --no-cache
+	$(bin)/pyright
+
+format: setup-dev  ## rewrite the code in the project's format
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+bench: setup-dev  ## side-by-side benchmarks; ratios in one run
+	for script in bench/*.py; do echo "== $$script"; $(bin)/python "$$script" $(ARGS) || exit 1; done
+
+wheel: setup-dev  ## a wheel whose packages live under nestcoder.*
+	$(bin)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove the environment and caches of tools, never runs/
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis

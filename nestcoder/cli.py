@@ -1,0 +1,228 @@
+"""The command line. It holds no logic: a command reads the settings, names the folders and calls its stage.
+
+Only click is imported at the top, so that ``--help`` answers at once.
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import nestcoder
+
+if TYPE_CHECKING:
+    from nestcoder.config import PipelineSettings
+    from nestcoder.runs import RunFolders
+
+_EPILOG = """\b
+Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
+2 arguments or settings; 3 damaged data; 4 in use by another process;
+5 disk or network; 6 belongs to other settings, model or cache;
+7 will not fit; 8 not a number, or a proof failed; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+
+class Invocation:
+    """What the options before the command say; the settings file is read when a command first asks for it."""
+
+    def __init__(self, config: Path | None, overrides: list[str], as_json: bool) -> None:
+        self._config, self._overrides, self._as_json = config, overrides, as_json
+
+    @cached_property
+    def settings(self) -> "PipelineSettings":
+        """pipeline.yaml (or ``--config``) with ``--set`` on top. Raises UsageError."""
+        from nestcoder.config import load_settings
+
+        usual = Path("pipeline.yaml")
+        return load_settings(self._config or (usual if usual.exists() else None), self._overrides)
+
+    def folders(self, layer: int) -> "RunFolders":
+        """The folders of a layer of the settings' model."""
+        from nestcoder.runs import run_folders
+
+        return run_folders(Path(self.settings.runs), self.settings.model, layer)
+
+    def say(self, result: Any, text: str) -> None:
+        """A command's result: one JSON object on standard output with ``--json``, else text for people."""
+        click.echo(json.dumps(result, indent=1, default=str) if self._as_json else text)
+
+
+def _layers(*, required: bool) -> Any:
+    said = "Layer, counted from 0; repeat it for several."
+    return click.option("--layer", "layers", type=click.IntRange(min=0), multiple=True, required=required, help=said)
+
+
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Say rows, bytes, minutes and memory; change nothing.")
+_fresh = click.option("--fresh", is_flag=True, help="Throw away what an earlier run left and begin again.")
+_name = click.option("--name", default="main", show_default=True, help="Name of the transcoder's run.")
+_path = click.argument("path", type=str)
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings [default: pipeline.yaml].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated.")
+@click.option("--model", help="Shorthand for --set model=...: a folder, a Hub name, or an alias such as gpt2.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output.")
+@click.version_option(nestcoder.__version__, prog_name="nestcoder")
+@click.pass_context
+def command_line(
+    context: click.Context, *, config: Path | None, overrides: tuple[str, ...], model: str | None, as_json: bool
+) -> None:
+    """Harvest activations once, train nested-prefix transcoders from disk, judge them on held-out text."""
+    model_override = [f"model={json.dumps(model)}"] if model else []
+    context.obj = Invocation(config, [*overrides, *model_override], as_json)
+
+
+@command_line.command()
+@_layers(required=True)
+@_device
+@_dry_run
+@_fresh
+@click.option("--probe", type=click.Choice(["first-letter"]), help="Harvest the absorption probe instead of text.")
+@click.pass_obj
+def harvest(
+    invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, probe: str | None
+) -> None:
+    """Run the model over text, all layers in one pass, and write each layer's activation cache."""
+    from nestcoder import stages
+
+    chosen = list(dict.fromkeys(layers))
+    if probe:
+        result, text = stages.harvest_probe(invocation, chosen, device)
+    elif dry_run:
+        result, text = stages.plan_harvest(invocation, chosen, device)
+    else:
+        result, text = stages.harvest(invocation, chosen, device, fresh=fresh)
+    invocation.say(result, text)
+
+
+@command_line.command()
+@_layers(required=True)
+@_device
+@_dry_run
+@_fresh
+@_name
+@click.pass_obj
+def train(
+    invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, name: str
+) -> None:
+    """Train a nested-prefix transcoder on each layer's cache."""
+    from nestcoder import stages
+
+    call = stages.plan_train if dry_run else stages.train
+    result, text = call(invocation, list(dict.fromkeys(layers)), device, name=name, fresh=fresh)
+    invocation.say(result, text)
+
+
+@command_line.command()
+@_layers(required=False)
+@_device
+@_name
+@click.option("--lm", is_flag=True, help="Also splice the transcoder into the language model.")
+@click.option("--gemma-scope", metavar="PATH|download", help="Compare with Google's transcoder of this layer.")
+@click.option("--against", type=click.Path(path_type=Path), help="Compare with another dictionary on disk.")
+@click.option("--force", is_flag=True, help="Compare although the convention check fails.")
+@click.pass_obj
+def evaluate(
+    invocation: Invocation,
+    *,
+    layers: tuple[int, ...],
+    device: str,
+    name: str,
+    lm: bool,
+    gemma_scope: str | None,
+    against: Path | None,
+    force: bool,
+) -> None:
+    """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
+    from nestcoder import stages
+
+    options = stages.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
+    result, text = stages.evaluate(invocation, list(dict.fromkeys(layers)), device, options)
+    invocation.say(result, text)
+
+
+@command_line.group()
+def cache() -> None:
+    """Look at an activation cache, check it, mend it, pack it for an archive."""
+
+
+@cache.command()
+@_path
+@click.pass_obj
+def info(invocation: Invocation, *, path: str) -> None:
+    """What PATH (a folder or URL) holds: model, sites, rows, statistics, mixing."""
+    from nestcoder import stages
+
+    invocation.say(*stages.cache_info(path))
+
+
+@cache.command()
+@_path
+@click.option("--fast", is_flag=True, help="Sizes and the journal only, no checksums.")
+@click.pass_obj
+def verify(invocation: Invocation, *, path: str, fast: bool) -> None:
+    """Check every byte against its checksum; exit code 3 names what is damaged."""
+    from nestcoder import stages
+
+    invocation.say(*stages.cache_verify(path, fast=fast))
+
+
+@cache.command()
+@_path
+@click.pass_obj
+def repair(invocation: Invocation, *, path: str) -> None:
+    """Set damaged shards aside, so that the next harvest redoes exactly those."""
+    from nestcoder import stages
+
+    invocation.say(*stages.cache_repair(path))
+
+
+@cache.command()
+@_path
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option("--codec", default="zstd", show_default=True, help="zstd or a blosc variant.")
+@click.pass_obj
+def pack(invocation: Invocation, *, path: str, archive: Path, codec: str) -> None:
+    """Write PATH as a compressed cache, without loss, and say the ratio."""
+    from nestcoder import stages
+
+    invocation.say(*stages.cache_pack(path, archive, codec))
+
+
+@cache.command()
+@_path
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.pass_obj
+def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
+    """Turn a compressed cache back into one that can be trained on."""
+    from nestcoder import stages
+
+    invocation.say(*stages.cache_unpack(path, folder))
+
+
+@command_line.command()
+@click.pass_obj
+def doctor(invocation: Invocation) -> None:
+    """Devices, memory, disk, versions, which models fit, and what would be chosen."""
+    from nestcoder.doctor import examine
+
+    invocation.say(*examine(Path.cwd()))
+
+
+@command_line.group()
+def config() -> None:
+    """The settings."""
+
+
+@config.command()
+@click.pass_obj
+def show(invocation: Invocation) -> None:
+    """Every setting with its value, defaults and overrides included."""
+    from nestcoder.yamlfile import write_yaml
+
+    settings = invocation.settings.model_dump(mode="json")
+    invocation.say(settings, write_yaml(settings))

@@ -1,0 +1,50 @@
+"""Which of several cooperating processes this one is, as torchrun says it; one process alone is rank 0 of 1."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cache.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number, how many there are, and its number on its own machine."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    def device(self, asked: str) -> str:
+        """``asked``, or this process's own card when several share a machine and none is named."""
+        return f"cuda:{self.local}" if self.world > 1 and asked == "cuda" else asked
+
+
+def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """The ranks torchrun set, or one process alone. Raises UsageError when they contradict each other."""
+    try:
+        ranks = Ranks(*(int(environment.get(key, usual)) for key, usual in _KEYS))
+    except ValueError:
+        raise UsageError("RANK, WORLD_SIZE and LOCAL_RANK must be numbers.", remedy="Start with torchrun.") from None
+    if not 0 <= ranks.rank < ranks.world:
+        raise UsageError(f"RANK {ranks.rank} is not one of {ranks.world}.", remedy="Start with torchrun.")
+    return ranks
+
+
+_KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: str) -> Iterator[None]:
+    """torch.distributed while the block runs, when there are several processes; nothing otherwise."""
+    if ranks.world == 1:
+        yield
+        return
+    import torch.distributed as distributed
+
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,60 @@
+"""What people see while a stage runs: a bar on a terminal, whole lines elsewhere."""
+
+import io
+
+import pytest
+
+from nestcoder.progress import LineProgress, TerminalProgress, duration, figure
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3661, "1:01:01")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (12345.6, "12,346"), (0.0003, "0.0003")])
+def test_figure(value: float, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_lines_hold_no_carriage_return_and_end_with_the_total() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream, every_seconds=0.0)
+    progress.begin("train", total=30, unit="steps", done=10)
+    progress.advance(5, loss=0.5)
+    progress.advance(15, loss=0.25, fvu=0.125)
+    progress.end()
+    text = stream.getvalue()
+    assert "\r" not in text
+    assert "\x1b" not in text
+    first, *_, last = text.splitlines()
+    assert first == "train: 10 of 30 steps"
+    assert last.startswith("train: 30 of 30 steps")
+    assert "loss 0.25" in last
+    assert "fvu 0.125" in last
+
+
+def test_lines_are_rare() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream)
+    progress.begin("harvest", total=1000, unit="tokens")
+    for _ in range(1000):
+        progress.advance(1)
+    progress.end()
+    progress.end()
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_figures() -> None:
+    stream = io.StringIO()
+    progress = TerminalProgress(stream)
+    progress.begin("train", total=4, unit="steps")
+    progress.advance(4, fvu=0.2)
+    progress.note("a [note] as it is")
+    progress.end()
+    progress.end()
+    text = stream.getvalue()
+    assert "train" in text
+    assert "100 %" in text
+    assert "fvu 0.2" in text
+    assert "a [note] as it is" in text
