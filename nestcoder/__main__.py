@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cache.errors import NestcoderError
+from cache.errors import NestcoderError, UsageError
 
 _STAGES = ("cache", "harvest", "train", "evaluate")
 
@@ -35,14 +35,14 @@ def _leave(message: str, code: int) -> None:
 
 
 def _refuse_strangers() -> None:
-    """Another distribution's package of a stage's name (Hugging Face has an ``evaluate``) must not be taken for ours."""
+    """A package of a stage's name from elsewhere (Hugging Face has an ``evaluate``) must not be taken for ours."""
     home = Path(__file__).resolve().parent.parent
     for stage in _STAGES:
         spec = find_spec(stage)
         place = Path(spec.origin).resolve() if spec and spec.origin else None
         if place is None or home not in place.parents:
             what = f"The package '{stage}' that Python finds is not nestcoder's."
-            raise NestcoderError(what, where=place or "not found", remedy=f"Run 'python -m nestcoder' from {home}.")
+            raise UsageError(what, where=place or "not found", remedy=f"Run 'python -m nestcoder' from {home}.")
 
 
 if __name__ == "__main__":

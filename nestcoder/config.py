@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -54,9 +54,10 @@ def _lay_over(data: dict[str, Any], text: str) -> KeyPath:
         raise UsageError(f"'--set {text}' is not KEY=VALUE.", remedy="Write for example --set train.lr=1e-4")
     *sections, last = key.split(".")
     for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
+        inner: Any = data.setdefault(section, {})
+        if not isinstance(inner, dict):
             raise UsageError(f"'{section}' in '--set {text}' is a value, not a section.")
+        data = cast("dict[str, Any]", inner)
     data[last] = parse_scalar(value)
     return tuple(key.split("."))
 

@@ -49,10 +49,10 @@ class TerminalProgress:
         self.end()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
         figures = TextColumn("{task.fields[figures]}", style="dim")
-        self._bar = Progress(*columns, TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), _Rate(), figures,
+        bar = self._bar = Progress(*columns, TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), _Rate(), figures,
                              console=self._console)  # fmt: skip
-        self._bar.add_task(task, total=total, completed=done, unit=unit, figures="")
-        self._bar.start()
+        bar.add_task(task, total=total, completed=done, unit=unit, figures="")
+        bar.start()
 
     def advance(self, amount: int, **figures: float) -> None:
         assert self._bar is not None

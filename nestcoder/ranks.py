@@ -1,7 +1,7 @@
 """Which of several cooperating processes this one is, as torchrun says it; one process alone is rank 0 of 1."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ _KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: str) -> Iterator[None]:
+def process_group(ranks: Ranks, device: str) -> Generator[None]:
     """torch.distributed while the block runs, when there are several processes; nothing otherwise."""
     if ranks.world == 1:
         yield

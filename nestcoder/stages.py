@@ -4,7 +4,7 @@ Every function returns (result for ``--json``, text for people).
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import UsageError
-from nestcoder.progress import make_progress
+from nestcoder.progress import LineProgress, TerminalProgress, make_progress
 from nestcoder.ranks import process_group, read_ranks
 from nestcoder.runs import known_layers
 
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from nestcoder.cli import Invocation
 
 Said = tuple[Any, str]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What ``evaluate`` may be asked beside the layers."""
+
+    name: str
+    lm: bool
+    gemma_scope: str | None
+    against: Path | None
+    force: bool
 
 
 def harvest(invocation: "Invocation", layers: list[int], device: str, *, fresh: bool) -> Said:
@@ -40,12 +51,68 @@ def harvest(invocation: "Invocation", layers: list[int], device: str, *, fresh: 
             rank=ranks.rank,
             world=ranks.world,
         )
-    return result, "\n".join(str(invocation.folders(layer).cache) for layer in layers)
+    return result, "\n".join(f"harvested: {invocation.folders(layer).cache}" for layer in layers)
+
+
+def train(invocation: "Invocation", layers: list[int], device: str, *, name: str, fresh: bool) -> Said:
+    """Train one transcoder (or the settings' sweep) a layer."""
+    from train.loop import train_layer
+
+    settings, ranks = invocation.settings, read_ranks()
+    results: dict[int, Any] = {}
+    with _progress() as progress, process_group(ranks, ranks.device(device)):
+        for layer in layers:
+            folders = invocation.folders(layer)
+            results[layer] = train_layer(
+                cache=folders.cache,
+                out=folders.transcoder(name),
+                settings=settings.train,
+                device=ranks.device(device),
+                fresh=fresh,
+                progress=progress,
+                log=settings.log,
+            )
+    return results, "\n".join(f"trained: {invocation.folders(layer).transcoder(name)}" for layer in layers)
+
+
+def evaluate(invocation: "Invocation", layers: list[int], device: str, options: EvaluateOptions) -> Said:
+    """Evaluate the transcoder ``options.name`` of each layer; one table for all."""
+    from evaluate.report import table_of_runs
+    from evaluate.run import evaluate_layer
+
+    settings, ranks = invocation.settings, read_ranks()
+    chosen = layers or _trained_layers(invocation, options.name)
+    results: dict[int, Any] = {}
+    with _progress() as progress, process_group(ranks, ranks.device(device)):
+        for layer in chosen:
+            folders = invocation.folders(layer)
+            results[layer] = evaluate_layer(
+                cache=folders.cache,
+                transcoder=folders.transcoder(options.name),
+                out=folders.report(options.name),
+                settings=settings.evaluate,
+                device=ranks.device(device),
+                lm=settings.model if options.lm else None,
+                gemma_scope=options.gemma_scope,
+                against=options.against,
+                force=options.force,
+                progress=progress,
+            )
+    return results, table_of_runs(results)
+
+
+def _trained_layers(invocation: "Invocation", name: str) -> list[int]:
+    runs, model = Path(invocation.settings.runs), invocation.settings.model
+    layers = [layer for layer in known_layers(runs, model) if name in invocation.folders(layer).trained()]
+    if not layers:
+        what = f"No layer of {model} has a trained transcoder named '{name}'."
+        raise UsageError(what, where=runs, remedy="Run 'make harvest LAYER=8' and 'make train LAYER=8' first.")
+    return layers
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
-    """Progress on standard error; SIGTERM leaves as Ctrl-C does, with code 143."""
+def _progress() -> Generator[TerminalProgress | LineProgress]:
+    """Progress on standard error while the block runs; SIGTERM unwinds it as Ctrl-C does, and leaves with 143."""
     progress = make_progress()
 
     def leave(_number: int, _frame: FrameType | None) -> None:
@@ -57,3 +124,10 @@ def _progress() -> Iterator[Any]:
     finally:
         progress.end()
         signal.signal(signal.SIGTERM, before)
+
+
+def as_lines(facts: object) -> str:
+    """A dataclass's fields, one a line, for people."""
+    fields: dict[str, Any] = asdict(facts)  # pyright: ignore[reportArgumentType]
+    width = max(len(name) for name in fields)
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in fields.items())
