@@ -1,0 +1,99 @@
+"""The sparse step against the dense reference, in float64."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from train.decode import decode_prefixes
+from train.nested import NestedLoss, equal_weights, nested_step
+from train.reference import reference_prefixes, reference_step
+from train.topk import select
+from train.weights import random_weights
+
+PREFIXES = (16, 40, 41, 96, 160)
+
+
+def problem(*, activation, skip, prefix_weights=None, dtype=torch.float64):
+    torch.manual_seed(3)
+    weights = random_weights(12, 10, dict_size=160, skip=skip, seed=1, dtype=dtype)
+    for array in weights.tensors().values():
+        array.add_(torch.randn_like(array), alpha=0.1)
+    source, target = torch.randn(33, 12, dtype=dtype), torch.randn(33, 10, dtype=dtype)
+    source[7] *= 1e-3  # under batchtopk this row gets few features
+    loss = NestedLoss(
+        prefixes=PREFIXES,
+        top_k=6,
+        target_variance=7.5,
+        prefix_weights=prefix_weights or equal_weights(PREFIXES),
+        activation=activation,
+    )
+    return weights, source, target, loss
+
+
+def relative(value, expected):
+    return float((value - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("prefix_weights", [None, (0.4, 0.1, 0.3, 0.2, 0.0)])
+def test_loss_and_gradients_equal_the_dense_reference(activation, skip, prefix_weights):
+    weights, source, target, loss = problem(activation=activation, skip=skip, prefix_weights=prefix_weights)
+    value, sse, gradients = reference_step(weights, source, target=target, loss=loss)
+    result = nested_step(weights, source, target=target, loss=loss)
+    assert float(result.loss) == pytest.approx(float(value), rel=1e-12)
+    assert relative(result.sse, sse) < 1e-12
+    ours = result.gradients.tensors()
+    for name, expected in gradients.tensors().items():
+        assert relative(ours[name], expected) < 1e-10, name
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_counts_are_those_of_the_dense_code(activation):
+    weights, source, target, loss = problem(activation=activation, skip=False)
+    result = nested_step(weights, source, target=target, loss=loss)
+    code = select(source @ weights.W_enc + weights.b_enc, top_k=6, activation=activation).dense(160)
+    assert result.l0.tolist() == [float((code[:, :p] > 0).sum()) / 33 for p in PREFIXES]
+    assert torch.equal(result.fired, (code > 0).any(dim=0))
+
+
+def test_every_prefix_moves_the_gradient():
+    weights, source, target, loss = problem(activation="topk", skip=False)
+    whole = dataclasses.replace(loss, prefix_weights=(0.0, 0.0, 0.0, 0.0, 1.0))
+    nested = nested_step(weights, source, target=target, loss=loss).gradients
+    plain = nested_step(weights, source, target=target, loss=whole).gradients
+    assert relative(nested.W_dec, plain.W_dec) > 0.1
+    assert relative(nested.W_enc, plain.W_enc) > 0.1
+
+
+def test_residual_is_the_whole_dictionarys_error():
+    weights, source, target, loss = problem(activation="topk", skip=True)
+    result = nested_step(weights, source, target=target, loss=loss)
+    code = result.selection.dense(160)
+    expected = reference_prefixes(weights, source, code=code, prefixes=PREFIXES)[:, -1] - target
+    assert relative(result.residual, expected) < 1e-12
+
+
+def test_decode_prefixes_equals_a_product_for_each_prefix():
+    weights, source, _, loss = problem(activation="batchtopk", skip=False)
+    selection = select(source @ weights.W_enc + weights.b_enc, top_k=loss.top_k, activation="batchtopk")
+    decoded = decode_prefixes(selection, weights.W_dec, weights.b_dec, prefixes=PREFIXES)
+    expected = reference_prefixes(weights, source, code=selection.dense(160), prefixes=PREFIXES)
+    assert relative(decoded, expected) < 1e-12
+
+
+def test_sums_of_squares_are_exact_in_float32():
+    # One float32 sum over half a million squares would be off in the fourth digit.
+    weights = random_weights(4, 64, dict_size=16)
+    target = torch.full((8192, 64), 1.1)
+    loss = NestedLoss(prefixes=(16,), top_k=1, target_variance=1.0, prefix_weights=(1.0,))
+    result = nested_step(weights, torch.zeros(8192, 4), target=target, loss=loss)
+    assert float(result.sse[0]) == pytest.approx(float(target.double().square().sum()), rel=1e-6)
+
+
+def test_the_step_is_the_same_every_time():
+    weights, source, target, loss = problem(activation="topk", skip=True, dtype=torch.float32)
+    first = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
+    second = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,123 @@
+"""Every prefix reconstruction from one sparse decode, and the gradients, touching active features only.
+
+With g(f) the group of feature f (the first prefix that contains it) and a bag for every (row, group):
+
+    bag[r, g]  = sum over active f of row r in group g of  a[r, f] * W_dec[f]
+    y[r, p]    = b_dec + bag[r, 0] + ... + bag[r, p]                      running sum over groups
+    slope[r,g] = dL/dy[r, g] + dL/dy[r, g + 1] + ...                      reverse running sum
+    dL/da[r, f]   = slope[r, g(f)] . W_dec[f]                             gathered dot products
+    dL/dW_dec[f]  = sum over rows r that use f of  a[r, f] * slope[r, g(f)]
+    dL/dW_enc[:, f] = sum over rows r that use f of  dL/dpre[r, f] * source[r]
+
+The last two are the same bagged sum over the transposed index (feature-major): no atomics, so the result does not
+depend on the order in which threads run.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from train.topk import Selection
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The active entries of a batch dealt over (row, group) bags: entry i lies in bag ``bag[i]``, ascending."""
+
+    bag: Int[Tensor, " active"]
+    offsets: Int[Tensor, " bags_plus_one"]
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """The same entries feature by feature: feature f owns ``order[offsets[f]:offsets[f + 1]]``, rows ascending."""
+
+    order: Int[Tensor, " active"]
+    offsets: Int[Tensor, " features_plus_one"]
+
+
+def bags_of(selection: Selection, prefixes: tuple[int, ...]) -> Bags:
+    """Deal a selection's entries over bags; entries of one bag are neighbours because features ascend within a row."""
+    ends = torch.tensor(prefixes, dtype=selection.features.dtype, device=selection.features.device)
+    group = torch.searchsorted(ends, selection.features, right=True, out_int32=True)
+    bag = selection.rows() * len(prefixes) + group
+    return Bags(bag, _starts(bag, selection.row_count * len(prefixes)))
+
+
+def transpose(selection: Selection, dict_size: int) -> Transposed:
+    """Sort the entries by feature, stably."""
+    features, order = selection.features.sort(stable=True)
+    return Transposed(order.to(features.dtype), _starts(features, dict_size))
+
+
+def decode_prefixes(
+    selection: Selection,
+    W_dec: Float[Tensor, "dict_size d_target"],
+    base: Float[Tensor, " d_target"] | Float[Tensor, "rows d_target"],
+    *,
+    prefixes: tuple[int, ...],
+) -> Float[Tensor, "rows prefixes d_target"]:
+    """Every prefix's reconstruction; ``base`` is what all of them share: ``b_dec``, and the skip where there is one."""
+    sums = bag_sums(selection, bags_of(selection, prefixes), W_dec).unflatten(0, (-1, len(prefixes)))
+    sums[:, 0] += base
+    return running_sum_(sums)
+
+
+def bag_sums(
+    selection: Selection, bags: Bags, W_dec: Float[Tensor, "dict_size d_target"]
+) -> Float[Tensor, "bags d_target"]:
+    """The sum of every bag's decoder rows, weighted by the activations."""
+    return weighted_sums(W_dec, selection.features, selection.values, offsets=bags.offsets)
+
+
+def weighted_sums(
+    table: Float[Tensor, "entries width"],
+    index: Int[Tensor, " active"],
+    weight: Float[Tensor, " active"],
+    *,
+    offsets: Int[Tensor, " sums_plus_one"],
+) -> Float[Tensor, "sums width"]:
+    """Row s is the sum of ``weight[i] * table[index[i]]`` over i from ``offsets[s]`` to ``offsets[s + 1]``."""
+    return embedding_bag(
+        index, table, offsets, mode="sum", per_sample_weights=weight.to(table.dtype), include_last_offset=True
+    )
+
+
+def running_sum_(sums: Float[Tensor, "rows groups width"]) -> Float[Tensor, "rows groups width"]:
+    """Add up groups in place."""
+    for group in range(1, sums.shape[1]):
+        sums[:, group] += sums[:, group - 1]
+    return sums
+
+
+def reverse_running_sum_(
+    sums: Float[Tensor, "rows groups width"], weights: tuple[float, ...]
+) -> Float[Tensor, "rows groups width"]:
+    """In place, ``sums[:, g] = weights[g] * sums[:, g] + weights[g + 1] * sums[:, g + 1] + ...``."""
+    if weights[-1] != 1.0:
+        sums[:, -1] *= weights[-1]
+    for group in range(sums.shape[1] - 2, -1, -1):
+        torch.add(sums[:, group + 1], sums[:, group], alpha=weights[group], out=sums[:, group])
+    return sums
+
+
+def activation_gradients(
+    selection: Selection,
+    bags: Bags,
+    W_dec: Float[Tensor, "dict_size d_target"],
+    *,
+    slope: Float[Tensor, "bags d_target"],
+) -> Float[Tensor, " active"]:
+    """``slope[bag] . W_dec[feature]`` for every active entry."""
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        slope, W_dec, selection.features, bags.offsets[:-1].contiguous(), bags.bag, 0, -1
+    )
+
+
+def _starts(ascending: Int[Tensor, " active"], count: int) -> Int[Tensor, " starts"]:
+    """Where each of the numbers 0..count begins in an ascending list that holds some of them."""
+    numbers = torch.arange(count + 1, dtype=ascending.dtype, device=ascending.device)
+    return torch.searchsorted(ascending, numbers, out_int32=True)

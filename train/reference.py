@@ -1,0 +1,44 @@
+"""The nested loss as it reads in the paper: a dense decode for every prefix, differentiated by autograd.
+
+Slow, and the oracle: the sparse step agrees with it, values and gradients, in float64.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from train.nested import NestedLoss
+from train.topk import select
+from train.weights import Weights
+
+
+def reference_prefixes(
+    weights: Weights,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    code: Float[Tensor, "rows dict_size"],
+    prefixes: tuple[int, ...],
+) -> Float[Tensor, "rows prefixes d_target"]:
+    """Every prefix's reconstruction from the dense code, one matrix product each."""
+    base = weights.b_dec if weights.W_skip is None else weights.b_dec + source @ weights.W_skip
+    return torch.stack([base + code[:, :prefix] @ weights.W_dec[:prefix] for prefix in prefixes], dim=1)
+
+
+def reference_step(
+    weights: Weights,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    target: Float[Tensor, "rows d_target"],
+    loss: NestedLoss,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " prefixes"], Weights]:
+    """The loss, the squared error of every prefix, and the gradient."""
+    leaves = {name: array.detach().requires_grad_() for name, array in weights.tensors().items()}
+    at = Weights(**leaves)
+    pre = source @ at.W_enc + at.b_enc
+    active = select(pre.detach(), top_k=loss.top_k, activation=loss.activation).dense(pre.shape[1]) > 0
+    reconstructed = reference_prefixes(at, source, code=pre.relu() * active, prefixes=loss.prefixes)
+    sse = (reconstructed - target[:, None]).square().sum(dim=(0, 2))
+    value = sum(weight * error for weight, error in zip(loss.weight_of(len(source)), sse, strict=True))
+    assert isinstance(value, Tensor)
+    gradients = torch.autograd.grad(value, list(leaves.values()))
+    return value.detach(), sse.detach(), Weights(**dict(zip(leaves, gradients, strict=True)))
