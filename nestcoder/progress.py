@@ -49,8 +49,9 @@ class TerminalProgress:
         self.end()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
         figures = TextColumn("{task.fields[figures]}", style="dim")
-        bar = self._bar = Progress(*columns, TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), _Rate(), figures,
-                             console=self._console)  # fmt: skip
+        share = TextColumn("{task.percentage:>3.0f} %")
+        bar = Progress(*columns, share, TimeElapsedColumn(), _Rate(), figures, console=self._console)
+        self._bar = bar
         bar.add_task(task, total=total, completed=done, unit=unit, figures="")
         bar.start()
 
