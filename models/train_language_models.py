@@ -165,6 +165,11 @@ def fit(
     return curve
 
 
+def _name_portable_class(path: Path) -> None:
+    """transformers 5 writes a class name that 4.x, which other tools pin, cannot open."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=["gpt2", "gemma2"])
@@ -192,6 +197,7 @@ def main() -> None:
     model = model.to(torch.bfloat16)
     model.save_pretrained(args.out)
     hugging.save_pretrained(args.out)
+    _name_portable_class(args.out / "tokenizer_config.json")
     record: dict[str, Any] = {
         "script": "models/train_language_models.py",
         "family": args.family,
