@@ -167,7 +167,9 @@ def fit(
 
 def _name_portable_class(path: Path) -> None:
     """transformers 5 writes a class name that 4.x, which other tools pin, cannot open."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+    )
 
 
 def main() -> None:

@@ -37,8 +37,9 @@ def _leave(message: str, code: int) -> None:
 def _refuse_strangers() -> None:
     """A package of a stage's name from elsewhere (Hugging Face has an ``evaluate``) must not be taken for ours."""
     home = Path(__file__).resolve().parent.parent
+    inside = NestcoderError.__module__.removesuffix("cache.errors")  # "nestcoder." in an installed wheel
     for stage in _STAGES:
-        spec = find_spec(stage)
+        spec = find_spec(inside + stage)
         place = Path(spec.origin).resolve() if spec and spec.origin else None
         if place is None or home not in place.parents:
             what = f"The package '{stage}' that Python finds is not nestcoder's."
