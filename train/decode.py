@@ -22,6 +22,8 @@ from torch.nn.functional import embedding_bag
 
 from train.topk import Selection
 
+_BLOCK = 512
+
 
 @dataclass(frozen=True)
 class Bags:
@@ -84,6 +86,25 @@ def weighted_sums(
     return embedding_bag(
         index, table, offsets, mode="sum", per_sample_weights=weight.to(table.dtype), include_last_offset=True
     )
+
+
+def weighted_sums_into(
+    out: Float[Tensor, "sums width"],
+    table: Float[Tensor, "entries width"],
+    index: Int[Tensor, " active"],
+    *,
+    weight: Float[Tensor, " active"],
+    offsets: Int[Tensor, " sums_plus_one"],
+) -> None:
+    """``weighted_sums`` in an array that is there already, on a CPU by blocks that stay in its caches."""
+    if out.is_cuda:
+        out.copy_(weighted_sums(table, index, weight, offsets=offsets))
+        return
+    starts = [*offsets[::_BLOCK].tolist(), index.numel()]
+    for block, rows in enumerate(out.split(_BLOCK)):
+        first, last = starts[block], starts[block + 1]
+        within = offsets[block * _BLOCK :][: len(rows) + 1] - first
+        rows.copy_(weighted_sums(table, index[first:last], weight[first:last], offsets=within))
 
 
 def running_sum_(sums: Float[Tensor, "rows groups width"]) -> Float[Tensor, "rows groups width"]:

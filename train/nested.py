@@ -14,16 +14,18 @@ from torch import Tensor
 
 from train.decode import (
     Bags,
+    Transposed,
     activation_gradients,
     bag_sums,
     bags_of,
     reverse_running_sum_,
     running_sum_,
     transpose,
-    weighted_sums,
+    weighted_sums_into,
 )
-from train.topk import Activation, Selection, select
+from train.topk import Activation, Selection, ascending, largest, select_batchtopk
 from train.weights import Weights
+from train.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -59,33 +61,62 @@ def equal_weights(prefixes: tuple[int, ...]) -> tuple[float, ...]:
     return (1.0 / len(prefixes),) * len(prefixes)
 
 
+@torch.no_grad()
 def nested_step(
     weights: Weights,
     source: Float[Tensor, "rows d_source"],
     *,
     target: Float[Tensor, "rows d_target"],
     loss: NestedLoss,
+    workspace: Workspace | None = None,
+    project: bool = False,
 ) -> StepResult:
-    """The loss of a batch and its gradient, all prefixes from one sparse decode; nothing waits for the device."""
-    rows = source.shape[0]
-    selection = select(torch.addmm(weights.b_enc, source, weights.W_enc), top_k=loss.top_k, activation=loss.activation)
+    """The loss of a batch and its gradient, all prefixes from one sparse decode; nothing waits for the device.
+
+    With a ``workspace`` the gradients are its arrays, overwritten by the next step. ``project`` leaves out of the
+    decoder's gradient what points along its rows, which must then have norm 1.
+    """
+    space = workspace or Workspace.like(weights, rows=source.shape[0])
+    at = space.compute_weights(weights)
+    source = source.to(at.W_enc.dtype)
+    selection = encode(at, source, loss=loss, pre=space.pre)
     bags = bags_of(selection, loss.prefixes)
-    errors = bag_sums(selection, bags, weights.W_dec).unflatten(0, (rows, -1))
+    errors = bag_sums(selection, bags, at.W_dec).unflatten(0, (source.shape[0], -1)).to(weights.W_dec.dtype)
     errors[:, 0] -= _unexplained(weights, source, target=target)
     sse = _sums_of_squares(running_sum_(errors))
     residual = errors[:, -1].clone()
-    scale = torch.tensor(loss.weight_of(rows), dtype=torch.float64, device=sse.device)
-    slope = reverse_running_sum_(errors, tuple(2 * weight for weight in loss.weight_of(rows)))
-    gradients, fired = _gradients(weights, source, selection=selection, bags=bags, slope=slope)
+    shares = loss.weight_of(source.shape[0])
+    slope = reverse_running_sum_(errors, tuple(2 * share for share in shares))
+    code = _Code(selection, bags, transpose(selection, at.b_enc.numel()))
+    fired = _differentiate(at, source, code=code, slope=slope, gradients=space.gradients, project=project)
     return StepResult(
-        loss=(sse * scale).sum(),
+        loss=(sse * torch.tensor(shares, dtype=sse.dtype, device=sse.device)).sum(),
         sse=sse,
         l0=_l0(selection, bags, prefixes=len(loss.prefixes)),
         fired=fired,
         residual=residual,
         selection=selection,
-        gradients=gradients,
+        gradients=space.gradients,
     )
+
+
+def encode(
+    weights: Weights,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    loss: NestedLoss,
+    pre: Float[Tensor, "block_rows dict_size"],
+) -> Selection:
+    """The sparse code of a batch. ``pre`` is overwritten, a block of rows at a time where the rule allows it."""
+    if loss.activation == "batchtopk":
+        out = pre if len(pre) == len(source) else None
+        return select_batchtopk(torch.addmm(weights.b_enc, source, weights.W_enc, out=out), top_k=loss.top_k)
+    blocks = [
+        largest(torch.addmm(weights.b_enc, rows, weights.W_enc, out=pre[: len(rows)]), loss.top_k)
+        for rows in source.split(len(pre))
+    ]
+    values, features = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return ascending(values, features)
 
 
 def _unexplained(
@@ -93,28 +124,45 @@ def _unexplained(
 ) -> Float[Tensor, "rows d_target"]:
     """What is left for the features: the target less the bias and the skip."""
     left = target - weights.b_dec
-    return left if weights.W_skip is None else left.addmm_(source, weights.W_skip, alpha=-1)
+    return left if weights.W_skip is None else left.addmm_(source.to(left.dtype), weights.W_skip, alpha=-1)
 
 
-def _gradients(
+@dataclass(frozen=True)
+class _Code:
+    """A selection with both ways of walking it: by (row, group) and by feature."""
+
+    selection: Selection
+    bags: Bags
+    index: Transposed
+
+
+def _differentiate(
     weights: Weights,
     source: Float[Tensor, "rows d_source"],
     *,
-    selection: Selection,
-    bags: Bags,
+    code: _Code,
     slope: Float[Tensor, "rows prefixes d_target"],
-) -> tuple[Weights, Bool[Tensor, " dict_size"]]:
-    """The gradient of every array, and which features fired."""
-    values, flat = selection.values, slope.flatten(0, 1)
-    d_pre = activation_gradients(selection, bags, weights.W_dec, slope=flat) * (values > 0)
-    index = transpose(selection, weights.b_enc.numel())
-    order = index.order.long()
-    d_decoder = weighted_sums(flat, bags.bag[order], values[order], offsets=index.offsets)
-    d_encoder = weighted_sums(source, selection.rows()[order], d_pre[order], offsets=index.offsets)
-    d_bias = torch.segment_reduce(d_pre[order], "sum", offsets=index.offsets.long())
-    fired = torch.segment_reduce(values[order], "max", offsets=index.offsets.long(), initial=0.0) > 0
-    d_skip = None if weights.W_skip is None else source.T @ slope[:, 0]
-    return Weights(d_encoder.T, d_bias, d_decoder, slope[:, 0].sum(dim=0), d_skip), fired
+    gradients: Weights,
+    project: bool,
+) -> Bool[Tensor, " dict_size"]:
+    """Fill the gradient of every array; returns which features fired."""
+    slopes = slope.flatten(0, 1).to(weights.W_dec.dtype)
+    values, order, offsets = code.selection.values, code.index.order.long(), code.index.offsets
+    d_values = activation_gradients(code.selection, code.bags, weights.W_dec, slope=slopes)
+    d_pre = (d_values * (values > 0))[order]
+    values = values[order]
+    rows, bags = code.selection.rows()[order], code.bags.bag[order]
+    weighted_sums_into(gradients.W_enc.T, source, rows, weight=d_pre, offsets=offsets)
+    weighted_sums_into(gradients.W_dec, slopes, bags, weight=values, offsets=offsets)
+    if project:
+        # What points along a unit row is its dot product with the gradient: sum of a * dL/da, already at hand.
+        along = torch.segment_reduce((values * d_pre).to(slope.dtype), "sum", offsets=offsets.long())
+        gradients.W_dec.addcmul_(weights.W_dec, along[:, None], value=-1)
+    gradients.b_enc.copy_(torch.segment_reduce(d_pre.to(slope.dtype), "sum", offsets=offsets.long()))
+    torch.sum(slope[:, 0], dim=0, out=gradients.b_dec)
+    if gradients.W_skip is not None:
+        torch.mm(source.to(slope.dtype).T, slope[:, 0], out=gradients.W_skip)
+    return torch.segment_reduce(values.float(), "max", offsets=offsets.long(), initial=0.0) > 0
 
 
 def _sums_of_squares(errors: Float[Tensor, "rows prefixes width"]) -> Float[Tensor, " prefixes"]:

@@ -55,10 +55,14 @@ def select(pre: Float[Tensor, "rows dict_size"], *, top_k: int, activation: Acti
 
 def select_topk(pre: Float[Tensor, "rows dict_size"], *, top_k: int) -> Selection:
     """The ``top_k`` largest of every row, rectified."""
-    rows = pre.shape[0]
-    values, features = largest(pre, top_k)
+    return ascending(*largest(pre, top_k))
+
+
+def ascending(values: Float[Tensor, "rows top_k"], features: Int[Tensor, "rows top_k"]) -> Selection:
+    """A selection of as many entries in every row, rectified and brought into the order of the features."""
+    rows, top_k = values.shape
     features, order = features.int().sort(dim=1)
-    offsets = torch.arange(0, rows * top_k + 1, top_k, dtype=torch.int32, device=pre.device)
+    offsets = torch.arange(0, rows * top_k + 1, top_k, dtype=torch.int32, device=values.device)
     return Selection(values.gather(1, order).relu_().flatten(), features.flatten(), offsets)
 
 

@@ -9,7 +9,8 @@ from train.decode import decode_prefixes
 from train.nested import NestedLoss, equal_weights, nested_step
 from train.reference import reference_prefixes, reference_step
 from train.topk import select
-from train.weights import random_weights
+from train.weights import Weights, random_weights
+from train.workspace import Workspace
 
 PREFIXES = (16, 40, 41, 96, 160)
 
@@ -97,3 +98,54 @@ def test_the_step_is_the_same_every_time():
     first = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
     second = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_a_workspace_changes_nothing(activation):
+    weights, source, target, loss = problem(activation=activation, skip=True)
+    workspace = Workspace.like(weights, rows=40)
+    nested_step(
+        weights,
+        torch.randn(40, 12, dtype=torch.float64),
+        target=torch.ones(40, 10).double(),
+        loss=loss,
+        workspace=workspace,
+    )
+    fresh = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
+    reused = nested_step(weights, source, target=target, loss=loss, workspace=workspace).gradients
+    assert reused is workspace.gradients
+    assert all(torch.equal(fresh[name], array) for name, array in reused.tensors().items())
+
+
+def test_blocks_of_rows_and_features_change_nothing():
+    weights = random_weights(6, 5, dict_size=1200, dtype=torch.float64)
+    source, target = torch.randn(1100, 6, dtype=torch.float64), torch.randn(1100, 5, dtype=torch.float64)
+    loss = NestedLoss(prefixes=(100, 1200), top_k=4, target_variance=1.0, prefix_weights=(0.5, 0.5))
+    value, _, gradients = reference_step(weights, source, target=target, loss=loss)
+    result = nested_step(weights, source, target=target, loss=loss)
+    assert float(result.loss) == pytest.approx(float(value), rel=1e-12)
+    assert relative(result.gradients.W_enc, gradients.W_enc) < 1e-10
+    assert relative(result.gradients.W_dec, gradients.W_dec) < 1e-10
+
+
+def test_projection_leaves_nothing_along_unit_rows():
+    weights, source, target, loss = problem(activation="topk", skip=False)
+    weights.W_dec.div_(weights.W_dec.norm(dim=1, keepdim=True))
+    whole = nested_step(weights, source, target=target, loss=loss).gradients.W_dec
+    projected = nested_step(weights, source, target=target, loss=loss, project=True).gradients.W_dec
+    along = (whole * weights.W_dec).sum(dim=1, keepdim=True)
+    assert relative(projected, whole - along * weights.W_dec) < 1e-12
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_bfloat16_compute_is_as_close_as_its_rounding(activation):
+    weights, source, target, loss = problem(activation=activation, skip=True, dtype=torch.float32)
+    rounded = {name: array.bfloat16().float() for name, array in weights.tensors().items()}
+    weights, source = Weights(**rounded), source.bfloat16().float()
+    exact = nested_step(weights, source, target=target, loss=loss)
+    workspace = Workspace.like(weights, rows=33, dtype=torch.bfloat16)
+    result = nested_step(weights, source.bfloat16(), target=target, loss=loss, workspace=workspace)
+    assert relative(result.sse, exact.sse) < 0.01
+    for name, array in result.gradients.tensors().items():
+        assert array.dtype == torch.float32
+        assert relative(array, exact.gradients.tensors()[name]) < 0.1, name  # a few selections flip

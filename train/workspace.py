@@ -1,0 +1,49 @@
+"""The large arrays that a step writes into, made once and used by every step.
+
+Fresh arrays of this size cost more in page faults than the arithmetic that fills them, and peak memory with them. On a
+CPU the pre-activations exist for ``BLOCK_ROWS`` rows at a time only: no (rows x dict_size) array is ever made.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from train.weights import Weights
+
+BLOCK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """``pre`` for a block of rows, the gradient, and the weights in the compute dtype where that is not their own."""
+
+    pre: Float[Tensor, "block_rows dict_size"]
+    gradients: Weights
+    weights: Weights | None
+
+    @staticmethod
+    def like(weights: Weights, *, rows: int, dtype: torch.dtype | None = None) -> "Workspace":
+        """Room for batches of up to ``rows`` rows, computing in ``dtype`` (the weights' own where None)."""
+        dtype = dtype or weights.W_dec.dtype
+        block_rows = rows if weights.W_dec.is_cuda else min(rows, BLOCK_ROWS)
+        pre = weights.b_enc.new_empty(block_rows, weights.b_enc.numel(), dtype=dtype)
+        return Workspace(
+            pre=pre,
+            gradients=_empty_like(weights, weights.W_dec.dtype),
+            weights=None if dtype == weights.W_dec.dtype else _empty_like(weights, dtype),
+        )
+
+    def compute_weights(self, weights: Weights) -> Weights:
+        """The weights in the compute dtype: a fresh rounding of the masters, or the masters themselves."""
+        if self.weights is None:
+            return weights
+        for name, rounded in self.weights.tensors().items():
+            rounded.copy_(weights.tensors()[name])
+        return self.weights
+
+
+def _empty_like(weights: Weights, dtype: torch.dtype) -> Weights:
+    """Arrays of the same shapes and memory layouts."""
+    return Weights(**{name: torch.empty_like(array, dtype=dtype) for name, array in weights.tensors().items()})
