@@ -1,0 +1,120 @@
+"""What a transcoder must beat: reconstructions that use no features, from one pass of sums.
+
+    mean        FVU of the held-out mean itself: 1, by definition
+    bias_only   FVU of b_dec alone                              = 1 + N ||mu - b_dec||^2 / TSS
+    affine      FVU of the best affine map of the source        W = (Cxx + lambda I)^-1 Cxy,  b = mean(y) - mean(x) W
+    bf16_floor  FVU that storing the target in bfloat16 costs   = sum of (unit in the last place)^2 / 12 / TSS
+
+The affine map is cross-fitted: documents fall into folds, and each fold is scored by the map that the others give, so
+no row is explained by itself. Fit and score both need only each fold's sums of x, y, x x', x y', ||y||^2 (around the
+cache's means, in float64). Of a few ridge strengths the best one counts: the baseline is as strong as it gets.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evaluate.metric import Replayed, State, add, mixed, numbered
+
+_FOLDS = 4
+_RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
+_BF16_MANTISSA_BITS = 7
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The centres are the cache's means of source and target; ``bias`` is the transcoder's b_dec."""
+
+    source_centre: Float[Tensor, " d_source"]
+    target_centre: Float[Tensor, " d_target"]
+    bias: Float[Tensor, " d_target"]
+
+    def start(self) -> State:
+        """Sums of nothing, fold by fold."""
+        d_source, d_target = len(self.source_centre), len(self.target_centre)
+        shapes = {"n": (), "x": (d_source,), "y": (d_target,), "xx": (d_source, d_source), "xy": (d_source, d_target)}
+        shapes |= {"yy": (), "rounding": ()}
+        device = self.target_centre.device
+        return {
+            f"{name}{fold}": torch.zeros(shape, dtype=torch.float64, device=device)
+            for fold in range(_FOLDS)
+            for name, shape in shapes.items()
+        }
+
+    def measure(self, batch: Replayed) -> State:
+        """The sums of the folds that the batch has documents of."""
+        documents, place = numbered(batch.document)
+        fold_of_document = torch.from_numpy((mixed(documents) % np.uint64(_FOLDS)).astype(np.int64))
+        fold = fold_of_document.to(place.device)[place]
+        state: State = {}
+        for number in fold_of_document.unique().tolist():
+            rows = (fold == number).nonzero()[:, 0]
+            sums = self._sums(batch.source[rows], batch.target[rows])
+            state |= {f"{name}{number}": value for name, value in sums.items()}
+        return state
+
+    def _sums(self, source: Float[Tensor, "rows d_source"], target: Float[Tensor, "rows d_target"]) -> State:
+        x, y = source.double() - self.source_centre.double(), target.double() - self.target_centre.double()
+        count = torch.tensor(float(len(x)), dtype=torch.float64)
+        rounding = rounding_errors(target).sum()
+        return {"n": count, "x": x.sum(0), "y": y.sum(0), "xx": x.T @ x, "xy": x.T @ y, "yy": y.square().sum()} | {
+            "rounding": rounding
+        }
+
+    def combine(self, total: State, part: State) -> State:
+        return add(total, part)
+
+    def compute(self, state: State) -> dict[str, Any]:
+        """FVU of each baseline; the affine map is null, with the reason, where there are too few rows to fit one."""
+        folds = [{name[:-1]: value for name, value in state.items() if name[-1] == str(fold)} for fold in range(_FOLDS)]
+        everything = _total(folds)
+        variance = everything["yy"] - everything["y"].square().sum() / everything["n"]
+        off = everything["y"] / everything["n"] - (self.bias.double() - self.target_centre.double())
+        affine, strength, reason = _affine_fvu(folds, float(variance))
+        return {
+            "mean": 1.0,
+            "bias_only": 1 + float(everything["n"] * off.square().sum() / variance),
+            "affine": affine,
+            "affine_ridge": strength,
+            "affine_reason": reason,
+            "bf16_floor": float(everything["rounding"] / variance),
+        }
+
+
+def rounding_errors(target: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
+    """The expected squared error of rounding each value to bfloat16: the square of its last place over 12."""
+    exponent = torch.frexp(target.float()).exponent.double()
+    return torch.where(target == 0, 0.0, torch.exp2(2 * (exponent - 1 - _BF16_MANTISSA_BITS)) / 12)
+
+
+def _total(folds: list[State]) -> State:
+    return {name: torch.stack([fold[name] for fold in folds]).sum(dim=0) for name in folds[0]}
+
+
+def _affine_fvu(folds: list[State], variance: float) -> tuple[float | None, float | None, str | None]:
+    """The FVU of the best of the ridge strengths and that strength, or why there is none."""
+    everything, d_source = _total(folds), len(folds[0]["x"])
+    fits = [{name: everything[name] - fold[name] for name in everything} for fold in folds]
+    smallest = min(round(float(fit["n"])) for fit in fits)
+    if smallest <= d_source:
+        return None, None, f"{smallest} rows cannot fit a map of {d_source} inputs"
+    errors = {ridge: sum(map(_held_fold_error, fits, folds, [ridge] * _FOLDS)) for ridge in _RIDGES}
+    best = min(errors, key=lambda ridge: errors[ridge])
+    return errors[best] / variance, best, None
+
+
+def _held_fold_error(fit: State, held: State, ridge: float) -> float:
+    """The squared error on one fold of the map that the sums of the others give."""
+    mean_x, mean_y = fit["x"] / fit["n"], fit["y"] / fit["n"]
+    xx = fit["xx"] - torch.outer(fit["x"], mean_x)
+    xy = fit["xy"] - torch.outer(fit["x"], mean_y)
+    strength = ridge * xx.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    weight = torch.linalg.solve(xx + strength * torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy)
+    bias = mean_y - mean_x @ weight
+    explained = 2 * (bias @ held["y"] + (weight * held["xy"]).sum())
+    power = held["n"] * bias @ bias + 2 * bias @ (held["x"] @ weight) + (weight * (held["xx"] @ weight)).sum()
+    return float(held["yy"] - explained + power)

@@ -1,0 +1,133 @@
+"""Fraction of variance unexplained over the whole held-out set, and cosine, for every prefix, with intervals.
+
+    FVU_p = sum_t ||y_t - yhat_{p,t}||^2 / sum_t ||y_t - mu||^2        mu = mean of y over the evaluated rows
+
+One pass: with a fixed centre c (any; the cache's mean keeps the numbers small) accumulate in float64
+
+    N,  S1 = sum (y - c),  S2 = sum ||y - c||^2,  E_p = sum ||y - yhat_p||^2      TSS = S2 - ||S1||^2 / N
+
+and likewise the sum of per-token cosines between y and yhat_p. All are plain sums, so shards and ranks merge by adding.
+
+Intervals: a Poisson bootstrap over documents. Replicate b gives document d the weight w(b, d) ~ Poisson(1), a pure
+function of (seed, b, d), and keeps the same sums weighted by it; replicate 0 has weights 1 and is the estimate. Two
+dictionaries evaluated on the same rows share their weights, so differences of replicates are a paired bootstrap.
+"""
+
+from dataclasses import dataclass
+from math import exp, factorial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt64
+from torch import Tensor
+
+from cache.errors import NumericalError, UsageError
+from evaluate.metric import Replayed, State, add, mixed, numbered
+
+_POISSON = np.cumsum([exp(-1) / factorial(count) for count in range(12)])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """FVU and cosine of every prefix. ``centre`` is c above; the interval comes from ``replicates`` resamplings."""
+
+    centre: Float[Tensor, " d_target"]
+    prefixes: tuple[int, ...]
+    replicates: int
+    seed: int = 0
+
+    def start(self) -> State:
+        """Sums of nothing; row 0 is the estimate, the others the replicates."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(1 + self.replicates, *shape, dtype=torch.float64, device=self.centre.device)
+
+        prefixes = len(self.prefixes)
+        return {"N": zeros(), "S1": zeros(len(self.centre)), "S2": zeros(), "E": zeros(prefixes), "C": zeros(prefixes)}
+
+    def measure(self, batch: Replayed) -> State:
+        """The batch's sums: document by document, then weighted."""
+        documents, place = numbered(batch.document)
+        centred = batch.target.double() - self.centre.double()
+        each = {
+            "N": torch.ones_like(centred[:, 0]),
+            "S1": centred,
+            "S2": centred.square().sum(dim=1),
+            "E": squared_errors(batch.reconstructed, batch.target),
+            "C": cosines(batch.reconstructed, batch.target),
+        }
+        weights = bootstrap_weights(documents, replicates=self.replicates, seed=self.seed).to(place.device)
+        return {
+            name: _weighted(weights, _sums_by(place, values, groups=len(documents))) for name, values in each.items()
+        }
+
+    def combine(self, total: State, part: State) -> State:
+        return add(total, part)
+
+    def compute(self, state: State) -> dict[str, Any]:
+        """The estimates and their 95 % intervals. Raises NumericalError for values that are not finite."""
+        fvu, cosine = fvu_replicates(state), (state["C"] / state["N"][:, None]).cpu().numpy()
+        per_prefix = [float(value) for value in fvu[0]]
+        if not np.isfinite(per_prefix).all():
+            raise NumericalError("the reconstruction is not finite on held-out rows", remedy="Train again, more gently")
+        return {
+            "fvu": per_prefix[-1],
+            "fvu_per_prefix": per_prefix,
+            "fvu_min": min(per_prefix),
+            "fvu_max": max(per_prefix),
+            "fvu_mean": float(np.mean(per_prefix)),
+            "fvu_interval_per_prefix": intervals(fvu[1:]),
+            "cosine": float(cosine[0, -1]),
+            "cosine_per_prefix": [float(value) for value in cosine[0]],
+            "cosine_interval_per_prefix": intervals(cosine[1:]),
+            "tokens_used": round(float(state["N"][0])),
+        }
+
+
+def fvu_replicates(state: State) -> Float[np.ndarray, "replicates_plus_one prefixes"]:
+    """The FVU of every prefix: the estimate, then each replicate. Raises UsageError when there is no variance."""
+    total = state["S2"] - state["S1"].square().sum(dim=1) / state["N"]
+    if not bool(total[0] > 0):
+        raise UsageError("held-out rows have no variance to explain", remedy="Harvest more held-out text")
+    return (state["E"] / total[:, None]).cpu().numpy()
+
+
+def intervals(replicates: Float[np.ndarray, "replicates prefixes"]) -> list[list[float]] | None:
+    """The central 95 % of every column; null without replicates, or where a resample came out empty."""
+    if not len(replicates) or not np.isfinite(replicates).all():
+        return None
+    return [[float(low), float(high)] for low, high in np.percentile(replicates, [2.5, 97.5], axis=0).T]
+
+
+def bootstrap_weights(
+    documents: UInt64[np.ndarray, " documents"], *, replicates: int, seed: int
+) -> Float[Tensor, "replicates_plus_one documents"]:
+    """Row 0 is 1; below it, Poisson(1) counts that depend on nothing but (seed, replicate, document)."""
+    streams = mixed(np.arange(replicates, dtype=np.uint64) + np.uint64(seed << 32))
+    uniform = (mixed(streams[:, None] ^ mixed(documents)[None]) >> np.uint64(11)) * 2.0**-53
+    counts = np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
+    return torch.from_numpy(np.concatenate([np.ones((1, len(documents))), counts]))
+
+
+def squared_errors(
+    reconstructed: Float[Tensor, "rows prefixes d_target"], target: Float[Tensor, "rows d_target"]
+) -> Float[Tensor, "rows prefixes"]:
+    """Of every row and prefix, in float64."""
+    return torch.stack([(one.double() - target).square_().sum(dim=1) for one in reconstructed.unbind(1)], dim=1)
+
+
+def cosines(
+    reconstructed: Float[Tensor, "rows prefixes d_target"], target: Float[Tensor, "rows d_target"]
+) -> Float[Tensor, "rows prefixes"]:
+    """Of every row and prefix; 0 where either vector is 0."""
+    return torch.cosine_similarity(reconstructed, target[:, None], dim=2).double()
+
+
+def _sums_by(place: Tensor, values: Tensor, *, groups: int) -> Tensor:
+    sums = torch.zeros(groups, *values.shape[1:], dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, place, values.double())
+
+
+def _weighted(weights: Tensor, by_document: Tensor) -> Tensor:
+    return weights @ by_document if by_document.ndim == 2 else (weights @ by_document[:, None])[:, 0]

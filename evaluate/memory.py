@@ -1,0 +1,35 @@
+"""How many rows fit at a time."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from evaluate.dictionary import Dictionary
+
+_SHARE = 0.25
+_LEAST, _MOST_CPU, _MOST_GPU = 64, 2048, 16384
+
+
+def free_bytes(device: str) -> int:
+    """Of the device: what CUDA reports, or what the operating system could give without swapping."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def bytes_a_row(dictionary: Dictionary) -> int:
+    """Pre-activations and their selection, the reconstructions and their float64 differences."""
+    d_source, d_target = dictionary.weights.W_enc.shape[0], dictionary.weights.W_dec.shape[1]
+    return 4 * 3 * dictionary.dict_size + (4 * len(dictionary.prefixes) + 32) * d_target + 32 * d_source
+
+
+def batch_rows_for(dictionary: Dictionary, device: str) -> int:
+    """A power of two that leaves most of the free memory alone."""
+    fitting = int(free_bytes(device) * _SHARE) // bytes_a_row(dictionary)
+    most = _MOST_GPU if device.startswith("cuda") else _MOST_CPU
+    return max(_LEAST, min(most, 1 << max(0, fitting.bit_length() - 1)))

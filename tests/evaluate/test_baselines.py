@@ -1,0 +1,73 @@
+"""The reconstructions a transcoder must beat, against closed forms."""
+
+import numpy as np
+import pytest
+import torch
+
+from evaluate.baselines import Baselines, rounding_errors
+from evaluate.metric import Replayed
+from train.topk import Selection
+
+NOTHING = Selection(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+
+
+def evaluated(source: torch.Tensor, target: torch.Tensor, *, bias: torch.Tensor, pieces: int = 1) -> dict[str, object]:
+    metric = Baselines(torch.full((source.shape[1],), 0.3), torch.full((target.shape[1],), -0.2), bias)
+    state = metric.start()
+    for rows in torch.arange(len(source)).chunk(pieces):
+        reconstructed = target[rows][:, None]
+        part = Replayed(source[rows], target[rows], rows // 8, rows, NOTHING, reconstructed)
+        state = metric.combine(state, metric.measure(part))
+    return metric.compute(state)
+
+
+def affine_data(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(4000, 5, generator=generator) + 2
+    target = source @ torch.randn(5, 3, generator=generator) - 4 + noise * torch.randn(4000, 3, generator=generator)
+    return source, target
+
+
+def test_an_affine_target_is_explained_up_to_its_noise() -> None:
+    source, target = affine_data(0.5)
+    result = evaluated(source, target, bias=target.mean(0))
+    variance = ((target - target.mean(0)) ** 2).sum() / len(target)
+    assert result["affine"] == pytest.approx(3 * 0.25 / float(variance), rel=0.05)
+
+
+def test_the_affine_map_equals_fitting_the_folds_by_hand() -> None:
+    source, target = affine_data(1.0)
+    whole, parts = (evaluated(source, target, bias=target.mean(0), pieces=pieces) for pieces in (1, 7))
+    assert parts["affine"] == pytest.approx(whole["affine"], rel=1e-10)
+    x, y = source.double().numpy(), target.double().numpy()
+    design = np.c_[x, np.ones(len(x))]
+    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+    in_sample = ((y - design @ fitted) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert in_sample < whole["affine"] < in_sample * 1.02
+
+
+def test_noise_is_not_explained_by_fitting_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randn(400, 60, generator=generator), torch.randn(400, 3, generator=generator)
+    assert evaluated(source, target, bias=target.mean(0))["affine"] > 0.95
+
+
+def test_too_few_rows_for_a_map_is_a_reason() -> None:
+    result = evaluated(torch.randn(40, 60), torch.randn(40, 3), bias=torch.zeros(3))
+    assert result["affine"] is None
+    assert "60 inputs" in str(result["affine_reason"])
+
+
+def test_the_bias_alone_scores_one_at_the_mean_and_more_elsewhere() -> None:
+    source, target = affine_data(1.0)
+    assert evaluated(source, target, bias=target.mean(0))["bias_only"] == pytest.approx(1, abs=1e-9)
+    moved = target.mean(0) + 1
+    expected = ((target - moved) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
+    assert evaluated(source, target, bias=moved)["bias_only"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_storage_floor_is_what_rounding_costs() -> None:
+    values = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0)) * 7
+    true = (values.bfloat16().float() - values).square().sum()
+    assert float(rounding_errors(values).sum()) == pytest.approx(float(true), rel=0.02)
+    assert float(rounding_errors(torch.zeros(1, 1))) == 0
