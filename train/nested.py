@@ -9,7 +9,7 @@ weighted mean of the batch's fractions of variance unexplained, so learning rate
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train.decode import (
@@ -45,7 +45,10 @@ class NestedLoss:
 
 @dataclass(frozen=True)
 class StepResult:
-    """``l0`` counts firing features a row, ``residual`` is the whole dictionary's reconstruction minus the target."""
+    """``l0`` counts firing features a row, ``residual`` is the whole dictionary's reconstruction minus the target.
+
+    ``watched`` holds the pre-activations of the features that were asked for.
+    """
 
     loss: Float[Tensor, ""]
     sse: Float[Tensor, " prefixes"]
@@ -54,6 +57,7 @@ class StepResult:
     residual: Float[Tensor, "rows d_target"]
     selection: Selection
     gradients: Weights
+    watched: Float[Tensor, "rows watched"]
 
 
 def equal_weights(prefixes: tuple[int, ...]) -> tuple[float, ...]:
@@ -70,16 +74,18 @@ def nested_step(
     loss: NestedLoss,
     workspace: Workspace | None = None,
     project: bool = False,
+    watch: Int[Tensor, " watched"] | None = None,
 ) -> StepResult:
     """The loss of a batch and its gradient, all prefixes from one sparse decode; nothing waits for the device.
 
     With a ``workspace`` the gradients are its arrays, overwritten by the next step. ``project`` leaves out of the
-    decoder's gradient what points along its rows, which must then have norm 1.
+    decoder's gradient what points along its rows, which must then have norm 1. ``watch`` names features whose
+    pre-activations are wanted too: they are copied out while they are at hand.
     """
     space = workspace or Workspace.like(weights, rows=source.shape[0])
     at = space.compute_weights(weights)
     source = source.to(at.W_enc.dtype)
-    selection = encode(at, source, loss=loss, pre=space.pre)
+    selection, watched = encode(at, source, loss=loss, pre=space.pre, watch=watch)
     bags = bags_of(selection, loss.prefixes)
     errors = bag_sums(selection, bags, at.W_dec).unflatten(0, (source.shape[0], -1)).to(weights.W_dec.dtype)
     errors[:, 0] -= _unexplained(weights, source, target=target)
@@ -97,6 +103,7 @@ def nested_step(
         residual=residual,
         selection=selection,
         gradients=space.gradients,
+        watched=watched.to(weights.b_enc.dtype),
     )
 
 
@@ -106,17 +113,23 @@ def encode(
     *,
     loss: NestedLoss,
     pre: Float[Tensor, "block_rows dict_size"],
-) -> Selection:
-    """The sparse code of a batch. ``pre`` is overwritten, a block of rows at a time where the rule allows it."""
+    watch: Int[Tensor, " watched"] | None = None,
+) -> tuple[Selection, Float[Tensor, "rows watched"]]:
+    """The sparse code of a batch, and the pre-activations of the watched features.
+
+    ``pre`` is overwritten, a block of rows at a time where the rule allows it.
+    """
+    watch = source.new_empty(0, dtype=torch.int64) if watch is None else watch
     if loss.activation == "batchtopk":
         out = pre if len(pre) == len(source) else None
-        return select_batchtopk(torch.addmm(weights.b_enc, source, weights.W_enc, out=out), top_k=loss.top_k)
-    blocks = [
-        largest(torch.addmm(weights.b_enc, rows, weights.W_enc, out=pre[: len(rows)]), loss.top_k)
-        for rows in source.split(len(pre))
-    ]
-    values, features = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return ascending(values, features)
+        whole = torch.addmm(weights.b_enc, source, weights.W_enc, out=out)
+        return select_batchtopk(whole, top_k=loss.top_k), whole.index_select(1, watch)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for rows in source.split(len(pre)):
+        block = torch.addmm(weights.b_enc, rows, weights.W_enc, out=pre[: len(rows)])
+        parts.append((*largest(block, loss.top_k), block.index_select(1, watch)))
+    values, features, watched = (torch.cat(part) for part in zip(*parts, strict=True))
+    return ascending(values, features), watched
 
 
 def _unexplained(

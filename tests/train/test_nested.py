@@ -76,6 +76,15 @@ def test_residual_is_the_whole_dictionarys_error():
     assert relative(result.residual, expected) < 1e-12
 
 
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_watched_pre_activations_are_those_of_their_features(activation):
+    weights, source, target, loss = problem(activation=activation, skip=False)
+    watch = torch.tensor([3, 50, 159])
+    result = nested_step(weights, source, target=target, loss=loss, watch=watch)
+    assert relative(result.watched, (source @ weights.W_enc + weights.b_enc)[:, watch]) < 1e-12
+    assert nested_step(weights, source, target=target, loss=loss).watched.shape == (33, 0)
+
+
 def test_decode_prefixes_equals_a_product_for_each_prefix():
     weights, source, _, loss = problem(activation="batchtopk", skip=False)
     selection = select(source @ weights.W_enc + weights.b_enc, top_k=loss.top_k, activation="batchtopk")
