@@ -23,6 +23,7 @@ from train.decode import (
     transpose,
     weighted_sums_into,
 )
+from train.sharded import WHOLE, Shard
 from train.topk import Activation, Selection, ascending, largest, select_batchtopk
 from train.weights import Weights
 from train.workspace import Workspace
@@ -41,6 +42,10 @@ class NestedLoss:
     def weight_of(self, rows: int) -> tuple[float, ...]:
         """What a squared error of each prefix adds to the loss of a batch of this many rows."""
         return tuple(weight / (rows * self.target_variance) for weight in self.prefix_weights)
+
+    def kept(self, rows: int) -> int:
+        """How many entries a selection keeps: of a row, or of a whole batch."""
+        return self.top_k if self.activation == "topk" else self.top_k * rows
 
 
 @dataclass(frozen=True)
@@ -75,20 +80,24 @@ def nested_step(
     workspace: Workspace | None = None,
     project: bool = False,
     watch: Int[Tensor, " watched"] | None = None,
+    shard: Shard = WHOLE,
 ) -> StepResult:
     """The loss of a batch and its gradient, all prefixes from one sparse decode; nothing waits for the device.
 
     With a ``workspace`` the gradients are its arrays, overwritten by the next step. ``project`` leaves out of the
     decoder's gradient what points along its rows, which must then have norm 1. ``watch`` names features whose
-    pre-activations are wanted too: they are copied out while they are at hand.
+    pre-activations are wanted too: they are copied out while they are at hand. With a ``shard``, the weights are that
+    process's features, and so are the gradients, ``fired`` and ``selection``; prefixes, errors and counts are of the
+    whole dictionary.
     """
     space = workspace or Workspace.like(weights, rows=source.shape[0])
     at = space.compute_weights(weights)
     source = source.to(at.W_enc.dtype)
-    selection, watched = encode(at, source, loss=loss, pre=space.pre, watch=watch)
-    bags = bags_of(selection, loss.prefixes)
-    errors = bag_sums(selection, bags, at.W_dec).unflatten(0, (source.shape[0], -1)).to(weights.W_dec.dtype)
-    errors[:, 0] -= _unexplained(weights, source, target=target)
+    candidates, watched = encode(at, source, loss=loss, pre=space.pre, watch=watch)
+    selection = shard.keep(candidates, count=loss.kept(len(source)), per_row=loss.activation == "topk")
+    bags = bags_of(selection, shard.prefixes(loss.prefixes))
+    errors = bag_sums(selection, bags, at.W_dec).unflatten(0, (len(source), -1)).to(weights.W_dec.dtype)
+    shard.sum_(errors)[:, 0] -= _unexplained(weights, source, target=target)
     sse = _sums_of_squares(running_sum_(errors))
     residual = errors[:, -1].clone()
     shares = loss.weight_of(source.shape[0])
@@ -98,7 +107,7 @@ def nested_step(
     return StepResult(
         loss=(sse * torch.tensor(shares, dtype=sse.dtype, device=sse.device)).sum(),
         sse=sse,
-        l0=_l0(selection, bags, prefixes=len(loss.prefixes)),
+        l0=shard.sum_(_l0(selection, bags, prefixes=len(loss.prefixes))),
         fired=fired,
         residual=residual,
         selection=selection,

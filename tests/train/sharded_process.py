@@ -1,0 +1,55 @@
+"""One process of a sharded step: compares its share with the single process's step, then says "equal"."""
+
+import sys
+
+import torch
+from torch import distributed
+
+from train.nested import NestedLoss, equal_weights, nested_step
+from train.sharded import Shard
+from train.weights import random_weights
+
+PREFIXES = (3, 20, 41, 97)
+
+
+def relative(value, expected):
+    return float((value - expected).norm() / expected.norm())
+
+
+def check(activation: str, *, skip: bool) -> None:
+    torch.manual_seed(0)
+    weights = random_weights(12, 10, dict_size=97, skip=skip, seed=1, dtype=torch.float64)
+    for array in weights.tensors().values():
+        array.add_(torch.randn_like(array), alpha=0.1)
+    source, target = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
+    loss = NestedLoss(
+        PREFIXES, top_k=6, target_variance=7.5, prefix_weights=equal_weights(PREFIXES), activation=activation
+    )
+    single = nested_step(weights, source, target=target, loss=loss)
+    shard = Shard.current()
+    mine = shard.take(weights)
+    result = nested_step(mine, source, target=target, loss=loss, shard=shard)
+    assert relative(result.loss, single.loss) < 1e-12
+    assert relative(result.sse, single.sse) < 1e-12
+    assert relative(result.l0, single.l0) < 1e-12
+    assert torch.equal(result.fired, single.fired[shard.rank :: shard.world])
+    assert relative(result.residual, single.residual) < 1e-12
+    whole = shard.whole(result.gradients, dict_size=97).tensors()
+    for name, expected in single.gradients.tensors().items():
+        assert relative(whole[name], expected) < 1e-12, name
+    norm = torch.stack([array.norm() for array in single.gradients.tensors().values()]).norm()
+    assert relative(shard.norm(result.gradients), norm) < 1e-12
+    again = shard.whole(mine, dict_size=97).tensors()
+    assert all(torch.equal(again[name], array) for name, array in weights.tensors().items())
+
+
+def main() -> None:
+    rank, world, meeting_point = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+    for activation in ("topk", "batchtopk"):
+        check(activation, skip=activation == "topk")
+    distributed.destroy_process_group()
+    print("equal")
+
+
+main()

@@ -1,0 +1,127 @@
+"""A dictionary dealt over processes, for one too large for a card: process r of n owns features r, r + n, r + 2 n, ...
+
+Interleaved, every process owns the same share of every prefix, and so of the work. All see the whole batch:
+
+    1. each picks its own ``top_k`` candidates a row; one all-gather of their values tells all which of them win
+    2. each decodes its winners into (row, group) sums; one all-reduce adds them up
+    3. errors, slopes and the gradients of the features that it owns are local; those of b_dec and the skip come out
+       the same everywhere
+
+The candidates are exact, not a capacity: the sharded step is the single process's step to rounding.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, distributed
+
+from cache.errors import UsageError
+from train.topk import Selection
+from train.weights import Weights
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's share of a dictionary. One process alone owns all of it and talks to nobody."""
+
+    rank: int = 0
+    world: int = 1
+
+    @staticmethod
+    def current() -> "Shard":
+        """As torch.distributed was set up."""
+        return Shard(distributed.get_rank(), distributed.get_world_size())
+
+    def check(self, *, dict_size: int, top_k: int) -> None:
+        """Raises UsageError where a process would own fewer features than a row may use."""
+        if top_k > dict_size // self.world:
+            raise UsageError(
+                f"top_k {top_k} exceeds the {dict_size // self.world} features of each of {self.world} processes",
+                remedy="Use fewer processes, or leave shard_dictionary off.",
+            )
+
+    def owned(self, features: int) -> int:
+        """How many of the first ``features`` features are this process's."""
+        return max(0, math.ceil((features - self.rank) / self.world))
+
+    def prefixes(self, prefixes: Iterable[int]) -> tuple[int, ...]:
+        """The prefixes' ends among this process's features."""
+        return tuple(self.owned(prefix) for prefix in prefixes)
+
+    def take(self, weights: Weights) -> Weights:
+        """This process's own copy of its features of a whole dictionary."""
+        mine = slice(self.rank, None, self.world)
+        return Weights(
+            W_enc=weights.W_enc.T[mine].contiguous().T,
+            b_enc=weights.b_enc[mine].clone(),
+            W_dec=weights.W_dec[mine].contiguous(),
+            b_dec=weights.b_dec,
+            W_skip=weights.W_skip,
+        )
+
+    def whole(self, weights: Weights, *, dict_size: int) -> Weights:
+        """The whole dictionary put together again, on every process."""
+        return Weights(
+            W_enc=self.interleave(weights.W_enc.T, dict_size).T,
+            b_enc=self.interleave(weights.b_enc, dict_size),
+            W_dec=self.interleave(weights.W_dec, dict_size),
+            b_dec=weights.b_dec,
+            W_skip=weights.W_skip,
+        )
+
+    def interleave(self, rows: Tensor, dict_size: int) -> Tensor:
+        """One row a feature of the whole dictionary, from every process's rows."""
+        if self.world == 1:
+            return rows
+        longest = math.ceil(dict_size / self.world)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = rows.new_empty(self.world, longest, *rows.shape[1:])
+        distributed.all_gather(list(parts.unbind()), padded)
+        return parts.transpose(0, 1).flatten(0, 1)[:dict_size].contiguous()
+
+    def sum_(self, array: Tensor) -> Tensor:
+        """Add up every process's array in place."""
+        if self.world > 1:
+            distributed.all_reduce(array)
+        return array
+
+    def winners(self, values: Float[Tensor, "rows candidates"], count: int) -> Bool[Tensor, "rows candidates"]:
+        """Which of this process's candidates are among the ``count`` largest of a row over all processes."""
+        rows, candidates = values.shape
+        parts = values.new_empty(self.world, rows, candidates)
+        distributed.all_gather(list(parts.unbind()), values.contiguous())
+        # Stable, so that every process settles ties alike and exactly ``count`` win.
+        order = parts.transpose(0, 1).flatten(1).sort(dim=1, descending=True, stable=True).indices[:, :count]
+        first = self.rank * candidates
+        won = torch.zeros(rows, self.world * candidates, dtype=torch.bool, device=values.device)
+        return won.scatter_(1, order, True)[:, first : first + candidates]
+
+    def keep(self, candidates: Selection, *, count: int, per_row: bool) -> Selection:
+        """The candidates that win, ``count`` a row or in all. Counting them is the one wait for the device."""
+        if self.world == 1:
+            return candidates
+        rows = candidates.row_count if per_row else 1
+        won = self.winners(candidates.values.view(rows, -1), count).flatten()
+        before = torch.zeros(won.numel() + 1, dtype=torch.int32, device=won.device)
+        torch.cumsum(won, dim=0, dtype=torch.int32, out=before[1:])
+        return Selection(candidates.values[won], candidates.features[won], before[candidates.offsets.long()])
+
+    def norm(self, gradients: Weights) -> Float[Tensor, ""]:
+        """The norm of the whole dictionary's gradient."""
+        shared = {"b_dec", "W_skip"}
+        squares = {name: _sum_of_squares(array) for name, array in gradients.tensors().items()}
+        own = self.sum_(torch.stack([square for name, square in squares.items() if name not in shared]).sum())
+        return (own + sum(square for name, square in squares.items() if name in shared)).sqrt()
+
+
+def _sum_of_squares(array: Tensor) -> Float[Tensor, ""]:
+    """Row by row, then in float64."""
+    rows = array.T if array.ndim == 2 and array.stride(0) == 1 else array
+    return torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1).double().square_().sum()
+
+
+WHOLE = Shard()
