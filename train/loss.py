@@ -1,0 +1,82 @@
+"""The auxiliary loss, which gives dead features a gradient (Gao et al. 2024, with a transcoder's target).
+
+    e     = target - y                    of the whole dictionary, held fixed
+    e_hat = sum over the aux_top_k largest dead pre-activations of a row, rectified, of  a * W_dec[feature]
+    aux   = alpha * min(dead / aux_top_k, 1) * sum ||e_hat - e||^2 / sum ||e - mean(e)||^2
+
+e_hat holds neither ``b_dec`` nor the skip: both are in y already. Only dead features are touched.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from train.optim import remove_parallel_
+from train.weights import Weights
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """``sum ||e_hat - e||^2`` of a batch and its gradient in the dead features' weights, before any scaling.
+
+    The decoder's has no part along its rows, whose norm is held at 1.
+    """
+
+    error: Float[Tensor, ""]
+    encoder: Float[Tensor, "dead d_source"]
+    bias: Float[Tensor, " dead"]
+    decoder: Float[Tensor, "dead d_target"]
+
+
+def auxiliary(
+    weights: Weights,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    residual: Float[Tensor, "rows d_target"],
+    dead: Int[Tensor, " dead"],
+    top_k: int,
+) -> Auxiliary:
+    """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient."""
+    encoder = weights.W_enc.T.index_select(0, dead).requires_grad_()
+    bias = weights.b_enc.index_select(0, dead).requires_grad_()
+    decoder = weights.W_dec.index_select(0, dead).requires_grad_()
+    with torch.enable_grad():
+        code = _largest(torch.addmm(bias, source, encoder.T), min(top_k, dead.numel()))
+        error = (code @ decoder + residual).square().sum(dim=1).double().sum()
+    d_encoder, d_bias, d_decoder = torch.autograd.grad(error, [encoder, bias, decoder])
+    remove_parallel_(d_decoder, decoder.detach())
+    return Auxiliary(error.detach(), d_encoder, d_bias, d_decoder)
+
+
+def spread(residual: Float[Tensor, "rows d_target"]) -> Float[Tensor, " statistics"]:
+    """Sums that give ``sum ||e - mean(e)||^2``, to be added over processes first: rows, sum of e, sum of ||e||^2."""
+    rows = residual.new_tensor([residual.shape[0]], dtype=torch.float64)
+    squares = residual.square().sum(dim=1).double().sum().unsqueeze(0)
+    return torch.cat([rows, residual.double().sum(dim=0), squares])
+
+
+def variation(statistics: Float[Tensor, " statistics"]) -> Float[Tensor, ""]:
+    """``sum ||e - mean(e)||^2`` from the sums of ``spread``."""
+    return statistics[-1] - statistics[1:-1].square().sum() / statistics[0]
+
+
+def auxiliary_scale(*, alpha: float, dead: int, top_k: int, variation: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """What the squared error counts: less while few features are dead."""
+    return alpha * min(dead / top_k, 1.0) / variation.clamp(min=1e-30)
+
+
+def add_auxiliary_(
+    gradients: Weights, extra: Auxiliary, *, dead: Int[Tensor, " dead"], scale: Float[Tensor, ""]
+) -> None:
+    """Add the scaled gradient of the dead features to the whole gradient."""
+    pairs = ((gradients.W_enc.T, extra.encoder), (gradients.b_enc, extra.bias), (gradients.W_dec, extra.decoder))
+    for whole, part in pairs:
+        whole.index_add_(0, dead, part * scale.to(part.dtype))
+
+
+def _largest(pre: Float[Tensor, "rows dead"], top_k: int) -> Float[Tensor, "rows dead"]:
+    """The ``top_k`` largest of every row, rectified, the rest 0."""
+    values, features = pre.topk(top_k, dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter(1, features, values.relu())

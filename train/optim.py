@@ -1,0 +1,113 @@
+"""The learning rate at every step, and one update of the weights.
+
+    rate(t) = lr * (t + 1) / warmup                                        warm-up
+    rate(t) = lr, then from the start of the decay down to min_lr at the last step, t = steps - 1
+
+An update clips, runs Adam on master weights in float32, and then sets the decoder's rows to norm 1 again; the decoder's
+gradient arrives without its part along those rows. Its state is the two moments of every array.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim.adam import adam
+
+from train.config import TrainSettings
+from train.weights import Weights
+
+_DECAYED = ("W_enc", "W_skip")
+_EPSILON = 1e-8
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The rate of step ``step``, 0-based."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    length = settings.decay_steps or settings.steps - settings.warmup_steps
+    done = max(0, step + 1 - (settings.steps - length)) / length
+    left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return settings.min_lr + (settings.lr - settings.min_lr) * left
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Adam's running means of the gradient and of its square, by name, laid out as Weights are."""
+
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+
+    @staticmethod
+    def zero(weights: Weights) -> "Moments":
+        arrays = weights.tensors()
+        return Moments(*({name: torch.zeros_like(array) for name, array in arrays.items()} for _ in range(2)))
+
+
+def update_(
+    weights: Weights, gradients: Weights, *, moments: Moments, settings: TrainSettings, step: int
+) -> Float[Tensor, ""]:
+    """Take step ``step`` in place; returns the gradient's norm before clipping. ``gradients`` are used up.
+
+    A gradient that is not finite changes nothing but the decoder's rounding; the caller sees it in the norm.
+    """
+    arrays = weights.tensors()
+    grads = {name: _contiguous(name, array) for name, array in gradients.tensors().items()}
+    norm = get_total_norm(list(grads.values()))
+    for names, weight_decay in _groups(arrays, settings.weight_decay):
+        adam(
+            [_contiguous(name, arrays[name]) for name in names],
+            [grads[name] for name in names],
+            [_contiguous(name, moments.first[name]) for name in names],
+            [_contiguous(name, moments.second[name]) for name in names],
+            [],
+            [torch.tensor(float(step), device=norm.device) for _ in names],
+            fused=True,
+            grad_scale=_divisor(norm, settings.clip_norm),
+            found_inf=(~norm.isfinite()).float(),
+            decoupled_weight_decay=settings.optimizer == "adamw",
+            amsgrad=False,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            lr=learning_rate(settings, step),
+            weight_decay=weight_decay,
+            eps=_EPSILON,
+            maximize=False,
+        )
+    unit_rows_(weights.W_dec)
+    return norm
+
+
+def _groups(arrays: dict[str, Tensor], weight_decay: float) -> list[tuple[list[str], float]]:
+    """Names of the arrays that share a weight decay: matrices that are not held at norm 1, and the rest."""
+    if not weight_decay:
+        return [(list(arrays), 0.0)]
+    decayed = [name for name in arrays if name in _DECAYED]
+    return [(decayed, weight_decay), ([name for name in arrays if name not in decayed], 0.0)]
+
+
+def _divisor(norm: Float[Tensor, ""], clip_norm: float | None) -> Float[Tensor, ""]:
+    """What Adam divides the gradient by, so that its norm is at most ``clip_norm``."""
+    return torch.ones_like(norm) if clip_norm is None else (norm / clip_norm).clamp(min=1.0)
+
+
+def remove_parallel_(gradient: Float[Tensor, "rows width"], unit: Float[Tensor, "rows width"]) -> None:
+    """Take out of every row of ``gradient`` its part along the unit row beside it."""
+    along = torch.linalg.vecdot(gradient, unit)
+    gradient.addcmul_(unit, along[:, None], value=-1)
+
+
+def unit_rows_(matrix: Float[Tensor, "rows width"]) -> None:
+    """Scale every row to norm 1."""
+    matrix.div_(torch.linalg.vector_norm(matrix, dim=1, keepdim=True).clamp_(min=1e-12))
+
+
+def _contiguous(name: str, array: Tensor) -> Tensor:
+    """The array as it lies in memory: the encoder is kept feature-major."""
+    laid_out = array.T if name == "W_enc" else array
+    assert laid_out.is_contiguous()
+    return laid_out
