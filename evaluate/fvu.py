@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt64
+from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 from cache.errors import NumericalError, UsageError
@@ -58,9 +58,7 @@ class Fit:
             "C": cosines(batch.reconstructed, batch.target),
         }
         weights = bootstrap_weights(documents, replicates=self.replicates, seed=self.seed).to(place.device)
-        return {
-            name: _weighted(weights, _sums_by(place, values, groups=len(documents))) for name, values in each.items()
-        }
+        return weighted_sums_by(each, place, weights=weights)
 
     def combine(self, total: State, part: State) -> State:
         return add(total, part)
@@ -124,10 +122,13 @@ def cosines(
     return torch.cosine_similarity(reconstructed, target[:, None], dim=2).double()
 
 
-def _sums_by(place: Tensor, values: Tensor, *, groups: int) -> Tensor:
-    sums = torch.zeros(groups, *values.shape[1:], dtype=torch.float64, device=values.device)
-    return sums.index_add_(0, place, values.double())
-
-
-def _weighted(weights: Tensor, by_document: Tensor) -> Tensor:
-    return weights @ by_document if by_document.ndim == 2 else (weights @ by_document[:, None])[:, 0]
+def weighted_sums_by(
+    each: dict[str, Tensor], place: Int[Tensor, " rows"], *, weights: Float[Tensor, "replicates_plus_one documents"]
+) -> State:
+    """Values of rows, or vectors, summed in float64 within each document and then over documents by every weighting."""
+    sums: State = {}
+    for name, values in each.items():
+        by_document = torch.zeros(weights.shape[1], *values.shape[1:], dtype=torch.float64, device=values.device)
+        by_document.index_add_(0, place, values.double())
+        sums[name] = torch.tensordot(weights, by_document, dims=1)
+    return sums

@@ -9,7 +9,7 @@ a batch that ran out of memory can be measured again in halves, and because stat
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Replayed:
     reconstructed: Float[Tensor, "rows prefixes d_target"]
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Pure: a metric holds what it was told at the start and nothing that it has seen."""
 

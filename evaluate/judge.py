@@ -1,0 +1,78 @@
+"""Everything that the cache alone says about one dictionary: the metrics that ours and any other get alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cache.reader import CacheReader
+from evaluate.baselines import Baselines
+from evaluate.config import EvaluateSettings
+from evaluate.dictionary import Dictionary
+from evaluate.fvu import Fit, fvu_replicates
+from evaluate.metric import Metric, State
+from evaluate.redundancy import redundancy
+from evaluate.replay import Replay
+from evaluate.sparsity import Sparsity
+from evaluate.top_contexts import TopContexts
+
+_REDUNDANCY_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``metrics`` as they stand in metrics.json, and what a comparison or the feature samples need beside them.
+
+    ``fvu`` holds the estimate, then every bootstrap replicate; replicates of two dictionaries are paired.
+    """
+
+    metrics: dict[str, Any]
+    fvu: Float[np.ndarray, "replicates_plus_one prefixes"]
+    states: Mapping[str, State]
+
+
+def judge(
+    replay: Replay, dictionary: Dictionary, *, reader: CacheReader, settings: EvaluateSettings, baselines: bool = True
+) -> Judgement:
+    """One pass over the held-out rows. The affine baseline belongs to the cache: a second dictionary needs it not."""
+    centre = _mean(reader.statistics.target.mean, replay.device)
+    metrics: dict[str, Metric] = {
+        "fit": Fit(centre, dictionary.prefixes, settings.bootstrap, settings.seed),
+        "sparsity": Sparsity(dictionary.prefixes, settings.dead_mean_firings, replay.device),
+        "contexts": TopContexts(dictionary.dict_size, settings.sample_contexts, replay.device),
+    }
+    if baselines:
+        source_centre = _mean(reader.statistics.source.mean, replay.device)
+        metrics["baselines"] = Baselines(source_centre, centre, dictionary.weights.b_dec)
+    states = replay.run(dictionary, metrics)
+    said = {name: metric.compute(states[name]) for name, metric in metrics.items() if name != "contexts"}
+    return Judgement(
+        metrics=_top_level(dictionary, said, masked=replay.held_out.masked),
+        fvu=fvu_replicates(states["fit"]),
+        states=states,
+    )
+
+
+def _mean(mean: Float[np.ndarray, " width"], device: str) -> Float[Tensor, " width"]:
+    return torch.from_numpy(np.array(mean, dtype=np.float64)).to(device)
+
+
+def _top_level(dictionary: Dictionary, said: Mapping[str, dict[str, Any]], *, masked: int) -> dict[str, Any]:
+    sparsity = said["sparsity"]
+    return {
+        "prefixes": list(dictionary.prefixes),
+        **said["fit"],
+        "l0": sparsity["l0"]["mean"],
+        "l0_per_prefix": [prefix["mean"] for prefix in sparsity["l0_per_prefix"]],
+        "dead_fraction": sparsity["dead_fraction"],
+        "dead_fraction_per_prefix": sparsity["dead_fraction_per_prefix"],
+        "dense_fraction": sparsity["dense_fraction"],
+        "sparsity": sparsity,
+        "redundancy": redundancy(dictionary.weights.W_dec, dictionary.prefixes, block=_REDUNDANCY_BLOCK),
+        "baselines": said.get("baselines"),
+        "tokens_masked": masked,
+    }

@@ -1,0 +1,127 @@
+"""Replaying held-out rows through a dictionary: one pass, in text order, every metric at once.
+
+The rows are dealt over ranks in whole batches, and each rank measures its own; the states merge, so that any number of
+ranks finds the same numbers. A batch that does not fit is measured in halves, and later batches in pieces of that size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import distributed
+
+from cache.errors import CapacityError, UsageError
+from cache.progress import Progress
+from cache.reader import CacheReader, SplitView
+from evaluate.dictionary import Dictionary
+from evaluate.metric import Metric, Replayed, State
+from train.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows of a cache, as a dictionary reads them. No other row is ever opened."""
+
+    view: SplitView
+    special_ids: tuple[int, ...]
+
+    @property
+    def masked(self) -> int:
+        """Rows of special tokens, left out by token id."""
+        return int(np.isin(self.view.tokens, self.special_ids).sum())
+
+    @property
+    def documents(self) -> int:
+        return len(np.unique(self.view.document))
+
+
+def open_held_out(reader: CacheReader) -> HeldOut:
+    """The held-out split. Raises UsageError when it has no row that counts."""
+    held_out = HeldOut(reader.split("held_out"), tuple(reader.special_ids))
+    if len(held_out.view) <= held_out.masked:
+        raise UsageError("the cache has no held-out rows to evaluate on", remedy="Harvest with held_out_tokens above 0")
+    return held_out
+
+
+@dataclass
+class Replay:
+    """``piece_rows`` is how many rows are measured at a time: ``batch_rows``, until a batch does not fit."""
+
+    held_out: HeldOut
+    batch_rows: int
+    device: str
+    progress: Progress
+    ranks: Ranks = field(default_factory=Ranks.current)
+    piece_rows: int = 0
+
+    def run(self, dictionary: Dictionary, metrics: Mapping[str, Metric]) -> dict[str, State]:
+        """The state of every metric over all rows and ranks."""
+        self.piece_rows = self.piece_rows or self.batch_rows
+        states = {name: metric.start() for name, metric in metrics.items()}
+        self.progress.begin(f"evaluate {dictionary.name}", total=len(self.held_out.view), unit="rows")
+        for start in range(
+            self.ranks.rank * self.batch_rows, len(self.held_out.view), self.ranks.world * self.batch_rows
+        ):
+            end = min(start + self.batch_rows, len(self.held_out.view))
+            for parts in self._measure(dictionary, metrics, start, end):
+                states |= {name: metrics[name].combine(states[name], part) for name, part in parts.items()}
+            self.progress.advance(end - start)
+        self.progress.end()
+        return {name: merged_over_ranks(metrics[name].combine, state, self.ranks) for name, state in states.items()}
+
+    def _measure(
+        self, dictionary: Dictionary, metrics: Mapping[str, Metric], start: int, end: int
+    ) -> Iterator[dict[str, State]]:
+        while start < end:
+            stop = min(start + self.piece_rows, end)
+            try:
+                batch = self.batch(dictionary, start, stop)
+                parts = {name: metric.measure(batch) for name, metric in metrics.items()} if batch else {}
+            except torch.OutOfMemoryError:
+                self._halve(stop - start)
+                continue
+            yield parts
+            start = stop
+
+    def batch(self, dictionary: Dictionary, start: int, end: int) -> Replayed | None:
+        """These rows without special tokens, and what the dictionary makes of them; None where nothing is left."""
+        rows = self.held_out.view.rows(slice(start, end), view=dictionary.source_view)
+        kept = torch.from_numpy(np.flatnonzero(~np.isin(rows.tokens, self.held_out.special_ids)))
+        if not len(kept):
+            return None
+        source, target = (self._moved(array[kept]) for array in (rows.source, rows.target))
+        selection = dictionary.active(source)
+        return Replayed(
+            source=source,
+            target=target,
+            document=torch.from_numpy(rows.document)[kept].to(self.device),
+            row=(kept + start).to(self.device),
+            selection=selection,
+            reconstructed=dictionary.reconstruct(selection, source),
+        )
+
+    def _moved(self, array: torch.Tensor) -> torch.Tensor:
+        return array.to(self.device).float()
+
+    def _halve(self, rows: int) -> None:
+        if rows == 1:
+            raise CapacityError("not even one row fits in the device's memory", where=self.device)
+        self.piece_rows = (rows + 1) // 2
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        self.progress.note(f"out of memory: going on with {self.piece_rows} rows at a time")
+
+
+def merged_over_ranks(combine: Callable[[State, State], State], state: State, ranks: Ranks) -> State:
+    """Every rank's state in one, the same on all: each rank's is sent to the others in turn."""
+    if ranks.world == 1:
+        return state
+    everybody: list[State] = []
+    for rank in range(ranks.world):
+        sent = {name: array.clone() for name, array in state.items()}
+        for array in sent.values():
+            distributed.broadcast(array, src=rank)
+        everybody.append(sent)
+    return reduce(combine, everybody)
