@@ -1,8 +1,9 @@
 """How a stage says how far it is. The command line draws it; a library caller may pass ``Silent``."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Begun once a task; ``figures`` are the latest values of named quantities (loss, fvu, ...)."""
 
