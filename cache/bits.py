@@ -1,0 +1,57 @@
+"""Activations at the border between torch and the disk: bfloat16 crosses as its bits, never by value."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Shaped
+from torch import Tensor
+
+Activations = Float[Tensor, "_ _"] | Float[np.ndarray, "_ _"]
+TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows as they will be stored, whether each is finite, and the squared error of storing it."""
+
+    values: Shaped[np.ndarray, "rows width"]
+    finite: bool
+    error: Float64[np.ndarray, " rows"]
+
+    def finite_rows(self, dtype: str) -> Bool[np.ndarray, " rows"]:
+        """Which rows hold neither NaN nor infinity."""
+        return torch.isfinite(to_tensor(self.values, dtype)).all(dim=1).numpy()
+
+
+def to_stored(rows: Activations, dtype: str) -> StoredRows:
+    """Round ``rows`` to ``dtype``; bfloat16 comes as its bits in uint16."""
+    given = (torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()).cpu()
+    stored = given.to(TORCH_DTYPES[dtype]).contiguous()
+    finite = bool(torch.isfinite(stored).all())
+    if given.dtype == stored.dtype or not finite:
+        error = np.zeros(len(given))
+    else:
+        error = (given.double() - stored.double()).square().sum(dim=1).numpy()
+    return StoredRows(to_array(stored), finite, error)
+
+
+def to_array(tensor: Float[Tensor, "..."]) -> Shaped[np.ndarray, "..."]:
+    """The tensor's memory as numpy; bfloat16 as its bits."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
+
+
+def to_tensor(stored: Shaped[np.ndarray, "..."], dtype: str) -> Float[Tensor, "..."]:
+    """The inverse of ``to_array``: stored values as a tensor on the same memory."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(stored)
+
+
+def to_float32(stored: Shaped[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
+    """Stored values as float32, exactly."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)

@@ -1,0 +1,39 @@
+"""The settings of a cache: what its bytes look like and which documents are held out."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cache.settings import Settings
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class CacheSettings(Settings):
+    """How rows lie on disk. Everything here but ``verify_on_read`` is part of the cache's fingerprint."""
+
+    dtype: Dtype = "bfloat16"
+    """The stored type of source and target; bfloat16 loses nothing of a bfloat16 model."""
+    chunk_rows: int = Field(default=512, ge=1)
+    """Rows of a chunk: the unit of a checksum and of a sequential read."""
+    shard_rows: int = Field(default=8192, ge=1)
+    """Rows of a file of the training rows."""
+    segment_rows: int = Field(default=131_072, ge=1)
+    """Training rows that are shuffled together and committed together; a writer holds so many in memory."""
+    shuffle_seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Seeds the order of the training rows within their segment."""
+    held_out_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """The share of documents that is held out."""
+    split_seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Seeds which documents are held out."""
+    verify_on_read: bool = True
+    """Whether a chunk's checksum is compared the first time that it is read."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> "CacheSettings":
+        for small, large in (("chunk_rows", "shard_rows"), ("shard_rows", "segment_rows")):
+            parts, rest = divmod(getattr(self, large), getattr(self, small))
+            if rest or not parts:
+                sizes = f"{getattr(self, large)} = {parts} x {getattr(self, small)} + {rest}"
+                raise ValueError(f"{large} must be a multiple of {small}, but {sizes}")
+        return self

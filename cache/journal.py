@@ -1,0 +1,180 @@
+"""The journal: which segments exist. What is not in it does not exist, whatever lies in the folders.
+
+One file a writer (part). Each line is ``<xxh3-64 of the text> <JSON text>``, the first one names the fingerprint and
+the part, the others follow in turn and say what was committed (or taken back):
+
+    {"n": 1, "commit": "train", "segment": 0, "from": POINT, "next": POINT, "files": [{path, size_bytes, xxh3, chunks}]}
+    {"n": 2, "revoke": "train", "segment": 0}
+
+A POINT is where the caller's text must restart to meet a row again. A last line without its newline was torn by a
+crash and counts for nothing; anything else that does not read is damage.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from cache import disk
+from cache.checksum import canonical_json, chunk_hash
+from cache.errors import DamagedError, MismatchError
+from cache.layout import Geometry
+
+_LINE = re.compile(rb"([0-9a-f]{16}) (\{.*\})")
+_HASH = re.compile(r"[0-9a-f]{32}")
+_HASHES = re.compile(r"(?:[0-9a-f]{16})*")
+_LIMIT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A committed file: path below the cache, size, xxh3-128 of the file, xxh3-64 of each of its chunks."""
+
+    path: str
+    size_bytes: int
+    xxh3: str
+    chunks: str
+
+    def chunk(self, number: int) -> str:
+        """The checksum of a chunk of this file."""
+        return self.chunks[16 * number : 16 * number + 16]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in the text: the caller's own cursor, and how many rows of each group came before it."""
+
+    cursor: Any = None
+    train: int = 0
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A segment that is on the disk."""
+
+    group: str
+    segment: int
+    start: Point
+    next: Point
+    files: tuple[FileEntry, ...]
+
+
+@dataclass
+class Journal:
+    """What one part's journal says. ``whole_bytes`` is the length without a torn last line."""
+
+    commits: dict[tuple[str, int], Commit] = field(default_factory=dict)
+    points: dict[tuple[str, int], Point] = field(default_factory=dict)
+    lines: int = 0
+    whole_bytes: int = 0
+
+
+def journal_path(part: int) -> str:
+    """Where the journal of ``part`` lies, below the cache."""
+    return f"journal/part-{part:05d}.jsonl"
+
+
+def header(fingerprint: str, part: int) -> dict[str, Any]:
+    """The journal's first line."""
+    return {"n": 0, "journal": 1, "fingerprint": fingerprint, "part": part}
+
+
+def commit_line(number: int, commit: Commit) -> dict[str, Any]:
+    """The line that commits a segment."""
+    return {
+        "n": number,
+        "commit": commit.group,
+        "segment": commit.segment,
+        "from": vars(commit.start),
+        "next": vars(commit.next),
+        "files": [vars(entry) for entry in commit.files],
+    }
+
+
+def revoke_line(number: int, group: str, segment: int) -> dict[str, Any]:
+    """The line that takes a segment back: it is to be written again."""
+    return {"n": number, "revoke": group, "segment": segment}
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Append a line, on the disk when this returns."""
+    text = canonical_json(line)
+    disk.append_line(path, chunk_hash(text).encode() + b" " + text)
+
+
+def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
+    """What the journal at ``path`` promises; an absent one promises nothing.
+
+    Raises DamagedError naming the line that does not read, MismatchError when it belongs to another cache.
+    """
+    journal = Journal()
+    if not path.exists():
+        return journal
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
+        raise DamagedError("The journal is no plain file of a sane size.", where=path)
+    *lines, torn = path.read_bytes().split(b"\n")
+    if torn and not _is_torn(torn):
+        raise _damaged(path, len(lines), "has lost its end")
+    for number, line in enumerate(lines):
+        _apply(journal, _parse(line, path, number), path, geometry=geometry, header=header(fingerprint, part))
+        journal.whole_bytes += len(line) + 1
+    return journal
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether a crash can have left this: the beginning of a line, or the zeros of a block never flushed."""
+    return not _LINE.fullmatch(tail) or chunk_hash(tail[17:]).encode() != tail[:16]
+
+
+def _damaged(path: Path, number: int, how: str) -> DamagedError:
+    what = f"Line {number + 1} of the journal {how}."
+    return DamagedError(what, where=path, remedy="Run 'nestcoder cache repair' on the cache.")
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    match = _LINE.fullmatch(line)
+    if not match or chunk_hash(match[2]).encode() != match[1]:
+        raise _damaged(path, number, "does not match its checksum")
+    try:
+        parsed: Any = json.loads(match[2])
+    except (ValueError, RecursionError):
+        raise _damaged(path, number, "is no JSON") from None
+    if not isinstance(parsed, dict) or cast("dict[str, Any]", parsed).get("n") != number:
+        raise _damaged(path, number, "is out of turn")
+    return cast("dict[str, Any]", parsed)
+
+
+def _apply(journal: Journal, line: dict[str, Any], path: Path, *, geometry: Geometry, header: dict[str, Any]) -> None:
+    number, journal.lines = journal.lines, journal.lines + 1
+    if number == 0:
+        if line != header:
+            what = f"The journal is of cache {line.get('fingerprint')}, part {line.get('part')}, not of this one."
+            raise MismatchError(what, where=path)
+        return
+    try:
+        if "revoke" in line:
+            journal.commits.pop((line["revoke"], line["segment"]), None)
+            return
+        commit = _read_commit(line, geometry, header["part"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _damaged(path, number, "does not describe a segment of this cache") from None
+    key = (commit.group, commit.segment)
+    journal.commits[key] = commit
+    journal.points[key] = commit.start
+    journal.points.setdefault((commit.group, commit.segment + 1), commit.next)
+
+
+def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
+    group, segment = geometry.groups[line["commit"]], line["segment"]
+    if type(segment) is not int or segment not in geometry.part_segments(group.name, part):
+        raise ValueError(segment)
+    entries = tuple(FileEntry(**entry) for entry in line["files"])
+    for (array, file), entry in zip(group.segment_files(segment), entries, strict=True):
+        chunks = 16 * array.chunks_in(file)
+        if (entry.path, entry.size_bytes, len(entry.chunks)) != (array.file_path(file), array.file_bytes(file), chunks):
+            raise ValueError(entry.path)
+        if not _HASH.fullmatch(entry.xxh3) or not _HASHES.fullmatch(entry.chunks):
+            raise ValueError(entry.path)
+    return Commit(group.name, segment, Point(**line["from"]), Point(**line["next"]), entries)

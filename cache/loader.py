@@ -1,0 +1,166 @@
+"""Serves batches in a seeded order, gathered ahead by background threads.
+
+A batch is a pure function of (cache, seed, number), so threads, prefetching and ranks change nothing, and a loader
+that starts at batch n goes on exactly where one that handed out n batches stopped.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from cache.errors import UsageError
+from cache.order import EpochOrder
+from cache.reader import CacheReader, View
+
+POOL_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step. ``index`` counts batches over all epochs, from 0; masked rows are already left out."""
+
+    source: Float[Tensor, "batch d_source"]
+    target: Float[Tensor, "batch d_target"]
+    tokens: Int32[np.ndarray, " batch"]
+    document: Int64[np.ndarray, " batch"]
+    index: int
+    epoch: int
+
+
+class Loader:
+    """An iterator over batches; use it in a ``with`` block. ``consumed`` counts batches handed out, from batch 0 on."""
+
+    def __init__(
+        self,
+        reader: CacheReader,
+        *,
+        split: Literal["train", "held_out"],
+        batch_rows: int,
+        seed: int,
+        start_batch: int,
+        epochs: int | None,
+        rank: int,
+        world: int,
+        threads: int,
+        prefetch: int,
+        pin_memory: bool,
+        view: View,
+        mask_special: bool,
+    ) -> None:
+        if batch_rows < 1 or not 0 <= rank < world or threads < 1 or prefetch < 1:
+            raise UsageError(f"A loader cannot have {batch_rows=}, {rank=}, {world=}, {threads=}, {prefetch=}.")
+        self._reader, self._rows, self._view = reader, reader.split(split), view
+        if not len(self._rows):
+            raise UsageError(f"The cache has no {split} rows.", where=reader.path)
+        self._batch_rows, self._seed, self._rank, self._world = batch_rows, seed, rank, world
+        self._pin, self._prefetch = pin_memory, prefetch
+        self._special = np.array(reader.special_ids if mask_special else (), np.int32)
+        self.batches_per_epoch = -(-len(self._rows) // batch_rows)
+        self._end = None if epochs is None else epochs * self.batches_per_epoch
+        self.consumed = self._submitted = start_batch
+        self.waited_seconds = 0.0
+        self._futures: deque[Future[Batch]] = deque()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._futures) < self._prefetch and self._submitted != self._end:
+            self._futures.append(self._threads.submit(self.batch, self._submitted))
+            self._submitted += 1
+        if not self._futures:
+            raise StopIteration
+        began = time.perf_counter()
+        batch = self._futures.popleft().result()
+        self.waited_seconds += time.perf_counter() - began
+        self.consumed += 1
+        return batch
+
+    def batch(self, number: int) -> Batch:
+        """Batch ``number``, or this rank's part of it, gathered now. Raises DamagedError."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        index = self.rows_of(epoch, place)
+        tokens = self._rows.tokens[index]
+        if self._special.size:
+            kept = ~np.isin(tokens, self._special)
+            index, tokens = index[kept], tokens[kept]
+        source = self._reader.as_view(self._rows.gather("source", index), self._view)
+        target = self._rows.gather("target", index)
+        if self._pin:
+            source, target = source.pin_memory(), target.pin_memory()
+        return Batch(source, target, tokens, self._rows.document[index], number, epoch)
+
+    def rows_of(self, epoch: int, place: int) -> Int64[np.ndarray, " batch"]:
+        """Row numbers of this rank's part of the epoch's batch ``place``, before masking."""
+        start = place * self._batch_rows
+        count = min(self._batch_rows, len(self._rows) - start)
+        first, last = (start + count * (self._rank + step) // self._world for step in (0, 1))
+        return self._order(epoch).rows_at(first, last)
+
+    def _order(self, epoch: int) -> EpochOrder:
+        group = self._rows.group
+        return EpochOrder(
+            rows=len(self._rows),
+            chunk_rows=group.chunk_rows,
+            segment_rows=group.segment_rows,
+            pool_rows=POOL_BYTES // sum(group.arrays[name].row_bytes for name in ("source", "target")),
+            seed=self._seed,
+            epoch=epoch,
+        )
+
+
+def open_loader(
+    reader: CacheReader,
+    *,
+    split: Literal["train", "held_out"] = "train",
+    batch_rows: int,
+    seed: int,
+    start_batch: int = 0,
+    epochs: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    threads: int = 1,
+    prefetch: int = 4,
+    pin_memory: bool = False,
+    view: View = "mlp_in",
+    mask_special: bool = True,
+) -> Loader:
+    """Batches of ``batch_rows`` rows (over all ranks together; fewer once special tokens are masked).
+
+    Every row comes once an epoch and the last batch of an epoch may be short. ``epochs`` None goes on for ever.
+    Rank ``rank`` of ``world`` gets its part of each batch; together they get what one process would.
+    """
+    return Loader(
+        reader,
+        split=split,
+        batch_rows=batch_rows,
+        seed=seed,
+        start_batch=start_batch,
+        epochs=epochs,
+        rank=rank,
+        world=world,
+        threads=threads,
+        prefetch=prefetch,
+        pin_memory=pin_memory,
+        view=view,
+        mask_special=mask_special,
+    )

@@ -1,0 +1,171 @@
+"""The order in which rows are laid down and served: pure functions of seeds, with nothing to store.
+
+A permutation of [0, n) is a Feistel network of six rounds over the smallest even number of bits that holds n,
+walked until it falls below n. With it
+
+    slot in segment = permute(stream index)                     once, when a segment is written
+    chunk           = rounds over all segments, one chunk of each a round
+    row             = permute(place in pool), a pool being some consecutive chunks of that order
+
+An epoch visits every row once. Chunks of a pool lie in as many segments as there are, so a batch is drawn from the
+whole cache although only a pool of it is near; within a chunk the disk is read in one run.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+Indices = Int64[np.ndarray, " n"]
+
+_ROUNDS = 6
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def derive_key(*parts: int) -> int:
+    """A 64-bit key from integers; any other tuple gives an unrelated key."""
+    key = len(parts)
+    for part in parts:
+        key = _mix(key ^ _mix((part + _GOLDEN) & _MASK))
+    return key
+
+
+def permute(index: Indices, size: int, *, key: int) -> Indices:
+    """Images of ``index`` under the permutation of [0, size) that ``key`` names."""
+    return _walk(index, size, key=key, inverse=False)
+
+
+def unpermute(index: Indices, size: int, *, key: int) -> Indices:
+    """The inverse of ``permute``."""
+    return _walk(index, size, key=key, inverse=True)
+
+
+def _mix(value: int) -> int:
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _walk(index: Indices, size: int, *, key: int, inverse: bool) -> Indices:
+    half = max(1, ((max(size, 2) - 1).bit_length() + 1) // 2)
+    keys = [np.uint64(derive_key(key, number)) for number in range(_ROUNDS)]
+    found = _feistel(index.astype(np.uint64), half, keys, inverse=inverse)
+    outside = np.flatnonzero(found >= size)
+    while outside.size:
+        found[outside] = _feistel(found[outside], half, keys, inverse=inverse)
+        outside = outside[found[outside] >= size]
+    return found.astype(np.int64)
+
+
+def _feistel(
+    value: UInt64[np.ndarray, " n"], half: int, keys: list[np.uint64], *, inverse: bool
+) -> UInt64[np.ndarray, " n"]:
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = value >> bits, value & mask
+    for key in reversed(keys) if inverse else keys:
+        if inverse:
+            left, right = right ^ (_scramble(left, key) & mask), left
+        else:
+            left, right = right, left ^ (_scramble(right, key) & mask)
+    return (left << bits) | right
+
+
+def _scramble(value: UInt64[np.ndarray, " n"], key: np.uint64) -> UInt64[np.ndarray, " n"]:
+    value = (value ^ key) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(32))
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of one epoch over ``rows`` rows that lie in chunks, and chunks in segments.
+
+    ``pool_rows`` is about how many rows are near at a time. State: none. Any place in O(1).
+    """
+
+    rows: int
+    chunk_rows: int
+    segment_rows: int
+    pool_rows: int
+    seed: int
+    epoch: int
+
+    @property
+    def chunks(self) -> int:
+        """Whole chunks; the rows behind the last one, if any, are served in the epoch's last pool."""
+        return self.rows // self.chunk_rows
+
+    @property
+    def pools(self) -> int:
+        return max(1, self.chunks // max(1, self.pool_rows // self.chunk_rows))
+
+    def pool_start(self, pool: int) -> int:
+        """The place in the epoch of the first row of ``pool``; for ``pools`` the number of rows."""
+        return self.rows if pool >= self.pools else pool * self.chunks // self.pools * self.chunk_rows
+
+    def pool_at(self, place: int) -> int:
+        """The pool that serves ``place``."""
+        pool = min(self.pools - 1, place // self.chunk_rows * self.pools // max(1, self.chunks))
+        while self.pool_start(pool + 1) <= place:
+            pool += 1
+        return pool
+
+    def rows_at(self, start: int, stop: int) -> Indices:
+        """Row numbers served at places ``start`` to ``stop`` of the epoch."""
+        stop, pieces = min(stop, self.rows), [np.empty(0, np.int64)]
+        while start < stop:
+            pool = self.pool_at(start)
+            end = min(stop, self.pool_start(pool + 1))
+            pieces.append(self._rows_of_pool(pool, start, end))
+            start = end
+        return np.concatenate(pieces)
+
+    def _rows_of_pool(self, pool: int, start: int, stop: int) -> Indices:
+        first, end = self.pool_start(pool), self.pool_start(pool + 1)
+        places = np.arange(start - first, stop - first, dtype=np.int64)
+        places = permute(places, end - first, key=derive_key(self.seed, self.epoch, 1, pool))
+        chunk, inside = np.divmod(places, self.chunk_rows)
+        return _pool_chunks(self, pool)[chunk] * self.chunk_rows + inside
+
+    def chunks_of_pool(self, pool: int) -> Indices:
+        """Chunks that ``pool`` serves, in the order of the epoch; the last pool's may end in one that is not whole."""
+        first, end = (-(-self.pool_start(number) // self.chunk_rows) for number in (pool, pool + 1))
+        chunks = np.arange(first, end, dtype=np.int64)
+        whole = chunks < self.chunks
+        chunks[whole] = self.chunk_at(chunks[whole])
+        return chunks
+
+    def chunk_at(self, place: Indices) -> Indices:
+        """The chunk at a place of the epoch's order of whole chunks.
+
+        Rounds go over the full segments, a chunk of each; the chunks of a shorter last segment are spread evenly.
+        """
+        per_segment = self.segment_rows // self.chunk_rows
+        full, short = divmod(self.chunks, per_segment)
+        dealt = place * short // max(1, self.chunks)
+        is_short = (place + 1) * short // max(1, self.chunks) > dealt
+        chunk = np.empty_like(place)
+        last = permute(dealt[is_short], short, key=derive_key(self.seed, self.epoch, 2)) if short else dealt[is_short]
+        chunk[is_short] = full * per_segment + last
+        chunk[~is_short] = self._full_chunk((place - dealt)[~is_short], full, per_segment)
+        return chunk
+
+    def _full_chunk(self, place: Indices, full: int, per_segment: int) -> Indices:
+        if not place.size:
+            return place
+        turn, seat = np.divmod(place, full)
+        segment = np.empty_like(place)
+        for number in np.unique(turn):
+            here = turn == number
+            segment[here] = permute(seat[here], full, key=derive_key(self.seed, self.epoch, 3, int(number)))
+        # A segment's chunks are all alike (its rows are shuffled), so a rotation of them is as good as a permutation.
+        shift = permute(segment, full, key=derive_key(self.seed, self.epoch, 4))
+        turn = permute(turn, per_segment, key=derive_key(self.seed, self.epoch, 5))
+        return segment * per_segment + (turn + shift) % per_segment
+
+
+@lru_cache(maxsize=8)
+def _pool_chunks(order: EpochOrder, pool: int) -> Indices:
+    return order.chunks_of_pool(pool)

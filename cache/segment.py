@@ -1,0 +1,84 @@
+"""A segment while it fills: rows at their final places in memory, and the files that it becomes."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped
+
+from cache.bits import to_float32
+from cache.checksum import Bytes, chunk_hash, file_hash
+from cache.journal import FileEntry
+from cache.layout import Array, Group, padding
+from cache.order import derive_key, permute
+from cache.statistics import SideStatistics, empty_side, measure
+
+_BLOCK_ROWS = 1024
+Block = dict[str, Shaped[np.ndarray, "rows ..."]]
+
+
+class SegmentBuffer:
+    """Holds one segment's rows; memory is kept for the group's next segment."""
+
+    def __init__(self, group: Group, *, shuffle_seed: int) -> None:
+        self.group, self._seed = group, shuffle_seed
+        rows = min(group.segment_rows, group.rows)
+        self._columns: Block = {
+            name: np.empty((rows, array.width) if array.width else rows, array.item)
+            for name, array in group.arrays.items()
+            if name != "statistics"
+        }
+        self._errors = {name: np.zeros(rows) for name in ("source", "target") if name in self._columns}
+
+    def put(self, segment: int, first: int, block: Block, errors: dict[str, Float64[np.ndarray, " rows"]]) -> None:
+        """Lay the segment's rows ``first`` and following (in the order of the text) at their places."""
+        slots = self._slots(segment, first, len(block["tokens"]))
+        for name, values in block.items():
+            self._columns[name][slots] = values
+        for name, values in errors.items():
+            self._errors[name][slots] = values
+
+    def _slots(self, segment: int, first: int, rows: int) -> Int64[np.ndarray, " rows"]:
+        places = np.arange(first, first + rows, dtype=np.int64)
+        if not self.group.shuffled:
+            return places
+        return permute(places, self.group.rows_in(segment), key=derive_key(self._seed, segment))
+
+    def files(self, segment: int, special_ids: tuple[int, ...]) -> Iterable[tuple[Array, int, list[Bytes]]]:
+        """(array, number of the file, its bytes in pieces) of every file of the segment, which must be full."""
+        for array, number in self.group.segment_files(segment):
+            if array.name == "statistics":
+                numbers = [side.pack() for side in self._measure(segment, special_ids)]
+                yield array, number, [np.concatenate(numbers).data.cast("B")]
+            else:
+                yield array, number, self._pieces(array, number, segment)
+
+    def _pieces(self, array: Array, number: int, segment: int) -> list[Bytes]:
+        start = number * array.file_rows - segment * self.group.segment_rows
+        stop = min(start + array.file_rows, self.group.rows_in(segment))
+        values = self._columns[array.name][start:stop]
+        pieces: list[Bytes] = [values.data.cast("B"), padding(array, stop - start), array.index(number)]
+        return [piece for piece in pieces if len(piece)]
+
+    def _measure(self, segment: int, special_ids: tuple[int, ...]) -> list[SideStatistics]:
+        count = self.group.rows_in(segment)
+        kept = np.flatnonzero(~np.isin(self._columns["tokens"][:count], special_ids)).astype(np.int64)
+        totals: list[SideStatistics] = []
+        for name, errors in self._errors.items():
+            total, values = empty_side(self._columns[name].shape[1]), self._columns[name]
+            for start in range(0, len(kept), _BLOCK_ROWS):
+                here = kept[start : start + _BLOCK_ROWS]
+                rows = here + segment * self.group.segment_rows
+                total = measure(to_float32(values[here]), total, rows=rows, error=errors[here])
+            totals.append(total)
+        return totals
+
+
+def file_entry(array: Array, number: int, pieces: list[Bytes]) -> FileEntry:
+    """What the journal says about a file."""
+    chunks, size = array.chunks_in(number), array.chunk_rows * array.row_bytes
+    data, whole = memoryview(pieces[0]), len(pieces[0]) // size
+    hashes = [chunk_hash(data[at * size : (at + 1) * size]) for at in range(whole)]
+    if whole < chunks:
+        hashes.append(chunk_hash(bytes(data[whole * size :]) + bytes(pieces[1])))
+    path = array.file_path(number)
+    return FileEntry(path, sum(len(piece) for piece in pieces), file_hash(pieces), "".join(hashes))

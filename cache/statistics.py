@@ -1,0 +1,168 @@
+"""Exact figures of the stored rows: accumulated in float64 as a segment is written, merged when it is read.
+
+Of each side (source, target), over the rows whose token is not special, with x the stored values:
+
+    rows     n
+    mean     m_j = sum x_j / n
+    spread   s_j = sum (x_j - m_j)^2                    merged by Chan, Golub, LeVeque (1979)
+    floor    sum ||x_model - x||^2                      what storing lost
+    norms    counts of ||x|| in half-octaves from 2^-16 to 2^16, and the largest norms with their row numbers
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+HISTOGRAM_BINS = 64
+LARGEST = 8
+_BLOCK_ROWS = 1024
+_FIXED = 2 + HISTOGRAM_BINS + 2 * LARGEST
+
+
+def statistics_width(d_source: int, d_target: int) -> int:
+    """Numbers that a segment's statistics take: of the source, then of the target (unless it has no width)."""
+    return sum(_FIXED + 2 * width for width in (d_source, d_target) if width)
+
+
+@dataclass(frozen=True)
+class SideStatistics:
+    """Figures of one side. ``rows`` counts rows without special tokens; vectors are (width,), in original units."""
+
+    rows: int
+    mean: Float64[np.ndarray, " width"]
+    spread: Float64[np.ndarray, " width"]
+    storage_error: float
+    norm_counts: Int64[np.ndarray, " bins"]
+    largest_norms: Float64[np.ndarray, " largest"]
+    largest_rows: Int64[np.ndarray, " largest"]
+
+    @property
+    def variance(self) -> Float64[np.ndarray, " width"]:
+        """Of each dimension, over all rows (divided by n)."""
+        return self.spread / max(1, self.rows)
+
+    @property
+    def variance_sum(self) -> float:
+        """Total variance: mean squared distance from the mean, TSS / n."""
+        return float(self.variance.sum())
+
+    @property
+    def second_moment(self) -> Float64[np.ndarray, " width"]:
+        """Mean square of each dimension."""
+        return self.variance + self.mean**2
+
+    @property
+    def storage_floor(self) -> float:
+        """FVU that storing alone causes: squared error of the stored values over TSS."""
+        total = float(self.spread.sum())
+        return self.storage_error / total if total else 0.0
+
+    def pack(self) -> Float64[np.ndarray, " packed"]:
+        """As numbers for the ``statistics`` array."""
+        whole = [np.float64(self.rows), self.mean, self.spread, np.float64(self.storage_error)]
+        return np.concatenate([np.atleast_1d(part) for part in [*whole, *self._norms()]]).astype(np.float64)
+
+    def _norms(self) -> list[np.ndarray]:
+        return [self.norm_counts, self.largest_norms, self.largest_rows]
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """Figures of both sides; ``target`` is None when the cache stores no target."""
+
+    source: SideStatistics
+    target: SideStatistics | None
+
+
+def empty_side(width: int) -> SideStatistics:
+    """Figures of no rows."""
+    zeros = np.zeros(width)
+    norms, rows = np.full(LARGEST, -1.0), np.full(LARGEST, -1, np.int64)
+    return SideStatistics(0, zeros, zeros, 0.0, np.zeros(HISTOGRAM_BINS, np.int64), norms, rows)
+
+
+def measure(
+    values: Float32[np.ndarray, "rows width"],
+    total: SideStatistics,
+    *,
+    rows: Int64[np.ndarray, " rows"],
+    error: Float64[np.ndarray, " rows"],
+) -> SideStatistics:
+    """``total`` with ``values`` added; ``rows`` are their row numbers, ``error`` their squared storage errors."""
+    for start in range(0, len(values), _BLOCK_ROWS):
+        here = slice(start, start + _BLOCK_ROWS)
+        total = merge(total, _measure_block(values[here].astype(np.float64), rows[here], error[here]))
+    return total
+
+
+def _measure_block(
+    values: Float64[np.ndarray, "rows width"], rows: Int64[np.ndarray, " rows"], error: Float64[np.ndarray, " rows"]
+) -> SideStatistics:
+    mean = values.sum(axis=0) / max(1, len(values))
+    norms = np.sqrt(np.einsum("ij,ij->i", values, values))
+    values -= mean
+    spread = np.einsum("ij,ij->j", values, values)
+    counts = np.bincount(_bins(norms), minlength=HISTOGRAM_BINS).astype(np.int64)
+    none = empty_side(1)
+    norms, rows = _largest(np.append(none.largest_norms, norms), np.append(none.largest_rows, rows))
+    return SideStatistics(len(values), mean, spread, float(error.sum()), counts, norms, rows)
+
+
+def _bins(norms: Float64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+    octaves = np.log2(np.maximum(norms, 2.0**-40))
+    return np.clip(np.floor(2 * octaves) + HISTOGRAM_BINS // 2, 0, HISTOGRAM_BINS - 1).astype(np.int64)
+
+
+def _largest(
+    norms: Float64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]
+) -> tuple[Float64[np.ndarray, " largest"], Int64[np.ndarray, " largest"]]:
+    order = np.lexsort((rows, -norms))[:LARGEST]
+    return norms[order], rows[order]
+
+
+def merge(first: SideStatistics, second: SideStatistics) -> SideStatistics:
+    """Figures of both sets of rows together."""
+    if not second.rows or not first.rows:
+        return first if first.rows else second
+    rows = first.rows + second.rows
+    step = second.mean - first.mean
+    norms, largest = _largest(
+        np.append(first.largest_norms, second.largest_norms), np.append(first.largest_rows, second.largest_rows)
+    )
+    return SideStatistics(
+        rows=rows,
+        mean=first.mean + step * (second.rows / rows),
+        spread=first.spread + second.spread + step**2 * (first.rows * second.rows / rows),
+        storage_error=first.storage_error + second.storage_error,
+        norm_counts=first.norm_counts + second.norm_counts,
+        largest_norms=norms,
+        largest_rows=largest,
+    )
+
+
+def unpack(numbers: Float64[np.ndarray, " packed"], *, d_source: int, d_target: int) -> GroupStatistics:
+    """The inverse of ``pack`` for a whole line of the ``statistics`` array."""
+    assert len(numbers) == statistics_width(d_source, d_target)
+    end = _FIXED + 2 * d_source
+    target = _unpack_side(numbers[end:], d_target) if d_target else None
+    return GroupStatistics(_unpack_side(numbers[:end], d_source), target)
+
+
+def _unpack_side(numbers: Float64[np.ndarray, " packed"], width: int) -> SideStatistics:
+    sizes = [1, width, width, 1, HISTOGRAM_BINS, LARGEST, LARGEST]
+    rows, mean, spread, error, counts, norms, largest = np.split(numbers, np.cumsum(sizes)[:-1])
+    whole = [part.astype(np.int64) for part in (counts, largest)]
+    return SideStatistics(int(rows[0]), mean, spread, float(error[0]), whole[0], norms, whole[1])
+
+
+def merge_groups(parts: list[GroupStatistics]) -> GroupStatistics:
+    """Figures of all parts together, merged in the order given. ``parts`` is not empty."""
+    source, target = parts[0].source, parts[0].target
+    for part in parts[1:]:
+        source = merge(source, part.source)
+        target = merge(target, part.target) if target and part.target else None
+    return GroupStatistics(source, target)
+
+
+assert len(fields(SideStatistics)) == 7, "pack and unpack list every field"

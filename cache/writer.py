@@ -1,0 +1,263 @@
+"""Writes a cache: any number of rows a call in, whole segments out, and after a crash on from the last of them.
+
+A segment is committed so: all its files are written aside, flushed and renamed, their folders flushed, and only then
+a line goes into the journal, with every checksum and the caller's place in the text.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from platform import python_version
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cache import disk
+from cache.bits import Activations, StoredRows, to_stored
+from cache.checksum import file_hash
+from cache.config import CacheSettings
+from cache.errors import MismatchError, NumericalError, UsageError
+from cache.journal import Commit, FileEntry, Journal, Point, append, commit_line, header, journal_path, read_journal
+from cache.layout import GROUPS, STORE
+from cache.manifest import MANIFEST, Manifest, first_difference, make_geometry, parameter_files, read_manifest
+from cache.progress import Progress, Silent
+from cache.segment import SegmentBuffer, file_entry
+
+Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
+
+
+class CacheWriter:
+    """Adds rows to the cache at ``path``, from where an earlier writer of the same part stopped.
+
+    Give ``append`` the text's rows from ``cursor`` on (None: from the beginning), in the same order every time; rows
+    that the cache holds already are passed over, and rows beyond the request are dropped. Nothing is lost by a kill but
+    the rows since the last commit. With ``parts`` writers, each fills its own segments and none waits for another.
+
+    Raises MismatchError when the folder holds another cache, InUseError when the part has a writer, DiskError when the
+    disk refuses, NumericalError for a NaN or an infinity.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        identity: dict[str, Any],
+        settings: CacheSettings,
+        d_source: int,
+        d_target: int,
+        train_rows: int,
+        held_out_rows: int,
+        special_ids: list[int],
+        arrays: dict[str, np.ndarray],
+        part: int = 0,
+        parts: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
+        self._path, self._part = Path(path), part
+        self._geometry = make_geometry(settings, **sizes, parts=parts)
+        if not 0 <= part < parts:
+            raise UsageError(f"Part {part} is not one of {parts}.")
+        files = self._geometry.zarr_files() | parameter_files(arrays)
+        self.manifest = _make_manifest(
+            self._geometry, settings, identity=identity, special_ids=special_ids, files=files
+        )
+        with ExitStack() as stack:
+            stack.enter_context(disk.lock(self._path / "locks" / f"part-{part:05d}"))
+            self._create(files)
+            self._journal = self._open_journal(progress or Silent())
+            self._closing = stack.pop_all()
+        self._buffers: dict[str, SegmentBuffer] = {}
+        start = self._resume_point()
+        self.cursor: Any = start.cursor
+        self._seen = {"train": start.train, "held_out": start.held_out}
+        self._here = start
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the part. Rows since the last commit are forgotten; their text is read again by the next writer."""
+        self._closing.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether this part holds every row that was asked for."""
+        return not any(self._missing(group) for group in GROUPS)
+
+    def rows_wanted(self, held_out: bool) -> int:
+        """Rows of the group that this part still has to commit."""
+        group = self._geometry.groups[GROUPS[held_out]]
+        return sum(group.rows_in(segment) for segment in self._missing(group.name))
+
+    def append(
+        self,
+        source: Activations,
+        target: Activations,
+        tokens: Integers,
+        document: Integers,
+        position: Integers,
+        *,
+        held_out: bool,
+        cursor: Any,
+    ) -> None:
+        """Add rows of one group, in the order of the text.
+
+        ``source`` (rows, d_source) and ``target`` (rows, d_target) as the model computed them; ``document`` numbers
+        the text's documents, ``position`` the places in a context. ``cursor`` (JSON) says where the caller must
+        restart to give these rows again: the place where this batch of text begins. Calls with the same cursor in a
+        row belong to one batch.
+        """
+        if cursor != self._here.cursor:
+            self._here = Point(cursor, self._seen["train"], self._seen["held_out"])
+        columns = {"tokens": tokens, "document": document, "position": position}
+        block = {name: _integers(values) for name, values in columns.items()}
+        stored = {"source": to_stored(source, self._geometry.dtype), "target": to_stored(target, self._geometry.dtype)}
+        self._check(stored, block)
+        self._place(GROUPS[held_out], block | {name: side.values for name, side in stored.items()}, stored)
+
+    def _check(self, stored: dict[str, StoredRows], block: dict[str, np.ndarray]) -> None:
+        rows = {len(values) for values in block.values()} | {len(side.values) for side in stored.values()}
+        if len(rows) != 1:
+            raise UsageError(f"Every column of a batch must have the same number of rows, not {sorted(rows)}.")
+        for name, side in stored.items():
+            width = getattr(self._geometry, f"d_{name}")
+            if side.values.shape[1] != width:
+                raise UsageError(f"{name} has width {side.values.shape[1]}; the cache was made for {width}.")
+            if not side.finite:
+                raise _not_finite(name, side, block, self._geometry.dtype)
+
+    def _place(self, name: str, block: dict[str, np.ndarray], stored: dict[str, StoredRows]) -> None:
+        """Lay the rows into their segments; a segment that becomes full is committed."""
+        group, own = self._geometry.groups[name], self._geometry.part_segments(name, self._part)
+        errors = {side: rows.error for side, rows in stored.items()}
+        rows, done = len(block["tokens"]), 0
+        while done < rows:
+            number, first = divmod(self._seen[name], group.segment_rows)
+            segment = own.start + number
+            if self._seen[name] >= self._geometry.part_rows(name, self._part):
+                self._seen[name] += rows - done
+                return
+            here = slice(done, done + min(rows - done, group.rows_in(segment) - first))
+            if (name, segment) not in self._journal.commits:
+                buffer = self._buffer(name)
+                part = {column: values[here] for column, values in block.items()}
+                buffer.put(segment, first, part, {side: values[here] for side, values in errors.items()})
+            self._seen[name] += here.stop - here.start
+            done = here.stop
+            if first + here.stop - here.start == group.rows_in(segment):
+                self._finish(name, segment)
+
+    def _buffer(self, name: str) -> SegmentBuffer:
+        if name not in self._buffers:
+            self._buffers[name] = SegmentBuffer(self._geometry.groups[name], shuffle_seed=self.manifest.shuffle_seed)
+        return self._buffers[name]
+
+    def _finish(self, name: str, segment: int) -> None:
+        """The stream has passed the end of a segment: commit it unless the journal has it."""
+        # The next row is in this batch if any of it is left, and otherwise in a batch not yet seen: restarting at
+        # this one is right for both.
+        following = self._here
+        if (name, segment) not in self._journal.commits:
+            start = self._journal.points.get((name, segment), Point())
+            commit = Commit(name, segment, start, following, self._write(name, segment))
+            append(self._path / journal_path(self._part), commit_line(self._journal.lines, commit))
+            self._journal.lines += 1
+            self._journal.commits[name, segment] = commit
+        self._journal.points.setdefault((name, segment + 1), following)
+
+    def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
+        files = list(self._buffers[name].files(segment, self.manifest.special_ids))
+        entries = tuple(file_entry(array, number, pieces) for array, number, pieces in files)
+        paths = [(self._path / array.file_path(number), pieces) for array, number, pieces in files]
+        disk.write_files(paths, tag=self._tag)
+        return entries
+
+    def _create(self, files: dict[str, bytes]) -> None:
+        """Make the store, or check that the one that lies here is the same. What a crash left aside is removed."""
+        self._sweep()
+        if not (self._path / MANIFEST).exists():
+            disk.write_files([(self._path / path, [data]) for path, data in files.items()], tag=self._tag)
+            disk.write_file(self._path / MANIFEST, self.manifest.to_json(), tag=self._tag)
+            return
+        held = read_manifest(self._path)
+        if held.fingerprint != self.manifest.fingerprint:
+            difference = first_difference(self.manifest.determining(), held.determining())
+            what = f"The cache here was made differently: {difference}."
+            raise MismatchError(what, where=self._path, remedy="Choose another folder, or --fresh to begin anew.")
+
+    def _sweep(self) -> None:
+        for aside in sorted(self._path.rglob(f".*.{self._tag}.aside")):
+            disk.remove(aside)
+
+    @property
+    def _tag(self) -> str:
+        return f"part-{self._part:05d}"
+
+    def _open_journal(self, progress: Progress) -> Journal:
+        path, fingerprint = self._path / journal_path(self._part), self.manifest.fingerprint
+        journal = read_journal(path, geometry=self._geometry, fingerprint=fingerprint, part=self._part)
+        if path.exists() and path.stat().st_size != journal.whole_bytes:
+            disk.truncate(path, journal.whole_bytes)
+        if not journal.lines:
+            disk.make_folder(path.parent)
+            append(path, header(fingerprint, self._part))
+            disk.sync_folder(path.parent)
+            journal.lines = 1
+        if journal.commits:
+            progress.note(f"kept {len(journal.commits)} segments of an earlier run in {self._path}")
+        return journal
+
+    def _missing(self, group: str) -> list[int]:
+        own = self._geometry.part_segments(group, self._part)
+        return [segment for segment in own if (group, segment) not in self._journal.commits]
+
+    def _resume_point(self) -> Point:
+        """The earliest place in the text from which a missing row comes."""
+        points = [
+            self._journal.points.get((group, missing[0]), Point())
+            for group in GROUPS
+            if (missing := self._missing(group))
+        ]
+        return min(points, key=lambda point: point.train + point.held_out, default=Point())
+
+
+def _make_manifest(
+    geometry: Any, settings: CacheSettings, *, identity: dict[str, Any], special_ids: list[int], files: dict[str, bytes]
+) -> Manifest:
+    return Manifest(
+        identity=identity,
+        geometry=geometry,
+        shuffle_seed=settings.shuffle_seed,
+        held_out_fraction=settings.held_out_fraction,
+        split_seed=settings.split_seed,
+        special_ids=tuple(sorted(set(special_ids))),
+        files={path: (len(data), file_hash([data])) for path, data in files.items()},
+        written_with={"python": python_version(), "numpy": np.__version__, "torch": str(torch.__version__)},
+    )
+
+
+def _integers(values: Integers) -> Int[np.ndarray, " rows"]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def _not_finite(name: str, side: StoredRows, block: dict[str, np.ndarray], dtype: str) -> NumericalError:
+    row = int(np.flatnonzero(~side.finite_rows(dtype))[0])
+    where = f"document {int(block['document'][row])}, position {int(block['position'][row])}"
+    remedy = "float16 overflows above 65504: use bfloat16." if dtype == "float16" else "The model itself computed it."
+    return NumericalError(f"{name} holds a NaN or an infinity as {dtype}.", where=where, remedy=remedy)
+
+
+def remove_cache(path: Path) -> None:
+    """Remove the cache in this folder, and nothing else that lies there. Raises InUseError when a writer is at work."""
+    with ExitStack() as stack:
+        for held in sorted((path / "locks").glob("part-*")):
+            stack.enter_context(disk.lock(held))
+        for name in (MANIFEST, "journal", STORE, "locks"):
+            disk.remove(path / name)

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from cache.config import CacheSettings
+from cache.errors import UsageError
+from cache.loader import open_loader
+from cache.reader import CacheReader
+from cache.writer import CacheWriter
+
+ROWS = 530
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cache")
+    settings = CacheSettings(chunk_rows=8, shard_rows=16, segment_rows=64)
+    sizes = {"d_source": 3, "d_target": 2, "train_rows": ROWS, "held_out_rows": 0}
+    gain = {"gain": np.array([2, 4, 0.5], np.float32), "bias": np.array([1, 0, -1], np.float32)}
+    with CacheWriter(path, identity={}, settings=settings, special_ids=[9], arrays=gain, **sizes) as writer:
+        number = np.arange(ROWS)
+        source = torch.from_numpy(np.stack([number, number % 7, number % 5], axis=1).astype(np.float32))
+        columns = ((number % 10).astype(np.int32), number.astype(np.int64), number.astype(np.int32))
+        writer.append(source, -source[:, :2], *columns, held_out=False, cursor=0)
+    return CacheReader.open(path)
+
+
+def served(reader, **options):
+    with open_loader(reader, batch_rows=100, seed=3, **{"epochs": 2} | options) as loader:
+        return list(loader)
+
+
+def documents(batches):
+    return np.concatenate([batch.document for batch in batches])
+
+
+def test_every_row_but_the_masked_comes_once_an_epoch_in_its_own_order(reader):
+    batches = served(reader)
+    assert [batch.index for batch in batches] == list(range(12))
+    first, second = (documents(b for b in batches if b.epoch == epoch) for epoch in (0, 1))
+    expected = [row for row in range(ROWS) if row % 10 != 9]
+    assert np.sort(first).tolist() == np.sort(second).tolist() == expected
+    assert (first != second).any()
+
+
+def test_rows_belong_together(reader):
+    for batch in served(reader):
+        exact = batch.document % 5
+        assert (batch.source[:, 2].float().numpy().astype(int) == exact).all()
+        assert torch.equal(batch.target, -batch.source[:, :2])
+        assert (batch.tokens == batch.document % 10).all()
+
+
+def test_special_tokens_are_served_when_asked_for(reader):
+    assert len(documents(served(reader, mask_special=False))) == 2 * ROWS
+
+
+@pytest.mark.parametrize("start", [1, 5, 6, 11])
+def test_a_loader_that_starts_later_goes_on_exactly(reader, start):
+    whole, rest = served(reader), served(reader, start_batch=start)
+    assert [batch.index for batch in rest] == list(range(start, 12))
+    for one, other in zip(whole[start:], rest, strict=True):
+        assert torch.equal(one.source, other.source)
+
+
+@pytest.mark.parametrize("options", [{"threads": 3, "prefetch": 7}, {"prefetch": 1}])
+def test_threads_and_prefetching_change_nothing(reader, options):
+    for one, other in zip(served(reader), served(reader, **options), strict=True):
+        assert torch.equal(one.source, other.source)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_together_get_what_one_process_gets(reader, world):
+    ranks = [served(reader, rank=rank, world=world) for rank in range(world)]
+    for number, batch in enumerate(served(reader)):
+        parts = [ranks[rank][number].document for rank in range(world)]
+        assert np.concatenate(parts).tolist() == batch.document.tolist()
+
+
+def test_the_cursor_counts_batches_consumed_not_fetched(reader):
+    with open_loader(reader, batch_rows=100, seed=3, prefetch=4) as loader:
+        for _ in range(3):
+            next(loader)
+        assert loader.consumed == 3
+        assert loader.waited_seconds > 0
+
+
+def test_the_normalised_view_undoes_gain_and_bias(reader):
+    plain, view = served(reader), served(reader, view="ln2_normalized")
+    expected = (plain[0].source.float() - torch.tensor([1.0, 0, -1])) / torch.tensor([2, 4, 0.5])
+    assert torch.equal(view[0].source, expected)
+
+
+def test_an_absent_group_and_absurd_sizes_are_refused(reader):
+    with pytest.raises(UsageError, match="no held_out rows"):
+        open_loader(reader, split="held_out", batch_rows=10, seed=0)
+    with pytest.raises(UsageError, match="batch_rows=0"):
+        open_loader(reader, batch_rows=0, seed=0)

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache.config import CacheSettings
+from cache.reader import CacheReader
+from cache.statistics import empty_side, measure, merge
+from cache.writer import CacheWriter
+
+
+def five_lines(x, stored):
+    mean = stored.mean(axis=0)
+    spread = ((stored - mean) ** 2).sum(axis=0)
+    norms = np.sqrt((stored**2).sum(axis=1))
+    floor = ((x - stored) ** 2).sum() / spread.sum()
+    return mean, spread, norms, floor
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cache")
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 10, 1, 1, 100]) + 40
+    tokens = np.arange(300, dtype=np.int32) % 7
+    options = CacheSettings(chunk_rows=8, shard_rows=16, segment_rows=32)
+    sizes = {"d_source": 5, "d_target": 5, "train_rows": 300, "held_out_rows": 0}
+    with CacheWriter(path, identity={}, settings=options, special_ids=[3, 6], arrays={}, **sizes) as writer:
+        number = np.arange(300)
+        writer.append(x, -x, tokens, number, number.astype(np.int32), held_out=False, cursor=0)
+    return CacheReader.open(path), x.double().numpy()[(tokens != 3) & (tokens != 6)]
+
+
+def test_statistics_are_those_of_the_stored_rows_without_special_tokens(example):
+    reader, x = example
+    stored = torch.from_numpy(x).to(torch.bfloat16).double().numpy()
+    mean, spread, norms, floor = five_lines(x, stored)
+    side = reader.statistics.source
+    assert side.rows == len(x)
+    np.testing.assert_allclose(side.mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(side.spread, spread, rtol=1e-12)
+    np.testing.assert_allclose(side.variance_sum, spread.sum() / len(x), rtol=1e-12)
+    np.testing.assert_allclose(side.second_moment, (stored**2).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(side.storage_floor, floor, rtol=1e-9)
+    np.testing.assert_allclose(side.largest_norms, np.sort(norms)[::-1][:8], rtol=1e-13)
+    np.testing.assert_allclose(reader.statistics.target.mean, -mean, rtol=1e-13)
+    assert side.norm_counts.sum() == len(x)
+
+
+def test_the_rows_of_largest_norm_are_named(example):
+    reader, _ = example
+    side = reader.statistics.source
+    rows = reader.split("train").rows(side.largest_rows).source.double()
+    np.testing.assert_allclose(rows.norm(dim=1).numpy(), side.largest_norms, rtol=1e-13)
+
+
+def of(values, first):
+    rows = np.arange(first, first + len(values))
+    return measure(values, empty_side(values.shape[1]), rows=rows, error=np.ones(len(values)))
+
+
+@given(rows=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_merging_gives_the_figures_of_all_rows(rows, cut, seed):
+    values = np.random.default_rng(seed).normal(3, 2, (rows, 3)).astype(np.float32)
+    whole, merged = of(values, 0), merge(of(values[:cut], 0), of(values[cut:], cut))
+    assert merged.rows == whole.rows == rows
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-10)
+    np.testing.assert_allclose(merged.spread, whole.spread, rtol=1e-9, atol=1e-9)
+    assert merged.norm_counts.tolist() == whole.norm_counts.tolist()
+    assert merged.largest_rows.tolist() == whole.largest_rows.tolist()
+    assert merged.storage_error == pytest.approx(rows)
