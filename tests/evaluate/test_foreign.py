@@ -1,0 +1,125 @@
+"""The same dictionary, written in every layout that is read, computes the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cache.errors import DamagedError, MismatchError, UsageError
+from evaluate.foreign import Wanted, read_foreign
+
+WANTED = Wanted(d_source=6, d_target=5, layer=8, dict_size=32, l0=4.0)
+
+
+def arrays() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (6, 24), "b_enc": (24,), "W_dec": (24, 5), "b_dec": (5,), "threshold": (24,)}
+    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return drawn | {"threshold": drawn["threshold"].abs()}
+
+
+CFG = {
+    "architecture": "jumprelu_transcoder",
+    "apply_b_dec_to_input": False,
+    "normalize_activations": "none",
+    "metadata": {"hook_name": "blocks.8.ln2.hook_normalized", "hook_name_out": "blocks.8.hook_mlp_out"},
+}
+
+
+def write_saelens(folder: Path, *, tensors: dict[str, torch.Tensor] | None = None, **changed: object) -> Path:
+    folder.mkdir(parents=True)
+    save_file(arrays() if tensors is None else tensors, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(CFG | changed))
+    return folder
+
+
+def write_circuit_tracer(folder: Path, *, layer: int = 8, hook: str = "ln2.hook_normalized", more: str = "") -> Path:
+    folder.mkdir(parents=True)
+    tensors = arrays()
+    tensors["activation_function.threshold"] = tensors.pop("threshold")
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
+    save_file(tensors, folder / f"layer_{layer}.safetensors")
+    said = f"model_name: gpt2\nfeature_input_hook: '{hook}'  # as trained\nfeature_output_hook: hook_mlp_out\n{more}"
+    (folder / "config.yaml").write_text(said)
+    return folder
+
+
+def write_google(folder: Path) -> Path:
+    path = folder / "layer_8" / "width_16k" / "average_l0_12" / "params.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, **{name: tensor.numpy() for name, tensor in arrays().items()})
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_saelens, write_circuit_tracer, write_google])
+def test_every_layout_gives_the_same_dictionary(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    found = read_foreign(write(tmp_path / "there"), WANTED)
+    known = {name: tensor.double() for name, tensor in arrays().items()}
+    source = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    pre = source.double() @ known["W_enc"] + known["b_enc"]
+    expected = (pre * (pre > known["threshold"])) @ known["W_dec"] + known["b_dec"]
+    assert found.source_view == "ln2_normalized"
+    torch.testing.assert_close(
+        found.reconstruct(found.active(source), source)[:, -1].double(), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_plain_transcoder_has_threshold_0(tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in arrays().items() if name != "threshold"}
+    metadata = {"hook_name": "blocks.8.mlp.hook_in", "hook_name_out": "blocks.8.hook_mlp_out"}
+    folder = write_saelens(tmp_path / "there", tensors=tensors, architecture="transcoder", metadata=metadata)
+    found = read_foreign(folder / "sae_weights.safetensors", WANTED)
+    assert found.source_view == "mlp_in"
+    source = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    pre = source @ tensors["W_enc"] + tensors["b_enc"]
+    torch.testing.assert_close(found.active(source).dense(24), pre.relu(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"architecture": "topk"}, "'topk'"),
+        ({"apply_b_dec_to_input": True}, "b_dec"),
+        ({"normalize_activations": "expected_average_only_in"}, "scaled"),
+        ({"metadata": {"hook_name": "blocks.8.hook_resid_pre", "hook_name_out": "blocks.8.hook_mlp_out"}}, "reads"),
+        ({"metadata": {"hook_name": "blocks.8.mlp.hook_in", "hook_name_out": "blocks.8.mlp.hook_out"}}, "target"),
+        ({"metadata": {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}}, "layer 3"),
+        ({"metadata": 7}, "reads None"),
+    ],
+)
+def test_what_is_not_done_is_refused(tmp_path: Path, changed: dict[str, object], told: str) -> None:
+    with pytest.raises(MismatchError, match=told):
+        read_foreign(write_saelens(tmp_path / "there", **changed), WANTED)
+
+
+def test_circuit_tracers_other_rules_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="top-k"):
+        read_foreign(write_circuit_tracer(tmp_path / "topk", more="activation: topk\nk: 16\n"), WANTED)
+    with pytest.raises(MismatchError, match="hook_resid_mid"):
+        read_foreign(write_circuit_tracer(tmp_path / "mid", hook="hook_resid_mid"), WANTED)
+    folder = write_circuit_tracer(tmp_path / "bare")
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UsageError, match="no config"):
+        read_foreign(folder / "layer_8.safetensors", WANTED)
+
+
+def test_wrong_shapes_are_damage_and_other_widths_a_mismatch(tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match="b_dec has shape"):
+        read_foreign(write_saelens(tmp_path / "one", tensors=arrays() | {"b_dec": torch.zeros(4)}), WANTED)
+    with pytest.raises(DamagedError, match="NaN"):
+        read_foreign(
+            write_saelens(tmp_path / "two", tensors=arrays() | {"b_enc": torch.full((24,), torch.nan)}), WANTED
+        )
+    with pytest.raises(MismatchError, match="maps 7 to 5"):
+        read_foreign(write_saelens(tmp_path / "three", tensors=arrays() | {"W_enc": torch.zeros(7, 24)}), WANTED)
+
+
+def test_nothing_there_is_a_mistake_of_use(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        read_foreign(tmp_path / "nothing", WANTED)
+    with pytest.raises(UsageError, match="holds no"):
+        read_foreign(tmp_path, WANTED)
