@@ -1,0 +1,59 @@
+"""Several processes that take one step together (data parallel), through torch.distributed where it is set up.
+
+Each reads its own rows of a batch. Sums over processes of gradients weighted by each one's share of the rows are the
+gradient of the whole batch, so N processes and one process do the same to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number and how many there are; one alone talks to nobody."""
+
+    rank: int = 0
+    world: int = 1
+
+    @staticmethod
+    def current() -> "Ranks":
+        """As torch.distributed was set up, if it was."""
+        if distributed.is_available() and distributed.is_initialized():
+            return Ranks(distributed.get_rank(), distributed.get_world_size())
+        return Ranks()
+
+    def share_of(self, rows: int, device: torch.device) -> tuple[float, int]:
+        """This process's share of the rows of a batch, and their number over all processes."""
+        if self.world == 1:
+            return 1.0, rows
+        total = torch.tensor([rows], device=device)
+        distributed.all_reduce(total)
+        return rows / int(total), int(total)
+
+    def sum_(self, arrays: Sequence[Tensor]) -> None:
+        """Replace each array by its sum over processes: one exchange for all arrays of a dtype."""
+        if self.world == 1:
+            return
+        for dtype in dict.fromkeys(array.dtype for array in arrays):
+            mine = [array for array in arrays if array.dtype == dtype]
+            flat = torch.cat([array.reshape(-1) for array in mine])
+            distributed.all_reduce(flat)
+            for array, summed in zip(mine, flat.split([array.numel() for array in mine]), strict=True):
+                array.copy_(summed.view(array.shape))
+
+    def any_of(self, flags: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Where any process has the flag."""
+        if self.world == 1:
+            return flags
+        counts = flags.int()
+        distributed.all_reduce(counts, op=distributed.ReduceOp.MAX)
+        return counts.bool()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            distributed.barrier()

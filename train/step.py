@@ -1,0 +1,140 @@
+"""One step of training: state and batch in, state advanced in place, figures out. No files, no clock, no waiting.
+
+loss = l2_loss + aux_loss
+l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * target variance of the cache)
+aux_loss as train/loss.py has it, where a feature is dead
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from train.config import TrainSettings
+from train.dead import count_tokens_, dead_features, dead_share
+from train.loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
+from train.nested import NestedLoss, StepResult, nested_step
+from train.optim import Moments, learning_rate, update_
+from train.ranks import Ranks
+from train.weights import Weights
+from train.workspace import Workspace
+
+
+@dataclass
+class State:
+    """All that a run changes: a checkpoint holds exactly this. ``step`` counts steps, and so batches, done."""
+
+    weights: Weights
+    moments: Moments
+    since_fired: Int[Tensor, " dict_size"]
+    step: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run's steps have in common. ``settings`` are resolved."""
+
+    settings: TrainSettings
+    nested: NestedLoss
+    aux_top_k: int
+    dead_after_tokens: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one step says of itself, still on the device."""
+
+    l2_loss: Float[Tensor, ""]
+    aux_loss: Float[Tensor, ""]
+    fvu: Float[Tensor, " prefixes"]
+    l0: Float[Tensor, " prefixes"]
+    dead: Float[Tensor, ""]
+    gradient_norm: Float[Tensor, ""]
+    lr: float
+
+    def is_finite(self) -> bool:
+        return bool((self.l2_loss + self.aux_loss + self.gradient_norm).isfinite())
+
+    def said(self) -> dict[str, Any]:
+        """Names and plain numbers, as the log, the progress bar and W&B have them."""
+        l2_loss, aux_loss, fvu = float(self.l2_loss), float(self.aux_loss), self.fvu.tolist()
+        return {
+            "loss": l2_loss + aux_loss,
+            "l2_loss": l2_loss,
+            "aux_loss": aux_loss,
+            "fvu": fvu[-1],
+            "fvu_min": min(fvu),
+            "fvu_max": max(fvu),
+            "fvu_mean": sum(fvu) / len(fvu),
+            "fvu_per_prefix": fvu,
+            "l0": float(self.l0[-1]),
+            "l0_per_prefix": self.l0.tolist(),
+            "dead": float(self.dead),
+            "gradient_norm": float(self.gradient_norm),
+            "lr": self.lr,
+        }
+
+
+@torch.no_grad()
+def train_step(
+    state: State,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    target: Float[Tensor, "rows d_target"],
+    recipe: Recipe,
+    workspace: Workspace,
+    ranks: Ranks,
+) -> Figures:
+    """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch."""
+    settings = recipe.settings
+    result = nested_step(state.weights, source, target=target, loss=recipe.nested, workspace=workspace, project=True)
+    share, rows = ranks.share_of(source.shape[0], source.device)
+    aux_loss = _add_auxiliary_(state, source, result=result, recipe=recipe, ranks=ranks, share=share)
+    fvu = result.sse / (rows * recipe.nested.target_variance)
+    l0 = result.l0 * share
+    if ranks.world > 1:
+        ranks.sum_([array.mul_(share) for array in result.gradients.tensors().values()] + [fvu, l0])
+    fired = ranks.any_of(result.fired)
+    norm = update_(state.weights, result.gradients, moments=state.moments, settings=settings, step=state.step)
+    count_tokens_(state.since_fired, fired, tokens=rows)
+    figures = Figures(
+        l2_loss=(fvu * fvu.new_tensor(recipe.nested.prefix_weights)).sum(),
+        aux_loss=aux_loss,
+        fvu=fvu,
+        l0=l0,
+        dead=dead_share(state.since_fired, after_tokens=recipe.dead_after_tokens),
+        gradient_norm=norm,
+        lr=learning_rate(settings, state.step),
+    )
+    state.step += 1
+    state.tokens += rows
+    return figures
+
+
+def _add_auxiliary_(
+    state: State,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    result: StepResult,
+    recipe: Recipe,
+    ranks: Ranks,
+    share: float,
+) -> Float[Tensor, ""]:
+    """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch. Nothing dead, nothing done.
+
+    The gradient is divided by ``share``, by which the step multiplies it again.
+    """
+    dead = dead_features(state.since_fired, after_tokens=recipe.dead_after_tokens)
+    if not dead.numel() or not recipe.settings.aux_alpha:
+        return result.sse.new_zeros(())
+    extra = auxiliary(state.weights, source, residual=result.residual, dead=dead, top_k=recipe.aux_top_k)
+    statistics, error = spread(result.residual), extra.error.clone()
+    ranks.sum_([statistics, error])
+    scale = auxiliary_scale(
+        alpha=recipe.settings.aux_alpha, dead=dead.numel(), top_k=recipe.aux_top_k, variation=variation(statistics)
+    )
+    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / share)
+    return error * scale

@@ -1,0 +1,93 @@
+"""The units that training computes in, and the way back to the cache's own.
+
+    source' = source * source_scale      such that the source's variance is 1 a dimension on average
+    target' = target * target_scale      likewise
+
+Two fixed numbers for the whole data set, so that learning rates carry over between layers and models; never a scale a
+token. A positive scale moves no selection. They are folded back when a transcoder is saved:
+
+    W_enc = W_enc' * source_scale / target_scale    b_enc = b_enc' / target_scale    b_dec = b_dec' / target_scale
+    W_skip = W_skip' * source_scale / target_scale  threshold = threshold' / target_scale        W_dec = W_dec'
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cache.errors import NumericalError
+from cache.reader import CacheReader
+from train.optim import unit_rows_
+from train.weights import Weights
+
+_ENCODER_NORM = 0.2
+
+
+@dataclass(frozen=True)
+class Units:
+    """The two scales, and the means of source and target in the cache's units."""
+
+    source_scale: float
+    target_scale: float
+    source_mean: Float[Tensor, " d_source"]
+    target_mean: Float[Tensor, " d_target"]
+
+    def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
+        return rows.float().mul_(self.source_scale)
+
+    def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
+        return rows.float().mul_(self.target_scale)
+
+    def folded(self, weights: Weights) -> Weights:
+        """The same transcoder in the cache's units."""
+        across = self.source_scale / self.target_scale
+        factors = {"W_enc": across, "b_enc": 1 / self.target_scale, "b_dec": 1 / self.target_scale, "W_skip": across}
+        return Weights(**{name: array * factors.get(name, 1.0) for name, array in weights.tensors().items()})
+
+
+def units_of(reader: CacheReader, view: str) -> Units:
+    """From the cache's exact statistics, carried over to the view of the source.
+
+    Raises NumericalError where source or target never varies.
+    """
+    source, target = reader.statistics.source, reader.statistics.target
+    assert target is not None
+    mean, variance = source.mean, source.variance
+    if view == "ln2_normalized":
+        gain = reader.arrays["gain"].astype(np.float64)
+        mean, variance = (mean - reader.arrays["bias"].astype(np.float64)) / gain, variance / gain**2
+    if not (variance.sum() > 0 and target.variance_sum > 0):
+        raise NumericalError("the rows of this cache do not vary: there is nothing to learn", where=reader.path)
+    return Units(
+        source_scale=math.sqrt(len(mean) / float(variance.sum())),
+        target_scale=math.sqrt(len(target.mean) / target.variance_sum),
+        source_mean=torch.from_numpy(mean),
+        target_mean=torch.from_numpy(target.mean),
+    )
+
+
+def initial_weights(units: Units, *, dict_size: int, skip: bool, seed: int, device: str) -> Weights:
+    """Random directions, with biases from the exact means: ``b_dec`` the target's, ``b_enc = -W_enc.T @ source mean``.
+
+    Encoder and decoder are independent: they live in different spaces. The skip begins at zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
+    encoder = torch.randn(dict_size, d_source, generator=generator)
+    decoder = torch.randn(dict_size, d_target, generator=generator)
+    unit_rows_(encoder)
+    unit_rows_(decoder)
+    encoder *= _ENCODER_NORM
+    arrays = {
+        "W_enc": encoder,
+        "b_enc": -encoder @ (units.source_mean.float() * units.source_scale),
+        "W_dec": decoder,
+        "b_dec": units.target_mean.float() * units.target_scale,
+    }
+    if skip:
+        arrays["W_skip"] = torch.zeros(d_source, d_target)
+    moved = {name: array.to(device) for name, array in arrays.items()}
+    return Weights(**moved | {"W_enc": moved["W_enc"].T})
