@@ -1,0 +1,219 @@
+"""A run that is killed, for real and anywhere, ends as one that was not: same weights, counters and log, bit for bit.
+
+A warm parent forks the process that trains, and that process is killed by SIGKILL. NESTCODER_KILLS sets how many kills
+the random campaign makes.
+"""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cache import disk
+from cache.progress import Silent
+from train import checkpoint
+from train.checkpoint import Checkpoints, Restored, arrays_of, state_of
+from train.config import LogSettings, TrainSettings
+from train.log import read_log
+from train.loop import train_layer
+from train.step import State
+
+KILLS = int(os.environ.get("NESTCODER_KILLS", "12"))
+pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class KillAt(Silent):
+    """Sends this process a signal when a number of steps is done."""
+
+    def __init__(self, step: int, number: int = signal.SIGKILL) -> None:
+        self.left, self.number = step, number
+
+    def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
+        self.left -= done
+
+    def advance(self, amount: int, **figures: float) -> None:
+        self.left -= amount
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:
+    return train_layer(
+        cache=cache,
+        out=out,
+        settings=settings,
+        device="cpu",
+        fresh=False,
+        progress=progress or Silent(),
+        log=LogSettings(),
+    )
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Exit status of a forked process that does ``work``: 0 when it is done, minus a signal's number when killed."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except SystemExit as leaving:
+            os._exit(int(str(leaving.code)))
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def left_by(out: Path) -> dict[str, bytes]:
+    """Every file of a run, less the time in its config.json."""
+    found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    config = json.loads(found["config.json"])
+    return found | {"config.json": json.dumps(config | {"completed_at": ""}).encode()}
+
+
+def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
+    return TrainSettings.model_validate(settings.model_dump() | values)
+
+
+@pytest.fixture
+def every_step(quick: TrainSettings) -> TrainSettings:
+    """Saved and logged at every step, with a skip, so that every array is there."""
+    return changed(quick, checkpoint_every=1, log_every=1, skip=True, steps=30, held_out_rows=0)
+
+
+def first_auxiliary_step(log: Path) -> int:
+    return next(line["step"] for line in read_log(log) if line.get("aux_loss", 0) > 0)
+
+
+def test_killed_at_the_moments_that_matter(small_cache: Path, tmp_path: Path, every_step: TrainSettings) -> None:
+    """In warm-up, on either side of an epoch's end and of the first auxiliary loss, and at the last step."""
+    train(small_cache, tmp_path / "whole", every_step)
+    whole = left_by(tmp_path / "whole")
+    aux = first_auxiliary_step(tmp_path / "whole" / "metrics.jsonl")
+    assert 6 < aux < 30
+    for step in sorted({3, 15, 16, 17, aux - 1, aux, aux + 1, 30}):
+        out = tmp_path / f"killed-{step}"
+        assert in_child(lambda out=out, step=step: train(small_cache, out, every_step, KillAt(step))) == -signal.SIGKILL
+        train(small_cache, out, every_step)
+        assert left_by(out) == whole, f"killed at step {step}"
+
+
+def test_killed_again_and_again_at_random_moments(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+    """Before and after random operations of the disk, and at random steps, until a run comes through."""
+    settings = changed(quick, steps=20, checkpoint_every=5, skip=True)
+    train(small_cache, tmp_path / "whole", settings)
+    whole, chance, kills, number = left_by(tmp_path / "whole"), random.Random(0), 0, 0
+    while kills < KILLS:
+        out, number = tmp_path / f"killed-{number}", number + 1
+        while (status := in_child(lambda out=out: _train_until_killed(small_cache, out, settings, chance))) != 0:
+            assert status == -signal.SIGKILL
+            kills += 1
+            chance.random()
+        assert left_by(out) == whole, f"run {number}, after {kills} kills"
+
+
+def _train_until_killed(cache: Path, out: Path, settings: TrainSettings, chance: random.Random) -> None:
+    """Train, to be killed at a step or around an operation of the disk, if that is ever reached."""
+    if chance.random() < 0.4:
+        train(cache, out, settings, KillAt(chance.randrange(1, 25)))
+        return
+    left = [chance.randrange(1, 90)]
+
+    def count(_when: str, _operation: str, _path: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with disk.watch(count):
+        train(cache, out, settings)
+
+
+ARRAYS = [
+    f"{name}{part}" for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip") for part in ("", ".first", ".second")
+]
+
+
+def test_the_mutants_cover_every_key(small_cache: Path, tmp_path: Path, every_step: TrainSettings) -> None:
+    train(small_cache, tmp_path / "run", changed(every_step, steps=7))
+    index = checkpoint._read_index(tmp_path / "run" / "checkpoints")
+    restored = Checkpoints(
+        tmp_path / "run" / "checkpoints", identity=_identity_in(tmp_path / "run"), keep=2, progress=Silent()
+    ).restore(device="cpu")
+    assert restored is not None
+    assert set(arrays_of(restored.state)) == {*ARRAYS, "since_fired"}
+    facts = json.loads((tmp_path / "run" / "checkpoints" / f"step-{index[-1].step:08d}.json").read_text())
+    assert set(facts) == {"format_version", "step", "tokens", "software", "identity"}
+
+
+def _identity_in(run: Path) -> Mapping[str, Any]:
+    config = json.loads((run / "config.json").read_text())
+    return {key: config[key] for key in ("settings", "cache_fingerprint")}
+
+
+@pytest.mark.parametrize("key", [*ARRAYS, "since_fired", "tokens", "step", "log_bytes"])
+def test_a_resume_that_forgets_anything_is_caught(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant drops one key of the checkpoint when it is read; the comparison of the kill tests must see it."""
+    settings = changed(quick, steps=20, checkpoint_every=10, skip=True, held_out_rows=0)
+    train(small_cache, tmp_path / "whole", settings)
+    assert in_child(lambda: train(small_cache, tmp_path / "killed", settings, KillAt(14))) == -signal.SIGKILL
+    whole = Checkpoints.restore
+    monkeypatch.setattr(Checkpoints, "restore", lambda self, *, device: _without(whole(self, device=device), key))
+    train(small_cache, tmp_path / "killed", settings)
+    assert left_by(tmp_path / "killed") != left_by(tmp_path / "whole")
+
+
+def _without(restored: Restored | None, key: str) -> Restored:
+    assert restored is not None
+    state: State = restored.state
+    if key == "log_bytes":
+        return replace(restored, log_bytes=0)
+    if key in ("tokens", "step"):
+        return replace(restored, state=replace(state, **{key: 0}))
+    arrays = arrays_of(state)
+    return replace(
+        restored, state=state_of(arrays | {key: torch.zeros_like(arrays[key])}, step=state.step, tokens=state.tokens)
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(small_cache: Path, tmp_path: Path, quick: TrainSettings, number: int) -> None:
+    """Even between two checkpoints, and the log is what it would have been."""
+    settings = changed(quick, steps=20, checkpoint_every=10)
+    train(small_cache, tmp_path / "whole", settings)
+    status = in_child(lambda: train(small_cache, tmp_path / "left", settings, KillAt(13, number)))
+    assert status == (143 if number == signal.SIGTERM else 1)
+    assert (tmp_path / "left" / "checkpoints" / "step-00000013.safetensors").is_file()
+    resumed = Began()
+    train(small_cache, tmp_path / "left", settings, resumed)
+    assert resumed.done == [13]
+    whole, left = left_by(tmp_path / "whole"), left_by(tmp_path / "left")
+    assert {name: left[name] for name in whole if "checkpoints" not in name} == {
+        name: whole[name] for name in whole if "checkpoints" not in name
+    }
+
+
+class Began(Silent):
+    """Remembers where training began."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+        self.notes: list[str] = []
+
+    def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
+        self.done.append(done)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

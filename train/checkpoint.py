@@ -1,0 +1,228 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+    checkpoints/step-00000500.safetensors    weights, moments, tokens since each feature fired
+    checkpoints/step-00000500.json           step, tokens, settings, cache fingerprint, software
+    checkpoints/index.json                   a line a checkpoint: sizes and hashes of its files, length of the log
+
+Each file is written aside, flushed and renamed, the index last: what it does not name does not exist. A step is a pure
+function of state and batch and the order of reading of its seed, so there is no random state to keep.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from cache import disk
+from cache.errors import DamagedError, MismatchError
+from cache.progress import Progress
+from train.optim import Moments
+from train.step import State
+from train.tensorfile import FileSeal, read_tensors, write_tensors
+from train.weights import Weights, feature_major
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the index. ``held_out_fvu`` is None for a checkpoint that was not judged."""
+
+    step: int
+    arrays: FileSeal
+    facts: FileSeal
+    log_bytes: int
+    held_out_fvu: float | None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gives back."""
+
+    state: State
+    log_bytes: int
+
+
+class Checkpoints:
+    """The checkpoints of one run. ``identity`` is what they must agree with: settings and cache."""
+
+    def __init__(self, folder: Path, *, identity: Mapping[str, Any], keep: int, progress: Progress) -> None:
+        self._folder, self._identity, self._keep, self._progress = folder, dict(identity), keep, progress
+        self.entries = _read_index(folder)
+        self._remove_others()
+
+    @property
+    def best(self) -> Entry | None:
+        """The one with the lowest held-out FVU, the later of equals."""
+        judged = [entry for entry in self.entries if entry.held_out_fvu is not None]
+        return min(reversed(judged), key=lambda entry: entry.held_out_fvu or 0.0, default=None)
+
+    def save(self, state: State, *, log_bytes: int, held_out_fvu: float | None) -> None:
+        """Write a checkpoint, then the index that names it, then remove what is no longer kept."""
+        arrays = write_tensors(self._arrays(state.step), arrays_of(state))
+        facts = {"format_version": FORMAT_VERSION, "step": state.step, "tokens": state.tokens}
+        text = _json(facts | {"software": software(state.weights.b_enc.device), "identity": self._identity})
+        disk.write_file(self._facts(state.step), text)
+        seal = FileSeal(len(text), xxhash.xxh3_128_hexdigest(text))
+        others = [entry for entry in self.entries if entry.step != state.step]
+        self.entries = [*others, Entry(state.step, arrays, seal, log_bytes, held_out_fvu)]
+        kept = {*self.entries[-self._keep :], *([self.best] if self.best else [])}
+        self.entries = [entry for entry in self.entries if entry in kept]
+        disk.write_file(self._folder / _INDEX, _index_text(self.entries))
+        self._remove_others()
+
+    def restore(self, *, device: str) -> Restored | None:
+        """The newest checkpoint that is whole; None where there is none at all.
+
+        A damaged one is named in a note and passed over. Raises MismatchError where one belongs to other settings or
+        another cache, DamagedError where none is whole.
+        """
+        for entry in reversed(self.entries):
+            try:
+                state = self._read(entry, device=device)
+            except DamagedError as error:
+                self._progress.note(f"checkpoint of step {entry.step} is damaged and passed over: {error.what}")
+                continue
+            self.entries = [known for known in self.entries if known.step <= entry.step]
+            return Restored(state, entry.log_bytes)
+        if self.entries:
+            raise DamagedError("no checkpoint is whole", where=self._folder, remedy="Start again with --fresh")
+        return None
+
+    def _read(self, entry: Entry, *, device: str) -> State:
+        text = self._facts(entry.step).read_bytes() if self._facts(entry.step).is_file() else b""
+        if FileSeal(len(text), xxhash.xxh3_128_hexdigest(text)) != entry.facts:
+            raise DamagedError("its JSON file is missing or altered", where=self._facts(entry.step))
+        facts = json.loads(text)
+        check_identity(facts["identity"], self._identity, where=self._facts(entry.step))
+        arrays = read_tensors(self._arrays(entry.step), entry.arrays, device=device)
+        here = software(torch.device(device))
+        if changed := differences(facts["software"], here):
+            self._progress.note(f"going on with other software or hardware, so not bit for bit: {'; '.join(changed)}")
+        return state_of(arrays, step=facts["step"], tokens=facts["tokens"])
+
+    def _remove_others(self) -> None:
+        """Remove files that the index does not name: left by a kill, or no longer kept."""
+        named = {path for entry in self.entries for path in (self._arrays(entry.step), self._facts(entry.step))}
+        for path in self._folder.glob("*step-*"):
+            if path not in named:
+                disk.remove(path)
+
+    def _arrays(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}.safetensors"
+
+    def _facts(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}.json"
+
+
+_INDEX = "index.json"
+
+
+def arrays_of(state: State) -> dict[str, torch.Tensor]:
+    """The arrays of a state by name."""
+    return {
+        **state.weights.tensors(),
+        **{f"{name}.first": array for name, array in state.moments.first.items()},
+        **{f"{name}.second": array for name, array in state.moments.second.items()},
+        "since_fired": state.since_fired,
+    }
+
+
+def state_of(arrays: Mapping[str, torch.Tensor], *, step: int, tokens: int) -> State:
+    """The inverse of ``arrays_of``, in memory of its own: a matrix product on arrays that begin elsewhere within a
+    cache line, as those of a mapped file do, can differ in the last bit."""
+    laid_out = {
+        name: feature_major(array) if name.startswith("W_enc") else array.clone() for name, array in arrays.items()
+    }
+    names = [name for name in laid_out if "." not in name and name != "since_fired"]
+    return State(
+        weights=Weights(**{name: laid_out[name] for name in names}),
+        moments=Moments(*({name: laid_out[f"{name}.{part}"] for name in names} for part in ("first", "second"))),
+        since_fired=laid_out["since_fired"],
+        step=step,
+        tokens=tokens,
+    )
+
+
+def software(device: torch.device) -> dict[str, Any]:
+    """What the bits of a step depend on besides its inputs."""
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": on}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Every entry that is not the same, in words."""
+    found: list[str] = []
+    for key in before.keys() | now.keys():
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, prefix=f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old}, is now {new}")
+    return sorted(found)
+
+
+def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], *, where: object) -> None:
+    """Raise MismatchError that names each difference."""
+    plain = json.loads(json.dumps(now))
+    if changed := differences(before, plain):
+        raise MismatchError(
+            f"this run was made with other settings or another cache: {'; '.join(changed)}",
+            where=where,
+            remedy="Give the run another name, or start it again with --fresh",
+        )
+
+
+def _json(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=1) + "\n").encode()
+
+
+def _index_text(entries: list[Entry]) -> bytes:
+    """The index: a header line with the hash of what follows, then a line a checkpoint, newest last."""
+    lines = [
+        {
+            "step": entry.step,
+            "arrays": entry.arrays.said(),
+            "facts": entry.facts.said(),
+            "log_bytes": entry.log_bytes,
+            "held_out_fvu": entry.held_out_fvu,
+        }
+        for entry in entries
+    ]
+    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    header = {"format_version": FORMAT_VERSION, "xxh3_128": xxhash.xxh3_128_hexdigest(body)}
+    return json.dumps(header).encode() + b"\n" + body
+
+
+def _read_index(folder: Path) -> list[Entry]:
+    """The entries of the index, oldest first; none where there is no index."""
+    path = folder / _INDEX
+    if not path.is_file():
+        return []
+    head, _, body = path.read_bytes().partition(b"\n")
+    try:
+        header = json.loads(head)
+        version = header["format_version"]
+        is_whole = header["xxh3_128"] == xxhash.xxh3_128_hexdigest(body)
+    except (ValueError, TypeError, KeyError):
+        version, is_whole = FORMAT_VERSION, False
+    if version != FORMAT_VERSION:
+        raise MismatchError(f"checkpoints of format version {version!r} are unknown to this release", where=path)
+    if not is_whole:
+        raise DamagedError("the index of the checkpoints is damaged", where=path, remedy="Start again with --fresh")
+    return [_entry(json.loads(line), where=path) for line in body.splitlines()]
+
+
+def _entry(line: Any, *, where: Path) -> Entry:
+    return Entry(
+        step=line["step"],
+        arrays=FileSeal.parse(line["arrays"], where=where),
+        facts=FileSeal.parse(line["facts"], where=where),
+        log_bytes=line["log_bytes"],
+        held_out_fvu=line["held_out_fvu"],
+    )

@@ -1,0 +1,165 @@
+"""Training from a cache: read in order, step, log, save, and go on where an earlier run stopped.
+
+    out/transcoder.safetensors, config.json    written when the run is complete, config.json last
+    out/metrics.jsonl                          the record, a line every log_every steps and every checkpoint
+    out/checkpoints/                           what a rerun goes on from
+    out/<name>/                                the same for each entry of train.sweep
+
+The cache is opened and read once, whatever the number of transcoders.
+"""
+
+import itertools
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cache import disk
+from cache.errors import NumericalError
+from cache.loader import Batch, open_loader
+from cache.progress import Progress
+from cache.reader import CacheReader
+from train.config import LogSettings, TrainSettings, members
+from train.held_out import HeldOut
+from train.ranks import Ranks
+from train.run import Run, Surroundings, complete_config, remove_run, run_identity
+from train.units import units_of
+
+
+def train_layer(
+    *,
+    cache: Path,
+    out: Path,
+    settings: TrainSettings,
+    device: str,
+    fresh: bool,
+    progress: Progress,
+    log: LogSettings,
+) -> dict[str, Any]:
+    """Train one transcoder, and those of the sweep, into ``out``; a rerun goes on, and a complete run is left alone.
+
+    Returns what config.json says, with the sweep's under ``sweep``. Raises MismatchError where ``out`` holds a run of
+    other settings or another cache, NumericalError where data or loss are not finite, InUseError where another process
+    trains there. SIGTERM and SIGINT save, and leave with SystemExit(143) and KeyboardInterrupt.
+    """
+    ranks = Ranks.current()
+    with ExitStack() as held:
+        if ranks.rank == 0:
+            held.enter_context(disk.lock(out / ".lock"))
+        reader = CacheReader.open(cache)
+        around = _surroundings(reader, settings, device=device, progress=progress, ranks=ranks)
+        said = _complete(out, settings, around=around, log=log, fresh=fresh)
+    return said.pop("") | ({"sweep": said} if said else {})
+
+
+def _complete(
+    out: Path, settings: TrainSettings, *, around: Surroundings, log: LogSettings, fresh: bool
+) -> dict[str, dict[str, Any]]:
+    """config.json of every transcoder, by name, having trained those that were not complete."""
+    model, d_target = str(around.reader.identity.get("model", "")), around.units.target_mean.numel()
+    resolved = {name: member.resolved(model=model, d_target=d_target) for name, member in members(settings).items()}
+    if fresh and around.ranks.rank == 0:
+        for name in resolved:
+            remove_run(out / name)
+    around.ranks.wait()
+    found = {name: complete_config(out / name, run_identity(one, around.reader)) for name, one in resolved.items()}
+    runs = {name: Run(out / name, one, around=around, log=log) for name, one in resolved.items() if found[name] is None}
+    if runs:
+        _train(list(runs.values()), around=around)
+    made = {name: run.finish() for name, run in runs.items()}
+    around.ranks.wait()
+    return {name: found[name] or made[name] for name in resolved}
+
+
+def _surroundings(
+    reader: CacheReader, settings: TrainSettings, *, device: str, progress: Progress, ranks: Ranks
+) -> Surroundings:
+    units = units_of(reader, settings.source)
+    held_out = None
+    if settings.held_out_rows:
+        held_out = HeldOut.read(reader, units, rows=settings.held_out_rows, view=settings.source, device=device)
+    return Surroundings(reader, units, held_out, device, ranks, progress)
+
+
+def _train(runs: list[Run], *, around: Surroundings) -> None:
+    """Bring every run to its last step, from one reading."""
+    settings, progress = runs[0].settings, around.progress
+    start = min(run.state.step for run in runs)
+    progress.begin("train", total=settings.steps, unit="step", done=start)
+    with _stopping() as asked, _loader(settings, around, start=start) as loader:
+        for batch in itertools.islice(loader, settings.steps - start):
+            _take(runs, batch, around=around)
+            if asked:
+                _leave(runs, asked[0], progress=progress)
+    progress.end()
+
+
+def _take(runs: list[Run], batch: Batch, *, around: Surroundings) -> None:
+    """Hand a batch, in training units and on the device, to every run; report the first run's figures."""
+    units, device = around.units, around.device
+    source = units.source(batch.source.to(device, non_blocking=True))
+    target = units.target(batch.target.to(device, non_blocking=True))
+    try:
+        said = [run.take(source, target=target, batch=batch.index) for run in runs]
+    except NumericalError as error:
+        raise NumericalError(error.what + _culprits(batch), where=error.where, remedy=error.remedy) from None
+    figures = {key: value for key, value in (said[0] or {}).items() if isinstance(value, float)}
+    around.progress.advance(1, **figures)
+
+
+def _culprits(batch: Batch) -> str:
+    """Which documents of a batch hold what no training survives."""
+    bad = ~(batch.source.isfinite().all(dim=1) & batch.target.isfinite().all(dim=1))
+    documents = sorted(set(batch.document[bad.numpy()].tolist()))
+    if not documents:
+        return f"; the data of batch {batch.index} are finite, so the learning rate may be too high"
+    named = ", ".join(map(str, documents[:5])) + (", ..." if len(documents) > 5 else "")
+    return f"; batch {batch.index} (epoch {batch.epoch}) holds NaN or infinity in rows of document {named}"
+
+
+def _loader(settings: TrainSettings, around: Surroundings, *, start: int) -> Any:
+    return open_loader(
+        around.reader,
+        split="train",
+        batch_rows=settings.batch_rows,
+        seed=settings.order_seed,
+        start_batch=start,
+        rank=around.ranks.rank,
+        world=around.ranks.world,
+        pin_memory=around.device.startswith("cuda"),
+        view=settings.source,
+    )
+
+
+def _leave(runs: list[Run], number: int, *, progress: Progress) -> None:
+    """Save every run and go, as the signal asked."""
+    for run in runs:
+        run.save()
+    progress.note(f"stopped by {signal.Signals(number).name} after step {runs[0].state.step}, which is saved")
+    progress.end()
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+@contextmanager
+def _stopping() -> Generator[list[int]]:
+    """While the block runs, SIGTERM and SIGINT are noted in the list; a second one acts as it would have before."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

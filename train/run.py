@@ -1,0 +1,227 @@
+"""One transcoder in training: its state, its folder, its log and its checkpoints.
+
+The loop hands it batches in order; several runs may share them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cache import disk
+from cache.errors import NumericalError
+from cache.progress import Progress
+from cache.reader import CacheReader
+from train.checkpoint import Checkpoints, Restored, check_identity
+from train.config import LogSettings, TrainSettings, dead_after_tokens
+from train.held_out import HeldOut, held_out_fvu
+from train.log import LOG_FILE, MetricsLog, WandbMirror
+from train.nested import NestedLoss, equal_weights
+from train.optim import Moments
+from train.ranks import Ranks
+from train.step import Figures, Recipe, State, train_step
+from train.threshold import calibrated_threshold
+from train.transcoder import CONFIG_FILE, WEIGHTS_FILE, Transcoder, read_config, save_transcoder
+from train.units import Units, initial_weights
+from train.weights import Weights
+from train.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all transcoders of one reading share."""
+
+    reader: CacheReader
+    units: Units
+    held_out: HeldOut | None
+    device: str
+    ranks: Ranks
+    progress: Progress
+
+
+class Run:
+    """One transcoder's training, from its newest checkpoint or from the beginning. Only rank 0 writes."""
+
+    def __init__(self, folder: Path, settings: TrainSettings, *, around: Surroundings, log: LogSettings) -> None:
+        self.folder, self.settings, self._around = folder, settings, around
+        self._identity = run_identity(settings, around.reader)
+        self._checkpoints = Checkpoints(
+            folder / "checkpoints", identity=self._identity, keep=settings.keep, progress=around.progress
+        )
+        restored = self._checkpoints.restore(device=around.device) or Restored(first_state(settings, around), 0)
+        self.state, self._saved_step = restored.state, restored.state.step
+        self._recipe, self._workspace = recipe_of(settings, around.units), _workspace(self.state.weights, settings)
+        self._first_bad = torch.tensor(-1, device=around.device)
+        self._log = MetricsLog(folder / LOG_FILE, size_bytes=restored.log_bytes)
+        self._mirror = WandbMirror(log, folder=folder, config=self._identity, progress=around.progress)
+
+    def take(
+        self, source: Float[Tensor, "rows d_source"], *, target: Float[Tensor, "rows d_target"], batch: int
+    ) -> dict[str, Any] | None:
+        """Step by batch ``batch``; the figures where they are logged. A batch taken before is passed over.
+
+        Raises NumericalError when loss or gradient is not finite, leaving the last checkpoint as it was.
+        """
+        if batch < self.state.step:
+            return None
+        assert batch == self.state.step, "batches come in order"
+        figures = train_step(
+            self.state, source, target=target, recipe=self._recipe, workspace=self._workspace, ranks=self._around.ranks
+        )
+        step, every = self.state.step, self.settings
+        is_logged = step % every.log_every == 0 or step in (1, every.steps)
+        is_saved = step % every.checkpoint_every == 0 or step == every.steps
+        self._check(figures, now=is_logged or is_saved or source.device.type == "cpu")
+        said = figures.said() if is_logged else None
+        if said:
+            self._record({"step": step, "tokens": self.state.tokens, **said})
+        if is_saved:
+            self._save(self._judged())
+        return said
+
+    def save(self) -> None:
+        """Save where it stands, out of turn; the log is left alone, so that it stays what it would have been."""
+        if self._saved_step < self.state.step < self.settings.steps:
+            self._save(None)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the transcoder in the cache's units; its config.json, written last, says that the run is complete."""
+        said = self._facts()
+        if self._around.ranks.rank == 0:
+            said = save_transcoder(self._transcoder(), self.folder, config=said)
+        self._mirror.close()
+        return said
+
+    def _check(self, figures: Figures, *, now: bool) -> None:
+        """Remember the first batch whose loss or gradient was not finite; ``now`` looks, and waits."""
+        bad = ~(figures.l2_loss + figures.aux_loss + figures.gradient_norm).isfinite()
+        self._first_bad = torch.where(bad & (self._first_bad < 0), self.state.step - 1, self._first_bad)
+        if now and (batch := int(self._first_bad)) >= 0:
+            raise NumericalError(
+                f"loss or gradient of batch {batch} is not finite",
+                where=self.folder,
+                remedy=f"The checkpoint of step {self._saved_step} is intact" if self._saved_step else "",
+            )
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        if self._around.ranks.rank == 0:
+            self._log.add(line)
+            self._mirror.add(line)
+
+    def _judged(self) -> float | None:
+        """Record held-out FVU; None where there is nothing to judge by."""
+        held_out = self._around.held_out
+        if held_out is None:
+            return None
+        per_prefix = held_out_fvu(self.state.weights, held_out, nested=self._recipe.nested)
+        said = {"held_out_fvu": per_prefix[-1], "held_out_fvu_per_prefix": per_prefix}
+        self._record({"step": self.state.step, "tokens": self.state.tokens, **said})
+        return per_prefix[-1]
+
+    def _save(self, held_out_fvu: float | None) -> None:
+        if self._around.ranks.rank == 0:
+            self._checkpoints.save(self.state, log_bytes=self._log.size_bytes, held_out_fvu=held_out_fvu)
+        self._saved_step = self.state.step
+
+    def _transcoder(self) -> Transcoder:
+        """What has been trained, in the cache's units, with a threshold where the rule needs one."""
+        settings, around = self.settings, self._around
+        assert settings.prefixes
+        assert settings.top_k
+        weights, threshold = around.units.folded(self.state.weights), None
+        if settings.activation == "batchtopk":
+            threshold = calibrated_threshold(
+                weights, around.reader, top_k=settings.top_k, view=settings.source, device=around.device
+            )
+        return Transcoder(
+            weights,
+            settings.prefixes,
+            top_k=settings.top_k,
+            activation=settings.activation,
+            threshold=threshold,
+            source_view=settings.source,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What config.json says of where the transcoder comes from."""
+        reader, best = self._around.reader, self._checkpoints.best
+        return {
+            **{key: reader.identity.get(key) for key in _FROM_CACHE},
+            "gain": _numbers(reader, "gain"),
+            "bias": _numbers(reader, "bias"),
+            **self._identity,
+            "tokens_trained": self.state.tokens,
+            "steps": self.state.step,
+            "held_out_fvu": self._checkpoints.entries[-1].held_out_fvu if self._checkpoints.entries else None,
+            "best_step": best.step if best else None,
+            "dead": float((self.state.since_fired >= self._recipe.dead_after_tokens).double().mean()),
+            "completed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+_FROM_CACHE = ("model", "model_revision", "layer", "source_site", "target_site")
+
+
+def recipe_of(settings: TrainSettings, units: Units) -> Recipe:
+    """What resolved settings mean for a step in training units."""
+    assert settings.prefixes
+    assert settings.top_k
+    given, d_target = settings.prefix_weights, units.target_mean.numel()
+    weights = tuple(weight / sum(given) for weight in given) if given else equal_weights(settings.prefixes)
+    return Recipe(
+        settings=settings,
+        nested=NestedLoss(
+            prefixes=settings.prefixes,
+            top_k=settings.top_k,
+            target_variance=float(d_target),
+            prefix_weights=weights,
+            activation=settings.activation,
+        ),
+        aux_top_k=settings.aux_top_k or max(1, d_target // 2),
+        dead_after_tokens=dead_after_tokens(settings),
+    )
+
+
+def first_state(settings: TrainSettings, around: Surroundings) -> State:
+    """Where training begins: no feature has been silent yet."""
+    assert settings.dict_size
+    weights = initial_weights(
+        around.units, dict_size=settings.dict_size, skip=settings.skip, seed=settings.seed, device=around.device
+    )
+    silent = torch.zeros(settings.dict_size, dtype=torch.int64, device=around.device)
+    return State(weights, Moments.zero(weights), silent)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what a run has left, config.json first, so that no moment shows a complete run of nothing."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE, "checkpoints", LOG_FILE):
+        disk.remove(folder / name)
+
+
+def run_identity(settings: TrainSettings, reader: CacheReader) -> dict[str, Any]:
+    """What two runs must have in common for one to go on from the other. ``settings`` are resolved."""
+    return {"settings": settings.model_dump(mode="json"), "cache_fingerprint": reader.fingerprint}
+
+
+def complete_config(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """config.json of a complete run; None where it is not complete. Raises MismatchError for another run's."""
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    config = read_config(folder)
+    check_identity({key: config.get(key) for key in identity}, identity, where=folder / CONFIG_FILE)
+    return config
+
+
+def _workspace(weights: Weights, settings: TrainSettings) -> Workspace:
+    dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
+    return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype)
+
+
+def _numbers(reader: CacheReader, name: str) -> list[float] | None:
+    """A vector stored with the cache, as plain numbers."""
+    return reader.arrays[name].astype(float).tolist() if name in reader.arrays else None
