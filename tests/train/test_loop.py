@@ -76,7 +76,7 @@ def test_it_learns_and_every_prefix_does(small_cache: Path, tmp_path: Path, quic
     train(small_cache, tmp_path / "run", changed(quick, steps=150, checkpoint_every=150))
     lines = read_log(tmp_path / "run" / "metrics.jsonl")
     first, second, third = lines[-1]["held_out_fvu_per_prefix"]
-    assert 0.95 > first > second > third
+    assert 0.98 > first > second > third
     assert third < 0.6
 
 
