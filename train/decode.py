@@ -10,10 +10,12 @@ With g(f) the group of feature f (the first prefix that contains it) and a bag f
     dL/dW_enc[:, f] = sum over rows r that use f of  dL/dpre[r, f] * source[r]
 
 The last two are the same bagged sum over the transposed index (feature-major): no atomics, so the result does not
-depend on the order in which threads run.
+depend on the order in which threads run. On a CPU all of it is PyTorch, on CUDA train/kernels.py where Triton is there.
 """
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +25,8 @@ from torch.nn.functional import embedding_bag
 from train.topk import Selection
 
 _BLOCK = 512
+_HAS_TRITON = find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,13 @@ def decode_prefixes(
 def bag_sums(
     selection: Selection, bags: Bags, W_dec: Float[Tensor, "dict_size d_target"]
 ) -> Float[Tensor, "bags d_target"]:
-    """The sum of every bag's decoder rows, weighted by the activations."""
-    return weighted_sums(W_dec, selection.features, selection.values, offsets=bags.offsets)
+    """The sum of every bag's decoder rows, weighted by the activations; in float32 at least."""
+    kept = torch.promote_types(W_dec.dtype, torch.float32)
+    if not uses_kernels(W_dec):
+        return weighted_sums(W_dec, selection.features, selection.values, offsets=bags.offsets).to(kept)
+    sums = W_dec.new_empty(bags.offsets.numel() - 1, W_dec.shape[1], dtype=kept)
+    weighted_sums_into(sums, W_dec, selection.features, weight=selection.values, offsets=bags.offsets)
+    return sums
 
 
 def weighted_sums(
@@ -97,6 +106,11 @@ def weighted_sums_into(
     offsets: Int[Tensor, " sums_plus_one"],
 ) -> None:
     """``weighted_sums`` in an array that is there already, on a CPU by blocks that stay in its caches."""
+    if uses_kernels(out):
+        from train.kernels import weighted_sums_
+
+        weighted_sums_(out, table, index, weight=weight, offsets=offsets)
+        return
     if out.is_cuda:
         out.copy_(weighted_sums(table, index, weight, offsets=offsets))
         return
@@ -125,6 +139,33 @@ def reverse_running_sum_(
     return sums
 
 
+def slopes_(
+    sums: Float[Tensor, "rows groups width"], left: Float[Tensor, "rows width"], *, weights: tuple[float, ...]
+) -> tuple[Float[Tensor, " groups"], Float[Tensor, "rows width"]]:
+    """Turn group sums into slopes in place, where ``left`` is what they should add up to.
+
+    Returns every prefix's squared error and the last one's residual. ``weights`` say what a prefix's squared error
+    counts; its derivative carries the 2.
+    """
+    doubled = tuple(2 * weight for weight in weights)
+    if uses_kernels(sums):
+        from train.kernels import slopes_ as fused_slopes_
+
+        squares, residual = fused_slopes_(sums, left, weights=sums.new_tensor(doubled))
+        return squares.double().sum(dim=0), residual
+    sums[:, 0] -= left
+    # Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth.
+    sse = torch.linalg.vector_norm(running_sum_(sums), dim=2).double().square_().sum(dim=0)
+    residual = sums[:, -1].clone()
+    reverse_running_sum_(sums, doubled)
+    return sse, residual
+
+
+def uses_kernels(array: Tensor) -> bool:
+    """Whether the Triton kernels do the work for an array here."""
+    return _INTERPRETED or (array.is_cuda and _HAS_TRITON)
+
+
 def activation_gradients(
     selection: Selection,
     bags: Bags,
@@ -133,6 +174,10 @@ def activation_gradients(
     slope: Float[Tensor, "bags d_target"],
 ) -> Float[Tensor, " active"]:
     """``slope[bag] . W_dec[feature]`` for every active entry."""
+    if uses_kernels(slope):
+        from train.kernels import dots
+
+        return dots(slope, W_dec, bag=bags.bag, feature=selection.features)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         slope, W_dec, selection.features, bags.offsets[:-1].contiguous(), bags.bag, 0, -1
     )

@@ -18,8 +18,7 @@ from train.decode import (
     activation_gradients,
     bag_sums,
     bags_of,
-    reverse_running_sum_,
-    running_sum_,
+    slopes_,
     transpose,
     weighted_sums_into,
 )
@@ -96,12 +95,9 @@ def nested_step(
     candidates, watched = encode(at, source, loss=loss, pre=space.pre, watch=watch)
     selection = shard.keep(candidates, count=loss.kept(len(source)), per_row=loss.activation == "topk")
     bags = bags_of(selection, shard.prefixes(loss.prefixes))
-    errors = bag_sums(selection, bags, at.W_dec).unflatten(0, (len(source), -1)).to(weights.W_dec.dtype)
-    shard.sum_(errors)[:, 0] -= _unexplained(weights, source, target=target)
-    sse = _sums_of_squares(running_sum_(errors))
-    residual = errors[:, -1].clone()
-    shares = loss.weight_of(source.shape[0])
-    slope = reverse_running_sum_(errors, tuple(2 * share for share in shares))
+    slope = shard.sum_(bag_sums(selection, bags, at.W_dec)).unflatten(0, (len(source), -1))
+    shares = loss.weight_of(len(source))
+    sse, residual = slopes_(slope, _unexplained(weights, source, target=target), weights=shares)
     code = _Code(selection, bags, transpose(selection, at.b_enc.numel()))
     fired = _differentiate(at, source, code=code, slope=slope, gradients=space.gradients, project=project)
     return StepResult(
@@ -185,11 +181,6 @@ def _differentiate(
     if gradients.W_skip is not None:
         torch.mm(source.to(slope.dtype).T, slope[:, 0], out=gradients.W_skip)
     return torch.segment_reduce(values.float(), "max", offsets=offsets.long(), initial=0.0) > 0
-
-
-def _sums_of_squares(errors: Float[Tensor, "rows prefixes width"]) -> Float[Tensor, " prefixes"]:
-    """Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth."""
-    return torch.linalg.vector_norm(errors, dim=2).double().square_().sum(dim=0)
 
 
 def _l0(selection: Selection, bags: Bags, *, prefixes: int) -> Float[Tensor, " prefixes"]:
