@@ -1,0 +1,116 @@
+"""Threads around the model: ``Ahead`` reads and tokenises before it, ``Behind`` writes after it."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """Iterates like ``items``, at most ``depth`` ahead; an error of the thread is raised in its place in the order.
+
+    ``waited_seconds`` is how long the consumer stood still. Leaving the context ends the thread.
+    """
+
+    def __init__(self, items: Iterable[T], *, depth: int) -> None:
+        self.waited_seconds = 0.0
+        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(items,), name="tokenise-ahead", daemon=True)
+
+    def __enter__(self) -> "Ahead[T]":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            started = time.perf_counter()
+            item, error = self._queue.get()
+            self.waited_seconds += time.perf_counter() - started
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+
+    def _run(self, items: Iterable[T]) -> None:
+        try:
+            for item in items:
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except BaseException as error:
+            self._put((None, error))
+
+    def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+class Behind(Generic[T]):
+    """Hands items to ``work`` in a thread, in order, at most ``depth`` behind.
+
+    An error of ``work`` ends the thread and is raised by the next ``put`` or at the end of the context, so that
+    nothing goes on as if it had been written. ``waited_seconds`` is how long ``put`` stood still.
+    """
+
+    def __init__(self, work: Callable[[T], None], *, depth: int) -> None:
+        self.waited_seconds = 0.0
+        self._work = work
+        self._queue: queue.Queue[T | None] = queue.Queue(maxsize=depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
+
+    def __enter__(self) -> "Behind[T]":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._drop()
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def put(self, item: T) -> None:
+        """Queue an item. Raises the thread's error, if there was one."""
+        started = time.perf_counter()
+        self._queue.put(item)
+        self.waited_seconds += time.perf_counter() - started
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            # After an error the queue is still emptied, so that ``put`` never waits for a thread that has ended.
+            if self._error is None:
+                try:
+                    self._work(item)
+                except BaseException as error:
+                    self._error = error
+
+    def _drop(self) -> None:
+        while True:
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return

@@ -1,0 +1,69 @@
+"""The settings of the harvest stage, with every default, and the sentence that says why a value cannot work."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from cache.settings import Settings
+
+Site = Literal["mlp_in", "ln2_normalized", "mlp_out", "resid_pre", "resid_mid", "resid_post", "attn_out"]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+
+
+class HarvestSettings(Settings):
+    """What text goes through the model, cut how, and which tensors are kept."""
+
+    dataset: str = "stdlib"
+    """``stdlib``, a file or glob (txt, jsonl, parquet, each also .gz where that makes sense), or a Hub name."""
+    dataset_revision: str | None = None
+    """The Hub commit, branch or tag of the dataset; the commit that it meant is recorded."""
+    dataset_config: str | None = None
+    """The Hub dataset's configuration, where it has several."""
+    dataset_split: str = "train"
+    """The dataset's own split to read; rows are held out by document, whatever it is called."""
+    text_column: str = "text"
+    """The column or jsonl key that holds a document's text."""
+    tokens_column: str | None = None
+    """A column of ready token ids, read instead of the text."""
+    txt_document: Literal["file", "paragraph", "line"] = "file"
+    """What counts as one document in a .txt file."""
+    context: Count = 256
+    """Tokens the model sees at once, BOS included."""
+    packing: Literal["packed", "document"] = "packed"
+    """Documents one after another in full contexts, or one document (or a part of it) a context."""
+    attention: Literal["context", "document"] = "context"
+    """In packed contexts: attend to the whole context, or only within the document, positions starting anew."""
+    train_tokens: Count = 1_000_000
+    """Rows to keep for training, special tokens included."""
+    held_out_tokens: Count = 50_000
+    """Rows to keep for evaluation, from documents of their own."""
+    repeat: bool = False
+    """Read the text again from its beginning when it is too short, instead of stopping with an error."""
+    source: Site = "mlp_in"
+    """The tensor that the transcoder reads."""
+    target: Site = "mlp_out"
+    """The tensor that the transcoder predicts."""
+    batch_contexts: Count | None = None
+    """Contexts that go through the model at once; None finds a number that fits."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """The model's own arithmetic: auto is bfloat16 on a GPU and float32 on a CPU."""
+    revision: str | None = None
+    """The Hub commit, branch or tag of the model; the commit that it meant is recorded."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile: slower to start, faster on a GPU."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "HarvestSettings":
+        if self.context < 2:
+            raise ValueError("context is 1: BOS alone; a context needs at least 2 tokens")
+        if self.attention == "document" and self.packing == "document":
+            raise ValueError("attention: document says how packed contexts attend; with packing: document leave it out")
+        if self.dataset == "stdlib" and self.tokens_column:
+            raise ValueError("tokens_column is given, but the standard library is text")
+        return self

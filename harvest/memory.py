@@ -1,0 +1,50 @@
+"""Memory arithmetic: what a model's weights take, what a token takes on its way through, how many contexts fit."""
+
+import torch
+
+from cache.errors import CapacityError
+from harvest.config import HarvestSettings
+from harvest.model import LanguageModel, ModelFolder
+
+_CPU_TOKENS, _GPU_TOKENS = 4096, 65_536
+_FREE_SHARE = 0.5
+"""The share of free GPU memory that activations may take; kernels' workspaces and fragments want the rest."""
+
+
+def weight_bytes(where: ModelFolder, dtype: torch.dtype, *, layers: int | None = None) -> int:
+    """Bytes of the weights in ``dtype``, or of those that ``layers`` blocks and the embeddings have, about."""
+    everything = where.parameters * dtype.itemsize
+    if layers is None or layers >= where.layers:
+        return everything
+    embeddings = where.vocabulary * where.width * dtype.itemsize
+    return embeddings + (everything - embeddings) * layers // where.layers
+
+
+def token_bytes(where: ModelFolder, dtype: torch.dtype, *, context: int, sites: int, eager: bool) -> int:
+    """Bytes that one token holds at the peak: one block's intermediates, the kept sites, eager attention's scores."""
+    config = where.config
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * where.width
+    scores = 3 * int(config.num_attention_heads) * context * 4 if eager else 0
+    return (8 * where.width + 3 * int(inner) + sites * where.width) * dtype.itemsize + scores
+
+
+def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int) -> int:
+    """Contexts a batch: what the settings say, or as many as keep the device busy and fit in its free memory.
+
+    Raises CapacityError when not even one context fits.
+    """
+    if settings.batch_contexts:
+        return settings.batch_contexts
+    if model.device.type != "cuda":
+        return max(1, _CPU_TOKENS // settings.context)
+    eager = model.hugging.config._attn_implementation == "eager"
+    each = token_bytes(model.where, model.dtype, context=settings.context, sites=2 * layers, eager=eager)
+    free, _ = torch.cuda.mem_get_info(model.device)
+    fits = int(free * _FREE_SHARE) // (each * settings.context)
+    if not fits:
+        raise CapacityError(
+            f"One context of {settings.context} tokens needs about {each * settings.context / 1e9:.1f} GB; "
+            f"{free / 1e9:.1f} GB are free on {model.device}.",
+            remedy="Lower harvest.context, choose harvest.dtype bfloat16, or free the device.",
+        )
+    return min(fits, max(1, _GPU_TOKENS // settings.context))

@@ -1,0 +1,231 @@
+"""The whole harvest into real caches: what lies in them, resume, several layers, ranks, too little text."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cache.config import CacheSettings
+from cache.errors import CapacityError, MismatchError, UsageError
+from cache.progress import Silent
+from cache.reader import CacheReader
+from harvest.batch import BatchForward
+from harvest.config import HarvestSettings
+from harvest.model import load_model
+from harvest.run import harvest_layers
+from harvest.tokens import ContextBatch
+
+CACHE = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=128, held_out_fraction=0.3)
+HARVEST = HarvestSettings(context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4)
+
+
+class StopError(Exception):
+    """Stands for a crash."""
+
+
+class Crash(Silent):
+    """Raises after so many batches."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, amount, **figures):
+        self.left -= 1
+        if self.left < 0:
+            raise StopError
+
+
+def documents_file(folder: Path, *, count: int = 60, words: str = "the quick brown fox ") -> Path:
+    lines = [json.dumps({"text": f"document {n}: " + words * (n % 5), "n": n}) for n in range(count)]
+    path = folder / "text.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    return documents_file(tmp_path)
+
+
+def harvest(model, folders, text, *, progress=None, fresh=False, rank=0, world=1, cache=CACHE, **changes):
+    settings = HARVEST.model_copy(update={"dataset": str(text), **changes})
+    return harvest_layers(
+        model=str(model),
+        layers=list(folders),
+        settings=settings,
+        cache_settings=cache,
+        folders=folders,
+        device="cpu",
+        fresh=fresh,
+        progress=progress or Silent(),
+        rank=rank,
+        world=world,
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file that is the same whatever was interrupted: all but locks and this run's own proof."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "locks" not in path.parts and not path.name.startswith("proof-")
+    }
+
+
+def test_the_cache_holds_what_plain_hugging_face_computes(model_folder, family, text, tmp_path):
+    harvest(model_folder, {2: tmp_path / "c"}, text, packing="document", context=64)
+    reader = CacheReader.open(tmp_path / "c")
+    hugging = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    block = hugging.transformer.h[2] if family == "gpt2" else hugging.model.layers[2]
+    seen = {}
+    block.mlp.register_forward_pre_hook(lambda _, args: seen.__setitem__("source", args[0]))
+    last = block.mlp if family == "gpt2" else block.post_feedforward_layernorm
+    last.register_forward_hook(lambda _, __, out: seen.__setitem__("target", out))
+    view = reader.split("held_out")
+    rows = view.rows(slice(0, len(view)))
+    starts = np.flatnonzero(rows.position == 0)
+    for start, stop in zip(starts, [*starts[1:], len(view)], strict=True):
+        with torch.inference_mode():
+            hugging(torch.from_numpy(rows.tokens[start:stop].astype(np.int64))[None])
+        for name in ("source", "target"):
+            got, expected = getattr(rows, name)[start:stop].float(), seen[name][0].bfloat16().float()
+            # Another batch size may round the last bit of the float32 sums the other way.
+            assert torch.allclose(got, expected, rtol=2**-7, atol=1e-4)
+
+
+def test_rows_identity_and_side_tables(model_folder, family, text, tmp_path):
+    (result,) = harvest(model_folder, {1: tmp_path / "c"}, text).values()
+    reader = CacheReader.open(tmp_path / "c")
+    assert (len(reader.split("train")), len(reader.split("held_out"))) == (700, 200)
+    assert result["complete"]
+    assert result["fingerprint"] == reader.fingerprint
+    identity = reader.identity
+    assert identity["architecture"] == family
+    assert (identity["layer"], identity["source_site"], identity["target_site"]) == (1, "mlp_in", "mlp_out")
+    assert identity["proof"]["errors"]["mlp(mlp_in) = mlp_out"] == 0.0
+    assert reader.arrays["gain"].shape == (64,)
+    assert json.loads(bytes(reader.arrays["tokenizer.json"]))["model"]["type"] == "BPE"
+    train, held_out = (set(np.unique(reader.split(name).document)) for name in ("train", "held_out"))
+    assert not train & held_out
+
+
+def test_every_context_begins_with_bos(model_folder, text, tmp_path):
+    harvest(model_folder, {1: tmp_path / "c"}, text)
+    reader = CacheReader.open(tmp_path / "c")
+    view = reader.split("train")
+    bos = reader.identity["bos"]
+    assert (np.asarray(view.tokens)[np.asarray(view.position) == 0] == bos).all()
+    assert bos in reader.special_ids
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_a_crash_and_a_rerun_give_the_same_bytes(model_folders, text, tmp_path, after):
+    model = model_folders["gpt2"]
+    harvest(model, {1: tmp_path / "whole"}, text)
+    with pytest.raises(StopError):
+        harvest(model, {1: tmp_path / "cut"}, text, progress=Crash(after))
+    harvest(model, {1: tmp_path / "cut"}, text)
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+def test_two_layers_in_one_pass_are_the_two_alone(model_folder, text, tmp_path):
+    harvest(model_folder, {1: tmp_path / "a1", 3: tmp_path / "a3"}, text)
+    harvest(model_folder, {1: tmp_path / "b1"}, text)
+    harvest(model_folder, {3: tmp_path / "b3"}, text)
+    assert tree(tmp_path / "a1") == tree(tmp_path / "b1")
+    assert tree(tmp_path / "a3") == tree(tmp_path / "b3")
+
+
+def test_layers_that_stopped_at_different_places_catch_up_together(model_folders, text, tmp_path):
+    model = model_folders["gemma2"]
+    harvest(model, {1: tmp_path / "w1", 2: tmp_path / "w2"}, text)
+    with pytest.raises(StopError):
+        harvest(model, {1: tmp_path / "c1"}, text, progress=Crash(6))
+    with pytest.raises(StopError):
+        harvest(model, {2: tmp_path / "c2"}, text, progress=Crash(3))
+    harvest(model, {1: tmp_path / "c1", 2: tmp_path / "c2"}, text)
+    assert tree(tmp_path / "c1") == tree(tmp_path / "w1")
+    assert tree(tmp_path / "c2") == tree(tmp_path / "w2")
+
+
+def test_a_finished_layer_is_left_alone(model_folders, text, tmp_path):
+    model = model_folders["gpt2"]
+    harvest(model, {1: tmp_path / "c"}, text)
+    before = tree(tmp_path / "c")
+    (again,) = harvest(model, {1: tmp_path / "c"}, text).values()
+    assert again["up_to_date"]
+    assert tree(tmp_path / "c") == before
+
+
+def test_another_text_in_the_same_folder_is_refused(model_folders, text, tmp_path):
+    model = model_folders["gpt2"]
+    harvest(model, {1: tmp_path / "c"}, text)
+    text.write_text(text.read_text() + json.dumps({"text": "more"}) + "\n")
+    with pytest.raises(MismatchError, match="dataset"):
+        harvest(model, {1: tmp_path / "c"}, text)
+    harvest(model, {1: tmp_path / "c"}, text, fresh=True)
+
+
+def test_too_little_text_is_said_with_the_count(model_folders, text, tmp_path):
+    with pytest.raises(UsageError, match="too short"):
+        harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, train_tokens=100_000)
+    assert harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, train_tokens=9000, repeat=True)[1]["complete"]
+
+
+def test_a_context_beyond_the_model(model_folders, text, tmp_path):
+    with pytest.raises(UsageError, match="64 positions"):
+        harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, context=65)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_together_hold_each_document_once(model_folders, tmp_path, world):
+    text = documents_file(tmp_path, count=200, words="fox ")
+    cache = CACHE.model_copy(update={"segment_rows": 64})
+    folder = tmp_path / "c"
+    for rank in range(world):
+        harvest(
+            model_folders["gpt2"], {1: folder}, text, rank=rank, world=world, cache=cache, packing="document",
+            context=64, train_tokens=2000, held_out_tokens=400,
+        )  # fmt: skip
+    reader = CacheReader.open(folder)
+    for split, rows in (("train", 2000), ("held_out", 400)):
+        view = reader.split(split)
+        assert len(view) == rows
+        places = set(zip(view.document.tolist(), view.position.tolist(), strict=True))
+        assert len(places) == rows
+        assert {document % world for document in np.unique(view.document)} == set(range(world))
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_halves(model_folders):
+    model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=1)
+    settings = HARVEST
+    notes = []
+
+    class Notes(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    def small(limit):
+        def refuse(_, args, kwargs):
+            if len(kwargs["input_ids"]) > limit:
+                raise torch.OutOfMemoryError("planted")
+
+        return refuse
+
+    tokens = np.random.default_rng(0).integers(1, 200, (6, 32))
+    batch = ContextBatch(
+        tokens=tokens, documents=tokens, kept=np.ones_like(tokens, dtype=np.bool_),
+        document_positions=tokens, held_out=False, cursor=None,
+    )  # fmt: skip
+    whole = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())
+    handle = model.hugging.base_model.register_forward_pre_hook(small(2), with_kwargs=True)
+    halves = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Notes())
+    handle.remove()
+    assert [note.split(": ")[1] for note in notes] == ["going on with 3", "going on with 1"]
+    assert torch.allclose(whole.site(1, "mlp_in"), halves.site(1, "mlp_in"), atol=1e-5)
+    model.hugging.base_model.register_forward_pre_hook(small(0), with_kwargs=True)
+    with pytest.raises(CapacityError, match="One context"):
+        BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())

@@ -1,0 +1,191 @@
+"""The sites against independent plain Hugging Face hooks, for both families, in float32 and bfloat16."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cache.errors import MismatchError, NumericalError
+from harvest.forward import Key, run_bridge, run_modules
+from harvest.model import boot_bridge, load_model
+from harvest.proof import equations, prove_sites, relative_error
+from harvest.sites import FAMILIES, HOOKS, block_of, norm_of
+
+LAYER = 2
+SITES = tuple(HOOKS)
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request) -> str:
+    return request.param
+
+
+def tokens(model, *, contexts=3, length=40):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(3, 200, (contexts, length), generator=generator)
+    drawn[:, 0] = model.tokenizer.bos
+    return drawn
+
+
+def oracle(folder, family, dtype, batch):
+    """mlp_in, mlp_out, the residual stream and the norm by hooks on a whole model that this project never touched."""
+    hugging = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    found = {}
+
+    def out(name):
+        return lambda _, __, output: found.__setitem__(name, output[0] if isinstance(output, tuple) else output)
+
+    if family == "gpt2":
+        block = hugging.transformer.h[LAYER]
+        block.ln_2.register_forward_pre_hook(lambda _, args: found.__setitem__("resid_mid", args[0]))
+        block.ln_2.register_forward_hook(out("mlp_in"))
+        block.mlp.register_forward_hook(out("mlp_out"))
+        block.attn.register_forward_hook(out("attn_out"))
+        gain, bias = block.ln_2.weight, block.ln_2.bias
+    else:
+        block = hugging.model.layers[LAYER]
+        block.pre_feedforward_layernorm.register_forward_pre_hook(
+            lambda _, args: found.__setitem__("resid_mid", args[0])
+        )
+        block.pre_feedforward_layernorm.register_forward_hook(out("mlp_in"))
+        block.post_feedforward_layernorm.register_forward_hook(out("mlp_out"))
+        block.post_attention_layernorm.register_forward_hook(out("attn_out"))
+        gain, bias = 1 + block.pre_feedforward_layernorm.weight, torch.zeros(())
+    with torch.inference_mode():
+        states = hugging(batch, output_hidden_states=True).hidden_states
+        found["resid_pre"], found["resid_post"] = states[LAYER], states[LAYER + 1]
+        found["ln2_normalized"] = (found["mlp_in"].float() - bias.float()) / gain.float()
+    return found
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_is_what_plain_hooks_see(model_folder, family, dtype, site):
+    model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
+    batch = tokens(model)
+    ours = run_modules(model, batch, keys=[(LAYER, site)])[LAYER, site]
+    theirs = oracle(model_folder, family, dtype, batch)[site]
+    if site == "ln2_normalized":
+        # The oracle divides a rounded mlp_in by the gain: exact up to that rounding.
+        assert relative_error(ours.flatten(0, 1), theirs.flatten(0, 1)) < (1e-5 if dtype == "float32" else 3e-2)
+    else:
+        assert torch.equal(ours, theirs)
+
+
+def test_every_site_equals_the_bridge(model_folder, family, dtype):
+    model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
+    batch = tokens(model)
+    keys: list[Key] = [(layer, site) for layer in (0, LAYER) for site in SITES]
+    fast, plain = run_modules(model, batch, keys=keys), run_bridge(boot_bridge(model), batch, keys=keys)
+    worst = max(relative_error(fast[key].flatten(0, 1), plain[key].flatten(0, 1)) for key in keys)
+    assert worst < (1e-5 if dtype == "float32" else 3e-2)
+    if family == "gemma2":
+        assert worst == 0.0
+
+
+def test_the_bridge_leaves_the_model_s_weights_alone(model_folder):
+    model = load_model(str(model_folder), device="cpu")
+    before = {name: weight.clone() for name, weight in model.hugging.named_parameters()}
+    bridge = boot_bridge(model)
+    run_bridge(bridge, tokens(model), keys=[(1, "mlp_in")])
+    after = dict(model.hugging.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_proof_holds_and_says_the_numbers(model_folder, dtype):
+    model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
+    for proof in prove_sites(model, boot_bridge(model), tokens(model), layers=[0, LAYER], sites=["mlp_in", "mlp_out"]):
+        proof.require()
+        assert proof.record()["errors"]["mlp(mlp_in) = mlp_out"] == 0.0
+        assert proof.errors["ln2_normalized * gain + bias = mlp_in"] < (1e-6 if dtype == "float32" else 1e-4)
+        assert proof.rows == 3 * 39
+
+
+def test_the_recipe_of_the_raw_norm_weight_fails_the_proof(model_folder):
+    """``hook_normalized * ln2.w``: forgets GPT-2's bias, and on Gemma-2 takes an offset for the gain."""
+    model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
+    batch = tokens(model)
+    keys: list[Key] = [(LAYER, "ln2_normalized"), (LAYER, "mlp_in"), (LAYER, "mlp_out"), (LAYER, "resid_mid")]
+    captured = run_modules(model, batch, keys=[*keys, (LAYER, "resid_post")])
+    family = FAMILIES[model.where.architecture]
+    weight = getattr(block_of(model.hugging, LAYER), family.norm).weight
+    captured[LAYER, "mlp_in"] = captured[LAYER, "ln2_normalized"] * weight
+    mlp, _ = equations(model, LAYER, captured)["mlp(mlp_in) = mlp_out"], None
+    assert relative_error(mlp[0].flatten(0, 1), mlp[1].flatten(0, 1)) > 0.1
+
+
+def test_a_wrong_target_stops_the_run_with_its_number(model_folders):
+    """Gemma-2's MLP output before the post norm is not what the layer adds to the residual stream."""
+    model = load_model(str(model_folders["gemma2"]), device="cpu", last_layer=LAYER)
+    (proof,) = prove_sites(model, boot_bridge(model), tokens(model), layers=[LAYER], sites=["mlp_out"])
+    wrong = type(proof)(**{**proof.record(), "errors": {**proof.errors, "resid_mid + mlp_out = resid_post": 0.4}})
+    with pytest.raises(NumericalError, match=r"resid_mid \+ mlp_out = resid_post: 0\.4"):
+        wrong.require()
+
+
+def test_nan_never_passes_a_proof(model_folders):
+    model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=LAYER)
+    (proof,) = prove_sites(model, boot_bridge(model), tokens(model), layers=[LAYER], sites=["mlp_out"])
+    worse = type(proof)(**{**proof.record(), "errors": dict.fromkeys(proof.errors, float("nan"))})
+    assert worse.failures == list(proof.errors)
+
+
+def test_attention_that_ignores_the_soft_cap_fails_the_proof(model_folders, dtype):
+    model = load_model(str(model_folders["gemma2"]), device="cpu", dtype=dtype, last_layer=LAYER)
+    bridge = boot_bridge(model)
+    for layer in range(LAYER + 1):
+        block_of(model.hugging, layer).self_attn.attn_logit_softcapping = None
+    (proof,) = prove_sites(model, bridge, tokens(model), layers=[LAYER], sites=["mlp_in"])
+    assert proof.bridge_failures
+
+
+def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch):
+    model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=LAYER)
+    monkeypatch.setitem(HOOKS, "mlp_in", "blocks.{layer}.mlp.hook_nothing")
+    with pytest.raises(MismatchError, match="yields nothing at mlp_in of layer 2"):
+        run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in"), (LAYER, "mlp_out")])
+    with pytest.raises(MismatchError, match="yields nothing"):
+        run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in")])
+
+
+def test_gain_and_bias_turn_normalised_into_mlp_in(model_folder):
+    model = load_model(str(model_folder), device="cpu", dtype="bfloat16", last_layer=LAYER)
+    captured = run_modules(model, tokens(model), keys=[(LAYER, "ln2_normalized"), (LAYER, "mlp_in")])
+    rebuilt = norm_of(model.hugging, LAYER).apply(captured[LAYER, "ln2_normalized"]).bfloat16()
+    assert (rebuilt == captured[LAYER, "mlp_in"]).float().mean() > 0.999
+
+
+def test_attention_within_documents_is_each_document_alone(model_folder):
+    model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
+    batch = tokens(model, contexts=1, length=30)
+    batch[0, 12] = model.tokenizer.bos
+    positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
+    key: Key = (LAYER, "mlp_out")
+    together = run_modules(model, batch, keys=[key], positions=positions)[key][0]
+    alone = torch.cat([run_modules(model, part, keys=[key])[key][0] for part in batch.split([12, 18], dim=1)])
+    assert relative_error(together, alone) < 1e-5
+    across = run_modules(model, batch, keys=[key])[key][0]
+    assert relative_error(across[12:], alone[12:]) > 1e-2
+
+
+def test_the_definitions_in_float64(model_folder, family):
+    """mlp_in and mlp_out of a row from resid_mid, by the formulas, in a few lines."""
+    model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
+    keys: list[Key] = [(LAYER, site) for site in ("resid_mid", "mlp_in", "mlp_out", "ln2_normalized")]
+    got = {site: t[0].double() for (_, site), t in run_modules(model, tokens(model), keys=keys).items()}
+    weights = {n: p.double() for n, p in block_of(model.hugging, LAYER).named_parameters()}
+    x = got["resid_mid"]
+    if family == "gpt2":
+        normalised = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        h = normalised * weights["ln_2.weight"] + weights["ln_2.bias"]
+        inner = h @ weights["mlp.c_fc.weight"] + weights["mlp.c_fc.bias"]
+        inner = torch.nn.functional.gelu(inner, approximate="tanh")
+        out = inner @ weights["mlp.c_proj.weight"] + weights["mlp.c_proj.bias"]
+    else:
+        normalised = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        h = normalised * (1 + weights["pre_feedforward_layernorm.weight"])
+        gate = torch.nn.functional.gelu(h @ weights["mlp.gate_proj.weight"].T, approximate="tanh")
+        raw = (gate * (h @ weights["mlp.up_proj.weight"].T)) @ weights["mlp.down_proj.weight"].T
+        rms = (raw.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        out = raw / rms * (1 + weights["post_feedforward_layernorm.weight"])
+    for name, expected in (("ln2_normalized", normalised), ("mlp_in", h), ("mlp_out", out)):
+        assert torch.allclose(got[name], expected, rtol=1e-4, atol=1e-5), name
