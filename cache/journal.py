@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from cache import disk
 from cache.checksum import canonical_json, chunk_hash
-from cache.errors import DamagedError, MismatchError
+from cache.errors import DamagedError, MismatchError, NestcoderError
 from cache.layout import Geometry
 
 _LINE = re.compile(rb"([0-9a-f]{16}) (\{.*\})")
@@ -123,9 +123,33 @@ def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int)
     return journal
 
 
+def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int) -> list[dict[str, Any]]:
+    """What a damaged journal still says: its lines that read and fit, with a header, numbered anew."""
+    path, first = Path(journal_path(part)), header(fingerprint, part)
+    journal, kept, lines = Journal(lines=1), [first], data.split(b"\n")
+    for line in [*lines, lines[-1][:-1]]:
+        try:
+            parsed: dict[str, Any] = json.loads(line[17:]) if _is_sound(line) else {}
+            if "journal" in parsed and parsed != first:
+                return [first]
+            _apply(journal, parsed, path, geometry=geometry, header=first)
+        except (ValueError, RecursionError, NestcoderError):
+            continue
+        kept.append(parsed | {"n": len(kept)})
+    return kept
+
+
 def _is_torn(tail: bytes) -> bool:
-    """Whether a crash can have left this: the beginning of a line, or the zeros of a block never flushed."""
-    return not _LINE.fullmatch(tail) or chunk_hash(tail[17:]).encode() != tail[:16]
+    """Whether a crash can have left this: the beginning of a line, or the zeros of a block never flushed.
+
+    A whole line is none, nor is one whose newline became another byte.
+    """
+    return not any(_is_sound(line) for line in (tail, tail[:-1]))
+
+
+def _is_sound(line: bytes) -> bool:
+    match = _LINE.fullmatch(line)
+    return bool(match) and chunk_hash(line[17:]).encode() == line[:16]
 
 
 def _damaged(path: Path, number: int, how: str) -> DamagedError:
@@ -134,11 +158,10 @@ def _damaged(path: Path, number: int, how: str) -> DamagedError:
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    match = _LINE.fullmatch(line)
-    if not match or chunk_hash(match[2]).encode() != match[1]:
+    if not _is_sound(line):
         raise _damaged(path, number, "does not match its checksum")
     try:
-        parsed: Any = json.loads(match[2])
+        parsed: Any = json.loads(line[17:])
     except (ValueError, RecursionError):
         raise _damaged(path, number, "is no JSON") from None
     if not isinstance(parsed, dict) or cast("dict[str, Any]", parsed).get("n") != number:
@@ -177,4 +200,11 @@ def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
             raise ValueError(entry.path)
         if not _HASH.fullmatch(entry.xxh3) or not _HASHES.fullmatch(entry.chunks):
             raise ValueError(entry.path)
-    return Commit(group.name, segment, Point(**line["from"]), Point(**line["next"]), entries)
+    return Commit(group.name, segment, _read_point(line["from"]), _read_point(line["next"]), entries)
+
+
+def _read_point(value: dict[str, Any]) -> Point:
+    for group in ("train", "held_out"):
+        if type(value[group]) is not int or value[group] < 0:
+            raise ValueError(group)
+    return Point(value["cursor"], value["train"], value["held_out"])

@@ -26,6 +26,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _LIMIT_BYTES = 64 << 20
 _PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
 _GEOMETRY_LIMIT = 1 << 48
+_FILES_LIMIT = 1 << 22
+_CHUNKS_LIMIT = 1 << 26
+_REPAIR = "Run 'nestcoder cache repair' on the cache."
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ def _geometry_problem(geometry: Geometry) -> str:
         return "held-out shards are no multiple of a chunk"
     if geometry.parts > 1 << 16 or max(geometry.d_source, geometry.d_target) > 1 << 24:
         return "a width or the number of parts is absurd"
+    arrays = [array for group in geometry.groups.values() for array in group.arrays.values()]
+    if (
+        sum(array.files for array in arrays) > _FILES_LIMIT
+        or max(a.files * a.index_entries for a in arrays) > _CHUNKS_LIMIT
+    ):
+        return "the number of files or chunks is absurd"
     return ""
 
 
@@ -169,17 +178,22 @@ def parse_manifest(data: bytes, *, where: object) -> Manifest:
         loaded: Any = json.loads(data)
         document = cast("dict[str, Any]", loaded)
         version, checksum = document["version"], document.pop("checksum")
+        sound = file_hash([canonical_json(document)]) == checksum
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise DamagedError("The manifest does not read.", where=where) from None
+        raise DamagedError("The manifest does not read.", where=where, remedy=_REPAIR) from None
+    if not sound:
+        raise DamagedError("The manifest does not match its own checksum.", where=where, remedy=_REPAIR)
     if version != VERSION:
         what = f"This cache has format version {version!r}; this nestcoder reads version {VERSION}."
         raise MismatchError(what, where=where, remedy="Use the nestcoder that wrote it, or harvest again.")
     try:
-        if file_hash([canonical_json(document)]) != checksum:
-            raise DamagedError("The manifest does not match its own checksum.", where=where)
-        return _build(document)
+        manifest = _build(document)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"The manifest makes no sense ({error}).", where=where) from None
+        reason = str(error).splitlines()[0] if str(error) else "it lacks something"
+        raise DamagedError(f"The manifest makes no sense ({reason}).", where=where) from None
+    if manifest.to_json() != data:
+        raise DamagedError("The manifest is not written as it was.", where=where, remedy=_REPAIR)
+    return manifest
 
 
 def _build(document: dict[str, Any]) -> Manifest:
@@ -191,11 +205,12 @@ def _build(document: dict[str, Any]) -> Manifest:
     if problem:
         raise ValueError(problem)
     files = {_plain_path(path): (_size(size), str(digest)) for path, (size, digest) in document["files"].items()}
-    if not set(geometry.zarr_files()) <= set(files):
-        raise ValueError("a zarr.json is not bound")
-    special = tuple(_size(token) for token in document["special_ids"])
-    if not isinstance(document["identity"], dict):
-        raise ValueError("identity is no mapping")
+    for path, data in geometry.zarr_files().items():
+        if files[path] != (len(data), file_hash([data])):
+            raise ValueError(f"{path} is not bound as this geometry has it")
+    special = tuple(_token(token) for token in document["special_ids"])
+    if not isinstance(document["identity"], dict) or not _is_plain(document["written_with"]):
+        raise ValueError("identity or written_with is no mapping")
     manifest = Manifest(
         document["identity"], geometry, **seeds, special_ids=special, files=files, written_with=document["written_with"]
     )
@@ -215,6 +230,28 @@ def _size(value: Any) -> int:
     if type(value) is not int or not 0 <= value < _GEOMETRY_LIMIT:
         raise ValueError(f"number {value!r}")
     return value
+
+
+def _token(value: Any) -> int:
+    if _size(value) >= 1 << 31:
+        raise ValueError(f"token {value!r}")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def read_parameter(described: bytes, data: bytes) -> np.ndarray:
+    """A small array from its zarr.json and its bytes. Raises ValueError when that is not what a cache holds."""
+    document = json.loads(described)
+    shape, item = document["shape"], document["data_type"]
+    if item not in _PARAMETER_TYPES or not 1 <= len(shape) <= 8:
+        raise ValueError(f"an array of {item!r}")
+    array = np.frombuffer(data, item).reshape([_size(length) for length in shape]).copy()
+    if _parameter_json(array) != described:
+        raise ValueError("metadata that a cache does not write")
+    return array
 
 
 def first_difference(ours: Any, theirs: Any, name: str = "") -> str:

@@ -20,7 +20,7 @@ from cache.checksum import chunk_hash, file_hash
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.journal import Commit, FileEntry, journal_path, read_journal
 from cache.layout import STORE, Array, Group
-from cache.manifest import Manifest, first_difference, read_manifest
+from cache.manifest import Manifest, first_difference, read_manifest, read_parameter
 from cache.mapping import Region
 from cache.statistics import GroupStatistics, merge_groups, unpack
 
@@ -220,13 +220,12 @@ class CacheReader:
         return {name: self._array(folder + name) for name in sorted(names - {"zarr.json"})}
 
     def _array(self, folder: str) -> np.ndarray:
-        import json
-
-        described = json.loads(self.read_bound(f"{folder}/zarr.json"))
-        shape, item = described["shape"], described["data_type"]
-        path = f"{folder}/c" + ".0" * len(shape)
-        data = self.read_bound(path) if path in self.manifest.files else b""
-        return np.frombuffer(data, item).reshape(shape).copy()
+        described = self.read_bound(f"{folder}/zarr.json")
+        parts = [path for path in self.manifest.files if path.startswith(f"{folder}/c.")]
+        try:
+            return read_parameter(described, b"".join(map(self.read_bound, parts)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedError(f"A small array does not read ({error}).", where=self.path / folder) from None
 
     def read_bound(self, path: str) -> bytes:
         """The bytes of a file that the manifest binds. Raises DamagedError when they are not those."""

@@ -182,8 +182,10 @@ class CacheWriter:
     def _create(self, files: dict[str, bytes]) -> None:
         """Make the store, or check that the one that lies here is the same. What a crash left aside is removed."""
         self._sweep()
+        wanted = [(self._path / path, [data]) for path, data in files.items()]
         if not (self._path / MANIFEST).exists():
-            disk.write_files([(self._path / path, [data]) for path, data in files.items()], tag=self._tag)
+            self._read_journal()
+            disk.write_files(wanted, tag=self._tag)
             disk.write_file(self._path / MANIFEST, self.manifest.to_json(), tag=self._tag)
             return
         held = read_manifest(self._path)
@@ -191,6 +193,7 @@ class CacheWriter:
             difference = first_difference(self.manifest.determining(), held.determining())
             what = f"The cache here was made differently: {difference}."
             raise MismatchError(what, where=self._path, remedy="Choose another folder, or --fresh to begin anew.")
+        disk.write_files([file for file in wanted if not file[0].exists()], tag=self._tag)
 
     def _sweep(self) -> None:
         for aside in sorted(self._path.rglob(f".*.{self._tag}.aside")):
@@ -201,18 +204,21 @@ class CacheWriter:
         return f"part-{self._part:05d}"
 
     def _open_journal(self, progress: Progress) -> Journal:
-        path, fingerprint = self._path / journal_path(self._part), self.manifest.fingerprint
-        journal = read_journal(path, geometry=self._geometry, fingerprint=fingerprint, part=self._part)
+        path, journal = self._path / journal_path(self._part), self._read_journal()
         if path.exists() and path.stat().st_size != journal.whole_bytes:
             disk.truncate(path, journal.whole_bytes)
         if not journal.lines:
             disk.make_folder(path.parent)
-            append(path, header(fingerprint, self._part))
+            append(path, header(self.manifest.fingerprint, self._part))
             disk.sync_folder(path.parent)
             journal.lines = 1
         if journal.commits:
             progress.note(f"kept {len(journal.commits)} segments of an earlier run in {self._path}")
         return journal
+
+    def _read_journal(self) -> Journal:
+        path, fingerprint = self._path / journal_path(self._part), self.manifest.fingerprint
+        return read_journal(path, geometry=self._geometry, fingerprint=fingerprint, part=self._part)
 
     def _missing(self, group: str) -> list[int]:
         own = self._geometry.part_segments(group, self._part)
@@ -259,5 +265,5 @@ def remove_cache(path: Path) -> None:
     with ExitStack() as stack:
         for held in sorted((path / "locks").glob("part-*")):
             stack.enter_context(disk.lock(held))
-        for name in (MANIFEST, "journal", STORE, "locks"):
+        for name in (MANIFEST, "journal", STORE, "quarantine", "locks"):
             disk.remove(path / name)

@@ -155,9 +155,9 @@ def cache() -> None:
 @click.pass_obj
 def info(invocation: Invocation, *, path: str) -> None:
     """What PATH (a folder or URL) holds: model, sites, rows, statistics, mixing."""
-    from nestcoder import stages
+    from nestcoder import cache_commands
 
-    invocation.say(*stages.cache_info(path))
+    invocation.say(*cache_commands.cache_info(path))
 
 
 @cache.command()
@@ -166,9 +166,9 @@ def info(invocation: Invocation, *, path: str) -> None:
 @click.pass_obj
 def verify(invocation: Invocation, *, path: str, fast: bool) -> None:
     """Check every byte against its checksum; exit code 3 names what is damaged."""
-    from nestcoder import stages
+    from nestcoder import cache_commands
 
-    invocation.say(*stages.cache_verify(path, fast=fast))
+    invocation.say(*cache_commands.cache_verify(path, fast=fast))
 
 
 @cache.command()
@@ -176,9 +176,9 @@ def verify(invocation: Invocation, *, path: str, fast: bool) -> None:
 @click.pass_obj
 def repair(invocation: Invocation, *, path: str) -> None:
     """Set damaged shards aside, so that the next harvest redoes exactly those."""
-    from nestcoder import stages
+    from nestcoder import cache_commands
 
-    invocation.say(*stages.cache_repair(path))
+    invocation.say(*cache_commands.cache_repair(path))
 
 
 @cache.command()
@@ -188,9 +188,9 @@ def repair(invocation: Invocation, *, path: str) -> None:
 @click.pass_obj
 def pack(invocation: Invocation, *, path: str, archive: Path, codec: str) -> None:
     """Write PATH as a compressed cache, without loss, and say the ratio."""
-    from nestcoder import stages
+    from nestcoder import cache_commands
 
-    invocation.say(*stages.cache_pack(path, archive, codec))
+    invocation.say(*cache_commands.cache_pack(path, archive, codec))
 
 
 @cache.command()
@@ -199,9 +199,9 @@ def pack(invocation: Invocation, *, path: str, archive: Path, codec: str) -> Non
 @click.pass_obj
 def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
     """Turn a compressed cache back into one that can be trained on."""
-    from nestcoder import stages
+    from nestcoder import cache_commands
 
-    invocation.say(*stages.cache_unpack(path, folder))
+    invocation.say(*cache_commands.cache_unpack(path, folder))
 
 
 @command_line.command()

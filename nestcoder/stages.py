@@ -38,7 +38,7 @@ def harvest(invocation: "Invocation", layers: list[int], device: str, *, fresh: 
     from harvest.run import harvest_layers
 
     settings, ranks = invocation.settings, read_ranks()
-    with _progress() as progress:
+    with shown_progress() as progress:
         result = harvest_layers(
             model=settings.model,
             layers=layers,
@@ -60,7 +60,7 @@ def train(invocation: "Invocation", layers: list[int], device: str, *, name: str
 
     settings, ranks = invocation.settings, read_ranks()
     results: dict[int, Any] = {}
-    with _progress() as progress, process_group(ranks, ranks.device(device)):
+    with shown_progress() as progress, process_group(ranks, ranks.device(device)):
         for layer in layers:
             folders = invocation.folders(layer)
             results[layer] = train_layer(
@@ -83,7 +83,7 @@ def evaluate(invocation: "Invocation", layers: list[int], device: str, options: 
     settings, ranks = invocation.settings, read_ranks()
     chosen = layers or _trained_layers(invocation, options.name)
     results: dict[int, Any] = {}
-    with _progress() as progress, process_group(ranks, ranks.device(device)):
+    with shown_progress() as progress, process_group(ranks, ranks.device(device)):
         for layer in chosen:
             folders = invocation.folders(layer)
             results[layer] = evaluate_layer(
@@ -111,7 +111,7 @@ def _trained_layers(invocation: "Invocation", name: str) -> list[int]:
 
 
 @contextmanager
-def _progress() -> Generator[TerminalProgress | LineProgress]:
+def shown_progress() -> Generator[TerminalProgress | LineProgress]:
     """Progress on standard error while the block runs; SIGTERM unwinds it as Ctrl-C does, and leaves with 143."""
     progress = make_progress()
 

@@ -1,0 +1,117 @@
+"""A small text that a cache can be written from, the same every time, and ways to break what was written."""
+
+import shutil
+from functools import cached_property
+
+import numpy as np
+import pytest
+
+from cache.config import CacheSettings
+from cache.writer import CacheWriter
+
+CONTEXT = 5
+
+
+class Toy:
+    """Contexts of five rows, every fourth held out; the cursor counts contexts. Sizes give seven segments."""
+
+    def __init__(self, *, train_rows=50, held_out_rows=11, d_source=8, d_target=6, parts=1, **settings):
+        self.train_rows, self.held_out_rows, self.parts = train_rows, held_out_rows, parts
+        self.d_source, self.d_target = d_source, d_target
+        small = {"chunk_rows": 4, "shard_rows": 8, "segment_rows": 16, "held_out_fraction": 0.25, "dtype": "float32"}
+        self.settings = CacheSettings(**small | settings)
+
+    @cached_property
+    def text(self):
+        """More rows than any part is asked for, in the order of the text."""
+        rows = CONTEXT * self.parts * 4 * (max(self.train_rows // 3, self.held_out_rows) // CONTEXT + 16)
+        random = np.random.default_rng(0)
+        sides = [random.standard_normal((rows, width), np.float32) for width in (self.d_source, self.d_target)]
+        index = np.arange(rows)
+        tokens = random.integers(1, 50, rows, dtype=np.int32)
+        tokens[::CONTEXT] = 0
+        return *sides, tokens, index // (2 * CONTEXT), (index % CONTEXT).astype(np.int32)
+
+    def writer(self, path, *, part=0, **options):
+        return CacheWriter(
+            path,
+            identity={"model": "toy", "layer": 3, "dataset": {"name": "counted"}},
+            settings=self.settings,
+            d_source=self.d_source,
+            d_target=self.d_target,
+            train_rows=self.train_rows,
+            held_out_rows=self.held_out_rows,
+            special_ids=[0],
+            arrays={"gain": np.linspace(0.5, 2, self.d_source, dtype=np.float32)},
+            part=part,
+            parts=self.parts,
+            **options,
+        )
+
+    def feed(self, writer, *, part=0, stop=None):
+        """Append contexts from the writer's cursor until it is complete, or ``stop`` contexts; how many it took."""
+        number = writer.cursor or 0
+        given = 0
+        while not writer.complete and given != stop:
+            first = (number * self.parts + part) * CONTEXT
+            rows = [column[first : first + CONTEXT] for column in self.text]
+            assert len(rows[0]) == CONTEXT, "the text is too short"
+            writer.append(*rows, held_out=number % 4 == 3, cursor=number)
+            number, given = number + 1, given + 1
+        return given
+
+    def write(self, path, *, stop=None):
+        """Write the cache, or go on with it; how many contexts that took."""
+        given = 0
+        for part in range(self.parts):
+            with self.writer(path, part=part) as writer:
+                given += self.feed(writer, part=part, stop=stop)
+        return given
+
+
+@pytest.fixture(scope="session")
+def make_toy():
+    return Toy
+
+
+@pytest.fixture
+def toy():
+    return Toy()
+
+
+def tree(path):
+    """Every file below ``path`` but the locks, with its bytes."""
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files if file.parent.name != "locks"}
+
+
+@pytest.fixture(name="tree")
+def tree_of():
+    return tree
+
+
+@pytest.fixture(scope="session")
+def whole_cache(tmp_path_factory):
+    """A toy cache that is complete; tests read it or copy it."""
+    path = tmp_path_factory.mktemp("whole")
+    Toy().write(path)
+    return path
+
+
+@pytest.fixture
+def cache(whole_cache, tmp_path):
+    """A complete toy cache of the test's own, to break."""
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def flip(path, bit):
+    """Flip one bit of a file, counted from its start."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.fixture(name="flip")
+def flip_bit():
+    return flip
