@@ -66,7 +66,7 @@ def density(metrics: Metrics) -> Figure:
         below += np.array(group["histogram"])
     occupied = np.flatnonzero(below)
     if len(occupied):
-        axes.set_xlim(edges[occupied[0]] - 0.25, 0.1)
+        axes.set_xlim(float(edges[occupied[0]]) - 0.25, 0.1)
     silent = sum(group["silent"] for group in metrics["sparsity"]["density_by_group"])
     tokens = metrics["tokens_used"]
     axes.set(xlabel="log10 of the share of tokens", ylabel="features")

@@ -32,29 +32,59 @@ class Judgement:
 
     metrics: dict[str, Any]
     fvu: Float[np.ndarray, "replicates_plus_one prefixes"]
+    centre: Float[Tensor, " d_target"]
     states: Mapping[str, State]
+
+    @property
+    def mean_target(self) -> Float[Tensor, " d_target"]:
+        """mu: the mean of the target over the evaluated rows."""
+        fit = self.states["fit"]
+        return self.centre + fit["S1"][0] / fit["N"][0]
 
 
 def judge(
     replay: Replay, dictionary: Dictionary, *, reader: CacheReader, settings: EvaluateSettings, baselines: bool = True
 ) -> Judgement:
     """One pass over the held-out rows. The affine baseline belongs to the cache: a second dictionary needs it not."""
-    centre = _mean(reader.statistics.target.mean, replay.device)
-    metrics: dict[str, Metric] = {
-        "fit": Fit(centre, dictionary.prefixes, settings.bootstrap, settings.seed),
-        "sparsity": Sparsity(dictionary.prefixes, settings.dead_mean_firings, replay.device),
-        "contexts": TopContexts(dictionary.dict_size, settings.sample_contexts, replay.device),
-    }
-    if baselines:
-        source_centre = _mean(reader.statistics.source.mean, replay.device)
-        metrics["baselines"] = Baselines(source_centre, centre, dictionary.weights.b_dec)
+    metrics = streamed_metrics(dictionary, reader, settings=settings, device=replay.device, baselines=baselines)
     states = replay.run(dictionary, metrics)
     said = {name: metric.compute(states[name]) for name, metric in metrics.items() if name != "contexts"}
+    if baselines:
+        said["baselines"]["storage_floor"] = storage_floor(reader)
     return Judgement(
         metrics=_top_level(dictionary, said, masked=replay.held_out.masked),
         fvu=fvu_replicates(states["fit"]),
+        centre=centre_of(reader, dictionary),
         states=states,
     )
+
+
+def streamed_metrics(
+    dictionary: Dictionary, reader: CacheReader, *, settings: EvaluateSettings, device: str, baselines: bool
+) -> dict[str, Metric]:
+    """Everything that one pass over the rows measures."""
+    centre = centre_of(reader, dictionary)
+    metrics: dict[str, Metric] = {
+        "fit": Fit(centre, dictionary.prefixes, settings.bootstrap, settings.seed),
+        "sparsity": Sparsity(dictionary.prefixes, settings.dead_mean_firings, device),
+        "contexts": TopContexts(dictionary.dict_size, settings.sample_contexts, device),
+    }
+    if baselines:
+        source_centre = _mean(reader.statistics.source.mean, device)
+        metrics["baselines"] = Baselines(source_centre, centre, dictionary.weights.b_dec)
+    return metrics
+
+
+def centre_of(reader: CacheReader, dictionary: Dictionary) -> Float[Tensor, " d_target"]:
+    """A point near the mean of the target, to hold sums around: the cache's mean where it has one."""
+    target, bias = reader.statistics.target, dictionary.weights.b_dec
+    return bias.double() if target is None else _mean(target.mean, str(bias.device))
+
+
+def storage_floor(reader: CacheReader) -> float | None:
+    """The FVU that the cache's own number format cost, measured as its held-out rows were written."""
+    target = reader.split("held_out").statistics.target
+    return None if target is None else target.storage_floor
 
 
 def _mean(mean: Float[np.ndarray, " width"], device: str) -> Float[Tensor, " width"]:

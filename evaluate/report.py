@@ -113,7 +113,7 @@ def _baseline_lines(baselines: Mapping[str, Any]) -> list[str]:
     said = f"{affine:.4f}" if affine is not None else f"none: {baselines['affine_reason']}"
     return [
         f"Without features, FVU: best affine map {said}; bias alone {baselines['bias_only']:.4f}; mean 1.",
-        f"Storing the target in bfloat16 costs {baselines['bf16_floor']:.1e}.",
+        f"Floor, FVU: storing the target in bfloat16 costs {baselines['bf16_floor']:.1e}.",
     ]
 
 

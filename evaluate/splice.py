@@ -1,0 +1,241 @@
+"""What the language model loses when a dictionary stands in for its MLP: cross-entropy and KL, prefix by prefix.
+
+On held-out contexts, rebuilt from the cache's tokens, the layer's MLP output is replaced at every position whose token
+is not special (special positions keep their own values, whatever replaces the rest):
+
+    spliced, prefix p    y_p(source), the source being what the model computes on this very pass
+    zero                 0
+    mean                 mu, the mean target of the evaluated held-out rows
+
+and the next token is predicted. Over positions that are not special and have a next token in their context:
+
+    delta       = CE(replaced) - CE(clean)                                  nats a token; the number to quote
+    recovered_a = (CE(a) - CE(spliced)) / (CE(a) - CE(clean))               a = zero or mean ablation
+    kl          = mean KL(clean || replaced)
+
+Intervals resample documents, with the same weights as those of the FVU.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cache.errors import MismatchError, UsageError
+from cache.reader import CacheReader
+from evaluate.dictionary import Dictionary
+from evaluate.fvu import bootstrap_weights, intervals, weighted_sums_by
+from evaluate.metric import State, add, numbered
+from evaluate.replay import Replay, merged_over_ranks
+from harvest.model import LanguageModel
+from harvest.sites import FAMILIES, block_of, module_at
+
+Replacement = Callable[[Tensor], Tensor]
+"""Sources (rows, d_source), as the model computed them, to what the MLP is to put out at those rows."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the model sees at once: tokens, their documents, and the position each has for the model."""
+
+    tokens: Int[Tensor, " pos"]
+    document: Int[Tensor, " pos"]
+    positions: Int[Tensor, " pos"]
+
+
+@dataclass(frozen=True)
+class Splicer:
+    """A model whose MLP output at one layer can be replaced."""
+
+    model: LanguageModel
+    layer: int
+    special_ids: tuple[int, ...]
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self, context: Context, replacement: Replacement | None = None
+    ) -> Float[Tensor, "pos vocabulary"]:
+        """Of the next token at every position, in float32; the model's own when nothing is replaced."""
+        with self._replaced(replacement, self.kept(context.tokens)):
+            said = self.model.hugging(
+                input_ids=context.tokens[None], position_ids=context.positions[None], use_cache=False
+            )
+        return said.logits[0].float().log_softmax(dim=-1)
+
+    def kept(self, tokens: Int[Tensor, " pos"]) -> Bool[Tensor, " pos"]:
+        """Where a special token stands, and the MLP keeps its own output."""
+        return torch.isin(tokens, torch.tensor(self.special_ids, device=tokens.device))
+
+    @contextmanager
+    def _replaced(self, replacement: Replacement | None, kept: Bool[Tensor, " pos"]) -> Generator[None]:
+        if replacement is None:
+            yield
+            return
+        family, block = FAMILIES[self.model.where.architecture], block_of(self.model.hugging, self.layer)
+        seen: dict[str, Tensor] = {}
+
+        def before(_: Any, args: tuple[Any, ...]) -> None:
+            seen["source"] = args[0]
+
+        def after(_: Any, __: Any, output: Tensor) -> Tensor:
+            replaced = output.clone()
+            replaced[0, ~kept] = replacement(seen["source"][0, ~kept]).to(output.dtype)
+            return replaced
+
+        handles = [
+            module_at(block, family.mlp).register_forward_pre_hook(before),
+            module_at(block, family.ends["mlp_out"].path).register_forward_hook(after),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def spliced(
+    replay: Replay,
+    dictionary: Dictionary,
+    *,
+    splicer: Splicer,
+    reader: CacheReader,
+    mean: Float[Tensor, " d_target"],
+    tokens: int,
+    replicates: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The ``language_model`` part of metrics.json, over the first ``tokens`` held-out tokens (whole contexts)."""
+    contexts = held_out_contexts(reader, tokens=tokens, device=str(splicer.model.device))
+    replacements = _replacements(dictionary, reader, mean)
+    state = _start(len(replacements), replicates, splicer.model.device)
+    replay.progress.begin("splice into the language model", total=len(contexts), unit="contexts")
+    for number in range(replay.ranks.rank, len(contexts), replay.ranks.world):
+        add(state, _measure(splicer, contexts[number], replacements, replicates=replicates, seed=seed))
+        replay.progress.advance(1)
+    replay.progress.end()
+    return _said(merged_over_ranks(add, state, replay.ranks), dictionary.prefixes)
+
+
+def check_model(model: LanguageModel, reader: CacheReader) -> None:
+    """The model must be the one that made the cache, at sites that a splice knows. Raises MismatchError, UsageError."""
+    identity = reader.identity
+    for name, ours in (("weights_hash", model.where.weights_hash), ("tokenizer_hash", model.tokenizer.hash)):
+        if identity.get(name) != ours:
+            what = f"the language model is not the one that made the cache: {name} is {ours}, not {identity.get(name)}"
+            raise MismatchError(what, where=model.where.folder)
+    sites = (identity.get("source_site"), identity.get("target_site"))
+    if sites != ("mlp_in", "mlp_out"):
+        what = f"only mlp_in -> mlp_out can be spliced into the model; this cache is {sites[0]} -> {sites[1]}"
+        raise UsageError(what, where=reader.path, remedy="Leave out --lm")
+
+
+def held_out_contexts(reader: CacheReader, *, tokens: int, device: str) -> list[Context]:
+    """The held-out text in the contexts that it was harvested in, until ``tokens`` are reached."""
+    view = reader.split("held_out")
+    end = min(tokens, len(view))
+    starts = np.flatnonzero(view.position[:] == 0)
+    bounds = [*starts[starts < end].tolist(), *starts[starts >= end][:1].tolist()]
+    if len(starts[starts >= end]) == 0:
+        bounds.append(len(view))
+    per_document = reader.identity.get("attention") == "document"
+    return [
+        _context(view.tokens[start:stop], view.document[start:stop], per_document=per_document, device=device)
+        for start, stop in pairwise(bounds)
+    ]
+
+
+def _context(
+    tokens: Int[np.ndarray, " pos"], document: Int[np.ndarray, " pos"], *, per_document: bool, device: str
+) -> Context:
+    places = np.arange(len(tokens))
+    if per_document:
+        begins = np.r_[True, document[1:] != document[:-1]]
+        places = places - np.maximum.accumulate(np.where(begins, places, 0))
+    arrays = (torch.from_numpy(np.asarray(array, dtype=np.int64)).to(device) for array in (tokens, document, places))
+    return Context(*arrays)
+
+
+def _replacements(dictionary: Dictionary, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:
+    """Zero, mean, and every prefix."""
+
+    def prefix(place: int) -> Replacement:
+        def reconstruct(source: Tensor) -> Tensor:
+            seen = reader.as_view(source.cpu(), dictionary.source_view).to(source.device).float()
+            return dictionary.reconstruct(dictionary.active(seen), seen)[:, place]
+
+        return reconstruct
+
+    return [
+        lambda source: torch.zeros(len(source), len(mean), device=source.device),
+        lambda source: mean.expand(len(source), -1),
+        *(prefix(place) for place in range(len(dictionary.prefixes))),
+    ]
+
+
+def _start(replacements: int, replicates: int, device: torch.device) -> State:
+    widths = {"N": (), "clean": (), "replaced": (replacements,), "kl": (replacements,)}
+    return {
+        name: torch.zeros(1 + replicates, *width, dtype=torch.float64, device=device) for name, width in widths.items()
+    }
+
+
+def _measure(
+    splicer: Splicer, context: Context, replacements: list[Replacement], *, replicates: int, seed: int
+) -> State:
+    """Sums over the predictions of one context, document by document, then weighted."""
+    counted = (~splicer.kept(context.tokens[:-1])).nonzero()[:, 0]
+    following = context.tokens[1:][counted]
+    clean = splicer.log_probabilities(context)[counted]
+    losses, divergences = [], []
+    for replacement in replacements:
+        said = splicer.log_probabilities(context, replacement)[counted]
+        losses.append(-said.gather(1, following[:, None])[:, 0])
+        divergences.append((clean.exp() * (clean - said)).sum(dim=1))
+    documents, place = numbered(context.document[counted])
+    each = {
+        "N": torch.ones(len(counted), device=clean.device),
+        "clean": -clean.gather(1, following[:, None])[:, 0],
+        "replaced": torch.stack(losses, dim=1),
+        "kl": torch.stack(divergences, dim=1),
+    }
+    weights = bootstrap_weights(documents, replicates=replicates, seed=seed).to(clean.device)
+    return weighted_sums_by(each, place, weights=weights)
+
+
+def _said(state: State, prefixes: tuple[int, ...]) -> dict[str, Any]:
+    count = state["N"].cpu().numpy()
+    clean = state["clean"].cpu().numpy() / count
+    replaced, kl = (state[name].cpu().numpy() / count[:, None] for name in ("replaced", "kl"))
+    zero, mean = replaced[:, 0], replaced[:, 1]
+    delta = replaced - clean[:, None]
+    bounds = intervals(delta[1:])
+    ablated = [{"cross_entropy": float(loss[0]), "delta": float((loss - clean)[0])} for loss in (zero, mean)]
+    return {
+        "tokens": round(float(count[0])),
+        "clean": float(clean[0]),
+        "zero": ablated[0] | {"kl": float(kl[0, 0])},
+        "mean": ablated[1] | {"kl": float(kl[0, 1])},
+        "per_prefix": [
+            {
+                "prefix": prefix,
+                "cross_entropy": float(replaced[0, place]),
+                "delta": float(delta[0, place]),
+                "delta_interval": bounds[place] if bounds else None,
+                "recovered_zero": _recovered(zero[0], replaced[0, place], clean[0]),
+                "recovered_mean": _recovered(mean[0], replaced[0, place], clean[0]),
+                "kl": float(kl[0, place]),
+            }
+            for place, prefix in enumerate(prefixes, start=2)
+        ],
+    }
+
+
+def _recovered(ablated: float, replaced: float, clean: float) -> float | None:
+    """Null where the ablation costs nothing, and there is nothing to recover."""
+    return float((ablated - replaced) / (ablated - clean)) if ablated > clean else None

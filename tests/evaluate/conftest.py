@@ -1,0 +1,97 @@
+"""A small real cache of a known nonlinear map, and a transcoder for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.config import CacheSettings
+from cache.writer import CacheWriter
+from train.transcoder import Transcoder, save_transcoder
+from train.weights import Weights, random_weights
+
+D_SOURCE, D_TARGET, DICT_SIZE = 12, 10, 64
+SPECIAL = 0
+IDENTITY = {"model": "toy", "layer": 3, "source_site": "mlp_in", "target_site": "mlp_out", "context": 16}
+
+
+def toy_weights(d_source: int = D_SOURCE, d_target: int = D_TARGET) -> Weights:
+    return random_weights(d_source, d_target, dict_size=DICT_SIZE, seed=5)
+
+
+def toy_rows(rows: int, *, seed: int, d_source: int, d_target: int) -> dict[str, np.ndarray | torch.Tensor]:
+    """Contexts of 16 rows that begin with a special token, whose vectors are huge, as a model's are."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randn(rows, d_source, generator=generator)
+    weights = toy_weights(d_source, d_target)
+    code = (source @ weights.W_enc + weights.b_enc).relu()
+    target = code @ weights.W_dec + 0.3 * torch.randn(rows, d_target, generator=generator) + 2
+    position = np.arange(rows, dtype=np.int32) % 16
+    special = torch.from_numpy(position == 0)
+    source[special], target[special] = 300.0, -500.0
+    tokens = torch.randint(1, 40, (rows,), generator=generator).numpy().astype(np.int32)
+    tokens[position == 0] = SPECIAL
+    document = np.arange(rows, dtype=np.int64) // 40 + 1000 * seed
+    sides = {"source": source.bfloat16(), "target": target.bfloat16()}
+    return sides | {"tokens": tokens, "document": document, "position": position}
+
+
+def write_cache(
+    path: Path,
+    *,
+    train_rows: int = 512,
+    held_out_rows: int = 1600,
+    special: bool = True,
+    d_source: int = D_SOURCE,
+    d_target: int = D_TARGET,
+) -> Path:
+    """``special`` False leaves out the rows of special tokens, and changes nothing else."""
+    widths = {"d_source": d_source, "d_target": d_target}
+    train, held_out = toy_rows(train_rows, seed=1, **widths), toy_rows(held_out_rows, seed=2, **widths)
+    if not special:
+        train, held_out = (
+            {name: rows[one["tokens"] != SPECIAL] for name, rows in one.items()} for one in (train, held_out)
+        )
+    settings = CacheSettings(chunk_rows=64, shard_rows=256, segment_rows=512)
+    arrays = {"gain": np.linspace(0.5, 2, d_source, dtype=np.float32), "bias": np.full(d_source, 0.1, np.float32)}
+    with CacheWriter(
+        path,
+        identity=IDENTITY,
+        settings=settings,
+        **widths,
+        train_rows=len(train["tokens"]),
+        held_out_rows=len(held_out["tokens"]),
+        special_ids=[SPECIAL],
+        arrays=arrays,
+    ) as writer:
+        writer.append(**train, held_out=False, cursor=0)
+        writer.append(**held_out, held_out=True, cursor=1)
+        assert writer.complete
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_toy_cache() -> Callable[..., Path]:
+    return write_cache
+
+
+@pytest.fixture(scope="session")
+def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("toy") / "cache")
+
+
+@pytest.fixture(scope="session")
+def toy_cache_without_special_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("toy") / "cache", special=False)
+
+
+@pytest.fixture(scope="session")
+def toy_transcoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "transcoder"
+    weights = toy_weights()
+    weights.b_dec.fill_(2.0)
+    transcoder = Transcoder(weights=weights, prefixes=(8, 24, DICT_SIZE), top_k=20)
+    save_transcoder(transcoder, folder, config={"tokens_trained": 12345})
+    return folder

@@ -1,0 +1,144 @@
+"""A whole evaluation of a real cache: the numbers, the files, and what must not happen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache.errors import MismatchError, UsageError
+from cache.progress import Silent
+from cache.reader import CacheReader
+from evaluate.config import EvaluateSettings
+from evaluate.run import evaluate_layer
+from train.transcoder import Transcoder, load_transcoder, save_transcoder
+from train.weights import random_weights
+
+
+def evaluate(cache: Path, transcoder: Path, out: Path, *, device: str = "cpu", **settings: Any) -> dict[str, Any]:
+    return evaluate_layer(
+        cache=cache,
+        transcoder=transcoder,
+        out=out,
+        settings=EvaluateSettings(**{"bootstrap": 50, "dead_mean_firings": 5.0} | settings),
+        device=device,
+        lm=None,
+        gemma_scope=None,
+        against=None,
+        force=False,
+        progress=Silent(),
+    )
+
+
+@pytest.fixture(scope="module")
+def report(toy_cache: Path, toy_transcoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "main"
+    evaluate(toy_cache, toy_transcoder, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def metrics(report: Path) -> dict[str, Any]:
+    return json.loads((report / "metrics.json").read_text())
+
+
+def test_every_number_is_that_of_a_dense_replay(metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path) -> None:
+    reader, trained = CacheReader.open(toy_cache), load_transcoder(toy_transcoder)
+    rows = reader.split("held_out").rows(slice(None))
+    kept = torch.from_numpy(rows.tokens != 0)
+    x, y = rows.source[kept].double(), rows.target[kept].double()
+    pre = x @ trained.W_enc.double() + trained.b_enc.double()
+    code = pre.relu() * torch.zeros_like(pre).scatter_(1, pre.topk(trained.top_k).indices, 1.0)
+    total = ((y - y.mean(0)) ** 2).sum()
+    for place, prefix in enumerate(trained.prefixes):
+        predicted = code[:, :prefix] @ trained.W_dec[:prefix].double() + trained.b_dec.double()
+        assert metrics["fvu_per_prefix"][place] == pytest.approx(float(((y - predicted) ** 2).sum() / total), rel=1e-5)
+        assert metrics["l0_per_prefix"][place] == pytest.approx(float((code[:, :prefix] > 0).double().sum(1).mean()))
+        cosine = torch.cosine_similarity(predicted, y, dim=1).mean()
+        assert metrics["cosine_per_prefix"][place] == pytest.approx(float(cosine), rel=1e-5)
+    assert metrics["dead_fraction"] == float((code.sum(0) == 0).double().mean())
+    assert (metrics["tokens_used"], metrics["tokens_masked"]) == (1500, 100)
+
+
+def test_the_top_level_names_are_there(metrics: dict[str, Any]) -> None:
+    names = "fvu fvu_per_prefix fvu_min fvu_max fvu_mean cosine l0 l0_per_prefix dead_fraction redundancy"
+    names += " absorption_first_letter baselines tokens_used tokens_masked version evaluated_at"
+    assert set(names.split()) <= set(metrics)
+    assert metrics["fvu"] == metrics["fvu_per_prefix"][-1]
+    low, high = metrics["fvu_interval_per_prefix"][-1]
+    assert low < metrics["fvu"] < high
+    assert metrics["absorption_first_letter"]["score"] is None
+    assert "probe" in metrics["absorption_first_letter"]["reason"]
+
+
+def test_the_baselines_frame_the_transcoder(metrics: dict[str, Any]) -> None:
+    assert metrics["baselines"]["bf16_floor"] < metrics["fvu"] < metrics["baselines"]["affine"] < 1
+    assert metrics["baselines"]["bias_only"] >= 1
+
+
+def test_the_report_has_every_file(report: Path) -> None:
+    names = {path.name for path in report.iterdir()}
+    figures = {f"{stem}.{kind}" for stem in ("fvu_by_prefix", "density", "l0") for kind in ("png", "svg")}
+    assert names == figures | {"metrics.json", "summary.txt", "samples.json", "samples.txt"}
+    assert (report / "density.png").read_bytes().startswith(b"\x89PNG")
+    assert "best affine map" in (report / "summary.txt").read_text()
+
+
+def test_the_samples_show_the_strongest_token(report: Path) -> None:
+    features = json.loads((report / "samples.json").read_text())["features"]
+    assert features
+    for feature in features:
+        strongest = [context["activations"][context["at"]] for context in feature["contexts"]]
+        assert strongest == sorted(strongest, reverse=True)
+        assert len({context["document"] for context in feature["contexts"]}) == len(strongest)
+        assert all(context["activations"][context["at"]] > 0 for context in feature["contexts"])
+    assert "⟦" in (report / "samples.txt").read_text()
+
+
+@pytest.mark.parametrize("batch_rows", [1, 33, 5000])
+def test_the_batch_size_changes_nothing(
+    metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path, tmp_path: Path, batch_rows: int
+) -> None:
+    other = evaluate(toy_cache, toy_transcoder, tmp_path / "main", batch_rows=batch_rows)
+    np.testing.assert_allclose(other["fvu_per_prefix"], metrics["fvu_per_prefix"], rtol=1e-6)
+    assert other["sparsity"] == metrics["sparsity"]
+    assert other["baselines"]["affine"] == pytest.approx(metrics["baselines"]["affine"], rel=1e-9)
+
+
+def test_an_earlier_evaluation_is_moved_to_its_date(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+    first = evaluate(toy_cache, toy_transcoder, tmp_path / "main")
+    evaluate(toy_cache, toy_transcoder, tmp_path / "main")
+    kept = [path for path in tmp_path.iterdir() if path.name.startswith("main.")]
+    assert len(kept) == 1
+    assert json.loads((kept[0] / "metrics.json").read_text()) == first
+
+
+def test_another_width_is_a_mismatch(toy_cache: Path, tmp_path: Path) -> None:
+    other = Transcoder(weights=random_weights(7, 10, dict_size=8), prefixes=(8,), top_k=2)
+    save_transcoder(other, tmp_path / "other", config={})
+    with pytest.raises(MismatchError, match="7 dimensions"):
+        evaluate(toy_cache, tmp_path / "other", tmp_path / "main")
+    assert not (tmp_path / "main").exists()
+
+
+def test_a_transcoder_of_another_cache_is_a_mismatch(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+    save_transcoder(load_transcoder(toy_transcoder), tmp_path / "other", config={"cache_fingerprint": "0" * 32})
+    with pytest.raises(MismatchError, match="trained on the cache 000"):
+        evaluate(toy_cache, tmp_path / "other", tmp_path / "main")
+
+
+def test_rows_of_special_tokens_change_nothing(
+    metrics: dict[str, Any], toy_cache_without_special_rows: Path, toy_transcoder: Path, tmp_path: Path
+) -> None:
+    other = evaluate(toy_cache_without_special_rows, toy_transcoder, tmp_path / "main")
+    assert (other["tokens_used"], other["tokens_masked"]) == (1500, 0)
+    np.testing.assert_allclose(other["fvu_per_prefix"], metrics["fvu_per_prefix"], rtol=1e-6)
+    assert other["sparsity"] == metrics["sparsity"]
+    assert other["baselines"]["affine"] == pytest.approx(metrics["baselines"]["affine"], rel=1e-9)
+
+
+def test_a_device_that_is_not_there_is_said(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cuda:99"):
+        evaluate(toy_cache, toy_transcoder, tmp_path / "out", device="cuda:99")

@@ -1,0 +1,190 @@
+"""Splicing into both families: an exact copy loses nothing, ablations are what they say, special positions stay."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
+
+from cache.config import CacheSettings
+from cache.errors import MismatchError, UsageError
+from cache.progress import Silent
+from cache.reader import CacheReader
+from cache.writer import CacheWriter
+from evaluate.config import EvaluateSettings
+from evaluate.run import evaluate_layer
+from evaluate.splice import Context, Splicer, check_model, held_out_contexts
+from harvest.forward import run_modules
+from harvest.model import LanguageModel, load_model
+from harvest.sites import FAMILIES, block_of, module_at
+from train.transcoder import Transcoder, save_transcoder
+from train.weights import random_weights
+
+LAYER, WIDTH, CONTEXT, BOS = 1, 64, 24, 0
+EMBEDDED = Path(__file__).parents[2] / "models" / "gpt2-stdlib"
+CONFIGS = {
+    "gpt2": GPT2Config(vocab_size=2048, n_positions=64, n_embd=WIDTH, n_layer=3, n_head=4),
+    "gemma2": Gemma2Config(
+        vocab_size=2048, hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, sliding_window=32, query_pre_attn_scalar=16,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["gpt2", "gemma2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[request.param])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EMBEDDED / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LanguageModel:
+    return load_model(str(folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def cache(model: LanguageModel, folder: Path) -> Path:
+    """Six held-out contexts of random tokens, as a harvest would write them."""
+    special = list(model.tokenizer.special_ids)
+    tokens = torch.randint(100, 2000, (6, CONTEXT), generator=torch.Generator().manual_seed(1))
+    tokens[:, 0] = special[0]
+    tokens[2, 10] = special[0]
+    captured = run_modules(model, tokens, keys=[(LAYER, "mlp_in"), (LAYER, "mlp_out")])
+    rows: dict[str, Any] = {
+        "source": captured[LAYER, "mlp_in"].flatten(0, 1),
+        "target": captured[LAYER, "mlp_out"].flatten(0, 1),
+        "tokens": tokens.flatten().numpy().astype(np.int32),
+        "document": np.arange(tokens.numel(), dtype=np.int64) // 12,
+        "position": np.tile(np.arange(CONTEXT, dtype=np.int32), 6),
+    }
+    identity = {"model": str(folder), "weights_hash": model.where.weights_hash, "tokenizer_hash": model.tokenizer.hash}
+    identity |= {"layer": LAYER, "source_site": "mlp_in", "target_site": "mlp_out", "model_dtype": "float32"}
+    with CacheWriter(
+        folder.parent / "cache",
+        identity=identity,
+        settings=CacheSettings(dtype="float32", chunk_rows=16, shard_rows=32, segment_rows=32),
+        d_source=WIDTH,
+        d_target=WIDTH,
+        train_rows=6 * CONTEXT,
+        held_out_rows=6 * CONTEXT,
+        special_ids=special,
+        arrays={},
+    ) as writer:
+        writer.append(**rows, held_out=False, cursor=0)
+        writer.append(**rows, held_out=True, cursor=1)
+    return folder.parent / "cache"
+
+
+@pytest.fixture(scope="module")
+def splicer(model: LanguageModel) -> Splicer:
+    return Splicer(model, LAYER, model.tokenizer.special_ids)
+
+
+@pytest.fixture(scope="module")
+def context(cache: Path) -> Context:
+    return held_out_contexts(CacheReader.open(cache), tokens=10_000, device="cpu")[2]
+
+
+def own_mlp(model: LanguageModel) -> Any:
+    family, block = FAMILIES[model.where.architecture], block_of(model.hugging, LAYER)
+
+    def replacement(source: torch.Tensor) -> torch.Tensor:
+        out = module_at(block, family.mlp).forward(source)
+        return module_at(block, family.post_norm).forward(out) if family.post_norm else out
+
+    return replacement
+
+
+def test_contexts_come_back_as_they_were_harvested(cache: Path) -> None:
+    reader = CacheReader.open(cache)
+    contexts = held_out_contexts(reader, tokens=10_000, device="cpu")
+    assert [len(one.tokens) for one in contexts] == [CONTEXT] * 6
+    assert torch.cat([one.tokens for one in contexts]).tolist() == reader.split("held_out").tokens.tolist()
+    assert contexts[0].positions.tolist() == list(range(CONTEXT))
+    assert len(held_out_contexts(reader, tokens=CONTEXT + 1, device="cpu")) == 2
+
+
+def test_an_exact_copy_of_the_mlp_loses_nothing(splicer: Splicer, context: Context) -> None:
+    copied = splicer.log_probabilities(context, own_mlp(splicer.model))
+    torch.testing.assert_close(copied, splicer.log_probabilities(context), atol=1e-5, rtol=0)
+
+
+def test_clean_is_the_models_own_loss(splicer: Splicer, context: Context) -> None:
+    expected = splicer.model.hugging(input_ids=context.tokens[None], labels=context.tokens[None]).loss
+    said = splicer.log_probabilities(context)[:-1].gather(1, context.tokens[1:, None])
+    assert -float(said.mean()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_zero_changes_ordinary_positions_alone(splicer: Splicer, context: Context) -> None:
+    clean = splicer.log_probabilities(context)
+    zero = splicer.log_probabilities(context, torch.zeros_like)
+    assert float((clean[0] - zero[0]).abs().max()) < 1e-6
+    assert float((clean[1:] - zero[1:]).abs().max()) > 1e-2
+    everything = Splicer(splicer.model, LAYER, tuple(range(2048)))
+    torch.testing.assert_close(everything.log_probabilities(context, torch.zeros_like), clean, atol=1e-6, rtol=0)
+
+
+def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, context: Context) -> None:
+    model, ordinary = splicer.model, ~splicer.kept(context.tokens)
+    before = run_modules(model, context.tokens[None], keys=[(LAYER, "resid_mid"), (LAYER, "mlp_out")])
+    expected = before[LAYER, "resid_mid"] + before[LAYER, "mlp_out"] * ~ordinary[None, :, None]
+
+    def ablate(_: Any, __: Any, output: Any) -> Any:
+        return (expected, *output[1:]) if isinstance(output, tuple) else expected
+
+    handle = block_of(model.hugging, LAYER).register_forward_hook(ablate)
+    try:
+        ablated = splicer.log_probabilities(context)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(splicer.log_probabilities(context, torch.zeros_like), ablated, atol=1e-5, rtol=0)
+
+
+def test_the_whole_stage_says_what_the_definition_says(
+    folder: Path, cache: Path, splicer: Splicer, tmp_path: Path
+) -> None:
+    weights = random_weights(WIDTH, WIDTH, dict_size=96, seed=0)
+    save_transcoder(Transcoder(weights=weights, prefixes=(32, 96), top_k=8), tmp_path / "main", config={})
+    metrics = evaluate_layer(
+        cache=cache, transcoder=tmp_path / "main", out=tmp_path / "report", settings=EvaluateSettings(bootstrap=20),
+        device="cpu", lm=str(folder), gemma_scope=None, against=None, force=False, progress=Silent(),
+    )["language_model"]  # fmt: skip
+    clean, replaced, kl = [], [], []
+    transcoder = Transcoder(weights=weights, prefixes=(32, 96), top_k=8)
+    for context in held_out_contexts(CacheReader.open(cache), tokens=10_000, device="cpu"):
+        counted = ~splicer.kept(context.tokens[:-1])
+        own = splicer.log_probabilities(context)[:-1][counted]
+        other = splicer.log_probabilities(context, lambda x: transcoder.forward(x, prefix=32))[:-1][counted]
+        following = context.tokens[1:][counted][:, None]
+        clean.append(-own.gather(1, following))
+        replaced.append(-other.gather(1, following))
+        kl.append((own.exp() * (own - other)).sum(1))
+    first = metrics["per_prefix"][0]
+    assert metrics["tokens"] == sum(map(len, clean))
+    assert metrics["clean"] == pytest.approx(float(torch.cat(clean).mean()), rel=1e-5)
+    assert first["delta"] == pytest.approx(float(torch.cat(replaced).mean() - torch.cat(clean).mean()), abs=1e-5)
+    assert first["kl"] == pytest.approx(float(torch.cat(kl).mean()), abs=1e-5)
+    low, high = first["delta_interval"]
+    assert low < first["delta"] < high
+    assert metrics["zero"]["cross_entropy"] == pytest.approx(metrics["clean"] + metrics["zero"]["delta"])
+    assert "Spliced into the language model" in (tmp_path / "report" / "summary.txt").read_text()
+
+
+def test_another_model_or_site_is_refused(model: LanguageModel, cache: Path, toy_cache: Path) -> None:
+    with pytest.raises(MismatchError, match="weights_hash"):
+        check_model(model, CacheReader.open(toy_cache))
+    reader = CacheReader.open(cache)
+    reader.identity["source_site"] = "resid_mid"
+    with pytest.raises(UsageError, match="resid_mid -> mlp_out"):
+        check_model(model, reader)
