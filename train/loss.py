@@ -34,20 +34,24 @@ def auxiliary(
     weights: Weights,
     source: Float[Tensor, "rows d_source"],
     *,
+    pre: Float[Tensor, "rows dead"],
     residual: Float[Tensor, "rows d_target"],
     dead: Int[Tensor, " dead"],
     top_k: int,
 ) -> Auxiliary:
-    """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient."""
-    encoder = weights.W_enc.T.index_select(0, dead).requires_grad_()
-    bias = weights.b_enc.index_select(0, dead).requires_grad_()
-    decoder = weights.W_dec.index_select(0, dead).requires_grad_()
-    with torch.enable_grad():
-        code = _largest(torch.addmm(bias, source, encoder.T), min(top_k, dead.numel()))
-        error = (code @ decoder + residual).square().sum(dim=1).double().sum()
-    d_encoder, d_bias, d_decoder = torch.autograd.grad(error, [encoder, bias, decoder])
-    remove_parallel_(d_decoder, decoder.detach())
-    return Auxiliary(error.detach(), d_encoder, d_bias, d_decoder)
+    """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient.
+
+    ``pre`` holds their pre-activations. A third of them is active, so dense products beat sparse ones here.
+    """
+    code = _largest(pre, min(top_k, dead.numel()))
+    decoder = weights.W_dec.index_select(0, dead)
+    doubled = torch.addmm(residual, code, decoder)
+    error = doubled.square().sum(dim=1).double().sum()
+    doubled *= 2
+    d_pre = torch.mm(doubled, decoder.T).masked_fill_(code == 0, 0)
+    d_decoder = torch.mm(code.T, doubled)
+    remove_parallel_(d_decoder, decoder)
+    return Auxiliary(error, torch.mm(d_pre.T, source.to(d_pre.dtype)), d_pre.sum(dim=0), d_decoder)
 
 
 def spread(residual: Float[Tensor, "rows d_target"]) -> Float[Tensor, " statistics"]:
@@ -79,4 +83,4 @@ def add_auxiliary_(
 def _largest(pre: Float[Tensor, "rows dead"], top_k: int) -> Float[Tensor, "rows dead"]:
     """The ``top_k`` largest of every row, rectified, the rest 0."""
     values, features = pre.topk(top_k, dim=1, sorted=False)
-    return torch.zeros_like(pre).scatter(1, features, values.relu())
+    return torch.zeros_like(pre).scatter_(1, features, values.relu_())

@@ -90,9 +90,12 @@ def train_step(
 ) -> Figures:
     """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch."""
     settings = recipe.settings
-    result = nested_step(state.weights, source, target=target, loss=recipe.nested, workspace=workspace, project=True)
+    dead = _dead(state, recipe)
+    result = nested_step(
+        state.weights, source, target=target, loss=recipe.nested, workspace=workspace, project=True, watch=dead
+    )
     share, rows = ranks.share_of(source.shape[0], source.device)
-    aux_loss = _add_auxiliary_(state, source, result=result, recipe=recipe, ranks=ranks, share=share)
+    aux_loss = _add_auxiliary_(state.weights, source, dead=dead, result=result, recipe=recipe, ranks=ranks, share=share)
     fvu = result.sse / (rows * recipe.nested.target_variance)
     l0 = result.l0 * share
     if ranks.world > 1:
@@ -114,10 +117,18 @@ def train_step(
     return figures
 
 
+def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
+    """The features that the auxiliary loss is to revive."""
+    if not recipe.settings.aux_alpha:
+        return state.since_fired.new_empty(0, dtype=torch.int64)
+    return dead_features(state.since_fired, after_tokens=recipe.dead_after_tokens)
+
+
 def _add_auxiliary_(
-    state: State,
+    weights: Weights,
     source: Float[Tensor, "rows d_source"],
     *,
+    dead: Int[Tensor, " dead"],
     result: StepResult,
     recipe: Recipe,
     ranks: Ranks,
@@ -127,10 +138,9 @@ def _add_auxiliary_(
 
     The gradient is divided by ``share``, by which the step multiplies it again.
     """
-    dead = dead_features(state.since_fired, after_tokens=recipe.dead_after_tokens)
-    if not dead.numel() or not recipe.settings.aux_alpha:
+    if not dead.numel():
         return result.sse.new_zeros(())
-    extra = auxiliary(state.weights, source, residual=result.residual, dead=dead, top_k=recipe.aux_top_k)
+    extra = auxiliary(weights, source, pre=result.watched, residual=result.residual, dead=dead, top_k=recipe.aux_top_k)
     statistics, error = spread(result.residual), extra.error.clone()
     ranks.sum_([statistics, error])
     scale = auxiliary_scale(

@@ -29,7 +29,8 @@ def defined(weights: Weights, source: Tensor, e: Tensor) -> Tensor:
 
 
 def computed(weights: Weights, source: Tensor, e: Tensor) -> tuple[Tensor, Weights]:
-    extra = auxiliary(weights, source, residual=-e, dead=DEAD, top_k=TOP_K)
+    pre = (source @ weights.W_enc + weights.b_enc)[:, DEAD]
+    extra = auxiliary(weights, source, pre=pre, residual=-e, dead=DEAD, top_k=TOP_K)
     scale = auxiliary_scale(alpha=ALPHA, dead=len(DEAD), top_k=TOP_K, variation=variation(spread(-e)))
     zeros = {name: torch.zeros_like(array) for name, array in weights.tensors().items()}
     add_auxiliary_(gradients := Weights(**zeros), extra, dead=DEAD, scale=scale)
