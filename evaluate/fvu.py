@@ -6,7 +6,8 @@ One pass: with a fixed centre c (any; the cache's mean keeps the numbers small) 
 
     N,  S1 = sum (y - c),  S2 = sum ||y - c||^2,  E_p = sum ||y - yhat_p||^2      TSS = S2 - ||S1||^2 / N
 
-and likewise the sum of per-token cosines between y and yhat_p. All are plain sums, so shards and ranks merge by adding.
+and likewise the sums of per-token cosines between y and yhat_p and of L0 below p. All are plain sums, so shards and
+ranks merge by adding.
 
 Intervals: a Poisson bootstrap over documents. Replicate b gives document d the weight w(b, d) ~ Poisson(1), a pure
 function of (seed, b, d), and keeps the same sums weighted by it; replicate 0 has weights 1 and is the estimate. Two
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from cache.errors import NumericalError, UsageError
 from evaluate.metric import Replayed, State, add, mixed, numbered
+from evaluate.sparsity import l0_by_prefix
 
 _POISSON = np.cumsum([exp(-1) / factorial(count) for count in range(12)])
 
@@ -44,7 +46,8 @@ class Fit:
             return torch.zeros(1 + self.replicates, *shape, dtype=torch.float64, device=self.centre.device)
 
         prefixes = len(self.prefixes)
-        return {"N": zeros(), "S1": zeros(len(self.centre)), "S2": zeros(), "E": zeros(prefixes), "C": zeros(prefixes)}
+        by_prefix = {name: zeros(prefixes) for name in ("E", "C", "L")}
+        return {"N": zeros(), "S1": zeros(len(self.centre)), "S2": zeros()} | by_prefix
 
     def measure(self, batch: Replayed) -> State:
         """The batch's sums: document by document, then weighted."""
@@ -56,6 +59,7 @@ class Fit:
             "S2": centred.square().sum(dim=1),
             "E": squared_errors(batch.reconstructed, batch.target),
             "C": cosines(batch.reconstructed, batch.target),
+            "L": l0_by_prefix(batch.selection, self.prefixes),
         }
         weights = bootstrap_weights(documents, replicates=self.replicates, seed=self.seed).to(place.device)
         return weighted_sums_by(each, place, weights=weights)
@@ -79,6 +83,7 @@ class Fit:
             "cosine": float(cosine[0, -1]),
             "cosine_per_prefix": [float(value) for value in cosine[0]],
             "cosine_interval_per_prefix": intervals(cosine[1:]),
+            "l0_interval_per_prefix": intervals((state["L"] / state["N"][:, None]).cpu().numpy()[1:]),
             "tokens_used": round(float(state["N"][0])),
         }
 

@@ -11,12 +11,15 @@ from evaluate.fvu import Fit, bootstrap_weights, fvu_replicates
 from evaluate.metric import Replayed, State
 from train.topk import Selection
 
-NOTHING = Selection(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+
+def nothing(rows: int) -> Selection:
+    return Selection(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(rows + 1, dtype=torch.int32))
 
 
 def batch_of(target: torch.Tensor, reconstructed: torch.Tensor, document: torch.Tensor | None = None) -> Replayed:
     rows = torch.arange(len(target))
-    return Replayed(target, target, rows // 5 if document is None else document, rows, NOTHING, reconstructed)
+    document = rows // 5 if document is None else document
+    return Replayed(target, target, document, rows, nothing(len(target)), reconstructed)
 
 
 def measured(batch: Replayed, *, replicates: int = 0, splits: tuple[int, ...] = (), reverse: bool = False) -> State:
@@ -26,8 +29,8 @@ def measured(batch: Replayed, *, replicates: int = 0, splits: tuple[int, ...] = 
     state = metric.start()
     for piece in reversed(pieces) if reverse else pieces:
         part = Replayed(
-            batch.source[piece], batch.target[piece], batch.document[piece], batch.row[piece], NOTHING,
-            batch.reconstructed[piece],
+            batch.source[piece], batch.target[piece], batch.document[piece], batch.row[piece],
+            nothing(len(batch.row[piece])), batch.reconstructed[piece],
         )  # fmt: skip
         state = metric.combine(state, metric.measure(part))
     return state
