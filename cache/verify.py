@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -207,7 +208,7 @@ def _check_all(path: Path, promises: Promises, *, fast: bool, progress: Progress
     progress.begin("verify", total=sum(promise.entry.size_bytes for promise in wanted), unit="bytes")
     wrong: list[tuple[Promise, Fault, str]] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda promise: check_file(path, promise, fast=fast), wanted)
+        results = pool.map(partial(check_file, path, fast=fast), wanted)
         for promise, (fault, digest) in zip(wanted, results, strict=True):
             progress.advance(promise.entry.size_bytes)
             if fault:

@@ -2,11 +2,67 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nestcoder.stages import shown_progress
 
+if TYPE_CHECKING:
+    from cache.info import CacheInfo, SideInfo
+
 Said = tuple[Any, str]
+
+
+def cache_info(path: str) -> Said:
+    """What the cache holds."""
+    from cache.info import cache_info as read_info
+
+    info = read_info(Path(path))
+    return asdict(info) | {"complete": info.complete}, "\n".join(_info_lines(info))
+
+
+def _info_lines(info: "CacheInfo") -> list[str]:
+    said = info.identity
+    widths = [f"{name} {said.get(f'{name}_site', '')} {side.width}" for name, side in _sides(info)]
+    text = said.get("dataset")
+    facts = {
+        "cache": info.path,
+        "model": f"{said.get('model', '?')}, layer {said.get('layer', '?')}",
+        "sites": ", ".join([*widths, info.dtype]),
+        "text": str(text.get("name") or text.get("kind", "")) if isinstance(text, dict) else str(text or ""),
+        "rows": "   ".join(_rows_said(info, group) for group in info.rows),
+        "size": f"{in_bytes(info.bytes)} in {info.files} files",
+        **{name: _side_said(side) for name, side in _sides(info)},
+        "special": f"{info.special_rows:,} training rows of special tokens, masked" if info.special_rows else "",
+        "mixing": _mixing_said(info),
+        "fingerprint": info.fingerprint,
+    }
+    return [f"{name:<11}  {value}" for name, value in facts.items() if value]
+
+
+def _sides(info: "CacheInfo") -> "list[tuple[str, SideInfo]]":
+    return [(name, side) for name, side in (("source", info.source), ("target", info.target)) if side]
+
+
+def _rows_said(info: "CacheInfo", group: str) -> str:
+    rows, committed = info.rows[group], info.committed[group]
+    count = f"{rows:,}" if rows == committed else f"{committed:,} of {rows:,} (run the harvest again to go on)"
+    documents = f" of {info.documents[group]:,} documents" if info.documents else ""
+    return f"{group.replace('_', ' ')} {count}{documents}"
+
+
+def _side_said(side: "SideInfo") -> str:
+    largest = f"largest norm {side.largest_norm:.4g} (row {side.largest_row})"
+    floor = f"storing lost {side.storage_floor:.1e} of it" if side.storage_floor else "stored without loss"
+    return f"mean square {side.mean_square:.4g}, variance {side.variance_sum:.4g}, {floor}, {largest}"
+
+
+def _mixing_said(info: "CacheInfo") -> str:
+    if not info.mixing:
+        return ""
+    found = info.mixing
+    pairs = found.pairs / found.pairs_ideal if found.pairs_ideal else 1.0
+    documents = f"{found.distinct:.0f} documents in a batch of {found.batch_rows:,}"
+    return f"{found.score:.3f} of a uniform shuffle ({documents}; same-document pairs {pairs:.2f} times as many)"
 
 
 def cache_verify(path: str, *, fast: bool) -> Said:
