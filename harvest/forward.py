@@ -5,7 +5,7 @@ that computes the same function, and picks the sites off the modules' ends. The 
 by hook name; ``harvest.proof`` holds the fast way against it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,7 +76,7 @@ def compile_blocks(model: LanguageModel, keys: Sequence[Key]) -> None:
 
 
 @contextmanager
-def _recording(hugging: Any, keys: Sequence[Key], captured: Captured) -> Iterator[None]:
+def _recording(hugging: Any, keys: Sequence[Key], captured: Captured) -> Generator[None]:
     handles = [_record(hugging, key, captured) for key in keys]
     try:
         yield

@@ -1,7 +1,10 @@
-"""Memory arithmetic: what a model's weights take, what a token takes on its way through, how many contexts fit."""
+"""Memory and disk arithmetic: what weights and tokens take, how many contexts fit, whether the caches fit."""
+
+from pathlib import Path
 
 import torch
 
+from cache import disk
 from cache.errors import CapacityError
 from harvest.config import HarvestSettings
 from harvest.model import LanguageModel, ModelFolder
@@ -48,3 +51,20 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
             remedy="Lower harvest.context, choose harvest.dtype bfloat16, or free the device.",
         )
     return min(fits, max(1, _GPU_TOKENS // settings.context))
+
+
+def missing_bytes(cache_bytes: int, folder: Path) -> int:
+    """Bytes that a cache of ``cache_bytes`` in ``folder`` still lacks."""
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    return max(0, cache_bytes - held)
+
+
+def check_disk(cache_bytes: int, folders: list[Path]) -> None:
+    """Raise CapacityError when the disk has no room for what the caches of ``cache_bytes`` each still lack."""
+    needed, free = sum(missing_bytes(cache_bytes, folder) for folder in folders), disk.free_bytes(folders[0])
+    if needed > free:
+        raise CapacityError(
+            f"The caches need {needed / 1e9:.2f} GB more; {free / 1e9:.2f} GB are free.",
+            where=folders[0],
+            remedy="Lower harvest.train_tokens, harvest fewer layers at once, or put 'runs' on a larger disk.",
+        )

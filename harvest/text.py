@@ -6,7 +6,7 @@ A document is its text, or ready token ids. Ranks of a parallel harvest read dis
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import xxhash
 
@@ -131,9 +131,8 @@ def _open_files(files: list[Path], settings: HarvestSettings, *, rank: int, worl
     more = (
         {"sample_by": {"file": "document"}.get(settings.txt_document, settings.txt_document)} if kind == "text" else {}
     )
-    dataset = load_dataset(
-        kind, data_files={"train": [str(path) for path in files]}, split="train", streaming=True, **more
-    )
+    paths = {"train": [str(path) for path in files]}
+    dataset = cast("Any", load_dataset)(kind, data_files=paths, split="train", streaming=True, **more)
     column = "text" if kind == "text" else settings.tokens_column or settings.text_column
     return DatasetDocuments(_share(dataset, rank, world), column=column, identity=_files_identity(files, column, more))
 

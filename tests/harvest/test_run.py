@@ -100,7 +100,7 @@ def test_rows_identity_and_side_tables(model_folder, family, text, tmp_path):
     (result,) = harvest(model_folder, {1: tmp_path / "c"}, text).values()
     reader = CacheReader.open(tmp_path / "c")
     assert (len(reader.split("train")), len(reader.split("held_out"))) == (700, 200)
-    assert result["complete"]
+    assert result["rows"] == 900
     assert result["fingerprint"] == reader.fingerprint
     identity = reader.identity
     assert identity["architecture"] == family
@@ -156,7 +156,7 @@ def test_a_finished_layer_is_left_alone(model_folders, text, tmp_path):
     harvest(model, {1: tmp_path / "c"}, text)
     before = tree(tmp_path / "c")
     (again,) = harvest(model, {1: tmp_path / "c"}, text).values()
-    assert again["up_to_date"]
+    assert again["rows"] == 0
     assert tree(tmp_path / "c") == before
 
 
@@ -172,7 +172,7 @@ def test_another_text_in_the_same_folder_is_refused(model_folders, text, tmp_pat
 def test_too_little_text_is_said_with_the_count(model_folders, text, tmp_path):
     with pytest.raises(UsageError, match="too short"):
         harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, train_tokens=100_000)
-    assert harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, train_tokens=9000, repeat=True)[1]["complete"]
+    assert harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, train_tokens=9000, repeat=True)[1]["rows"] == 9200
 
 
 def test_a_context_beyond_the_model(model_folders, text, tmp_path):

@@ -1,0 +1,60 @@
+"""A layer's cache as the harvest sees it: where it stopped and what it takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cache.writer import CacheWriter
+from harvest.batch import BatchRows
+from harvest.config import HarvestSettings
+from harvest.tokens import ContextBatch
+
+
+@dataclass
+class Sink:
+    """A layer's cache while it fills; ``waiting`` until the stream has come to where this cache stopped."""
+
+    layer: int
+    writer: CacheWriter
+    waiting: bool = True
+
+    @property
+    def batch_contexts(self) -> int | None:
+        """How the interrupted harvest cut its batches, which must stay so for the same bits."""
+        return self.writer.cursor["batch_contexts"] if self.writer.cursor else None
+
+    def takes(self, batch: ContextBatch) -> bool:
+        """Whether this cache takes the batch."""
+        self.waiting = self.waiting and batch.cursor != self.writer.cursor
+        return not self.waiting and not self.writer.complete
+
+
+def slowest_cursor(sinks: Sequence[Sink]) -> dict[str, Any] | None:
+    """The earliest place in the text that one of the caches needs; None is the beginning."""
+    return min((sink.writer.cursor for sink in sinks), key=lambda at: at["emitted_rows"] if at else 0)
+
+
+def cut_alike(sinks: Sequence[Sink]) -> list[list[Sink]]:
+    """The caches that can be filled in one pass: those whose text is cut into the same batches."""
+    groups: dict[int | None, list[Sink]] = {}
+    for sink in sinks:
+        groups.setdefault(sink.batch_contexts, []).append(sink)
+    return list(groups.values())
+
+
+def writing(sinks: Sequence[Sink], settings: HarvestSettings) -> Callable[[BatchRows], None]:
+    """The work of the writing thread: a batch's rows to every cache that takes them."""
+
+    def write(rows: BatchRows) -> None:
+        rows.arrive()
+        for sink in sinks:
+            if sink.takes(rows.batch):
+                sink.writer.append(
+                    rows.site(sink.layer, settings.source),
+                    rows.site(sink.layer, settings.target),
+                    *rows.columns,
+                    held_out=rows.batch.held_out,
+                    cursor=rows.batch.cursor,
+                )
+
+    return write
