@@ -22,6 +22,7 @@ from cache.layout import STORE, Geometry, held_out_shard_rows, zarr_document
 
 VERSION = 1
 MANIFEST = "manifest.json"
+PACK = "pack.json"
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _LIMIT_BYTES = 64 << 20
 _PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
@@ -165,6 +166,8 @@ def read_manifest(cache: Path) -> Manifest:
     Raises UsageError when there is none, DamagedError when it does not read, MismatchError for an unknown version.
     """
     path = cache / MANIFEST
+    if (cache / PACK).exists():
+        raise UsageError("This cache is packed.", where=cache, remedy="Run 'nestcoder cache unpack' on it first.")
     if not path.exists():
         raise UsageError("There is no cache here.", where=cache, remedy="Run 'nestcoder harvest' first.")
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:

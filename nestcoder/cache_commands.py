@@ -8,6 +8,7 @@ from nestcoder.stages import shown_progress
 
 if TYPE_CHECKING:
     from cache.info import CacheInfo, SideInfo
+    from cache.pack import Packing
 
 Said = tuple[Any, str]
 
@@ -67,8 +68,11 @@ def _mixing_said(info: "CacheInfo") -> str:
 
 def cache_verify(path: str, *, fast: bool) -> Said:
     """Check the cache. Raises DamagedError that names every fault."""
+    from cache.manifest import PACK
     from cache.verify import verify_cache
 
+    if (Path(path) / PACK).exists():
+        return _verify_archive(Path(path))
     with shown_progress() as progress:
         found = verify_cache(Path(path), fast=fast, progress=progress)
     found.require_whole()
@@ -81,6 +85,41 @@ def cache_verify(path: str, *, fast: bool) -> Said:
         f"{len(found.leftovers)} files of an interrupted harvest are not counted." if found.leftovers else "",
     ]
     return asdict(found) | {"complete": found.complete}, "\n".join(line for line in lines if line)
+
+
+def _verify_archive(path: Path) -> Said:
+    from cache.pack import verify_pack
+
+    with shown_progress() as progress:
+        found = verify_pack(path, progress=progress)
+    return _packing_said(found), f"The packed cache is sound: {_packed_said(found)}."
+
+
+def cache_pack(path: str, archive: Path, codec: str) -> Said:
+    """Compress the cache into another folder."""
+    from cache.pack import pack_cache
+
+    with shown_progress() as progress:
+        done = pack_cache(Path(path), archive, codec=codec, progress=progress)
+    return _packing_said(done), f"Packed into {archive}: {_packed_said(done)}."
+
+
+def cache_unpack(path: str, folder: Path) -> Said:
+    """Write the packed cache as the cache that it was."""
+    from cache.pack import unpack_cache
+
+    with shown_progress() as progress:
+        done = unpack_cache(Path(path), folder, progress=progress)
+    return _packing_said(done), f"Unpacked into {folder}, every byte as it was: {_packed_said(done)}."
+
+
+def _packing_said(done: "Packing") -> dict[str, Any]:
+    return asdict(done) | {"ratio": done.ratio}
+
+
+def _packed_said(done: "Packing") -> str:
+    sizes = f"{in_bytes(done.bytes)} as {in_bytes(done.packed_bytes)}"
+    return f"{done.files} files of rows, {sizes}, ratio {done.ratio:.3f}, codec {done.codec}"
 
 
 def cache_repair(path: str) -> Said:

@@ -85,3 +85,17 @@ def test_where_there_is_no_cache_the_commands_say_so(tmp_path):
         code, _, problem = run("cache", command, tmp_path)
         assert code == 2
         assert "There is no cache here" in problem
+
+
+def test_pack_and_unpack_say_the_ratio(cache, tmp_path):
+    code, said, _ = run("cache", "pack", cache, tmp_path / "archive", "--codec", "blosc-zstd")
+    assert code == 0
+    assert "codec blosc-zstd" in said
+    assert "ratio" in said
+    assert "packed cache is sound" in run("cache", "verify", tmp_path / "archive")[1]
+    code, said, _ = run("--json", "cache", "unpack", tmp_path / "archive", tmp_path / "back")
+    assert json.loads(said)["ratio"] > 0
+    assert run("cache", "verify", tmp_path / "back")[0] == 0
+    code, _, problem = run("cache", "pack", cache, tmp_path / "other", "--codec", "pickle")
+    assert code == 2
+    assert "no codec 'pickle'" in problem
