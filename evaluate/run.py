@@ -5,29 +5,33 @@ absorption where a probe cache lies beside the cache. With ``lm``, the transcode
 with ``gemma_scope`` or ``against``, another dictionary is judged on the same rows.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.errors import MismatchError, UsageError
+from cache.errors import UsageError
 from cache.progress import Progress
 from cache.reader import CacheReader
 from evaluate import report, samples
 from evaluate.absorption import fit_letter_probes, measure_absorption
+from evaluate.compare import Judged, compare, first_l0
 from evaluate.config import EvaluateSettings
-from evaluate.dictionary import Dictionary, SourceView
+from evaluate.dictionary import Dictionary
 from evaluate.figures import figures
+from evaluate.gemma_scope import check_convention
 from evaluate.judge import Judgement, judge
 from evaluate.memory import batch_rows_for
+from evaluate.other import Asked, Other, check_belongs, of_transcoder, open_other
 from evaluate.probe_set import probe_folder, read_probe_set
 from evaluate.replay import Replay, open_held_out
+from evaluate.side_by_side import comparison_files
 from train.ranks import Ranks
-from train.topk import select_above, select_topk
 from train.transcoder import Transcoder, load_transcoder
 
 
@@ -48,21 +52,37 @@ def evaluate_layer(
 
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), CapacityError.
     """
-    assert gemma_scope is None, "set by --gemma-scope"
-    assert against is None, "set by --against"
     reader, trained = CacheReader.open(cache), load_transcoder(transcoder)
     check_belongs(trained, reader, force=force)
     place = resolved_device(device)
     dictionary = of_transcoder(trained, name=transcoder.name).to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)
+    other = None
+    if gemma_scope is not None or against is not None:
+        asked = Asked(gemma_scope=gemma_scope, against=against, force=force)
+        other = _opponent(asked, dictionary, replay=replay, reader=reader, progress=progress)
     judgement = judge(replay, dictionary, reader=reader, settings=settings)
     metrics = _heading(reader, trained, dictionary) | judgement.metrics
     metrics["documents"] = replay.held_out.documents
-    metrics["absorption_first_letter"] = absorption(dictionary, reader)
+    absorption = absorption_scorer(reader)
+    metrics["absorption_first_letter"] = absorption(dictionary)
     metrics["language_model"] = (
         _spliced(lm, replay, dictionary, reader=reader, mean=judgement.mean_target, settings=settings) if lm else None
     )
     files = _files(metrics, judgement, replay=replay, dictionary=dictionary, reader=reader, settings=settings)
+    if other:
+        theirs = compare(
+            Judged(dictionary, judgement, metrics["absorption_first_letter"]),
+            other,
+            replay=replay,
+            reader=reader,
+            settings=settings,
+            absorption=absorption,
+            force=force,
+        )
+        progress.note(theirs.document["theirs"]["convention"])
+        files |= comparison_files(theirs, files, label=other.label)
+        metrics = metrics | {"comparison": theirs.document}
     if replay.ranks.rank == 0:
         earlier = report.write_report(out, files)
         if earlier:
@@ -80,44 +100,27 @@ def resolved_device(device: str) -> str:
     return ("cuda" if cards else "cpu") if device == "auto" else device
 
 
-def of_transcoder(trained: Transcoder, *, name: str) -> Dictionary:
-    """A transcoder under its evaluation rule: top-k, or its calibrated threshold."""
-    rule = (
-        partial(select_topk, top_k=trained.top_k)
-        if trained.threshold is None
-        else partial(select_above, threshold=trained.threshold)
-    )
-    return Dictionary(
-        name=name,
-        weights=trained.weights,
-        rule=rule,
-        prefixes=trained.prefixes,
-        source_view=cast("SourceView", trained.source_view),
-        top_k=trained.top_k if trained.threshold is None else None,
-        tokens_trained=trained.config.get("tokens_trained"),
-    )
+def _opponent(asked: Asked, ours: Dictionary, *, replay: Replay, reader: CacheReader, progress: Progress) -> Other:
+    """The dictionary to compare with, found and seen to be rightly fed before hours go into ours."""
+    other = open_other(reader, ours=ours, l0=first_l0(replay, ours), asked=asked, progress=progress)
+    check_convention(other.dictionary, first_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
+    return other
 
 
-def check_belongs(trained: Transcoder, reader: CacheReader, *, force: bool) -> None:
-    """Refuse rows that the transcoder was not made for. Raises MismatchError."""
-    geometry = reader.manifest.geometry
-    widths = (geometry.d_source, geometry.d_target)
-    if (trained.d_source, trained.d_target) != widths:
-        what = f"the transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}"
-        raise MismatchError(what, where=reader.path)
-    made_for = trained.config.get("cache_fingerprint")
-    if made_for and made_for != reader.fingerprint and not force:
-        what = f"the transcoder was trained on the cache {made_for}, this one is {reader.fingerprint}"
-        raise MismatchError(what, where=reader.path, remedy="Evaluate on its own cache, or use --force")
-
-
-def absorption(dictionary: Dictionary, reader: CacheReader) -> dict[str, Any]:
-    """From the probe cache beside the cache; a reason where there is none."""
+def absorption_scorer(reader: CacheReader) -> Callable[[Dictionary], dict[str, Any]]:
+    """Scores dictionaries on the probe cache beside the cache; gives a reason where there is none."""
     folder = probe_folder(reader.path)
     if not (folder / "probe.json").is_file():
-        return {"score": None, "reason": "there is no probe cache: run 'nestcoder harvest --probe first-letter'"}
+        reason = "there is no probe cache: run 'nestcoder harvest --probe first-letter'"
+        return lambda _: {"score": None, "reason": reason}
     words = read_probe_set(folder, fingerprint=reader.fingerprint)
-    return measure_absorption(dictionary.to("cpu"), words, fit_letter_probes(words))
+    probes = fit_letter_probes(words)
+
+    def score(dictionary: Dictionary) -> dict[str, Any]:
+        source = reader.as_view(words.source, dictionary.source_view)
+        return measure_absorption(dictionary.to("cpu"), replace(words, source=source), probes)
+
+    return score
 
 
 def _spliced(

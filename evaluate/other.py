@@ -1,0 +1,172 @@
+"""The dictionary that ours is compared with: found, read, and made to read the rows of our cache.
+
+A dictionary trained on the normalised residual gets the norm's gain and bias, which the cache stores, folded into its
+encoder: the same change of variables as feeding it (mlp_in - bias) / gain, and both dictionaries read the same rows.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from cache.errors import MismatchError, UsageError
+from cache.progress import Progress
+from cache.reader import CacheReader
+from evaluate.dictionary import Dictionary, SourceView
+from evaluate.foreign import Wanted, read_foreign
+from evaluate.gemma_scope import MODEL, locate, read_gemma_scope
+from evaluate.hub import HubRepository
+from evaluate.jumprelu import fold_gain
+from train.ranks import Ranks
+from train.topk import select_above, select_topk
+from train.transcoder import Transcoder, load_transcoder
+
+DOWNLOAD = "download"
+
+
+@dataclass(frozen=True)
+class Other:
+    """``label`` names its files: google_metrics.json, other_metrics.json. ``origin`` is where it was read."""
+
+    dictionary: Dictionary
+    label: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asked to compare with; ``force`` lets doubtful things pass."""
+
+    gemma_scope: str | None = None
+    against: Path | None = None
+    force: bool = False
+
+
+def open_other(reader: CacheReader, *, ours: Dictionary, l0: float, asked: Asked, progress: Progress) -> Other:
+    """The dictionary that ``--gemma-scope`` or ``--against`` names, reading what the cache stores.
+
+    UsageError: both are given, or nothing is there. DamagedError: not what it should be. MismatchError: another model,
+    layer, width or convention. DiskError: the download failed.
+    """
+    gemma_scope, against = asked.gemma_scope, asked.against
+    if gemma_scope is not None and against is not None:
+        what = "Both --gemma-scope and --against were given."
+        raise UsageError(what, remedy="Compare with one dictionary at a time.")
+    geometry = reader.manifest.geometry
+    wanted = Wanted(
+        d_source=geometry.d_source,
+        d_target=geometry.d_target,
+        layer=int(reader.identity.get("layer", -1)),
+        dict_size=ours.dict_size,
+        l0=l0,
+        force=asked.force,
+    )
+    if gemma_scope is not None:
+        path = _google_file(gemma_scope, wanted, progress)
+        dictionary = read_gemma_scope(path, d_source=wanted.d_source, d_target=wanted.d_target)
+        other = Other(dictionary, "google", str(path))
+    else:
+        assert against is not None
+        other = Other(_read(against, wanted, reader), "other", str(against))
+    return replace(other, dictionary=reading_the_cache(other.dictionary, reader))
+
+
+def reading_the_cache(dictionary: Dictionary, reader: CacheReader) -> Dictionary:
+    """The same dictionary fed by the rows as they are stored. Raises MismatchError where they do not hold its input."""
+    source, target = reader.identity.get("source_site"), reader.identity.get("target_site")
+    if target != "mlp_out":
+        raise MismatchError(f"The cache's target is {target}; the dictionary reconstructs mlp_out.", where=reader.path)
+    if source == dictionary.source_view:
+        # Stored rows are what ``mlp_in`` asks the reader for, whatever site they come from.
+        return replace(dictionary, source_view="mlp_in")
+    if source != "mlp_in":
+        what = f"The cache's source is {source}; the dictionary reads {dictionary.source_view}."
+        raise MismatchError(what, where=reader.path, remedy="Harvest with source mlp_in.")
+    if "gain" not in reader.arrays:
+        what = "The cache stores no gain of the norm, so the input before it cannot be recovered."
+        raise MismatchError(what, where=reader.path, remedy="Harvest again.")
+    gain, bias = (reader.arrays.get(name) for name in ("gain", "bias"))
+    return fold_gain(
+        dictionary,
+        gain=torch.from_numpy(gain).float(),
+        bias=None if bias is None else torch.from_numpy(bias).float(),
+    )
+
+
+def of_transcoder(trained: Transcoder, *, name: str) -> Dictionary:
+    """A transcoder under its evaluation rule: top-k, or its calibrated threshold."""
+    rule = (
+        partial(select_topk, top_k=trained.top_k)
+        if trained.threshold is None
+        else partial(select_above, threshold=trained.threshold)
+    )
+    return Dictionary(
+        name=name,
+        weights=trained.weights,
+        rule=rule,
+        prefixes=trained.prefixes,
+        source_view=source_view_of(trained),
+        top_k=trained.top_k if trained.threshold is None else None,
+        tokens_trained=trained.config.get("tokens_trained"),
+    )
+
+
+def source_view_of(trained: Transcoder) -> SourceView:
+    """The view its config.json names. Raises MismatchError for one that no cache has."""
+    for view in get_args(SourceView):
+        if view == trained.source_view:
+            return view
+    raise MismatchError(f"The transcoder reads {trained.source_view}, which is no view of a cache.")
+
+
+def check_belongs(trained: Transcoder, reader: CacheReader, *, force: bool) -> None:
+    """Refuse rows that the transcoder was not made for. Raises MismatchError."""
+    geometry = reader.manifest.geometry
+    widths = (geometry.d_source, geometry.d_target)
+    if (trained.d_source, trained.d_target) != widths:
+        what = f"The transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}."
+        raise MismatchError(what, where=reader.path)
+    made_for = trained.config.get("cache_fingerprint")
+    if made_for and made_for != reader.fingerprint and not force:
+        what = f"The transcoder was trained on the cache {made_for}, this one is {reader.fingerprint}."
+        raise MismatchError(what, where=reader.path, remedy="Evaluate on its own cache, or use --force.")
+
+
+def heading(other: Other) -> dict[str, Any]:
+    """What a report says of it before any figure."""
+    dictionary = other.dictionary
+    return {
+        "name": dictionary.name,
+        "origin": other.origin,
+        "dict_size": dictionary.dict_size,
+        "top_k": dictionary.top_k,
+        "nominal_l0": dictionary.nominal_l0,
+        "tokens_trained": dictionary.tokens_trained,
+    }
+
+
+def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
+    if gemma_scope != DOWNLOAD:
+        return locate(Path(gemma_scope), layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
+    hub, ranks = HubRepository(progress=progress), Ranks.current()
+    if ranks.rank:
+        # The first rank's copy is whole by now, so nothing is fetched twice.
+        ranks.wait()
+    path, choice = hub.fetch_nearest(layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
+    if not ranks.rank:
+        ranks.wait()
+    what = f"{choice.path} is the nearest to our {wanted.dict_size:,} features and L0 of {wanted.l0:.1f}"
+    progress.note(f"Gemma Scope ({MODEL}): {what}; it lies in {path}")
+    return path
+
+
+def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Dictionary:
+    """One of our own runs, or a file of another tool."""
+    folder = against.parent if against.name == "transcoder.safetensors" else against
+    if not (folder / "transcoder.safetensors").is_file():
+        return read_foreign(against, wanted)
+    trained = load_transcoder(folder)
+    check_belongs(trained, reader, force=wanted.force)
+    return of_transcoder(trained, name=folder.name)

@@ -1,0 +1,217 @@
+"""A comparison on a real cache, against a file in Google's format whose L0 and FVU are known in closed form."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache.config import CacheSettings
+from cache.errors import MismatchError, UsageError
+from cache.progress import Silent
+from cache.writer import CacheWriter
+from evaluate.compare import difference
+from evaluate.config import EvaluateSettings
+from evaluate.run import evaluate_layer
+from train.transcoder import Transcoder, save_transcoder
+from train.weights import Weights, random_weights
+
+WIDTH, THRESHOLD, MISSING, NOISE, ROWS = 32, 1.2, 8, 0.3, 12_000
+TAIL = 0.5 * math.erfc(THRESHOLD / math.sqrt(2))
+DENSITY = math.exp(-(THRESHOLD**2) / 2) / math.sqrt(2 * math.pi)
+VARIANCE = THRESHOLD * DENSITY + TAIL - DENSITY**2
+KEPT = WIDTH - MISSING
+TRUE_L0 = KEPT * TAIL
+TRUE_FVU = (MISSING * VARIANCE + WIDTH * NOISE**2) / (WIDTH * VARIANCE + WIDTH * NOISE**2)
+
+
+def orthonormal(seed: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed))).Q
+
+
+ENCODER, DECODER = orthonormal(0), orthonormal(1)
+GAIN, BIAS = 1.5 + torch.rand(WIDTH, generator=torch.Generator().manual_seed(2)), torch.linspace(-1, 1, WIDTH)
+
+
+def rows(count: int, *, seed: int) -> dict[str, Any]:
+    """x ~ N(0, 1) seen by the MLP as x * gain + bias; y = 0.7 + the true features above their thresholds + noise."""
+    generator = torch.Generator().manual_seed(seed)
+    normalised = torch.randn(count, WIDTH, generator=generator)
+    pre = normalised @ ENCODER
+    noise = NOISE * torch.randn(count, WIDTH, generator=generator)
+    return {
+        "source": normalised * GAIN + BIAS,
+        "target": 0.7 + (pre * (pre > THRESHOLD)) @ DECODER + noise,
+        "tokens": np.ones(count, np.int32),
+        "document": np.arange(count, dtype=np.int64) // 50,
+        "position": np.arange(count, dtype=np.int32) % 50,
+    }
+
+
+def write_cache(path: Path, *, gain: torch.Tensor = GAIN, bias: torch.Tensor = BIAS, **identity: Any) -> Path:
+    known = {"model": "toy", "layer": 8, "source_site": "mlp_in", "target_site": "mlp_out", "context": 50}
+    with CacheWriter(
+        path,
+        identity=known | identity,
+        settings=CacheSettings(dtype="float32", chunk_rows=500, shard_rows=2000, segment_rows=4000),
+        d_source=WIDTH,
+        d_target=WIDTH,
+        train_rows=2000,
+        held_out_rows=ROWS,
+        special_ids=[0],
+        arrays={"gain": gain.numpy(), "bias": bias.numpy()},
+    ) as writer:
+        writer.append(**rows(2000, seed=3), held_out=False, cursor=0)
+        writer.append(**rows(ROWS, seed=4), held_out=True, cursor=1)
+    return path
+
+
+def write_google(root: Path, *, l0: int = round(TRUE_L0)) -> Path:
+    path = root / "layer_8" / "width_16k" / f"average_l0_{l0}" / "params.npz"
+    path.parent.mkdir(parents=True)
+    # The file lacks the last true features; its bias stands in for their mean.
+    arrays = {
+        "W_enc": ENCODER[:, :KEPT],
+        "b_enc": torch.zeros(KEPT),
+        "threshold": torch.full((KEPT,), THRESHOLD),
+        "W_dec": DECODER[:KEPT],
+        "b_dec": 0.7 + DENSITY * DECODER[KEPT:].sum(0),
+    }
+    np.savez(path, **{name: array.numpy() for name, array in arrays.items()})
+    return root
+
+
+def write_transcoder(folder: Path, *, top_k: int = 6) -> Path:
+    """Ours: the true dictionary, its features in order, under top-k; it reads what the MLP reads."""
+    encoder = ENCODER / GAIN[:, None]
+    weights = Weights(encoder, -(BIAS @ encoder), DECODER, torch.full((WIDTH,), 0.7))
+    transcoder = Transcoder(weights=weights, prefixes=(8, 16, WIDTH), top_k=top_k)
+    save_transcoder(transcoder, folder, config={"tokens_trained": 5000})
+    return folder
+
+
+def run(cache: Path, transcoder: Path, out: Path, **asked: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"lm": None, "gemma_scope": None, "against": None, "force": False}
+    return evaluate_layer(
+        cache=cache,
+        transcoder=transcoder,
+        out=out,
+        settings=EvaluateSettings(bootstrap=100, batch_rows=1000),
+        device="cpu",
+        progress=Silent(),
+        **(given | asked),
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("compare")
+    write_cache(root / "cache")
+    write_google(root / "google")
+    write_transcoder(root / "main")
+    run(root / "cache", root / "main", root / "report", gemma_scope=str(root / "google"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def comparison(place: Path) -> dict[str, Any]:
+    return json.loads((place / "report" / "comparison.json").read_text())
+
+
+def test_googles_figures_are_those_of_the_closed_form(place: Path, comparison: dict[str, Any]) -> None:
+    theirs = json.loads((place / "report" / "google_metrics.json").read_text())
+    assert theirs["fvu"] == pytest.approx(TRUE_FVU, rel=0.02)
+    assert theirs["l0"] == pytest.approx(TRUE_L0, rel=0.02)
+    assert theirs["dead_fraction"] == 0
+    assert theirs["redundancy"]["twin_share"] == 0
+    assert "of the 3 that its folder promises" in comparison["theirs"]["convention"]
+    assert comparison["tokens_trained"] == {"ours": 5000, "theirs": 4_000_000_000}
+
+
+def test_every_prefix_of_ours_is_beside_theirs(place: Path, comparison: dict[str, Any]) -> None:
+    ours = json.loads((place / "report" / "ours_metrics.json").read_text())
+    entries = comparison["ours"]["per_prefix"]
+    assert [entry["prefix"] for entry in entries] == [8, 16, WIDTH]
+    assert [entry["fvu"] for entry in entries] == ours["fvu_per_prefix"]
+    for entry in entries:
+        for name in ("fvu", "cosine", "l0"):
+            gap = entry["difference"][name]
+            assert gap["value"] == pytest.approx(entry[name] - comparison["theirs"][name], abs=1e-9)
+            assert gap["interval"][0] <= gap["value"] <= gap["interval"][1]
+
+
+def test_ours_is_judged_again_at_their_l0(comparison: dict[str, Any]) -> None:
+    matched = comparison["ours_at_their_l0"]
+    assert matched["top_k"] == round(comparison["theirs"]["l0"])
+    assert matched["per_prefix"][-1]["l0"] == pytest.approx(matched["top_k"], abs=0.01)
+
+
+def test_the_report_holds_table_and_figure_and_no_bare_gap(place: Path, comparison: dict[str, Any]) -> None:
+    files = {path.name for path in (place / "report").iterdir()}
+    assert {"fvu_against_l0.png", "fvu_against_l0.svg", "metrics.json", "summary.txt"} <= files
+    text = (place / "report" / "summary.txt").read_text()
+    assert "Ours minus theirs" in text
+    assert "at k = 3" in text
+    assert "N/A" not in text
+    assert "absorption_first_letter: there is no probe cache" in text
+    assert set(comparison["not_compared"]) == {"ours: absorption_first_letter", "theirs: absorption_first_letter"}
+
+
+def test_the_gained_input_is_refused_unless_forced(tmp_path: Path, place: Path) -> None:
+    """A cache whose gain is not what it says feeds the dictionary the gained input."""
+    wrong = write_cache(tmp_path / "cache", gain=torch.ones(WIDTH), bias=torch.zeros(WIDTH))
+    asked = {"gemma_scope": str(place / "google")}
+    with pytest.raises(MismatchError, match="not being fed what it was trained on"):
+        run(wrong, place / "main", tmp_path / "report", **asked)
+    assert not (tmp_path / "report").exists()
+    run(wrong, place / "main", tmp_path / "report", force=True, **asked)
+    assert "forced" in (tmp_path / "report" / "summary.txt").read_text()
+
+
+def test_a_run_against_itself_differs_in_nothing(tmp_path: Path, place: Path) -> None:
+    run(place / "cache", place / "main", tmp_path / "report", against=place / "main")
+    document = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert document["ours"]["per_prefix"][-1]["difference"] == {
+        name: {"value": 0.0, "interval": [0.0, 0.0]} for name in ("fvu", "cosine", "l0")
+    }
+    assert "already" in document["ours_at_their_l0"]["reason"]
+    assert (tmp_path / "report" / "other_metrics.json").is_file()
+
+
+def test_a_cache_of_normalised_rows_needs_no_folding(tmp_path: Path, place: Path) -> None:
+    plain = {"gain": torch.ones(WIDTH), "bias": torch.zeros(WIDTH)}
+    cache = write_cache(tmp_path / "cache", **plain, source_site="ln2_normalized")
+    with pytest.raises(MismatchError, match="not being fed"):
+        run(cache, place / "main", tmp_path / "report", gemma_scope=str(place / "google"))
+
+
+@pytest.mark.parametrize("identity", [{"target_site": "resid_post"}, {"source_site": "resid_mid"}])
+def test_other_sites_are_refused(tmp_path: Path, place: Path, identity: dict[str, str]) -> None:
+    cache = write_cache(tmp_path / "cache", **identity)
+    with pytest.raises(MismatchError, match=next(iter(identity.values()))):
+        run(cache, place / "main", tmp_path / "report", gemma_scope=str(place / "google"))
+
+
+def test_one_dictionary_at_a_time(tmp_path: Path, place: Path) -> None:
+    with pytest.raises(UsageError, match="Both"):
+        run(place / "cache", place / "main", tmp_path / "out", gemma_scope="x", against=place / "main")
+
+
+def test_paired_intervals_are_narrower_than_unpaired() -> None:
+    generator = np.random.default_rng(0)
+    shared, own = generator.normal(size=401), 0.01 * generator.normal(size=401)
+    gap = difference(1 + shared + own, shared)
+    assert gap["interval"][1] - gap["interval"][0] < 0.06
+    assert difference(shared[:1], shared[:1])["interval"] is None
+
+
+def test_a_random_dictionary_is_told_from_the_true_one(tmp_path: Path, place: Path) -> None:
+    weights = random_weights(WIDTH, WIDTH, dict_size=64, seed=9)
+    save_transcoder(Transcoder(weights=weights, prefixes=(64,), top_k=3), tmp_path / "random", config={})
+    run(place / "cache", tmp_path / "random", tmp_path / "report", gemma_scope=str(place / "google"))
+    document = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert document["ours"]["per_prefix"][0]["difference"]["fvu"]["interval"][0] > 0.1
+    assert document["not_compared"]["ours: tokens_trained"] == "its files do not say"
