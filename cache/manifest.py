@@ -175,6 +175,14 @@ def read_manifest(cache: Path) -> Manifest:
     return parse_manifest(path.read_bytes(), where=path)
 
 
+def refuse_links(cache: Path, geometry: Geometry) -> None:
+    """Raises DamagedError when a folder of the cache is a link: its files would lie outside."""
+    arrays = [array.path for group in geometry.groups.values() for array in group.arrays.values()]
+    for folder in ("journal", STORE, *(f"{STORE}/{group}" for group in (*geometry.groups, "parameters")), *arrays):
+        if (cache / folder).is_symlink():
+            raise DamagedError("A folder of the cache is a link.", where=cache / folder, remedy=_REPAIR)
+
+
 def parse_manifest(data: bytes, *, where: object) -> Manifest:
     """The manifest that ``data`` holds. Raises as ``read_manifest``."""
     try:

@@ -20,7 +20,7 @@ from cache.checksum import chunk_hash, file_hash
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.journal import Commit, FileEntry, journal_path, read_journal
 from cache.layout import STORE, Array, Group
-from cache.manifest import Manifest, first_difference, read_manifest, read_parameter
+from cache.manifest import Manifest, first_difference, read_manifest, read_parameter, refuse_links
 from cache.mapping import Region
 from cache.statistics import GroupStatistics, merge_groups, unpack
 
@@ -192,6 +192,7 @@ class CacheReader:
 
     def _read_journals(self) -> None:
         geometry, commits = self.manifest.geometry, dict[tuple[str, int], Commit]()
+        refuse_links(self.path, geometry)
         for part in range(geometry.parts):
             path = self.path / journal_path(part)
             commits |= read_journal(path, geometry=geometry, fingerprint=self.fingerprint, part=part).commits

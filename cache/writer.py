@@ -22,7 +22,15 @@ from cache.config import CacheSettings
 from cache.errors import MismatchError, NumericalError, UsageError
 from cache.journal import Commit, FileEntry, Journal, Point, append, commit_line, header, journal_path, read_journal
 from cache.layout import GROUPS, STORE
-from cache.manifest import MANIFEST, Manifest, first_difference, make_geometry, parameter_files, read_manifest
+from cache.manifest import (
+    MANIFEST,
+    Manifest,
+    first_difference,
+    make_geometry,
+    parameter_files,
+    read_manifest,
+    refuse_links,
+)
 from cache.progress import Progress, Silent
 from cache.segment import SegmentBuffer, file_entry
 
@@ -181,6 +189,7 @@ class CacheWriter:
 
     def _create(self, files: dict[str, bytes]) -> None:
         """Make the store, or check that the one that lies here is the same. What a crash left aside is removed."""
+        refuse_links(self._path, self._geometry)
         self._sweep()
         wanted = [(self._path / path, [data]) for path, data in files.items()]
         if not (self._path / MANIFEST).exists():
