@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -116,3 +117,10 @@ class LineProgress:
 def make_progress() -> TerminalProgress | LineProgress:
     """A bar when standard error is a terminal, lines otherwise."""
     return TerminalProgress(sys.stderr) if sys.stderr.isatty() else LineProgress(sys.stderr)
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of left-aligned columns, two spaces between."""
+    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
+    cells = ([text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in (heading, *rows))
+    return ["  ".join(line).rstrip() for line in cells]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Said = tuple[Any, str]
 
+_SHOWN_FEATURES, _SHOWN_CONTEXTS = 6, 3
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -98,7 +100,22 @@ def evaluate(invocation: "Invocation", layers: list[int], device: str, options: 
                 force=options.force,
                 progress=progress,
             )
-    return results, table_of_runs(results)
+    return results, "\n".join([table_of_runs(results), *_where_to_read(invocation, chosen, options.name)])
+
+
+def _where_to_read(invocation: "Invocation", layers: list[int], name: str) -> list[str]:
+    """A few features' top contexts where there is one layer to speak of, and where the reports lie."""
+    reports = [invocation.folders(layer).report(name) for layer in layers]
+    samples = reports[0] / "samples.txt"
+    shown: list[str] = []
+    if len(reports) == 1 and samples.is_file():
+        features = samples.read_text(encoding="utf-8").split("\n\n")[:_SHOWN_FEATURES]
+        shown = ["", "Where some features fire most:", "", *("\n".join(_shortened(text)) for text in features)]
+    return [*shown, "", *(f"report: {report}" for report in reports)]
+
+
+def _shortened(feature: str) -> list[str]:
+    return feature.splitlines()[: 1 + _SHOWN_CONTEXTS]
 
 
 def _trained_layers(invocation: "Invocation", name: str) -> list[int]:

@@ -1,0 +1,117 @@
+"""What this machine is and what the pipeline would choose on it: versions, devices, memory, disk, models that fit."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from nestcoder.progress import table
+
+_PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "zarr", "numcodecs", "safetensors", "numpy")
+
+# Parameters (counted from the published weights) and width: (parameters, d_model).
+_MODELS = {
+    "gpt2": (124_439_808, 768),
+    "gpt2-medium": (354_823_168, 1024),
+    "gpt2-large": (774_030_080, 1280),
+    "gpt2-xl": (1_557_611_200, 1600),
+    "gemma-2-2b": (2_614_341_888, 2304),
+    "gemma-2-9b": (9_241_705_984, 3584),
+    "gemma-2-27b": (27_227_128_320, 4608),
+}
+_DTYPES = {"bfloat16": 2, "float32": 4}
+_ROOM = 1.2  # activations and the library's own memory beside the weights
+
+
+def examine(folder: Path) -> tuple[dict[str, Any], str]:
+    """(facts for ``--json``, text for people) about this machine; ``folder`` is where runs would be written."""
+    import torch
+
+    devices = _devices()
+    chosen = max(devices, key=lambda device: (device["device"] != "cpu", device["free_bytes"]))
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "disk_free_bytes": shutil.disk_usage(folder).free,
+        "devices": devices,
+        "chosen": {"device": chosen["device"], "dtype": "float32" if chosen["device"] == "cpu" else "bfloat16"},
+        "models": {name: _model_facts(name, devices) for name in _MODELS},
+    }
+    return facts, _as_text(facts)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    found: list[dict[str, Any]] = [
+        {
+            "device": "cpu",
+            "name": platform.machine(),
+            "free_bytes": os.sysconf("SC_AVPHYS_PAGES") * page,
+            "all_bytes": os.sysconf("SC_PHYS_PAGES") * page,
+        }
+    ]
+    for index in range(torch.cuda.device_count()):
+        free, everything = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        found.append({"device": f"cuda:{index}", "name": name, "free_bytes": free, "all_bytes": everything})
+    return found
+
+
+def _model_facts(name: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
+    parameters, width = _MODELS[name]
+    return {
+        "weights_bytes": {dtype: parameters * size for dtype, size in _DTYPES.items()},
+        "fits": {
+            dtype: [device["device"] for device in devices if parameters * size * _ROOM < device["free_bytes"]]
+            for dtype, size in _DTYPES.items()
+        },
+        "cache_bytes_per_million_tokens": 1_000_000 * 2 * 2 * width,
+    }
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number or 'missing'}" for name, number in facts["versions"].items())
+    chosen = facts["chosen"]
+    devices = [(d["device"], d["name"], _gb(d["free_bytes"]), _gb(d["all_bytes"])) for d in facts["devices"]]
+    models = [
+        (
+            name,
+            *(
+                f"{_gb(size)} {', '.join(model['fits'][dtype]) or '-'}"
+                for dtype, size in model["weights_bytes"].items()
+            ),
+            _gb(model["cache_bytes_per_million_tokens"]),
+        )
+        for name, model in facts["models"].items()
+    ]
+    return "\n".join(
+        [
+            f"Python {facts['python']} on {facts['system']}; {facts['processors']} processors",
+            versions,
+            f"{_gb(facts['disk_free_bytes'])} free on this disk",
+            "",
+            *table(("device", "name", "free", "in all"), devices),
+            "",
+            f"--device auto means {chosen['device']}, harvest.dtype auto means {chosen['dtype']}.",
+            "",
+            *table(("model", "bfloat16, fits on", "float32, fits on", "cache a million tokens"), models),
+        ]
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,61 @@
+"""A wheel lives beside other distributions' packages: its stages are under nestcoder, and run from there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("cache", "harvest", "train", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as pip would leave it, where another distribution already has a package named ``evaluate``."""
+    dist, site = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(dist)]
+    subprocess.run([*pip, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = dist.glob("*.whl")
+    (site / "evaluate").mkdir()
+    (site / "evaluate" / "__init__.py").write_text("stranger = True\n")
+    with ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site
+
+
+def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run([sys.executable, *arguments], cwd=site, env=environment, capture_output=True, text=True)
+
+
+def test_the_wheel_holds_nothing_outside_nestcoder(installed: Path) -> None:
+    assert {path.name for path in installed.iterdir()} - {"evaluate", "nestcoder"} == {
+        path.name for path in installed.glob("nestcoder-*.dist-info")
+    }
+    for stage in STAGES:
+        assert (installed / "nestcoder" / stage / "__init__.py").exists()
+    assert (installed / "nestcoder" / "cache" / "FORMAT.md").exists()
+
+
+def test_every_module_of_the_wheel_is_imported_from_it(installed: Path) -> None:
+    code = (
+        "import importlib, pathlib, sys\n"
+        "root = pathlib.Path('nestcoder')\n"
+        "for path in sorted(root.rglob('*.py')):\n"
+        "    name = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')\n"
+        "    if not name.endswith(('__main__', 'kernels')): importlib.import_module(name)\n"
+        "bad = [n for n in ('cache', 'harvest', 'train') if n in sys.modules]\n"
+        "import evaluate\n"
+        "assert evaluate.stranger and not bad, bad\n"
+    )
+    done = run(installed, "-W", "error", "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_answers_as_the_checkout_does(installed: Path) -> None:
+    done = run(installed, "-m", "nestcoder", "--json", "--set", "train.top_k=8", "config", "show")
+    assert done.returncode == 0, done.stderr
+    assert '"top_k": 8' in done.stdout
