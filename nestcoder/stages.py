@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import UsageError
-from nestcoder.progress import LineProgress, TerminalProgress, make_progress
+from nestcoder.progress import LineProgress, TerminalProgress, duration, make_progress
 from nestcoder.ranks import process_group, read_ranks
 from nestcoder.runs import known_layers
 
@@ -54,6 +54,43 @@ def harvest(invocation: "Invocation", layers: list[int], device: str, *, fresh: 
             world=ranks.world,
         )
     return result, "\n".join(f"harvested: {invocation.folders(layer).cache}" for layer in layers)
+
+
+def plan_harvest(invocation: "Invocation", layers: list[int], device: str) -> Said:
+    """What ``harvest`` would take: rows, bytes, memory, minutes."""
+    from harvest.plan import plan_harvest as plan
+
+    settings, ranks = invocation.settings, read_ranks()
+    found = plan(
+        model=settings.model,
+        layers=layers,
+        settings=settings.harvest,
+        cache_settings=settings.cache,
+        folders={layer: invocation.folders(layer).cache for layer in layers},
+        device=ranks.device(device),
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+    return asdict(found), as_lines(asdict(found))
+
+
+def harvest_probe(invocation: "Invocation", layers: list[int], device: str) -> Said:
+    """Harvest the first-letter prompts beside each layer's finished cache."""
+    from harvest.probe import harvest_probe as harvest_words
+
+    settings = invocation.settings
+    folders = {layer: invocation.folders(layer) for layer in layers}
+    with shown_progress() as progress:
+        result = harvest_words(
+            model=settings.model,
+            layers=layers,
+            settings=settings.harvest,
+            caches={layer: folder.cache for layer, folder in folders.items()},
+            folders={layer: folder.probe("first-letter") for layer, folder in folders.items()},
+            device=device,
+            progress=progress,
+        )
+    return result, "\n".join(f"harvested: {folders[layer].probe('first-letter')}" for layer in layers)
 
 
 def train(invocation: "Invocation", layers: list[int], device: str, *, name: str, fresh: bool) -> Said:
@@ -143,8 +180,17 @@ def shown_progress() -> Generator[TerminalProgress | LineProgress]:
         signal.signal(signal.SIGTERM, before)
 
 
-def as_lines(facts: object) -> str:
-    """A dataclass's fields, one a line, for people."""
-    fields: dict[str, Any] = asdict(facts)  # pyright: ignore[reportArgumentType]
-    width = max(len(name) for name in fields)
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in fields.items())
+def as_lines(facts: dict[str, Any]) -> str:
+    """Facts, one a line, for people: counts with separators, bytes in GB, seconds in minutes."""
+    width = max(len(name) for name in facts)
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {_worded(name, value)}" for name, value in facts.items())
+
+
+def _worded(name: str, value: Any) -> str:
+    if name.startswith("bytes_") or name.endswith("_bytes"):
+        return f"{value / 1e9:,.3f} GB"
+    if name.endswith("seconds"):
+        return duration(value)
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
