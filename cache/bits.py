@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 Activations = Float[Tensor, "_ _"] | Float[np.ndarray, "_ _"]
+_PIECE = 1 << 17
+_EXPONENTS = {"uint16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -28,12 +30,20 @@ def to_stored(rows: Activations, dtype: str) -> StoredRows:
     """Round ``rows`` to ``dtype``; bfloat16 comes as its bits in uint16."""
     given = (torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()).cpu()
     stored = given.to(TORCH_DTYPES[dtype]).contiguous()
-    finite = bool(torch.isfinite(stored).all())
+    finite = _all_finite(to_array(stored))
     if given.dtype == stored.dtype or not finite:
         error = np.zeros(len(given))
     else:
         error = (given.double() - stored.double()).square().sum(dim=1).numpy()
     return StoredRows(to_array(stored), finite, error)
+
+
+def _all_finite(stored: Shaped[np.ndarray, "rows width"]) -> bool:
+    """Whether no value has all bits of its exponent set; several times faster than to ask of each value."""
+    bits, exponent = _EXPONENTS[stored.dtype.name]
+    flat, magnitude = stored.view(bits).reshape(-1), np.iinfo(bits).max >> 1
+    pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    return all(int((piece & bits(magnitude)).max()) < exponent for piece in pieces)
 
 
 def to_array(tensor: Float[Tensor, "..."]) -> Shaped[np.ndarray, "..."]:
@@ -50,8 +60,10 @@ def to_tensor(stored: Shaped[np.ndarray, "..."], dtype: str) -> Float[Tensor, ".
     return torch.from_numpy(stored)
 
 
-def to_float32(stored: Shaped[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
-    """Stored values as float32, exactly."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
+def widen(
+    stored: Shaped[np.ndarray, "rows width"], out: Float64[np.ndarray, "most width"]
+) -> Float64[np.ndarray, "rows width"]:
+    """Stored values as float64, exactly, in the first rows of ``out``."""
+    wide = torch.from_numpy(out[: len(stored)])
+    wide.copy_(to_tensor(stored, "bfloat16" if stored.dtype == np.uint16 else stored.dtype.name))
+    return out[: len(stored)]

@@ -10,9 +10,11 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from cache.errors import DiskError, InUseError
 
@@ -74,30 +76,34 @@ def sync_folder(path: Path) -> None:
 
 def write_file(path: Path, data: Bytes | Iterable[Bytes], *, tag: str = "0") -> None:
     """Replace ``path`` by ``data`` (or pieces of it), whole or not at all; its folder is made when missing."""
-    write_files([(path, [data] if isinstance(data, bytes | bytearray | memoryview) else list(data))], tag=tag)
+    pieces = cast("Iterable[Bytes]", (data,) if isinstance(data, Bytes) else data)
+    write_files([(path, pieces)], tag=tag)
 
 
-def write_files(files: Sequence[tuple[Path, Sequence[Bytes]]], *, tag: str) -> None:
+def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str) -> None:
     """Replace several files, each whole or not at all; all are on the disk when this returns.
 
-    ``tag`` names the writer, so that two writers never write aside to the same name.
+    Files are taken one by one, and flushed in the background while the next is made. ``tag`` names the writer, so that
+    two writers never write aside to the same name.
     """
-    folders = sorted({path.parent for path, _ in files})
-    for folder in folders:
-        make_folder(folder)
-    asides: list[Path] = []
-    try:
-        for path, pieces in files:
-            asides.append(aside_path(path, tag))
-            _write_flushed(asides[-1], pieces)
-        for (path, _), aside in zip(files, asides, strict=True):
-            with _operation("rename", path):
-                aside.rename(path)
-    except DiskError:
-        for aside in asides:
-            aside.unlink(missing_ok=True)
-        raise
-    for folder in folders:
+    written: dict[Path, Path] = {}
+    flushes: dict[Path, Future[None]] = {}
+    with ThreadPoolExecutor(1, thread_name_prefix="flush") as background:
+        try:
+            for path, pieces in files:
+                make_folder(path.parent)
+                written[path] = aside_path(path, tag)
+                flushes[path] = background.submit(_flush_and_close, _write_aside(written[path], pieces))
+            for path, aside in written.items():
+                with _operation("flush", aside):
+                    flushes[path].result()
+                with _operation("rename", path):
+                    aside.rename(path)
+        except DiskError:
+            for aside in written.values():
+                aside.unlink(missing_ok=True)
+            raise
+    for folder in sorted({path.parent for path in written}):
         sync_folder(folder)
 
 
@@ -106,14 +112,23 @@ def aside_path(path: Path, tag: str) -> Path:
     return path.with_name(f".{path.name}.{tag}.aside")
 
 
-def _write_flushed(path: Path, pieces: Sequence[Bytes]) -> None:
+def _write_aside(path: Path, pieces: Iterable[Bytes]) -> int:
+    """The descriptor of a new file that holds the pieces, not yet flushed."""
     with _operation("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             _write_all(descriptor, pieces)
-            os.fsync(descriptor)
-        finally:
+        except BaseException:
             os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _flush_and_close(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, pieces: Iterable[Bytes]) -> None:

@@ -91,7 +91,7 @@ class Array:
                 "index_location": "end",
             },
         }
-        document = {
+        document: dict[str, object] = {
             "zarr_format": 3,
             "node_type": "array",
             "shape": [self.rows, *widths],

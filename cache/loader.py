@@ -57,7 +57,8 @@ class Loader:
     ) -> None:
         if batch_rows < 1 or not 0 <= rank < world or threads < 1 or prefetch < 1:
             raise UsageError(f"A loader cannot have {batch_rows=}, {rank=}, {world=}, {threads=}, {prefetch=}.")
-        self._reader, self._rows, self._view = reader, reader.split(split), view
+        self._reader, self._rows = reader, reader.split(split)
+        self._view: View = view
         if not len(self._rows):
             raise UsageError(f"The cache has no {split} rows.", where=reader.path)
         self._batch_rows, self._seed, self._rank, self._world = batch_rows, seed, rank, world

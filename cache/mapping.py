@@ -34,8 +34,8 @@ class Region:
     def __init__(self, size_bytes: int) -> None:
         self._size = -(-max(size_bytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._address = _map(None, self._size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_ANONYMOUS | _NORESERVE, -1)
-        memory = (ctypes.c_char * size_bytes).from_address(self._address)
-        self.bytes: UInt8[np.ndarray, " bytes"] = np.frombuffer(memory, np.uint8)
+        memory = (ctypes.c_uint8 * size_bytes).from_address(self._address)
+        self.bytes: UInt8[np.ndarray, " bytes"] = np.ctypeslib.as_array(memory)
         # The array's base must outlive every view of it, and the mapping must outlive the base.
         weakref.finalize(memory, _LIBC.munmap, self._address, self._size)
 
@@ -61,7 +61,7 @@ class Region:
             os.close(descriptor)
 
     def _read(self, descriptor: int, offset: int, size_bytes: int, path: Path) -> None:
-        view, done = memoryview(self.bytes)[offset : offset + size_bytes], 0
+        view, done = self.bytes.data[offset : offset + size_bytes], 0
         while done < size_bytes:
             count = os.preadv(descriptor, [view[done:]], done)
             if not count:

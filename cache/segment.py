@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
-from cache.bits import to_float32
+from cache.bits import widen
 from cache.checksum import Bytes, chunk_hash, file_hash
 from cache.journal import FileEntry
 from cache.layout import Array, Group, padding
 from cache.order import derive_key, permute
-from cache.statistics import SideStatistics, empty_side, measure
+from cache.statistics import SideStatistics, empty_side, measure, merge
 
-_BLOCK_ROWS = 1024
+_BLOCK_VALUES = 1 << 18
 Block = dict[str, Shaped[np.ndarray, "rows ..."]]
 
 
@@ -62,15 +62,24 @@ class SegmentBuffer:
     def _measure(self, segment: int, special_ids: tuple[int, ...]) -> list[SideStatistics]:
         count = self.group.rows_in(segment)
         kept = np.flatnonzero(~np.isin(self._columns["tokens"][:count], special_ids)).astype(np.int64)
-        totals: list[SideStatistics] = []
-        for name, errors in self._errors.items():
-            total, values = empty_side(self._columns[name].shape[1]), self._columns[name]
-            for start in range(0, len(kept), _BLOCK_ROWS):
-                here = kept[start : start + _BLOCK_ROWS]
-                rows = here + segment * self.group.segment_rows
-                total = measure(to_float32(values[here]), total, rows=rows, error=errors[here])
-            totals.append(total)
-        return totals
+        first = segment * self.group.segment_rows
+        return [_measure_side(self._columns[name], kept, first, error=self._errors[name]) for name in self._errors]
+
+
+def _measure_side(
+    values: Shaped[np.ndarray, "rows width"],
+    kept: Int64[np.ndarray, " kept"],
+    first: int,
+    *,
+    error: Float64[np.ndarray, " rows"],
+) -> SideStatistics:
+    # Blocks that stay in the processor's cache while they are widened and measured, in memory that is used again.
+    block_rows = max(1, _BLOCK_VALUES // values.shape[1])
+    total, wide = empty_side(values.shape[1]), np.empty((block_rows, values.shape[1]))
+    for start in range(0, len(kept), block_rows):
+        here = kept[start : start + block_rows]
+        total = merge(total, measure(widen(values[here], wide), rows=here + first, error=error[here]))
+    return total
 
 
 def file_entry(array: Array, number: int, pieces: list[Bytes]) -> FileEntry:

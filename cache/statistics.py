@@ -12,11 +12,10 @@ Of each side (source, target), over the rows whose token is not special, with x 
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float64, Int64
 
 HISTOGRAM_BINS = 64
 LARGEST = 8
-_BLOCK_ROWS = 1024
 _FIXED = 2 + HISTOGRAM_BINS + 2 * LARGEST
 
 
@@ -83,22 +82,12 @@ def empty_side(width: int) -> SideStatistics:
 
 
 def measure(
-    values: Float32[np.ndarray, "rows width"],
-    total: SideStatistics,
-    *,
-    rows: Int64[np.ndarray, " rows"],
-    error: Float64[np.ndarray, " rows"],
+    values: Float64[np.ndarray, "rows width"], *, rows: Int64[np.ndarray, " rows"], error: Float64[np.ndarray, " rows"]
 ) -> SideStatistics:
-    """``total`` with ``values`` added; ``rows`` are their row numbers, ``error`` their squared storage errors."""
-    for start in range(0, len(values), _BLOCK_ROWS):
-        here = slice(start, start + _BLOCK_ROWS)
-        total = merge(total, _measure_block(values[here].astype(np.float64), rows[here], error[here]))
-    return total
+    """Figures of ``values``, which are overwritten.
 
-
-def _measure_block(
-    values: Float64[np.ndarray, "rows width"], rows: Int64[np.ndarray, " rows"], error: Float64[np.ndarray, " rows"]
-) -> SideStatistics:
+    ``rows`` are their row numbers and ``error`` the squared errors of storing them.
+    """
     mean = values.sum(axis=0) / max(1, len(values))
     norms = np.sqrt(np.einsum("ij,ij->i", values, values))
     values -= mean

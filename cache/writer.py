@@ -4,6 +4,7 @@ A segment is committed so: all its files are written aside, flushed and renamed,
 a line goes into the journal, with every checksum and the caller's place in the text.
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from platform import python_version
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from cache import disk
 from cache.bits import Activations, StoredRows, to_stored
-from cache.checksum import file_hash
+from cache.checksum import Bytes, file_hash
 from cache.config import CacheSettings
 from cache.errors import MismatchError, NumericalError, UsageError
 from cache.journal import Commit, FileEntry, Journal, Point, append, commit_line, header, journal_path, read_journal
@@ -181,11 +182,15 @@ class CacheWriter:
         self._journal.points.setdefault((name, segment + 1), following)
 
     def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
-        files = list(self._buffers[name].files(segment, self.manifest.special_ids))
-        entries = tuple(file_entry(array, number, pieces) for array, number, pieces in files)
-        paths = [(self._path / array.file_path(number), pieces) for array, number, pieces in files]
-        disk.write_files(paths, tag=self._tag)
-        return entries
+        entries: list[FileEntry] = []
+
+        def files() -> Iterator[tuple[Path, list[Bytes]]]:
+            for array, number, pieces in self._buffers[name].files(segment, self.manifest.special_ids):
+                yield self._path / array.file_path(number), pieces
+                entries.append(file_entry(array, number, pieces))
+
+        disk.write_files(files(), tag=self._tag)
+        return tuple(entries)
 
     def _create(self, files: dict[str, bytes]) -> None:
         """Make the store, or check that the one that lies here is the same. What a crash left aside is removed."""

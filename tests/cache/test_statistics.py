@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cache.config import CacheSettings
 from cache.reader import CacheReader
-from cache.statistics import empty_side, measure, merge
+from cache.statistics import measure, merge
 from cache.writer import CacheWriter
 
 
@@ -56,7 +56,7 @@ def test_the_rows_of_largest_norm_are_named(example):
 
 def of(values, first):
     rows = np.arange(first, first + len(values))
-    return measure(values, empty_side(values.shape[1]), rows=rows, error=np.ones(len(values)))
+    return measure(values.astype(np.float64), rows=rows, error=np.ones(len(values)))
 
 
 @given(rows=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 50))
