@@ -2,9 +2,11 @@
 
 import shutil
 from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from cache.config import CacheSettings
 from cache.writer import CacheWriter
@@ -115,3 +117,83 @@ def flip(path, bit):
 @pytest.fixture(name="flip")
 def flip_bit():
     return flip
+
+
+SMALL = {"chunk_rows": 4, "shard_rows": 8, "segment_rows": 16, "held_out_fraction": 0.25}
+SPECIAL = 0
+
+
+class Text:
+    """A deterministic stream of contexts of 5 rows, every fourth of them held out; the cursor counts contexts."""
+
+    def __init__(self, d_source=8, d_target=6, dtype=torch.bfloat16, context=5):
+        self.shape, self.dtype, self.context = (d_source, d_target), dtype, context
+
+    def rows(self, number):
+        generator = torch.Generator().manual_seed(number)
+        source, target = (torch.randn(self.context, width, generator=generator).to(self.dtype) for width in self.shape)
+        tokens = torch.randint(1, 50, (self.context,), generator=generator).numpy().astype(np.int32)
+        tokens[0] = SPECIAL
+        document = np.full(self.context, number // 2, np.int64)
+        return source, target, tokens, document, np.arange(self.context, dtype=np.int32)
+
+    @staticmethod
+    def held_out(number):
+        return number % 4 == 3
+
+
+def open_writer(path, *, train_rows=50, held_out_rows=11, text=None, part=0, parts=1, identity=None, **settings):
+    text = text or Text()
+    return CacheWriter(
+        path,
+        identity=identity or {"model": "toy", "layer": 3, "proof": {"error": 0.0}},
+        settings=CacheSettings(**SMALL | settings),
+        d_source=text.shape[0],
+        d_target=text.shape[1],
+        train_rows=train_rows,
+        held_out_rows=held_out_rows,
+        special_ids=[SPECIAL],
+        arrays={
+            "gain": np.linspace(0.5, 2, text.shape[0], dtype=np.float32),
+            "bias": np.ones(text.shape[0], np.float32),
+        },
+        part=part,
+        parts=parts,
+    )
+
+
+def feed(writer, text=None, *, batch=1, stop=None, stride=1, offset=0):
+    """Append batches of contexts from the writer's cursor until it is complete, or ``stop`` contexts were given."""
+    text, number = text or Text(), writer.cursor or 0
+    given = 0
+    while not writer.complete and (stop is None or given < stop):
+        cursor, contexts = number, range(number, number + batch)
+        for held_out in (False, True):
+            for context in contexts:
+                if text.held_out(context) == held_out:
+                    writer.append(*text.rows(context * stride + offset), held_out=held_out, cursor=cursor)
+        number, given = number + batch, given + batch
+
+
+def write(path, **options):
+    text, batch = options.get("text"), options.pop("batch", 1)
+    with open_writer(path, **options) as writer:
+        feed(writer, text, batch=batch)
+        assert writer.complete
+
+
+def expected(text, rows, *, held_out):
+    contexts = [number for number in range(1000) if text.held_out(number) == held_out]
+    columns = [
+        np.concatenate([np.asarray(text.rows(c)[i].float() if i < 2 else text.rows(c)[i]) for c in contexts[:60]])
+        for i in range(5)
+    ]
+    return [column[:rows] for column in columns]
+
+
+@pytest.fixture(scope="session")
+def stream():
+    """``Text`` and what is done with it: ``open_writer``, ``feed``, ``write``, ``tree`` and the rows ``expected``."""
+    return SimpleNamespace(
+        Text=Text, open_writer=open_writer, feed=feed, write=write, tree=tree, expected=expected, special=SPECIAL
+    )
