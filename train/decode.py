@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from train.sharded import WHOLE, Shard
 from train.topk import Selection
 
 _BLOCK = 512
@@ -65,9 +66,11 @@ def decode_prefixes(
     base: Float[Tensor, " d_target"] | Float[Tensor, "rows d_target"],
     *,
     prefixes: tuple[int, ...],
+    shard: Shard = WHOLE,
 ) -> Float[Tensor, "rows prefixes d_target"]:
     """Every prefix's reconstruction; ``base`` is what all of them share: ``b_dec``, and the skip where there is one."""
-    sums = bag_sums(selection, bags_of(selection, prefixes), W_dec).unflatten(0, (-1, len(prefixes)))
+    bags = bags_of(selection, shard.prefixes(prefixes))
+    sums = shard.sum_(bag_sums(selection, bags, W_dec)).unflatten(0, (-1, len(prefixes)))
     sums[:, 0] += base
     return running_sum_(sums)
 

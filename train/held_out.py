@@ -17,6 +17,7 @@ from cache.reader import CacheReader
 from train.decode import decode_prefixes
 from train.loss import spread, variation
 from train.nested import NestedLoss
+from train.sharded import WHOLE, Shard
 from train.topk import select
 from train.units import Units
 from train.weights import Weights
@@ -44,12 +45,12 @@ class HeldOut:
         return HeldOut(units.source(taken.source[ordinary].to(device)), target, float(variation(spread(target))))
 
 
-def held_out_fvu(weights: Weights, held_out: HeldOut, *, nested: NestedLoss) -> list[float]:
-    """FVU of every prefix."""
+def held_out_fvu(weights: Weights, held_out: HeldOut, *, nested: NestedLoss, shard: Shard = WHOLE) -> list[float]:
+    """FVU of every prefix; ``weights`` are those of this process's features."""
     errors = torch.zeros(len(nested.prefixes), dtype=torch.float64, device=held_out.source.device)
     batches = zip(held_out.source.split(_BATCH_ROWS), held_out.target.split(_BATCH_ROWS), strict=True)
     for source, target in batches:
-        errors += _squared_errors(weights, source, target=target, nested=nested)
+        errors += _squared_errors(weights, source, target=target, nested=nested, shard=shard)
     return (errors / held_out.variation).tolist()
 
 
@@ -59,9 +60,12 @@ def _squared_errors(
     *,
     target: Float[Tensor, "rows d_target"],
     nested: NestedLoss,
+    shard: Shard,
 ) -> Float[Tensor, " prefixes"]:
     pre = torch.addmm(weights.b_enc, source, weights.W_enc)
-    selection = select(pre, top_k=nested.top_k, activation=nested.activation)
+    candidates = select(pre, top_k=nested.top_k, activation=nested.activation)
+    selection = shard.keep(candidates, count=nested.kept(len(source)), per_row=nested.activation == "topk")
     base = weights.b_dec if weights.W_skip is None else torch.addmm(weights.b_dec, source, weights.W_skip)
-    errors = decode_prefixes(selection, weights.W_dec, base, prefixes=nested.prefixes) - target[:, None]
+    decoded = decode_prefixes(selection, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
+    errors = decoded - target[:, None]
     return errors.square().sum(dim=2).double().sum(dim=0)

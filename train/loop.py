@@ -26,6 +26,7 @@ from train.config import LogSettings, TrainSettings, members
 from train.held_out import HeldOut
 from train.ranks import Ranks
 from train.run import Run, Surroundings, complete_config, remove_run, run_identity
+from train.sharded import WHOLE, Shard
 from train.units import units_of
 
 
@@ -61,6 +62,10 @@ def _complete(
     """config.json of every transcoder, by name, having trained those that were not complete."""
     model, d_target = str(around.reader.identity.get("model", "")), around.units.target_mean.numel()
     resolved = {name: member.resolved(model=model, d_target=d_target) for name, member in members(settings).items()}
+    for one in resolved.values():
+        assert one.dict_size
+        assert one.top_k
+        around.shard.check(dict_size=one.dict_size, top_k=one.top_k)
     if fresh and around.ranks.rank == 0:
         for name in resolved:
             remove_run(out / name)
@@ -81,7 +86,8 @@ def _surroundings(
     held_out = None
     if settings.held_out_rows:
         held_out = HeldOut.read(reader, units, rows=settings.held_out_rows, view=settings.source, device=device)
-    return Surroundings(reader, units, held_out, device, ranks, progress)
+    shard = Shard(ranks.rank, ranks.world) if settings.shard_dictionary else WHOLE
+    return Surroundings(reader, units, held_out, device, ranks, shard, progress)
 
 
 def _train(runs: list[Run], *, around: Surroundings) -> None:
@@ -127,8 +133,8 @@ def _loader(settings: TrainSettings, around: Surroundings, *, start: int) -> Any
         batch_rows=settings.batch_rows,
         seed=settings.order_seed,
         start_batch=start,
-        rank=around.ranks.rank,
-        world=around.ranks.world,
+        rank=around.data_ranks.rank,
+        world=around.data_ranks.world,
         pin_memory=around.device.startswith("cuda"),
         view=settings.source,
     )

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.optim import remove_parallel_
+from train.sharded import WHOLE, Shard
 from train.weights import Weights
 
 
@@ -38,14 +39,16 @@ def auxiliary(
     residual: Float[Tensor, "rows d_target"],
     dead: Int[Tensor, " dead"],
     top_k: int,
+    shard: Shard = WHOLE,
 ) -> Auxiliary:
     """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient.
 
-    ``pre`` holds their pre-activations. A third of them is active, so dense products beat sparse ones here.
+    ``pre`` holds their pre-activations. A third of them is active, so dense products beat sparse ones here. With a
+    ``shard``, ``dead`` are those of this process's features, and the account is that of all processes' together.
     """
-    code = _largest(pre, min(top_k, dead.numel()))
+    code = _largest(pre, top_k, shard)
     decoder = weights.W_dec.index_select(0, dead)
-    doubled = torch.addmm(residual, code, decoder)
+    doubled = shard.sum_(torch.mm(code, decoder)).add_(residual)
     error = doubled.square().sum(dim=1).double().sum()
     doubled *= 2
     d_pre = torch.mm(doubled, decoder.T).masked_fill_(code == 0, 0)
@@ -80,7 +83,11 @@ def add_auxiliary_(
         whole.index_add_(0, dead, part * scale.to(part.dtype))
 
 
-def _largest(pre: Float[Tensor, "rows dead"], top_k: int) -> Float[Tensor, "rows dead"]:
-    """The ``top_k`` largest of every row, rectified, the rest 0."""
-    values, features = pre.topk(top_k, dim=1, sorted=False)
+def _largest(pre: Float[Tensor, "rows dead"], top_k: int, shard: Shard) -> Float[Tensor, "rows dead"]:
+    """The ``top_k`` largest of every row over all processes, rectified, the rest 0."""
+    own = min(top_k, pre.shape[1])
+    values, features = pre.topk(own, dim=1, sorted=False)
+    if shard.world > 1:
+        candidates = torch.nn.functional.pad(values, (0, top_k - own), value=float("-inf"))
+        values = values.masked_fill(~shard.winners(candidates, top_k)[:, :own], 0)
     return torch.zeros_like(pre).scatter_(1, features, values.relu_())

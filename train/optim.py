@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim.adam import adam
 
 from train.config import TrainSettings
+from train.sharded import WHOLE, Shard
 from train.weights import Weights
 
 _DECAYED = ("W_enc", "W_skip")
@@ -49,15 +49,21 @@ class Moments:
 
 
 def update_(
-    weights: Weights, gradients: Weights, *, moments: Moments, settings: TrainSettings, step: int
+    weights: Weights,
+    gradients: Weights,
+    *,
+    moments: Moments,
+    settings: TrainSettings,
+    step: int,
+    shard: Shard = WHOLE,
 ) -> Float[Tensor, ""]:
-    """Take step ``step`` in place; returns the gradient's norm before clipping. ``gradients`` are used up.
+    """Take step ``step`` in place; returns the whole gradient's norm before clipping. ``gradients`` are used up.
 
     A gradient that is not finite changes nothing but the decoder's rounding; the caller sees it in the norm.
     """
     arrays = weights.tensors()
     grads = {name: _contiguous(name, array) for name, array in gradients.tensors().items()}
-    norm = get_total_norm(list(grads.values()))
+    norm = shard.norm(gradients).to(gradients.b_dec.dtype)
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         adam(
             [_contiguous(name, arrays[name]) for name in names],

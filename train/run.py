@@ -24,6 +24,7 @@ from train.log import LOG_FILE, MetricsLog, WandbMirror
 from train.nested import NestedLoss, equal_weights
 from train.optim import Moments
 from train.ranks import Ranks
+from train.sharded import Shard
 from train.step import Figures, Recipe, State, train_step
 from train.threshold import calibrated_threshold
 from train.transcoder import CONFIG_FILE, WEIGHTS_FILE, Transcoder, read_config, save_transcoder
@@ -41,7 +42,18 @@ class Surroundings:
     held_out: HeldOut | None
     device: str
     ranks: Ranks
+    shard: Shard
     progress: Progress
+
+    @property
+    def home(self) -> str:
+        """Where whole dictionaries live: not on the device where they are dealt over several."""
+        return self.device if self.shard.world == 1 else "cpu"
+
+    @property
+    def data_ranks(self) -> Ranks:
+        """The processes that read different rows: dealt a dictionary, all read the same."""
+        return self.ranks if self.shard.world == 1 else Ranks()
 
 
 class Run:
@@ -53,8 +65,9 @@ class Run:
         self._checkpoints = Checkpoints(
             folder / "checkpoints", identity=self._identity, keep=settings.keep, progress=around.progress
         )
-        restored = self._checkpoints.restore(device=around.device) or Restored(first_state(settings, around), 0)
-        self.state, self._saved_step = restored.state, restored.state.step
+        restored = self._checkpoints.restore(device=around.home) or Restored(first_state(settings, around), 0)
+        self.state = restored.state.dealt(around.shard, device=around.device)
+        self._saved_step = self.state.step
         self._recipe, self._workspace = recipe_of(settings, around.units), _workspace(self.state.weights, settings)
         self._first_bad = torch.tensor(-1, device=around.device)
         self._log = MetricsLog(folder / LOG_FILE, size_bytes=restored.log_bytes)
@@ -71,7 +84,13 @@ class Run:
             return None
         assert batch == self.state.step, "batches come in order"
         figures = train_step(
-            self.state, source, target=target, recipe=self._recipe, workspace=self._workspace, ranks=self._around.ranks
+            self.state,
+            source,
+            target=target,
+            recipe=self._recipe,
+            workspace=self._workspace,
+            ranks=self._around.data_ranks,
+            shard=self._around.shard,
         )
         step, every = self.state.step, self.settings
         is_logged = step % every.log_every == 0 or step in (1, every.steps)
@@ -91,9 +110,10 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Write the transcoder in the cache's units; its config.json, written last, says that the run is complete."""
-        said = self._facts()
+        state = self._whole()
+        said = self._facts(state)
         if self._around.ranks.rank == 0:
-            said = save_transcoder(self._transcoder(), self.folder, config=said)
+            said = save_transcoder(self._transcoder(state), self.folder, config=said)
         self._mirror.close()
         return said
 
@@ -118,25 +138,33 @@ class Run:
         held_out = self._around.held_out
         if held_out is None:
             return None
-        per_prefix = held_out_fvu(self.state.weights, held_out, nested=self._recipe.nested)
+        per_prefix = held_out_fvu(self.state.weights, held_out, nested=self._recipe.nested, shard=self._around.shard)
         said = {"held_out_fvu": per_prefix[-1], "held_out_fvu_per_prefix": per_prefix}
         self._record({"step": self.state.step, "tokens": self.state.tokens, **said})
         return per_prefix[-1]
 
     def _save(self, held_out_fvu: float | None) -> None:
+        state = self._whole()
         if self._around.ranks.rank == 0:
-            self._checkpoints.save(self.state, log_bytes=self._log.size_bytes, held_out_fvu=held_out_fvu)
+            self._checkpoints.save(state, log_bytes=self._log.size_bytes, held_out_fvu=held_out_fvu)
         self._saved_step = self.state.step
 
-    def _transcoder(self) -> Transcoder:
+    def _whole(self) -> State:
+        """The state of the whole dictionary. Every process takes part."""
+        if self._around.shard.world == 1:
+            return self.state
+        assert self.settings.dict_size
+        return self.state.whole(self._around.shard, dict_size=self.settings.dict_size)
+
+    def _transcoder(self, state: State) -> Transcoder:
         """What has been trained, in the cache's units, with a threshold where the rule needs one."""
         settings, around = self.settings, self._around
         assert settings.prefixes
         assert settings.top_k
-        weights, threshold = around.units.folded(self.state.weights), None
+        weights, threshold = around.units.folded(state.weights), None
         if settings.activation == "batchtopk":
             threshold = calibrated_threshold(
-                weights, around.reader, top_k=settings.top_k, view=settings.source, device=around.device
+                weights, around.reader, top_k=settings.top_k, view=settings.source, device=around.home
             )
         return Transcoder(
             weights,
@@ -147,7 +175,7 @@ class Run:
             source_view=settings.source,
         )
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, state: State) -> dict[str, Any]:
         """What config.json says of where the transcoder comes from."""
         reader, best = self._around.reader, self._checkpoints.best
         return {
@@ -159,7 +187,7 @@ class Run:
             "steps": self.state.step,
             "held_out_fvu": self._checkpoints.entries[-1].held_out_fvu if self._checkpoints.entries else None,
             "best_step": best.step if best else None,
-            "dead": float((self.state.since_fired >= self._recipe.dead_after_tokens).double().mean()),
+            "dead": float((state.since_fired >= self._recipe.dead_after_tokens).double().mean()),
             "completed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
@@ -191,9 +219,9 @@ def first_state(settings: TrainSettings, around: Surroundings) -> State:
     """Where training begins: no feature has been silent yet."""
     assert settings.dict_size
     weights = initial_weights(
-        around.units, dict_size=settings.dict_size, skip=settings.skip, seed=settings.seed, device=around.device
+        around.units, dict_size=settings.dict_size, skip=settings.skip, seed=settings.seed, device=around.home
     )
-    silent = torch.zeros(settings.dict_size, dtype=torch.int64, device=around.device)
+    silent = torch.zeros(settings.dict_size, dtype=torch.int64, device=around.home)
     return State(weights, Moments.zero(weights), silent)
 
 

@@ -51,25 +51,30 @@ class Shard:
         """The prefixes' ends among this process's features."""
         return tuple(self.owned(prefix) for prefix in prefixes)
 
+    def own(self, rows: Tensor) -> Tensor:
+        """This process's own copy of its features' rows of an array of one row a feature."""
+        return rows if self.world == 1 else rows[self.rank :: self.world].clone()
+
     def take(self, weights: Weights) -> Weights:
-        """This process's own copy of its features of a whole dictionary."""
-        mine = slice(self.rank, None, self.world)
+        """This process's features of a whole dictionary."""
         return Weights(
-            W_enc=weights.W_enc.T[mine].contiguous().T,
-            b_enc=weights.b_enc[mine].clone(),
-            W_dec=weights.W_dec[mine].contiguous(),
+            W_enc=self.own(weights.W_enc.T).T,
+            b_enc=self.own(weights.b_enc),
+            W_dec=self.own(weights.W_dec),
             b_dec=weights.b_dec,
             W_skip=weights.W_skip,
         )
 
     def whole(self, weights: Weights, *, dict_size: int) -> Weights:
-        """The whole dictionary put together again, on every process."""
+        """The whole dictionary put together again, array by array, in the main memory of every process."""
+        if self.world == 1:
+            return weights
         return Weights(
-            W_enc=self.interleave(weights.W_enc.T, dict_size).T,
-            b_enc=self.interleave(weights.b_enc, dict_size),
-            W_dec=self.interleave(weights.W_dec, dict_size),
-            b_dec=weights.b_dec,
-            W_skip=weights.W_skip,
+            W_enc=self.interleave(weights.W_enc.T, dict_size).cpu().T,
+            b_enc=self.interleave(weights.b_enc, dict_size).cpu(),
+            W_dec=self.interleave(weights.W_dec, dict_size).cpu(),
+            b_dec=weights.b_dec.cpu(),
+            W_skip=None if weights.W_skip is None else weights.W_skip.cpu(),
         )
 
     def interleave(self, rows: Tensor, dict_size: int) -> Tensor:
@@ -88,6 +93,14 @@ class Shard:
         if self.world > 1:
             distributed.all_reduce(array)
         return array
+
+    def count(self, own: int, device: torch.device) -> int:
+        """The sum of every process's number."""
+        return own if self.world == 1 else int(self.sum_(torch.tensor(own, device=device)))
+
+    def mean(self, own: Float[Tensor, ""], features: int) -> Float[Tensor, ""]:
+        """The whole dictionary's mean of what has a mean of ``own`` over this process's ``features``."""
+        return own if self.world == 1 else self.sum_(own * features) / self.count(features, own.device)
 
     def winners(self, values: Float[Tensor, "rows candidates"], count: int) -> Bool[Tensor, "rows candidates"]:
         """Which of this process's candidates are among the ``count`` largest of a row over all processes."""

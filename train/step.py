@@ -5,6 +5,7 @@ l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * targ
 aux_loss as train/loss.py has it, where a feature is dead
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from train.loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, varia
 from train.nested import NestedLoss, StepResult, nested_step
 from train.optim import Moments, learning_rate, update_
 from train.ranks import Ranks
+from train.sharded import WHOLE, Shard
 from train.weights import Weights
 from train.workspace import Workspace
 
@@ -31,6 +33,19 @@ class State:
     since_fired: Int[Tensor, " dict_size"]
     step: int = 0
     tokens: int = 0
+
+    def dealt(self, shard: Shard, *, device: str) -> "State":
+        """This process's features of it, on a device."""
+        return self._mapped(lambda arrays: shard.take(arrays).to(device), shard.own(self.since_fired).to(device))
+
+    def whole(self, shard: Shard, *, dict_size: int) -> "State":
+        """Put together again from every process's features, in main memory."""
+        silent = shard.interleave(self.since_fired, dict_size).cpu()
+        return self._mapped(lambda arrays: shard.whole(arrays, dict_size=dict_size), silent)
+
+    def _mapped(self, change: Callable[[Weights], Weights], since_fired: Tensor) -> "State":
+        first, second = (change(Weights(**part)).tensors() for part in (self.moments.first, self.moments.second))
+        return State(change(self.weights), Moments(first, second), since_fired, self.step, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -87,28 +102,43 @@ def train_step(
     recipe: Recipe,
     workspace: Workspace,
     ranks: Ranks,
+    shard: Shard = WHOLE,
 ) -> Figures:
-    """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch."""
+    """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch.
+
+    With a ``shard``, every process has all rows, and ``state`` is that of its own features.
+    """
     settings = recipe.settings
     dead = _dead(state, recipe)
     result = nested_step(
-        state.weights, source, target=target, loss=recipe.nested, workspace=workspace, project=True, watch=dead
+        state.weights,
+        source,
+        target=target,
+        loss=recipe.nested,
+        workspace=workspace,
+        project=True,
+        watch=dead,
+        shard=shard,
     )
     share, rows = ranks.share_of(source.shape[0], source.device)
-    aux_loss = _add_auxiliary_(state.weights, source, dead=dead, result=result, recipe=recipe, ranks=ranks, share=share)
+    aux_loss = _add_auxiliary_(
+        state.weights, source, dead=dead, result=result, recipe=recipe, ranks=ranks, share=share, shard=shard
+    )
     fvu = result.sse / (rows * recipe.nested.target_variance)
     l0 = result.l0 * share
     if ranks.world > 1:
         ranks.sum_([array.mul_(share) for array in result.gradients.tensors().values()] + [fvu, l0])
     fired = ranks.any_of(result.fired)
-    norm = update_(state.weights, result.gradients, moments=state.moments, settings=settings, step=state.step)
+    norm = update_(
+        state.weights, result.gradients, moments=state.moments, settings=settings, step=state.step, shard=shard
+    )
     count_tokens_(state.since_fired, fired, tokens=rows)
     figures = Figures(
         l2_loss=(fvu * fvu.new_tensor(recipe.nested.prefix_weights)).sum(),
         aux_loss=aux_loss,
         fvu=fvu,
         l0=l0,
-        dead=dead_share(state.since_fired, after_tokens=recipe.dead_after_tokens),
+        dead=shard.mean(dead_share(state.since_fired, after_tokens=recipe.dead_after_tokens), len(state.since_fired)),
         gradient_norm=norm,
         lr=learning_rate(settings, state.step),
     )
@@ -133,18 +163,28 @@ def _add_auxiliary_(
     recipe: Recipe,
     ranks: Ranks,
     share: float,
+    shard: Shard,
 ) -> Float[Tensor, ""]:
     """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch. Nothing dead, nothing done.
 
     The gradient is divided by ``share``, by which the step multiplies it again.
     """
-    if not dead.numel():
+    count = shard.count(dead.numel(), dead.device) if recipe.settings.aux_alpha else 0
+    if not count:
         return result.sse.new_zeros(())
-    extra = auxiliary(weights, source, pre=result.watched, residual=result.residual, dead=dead, top_k=recipe.aux_top_k)
+    extra = auxiliary(
+        weights,
+        source,
+        pre=result.watched,
+        residual=result.residual,
+        dead=dead,
+        top_k=recipe.aux_top_k,
+        shard=shard,
+    )
     statistics, error = spread(result.residual), extra.error.clone()
     ranks.sum_([statistics, error])
     scale = auxiliary_scale(
-        alpha=recipe.settings.aux_alpha, dead=dead.numel(), top_k=recipe.aux_top_k, variation=variation(statistics)
+        alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.aux_top_k, variation=variation(statistics)
     )
     add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / share)
     return error * scale

@@ -26,6 +26,10 @@ class Weights:
         arrays = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
         return arrays if self.W_skip is None else arrays | {"W_skip": self.W_skip}
 
+    def to(self, device: str | torch.device) -> "Weights":
+        """The same arrays on a device."""
+        return Weights(**{name: array.to(device) for name, array in self.tensors().items()})
+
 
 def feature_major(W_enc: Float[Tensor, "d_source dict_size"]) -> Float[Tensor, "d_source dict_size"]:
     """The same matrix with every feature's weights contiguous; no copy where they already are."""

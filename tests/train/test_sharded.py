@@ -6,24 +6,38 @@ import pytest
 import torch
 
 from cache.errors import UsageError
+from cache.progress import Silent
+from train.config import LogSettings, TrainSettings
+from train.log import read_log
+from train.loop import train_layer
 from train.sharded import Shard
+from train.transcoder import load_transcoder
 from train.weights import random_weights
 
-PROCESS = Path(__file__).with_name("sharded_process.py")
-ROOT = Path(__file__).parents[2]
+
+def run_processes(script: str, world: int, arguments: list[str]) -> list[str]:
+    """What so many processes of a script in this folder say, told their rank, the world and the arguments."""
+    here, root = Path(__file__).parent, Path(__file__).parents[2]
+    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(here / script), str(rank), str(world), *arguments],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    answers = [process.communicate(timeout=280) for process in processes]
+    assert not any(process.returncode for process in processes), [error for _, error in answers]
+    return [said.strip() for said, _ in answers]
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_sharded_step_is_the_single_process_step(world, tmp_path):
-    commands = [[sys.executable, str(PROCESS), str(rank), str(world), str(tmp_path / "meet")] for rank in range(world)]
-    processes = [
-        subprocess.Popen(
-            command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for command in commands
-    ]
-    answers = [process.communicate(timeout=120) for process in processes]
-    assert [out.decode().strip() for out, _ in answers] == ["equal"] * world, answers
+    assert run_processes("sharded_process.py", world, [str(tmp_path / "meet")]) == ["equal"] * world
 
 
 def test_features_are_dealt_in_turn():
@@ -46,3 +60,28 @@ def test_one_process_is_the_whole_dictionary():
     weights = random_weights(4, 5, dict_size=10)
     assert Shard().prefixes((3, 10)) == (3, 10)
     assert torch.equal(Shard().whole(weights, dict_size=10).W_enc, weights.W_enc)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_sharded_training_is_one_process_training(activation, small_cache, quick, tmp_path):
+    settings = TrainSettings.model_validate(quick.model_dump() | {"activation": activation, "skip": True})
+    train_layer(
+        cache=small_cache,
+        out=tmp_path / "one",
+        settings=settings,
+        device="cpu",
+        fresh=False,
+        progress=Silent(),
+        log=LogSettings(),
+    )
+    dealt = settings.model_copy(update={"shard_dictionary": True}).model_dump_json()
+    arguments = [str(tmp_path / "meet"), str(small_cache), str(tmp_path / "two"), dealt]
+    assert run_processes("sharded_training_process.py", 2, arguments) == ["trained"] * 2
+    one, two = (load_transcoder(tmp_path / name) for name in ("one", "two"))
+    for name, expected in one.weights.tensors().items():
+        torch.testing.assert_close(two.weights.tensors()[name], expected, rtol=2e-3, atol=2e-4)
+    figures = [read_log(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert any(line.get("aux_loss") for line in figures[0])
+    for alone, together in zip(*figures, strict=True):
+        for key, value in alone.items():
+            assert value == pytest.approx(together[key], rel=1e-3, abs=1e-6), key
