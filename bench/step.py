@@ -1,0 +1,134 @@
+"""One training step, side by side: python bench/step.py [--peers DIR] [--shape small|large|all] [--rounds N] [--json F]
+
+Every system runs in a process of its own; a round asks each for one step in turn, so what else the machine does falls
+on all alike. CPU time of one thread, medians over rounds; a ratio is the median of the rounds' ratios. Peak memory is
+the process's; data_and_step_mb is that less what it held with its libraries loaded: data, weights, optimiser and step.
+DIR holds the environments that bench/peers.sh makes.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+SHAPES = {
+    "small": "2048,768,64,768,2304,5376,12288",
+    "large": "2048,768,32,1536,4608,9216,16384,24576",
+}
+PEERS = ("sparsify", "dictionary_learning", "sae-lens")
+OWN = ("floor", "ours", "ours-batchtopk", "ours-1pct-dead", "ours-10pct-dead", "floor-bf16", "ours-bf16", "dense")
+_SYSTEMS = Path(__file__).parent / "support" / "step_systems.py"
+
+
+class Worker:
+    """A system in its own process."""
+
+    def __init__(self, name: str, shape: str, *, python: str, threads: int) -> None:
+        self.name = name
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            [python, str(_SYSTEMS), name, shape],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self.idle_mb = self._answer()["idle_mb"]
+        self.steps: list[dict[str, float]] = []
+
+    def step(self) -> None:
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        self.steps.append(self._answer())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def median_of(self, key: str) -> float:
+        return median(step[key] for step in self.steps)
+
+    def _answer(self) -> dict[str, float]:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} stopped; run it alone to see why: {' '.join(self._process.args)}")
+        return json.loads(line)
+
+
+def compare(shape: str, *, peers: Path | None, rounds: int, threads: int) -> list[dict[str, object]]:
+    """Take a round to warm up and then ``rounds`` rounds; a table row for every system."""
+    pythons = dict.fromkeys(OWN, sys.executable)
+    for peer in PEERS if peers else ():
+        python = peers / peer / "bin" / "python"
+        if python.exists():
+            pythons[peer] = str(python)
+    workers = {name: Worker(name, shape, python=python, threads=threads) for name, python in pythons.items()}
+    for _ in range(rounds + 1):
+        for worker in workers.values():
+            worker.step()
+    for worker in workers.values():
+        worker.steps.pop(0)
+        worker.close()
+    return [_row(worker, workers) for worker in workers.values()]
+
+
+def _row(worker: Worker, workers: dict[str, Worker]) -> dict[str, object]:
+    bf16 = worker.name.endswith("-bf16")
+    base = workers["floor-bf16" if bf16 else "floor"]
+    return {
+        "system": worker.name,
+        "cpu_ms": round(worker.median_of("cpu_ms"), 1),
+        "wall_ms": round(worker.median_of("wall_ms"), 1),
+        "over_floor": round(_ratio(worker, base), 2),
+        "over_ours": round(_ratio(worker, workers["ours-bf16" if bf16 else "ours"]), 2),
+        "peak_mb": round(max(step["peak_mb"] for step in worker.steps)),
+        "data_and_step_mb": round(max(step["peak_mb"] for step in worker.steps) - worker.idle_mb),
+    }
+
+
+def _ratio(worker: Worker, base: Worker) -> float:
+    """Median of the rounds' ratios of CPU time."""
+    return median(mine["cpu_ms"] / its["cpu_ms"] for mine, its in zip(worker.steps, base.steps, strict=True))
+
+
+def show(title: str, rows: list[dict[str, object]]) -> None:
+    print(f"\n{title}")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+def processor() -> str:
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} threads" if names else "unknown processor"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, help="folder of environments made by bench/peers.sh")
+    parser.add_argument("--shape", default="all", help="small, large, all, or rows,width,top_k,prefix,...")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the tables there too")
+    arguments = parser.parse_args()
+    shapes = SHAPES if arguments.shape == "all" else {arguments.shape: SHAPES.get(arguments.shape, arguments.shape)}
+    print(f"{processor()}; {arguments.threads} thread(s), {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    tables = {}
+    for name, shape in shapes.items():
+        tables[name] = compare(shape, peers=arguments.peers, rounds=arguments.rounds, threads=arguments.threads)
+        show(f"{name}: rows, width, top_k, prefixes = {shape}", tables[name])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(tables, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

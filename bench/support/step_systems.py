@@ -1,0 +1,192 @@
+"""The systems that bench/step.py compares, each made ready in a process of its own: python step_systems.py NAME SHAPE.
+
+The process says ``{"idle_mb": ...}``, what it holds with its libraries loaded and no data, when it is ready; then it
+takes one step for every line it reads and answers
+``{"cpu_ms": ..., "wall_ms": ..., "peak_mb": ...}``. All see the same batch and start from the same weights. A peer's
+step is what its own training loop does between two batches, logging left out.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A shape, the batch, and the weights that everyone starts from (encoder and decoder: a row a feature)."""
+
+    prefixes: tuple[int, ...]
+    top_k: int
+    source: torch.Tensor
+    target: torch.Tensor
+    encoder: torch.Tensor
+    bias: torch.Tensor
+    decoder: torch.Tensor
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.source.shape[0], self.source.shape[1], self.encoder.shape[0]
+
+
+def problem(shape: str) -> Problem:
+    """``rows,width,top_k,prefix,prefix,...``. Firing rates are spread like a trained dictionary's by random biases."""
+    rows, width, top_k, *prefixes = (int(number) for number in shape.split(","))
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randn(2, rows, width, generator=generator)
+    encoder, decoder = torch.nn.functional.normalize(torch.randn(2, prefixes[-1], width, generator=generator), dim=2)
+    bias = 0.7 * torch.randn(prefixes[-1], generator=generator)
+    return Problem(tuple(prefixes), top_k, source, target, encoder, bias, decoder)
+
+
+def floor(of: Problem, dtype: torch.dtype = torch.float32) -> Step:
+    """The encoder's forward matrix product into a buffer that is there already."""
+    source, encoder = of.source.to(dtype), of.encoder.to(dtype)
+    out = torch.empty(source.shape[0], encoder.shape[0], dtype=dtype)
+    return lambda: torch.mm(source, encoder.T, out=out)
+
+
+def ours(of: Problem, *, dead_share: float = 0.0, **changes: object) -> Step:
+    """nestcoder's whole training step."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from bench_ours import training_step
+
+    return training_step(of, dead_share=dead_share, **changes)
+
+
+def dense(of: Problem) -> Step:
+    """The paper's loss written directly: a dense decode for every prefix, autograd, fused Adam."""
+    encoder, bias = of.encoder.clone().requires_grad_(), of.bias.clone().requires_grad_()
+    decoder, b_dec = of.decoder.clone().requires_grad_(), torch.zeros(of.sizes[1], requires_grad=True)
+    parameters = [encoder, bias, decoder, b_dec]
+    optimiser = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+    variance = float(of.target.var(dim=0).sum())
+
+    def step() -> None:
+        values, features = torch.relu(of.source @ encoder.T + bias).topk(of.top_k, dim=1, sorted=False)
+        code = torch.zeros(of.sizes[0], of.sizes[2]).scatter(1, features, values)
+        sse = [(code[:, :p] @ decoder[:p] + b_dec - of.target).square().sum() for p in of.prefixes]
+        (sum(sse) / (len(sse) * of.sizes[0] * variance)).backward()
+        with torch.no_grad():
+            decoder.grad.sub_((decoder.grad * decoder).sum(dim=1, keepdim=True) * decoder)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            decoder.div_(decoder.norm(dim=1, keepdim=True))
+
+    return step
+
+
+def sae_lens(of: Problem) -> Step:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    rows, width, dict_size = of.sizes
+    settings = matryoshka.MatryoshkaBatchTopKTrainingSAEConfig(
+        d_in=width, d_sae=dict_size, k=of.top_k, matryoshka_widths=list(of.prefixes)
+    )
+    sae = matryoshka.MatryoshkaBatchTopKTrainingSAE(settings)
+    sae.W_enc.data.copy_(of.encoder.T)
+    sae.W_dec.data.copy_(of.decoder)
+    sae.b_enc.data.copy_(of.bias)
+    config = SAETrainerConfig(total_training_samples=10**9, train_batch_size_samples=rows, lr_end=3e-5)
+    trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
+    return lambda: trainer.step(of.source)
+
+
+def dictionary_learning(of: Problem) -> Step:
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
+
+    _, width, dict_size = of.sizes
+    ends = (0, *of.prefixes)
+    fractions = [(last - first) / dict_size for first, last in pairwise(ends)]
+    trainer = MatryoshkaBatchTopKTrainer(
+        steps=10**6,
+        activation_dim=width,
+        dict_size=dict_size,
+        k=of.top_k,
+        layer=0,
+        lm_name="none",
+        group_fractions=fractions,
+        device="cpu",
+    )
+    trainer.ae.W_enc.data.copy_(of.encoder.T)
+    trainer.ae.W_dec.data.copy_(of.decoder)
+    trainer.ae.b_enc.data.copy_(of.bias)
+    return lambda: trainer.update(2000, of.source)  # past its first 1,000 steps, as most steps of a run are
+
+
+def sparsify(of: Problem) -> Step:
+    """No prefixes: an easier task. Adam, as its trainer offers it, rather than its default of signed descent."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    rows, width, dict_size = of.sizes
+    coder = SparseCoder(width, SparseCoderConfig(num_latents=dict_size, k=of.top_k, transcode=True))
+    coder.encoder.weight.data.copy_(of.encoder)
+    coder.encoder.bias.data.copy_(of.bias)
+    coder.W_dec.data.copy_(of.decoder)
+    optimiser = torch.optim.Adam(coder.parameters(), lr=1e-4)
+    fired, since_fired = torch.zeros(dict_size, dtype=torch.bool), torch.zeros(dict_size, dtype=torch.long)
+
+    def step() -> None:
+        variance = (of.target - of.target.mean(0)).pow(2).sum()
+        out = coder(of.source, of.target, total_variance=variance)
+        fired[out.latent_indices.flatten()] = True
+        float(out.fvu.detach())
+        out.fvu.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        since_fired.add_(rows)
+        since_fired[fired] = 0
+        fired.zero_()
+
+    return step
+
+
+SYSTEMS: dict[str, Callable[[Problem], Step]] = {
+    "floor": floor,
+    "ours": ours,
+    "ours-batchtopk": lambda of: ours(of, activation="batchtopk"),
+    "ours-1pct-dead": lambda of: ours(of, dead_share=0.01),
+    "ours-10pct-dead": lambda of: ours(of, dead_share=0.1),
+    "floor-bf16": lambda of: floor(of, torch.bfloat16),
+    "ours-bf16": lambda of: ours(of, compute_dtype="bfloat16"),
+    "dense": dense,
+    "sae-lens": sae_lens,
+    "dictionary_learning": dictionary_learning,
+    "sparsify": sparsify,
+}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a peer prints goes to the error stream
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    SYSTEMS[sys.argv[1]](problem("16,8,2,4,16"))()  # so that libraries are loaded before memory is counted
+    idle_mb = _peak_mb()
+    step = SYSTEMS[sys.argv[1]](problem(sys.argv[2]))
+    print(json.dumps({"idle_mb": idle_mb}), file=answers)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        step()
+        took = {"cpu_ms": (time.process_time() - cpu) * 1e3, "wall_ms": (time.perf_counter() - wall) * 1e3}
+        print(json.dumps({**took, "peak_mb": _peak_mb()}), file=answers)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
