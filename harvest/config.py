@@ -58,6 +58,11 @@ class HarvestSettings(Settings):
     compile: bool = False
     """Compile the model's blocks with torch.compile: slower to start, faster on a GPU."""
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The tensors that a harvest keeps: source and target, or the one tensor that is both."""
+        return (self.source,) if self.source == self.target else (self.source, self.target)
+
     @model_validator(mode="after")
     def _agree(self) -> "HarvestSettings":
         if self.context < 2:

@@ -1,5 +1,6 @@
 """Memory and disk arithmetic: what weights and tokens take, how many contexts fit, whether the caches fit."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -51,6 +52,18 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
             remedy="Lower harvest.context, choose harvest.dtype bfloat16, or free the device.",
         )
     return min(fits, max(1, _GPU_TOKENS // settings.context))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; on a CPU, of the machine's memory that can be had without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def missing_bytes(cache_bytes: int, folder: Path) -> int:

@@ -100,7 +100,6 @@ class _Harvest:
 
     def __init__(self, job: Job, model: LanguageModel, progress: Progress) -> None:
         self._job, self._model, self._progress = job, model, progress
-        self._sites = tuple(dict.fromkeys((job.settings.source, job.settings.target)))
         self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
 
@@ -146,7 +145,7 @@ class _Harvest:
         """One pass over the text for all ``sinks``; returns rows, seconds, and how long the model stood still."""
         batch_contexts = sinks[0].batch_contexts or choose_batch(self._model, self._job.settings, layers=len(sinks))
         stream = self._job.stream(batch_contexts=batch_contexts, cursor=slowest_cursor(sinks))
-        keys: list[Key] = [(sink.layer, site) for sink in sinks for site in self._sites]
+        keys: list[Key] = [(sink.layer, site) for sink in sinks for site in self._job.settings.sites]
         forward = BatchForward(self._model, self._job.settings, keys)
         title = f"harvest layer {', '.join(str(sink.layer) for sink in sinks)}"
         self._progress.begin(title, total=sum(stream.rows), unit="tokens", done=stream.rows_before)
@@ -184,7 +183,7 @@ class _Harvest:
 
     def _measure(self, batch: ContextBatch, layers: Sequence[int]) -> list[SiteProof]:
         tokens = torch.from_numpy(batch.tokens[:_PROOF_CONTEXTS]).to(self._model.device)
-        return prove_sites(self._model, self._bridge, tokens, layers=layers, sites=self._sites)
+        return prove_sites(self._model, self._bridge, tokens, layers=layers, sites=self._job.settings.sites)
 
     def _keep(self, proofs: Sequence[SiteProof]) -> None:
         for proof in proofs:

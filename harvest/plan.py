@@ -1,0 +1,150 @@
+"""Before a harvest: rows, bytes, memory and minutes, from arithmetic and a short timed run; which models fit where."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache import disk
+from cache.config import CacheSettings
+from cache.errors import CapacityError
+from cache.progress import Silent
+from harvest.batch import BatchForward
+from harvest.config import HarvestSettings
+from harvest.forward import Key
+from harvest.job import Job, make_job
+from harvest.memory import check_disk, choose_batch, free_memory, missing_bytes, weight_bytes
+from harvest.model import load_found
+
+_PROBE_SECONDS, _PROBE_BATCHES = 3.0, 64
+PARAMETERS = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+}
+"""Weights of the models that have an alias, tied embeddings counted once."""
+
+
+@dataclass(frozen=True)
+class HarvestPlan:
+    """What a harvest will take. Bytes are of rows on disk; ``bytes_to_write`` leaves out what is already there."""
+
+    model: str
+    architecture: str
+    parameters: int
+    layers: list[int]
+    device: str
+    dtype: str
+    source: str
+    target: str
+    train_rows: int
+    held_out_rows: int
+    bytes_per_layer: int
+    bytes_to_write: int
+    free_disk_bytes: int
+    weight_bytes: int
+    free_memory_bytes: int
+    batch_contexts: int
+    tokens_per_second: float
+    seconds: float
+    finished_layers: list[int]
+
+
+def plan_harvest(
+    *,
+    model: str,
+    layers: list[int],
+    settings: HarvestSettings,
+    cache_settings: CacheSettings,
+    folders: dict[int, Path],
+    device: str,
+    rank: int = 0,
+    world: int = 1,
+) -> HarvestPlan:
+    """Say what ``harvest_layers`` would take, and write nothing.
+
+    Raises what it would raise before its first row, CapacityError when disk or memory do not suffice.
+    """
+    job = make_job(
+        model=model,
+        layers=layers,
+        settings=settings,
+        cache_settings=cache_settings,
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    finished = [layer for layer in layers if job.finished(folders[layer], layer)]
+    missing = [layer for layer in layers if layer not in finished]
+    size, deepest = job.geometry.size_bytes, max(missing, default=0)
+    weights = weight_bytes(job.where, job.dtype, layers=deepest + 1)
+    batch, speed = (0, float("inf")) if not missing else _probe(job, missing, folders, weights)
+    rows = settings.train_tokens + settings.held_out_tokens
+    return HarvestPlan(
+        model=job.where.name,
+        architecture=job.where.architecture,
+        parameters=job.where.parameters,
+        layers=layers,
+        device=str(job.device),
+        dtype=str(job.dtype).removeprefix("torch."),
+        source=settings.source,
+        target=settings.target,
+        train_rows=settings.train_tokens,
+        held_out_rows=settings.held_out_tokens,
+        bytes_per_layer=size,
+        bytes_to_write=sum(missing_bytes(size, folders[layer]) for layer in missing),
+        free_disk_bytes=disk.free_bytes(folders[layers[0]]),
+        weight_bytes=weights,
+        free_memory_bytes=free_memory(job.device),
+        batch_contexts=batch,
+        tokens_per_second=speed,
+        seconds=rows / world / speed,
+        finished_layers=finished,
+    )
+
+
+def _probe(job: Job, layers: list[int], folders: dict[int, Path], weights: int) -> tuple[int, float]:
+    """Contexts a batch, and tokens a second through the model, measured on the run's own text."""
+    check_disk(job.geometry.size_bytes, [folders[layer] for layer in layers])
+    free = free_memory(job.device)
+    if weights > free:
+        raise CapacityError(
+            f"The weights of {job.where.name} take {weights / 1e9:.1f} GB as {job.dtype}; "
+            f"{free / 1e9:.1f} GB are free on {job.device}.",
+            remedy="Choose harvest.dtype bfloat16, a smaller model, a shallower layer, or another device.",
+        )
+    model = load_found(job.where, device=str(job.device), dtype=job.settings.dtype, last_layer=max(layers))
+    batch = choose_batch(model, job.settings, layers=len(layers))
+    keys: list[Key] = [(layer, site) for layer in layers for site in job.settings.sites]
+    forward = BatchForward(model, job.settings, keys)
+    stream = iter(job.stream(batch_contexts=batch, cursor=None))
+    started, rows = time.perf_counter(), 0
+    for number, text in zip(range(_PROBE_BATCHES), stream, strict=False):
+        if number == 1:
+            # The first batch warms up.
+            started, rows = time.perf_counter(), 0
+        forward.run(text, Silent()).arrive()
+        rows += text.rows
+        if time.perf_counter() - started > _PROBE_SECONDS:
+            break
+    return batch, max(rows, 1) / (time.perf_counter() - started)
+
+
+def which_fit(free_bytes: int) -> dict[str, dict[str, Any]]:
+    """For each model with an alias: the bytes of its weights in float32 and bfloat16, and whether they fit."""
+    return {
+        name: {
+            str(dtype).removeprefix("torch."): {
+                "bytes": count * dtype.itemsize,
+                "fits": count * dtype.itemsize < free_bytes,
+            }
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+        for name, count in PARAMETERS.items()
+    }

@@ -1,0 +1,117 @@
+"""The first-letter probe: which words, which row, what lies on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from cache.config import CacheSettings
+from cache.errors import MismatchError, UsageError
+from cache.manifest import read_manifest
+from cache.progress import Silent
+from harvest.config import HarvestSettings
+from harvest.model import find_model, load_tokenizer
+from harvest.probe import choose_words, harvest_probe, probe_contexts
+from harvest.run import harvest_layers
+
+WORDS = [f"{a}{b}{c}" for a in "abcdef" for b in "aeiou" for c in "nt"]
+
+
+@pytest.fixture(scope="module")
+def folder(model_folders, tmp_path_factory) -> Path:
+    """The tiny GPT-2 with a tokenizer that knows sixty words."""
+    folder = tmp_path_factory.mktemp("worded")
+    hugging = AutoModelForCausalLM.from_pretrained(model_folders["gpt2"])
+    hugging.resize_token_embeddings(420)
+    hugging.save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" " + " ".join(WORDS)] * 50, trainer)
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{n} " + " ".join(WORDS)}) + "\n" for n in range(40)))
+    return path
+
+
+def settings(text) -> HarvestSettings:
+    return HarvestSettings(dataset=str(text), context=32, train_tokens=100, held_out_tokens=20)
+
+
+def test_words_are_single_tokens_split_once(folder):
+    tokenizer = load_tokenizer(find_model(str(folder)))
+    words = choose_words(tokenizer)
+    assert set(words.words) & set(WORDS)
+    assert [tokenizer.backend.decode([token]).strip() for token in words.tokens] == list(words.words)
+    assert 0.1 < sum(words.test) / len(words.test) < 0.3
+    assert words == choose_words(tokenizer)
+
+
+def test_a_context_ends_with_its_word_and_never_shows_it_before(folder):
+    tokenizer = load_tokenizer(find_model(str(folder)))
+    words = choose_words(tokenizer)
+    for word, token, context in zip(
+        words.words, words.tokens, probe_contexts(tokenizer, words, positions=64), strict=True
+    ):
+        assert context[0] == tokenizer.bos
+        assert context[-1] == token
+        assert len(context) <= 64
+        assert f" {word} has" not in tokenizer.backend.decode(context.tolist())
+
+
+def test_the_probe_is_the_model_at_the_word(folder, text, tmp_path):
+    given = {"model": str(folder), "settings": settings(text), "device": "cpu"}
+    harvest_layers(
+        **given, cache_settings=CacheSettings(), layers=[1], folders={1: tmp_path / "cache"}, fresh=False,
+        progress=Silent(),
+    )  # fmt: skip
+    out = tmp_path / "probe" / "first-letter"
+    harvest_probe(**given, layers=[1], caches={1: tmp_path / "cache"}, folders={1: out}, progress=Silent())
+    tensors, about = load_file(out / "probe.safetensors"), json.loads((out / "probe.json").read_text())
+    assert about["fingerprint"] == read_manifest(tmp_path / "cache").fingerprint
+    assert tensors["source"].dtype == torch.bfloat16
+    assert [chr(97 + int(letter)) for letter in tensors["letter"]] == [word[0] for word in about["words"]]
+
+    tokenizer = load_tokenizer(find_model(str(folder)))
+    contexts = probe_contexts(tokenizer, choose_words(tokenizer), positions=64)
+    hugging = AutoModelForCausalLM.from_pretrained(folder).eval()
+    seen = {}
+    hugging.transformer.h[1].mlp.register_forward_hook(lambda _, args, out: seen.update(source=args[0], target=out))
+    for row in (0, len(contexts) - 1):
+        with torch.inference_mode():
+            hugging(contexts[row][None])
+        for name in ("source", "target"):
+            assert torch.allclose(tensors[name][row].float(), seen[name][0, -1], rtol=2**-7, atol=1e-3)
+
+
+def test_a_probe_needs_the_cache_it_belongs_to(folder, text, model_folders, tmp_path):
+    given = {"settings": settings(text), "device": "cpu"}
+    here = {"layers": [1], "caches": {1: tmp_path / "cache"}, "folders": {1: tmp_path / "p"}, "progress": Silent()}
+    with pytest.raises(UsageError, match="no cache"):
+        harvest_probe(model=str(folder), **given, **here)
+    harvest_layers(
+        model=str(model_folders["gpt2"]), **given, cache_settings=CacheSettings(), layers=[1],
+        folders={1: tmp_path / "cache"}, fresh=False,
+        progress=Silent(),
+    )  # fmt: skip
+    with pytest.raises(MismatchError, match="another model"):
+        harvest_probe(model=str(folder), **given, **here)
+
+
+def test_a_tokenizer_without_words_is_said(model_folders):
+    with pytest.raises(UsageError, match="no probe"):
+        choose_words(load_tokenizer(find_model(str(model_folders["gemma2"]))))
