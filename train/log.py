@@ -20,15 +20,15 @@ class MetricsLog:
     """metrics.jsonl, open for appending from ``size_bytes`` on; what lies behind is cut off."""
 
     def __init__(self, path: Path, *, size_bytes: int) -> None:
-        self._path = path
-        if path.is_file():
+        there = path.stat().st_size if path.is_file() else 0
+        self._path, self.size_bytes = path, min(size_bytes, there)
+        if there > size_bytes:
             disk.truncate(path, size_bytes)
-        self._lines: list[bytes] = []
-        self.size_bytes = size_bytes
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a line; a reader of the file sees it at once."""
         data = (json.dumps(line) + "\n").encode()
+        disk.make_folder(self._path.parent)
         with self._path.open("ab", buffering=0) as file:
             file.write(data)
         self.size_bytes += len(data)

@@ -126,7 +126,7 @@ def encode(
     """
     watch = source.new_empty(0, dtype=torch.int64) if watch is None else watch
     if loss.activation == "batchtopk":
-        out = pre if len(pre) == len(source) else None
+        out = pre[: len(source)] if len(pre) >= len(source) else None
         whole = torch.addmm(weights.b_enc, source, weights.W_enc, out=out)
         return select_batchtopk(whole, top_k=loss.top_k), whole.index_select(1, watch)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []

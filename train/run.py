@@ -247,7 +247,7 @@ def complete_config(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
 
 def _workspace(weights: Weights, settings: TrainSettings) -> Workspace:
     dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
-    return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype)
+    return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype, activation=settings.activation)
 
 
 def _numbers(reader: CacheReader, name: str) -> list[float] | None:

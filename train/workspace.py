@@ -1,7 +1,7 @@
 """The large arrays that a step writes into, made once and used by every step.
 
 Fresh arrays of this size cost more in page faults than the arithmetic that fills them, and peak memory with them. On a
-CPU the pre-activations exist for ``BLOCK_ROWS`` rows at a time only: no (rows x dict_size) array is ever made.
+CPU, under ``topk``, the pre-activations exist for ``BLOCK_ROWS`` rows at a time: no (rows x dict_size) array is made.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from train.topk import Activation
 from train.weights import Weights
 
 BLOCK_ROWS = 512
@@ -24,10 +25,12 @@ class Workspace:
     weights: Weights | None
 
     @staticmethod
-    def like(weights: Weights, *, rows: int, dtype: torch.dtype | None = None) -> "Workspace":
+    def like(
+        weights: Weights, *, rows: int, dtype: torch.dtype | None = None, activation: Activation = "topk"
+    ) -> "Workspace":
         """Room for batches of up to ``rows`` rows, computing in ``dtype`` (the weights' own where None)."""
         dtype = dtype or weights.W_dec.dtype
-        block_rows = rows if weights.W_dec.is_cuda else min(rows, BLOCK_ROWS)
+        block_rows = min(rows, BLOCK_ROWS) if activation == "topk" and not weights.W_dec.is_cuda else rows
         pre = weights.b_enc.new_empty(block_rows, weights.b_enc.numel(), dtype=dtype)
         return Workspace(
             pre=pre,

@@ -1,0 +1,174 @@
+"""Checkpoints: whole or not at all, the newest that is whole, and never another run's."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cache.errors import DamagedError, MismatchError
+from cache.progress import Silent
+from train.checkpoint import Checkpoints, arrays_of
+from train.optim import Moments
+from train.step import State
+from train.weights import random_weights
+
+IDENTITY = {"settings": {"lr": 0.1, "prefixes": [4, 8]}, "cache_fingerprint": "abc"}
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def state_at(step: int) -> State:
+    weights = random_weights(3, 4, dict_size=8, skip=True, seed=step)
+    moments = Moments.zero(weights)
+    moments.first["W_enc"].add_(step)
+    return State(weights, moments, torch.arange(8), step=step, tokens=10 * step)
+
+
+def at(
+    folder: Path, *, keep: int = 2, identity: Mapping[str, Any] = IDENTITY, notes: Notes | None = None
+) -> Checkpoints:
+    return Checkpoints(folder, identity=identity, keep=keep, progress=notes or Notes())
+
+
+def save(folder: Path, *fvus: float | None, keep: int = 2) -> Checkpoints:
+    checkpoints = at(folder, keep=keep)
+    for number, fvu in enumerate(fvus, start=1):
+        checkpoints.save(state_at(number), log_bytes=100 * number, held_out_fvu=fvu)
+    return checkpoints
+
+
+def steps_on_disk(folder: Path) -> list[int]:
+    arrays = {int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors")}
+    assert arrays == {int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.json")}
+    return sorted(arrays)
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    save(tmp_path, 0.5, 0.4)
+    restored = at(tmp_path).restore(device="cpu")
+    assert restored is not None
+    assert (restored.state.step, restored.state.tokens, restored.log_bytes) == (2, 20, 200)
+    for name, array in arrays_of(state_at(2)).items():
+        found = arrays_of(restored.state)[name]
+        assert torch.equal(found, array)
+        assert found.dtype == array.dtype
+    assert restored.state.weights.W_enc.T.is_contiguous()
+
+
+def test_nothing_saved_is_none(tmp_path: Path) -> None:
+    assert at(tmp_path / "none").restore(device="cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("fvus", "kept", "best"),
+    [
+        ((0.5, 0.4, 0.3, 0.2), [3, 4], 4),
+        ((0.5, 0.1, 0.3, 0.2), [2, 3, 4], 2),
+        ((0.1, 0.5, 0.5, 0.1), [3, 4], 4),
+        ((None, None, None), [2, 3], None),
+        ((0.1, None, None, None), [1, 3, 4], 1),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(
+    tmp_path: Path, fvus: tuple[float | None, ...], kept: list[int], best: int | None
+) -> None:
+    checkpoints = save(tmp_path, *fvus)
+    assert steps_on_disk(tmp_path) == kept
+    assert (checkpoints.best.step if checkpoints.best else None) == best
+
+
+def test_files_that_the_index_does_not_name_are_removed_on_opening(tmp_path: Path) -> None:
+    save(tmp_path, 0.5, 0.4)
+    for name in ("step-00000009.safetensors", "step-00000009.json", ".step-00000009.json.0.aside"):
+        (tmp_path / name).write_bytes(b"half")
+    at(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if "9" in path.name) == []
+    assert steps_on_disk(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["step-00000002.safetensors", "step-00000002.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_newest_falls_back_loudly(tmp_path: Path, name: str, damage: str) -> None:
+    save(tmp_path, 0.5, 0.4)
+    data = bytearray((tmp_path / name).read_bytes())
+    if damage == "remove":
+        (tmp_path / name).unlink()
+    else:
+        data[len(data) // 2] ^= 4
+        (tmp_path / name).write_bytes(data if damage == "flip" else data[:-3])
+    notes = Notes()
+    checkpoints = at(tmp_path, notes=notes)
+    restored = checkpoints.restore(device="cpu")
+    assert restored is not None
+    assert (restored.state.step, restored.log_bytes) == (1, 100)
+    assert [note for note in notes.said if "checkpoint of step 2 is damaged and passed over" in note]
+    checkpoints.save(state_at(2), log_bytes=200, held_out_fvu=0.4)
+    again = at(tmp_path).restore(device="cpu")
+    assert again is not None
+    assert again.state.step == 2
+
+
+def test_every_bit_of_a_checkpoint_counts(tmp_path: Path) -> None:
+    """One bit in every seventh byte of all three files: never a wrong restore, never a bare exception."""
+    save(tmp_path, 0.5)
+    tried = 0
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 7):
+            data = bytearray(whole)
+            data[place] ^= 1 << (place % 8)
+            path.write_bytes(data)
+            with pytest.raises((DamagedError, MismatchError)):
+                at(tmp_path).restore(device="cpu")
+            tried += 1
+        path.write_bytes(whole)
+    assert tried > 300
+    assert at(tmp_path).restore(device="cpu") is not None
+
+
+def test_other_settings_and_caches_are_refused_naming_the_difference(tmp_path: Path) -> None:
+    save(tmp_path, 0.5)
+    other = {"settings": {"lr": 0.2, "prefixes": [4, 8]}, "cache_fingerprint": "xyz"}
+    with pytest.raises(MismatchError, match=r"cache_fingerprint was abc, is now xyz; settings.lr was 0.1, is now 0.2"):
+        at(tmp_path, identity=other).restore(device="cpu")
+
+
+def test_an_unknown_version_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 0.5)
+    head, _, body = (tmp_path / "index.json").read_bytes().partition(b"\n")
+    header = json.loads(head) | {"format_version": 77}
+    (tmp_path / "index.json").write_bytes(json.dumps(header).encode() + b"\n" + body)
+    with pytest.raises(MismatchError, match="format version 77"):
+        at(tmp_path)
+
+
+def test_other_hardware_is_said_aloud(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    save(tmp_path, 0.5)
+    notes = Notes()
+    torch.set_num_threads(2)
+    try:
+        assert at(tmp_path, notes=notes).restore(device="cpu") is not None
+    finally:
+        torch.set_num_threads(1)
+    assert [note for note in notes.said if "threads was 1, is now 2" in note]
+
+
+def test_a_state_without_a_skip(tmp_path: Path) -> None:
+    state = state_at(1)
+    bare = {name: array for name, array in state.moments.first.items() if name != "W_skip"}
+    state = replace(state, weights=replace(state.weights, W_skip=None), moments=Moments(bare, dict(bare)))
+    at(tmp_path).save(state, log_bytes=0, held_out_fvu=None)
+    restored = at(tmp_path).restore(device="cpu")
+    assert restored is not None
+    assert restored.state.weights.W_skip is None
