@@ -49,12 +49,18 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run. ``identity`` is what they must agree with: settings and cache."""
+    """The checkpoints of one run. ``identity`` is what they must agree with: settings and cache.
 
-    def __init__(self, folder: Path, *, identity: Mapping[str, Any], keep: int, progress: Progress) -> None:
+    Of several processes one ``writes``; the others only restore.
+    """
+
+    def __init__(
+        self, folder: Path, *, identity: Mapping[str, Any], keep: int, progress: Progress, writes: bool = True
+    ) -> None:
         self._folder, self._identity, self._keep, self._progress = folder, dict(identity), keep, progress
         self.entries = _read_index(folder)
-        self._remove_others()
+        if writes:
+            self._remove_others()
 
     @property
     def best(self) -> Entry | None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.reader import CacheReader
+from cache.reader import CacheReader, View
 from train.decode import decode_prefixes
 from train.loss import spread, variation
 from train.nested import NestedLoss
@@ -34,7 +34,7 @@ class HeldOut:
     variation: float
 
     @staticmethod
-    def read(reader: CacheReader, units: Units, *, rows: int, view: str, device: str) -> "HeldOut | None":
+    def read(reader: CacheReader, units: Units, *, rows: int, view: View, device: str) -> "HeldOut | None":
         """The first ``rows`` held-out rows; None where there are none."""
         split = reader.split("held_out")
         taken = split.rows(slice(0, min(rows, len(split))), view=view)

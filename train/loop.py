@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from cache import disk
 from cache.errors import NumericalError
 from cache.loader import Batch, open_loader
@@ -98,8 +100,8 @@ def _train(runs: list[Run], *, around: Surroundings) -> None:
     with _stopping() as asked, _loader(settings, around, start=start) as loader:
         for batch in itertools.islice(loader, settings.steps - start):
             _take(runs, batch, around=around)
-            if asked:
-                _leave(runs, asked[0], progress=progress)
+            if number := around.ranks.agree(asked[0] if asked else 0, torch.device(around.device)):
+                _leave(runs, number, progress=progress)
     progress.end()
 
 
@@ -156,7 +158,7 @@ def _stopping() -> Generator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, _frame: FrameType | None) -> None:
         asked.append(number)

@@ -27,12 +27,9 @@ class Ranks:
         return Ranks()
 
     def share_of(self, rows: int, device: torch.device) -> tuple[float, int]:
-        """This process's share of the rows of a batch, and their number over all processes."""
-        if self.world == 1:
-            return 1.0, rows
-        total = torch.tensor([rows], device=device)
-        distributed.all_reduce(total)
-        return rows / int(total), int(total)
+        """This process's share of the rows of a batch, and their number over all processes (1 where there are none)."""
+        total = self._reduced(torch.tensor(rows, device=device)) if self.world > 1 else rows
+        return rows / max(1, int(total)), max(1, int(total))
 
     def sum_(self, arrays: Sequence[Tensor]) -> None:
         """Replace each array by its sum over processes: one exchange for all arrays of a dtype."""
@@ -45,15 +42,23 @@ class Ranks:
             for array, summed in zip(mine, flat.split([array.numel() for array in mine]), strict=True):
                 array.copy_(summed.view(array.shape))
 
+    def agree(self, number: int, device: torch.device) -> int:
+        """The largest of the processes' numbers."""
+        if self.world == 1:
+            return number
+        return int(self._reduced(torch.tensor(number, device=device), op=distributed.ReduceOp.MAX))
+
     def any_of(self, flags: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Where any process has the flag."""
         if self.world == 1:
             return flags
-        counts = flags.int()
-        distributed.all_reduce(counts, op=distributed.ReduceOp.MAX)
-        return counts.bool()
+        return self._reduced(flags.int(), op=distributed.ReduceOp.MAX).bool()
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
             distributed.barrier()
+
+    def _reduced(self, array: Tensor, op: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> Tensor:
+        distributed.all_reduce(array, op=op)
+        return array

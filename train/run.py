@@ -62,16 +62,22 @@ class Run:
     def __init__(self, folder: Path, settings: TrainSettings, *, around: Surroundings, log: LogSettings) -> None:
         self.folder, self.settings, self._around = folder, settings, around
         self._identity = run_identity(settings, around.reader)
+        self._writes = around.ranks.rank == 0
         self._checkpoints = Checkpoints(
-            folder / "checkpoints", identity=self._identity, keep=settings.keep, progress=around.progress
+            folder / "checkpoints",
+            identity=self._identity,
+            keep=settings.keep,
+            progress=around.progress,
+            writes=self._writes,
         )
         restored = self._checkpoints.restore(device=around.home) or Restored(first_state(settings, around), 0)
         self.state = restored.state.dealt(around.shard, device=around.device)
         self._saved_step = self.state.step
         self._recipe, self._workspace = recipe_of(settings, around.units), _workspace(self.state.weights, settings)
         self._first_bad = torch.tensor(-1, device=around.device)
-        self._log = MetricsLog(folder / LOG_FILE, size_bytes=restored.log_bytes)
-        self._mirror = WandbMirror(log, folder=folder, config=self._identity, progress=around.progress)
+        if self._writes:
+            self._log = MetricsLog(folder / LOG_FILE, size_bytes=restored.log_bytes)
+            self._mirror = WandbMirror(log, folder=folder, config=self._identity, progress=around.progress)
 
     def take(
         self, source: Float[Tensor, "rows d_source"], *, target: Float[Tensor, "rows d_target"], batch: int
@@ -112,9 +118,9 @@ class Run:
         """Write the transcoder in the cache's units; its config.json, written last, says that the run is complete."""
         state = self._whole()
         said = self._facts(state)
-        if self._around.ranks.rank == 0:
+        if self._writes:
             said = save_transcoder(self._transcoder(state), self.folder, config=said)
-        self._mirror.close()
+            self._mirror.close()
         return said
 
     def _check(self, figures: Figures, *, now: bool) -> None:
@@ -129,7 +135,7 @@ class Run:
             )
 
     def _record(self, line: Mapping[str, Any]) -> None:
-        if self._around.ranks.rank == 0:
+        if self._writes:
             self._log.add(line)
             self._mirror.add(line)
 
@@ -145,7 +151,7 @@ class Run:
 
     def _save(self, held_out_fvu: float | None) -> None:
         state = self._whole()
-        if self._around.ranks.rank == 0:
+        if self._writes:
             self._checkpoints.save(state, log_bytes=self._log.size_bytes, held_out_fvu=held_out_fvu)
         self._saved_step = self.state.step
 

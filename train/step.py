@@ -70,9 +70,6 @@ class Figures:
     gradient_norm: Float[Tensor, ""]
     lr: float
 
-    def is_finite(self) -> bool:
-        return bool((self.l2_loss + self.aux_loss + self.gradient_norm).isfinite())
-
     def said(self) -> dict[str, Any]:
         """Names and plain numbers, as the log, the progress bar and W&B have them."""
         l2_loss, aux_loss, fvu = float(self.l2_loss), float(self.aux_loss), self.fvu.tolist()
@@ -106,10 +103,14 @@ def train_step(
 ) -> Figures:
     """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch.
 
-    With a ``shard``, every process has all rows, and ``state`` is that of its own features.
+    With a ``shard``, every process has all rows, and ``state`` is that of its own features. A process without rows,
+    as the end of an epoch may leave it, computes on a row of zeros that counts nothing.
     """
     settings = recipe.settings
     dead = _dead(state, recipe)
+    share, rows = ranks.share_of(source.shape[0], source.device)
+    if not share:
+        source, target = source.new_zeros(1, source.shape[1]), target.new_zeros(1, target.shape[1])
     result = nested_step(
         state.weights,
         source,
@@ -120,15 +121,14 @@ def train_step(
         watch=dead,
         shard=shard,
     )
-    share, rows = ranks.share_of(source.shape[0], source.device)
     aux_loss = _add_auxiliary_(
         state.weights, source, dead=dead, result=result, recipe=recipe, ranks=ranks, share=share, shard=shard
     )
-    fvu = result.sse / (rows * recipe.nested.target_variance)
+    fvu = result.sse * bool(share) / (rows * recipe.nested.target_variance)
     l0 = result.l0 * share
-    if ranks.world > 1:
+    if ranks.world > 1 or not share:
         ranks.sum_([array.mul_(share) for array in result.gradients.tensors().values()] + [fvu, l0])
-    fired = ranks.any_of(result.fired)
+    fired = ranks.any_of(result.fired & bool(share))
     norm = update_(
         state.weights, result.gradients, moments=state.moments, settings=settings, step=state.step, shard=shard
     )
@@ -181,10 +181,10 @@ def _add_auxiliary_(
         top_k=recipe.aux_top_k,
         shard=shard,
     )
-    statistics, error = spread(result.residual), extra.error.clone()
+    statistics, error = spread(result.residual) * bool(share), extra.error * bool(share)
     ranks.sum_([statistics, error])
     scale = auxiliary_scale(
         alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.aux_top_k, variation=variation(statistics)
     )
-    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / share)
+    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (share or 1.0))
     return error * scale

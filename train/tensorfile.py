@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
@@ -98,8 +99,8 @@ def _pieces(arrays: Mapping[str, Tensor]) -> Generator[bytes]:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for array in arrays.values():
-        flat = memoryview(array.detach().cpu().contiguous().numpy().reshape(-1)).cast("B")
-        yield from (bytes(flat[start : start + _PIECE_BYTES]) for start in range(0, len(flat), _PIECE_BYTES))
+        flat = array.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8)
+        yield from (flat[start : start + _PIECE_BYTES].tobytes() for start in range(0, len(flat), _PIECE_BYTES))
 
 
 def _hash_of(path: Path) -> str:

@@ -5,13 +5,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.reader import CacheReader
+from cache.reader import CacheReader, View
 from train.weights import Weights
 
 _ROWS, _BATCH_ROWS = 32_768, 1024
 
 
-def calibrated_threshold(weights: Weights, reader: CacheReader, *, top_k: int, view: str, device: str) -> float:
+def calibrated_threshold(weights: Weights, reader: CacheReader, *, top_k: int, view: View, device: str) -> float:
     """From the first rows of the training split, special tokens left out; 0 where fewer than ``top_k`` fire at all."""
     split = reader.split("train")
     taken = split.rows(slice(0, min(_ROWS, len(split))), view=view)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.errors import NumericalError
-from cache.reader import CacheReader
+from cache.reader import CacheReader, View
 from train.optim import unit_rows_
 from train.weights import Weights
 
@@ -48,7 +48,7 @@ class Units:
         return Weights(**{name: array * factors.get(name, 1.0) for name, array in weights.tensors().items()})
 
 
-def units_of(reader: CacheReader, view: str) -> Units:
+def units_of(reader: CacheReader, view: View) -> Units:
     """From the cache's exact statistics, carried over to the view of the source.
 
     Raises NumericalError where source or target never varies.

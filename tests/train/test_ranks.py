@@ -1,0 +1,87 @@
+"""Several processes train what one does: by rows (data parallel) and by features (a dictionary dealt out)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cache.progress import Silent
+from train.config import LogSettings, TrainSettings
+from train.log import read_log
+from train.loop import train_layer
+
+PROCESS = Path(__file__).with_name("training_process.py")
+ROOT = Path(__file__).parents[2]
+
+
+def together(world: int, cache: Path, out: Path, settings: TrainSettings) -> None:
+    """Train with so many processes, joined by gloo."""
+    out.mkdir(parents=True, exist_ok=True)
+    meeting = out.parent / f"{out.name}-{len(list(out.parent.iterdir()))}.meeting"
+    started = [
+        subprocess.Popen(
+            [sys.executable, PROCESS, str(rank), str(world), meeting, cache, out, settings.model_dump_json()],
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(world)
+    ]
+    said = [process.communicate(timeout=200)[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0] * world, said
+
+
+def alone(cache: Path, out: Path, settings: TrainSettings) -> None:
+    train_layer(
+        cache=cache, out=out, settings=settings, device="cpu", fresh=False, progress=Silent(), log=LogSettings()
+    )
+
+
+def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
+    return TrainSettings.model_validate(settings.model_dump() | values)
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    """The same weights, moments, counters and figures, to rounding; the last batch of an epoch has 40 rows of 64."""
+    name = "checkpoints/step-00000020.safetensors"
+    expected, found = load_file(one / name), load_file(other / name)
+    for key, array in expected.items():
+        torch.testing.assert_close(found[key], array, rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+    lines = [json.loads(json.dumps(line)) for line in read_log(other / "metrics.jsonl")]
+    for line, known in zip(lines, read_log(one / "metrics.jsonl"), strict=True):
+        assert line.keys() == known.keys()
+        for key, value in known.items():
+            assert line[key] == pytest.approx(value, rel=1e-3, abs=1e-6), (line["step"], key)
+    assert any(line.get("aux_loss", 0) > 0 for line in lines)
+
+
+@pytest.mark.parametrize(("world", "shard"), [(2, False), (3, True)])
+def test_several_processes_are_one(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, world: int, shard: bool
+) -> None:
+    settings = changed(quick, steps=20, skip=True, shard_dictionary=shard, lr=2e-3)
+    alone(small_cache, tmp_path / "one", settings)
+    together(world, small_cache, tmp_path / "several", settings)
+    assert_the_same(tmp_path / "one", tmp_path / "several")
+    left = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*"))
+    assert sorted(str(path.relative_to(tmp_path / "several")) for path in (tmp_path / "several").rglob("*")) == left
+
+
+def test_a_dealt_run_goes_on_with_another_number_of_processes(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings
+) -> None:
+    """The checkpoint is of the whole dictionary: begun by two, finished by one."""
+    settings = changed(quick, steps=20, shard_dictionary=True, lr=2e-3)
+    alone(small_cache, tmp_path / "one", settings)
+    together(2, small_cache, tmp_path / "several", settings)
+    for name in ("config.json", "transcoder.safetensors"):
+        (tmp_path / "several" / name).unlink()
+    index = tmp_path / "several" / "checkpoints" / "step-00000020.safetensors"
+    index.unlink()
+    alone(small_cache, tmp_path / "several", settings)
+    assert_the_same(tmp_path / "one", tmp_path / "several")
