@@ -194,8 +194,9 @@ def lock(path: Path) -> Generator[None]:
     try:
         _take(descriptor, path)
         holder = {"host": socket.gethostname(), "pid": os.getpid()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        with _operation("write a lock", path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         try:
             yield
         finally:
