@@ -6,8 +6,9 @@
     bf16_floor  FVU that storing the target in bfloat16 costs   = sum of (unit in the last place)^2 / 12 / TSS
 
 The affine map is cross-fitted: documents fall into folds, and each fold is scored by the map that the others give, so
-no row is explained by itself. Fit and score both need only each fold's sums of x, y, x x', x y', ||y||^2 (around the
-cache's means, in float64). Of a few ridge strengths the best one counts: the baseline is as strong as it gets.
+no row is explained by itself; ``affine_in_sample``, fitted to the scored rows, is the bound that no affine map beats.
+Fit and score need only each fold's sums of x, y, x x', x y', ||y||^2 (around the cache's means, in float64). Of a few
+ridge strengths the best one counts: the baseline is as strong as it gets.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 from evaluate.metric import Replayed, State, add, mixed, numbered
 
 _FOLDS = 4
-_RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
+_RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0)
 _BF16_MANTISSA_BITS = 7
 
 
@@ -79,6 +80,7 @@ class Baselines:
             "mean": 1.0,
             "bias_only": 1 + float(everything["n"] * off.square().sum() / variance),
             "affine": affine,
+            "affine_in_sample": None if reason else _in_sample_fvu(everything, float(variance)),
             "affine_ridge": strength,
             "affine_reason": reason,
             "bf16_floor": float(everything["rounding"] / variance),
@@ -105,6 +107,11 @@ def _affine_fvu(folds: list[State], variance: float) -> tuple[float | None, floa
     errors = {ridge: sum(map(_held_fold_error, fits, folds, [ridge] * _FOLDS)) for ridge in _RIDGES}
     best = min(errors, key=lambda ridge: errors[ridge])
     return errors[best] / variance, best, None
+
+
+def _in_sample_fvu(sums: State, variance: float) -> float:
+    """What ordinary least squares on all rows leaves of their own variance."""
+    return _held_fold_error(sums, sums, min(_RIDGES)) / variance
 
 
 def _held_fold_error(fit: State, held: State, ridge: float) -> float:

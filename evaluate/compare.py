@@ -18,6 +18,7 @@ from jaxtyping import Float
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
 from evaluate.dictionary import Dictionary
+from evaluate.fvu import intervals
 from evaluate.gemma_scope import check_convention
 from evaluate.judge import Judgement, judge
 from evaluate.other import Other, heading
@@ -88,12 +89,8 @@ def first_l0(replay: Replay, dictionary: Dictionary) -> float:
 def difference(ours: Float[np.ndarray, " replicates"], theirs: Float[np.ndarray, " replicates"]) -> dict[str, Any]:
     """Ours minus theirs: the estimate, which comes first in both, and the central 95 % of the paired replicates."""
     gap = ours - theirs
-    replicates = gap[1:]
-    interval = None
-    if len(replicates) and np.isfinite(replicates).all():
-        low, high = np.percentile(replicates, [2.5, 97.5])
-        interval = [float(low), float(high)]
-    return {"value": float(gap[0]), "interval": interval}
+    interval = intervals(gap[1:, None])
+    return {"value": float(gap[0]), "interval": interval[0] if interval else None}
 
 
 def replicates_of(judgement: Judgement) -> dict[str, Replicates]:

@@ -96,11 +96,13 @@ def fvu_replicates(state: State) -> Float[np.ndarray, "replicates_plus_one prefi
     return (state["E"] / total[:, None]).cpu().numpy()
 
 
-def intervals(replicates: Float[np.ndarray, "replicates prefixes"]) -> list[list[float]] | None:
-    """The central 95 % of every column; null without replicates, or where a resample came out empty."""
-    if not len(replicates) or not np.isfinite(replicates).all():
+def intervals(replicates: Float[np.ndarray, "replicates columns"]) -> list[list[float]] | None:
+    """The central 95 % of every column; null without replicates, and for so few documents (under five) that more than
+    one resampling in a hundred draws none of them."""
+    drawn = replicates[np.isfinite(replicates).all(axis=1)]
+    if len(drawn) < 0.99 * len(replicates) or not len(drawn):
         return None
-    return [[float(low), float(high)] for low, high in np.percentile(replicates, [2.5, 97.5], axis=0).T]
+    return [[float(low), float(high)] for low, high in np.percentile(drawn, [2.5, 97.5], axis=0).T]
 
 
 def bootstrap_weights(

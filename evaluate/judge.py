@@ -92,15 +92,13 @@ def _mean(mean: Float[np.ndarray, " width"], device: str) -> Float[Tensor, " wid
 
 
 def _top_level(dictionary: Dictionary, said: Mapping[str, dict[str, Any]], *, masked: int) -> dict[str, Any]:
-    sparsity = said["sparsity"]
+    sparsity = dict(said["sparsity"])
     return {
         "prefixes": list(dictionary.prefixes),
         **said["fit"],
         "l0": sparsity["l0"]["mean"],
         "l0_per_prefix": [prefix["mean"] for prefix in sparsity["l0_per_prefix"]],
-        "dead_fraction": sparsity["dead_fraction"],
-        "dead_fraction_per_prefix": sparsity["dead_fraction_per_prefix"],
-        "dense_fraction": sparsity["dense_fraction"],
+        **{name: sparsity.pop(name) for name in ("dead_fraction", "dead_fraction_per_prefix", "dense_fraction")},
         "sparsity": sparsity,
         "redundancy": redundancy(dictionary.weights.W_dec, dictionary.prefixes, block=_REDUNDANCY_BLOCK),
         "baselines": said.get("baselines"),

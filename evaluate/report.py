@@ -16,6 +16,8 @@ from cache.errors import DamagedError
 VERSION = 1
 METRICS_FILE = "metrics.json"
 
+_FEW_DOCUMENTS = 30
+
 _GUIDANCE = """How to read this: FVU 0 is perfect, 1 is the held-out mean. A transcoder earns its features where it
 beats the best affine map. Low FVU is easier in the first and last layers than between them: published transcoders of
 Gemma-2-2B lie between .07 (layer 0) and .5 (layer 12). Figures of different layers, models or L0 do not compare."""
@@ -70,6 +72,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
         f" ({metrics['tokens_masked']:,} special tokens left out), {metrics['evaluated_at']}",
         "",
         *prefix_table(metrics),
+        *_caution(metrics["documents"]),
         "",
         *_baseline_lines(metrics["baselines"]),
         *_feature_lines(metrics),
@@ -79,6 +82,15 @@ def summary(metrics: Mapping[str, Any]) -> str:
         _GUIDANCE,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _caution(documents: int) -> list[str]:
+    """Intervals resample documents, so a few of them carry an interval badly."""
+    if documents >= _FEW_DOCUMENTS:
+        return []
+    return [
+        f"With {documents} held-out documents the intervals are rough and a feature may only lack its kind of text."
+    ]
 
 
 def _rule(transcoder: Mapping[str, Any]) -> str:
@@ -110,7 +122,11 @@ def share(value: float | None) -> str:
 
 def _baseline_lines(baselines: Mapping[str, Any]) -> list[str]:
     affine = baselines["affine"]
-    said = f"{affine:.4f}" if affine is not None else f"none: {baselines['affine_reason']}"
+    said = (
+        f"{affine:.4f} (fitted to these very rows {baselines['affine_in_sample']:.4f})"
+        if affine is not None
+        else f"none: {baselines['affine_reason']}"
+    )
     return [
         f"Without features, FVU: best affine map {said}; bias alone {baselines['bias_only']:.4f}; mean 1.",
         f"Floor, FVU: storing the target in bfloat16 costs {baselines['bf16_floor']:.1e}.",

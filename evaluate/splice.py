@@ -16,10 +16,10 @@ and the next token is predicted. Over positions that are not special and have a 
 Intervals resample documents, with the same weights as those of the FVU.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,17 @@ Replacement = Callable[[Tensor], Tensor]
 """Sources (rows, d_source), as the model computed them, to what the MLP is to put out at those rows."""
 
 
-@dataclass(frozen=True)
-class Context:
-    """What the model sees at once: tokens, their documents, and the position each has for the model."""
+_BATCH_BYTES = 1 << 28
+"""Of float32 log-probabilities that one pass may yield: decides how many contexts go through the model at once."""
 
-    tokens: Int[Tensor, " pos"]
-    document: Int[Tensor, " pos"]
-    positions: Int[Tensor, " pos"]
+
+@dataclass(frozen=True)
+class Contexts:
+    """Some contexts of one length: tokens, their documents, and the position each has for the model."""
+
+    tokens: Int[Tensor, "batch pos"]
+    document: Int[Tensor, "batch pos"]
+    positions: Int[Tensor, "batch pos"]
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,25 @@ class Splicer:
     layer: int
     special_ids: tuple[int, ...]
 
+    @property
+    def vocabulary(self) -> int:
+        return int(self.model.hugging.config.vocab_size)
+
     @torch.inference_mode()
     def log_probabilities(
-        self, context: Context, replacement: Replacement | None = None
-    ) -> Float[Tensor, "pos vocabulary"]:
+        self, contexts: Contexts, replacement: Replacement | None = None
+    ) -> Float[Tensor, "batch pos vocabulary"]:
         """Of the next token at every position, in float32; the model's own when nothing is replaced."""
-        with self._replaced(replacement, self.kept(context.tokens)):
-            said = self.model.hugging(
-                input_ids=context.tokens[None], position_ids=context.positions[None], use_cache=False
-            )
-        return said.logits[0].float().log_softmax(dim=-1)
+        with self._replaced(replacement, self.kept(contexts.tokens)):
+            said = self.model.hugging(input_ids=contexts.tokens, position_ids=contexts.positions, use_cache=False)
+        return said.logits.float().log_softmax(dim=-1)
 
-    def kept(self, tokens: Int[Tensor, " pos"]) -> Bool[Tensor, " pos"]:
+    def kept(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Where a special token stands, and the MLP keeps its own output."""
         return torch.isin(tokens, torch.tensor(self.special_ids, device=tokens.device))
 
     @contextmanager
-    def _replaced(self, replacement: Replacement | None, kept: Bool[Tensor, " pos"]) -> Generator[None]:
+    def _replaced(self, replacement: Replacement | None, kept: Bool[Tensor, "batch pos"]) -> Generator[None]:
         if replacement is None:
             yield
             return
@@ -85,7 +91,7 @@ class Splicer:
 
         def after(_: Any, __: Any, output: Tensor) -> Tensor:
             replaced = output.clone()
-            replaced[0, ~kept] = replacement(seen["source"][0, ~kept]).to(output.dtype)
+            replaced[~kept] = replacement(seen["source"][~kept]).to(output.dtype)
             return replaced
 
         handles = [
@@ -111,13 +117,16 @@ def spliced(
     seed: int,
 ) -> dict[str, Any]:
     """The ``language_model`` part of metrics.json, over the first ``tokens`` held-out tokens (whole contexts)."""
-    contexts = held_out_contexts(reader, tokens=tokens, device=str(splicer.model.device))
+    contexts = held_out_contexts(
+        reader, tokens=tokens, batch_tokens=_BATCH_BYTES // (4 * splicer.vocabulary), device=str(splicer.model.device)
+    )
     replacements = _replacements(dictionary, reader, mean)
     state = _start(len(replacements), replicates, splicer.model.device)
-    replay.progress.begin("splice into the language model", total=len(contexts), unit="contexts")
+    total = sum(len(batch.tokens) for batch in contexts)
+    replay.progress.begin("splice into the language model", total=total, unit="contexts")
     for number in range(replay.ranks.rank, len(contexts), replay.ranks.world):
         add(state, _measure(splicer, contexts[number], replacements, replicates=replicates, seed=seed))
-        replay.progress.advance(1)
+        replay.progress.advance(len(contexts[number].tokens))
     replay.progress.end()
     return _said(merged_over_ranks(add, state, replay.ranks), dictionary.prefixes)
 
@@ -135,30 +144,39 @@ def check_model(model: LanguageModel, reader: CacheReader) -> None:
         raise UsageError(what, where=reader.path, remedy="Leave out --lm")
 
 
-def held_out_contexts(reader: CacheReader, *, tokens: int, device: str) -> list[Context]:
-    """The held-out text in the contexts that it was harvested in, until ``tokens`` are reached."""
+def held_out_contexts(reader: CacheReader, *, tokens: int, batch_tokens: int, device: str) -> list[Contexts]:
+    """The held-out text in the contexts that it was harvested in, until ``tokens`` are reached.
+
+    Neighbours of one length share a batch of at most ``batch_tokens``, or a single context.
+    """
     view = reader.split("held_out")
-    end = min(tokens, len(view))
-    starts = np.flatnonzero(view.position[:] == 0)
-    bounds = [*starts[starts < end].tolist(), *starts[starts >= end][:1].tolist()]
-    if len(starts[starts >= end]) == 0:
-        bounds.append(len(view))
+    starts = np.flatnonzero(view.position == 0)
+    bounds = [*starts[starts < min(tokens, len(view))].tolist(), len(view)]
+    bounds[-1] = int(next((start for start in starts if start >= tokens), len(view)))
     per_document = reader.identity.get("attention") == "document"
-    return [
-        _context(view.tokens[start:stop], view.document[start:stop], per_document=per_document, device=device)
-        for start, stop in pairwise(bounds)
-    ]
+    batches: list[Contexts] = []
+    for length, same in groupby(pairwise(bounds), key=lambda bound: bound[1] - bound[0]):
+        for some in _batched(same, max(1, batch_tokens // length)):
+            rows = np.concatenate([np.arange(*bound) for bound in some]).reshape(len(some), length)
+            places = _positions(view.document[rows], per_document=per_document)
+            arrays = (np.array(array, np.int64) for array in (view.tokens[rows], view.document[rows], places))
+            batches.append(Contexts(*(torch.from_numpy(array).to(device) for array in arrays)))
+    return batches
 
 
-def _context(
-    tokens: Int[np.ndarray, " pos"], document: Int[np.ndarray, " pos"], *, per_document: bool, device: str
-) -> Context:
-    places = np.arange(len(tokens))
-    if per_document:
-        begins = np.r_[True, document[1:] != document[:-1]]
-        places = places - np.maximum.accumulate(np.where(begins, places, 0))
-    arrays = (torch.from_numpy(np.asarray(array, dtype=np.int64)).to(device) for array in (tokens, document, places))
-    return Context(*arrays)
+def _batched(bounds: Iterable[tuple[int, int]], count: int) -> Iterator[list[tuple[int, int]]]:
+    remaining = iter(bounds)
+    while some := list(islice(remaining, count)):
+        yield some
+
+
+def _positions(document: Int[np.ndarray, "batch pos"], *, per_document: bool) -> Int[np.ndarray, "batch pos"]:
+    """The place in the context; where attention stays inside a document, the place behind its beginning."""
+    places = np.broadcast_to(np.arange(document.shape[1]), document.shape)
+    if not per_document:
+        return places
+    begins = np.diff(document, axis=1, prepend=-1) != 0
+    return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
 
 
 def _replacements(dictionary: Dictionary, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:
@@ -186,21 +204,22 @@ def _start(replacements: int, replicates: int, device: torch.device) -> State:
 
 
 def _measure(
-    splicer: Splicer, context: Context, replacements: list[Replacement], *, replicates: int, seed: int
+    splicer: Splicer, contexts: Contexts, replacements: list[Replacement], *, replicates: int, seed: int
 ) -> State:
-    """Sums over the predictions of one context, document by document, then weighted."""
-    counted = (~splicer.kept(context.tokens[:-1])).nonzero()[:, 0]
-    following = context.tokens[1:][counted]
-    clean = splicer.log_probabilities(context)[counted]
-    losses, divergences = [], []
+    """Sums over the predictions of some contexts, document by document, then weighted."""
+    counted = ~splicer.kept(contexts.tokens)[:, :-1]
+    following = contexts.tokens[:, 1:][counted][:, None]
+    clean = splicer.log_probabilities(contexts)[:, :-1][counted]
+    losses: list[Tensor] = []
+    divergences: list[Tensor] = []
     for replacement in replacements:
-        said = splicer.log_probabilities(context, replacement)[counted]
-        losses.append(-said.gather(1, following[:, None])[:, 0])
+        said = splicer.log_probabilities(contexts, replacement)[:, :-1][counted]
+        losses.append(-said.gather(1, following)[:, 0])
         divergences.append((clean.exp() * (clean - said)).sum(dim=1))
-    documents, place = numbered(context.document[counted])
+    documents, place = numbered(contexts.document[:, :-1][counted])
     each = {
-        "N": torch.ones(len(counted), device=clean.device),
-        "clean": -clean.gather(1, following[:, None])[:, 0],
+        "N": torch.ones(len(following), device=clean.device),
+        "clean": -clean.gather(1, following)[:, 0],
         "replaced": torch.stack(losses, dim=1),
         "kl": torch.stack(divergences, dim=1),
     }
@@ -209,15 +228,15 @@ def _measure(
 
 
 def _said(state: State, prefixes: tuple[int, ...]) -> dict[str, Any]:
-    count = state["N"].cpu().numpy()
-    clean = state["clean"].cpu().numpy() / count
-    replaced, kl = (state[name].cpu().numpy() / count[:, None] for name in ("replaced", "kl"))
+    count = state["N"][:, None]
+    clean = (state["clean"] / count[:, 0]).cpu().numpy()
+    replaced, kl = ((state[name] / count).cpu().numpy() for name in ("replaced", "kl"))
     zero, mean = replaced[:, 0], replaced[:, 1]
     delta = replaced - clean[:, None]
     bounds = intervals(delta[1:])
     ablated = [{"cross_entropy": float(loss[0]), "delta": float((loss - clean)[0])} for loss in (zero, mean)]
     return {
-        "tokens": round(float(count[0])),
+        "tokens": round(float(count[0, 0])),
         "clean": float(clean[0]),
         "zero": ablated[0] | {"kl": float(kl[0, 0])},
         "mean": ablated[1] | {"kl": float(kl[0, 1])},

@@ -43,6 +43,7 @@ def test_the_affine_map_equals_fitting_the_folds_by_hand() -> None:
     design = np.c_[x, np.ones(len(x))]
     fitted = np.linalg.lstsq(design, y, rcond=None)[0]
     in_sample = ((y - design @ fitted) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert whole["affine_in_sample"] == pytest.approx(in_sample, rel=1e-6)
     assert in_sample < whole["affine"] < in_sample * 1.02
 
 

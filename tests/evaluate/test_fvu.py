@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.errors import NumericalError, UsageError
-from evaluate.fvu import Fit, bootstrap_weights, fvu_replicates
+from evaluate.fvu import Fit, bootstrap_weights, fvu_replicates, intervals
 from evaluate.metric import Replayed, State
 from train.topk import Selection
 
@@ -134,3 +134,12 @@ def test_the_interval_covers_what_resampling_documents_covers() -> None:
     drawn = random.integers(0, 200, (4000, 200))
     expected = np.percentile(errors[drawn].sum(1) / power[drawn].sum(1), [2.5, 97.5])
     assert [low, high] == pytest.approx(list(expected), rel=0.03)
+
+
+def test_too_few_documents_have_no_interval() -> None:
+    few = np.ones((1000, 2))
+    few[:20] = np.nan
+    assert intervals(few) is None
+    assert intervals(np.ones((0, 2))) is None
+    few[:15] = 1.0
+    assert intervals(few) == [[1.0, 1.0], [1.0, 1.0]]

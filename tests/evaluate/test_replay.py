@@ -27,7 +27,7 @@ from train.transcoder import load_transcoder
 ROOT = Path(__file__).parents[2]
 
 RANK = """
-import sys
+import socket, sys
 from pathlib import Path
 import torch.distributed as distributed
 from cache.progress import Silent
@@ -35,6 +35,10 @@ from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
 
 cache, transcoder, out, rank, world = *map(Path, sys.argv[1:4]), *map(int, sys.argv[4:])
+if world == 1:
+    def no_network(*_):
+        raise AssertionError("evaluation reached for the network")
+    socket.socket.connect = no_network
 if world > 1:
     distributed.init_process_group("gloo", init_method=f"file://{out.parent}/meet", rank=rank, world_size=world)
 evaluate_layer(
@@ -43,6 +47,7 @@ evaluate_layer(
 )
 if world > 1:
     distributed.destroy_process_group()
+assert not {"transformers", "transformer_lens", "datasets", "wandb"} & set(sys.modules)
 """
 
 BOUND = """
@@ -112,12 +117,28 @@ def test_out_of_memory_halves_the_batch_and_changes_no_number(toy_cache: Path, d
     np.testing.assert_allclose(halved["fvu_per_prefix"], whole["fvu_per_prefix"], rtol=1e-6)
 
 
+def test_a_batch_of_special_tokens_alone_is_passed_over(
+    write_toy_cache: Any, dictionary: Dictionary, tmp_path: Path
+) -> None:
+    reader = CacheReader.open(write_toy_cache(tmp_path / "cache", held_out_rows=48))
+    found = [
+        judge(
+            Replay(open_held_out(reader), rows, "cpu", Silent()), dictionary, reader=reader, settings=EvaluateSettings()
+        )
+        for rows in (1, 48)
+    ]
+    assert found[0].metrics["tokens_used"] == 45
+    np.testing.assert_allclose(found[0].fvu, found[1].fvu, rtol=1e-6)
+
+
 def test_a_device_without_room_for_a_row_is_said(toy_cache: Path, dictionary: Dictionary) -> None:
     with pytest.raises(CapacityError, match="not even one row"):
         judged(toy_cache, limited_to(0, dictionary), Silent())
 
 
-def test_ranks_merge_to_the_same_numbers(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+def test_ranks_merge_to_the_same_numbers_with_no_network_and_no_model_library(
+    toy_cache: Path, toy_transcoder: Path, tmp_path: Path
+) -> None:
     ranks = [start(RANK, toy_cache, toy_transcoder, tmp_path / "ranks", rank, 2) for rank in range(2)]
     alone = start(RANK, toy_cache, toy_transcoder, tmp_path / "alone", 0, 1)
     for process in (*ranks, alone):

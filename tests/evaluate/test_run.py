@@ -97,7 +97,7 @@ def test_the_samples_show_the_strongest_token(report: Path) -> None:
     assert "⟦" in (report / "samples.txt").read_text()
 
 
-@pytest.mark.parametrize("batch_rows", [1, 33, 5000])
+@pytest.mark.parametrize("batch_rows", [33, 5000])
 def test_the_batch_size_changes_nothing(
     metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path, tmp_path: Path, batch_rows: int
 ) -> None:
@@ -142,3 +142,15 @@ def test_rows_of_special_tokens_change_nothing(
 def test_a_device_that_is_not_there_is_said(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cuda:99"):
         evaluate(toy_cache, toy_transcoder, tmp_path / "out", device="cuda:99")
+
+
+def test_no_training_row_is_read(
+    metrics: dict[str, Any], write_toy_cache: Any, toy_transcoder: Path, tmp_path: Path
+) -> None:
+    cache = write_toy_cache(tmp_path / "cache")
+    shards = [path for path in cache.glob("rows.zarr/train/*/c.*") if path.parent.name != "statistics"]
+    assert shards
+    for shard in shards:
+        shard.write_bytes(b"\xff" * shard.stat().st_size)
+    other = evaluate(cache, toy_transcoder, tmp_path / "main")
+    assert other["fvu_per_prefix"] == metrics["fvu_per_prefix"]

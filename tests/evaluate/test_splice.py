@@ -16,7 +16,7 @@ from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
-from evaluate.splice import Context, Splicer, check_model, held_out_contexts
+from evaluate.splice import Contexts, Splicer, check_model, held_out_contexts
 from harvest.forward import run_modules
 from harvest.model import LanguageModel, load_model
 from harvest.sites import FAMILIES, block_of, module_at
@@ -92,8 +92,9 @@ def splicer(model: LanguageModel) -> Splicer:
 
 
 @pytest.fixture(scope="module")
-def context(cache: Path) -> Context:
-    return held_out_contexts(CacheReader.open(cache), tokens=10_000, device="cpu")[2]
+def context(cache: Path) -> Contexts:
+    """One that has a special token in its middle."""
+    return held_out_contexts(CacheReader.open(cache), tokens=10_000, batch_tokens=1, device="cpu")[2]
 
 
 def own_mlp(model: LanguageModel) -> Any:
@@ -106,39 +107,48 @@ def own_mlp(model: LanguageModel) -> Any:
     return replacement
 
 
-def test_contexts_come_back_as_they_were_harvested(cache: Path) -> None:
+@pytest.mark.parametrize(("batch_tokens", "shapes"), [(1, [1] * 6), (4 * CONTEXT, [4, 2]), (10_000, [6])])
+def test_contexts_come_back_as_they_were_harvested(cache: Path, batch_tokens: int, shapes: list[int]) -> None:
     reader = CacheReader.open(cache)
-    contexts = held_out_contexts(reader, tokens=10_000, device="cpu")
-    assert [len(one.tokens) for one in contexts] == [CONTEXT] * 6
-    assert torch.cat([one.tokens for one in contexts]).tolist() == reader.split("held_out").tokens.tolist()
-    assert contexts[0].positions.tolist() == list(range(CONTEXT))
-    assert len(held_out_contexts(reader, tokens=CONTEXT + 1, device="cpu")) == 2
+    contexts = held_out_contexts(reader, tokens=10_000, batch_tokens=batch_tokens, device="cpu")
+    assert [tuple(some.tokens.shape) for some in contexts] == [(count, CONTEXT) for count in shapes]
+    assert torch.cat([some.tokens for some in contexts]).flatten().tolist() == reader.split("held_out").tokens.tolist()
+    assert contexts[0].positions[0].tolist() == list(range(CONTEXT))
+    first = held_out_contexts(reader, tokens=CONTEXT + 1, batch_tokens=1, device="cpu")
+    assert len(first) == 2
 
 
-def test_an_exact_copy_of_the_mlp_loses_nothing(splicer: Splicer, context: Context) -> None:
+def test_positions_start_anew_where_attention_does(cache: Path) -> None:
+    reader = CacheReader.open(cache)
+    reader.identity["attention"] = "document"
+    contexts = held_out_contexts(reader, tokens=CONTEXT, batch_tokens=1, device="cpu")
+    assert contexts[0].positions[0].tolist() == [*range(12), *range(12)]
+
+
+def test_an_exact_copy_of_the_mlp_loses_nothing(splicer: Splicer, context: Contexts) -> None:
     copied = splicer.log_probabilities(context, own_mlp(splicer.model))
     torch.testing.assert_close(copied, splicer.log_probabilities(context), atol=1e-5, rtol=0)
 
 
-def test_clean_is_the_models_own_loss(splicer: Splicer, context: Context) -> None:
-    expected = splicer.model.hugging(input_ids=context.tokens[None], labels=context.tokens[None]).loss
-    said = splicer.log_probabilities(context)[:-1].gather(1, context.tokens[1:, None])
+def test_clean_is_the_models_own_loss(splicer: Splicer, context: Contexts) -> None:
+    expected = splicer.model.hugging(input_ids=context.tokens, labels=context.tokens).loss
+    said = splicer.log_probabilities(context)[:, :-1].gather(2, context.tokens[:, 1:, None])
     assert -float(said.mean()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_zero_changes_ordinary_positions_alone(splicer: Splicer, context: Context) -> None:
+def test_zero_changes_ordinary_positions_alone(splicer: Splicer, context: Contexts) -> None:
     clean = splicer.log_probabilities(context)
     zero = splicer.log_probabilities(context, torch.zeros_like)
-    assert float((clean[0] - zero[0]).abs().max()) < 1e-6
-    assert float((clean[1:] - zero[1:]).abs().max()) > 1e-2
+    assert float((clean[0, 0] - zero[0, 0]).abs().max()) < 1e-6
+    assert float((clean[0, 1:] - zero[0, 1:]).abs().max()) > 1e-2
     everything = Splicer(splicer.model, LAYER, tuple(range(2048)))
     torch.testing.assert_close(everything.log_probabilities(context, torch.zeros_like), clean, atol=1e-6, rtol=0)
 
 
-def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, context: Context) -> None:
+def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, context: Contexts) -> None:
     model, ordinary = splicer.model, ~splicer.kept(context.tokens)
-    before = run_modules(model, context.tokens[None], keys=[(LAYER, "resid_mid"), (LAYER, "mlp_out")])
-    expected = before[LAYER, "resid_mid"] + before[LAYER, "mlp_out"] * ~ordinary[None, :, None]
+    before = run_modules(model, context.tokens, keys=[(LAYER, "resid_mid"), (LAYER, "mlp_out")])
+    expected = before[LAYER, "resid_mid"] + before[LAYER, "mlp_out"] * ~ordinary[:, :, None]
 
     def ablate(_: Any, __: Any, output: Any) -> Any:
         return (expected, *output[1:]) if isinstance(output, tuple) else expected
@@ -162,11 +172,11 @@ def test_the_whole_stage_says_what_the_definition_says(
     )["language_model"]  # fmt: skip
     clean, replaced, kl = [], [], []
     transcoder = Transcoder(weights=weights, prefixes=(32, 96), top_k=8)
-    for context in held_out_contexts(CacheReader.open(cache), tokens=10_000, device="cpu"):
-        counted = ~splicer.kept(context.tokens[:-1])
-        own = splicer.log_probabilities(context)[:-1][counted]
-        other = splicer.log_probabilities(context, lambda x: transcoder.forward(x, prefix=32))[:-1][counted]
-        following = context.tokens[1:][counted][:, None]
+    for context in held_out_contexts(CacheReader.open(cache), tokens=10_000, batch_tokens=1, device="cpu"):
+        counted = ~splicer.kept(context.tokens)[0, :-1]
+        own = splicer.log_probabilities(context)[0, :-1][counted]
+        other = splicer.log_probabilities(context, lambda x: transcoder.forward(x, prefix=32))[0, :-1][counted]
+        following = context.tokens[0, 1:][counted][:, None]
         clean.append(-own.gather(1, following))
         replaced.append(-other.gather(1, following))
         kl.append((own.exp() * (own - other)).sum(1))
@@ -178,6 +188,9 @@ def test_the_whole_stage_says_what_the_definition_says(
     low, high = first["delta_interval"]
     assert low < first["delta"] < high
     assert metrics["zero"]["cross_entropy"] == pytest.approx(metrics["clean"] + metrics["zero"]["delta"])
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    for name in (*metrics, *(f"per_prefix[].{name}" for name in first)):
+        assert f"`language_model.{name}" in page
     assert "Spliced into the language model" in (tmp_path / "report" / "summary.txt").read_text()
 
 

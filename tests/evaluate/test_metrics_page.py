@@ -1,0 +1,49 @@
+"""docs/metrics.md names every field of a metrics.json that was really written, and none besides."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from cache.progress import Silent
+from evaluate.config import EvaluateSettings
+from evaluate.report import VERSION
+from evaluate.run import evaluate_layer
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+ELSEWHERE = {"absorption_first_letter", "transcoder.weights", "cache.dataset"}
+SPLICED = "language_model"
+
+
+def fields_of(value: Any, name: str = "") -> set[str]:
+    """Names of the values, ``[]`` for entries of a list of objects."""
+    if isinstance(value, dict) and name not in ELSEWHERE:
+        return {field for key, inner in value.items() for field in fields_of(inner, f"{name}.{key}".lstrip("."))}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return fields_of(value[0], name + "[]")
+    return {name}
+
+
+def documented() -> set[str]:
+    table = PAGE.read_text().split("## metrics.json")[1].split("## samples.json")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {field for row in rows for field in re.findall(r"`([^`]+)`", row)}
+
+
+def test_the_page_and_the_file_have_the_same_fields(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+    metrics = evaluate_layer(
+        cache=toy_cache, transcoder=toy_transcoder, out=tmp_path / "main", settings=EvaluateSettings(bootstrap=10),
+        device="cpu", lm=None, gemma_scope=None, against=None, force=False, progress=Silent(),
+    )  # fmt: skip
+    said = {field for field in documented() if not field.startswith(SPLICED)}
+    assert fields_of(metrics) - {SPLICED} == said
+    assert f"metrics.json, version {VERSION}" in PAGE.read_text()
+
+
+def test_every_file_of_a_report_is_on_the_page(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+    evaluate_layer(
+        cache=toy_cache, transcoder=toy_transcoder, out=tmp_path / "main", settings=EvaluateSettings(bootstrap=0),
+        device="cpu", lm=None, gemma_scope=None, against=None, force=False, progress=Silent(),
+    )  # fmt: skip
+    files = PAGE.read_text().split("## metrics.json")[0]
+    for path in (tmp_path / "main").iterdir():
+        assert f"`{path.name}`" in files or f"`{path.stem}`" in files, path.name
