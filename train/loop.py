@@ -24,8 +24,9 @@ from cache.errors import NumericalError
 from cache.loader import Batch, open_loader
 from cache.progress import Progress
 from cache.reader import CacheReader
-from train.config import LogSettings, TrainSettings, members
+from train.config import LogSettings, TrainSettings
 from train.held_out import HeldOut
+from train.plan import check_fit, resolved_members
 from train.ranks import Ranks
 from train.run import Run, Surroundings, complete_config, remove_run, run_identity
 from train.sharded import WHOLE, Shard
@@ -62,8 +63,7 @@ def _complete(
     out: Path, settings: TrainSettings, *, around: Surroundings, log: LogSettings, fresh: bool
 ) -> dict[str, dict[str, Any]]:
     """config.json of every transcoder, by name, having trained those that were not complete."""
-    model, d_target = str(around.reader.identity.get("model", "")), around.units.target_mean.numel()
-    resolved = {name: member.resolved(model=model, d_target=d_target) for name, member in members(settings).items()}
+    resolved = resolved_members(settings, around.reader, around.units)
     for one in resolved.values():
         assert one.dict_size
         assert one.top_k
@@ -73,7 +73,9 @@ def _complete(
             remove_run(out / name)
     around.ranks.wait()
     found = {name: complete_config(out / name, run_identity(one, around.reader)) for name, one in resolved.items()}
-    runs = {name: Run(out / name, one, around=around, log=log) for name, one in resolved.items() if found[name] is None}
+    wanted = {name: one for name, one in resolved.items() if found[name] is None}
+    check_fit(wanted, units=around.units, device=around.device, out=out)
+    runs = {name: Run(out / name, one, around=around, log=log) for name, one in wanted.items()}
     if runs:
         _train(list(runs.values()), around=around)
     made = {name: run.finish() for name, run in runs.items()}

@@ -73,7 +73,7 @@ class Run:
         restored = self._checkpoints.restore(device=around.home) or Restored(first_state(settings, around), 0)
         self.state = restored.state.dealt(around.shard, device=around.device)
         self._saved_step = self.state.step
-        self._recipe, self._workspace = recipe_of(settings, around.units), _workspace(self.state.weights, settings)
+        self._recipe, self._workspace = recipe_of(settings, around.units), workspace_of(self.state.weights, settings)
         self._first_bad = torch.tensor(-1, device=around.device)
         if self._writes:
             self._log = MetricsLog(folder / LOG_FILE, size_bytes=restored.log_bytes)
@@ -251,7 +251,8 @@ def complete_config(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
     return config
 
 
-def _workspace(weights: Weights, settings: TrainSettings) -> Workspace:
+def workspace_of(weights: Weights, settings: TrainSettings) -> Workspace:
+    """Room for the run's steps."""
     dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
     return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype, activation=settings.activation)
 

@@ -1,0 +1,51 @@
+"""The plan: arithmetic that what is then written and held bears out."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from cache.errors import CapacityError
+from cache.progress import Silent
+from train.config import LogSettings, TrainSettings
+from train.loop import train_layer
+from train.plan import plan_train
+
+
+def test_the_plan_is_what_then_happens(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+    out = tmp_path / "run"
+    plan = plan_train(cache=small_cache, settings=quick, device="cpu", out=out)
+    assert not out.exists()
+    assert (plan.dict_size, plan.prefixes, plan.top_k, plan.transcoders) == (64, (16, 32, 64), 4, 1)
+    assert plan.parameters == 64 * (12 + 8 + 1) + 8
+    assert plan.epochs == pytest.approx(40 * 64 / 1000)
+    assert 0 < plan.seconds < 600
+    train_layer(
+        cache=small_cache, out=out, settings=quick, device="cpu", fresh=False, progress=Silent(), log=LogSettings()
+    )
+    checkpoint = (out / "checkpoints" / "step-00000040.safetensors").stat().st_size
+    arrays = 12 * plan.parameters + 8 * 64
+    assert 0 < checkpoint - arrays < 2000
+    assert plan.disk_bytes == 4 * arrays + 4 * plan.parameters
+
+
+def test_a_sweep_is_planned_together(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+    swept = TrainSettings.model_validate(quick.model_dump() | {"sweep": ({"name": "a"}, {"name": "b", "top_k": 2})})
+    one = plan_train(cache=small_cache, settings=quick, device="cpu", out=tmp_path)
+    three = plan_train(cache=small_cache, settings=swept, device="cpu", out=tmp_path)
+    assert (three.transcoders, three.parameters) == (3, 3 * one.parameters)
+    assert three.memory_bytes == 3 * one.memory_bytes
+    assert set(asdict(three)) == set(asdict(one))
+
+
+def test_what_will_not_fit_is_refused(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+    huge = TrainSettings.model_validate(quick.model_dump() | {"prefixes": (16, 1 << 40)})
+    for ask in (plan_train, _train):
+        with pytest.raises(CapacityError, match="GiB of memory"):
+            ask(cache=small_cache, settings=huge, device="cpu", out=tmp_path / "run")
+
+
+def _train(*, cache: Path, settings: TrainSettings, device: str, out: Path) -> None:
+    train_layer(
+        cache=cache, out=out, settings=settings, device=device, fresh=False, progress=Silent(), log=LogSettings()
+    )

@@ -1,0 +1,163 @@
+"""Before training: steps, epochs, memory, disk and minutes, from arithmetic and a few timed steps on random rows.
+
+Of a dictionary with P weights and F features, one transcoder needs
+
+    memory   16 P (weights, two moments, gradient; 18 P in bfloat16) + 8 F + pre-activations + batch + held-out rows
+    disk     (12 P + 8 F) for each checkpoint kept, one more while it is written, the best; 4 P for the result
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cache import disk
+from cache.errors import CapacityError
+from cache.reader import CacheReader
+from train.config import TrainSettings, members
+from train.optim import Moments
+from train.ranks import Ranks
+from train.run import recipe_of, workspace_of
+from train.sharded import WHOLE
+from train.step import State, train_step
+from train.units import Units, initial_weights, units_of
+from train.workspace import BLOCK_ROWS
+
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a run will take, all transcoders of its sweep together. Memory is of this process, seconds of the steps."""
+
+    device: str
+    transcoders: int
+    dict_size: int
+    prefixes: tuple[int, ...]
+    top_k: int
+    parameters: int
+    steps: int
+    batch_rows: int
+    epochs: float
+    memory_bytes: int
+    free_memory_bytes: int
+    disk_bytes: int
+    free_disk_bytes: int
+    seconds: float
+
+
+def plan_train(*, cache: Path, settings: TrainSettings, device: str, out: Path) -> TrainPlan:
+    """Say what ``train_layer`` would take, and write nothing.
+
+    Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
+    """
+    reader = CacheReader.open(cache)
+    units = units_of(reader, settings.source)
+    resolved = resolved_members(settings, reader, units)
+    memory, space = check_fit(resolved, units=units, device=device, out=out)
+    first = resolved[""]
+    assert first.dict_size
+    assert first.prefixes
+    assert first.top_k
+    return TrainPlan(
+        device=device,
+        transcoders=len(resolved),
+        dict_size=first.dict_size,
+        prefixes=first.prefixes,
+        top_k=first.top_k,
+        parameters=sum(_weights(one, units) for one in resolved.values()),
+        steps=first.steps,
+        batch_rows=first.batch_rows,
+        epochs=first.steps * first.batch_rows / len(reader.split("train")),
+        memory_bytes=memory,
+        free_memory_bytes=free_memory_bytes(device),
+        disk_bytes=space,
+        free_disk_bytes=disk.free_bytes(out),
+        seconds=sum(one.steps * _seconds_a_step(one, units, device=device) for one in resolved.values()),
+    )
+
+
+def resolved_members(settings: TrainSettings, reader: CacheReader, units: Units) -> dict[str, TrainSettings]:
+    """The transcoders of a run by name, with everything that follows from the cache stated."""
+    model, d_target = str(reader.identity.get("model", "")), units.target_mean.numel()
+    return {name: one.resolved(model=model, d_target=d_target) for name, one in members(settings).items()}
+
+
+def check_fit(resolved: dict[str, TrainSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
+    """Bytes of memory, and of disk beside what is there, that a run takes. Raises CapacityError if there are fewer."""
+    memory = sum(memory_bytes(one, units, device=device) for one in resolved.values())
+    there = sum(path.stat().st_size for path in out.rglob("checkpoints/*"))
+    space = max(0, sum(disk_bytes(one, units) for one in resolved.values()) - there)
+    for what, needed, free, remedy in (
+        ("memory", memory, free_memory_bytes(device), "Use a smaller dict_size or batch_rows, or shard_dictionary"),
+        ("disk space", space, disk.free_bytes(out), "Free some, or keep fewer checkpoints (train.keep)"),
+    ):
+        if needed > free:
+            raise CapacityError(f"training takes {_gib(needed)} of {what}, and {_gib(free)} are free", remedy=remedy)
+    return memory, space
+
+
+def memory_bytes(settings: TrainSettings, units: Units, *, device: str) -> int:
+    """What one transcoder's training holds on its device."""
+    assert settings.dict_size
+    assert settings.prefixes
+    parts = Ranks.current().world if settings.shard_dictionary else 1
+    features, low = settings.dict_size // parts, settings.compute_dtype == "bfloat16"
+    width = units.source_mean.numel() + units.target_mean.numel()
+    in_blocks = device == "cpu" and settings.activation == "topk"
+    block = min(settings.batch_rows, BLOCK_ROWS) if in_blocks else settings.batch_rows
+    decoded = settings.batch_rows * len(settings.prefixes) * units.target_mean.numel()
+    rows = (3 * settings.batch_rows + settings.held_out_rows) * width
+    weights = _weights(settings, units) // parts
+    return (
+        weights * (18 if low else 16) + 8 * features + block * features * (2 if low else 4) + 4 * (rows + 2 * decoded)
+    )
+
+
+def disk_bytes(settings: TrainSettings, units: Units) -> int:
+    """What one transcoder's run takes on disk at its fullest."""
+    assert settings.dict_size
+    weights = _weights(settings, units)
+    return (settings.keep + 2) * (12 * weights + 8 * settings.dict_size) + 4 * weights
+
+
+def free_memory_bytes(device: str) -> int:
+    """Memory that may still be had, of a card or of the machine."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def _weights(settings: TrainSettings, units: Units) -> int:
+    """Numbers that are trained."""
+    assert settings.dict_size
+    d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
+    return settings.dict_size * (d_source + d_target + 1) + d_target + settings.skip * d_source * d_target
+
+
+def _seconds_a_step(settings: TrainSettings, units: Units, *, device: str) -> float:
+    """The time of a step on random rows, all features alive."""
+    assert settings.dict_size
+    weights = initial_weights(units, dict_size=settings.dict_size, skip=settings.skip, seed=0, device=device)
+    state = State(weights, Moments.zero(weights), torch.zeros(settings.dict_size, dtype=torch.int64, device=device))
+    source, target = (
+        torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)
+    )
+    times: list[float] = []
+    workspace, recipe = workspace_of(weights, settings), recipe_of(settings, units)
+    for _ in range(1 + _TIMED_STEPS):
+        began = time.perf_counter()
+        figures = train_step(
+            state, source, target=target, recipe=recipe, workspace=workspace, ranks=Ranks(), shard=WHOLE
+        )
+        float(figures.l2_loss)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
