@@ -109,6 +109,9 @@ def weighted_sums_into(
     offsets: Int[Tensor, " sums_plus_one"],
 ) -> None:
     """``weighted_sums`` in an array that is there already, on a CPU by blocks that stay in its caches."""
+    if not index.numel():
+        out.zero_()
+        return
     if uses_kernels(out):
         from train.kernels import weighted_sums_
 

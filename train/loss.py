@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from train.decode import transpose, weighted_sums_into
 from train.optim import remove_parallel_
 from train.sharded import WHOLE, Shard
+from train.topk import Selection
 from train.weights import Weights
 
 
@@ -43,18 +45,40 @@ def auxiliary(
 ) -> Auxiliary:
     """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient.
 
-    ``pre`` holds their pre-activations. A third of them is active, so dense products beat sparse ones here. With a
-    ``shard``, ``dead`` are those of this process's features, and the account is that of all processes' together.
+    ``pre`` holds their pre-activations. With a ``shard``, ``dead`` are those of this process's features, and the
+    account is that of all processes' together.
     """
-    code = _largest(pre, top_k, shard)
+    values, places = _largest(pre, top_k, shard)
+    offsets = torch.arange(len(values) + 1, dtype=torch.int32, device=pre.device) * values.shape[1]
+    selection = Selection(values.flatten(), places.int().flatten(), offsets)
     decoder = weights.W_dec.index_select(0, dead)
-    doubled = shard.sum_(torch.mm(code, decoder)).add_(residual)
-    error = doubled.square().sum(dim=1).double().sum()
-    doubled *= 2
-    d_pre = torch.mm(doubled, decoder.T).masked_fill_(code == 0, 0)
-    d_decoder = torch.mm(code.T, doubled)
+    errors = torch.empty_like(residual)
+    weighted_sums_into(errors, decoder, selection.features, weight=selection.values, offsets=offsets)
+    error = shard.sum_(errors).add_(residual).square().sum(dim=1).double().sum()
+    d_pre = (torch.mm(errors.mul_(2), decoder.T).gather(1, places) * (values > 0)).flatten()
+    return _gradient(error, source.to(errors.dtype), selection=selection, errors=errors, d_pre=d_pre, decoder=decoder)
+
+
+def _gradient(
+    error: Float[Tensor, ""],
+    source: Float[Tensor, "rows d_source"],
+    *,
+    selection: Selection,
+    errors: Float[Tensor, "rows d_target"],
+    d_pre: Float[Tensor, " active"],
+    decoder: Float[Tensor, "dead d_target"],
+) -> Auxiliary:
+    """The gradient in the dead features' weights, given that in their pre-activations."""
+    dead = decoder.shape[0]
+    index = transpose(selection, dead)
+    order, offsets = index.order.long(), index.offsets
+    rows, d_pre = selection.rows()[order], d_pre[order]
+    d_encoder, d_decoder = source.new_empty(dead, source.shape[1]), torch.empty_like(decoder)
+    weighted_sums_into(d_encoder, source, rows, weight=d_pre, offsets=offsets)
+    weighted_sums_into(d_decoder, errors, rows, weight=selection.values[order], offsets=offsets)
     remove_parallel_(d_decoder, decoder)
-    return Auxiliary(error, torch.mm(d_pre.T, source.to(d_pre.dtype)), d_pre.sum(dim=0), d_decoder)
+    d_bias = torch.segment_reduce(d_pre, "sum", offsets=offsets.long())
+    return Auxiliary(error, d_encoder, d_bias, d_decoder)
 
 
 def spread(residual: Float[Tensor, "rows d_target"]) -> Float[Tensor, " statistics"]:
@@ -83,11 +107,13 @@ def add_auxiliary_(
         whole.index_add_(0, dead, part * scale.to(part.dtype))
 
 
-def _largest(pre: Float[Tensor, "rows dead"], top_k: int, shard: Shard) -> Float[Tensor, "rows dead"]:
-    """The ``top_k`` largest of every row over all processes, rectified, the rest 0."""
+def _largest(
+    pre: Float[Tensor, "rows dead"], top_k: int, shard: Shard
+) -> tuple[Float[Tensor, "rows own"], Int[Tensor, "rows own"]]:
+    """The ``top_k`` largest of every row over all processes, rectified: those of this process, 0 where they lose."""
     own = min(top_k, pre.shape[1])
-    values, features = pre.topk(own, dim=1, sorted=False)
+    values, places = pre.topk(own, dim=1, sorted=False)
     if shard.world > 1:
         candidates = torch.nn.functional.pad(values, (0, top_k - own), value=float("-inf"))
         values = values.masked_fill(~shard.winners(candidates, top_k)[:, :own], 0)
-    return torch.zeros_like(pre).scatter_(1, features, values.relu_())
+    return values.relu(), places

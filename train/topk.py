@@ -25,7 +25,7 @@ class Selection:
     """The active features of every row, one row after another and ascending within a row.
 
     Row r owns ``values[offsets[r]:offsets[r + 1]]`` and the same slice of ``features``. Values are at least 0; one that
-    is exactly 0 was selected but does not fire.
+    is exactly 0 was selected but does not fire. (The auxiliary loss, which has no groups, does without the ascent.)
     """
 
     values: Float[Tensor, " active"]

@@ -5,6 +5,7 @@ import sys
 import torch
 from torch import distributed
 
+from train.loss import auxiliary
 from train.nested import NestedLoss, equal_weights, nested_step
 from train.sharded import Shard
 from train.weights import random_weights
@@ -43,11 +44,31 @@ def check(activation: str, *, skip: bool) -> None:
     assert all(torch.equal(again[name], array) for name, array in weights.tensors().items())
 
 
+def check_auxiliary(dead: list[int]) -> None:
+    """With few dead features some processes have none, and still take part."""
+    torch.manual_seed(0)
+    weights = random_weights(12, 10, dict_size=97, seed=1, dtype=torch.float64)
+    source, residual = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
+    shard = Shard.current()
+    whole, own = torch.tensor(dead), torch.tensor([f // shard.world for f in dead if f % shard.world == shard.rank])
+    mine, own = shard.take(weights), own.long()
+    given = {"residual": residual, "top_k": 4}
+    pre, own_pre = source @ weights.W_enc, source @ mine.W_enc
+    single = auxiliary(weights, source, pre=pre[:, whole], dead=whole, **given)
+    result = auxiliary(mine, source, pre=own_pre[:, own], dead=own, shard=shard, **given)
+    assert relative(result.error, single.error) < 1e-12
+    places = [place for place, f in enumerate(dead) if f % shard.world == shard.rank]
+    for name in ("encoder", "bias", "decoder"):
+        torch.testing.assert_close(getattr(result, name), getattr(single, name)[places], rtol=1e-10, atol=1e-12)
+
+
 def main() -> None:
     rank, world, meeting_point = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
     for activation in ("topk", "batchtopk"):
         check(activation, skip=activation == "topk")
+    for dead in ([0, 6, 12], [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 90]):
+        check_auxiliary(dead)
     distributed.destroy_process_group()
     print("equal")
 
