@@ -24,8 +24,9 @@ from train.weights import Weights, feature_major
 
 REPOSITORY = "google/gemma-scope-2b-pt-transcoders"
 MODEL = "google/gemma-2-2b"
+WIDTH = 2304
 TOKENS_TRAINED = 4_000_000_000
-"""By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository."""
+"""By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
 LEAST_L0_RATIO, MOST_L0_RATIO = 0.7, 1.4
 
 _ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
@@ -117,7 +118,7 @@ def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Dictionary:
         rule=jumprelu(threshold),
         prefixes=(dict_size,),
         source_view="ln2_normalized",
-        tokens_trained=TOKENS_TRAINED,
+        tokens_trained=TOKENS_TRAINED if d_source == d_target == WIDTH else None,
         nominal_l0=nominal_l0(path),
     )
 

@@ -1,6 +1,6 @@
 """Writes a file in Gemma Scope's format whose L0 and FVU on a cache's held-out rows are known in closed form.
 
-    python models/make_synthetic_gemma_scope.py runs/gemma2-stdlib/layer08/cache /tmp/scope --l0 16
+    python -m models.make_synthetic_gemma_scope runs/gemma2-stdlib/layer08/cache /tmp/scope --l0 16
 
 The dictionary is the best affine map of rank r from x, the normalised residual before the gain, to the target y, on the
 held-out rows without special tokens, written as r pairs of opposed features without a threshold:
