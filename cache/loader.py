@@ -20,7 +20,7 @@ from cache.errors import UsageError
 from cache.order import EpochOrder
 from cache.reader import CacheReader, View
 
-POOL_BYTES = 500_000_000
+POOL_BYTES = 900_000_000
 
 
 @dataclass(frozen=True)
