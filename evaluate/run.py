@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.errors import UsageError
+from cache.device import choose_device
 from cache.progress import Progress
 from cache.reader import CacheReader
 from evaluate import report, samples
@@ -54,7 +54,7 @@ def evaluate_layer(
     """
     reader, trained = CacheReader.open(cache), load_transcoder(transcoder)
     check_belongs(trained, reader, force=force)
-    place = resolved_device(device)
+    place = str(choose_device(device))
     dictionary = of_transcoder(trained, name=transcoder.name).to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)
     other = None
@@ -89,15 +89,6 @@ def evaluate_layer(
             progress.note(f"the earlier evaluation is now {earlier}")
     replay.ranks.wait()
     return metrics
-
-
-def resolved_device(device: str) -> str:
-    """``auto`` is the GPU where there is one. Raises UsageError for a GPU that is not there."""
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    known = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{card}" for card in range(cards))]
-    if device != "auto" and device not in known:
-        raise UsageError(f"there is no device {device}", remedy=f"On this machine: auto, {', '.join(known)}")
-    return ("cuda" if cards else "cpu") if device == "auto" else device
 
 
 def _opponent(asked: Asked, ours: Dictionary, *, replay: Replay, reader: CacheReader, progress: Progress) -> Other:

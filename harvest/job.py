@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cache.config import CacheSettings
+from cache.device import choose_device
 from cache.errors import MismatchError, UsageError
 from cache.layout import Geometry
 from cache.manifest import make_geometry
@@ -17,7 +18,6 @@ from harvest.model import (
     ModelFolder,
     ModelTokenizer,
     check_layers,
-    choose_device,
     choose_dtype,
     find_model,
     load_tokenizer,

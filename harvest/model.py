@@ -19,6 +19,7 @@ import xxhash
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hugging_logging
 
+from cache.device import choose_device
 from cache.errors import DamagedError, DiskError, MismatchError, UsageError
 
 ALIASES = {
@@ -300,17 +301,6 @@ def check_layers(layers: list[int], where: ModelFolder) -> None:
                 where=where.folder,
                 remedy=f"Choose a layer from 0 to {where.layers - 1}.",
             )
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the first GPU, or the CPU; a device that is not there is a UsageError that lists those that are."""
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if cards else "cpu")
-    known = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{index}" for index in range(cards))]
-    if name not in known:
-        raise UsageError(f"There is no device '{name}'.", remedy=f"On this machine: auto, {', '.join(known)}.")
-    return torch.device(name)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

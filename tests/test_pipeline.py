@@ -56,8 +56,8 @@ def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     runs, model = tmp_path_factory.mktemp("runs"), f"models/{request.param}"
     said = {
         "harvest": run(runs, model, "harvest", "--layer", "8", "--device", "cpu"),
-        "train": run(runs, model, "train", "--layer", "8", "--device", "cpu", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
-        "evaluate": run(runs, model, "evaluate", "--device", "cpu", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
+        "train": run(runs, model, "train", "--layer", "8", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
+        "evaluate": run(runs, model, "evaluate", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
     }
     for command, done in said.items():
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

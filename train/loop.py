@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cache import disk
+from cache.device import choose_device
 from cache.errors import NumericalError
 from cache.loader import Batch, open_loader
 from cache.progress import Progress
@@ -49,12 +50,12 @@ def train_layer(
     other settings or another cache, NumericalError where data or loss are not finite, InUseError where another process
     trains there. SIGTERM and SIGINT save, and leave with SystemExit(143) and KeyboardInterrupt.
     """
-    ranks = Ranks.current()
+    ranks, place = Ranks.current(), str(choose_device(device))
     with ExitStack() as held:
         if ranks.rank == 0:
             held.enter_context(disk.lock(out / ".lock"))
         reader = CacheReader.open(cache)
-        around = _surroundings(reader, settings, device=device, progress=progress, ranks=ranks)
+        around = _surroundings(reader, settings, device=place, progress=progress, ranks=ranks)
         said = _complete(out, settings, around=around, log=log, fresh=fresh)
     return said.pop("") | ({"sweep": said} if said else {})
 
@@ -98,7 +99,7 @@ def _train(runs: list[Run], *, around: Surroundings) -> None:
     """Bring every run to its last step, from one reading."""
     settings, progress = runs[0].settings, around.progress
     start = min(run.state.step for run in runs)
-    progress.begin("train", total=settings.steps, unit="step", done=start)
+    progress.begin("train", total=settings.steps, unit="steps", done=start)
     with _stopping() as asked, _loader(settings, around, start=start) as loader:
         for batch in itertools.islice(loader, settings.steps - start):
             _take(runs, batch, around=around)

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
+from cache.device import choose_device
 from cache.errors import DamagedError, DiskError, MismatchError, UsageError
 from harvest.memory import token_bytes, weight_bytes
-from harvest.model import ALIASES, check_layers, choose_device, choose_dtype, find_model, load_model, load_tokenizer
+from harvest.model import ALIASES, check_layers, choose_dtype, find_model, load_model, load_tokenizer
 
 
 def test_a_local_folder_is_described(model_folder, family):

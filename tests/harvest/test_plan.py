@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from cache.config import CacheSettings
+from cache.device import choose_device
 from cache.errors import CapacityError, UsageError
 from cache.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.memory import check_disk, free_memory, missing_bytes
-from harvest.model import choose_device
 from harvest.plan import PARAMETERS, plan_harvest, which_fit
 from harvest.run import harvest_layers
 
