@@ -28,6 +28,8 @@ class CacheSettings(Settings):
     """Seeds which documents are held out."""
     verify_on_read: bool = True
     """Whether a chunk's checksum is compared the first time that it is read."""
+    publish: str = ""
+    """An fsspec URL (s3://bucket/folder) to commit to as well: below it the cache lies as it does below runs/."""
 
     @model_validator(mode="after")
     def _rows_fit(self) -> "CacheSettings":

@@ -68,6 +68,12 @@ class Region:
                 raise DamagedError("A shard became shorter while it was read.", where=path)
             done += count
 
+    def forget(self, *, offset: int, size_bytes: int) -> None:
+        """Let go of what was mapped here; the place must not be touched until a file is placed there again."""
+        if not offset % mmap.PAGESIZE and not size_bytes % mmap.PAGESIZE:
+            flags = _FIXED | mmap.MAP_ANONYMOUS | _NORESERVE
+            _map(self._address + offset, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
+
     def read_ahead(self, *, offset: int, size_bytes: int) -> None:
         """Ask the system to fetch these bytes from the disk. One request fetches no more than its read-ahead window."""
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE

@@ -5,6 +5,8 @@ norm's gain and bias, (mlp_in - bias) / gain, in float32.
 """
 
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +66,12 @@ class Column:
         for chunk in np.unique(missing).tolist():
             self._check(chunk)
 
+    @contextmanager
+    def using(self, chunks: Int64[np.ndarray, " n"]) -> Generator[None]:
+        """Make the rows of these chunks readable while the block runs."""
+        self.need(chunks)
+        yield
+
     def need_all(self) -> None:
         """Make every row readable."""
         self.need(np.arange(-(-self.array.rows // self.array.chunk_rows), dtype=np.int64))
@@ -99,7 +107,7 @@ class Column:
 class SplitView:
     """The rows of ``train`` or ``held_out``. ``len()`` is the number of rows."""
 
-    def __init__(self, reader: "CacheReader", group: Group, commits: dict[int, Commit], *, verify: bool) -> None:
+    def __init__(self, reader: "CacheReader", group: Group, commits: dict[int, Commit]) -> None:
         self.group, self._reader = group, reader
         self.columns: dict[str, Column] = {}
         for array in group.arrays.values():
@@ -109,7 +117,7 @@ class SplitView:
                 for (owner, number), entry in zip(group.segment_files(commit.segment), commit.files, strict=True)
                 if owner.name == array.name
             }
-            self.columns[array.name] = Column(reader.path, array, entries, verify=verify)
+            self.columns[array.name] = reader.make_column(array, entries)
 
     def __len__(self) -> int:
         return self.group.rows
@@ -127,8 +135,8 @@ class SplitView:
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise UsageError(f"A row outside 0 to {len(self) - 1} was asked for.")
         column = self.columns[name]
-        column.need(index // column.array.chunk_rows)
-        return torch.index_select(self._tensors[name], 0, torch.from_numpy(index))
+        with column.using(index // column.array.chunk_rows):
+            return torch.index_select(self._tensors[name], 0, torch.from_numpy(index))
 
     @cached_property
     def _tensors(self) -> dict[str, Float[Tensor, "rows width"]]:
@@ -176,19 +184,27 @@ class CacheReader:
     def open(
         cls, path: Path | str, *, expect: dict[str, Any] | None = None, verify: bool = True, view: View = "mlp_in"
     ) -> "CacheReader":
-        """Open the cache in folder ``path``.
+        """Open the cache in folder ``path``, or at a URL that fsspec knows (see ``cache.remote``).
 
         ``expect`` holds what the identity must say (any part of it). ``verify`` turns the checksums of rows on.
         Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field.
         """
+        if isinstance(path, str) and "://" in path:
+            from cache.remote import open_remote
+
+            return open_remote(path, expect=expect, view=view)
         reader = cls(Path(path), read_manifest(Path(path)), verify=verify, view=view)
-        difference = first_difference(expect, {key: reader.identity.get(key) for key in expect}) if expect else ""
-        if difference:
-            raise MismatchError(f"The cache does not fit: {difference}.", where=path)
-        reader._read_journals()
-        if view == "ln2_normalized":
-            reader.as_view(torch.zeros(0, manifest_width(reader.manifest)), view)
+        reader.check(expect)
         return reader
+
+    def check(self, expect: dict[str, Any] | None) -> None:
+        """Read the journals and compare the identity with ``expect``. Raises as ``open``."""
+        difference = first_difference(expect, {key: self.identity.get(key) for key in expect}) if expect else ""
+        if difference:
+            raise MismatchError(f"The cache does not fit: {difference}.", where=self.path)
+        self._read_journals()
+        if self._view == "ln2_normalized":
+            self.as_view(torch.zeros(0, manifest_width(self.manifest)), None)
 
     def _read_journals(self) -> None:
         geometry, commits = self.manifest.geometry, dict[tuple[str, int], Commit]()
@@ -202,7 +218,11 @@ class CacheReader:
             raise UsageError(what, where=self.path, remedy="Run the same harvest again; it goes on from there.")
         for name, group in geometry.groups.items():
             own = {segment: commit for (owner, segment), commit in commits.items() if owner == name}
-            self._splits[name] = SplitView(self, group, own, verify=self._verify)
+            self._splits[name] = SplitView(self, group, own)
+
+    def make_column(self, array: Array, entries: dict[int, FileEntry]) -> Column:
+        """An array of this cache."""
+        return Column(self.path, array, entries, verify=self._verify)
 
     def split(self, name: Literal["train", "held_out"]) -> SplitView:
         """The rows of one group."""

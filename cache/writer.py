@@ -33,6 +33,7 @@ from cache.manifest import (
     refuse_links,
 )
 from cache.progress import Progress, Silent
+from cache.publish import open_publisher
 from cache.segment import SegmentBuffer, file_entry
 
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
@@ -76,8 +77,11 @@ class CacheWriter:
         )
         with ExitStack() as stack:
             stack.enter_context(disk.lock(self._path / "locks" / f"part-{part:05d}"))
+            self._publisher = open_publisher(self._path, settings.publish, part=part)
             self._create(files)
             self._journal = self._open_journal(progress or Silent())
+            if self._publisher:
+                self._publisher.catch_up(self.manifest, self._journal)
             self._closing = stack.pop_all()
         self._buffers: dict[str, SegmentBuffer] = {}
         start = self._resume_point()
@@ -179,6 +183,8 @@ class CacheWriter:
             append(self._path / journal_path(self._part), commit_line(self._journal.lines, commit))
             self._journal.lines += 1
             self._journal.commits[name, segment] = commit
+            if self._publisher:
+                self._publisher.publish(commit)
         self._journal.points.setdefault((name, segment + 1), following)
 
     def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
