@@ -18,6 +18,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Int64
 
 from cache import disk
@@ -44,6 +45,8 @@ class Remote:
         except (ImportError, ValueError) as error:
             raise UsageError(f"This URL cannot be opened: {error}.", where=url) from None
         self._system, self._root = opened
+        if isinstance(self._system, LocalFileSystem):
+            self._system.auto_mkdir = True
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes of a file, or a stretch of them; tried again when the connection breaks.
@@ -78,7 +81,6 @@ class Remote:
         path, problem = f"{self._root}/{name}", None
         for _ in range(_ATTEMPTS):
             try:
-                self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
                 self._system.pipe_file(path, data)
                 self._system.invalidate_cache()
                 if self._system.info(path)["size"] == len(data):
