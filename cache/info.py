@@ -54,9 +54,13 @@ class CacheInfo:
         return self.rows == self.committed
 
 
-def cache_info(path: Path) -> CacheInfo:
-    """Figures of the cache in folder ``path``. Raises what ``CacheReader.open`` raises, but for an unfinished cache."""
-    promises = read_promises(path)
+def cache_info(path: Path | str) -> CacheInfo:
+    """Figures of the cache in a folder or at a URL. Raises what ``CacheReader.open`` raises.
+
+    An unfinished cache in a folder is no error.
+    """
+    remote = CacheReader.open(path) if isinstance(path, str) and "://" in path else None
+    promises = read_promises(remote.path if remote else Path(path))
     geometry = promises.manifest.geometry
     rows = {name: group.rows for name, group in geometry.groups.items()}
     commits = [key for journal in promises.journals.values() for key in journal.commits]
@@ -64,7 +68,7 @@ def cache_info(path: Path) -> CacheInfo:
         name: sum(group.rows_in(segment) for owner, segment in commits if owner == name)
         for name, group in geometry.groups.items()
     }
-    whole = _whole(path) if rows == committed else _Whole(None, None, None, None, None)
+    whole = _whole(remote or CacheReader.open(path)) if rows == committed else _Whole(None, None, None, None, None)
     return CacheInfo(
         path=str(path),
         fingerprint=promises.manifest.fingerprint,
@@ -91,8 +95,7 @@ class _Whole:
     mixing: Mixing | None
 
 
-def _whole(path: Path) -> _Whole:
-    reader = CacheReader.open(path)
+def _whole(reader: CacheReader) -> _Whole:
     splits = {name: reader.split(name) for name in _GROUPS}
     documents = {name: len(np.unique(split.document)) for name, split in splits.items()}
     train = splits["train"]

@@ -283,6 +283,7 @@ def open_remote(
     for name, (size, digest) in manifest.files.items():
         if name.startswith(f"{STORE}/parameters/") and not _is(folder / name, digest):
             disk.write_file(folder / name, _checked(remote, name, size, digest), tag=tag)
+    disk.write_file(folder / MANIFEST, data, tag=tag)
     reader = RemoteReader(LocalChunks(remote, folder, limit_bytes=limit_bytes), manifest, view=view)
     reader.check(expect)
     return reader

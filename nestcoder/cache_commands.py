@@ -17,7 +17,7 @@ def cache_info(path: str) -> Said:
     """What the cache holds."""
     from cache.info import cache_info as read_info
 
-    info = read_info(Path(path))
+    info = read_info(path)
     return asdict(info) | {"complete": info.complete}, "\n".join(_info_lines(info))
 
 
@@ -74,13 +74,18 @@ def cache_verify(path: str, *, fast: bool) -> Said:
     if (Path(path) / PACK).exists():
         return _verify_archive(Path(path))
     with shown_progress() as progress:
-        found = verify_cache(Path(path), fast=fast, progress=progress)
+        if "://" in path:
+            from cache.verify_remote import verify_remote
+
+            found = verify_remote(path, progress=progress)
+        else:
+            found = verify_cache(Path(path), fast=fast, progress=progress)
     found.require_whole()
     speed = found.bytes / max(found.seconds, 1e-9)
-    checked = "sizes and metadata" if fast else "every byte"
+    checked = "sizes and metadata" if found.fast else "every byte"
     lines = [
         f"The cache is sound: {checked} of {found.files} files, {in_bytes(found.bytes)}.",
-        f"{found.seconds:.1f} s, {in_bytes(speed)} a second." if not fast else "",
+        f"{found.seconds:.1f} s, {in_bytes(speed)} a second." if not found.fast else "",
         "" if found.complete else f"It is not finished: {found.segments[0]} of {found.segments[1]} segments are there.",
         f"{len(found.leftovers)} files of an interrupted harvest are not counted." if found.leftovers else "",
     ]

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from cache.errors import CapacityError, DamagedError, DiskError, MismatchError, UsageError
+from cache.info import cache_info
 from cache.loader import open_loader
 from cache.reader import CacheReader
 from cache.remote import open_remote
 from cache.verify import verify_cache
+from cache.verify_remote import verify_remote
 
 PAGES = {"d_source": 64, "d_target": 32, "chunk_rows": 64, "shard_rows": 128, "segment_rows": 512}
 
@@ -126,6 +128,16 @@ def test_another_cache_than_expected_and_no_cache_are_refused(url, tmp_path):
         open_remote("memory://bucket/nothing", local=tmp_path)
     with pytest.raises(UsageError, match="cannot be opened"):
         open_remote("nonsense://bucket/cache", local=tmp_path)
+
+
+def test_a_remote_cache_is_verified_and_described_where_it_lies(url, pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not verify_remote(url).faults
+    assert cache_info(url).mixing == cache_info(pages).mixing
+    system = fsspec.filesystem("memory")
+    system.rm("/bucket/cache/rows.zarr/train/source/c.1.0")
+    system.pipe_file("/bucket/cache/rows.zarr/train/target/c.1.0", b"short")
+    assert [fault.kind for fault in verify_remote(url).faults] == ["missing", "truncated"]
 
 
 class Proxy:
