@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.errors import DamagedError, DiskError
+from cache import disk
+from cache.errors import DamagedError, DiskError, InUseError
 from cache.progress import Progress, Silent
 from evaluate.gemma_scope import REPOSITORY, Choice, find_choices, nearest
 
@@ -49,14 +50,13 @@ class HubRepository:
         target = self._folder() / path
         if target.is_file():
             return target
-        with _stated("The download failed", f"{self.name}/{path}"):
+        with disk.lock(target.with_name("download.lock")), _stated("The download failed", f"{self.name}/{path}"):
             url = hf_hub_url(self.name, path, endpoint=self.endpoint)
             about = get_hf_file_metadata(url)
-            target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{(about.etag or 'unnamed')[:64]}.part")
             self._complete(url, part, about.size)
-        _check_hash(part, about.etag)
-        part.replace(target)
+            _check_hash(part, about.etag)
+            disk.move(part, target)
         return target
 
     def _complete(self, url: str, part: Path, size: int | None) -> None:
@@ -93,7 +93,7 @@ class HubRepository:
                 os.fsync(file.fileno())
         if size is not None and _size(part) != size:
             got = _size(part)
-            part.unlink()
+            disk.remove(part)
             raise DiskError(f"{got:,} bytes came where {size:,} were announced.", where=url, remedy=_REMEDY)
 
     def _folder(self) -> Path:
@@ -113,7 +113,7 @@ def _check_hash(part: Path, etag: str | None) -> None:
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != etag:
-        part.unlink()
+        disk.remove(part)
         raise DamagedError("The file that came has another SHA-256 than the Hub announced.", where=part, remedy=_REMEDY)
 
 
@@ -122,7 +122,7 @@ def _stated(what: str, where: str) -> Generator[None]:
     """Whatever the Hub's client raises, as one stated problem."""
     try:
         yield
-    except (DiskError, DamagedError):
+    except (DiskError, DamagedError, InUseError):
         raise
     except Exception as error:
         said: Any = str(error).strip().splitlines() or [type(error).__name__]

@@ -32,7 +32,7 @@ def as_text(document: Document) -> str:
     matched = document["ours_at_their_l0"]
     if matched["reason"]:
         lines.append(f"Ours was not judged again at their L0: {matched['reason']}.")
-    lines += [f"Not compared: {name}: {reason}." for name, reason in document["not_compared"].items()]
+    lines += [f"Not compared: {name}: {reason.rstrip('.')}." for name, reason in document["not_compared"].items()]
     return "\n".join(lines) + "\n"
 
 
