@@ -76,12 +76,13 @@ def density(metrics: Metrics) -> Figure:
 
 
 def l0_distribution(metrics: Metrics) -> Figure:
-    """How many features fire on a token, of the whole dictionary."""
+    """How many features of each prefix fire on a token, and the means."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=150)
     axes = figure.subplots()
-    tokens = np.array(metrics["sparsity"]["l0_histogram"])
-    axes.bar(np.arange(len(tokens)), tokens / tokens.sum(), width=1.0)
-    axes.axvline(metrics["l0"], color="tab:red", linestyle="--", label=f"mean {metrics['l0']:.1f}")
+    for place, tokens in enumerate(metrics["sparsity"]["l0_histogram_per_prefix"]):
+        shares = np.array(tokens) / sum(tokens)
+        label = f"{metrics['prefixes'][place]:,} features: mean {metrics['l0_per_prefix'][place]:.1f}"
+        axes.stairs(shares, np.arange(len(tokens) + 1) - 0.5, label=label)
     axes.set(xlabel="features that fire on a token (L0)", ylabel="share of tokens")
     axes.legend(frameon=False)
     return figure

@@ -60,7 +60,7 @@ class Sparsity:
         return {
             "l0": l0[-1],
             "l0_per_prefix": l0,
-            "l0_histogram": [int(count) for count in np.trim_zeros(tokens[-1], "b")],
+            "l0_histogram_per_prefix": [[int(count) for count in np.trim_zeros(row, "b")] for row in tokens],
             "dead_fraction": dead[-1],
             "dead_fraction_per_prefix": dead,
             "dead_reason": reason,

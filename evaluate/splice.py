@@ -40,7 +40,7 @@ Replacement = Callable[[Tensor], Tensor]
 """Sources (rows, d_source), as the model computed them, to what the MLP is to put out at those rows."""
 
 
-_BATCH_BYTES = 1 << 28
+_BATCH_BYTES = 1 << 26
 """Of float32 log-probabilities that one pass may yield: decides how many contexts go through the model at once."""
 
 

@@ -38,6 +38,7 @@ def test_counts_are_those_of_the_dense_code(codes: torch.Tensor) -> None:
         assert summary["mean"] == pytest.approx(l0.mean())
         quantiles = np.quantile(l0, [0.5, 0.05, 0.95], method="inverted_cdf")
         assert [summary["median"], summary["p5"], summary["p95"]] == list(quantiles)
+        assert result["l0_histogram_per_prefix"][PREFIXES.index(end)] == np.bincount(l0).tolist()
     dead = fires.sum(0) == 0
     assert result["dead_fraction_per_prefix"] == pytest.approx([dead[:end].mean() for end in PREFIXES])
     assert result["dead_tokens"] == 300
