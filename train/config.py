@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 from itertools import accumulate, pairwise
 from pathlib import PurePath
 from typing import Any, Literal
@@ -86,7 +87,8 @@ class TrainSettings(Settings):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; master weights and the optimiser are always float32."""
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: PositiveFloat = 3e-3
+    lr: PositiveFloat | None = None
+    """The full rate; 0.04 / sqrt(width of the target) where not given, so 0.004 at 96 and 0.0014 at 768."""
     min_lr: NonNegativeFloat = 0.0
     """What linear and cosine schedules arrive at on the last step."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -135,7 +137,7 @@ class TrainSettings(Settings):
         ends = ends or _ends_of_width(self.dict_size or 16 * d_target)
         top_k = self.top_k or preset.get("top_k", 16)
         exact = {"preset": "none", "group_sizes": None, "prefixes": ends, "dict_size": ends[-1], "top_k": top_k}
-        return settings_of(self.model_dump() | exact)
+        return settings_of(self.model_dump() | exact | {"lr": self.lr or 0.04 / math.sqrt(d_target)})
 
     @property
     def boundaries(self) -> tuple[int, ...] | None:
@@ -208,7 +210,7 @@ def _check_schedule(settings: TrainSettings) -> None:
             f"warmup_steps {settings.warmup_steps} + decay_steps {decay} = {settings.warmup_steps + decay}, "
             f"more than the {settings.steps} steps of the run"
         )
-    if settings.min_lr > settings.lr:
+    if settings.lr is not None and settings.min_lr > settings.lr:
         raise ValueError(f"min_lr {settings.min_lr} exceeds lr {settings.lr}")
 
 

@@ -24,7 +24,8 @@ _EPSILON = 1e-8
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of step ``step``, 0-based."""
+    """The rate of step ``step``, 0-based. ``settings`` are resolved."""
+    assert settings.lr
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":

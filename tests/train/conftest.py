@@ -63,3 +63,9 @@ def quick() -> TrainSettings:
         checkpoint_every=10,
         held_out_rows=128,
     )
+
+
+@pytest.fixture(scope="session")
+def other_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows of another model."""
+    return write_cache(tmp_path_factory.mktemp("other") / "cache", identity={"model": "another"})

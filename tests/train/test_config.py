@@ -56,6 +56,11 @@ def test_auto_takes_the_preset_named_like_the_model() -> None:
     assert (stated.prefixes, stated.top_k) == ((32, 64), 4)
 
 
+def test_the_rate_follows_from_the_width() -> None:
+    assert TrainSettings().resolved(model="m", d_target=400).lr == pytest.approx(0.002)
+    assert TrainSettings(lr=0.1).resolved(model="m", d_target=400).lr == 0.1
+
+
 def test_resolved_settings_resolve_to_themselves() -> None:
     once = TrainSettings(dict_size=320).resolved(model="m", d_target=8)
     assert once.resolved(model="gpt2", d_target=768) == once
