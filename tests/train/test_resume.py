@@ -7,18 +7,20 @@ the random campaign makes.
 import json
 import os
 import random
+import shutil
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cache import disk
 from cache.progress import Silent
-from train import checkpoint
 from train.checkpoint import Checkpoints, Restored, arrays_of, state_of
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
@@ -89,38 +91,37 @@ def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
 @pytest.fixture
 def every_step(quick: TrainSettings) -> TrainSettings:
     """Saved and logged at every step, with a skip, so that every array is there."""
-    return changed(quick, checkpoint_every=1, log_every=1, skip=True, steps=30, held_out_rows=0)
-
-
-def first_auxiliary_step(log: Path) -> int:
-    return next(line["step"] for line in read_log(log) if line.get("aux_loss", 0) > 0)
+    return changed(quick, checkpoint_every=1, log_every=1, skip=True, steps=22, held_out_rows=0)
 
 
 def test_killed_at_the_moments_that_matter(small_cache: Path, tmp_path: Path, every_step: TrainSettings) -> None:
-    """In warm-up, on either side of an epoch's end and of the first auxiliary loss, and at the last step."""
+    """In warm-up, on either side of an epoch's end and of the first auxiliary loss, and at the last step: one run."""
     train(small_cache, tmp_path / "whole", every_step)
-    whole = left_by(tmp_path / "whole")
-    aux = first_auxiliary_step(tmp_path / "whole" / "metrics.jsonl")
-    assert 6 < aux < 30
-    for step in sorted({3, 15, 16, 17, aux - 1, aux, aux + 1, 30}):
-        out = tmp_path / f"killed-{step}"
-        assert in_child(lambda out=out, step=step: train(small_cache, out, every_step, KillAt(step))) == -signal.SIGKILL
-        train(small_cache, out, every_step)
-        assert left_by(out) == whole, f"killed at step {step}"
+    log = read_log(tmp_path / "whole" / "metrics.jsonl")
+    aux = next(line["step"] for line in log if line["aux_loss"] > 0)
+    assert 6 < aux < 22
+    for step in sorted({3, aux - 1, aux, aux + 1, 15, 16, 17, 22}):
+        killed = in_child(lambda step=step: train(small_cache, tmp_path / "killed", every_step, KillAt(step)))
+        assert killed == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "config.json").exists()
+    train(small_cache, tmp_path / "killed", every_step)
+    assert left_by(tmp_path / "killed") == left_by(tmp_path / "whole")
 
 
 def test_killed_again_and_again_at_random_moments(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     """Before and after random operations of the disk, and at random steps, until a run comes through."""
     settings = changed(quick, steps=20, checkpoint_every=5, skip=True)
     train(small_cache, tmp_path / "whole", settings)
-    whole, chance, kills, number = left_by(tmp_path / "whole"), random.Random(0), 0, 0
+    whole, kills, attempt = left_by(tmp_path / "whole"), 0, 0
     while kills < KILLS:
-        out, number = tmp_path / f"killed-{number}", number + 1
-        while (status := in_child(lambda out=out: _train_until_killed(small_cache, out, settings, chance))) != 0:
-            assert status == -signal.SIGKILL
-            kills += 1
-            chance.random()
-        assert left_by(out) == whole, f"run {number}, after {kills} kills"
+        out, status = tmp_path / f"killed-{attempt}", -signal.SIGKILL
+        while status:
+            attempt += 1
+            status = in_child(partial(_train_until_killed, small_cache, out, settings, random.Random(attempt)))
+            assert status in (0, -signal.SIGKILL)
+            kills += status != 0
+        assert left_by(out) == whole, f"attempt {attempt}, after {kills} kills"
+        shutil.rmtree(out)
 
 
 def _train_until_killed(cache: Path, out: Path, settings: TrainSettings, chance: random.Random) -> None:
@@ -139,40 +140,60 @@ def _train_until_killed(cache: Path, out: Path, settings: TrainSettings, chance:
         train(cache, out, settings)
 
 
-ARRAYS = [
-    f"{name}{part}" for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip") for part in ("", ".first", ".second")
-]
+@dataclass(frozen=True)
+class Halves:
+    """A run of 20 steps, and the same killed at step 14, after the checkpoint of step 10."""
+
+    settings: TrainSettings
+    whole: Path
+    killed: Path
 
 
-def test_the_mutants_cover_every_key(small_cache: Path, tmp_path: Path, every_step: TrainSettings) -> None:
-    train(small_cache, tmp_path / "run", changed(every_step, steps=7))
-    index = checkpoint._read_index(tmp_path / "run" / "checkpoints")
-    restored = Checkpoints(
-        tmp_path / "run" / "checkpoints", identity=_identity_in(tmp_path / "run"), keep=2, progress=Silent()
-    ).restore(device="cpu")
-    assert restored is not None
-    assert set(arrays_of(restored.state)) == {*ARRAYS, "since_fired"}
-    facts = json.loads((tmp_path / "run" / "checkpoints" / f"step-{index[-1].step:08d}.json").read_text())
+@pytest.fixture(scope="module")
+def halves(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    torch.set_num_threads(1)
+    settings = TrainSettings(
+        prefixes=(16, 32, 64),
+        top_k=4,
+        steps=20,
+        batch_rows=64,
+        lr=1e-2,
+        warmup_steps=6,
+        dead_after_tokens=300,
+        log_every=5,
+        checkpoint_every=10,
+        held_out_rows=0,
+        skip=True,
+    )
+    found = Halves(settings, tmp_path_factory.mktemp("whole") / "run", tmp_path_factory.mktemp("killed") / "run")
+    train(small_cache, found.whole, settings)
+    assert in_child(lambda: train(small_cache, found.killed, settings, KillAt(14))) == -signal.SIGKILL
+    return found
+
+
+def test_the_mutants_cover_every_key(halves: Halves) -> None:
+    arrays = load_file(halves.killed / "checkpoints" / "step-00000010.safetensors")
+    assert set(arrays) == {*ARRAYS, "since_fired"}
+    facts = json.loads((halves.killed / "checkpoints" / "step-00000010.json").read_text())
     assert set(facts) == {"format_version", "step", "tokens", "software", "identity"}
-
-
-def _identity_in(run: Path) -> Mapping[str, Any]:
-    config = json.loads((run / "config.json").read_text())
-    return {key: config[key] for key in ("settings", "cache_fingerprint")}
 
 
 @pytest.mark.parametrize("key", [*ARRAYS, "since_fired", "tokens", "step", "log_bytes"])
 def test_a_resume_that_forgets_anything_is_caught(
-    small_cache: Path, tmp_path: Path, quick: TrainSettings, key: str, monkeypatch: pytest.MonkeyPatch
+    small_cache: Path, tmp_path: Path, halves: Halves, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mutant drops one key of the checkpoint when it is read; the comparison of the kill tests must see it."""
-    settings = changed(quick, steps=20, checkpoint_every=10, skip=True, held_out_rows=0)
-    train(small_cache, tmp_path / "whole", settings)
-    assert in_child(lambda: train(small_cache, tmp_path / "killed", settings, KillAt(14))) == -signal.SIGKILL
-    whole = Checkpoints.restore
-    monkeypatch.setattr(Checkpoints, "restore", lambda self, *, device: _without(whole(self, device=device), key))
-    train(small_cache, tmp_path / "killed", settings)
-    assert left_by(tmp_path / "killed") != left_by(tmp_path / "whole")
+    shutil.copytree(halves.killed, tmp_path / "run")
+    restore = Checkpoints.restore
+    monkeypatch.setattr(Checkpoints, "restore", lambda self, *, device: _without(restore(self, device=device), key))
+    train(small_cache, tmp_path / "run", halves.settings)
+    assert left_by(tmp_path / "run") != left_by(halves.whole)
+
+
+def test_and_one_that_forgets_nothing_is_not(small_cache: Path, tmp_path: Path, halves: Halves) -> None:
+    shutil.copytree(halves.killed, tmp_path / "run")
+    train(small_cache, tmp_path / "run", halves.settings)
+    assert left_by(tmp_path / "run") == left_by(halves.whole)
 
 
 def _without(restored: Restored | None, key: str) -> Restored:
