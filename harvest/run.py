@@ -35,7 +35,7 @@ from harvest.tokens import ContextBatch
 
 _BATCHES_AHEAD, _BATCHES_BEHIND = 4, 2
 _PROOF_CONTEXTS = 2
-_SAMPLE_EVERY = 1024
+_FIRST_SAMPLE, _SAMPLE_EVERY = 16, 1024
 
 
 def harvest_layers(
@@ -192,4 +192,4 @@ class _Harvest:
 
 
 def _is_sampled(number: int) -> bool:
-    return number > 0 and (number & (number - 1) == 0 or number % _SAMPLE_EVERY == 0)
+    return number >= _FIRST_SAMPLE and (number & (number - 1) == 0 or number % _SAMPLE_EVERY == 0)

@@ -20,7 +20,7 @@ from harvest.packing import Context, Packer, Pending, pending_from_json, pending
 from harvest.text import Content, Documents
 
 TRAIN, HELD_OUT = 0, 1
-_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 64, 1 << 20
+_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 64, 1 << 17
 _CURSOR_VERSION = 1
 
 
