@@ -140,6 +140,11 @@ def _train_until_killed(cache: Path, out: Path, settings: TrainSettings, chance:
         train(cache, out, settings)
 
 
+ARRAYS = [
+    f"{name}{part}" for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip") for part in ("", ".first", ".second")
+]
+
+
 @dataclass(frozen=True)
 class Halves:
     """A run of 20 steps, and the same killed at step 14, after the checkpoint of step 10."""
