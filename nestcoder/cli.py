@@ -112,8 +112,11 @@ def train(
     """Train a nested-prefix transcoder on each layer's cache."""
     from nestcoder import stages
 
-    call = stages.plan_train if dry_run else stages.train
-    result, text = call(invocation, list(dict.fromkeys(layers)), device, name=name, fresh=fresh)
+    chosen = list(dict.fromkeys(layers))
+    if dry_run:
+        result, text = stages.plan_train(invocation, chosen, device, name=name)
+    else:
+        result, text = stages.train(invocation, chosen, device, name=name, fresh=fresh)
     invocation.say(result, text)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cache.config import CacheSettings
 from cache.errors import UsageError
@@ -29,7 +29,7 @@ class PipelineSettings(Settings):
     """The folder that caches, transcoders and reports go into."""
     harvest: HarvestSettings = HarvestSettings()
     cache: CacheSettings = CacheSettings()
-    train: TrainSettings = Field(default_factory=TrainSettings)
+    train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     log: LogSettings = LogSettings()
 

@@ -11,15 +11,14 @@ from nestcoder.progress import table
 
 _PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "zarr", "numcodecs", "safetensors", "numpy")
 
-# Parameters (counted from the published weights) and width: (parameters, d_model).
-_MODELS = {
-    "gpt2": (124_439_808, 768),
-    "gpt2-medium": (354_823_168, 1024),
-    "gpt2-large": (774_030_080, 1280),
-    "gpt2-xl": (1_557_611_200, 1600),
-    "gemma-2-2b": (2_614_341_888, 2304),
-    "gemma-2-9b": (9_241_705_984, 3584),
-    "gemma-2-27b": (27_227_128_320, 4608),
+_WIDTHS = {
+    "gpt2": 768,
+    "gpt2-medium": 1024,
+    "gpt2-large": 1280,
+    "gpt2-xl": 1600,
+    "gemma-2-2b": 2304,
+    "gemma-2-9b": 3584,
+    "gemma-2-27b": 4608,
 }
 _DTYPES = {"bfloat16": 2, "float32": 4}
 _ROOM = 1.2  # activations and the library's own memory beside the weights
@@ -40,7 +39,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], str]:
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "devices": devices,
         "chosen": {"device": chosen["device"], "dtype": "float32" if chosen["device"] == "cpu" else "bfloat16"},
-        "models": {name: _model_facts(name, devices) for name in _MODELS},
+        "models": {name: _model_facts(name, devices) for name in _WIDTHS},
     }
     return facts, _as_text(facts)
 
@@ -72,7 +71,9 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _model_facts(name: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
-    parameters, width = _MODELS[name]
+    from harvest.plan import PARAMETERS
+
+    parameters, width = PARAMETERS[name], _WIDTHS[name]
     return {
         "weights_bytes": {dtype: parameters * size for dtype, size in _DTYPES.items()},
         "fits": {

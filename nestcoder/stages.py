@@ -114,6 +114,22 @@ def train(invocation: "Invocation", layers: list[int], device: str, *, name: str
     return results, "\n".join(f"trained: {invocation.folders(layer).transcoder(name)}" for layer in layers)
 
 
+def plan_train(invocation: "Invocation", layers: list[int], device: str, *, name: str) -> Said:
+    """What ``train`` would take for each layer: steps, epochs, memory, disk, minutes."""
+    from cache.device import choose_device
+    from train.plan import plan_train as plan
+
+    place = str(choose_device(read_ranks().device(device)))
+    plans: dict[int, dict[str, Any]] = {}
+    for layer in layers:
+        folders = invocation.folders(layer)
+        found = plan(
+            cache=folders.cache, settings=invocation.settings.train, device=place, out=folders.transcoder(name)
+        )
+        plans[layer] = asdict(found)
+    return plans, "\n\n".join(f"layer {layer}\n{as_lines(found)}" for layer, found in plans.items())
+
+
 def evaluate(invocation: "Invocation", layers: list[int], device: str, options: EvaluateOptions) -> Said:
     """Evaluate the transcoder ``options.name`` of each layer; one table for all."""
     from evaluate.report import table_of_runs

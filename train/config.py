@@ -95,8 +95,8 @@ class TrainSettings(Settings):
     warmup_steps: NonNegativeInt = 100
     decay_steps: PositiveInt | None = None
     """Length of the decay, at the end of the run; all steps after the warm-up where not given."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled (adamw) or added to the gradient (adam); of the encoder and the skip alone."""
     clip_norm: PositiveFloat | None = 1.0
