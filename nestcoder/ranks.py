@@ -18,7 +18,14 @@ class Ranks:
 
     def device(self, asked: str) -> str:
         """``asked``, or this process's own card when several share a machine and none is named."""
-        return f"cuda:{self.local}" if self.world > 1 and asked == "cuda" else asked
+        if self.world == 1 or asked not in {"auto", "cuda"}:
+            return asked
+        if asked == "auto":
+            import torch
+
+            if not torch.cuda.is_available():
+                return asked
+        return f"cuda:{self.local}"
 
 
 def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:

@@ -1,6 +1,6 @@
 """Whole processes: killed at random moments, and several at once under torchrun.
 
-``NESTCODER_KILLS`` sets how many kills there are in all (3 unless said; 50 for the full campaign).
+``NESTCODER_KILLS`` sets how many kills there are in all (2 unless said; 50 for the full campaign).
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 from cache.reader import CacheReader
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("NESTCODER_KILLS", "3"))
+KILLS = int(os.environ.get("NESTCODER_KILLS", "2"))
 LINES = [f"document {n}: " + "fox " * (n % 5) for n in range(900)]
 
 

@@ -18,6 +18,7 @@ def test_torchrun_is_understood() -> None:
     assert ranks == Ranks(rank=5, world=8, local=1)
     assert ranks.device("cuda") == "cuda:1"
     assert ranks.device("cpu") == "cpu"
+    assert ranks.device("auto") in {"auto", "cuda:1"}
     assert ranks.device("cuda:3") == "cuda:3"
 
 
