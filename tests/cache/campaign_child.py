@@ -2,7 +2,7 @@
 
 A request: {"path", "toy": sizes, and one way to end: "at": [operation, "before" | "after" | "torn"], "seconds": s,
 "bytes": largest file, or none; "cut": also lose what was not flushed, as a power cut would; "mutant": a fault to plant}
-The answer: {"exit": code or -signal, "operations": how many the writer did, "said": an error's text}
+The answer: {"exit": code or -signal, "operations": what the writer did, "said": an error's text}
 """
 
 import importlib.util
@@ -33,13 +33,14 @@ class Saboteur:
     """Counts operations of the disk and kills the process at one of them."""
 
     def __init__(self, request):
-        self.count, self.request = 0, request
+        self.count, self.names = 0, []
         self.number, self.when = request.get("at") or (-1, "")
         self.memory = Memory() if request.get("cut") else None
 
     def __call__(self, moment, operation, path):
         if moment == "before":
             self.count += 1
+            self.names.append(operation)
         if self.memory:
             self.memory.saw(moment, operation, path)
         if self.count - 1 != self.number or self.when not in {moment, "torn"}:
@@ -133,7 +134,7 @@ def work(request, answer):
     except BaseException:
         said, code = traceback.format_exc(), 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    os.write(answer, json.dumps({"operations": saboteur.count, "said": said}).encode())
+    os.write(answer, json.dumps({"operations": saboteur.names, "said": said}).encode())
     os._exit(code)
 
 
@@ -157,7 +158,7 @@ def run(request):
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"exit": status} | (json.loads(said) if said else {"operations": 0, "said": ""})
+    return {"exit": status} | (json.loads(said) if said else {"operations": [], "said": ""})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from cache.verify import verify_cache
 FULL = os.environ.get("NESTCODER_FULL") == "1"
 JOURNAL = journal_path(0)
 FUZZ = settings(
-    max_examples=10_000 if FULL else 100,
+    max_examples=2_000 if FULL else 30,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -72,7 +72,7 @@ def test_every_flipped_bit_is_detected(cache):
     random = np.random.default_rng(0)
     files = sorted(path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks")
     sizes = np.array([path.stat().st_size for path in files])
-    count, seen = (4000 if FULL else 120), 0
+    count, seen = (4000 if FULL else 60), 0
     for turn in range(count):
         # Half of the flips anywhere among the bytes, half in a file drawn first, so that small ones get theirs.
         path = files[random.choice(len(files), p=sizes / sizes.sum()) if turn % 2 else random.integers(len(files))]
@@ -95,7 +95,7 @@ def test_every_flipped_bit_is_detected(cache):
 def test_every_bit_of_manifest_and_journal_is_detected(cache, name):
     path = cache / name
     bits = 8 * path.stat().st_size
-    for bit in range(0, bits, 1 if FULL else max(1, bits // 150)):
+    for bit in range(0, bits, max(1, bits // (4000 if FULL else 50))):
         with Flip(path, bit):
             try:
                 found = verify_cache(cache, fast=True)
@@ -107,7 +107,7 @@ def test_every_bit_of_manifest_and_journal_is_detected(cache, name):
 def test_every_journal_cut_short_is_a_shorter_promise_or_damage(cache):
     data = (cache / JOURNAL).read_bytes()
     lines = 0
-    for length in range(0, len(data), 1 if FULL else 61):
+    for length in range(0, len(data), 11 if FULL else 301):
         (cache / JOURNAL).write_bytes(data[:length])
         promised = verify_cache(cache, fast=True).segments[0]
         assert lines <= promised <= 7
