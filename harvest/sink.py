@@ -25,8 +25,13 @@ class Sink:
 
     def takes(self, batch: ContextBatch) -> bool:
         """Whether this cache takes the batch."""
-        self.waiting = self.waiting and batch.cursor != self.writer.cursor
+        self.waiting = self.waiting and _emitted(batch.cursor) != _emitted(self.writer.cursor)
         return not self.waiting and not self.writer.complete
+
+
+def _emitted(cursor: dict[str, Any] | None) -> list[int]:
+    """The contexts of each side before a cursor, which say where in the text it is."""
+    return cursor["emitted"] if cursor else [0, 0]
 
 
 def slowest_cursor(sinks: Sequence[Sink]) -> dict[str, Any] | None:
