@@ -9,6 +9,7 @@ import argparse
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import zarr
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cache.config import CacheSettings
 from cache.loader import POOL_BYTES, open_loader

@@ -11,6 +11,7 @@ Activations = Float[Tensor, "_ _"] | Float[np.ndarray, "_ _"]
 _PIECE = 1 << 17
 _EXPONENTS = {"uint16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+STAGED_AS = {"int8": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class StoredRows:
 
     def finite_rows(self, dtype: str) -> Bool[np.ndarray, " rows"]:
         """Which rows hold neither NaN nor infinity."""
-        return torch.isfinite(to_tensor(self.values, dtype)).all(dim=1).numpy()
+        return torch.isfinite(to_tensor(self.values, STAGED_AS.get(dtype, dtype))).all(dim=1).numpy()
 
 
 def to_stored(rows: Activations, dtype: str) -> StoredRows:
-    """Round ``rows`` to ``dtype``; bfloat16 comes as its bits in uint16."""
+    """Round ``rows`` to ``dtype`` (int8: bfloat16 as yet); bfloat16 comes as its bits in uint16."""
     given = (torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()).cpu()
-    stored = given.to(TORCH_DTYPES[dtype]).contiguous()
+    stored = given.to(TORCH_DTYPES[STAGED_AS.get(dtype, dtype)]).contiguous()
     finite = _all_finite(to_array(stored))
     if given.dtype == stored.dtype or not finite:
         error = np.zeros(len(given))
@@ -53,7 +54,7 @@ def to_array(tensor: Float[Tensor, "..."]) -> Shaped[np.ndarray, "..."]:
     return tensor.numpy()
 
 
-def to_tensor(stored: Shaped[np.ndarray, "..."], dtype: str) -> Float[Tensor, "..."]:
+def to_tensor(stored: Shaped[np.ndarray, "..."], dtype: str) -> Shaped[Tensor, "..."]:
     """The inverse of ``to_array``: stored values as a tensor on the same memory."""
     if dtype == "bfloat16":
         return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16)

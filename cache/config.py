@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from cache.settings import Settings
 
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32", "int8"]
 
 
 class CacheSettings(Settings):
     """How rows lie on disk. Everything here but ``verify_on_read`` is part of the cache's fingerprint."""
 
     dtype: Dtype = "bfloat16"
-    """The stored type of source and target; bfloat16 loses nothing of a bfloat16 model."""
+    """The stored type of source and target; bfloat16 loses nothing of a bfloat16 model, int8 takes half the disk."""
     chunk_rows: int = Field(default=512, ge=1)
     """Rows of a chunk: the unit of a checksum and of a sequential read."""
     shard_rows: int = Field(default=8192, ge=1)

@@ -18,10 +18,10 @@ from cache.statistics import statistics_width
 
 STORE = "rows.zarr"
 GROUPS = ("train", "held_out")
-ITEM_BYTES = {"uint16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "float64": 8}
-STORED_AS = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
+ITEM_BYTES = {"int8": 1, "uint16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "float64": 8}
+STORED_AS = {"bfloat16": "uint16", "float16": "float16", "float32": "float32", "int8": "int8"}
 BFLOAT16_NAN = 0x7FC0
-_FILLS: dict[str, int | str] = {"uint16": BFLOAT16_NAN, "int32": -1, "int64": -1}
+_FILLS: dict[str, int | str] = {"int8": 0, "uint16": BFLOAT16_NAN, "int32": -1, "int64": -1}
 _ABSENT = (1 << 64) - 1
 
 
@@ -45,6 +45,11 @@ class Array:
     @property
     def row_bytes(self) -> int:
         return max(1, self.width) * ITEM_BYTES[self.item]
+
+    @property
+    def is_per_segment(self) -> bool:
+        """Whether the array has one line a segment, not one a row."""
+        return self.name == "statistics" or self.name.endswith("_channel")
 
     @property
     def files(self) -> int:
@@ -156,11 +161,23 @@ class Group:
         ]
         width = statistics_width(self.d_source, self.d_target)
         figures = Array(self.name, "statistics", "float64", width, self.segments, 1, 1, False)
-        return {array.name: array for array in [*rows, *columns, figures]}
+        return {array.name: array for array in [*rows, *columns, *self._scales(wide), figures]}
+
+    def _scales(self, wide: dict[str, int]) -> list[Array]:
+        """What turns int8 back into numbers: a scale a row, and a scale a dimension for each segment."""
+        sides = wide.items() if self.dtype == "int8" else ()
+        return [
+            array
+            for side, width in sides
+            for array in (
+                Array(self.name, f"{side}_scale", "float32", 0, self.rows, self.segment_rows, self.segment_rows, False),
+                Array(self.name, f"{side}_channel", "float32", width, self.segments, 1, 1, False),
+            )
+        ]
 
     def files_of(self, array: Array, segment: int) -> range:
         """Numbers of the files of ``array`` that hold ``segment``."""
-        if array.name == "statistics":
+        if array.is_per_segment:
             return range(segment, segment + 1)
         first = segment * self.segment_rows // array.file_rows
         last = segment * self.segment_rows + self.rows_in(segment) - 1
@@ -232,5 +249,11 @@ def padding(array: Array, rows: int) -> Bytes:
     """Fill values that make up the last chunk of ``rows`` rows."""
     missing = -rows % array.chunk_rows
     fills = {"uint16": struct.pack("<H", BFLOAT16_NAN), "float16": struct.pack("<H", 0x7E00)}
-    fills |= {"float32": struct.pack("<I", 0x7FC00000), "int32": b"\xff" * 4, "int64": b"\xff" * 8, "float64": b""}
+    fills |= {
+        "int8": b"\0",
+        "float32": struct.pack("<I", 0x7FC00000),
+        "int32": b"\xff" * 4,
+        "int64": b"\xff" * 8,
+        "float64": b"",
+    }
     return fills[array.item] * (missing * max(1, array.width))

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int32, Int64, Shaped
+from jaxtyping import Float, Int8, Int32, Int64, Shaped
 from torch import Tensor
 
 from cache.bits import to_tensor
 from cache.checksum import chunk_hash, file_hash
 from cache.errors import DamagedError, MismatchError, UsageError
+from cache.int8 import restore
 from cache.journal import Commit, FileEntry, journal_path, read_journal
 from cache.layout import STORE, Array, Group
 from cache.manifest import Manifest, first_difference, read_manifest, read_parameter, refuse_links
@@ -31,7 +32,7 @@ View = Literal["mlp_in", "ln2_normalized"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows. ``source`` (rows, d_source) and ``target`` (rows, d_target) in the stored float type."""
+    """Some rows. ``source`` (rows, d_source), ``target`` (rows, d_target) in the stored float type (int8: bfloat16)."""
 
     source: Float[Tensor, "rows d_source"]
     target: Float[Tensor, "rows d_target"]
@@ -136,15 +137,24 @@ class SplitView:
             raise UsageError(f"A row outside 0 to {len(self) - 1} was asked for.")
         column = self.columns[name]
         with column.using(index // column.array.chunk_rows):
-            return torch.index_select(self._tensors[name], 0, torch.from_numpy(index))
+            rows = torch.index_select(self._tensors[name], 0, torch.from_numpy(index))
+        return rows if self.group.dtype != "int8" else self._restored(name, rows, index)
+
+    def _restored(
+        self, name: str, rows: Int8[Tensor, "rows width"], index: Int64[np.ndarray, " rows"]
+    ) -> Float[Tensor, "rows width"]:
+        scale, channel = self.column(f"{name}_scale"), self.columns[f"{name}_channel"]
+        channel.need_all()
+        lines = channel.values[index // self.group.segment_rows]
+        return restore(rows, torch.from_numpy(scale[index]), torch.from_numpy(lines))
 
     @cached_property
-    def _tensors(self) -> dict[str, Float[Tensor, "rows width"]]:
+    def _tensors(self) -> dict[str, Shaped[Tensor, "rows width"]]:
         dtype = self.group.dtype
         return {name: to_tensor(self.columns[name].values, dtype) for name in ("source", "target")}
 
-    def column(self, name: str) -> Int[np.ndarray, " rows"]:
-        """A whole column: ``tokens``, ``document`` or ``position``."""
+    def column(self, name: str) -> Shaped[np.ndarray, " rows"]:
+        """A whole narrow column: ``tokens``, ``document``, ``position`` or a side's scales."""
         column = self.columns[name]
         column.need_all()
         return column.values[: len(self)]

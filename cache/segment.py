@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64, Shaped
 
-from cache.bits import widen
+from cache.bits import to_array, widen
 from cache.checksum import Bytes, chunk_hash, file_hash
+from cache.int8 import quantise, restore
 from cache.journal import FileEntry
 from cache.layout import Array, Group, padding
 from cache.order import derive_key, permute
@@ -23,9 +25,9 @@ class SegmentBuffer:
         self.group, self._seed = group, shuffle_seed
         rows = min(group.segment_rows, group.rows)
         self._columns: Block = {
-            name: np.empty((rows, array.width) if array.width else rows, array.item)
+            name: np.empty((rows, array.width) if array.width else rows, _staged_item(array))
             for name, array in group.arrays.items()
-            if name != "statistics"
+            if not array.is_per_segment and not name.endswith("_scale")
         }
         self._errors = {name: np.zeros(rows) for name in ("source", "target") if name in self._columns}
 
@@ -45,17 +47,32 @@ class SegmentBuffer:
 
     def files(self, segment: int, special_ids: tuple[int, ...]) -> Iterable[tuple[Array, int, list[Bytes]]]:
         """(array, number of the file, its bytes in pieces) of every file of the segment, which must be full."""
+        sealed = self._columns | self._reduced(segment)
         for array, number in self.group.segment_files(segment):
             if array.name == "statistics":
                 numbers = [side.pack() for side in self._measure(segment, special_ids)]
                 yield array, number, [np.concatenate(numbers).data.cast("B")]
+            elif array.is_per_segment:
+                yield array, number, [sealed[array.name].data.cast("B")]
             else:
-                yield array, number, self._pieces(array, number, segment)
+                yield array, number, self._pieces(array, number, segment, sealed[array.name])
 
-    def _pieces(self, array: Array, number: int, segment: int) -> list[Bytes]:
+    def _reduced(self, segment: int) -> Block:
+        """The sides in 8 bits with their scales, when the cache holds them so; the staged rows become what is read."""
+        reduced: Block = {}
+        for name in self._errors if self.group.dtype == "int8" else ():
+            staged = self._columns[name][: self.group.rows_in(segment)]
+            found = quantise(staged)
+            self._errors[name][: len(staged)] += found.error
+            parts = (torch.from_numpy(part) for part in (found.values, found.scale, found.channel))
+            staged[:] = to_array(restore(*parts))
+            reduced |= {name: found.values, f"{name}_scale": found.scale, f"{name}_channel": found.channel}
+        return reduced
+
+    def _pieces(self, array: Array, number: int, segment: int, column: Shaped[np.ndarray, "rows ..."]) -> list[Bytes]:
         start = number * array.file_rows - segment * self.group.segment_rows
         stop = min(start + array.file_rows, self.group.rows_in(segment))
-        values = self._columns[array.name][start:stop]
+        values = column[start:stop]
         pieces: list[Bytes] = [values.data.cast("B"), padding(array, stop - start), array.index(number)]
         return [piece for piece in pieces if len(piece)]
 
@@ -64,6 +81,10 @@ class SegmentBuffer:
         kept = np.flatnonzero(~np.isin(self._columns["tokens"][:count], special_ids)).astype(np.int64)
         first = segment * self.group.segment_rows
         return [_measure_side(self._columns[name], kept, first, error=self._errors[name]) for name in self._errors]
+
+
+def _staged_item(array: Array) -> str:
+    return "uint16" if array.item == "int8" else array.item
 
 
 def _measure_side(
