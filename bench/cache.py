@@ -65,6 +65,8 @@ def compare(folder, options):
         "zarr's own API, two batches": lambda _: through_zarr(store, order, batches=2),
     }
     table("shuffled batches of 4,096, warm (per epoch)", shuffled, folder, options)
+    # Mapped pages cannot be dropped.
+    del reader, shuffled, store
     cold = {
         "plain sequential read": lambda _: read_files(cache),
         "this cache, shuffled": lambda _: drain_cold(cache),

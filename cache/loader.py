@@ -68,6 +68,7 @@ class Loader:
         self._end = None if epochs is None else epochs * self.batches_per_epoch
         self.consumed = self._submitted = start_batch
         self.waited_seconds = 0.0
+        self._announced = (-1, -1)
         self._futures: deque[Future[Batch]] = deque()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="loader")
 
@@ -115,7 +116,16 @@ class Loader:
         start = place * self._batch_rows
         count = min(self._batch_rows, len(self._rows) - start)
         first, last = (start + count * (self._rank + step) // self._world for step in (0, 1))
-        return self._order(epoch).rows_at(first, last)
+        order = self._order(epoch)
+        self._announce(order, order.pool_at(start))
+        return order.rows_at(first, last)
+
+    def _announce(self, order: EpochOrder, pool: int) -> None:
+        """Ask the disk for a pool's chunks when the first batch is drawn from it, in the order of the file."""
+        if self._announced != (order.epoch, pool):
+            self._announced = (order.epoch, pool)
+            for name in ("source", "target"):
+                self._rows.columns[name].read_ahead(np.sort(order.chunks_of_pool(pool)))
 
     def _order(self, epoch: int) -> EpochOrder:
         group = self._rows.group

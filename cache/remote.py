@@ -215,8 +215,7 @@ class RemoteColumn(Column):
             yield
 
     def read_ahead(self, chunks: Int64[np.ndarray, " n"]) -> None:
-        """Copy these chunks before they are needed."""
-        self._copies.fetch([self._describe(chunk) for chunk in chunks.tolist() if not self._checked[chunk]])
+        """Nothing: a pool may be larger than the folder of copies, so chunks come as batches need them."""
 
     def _describe(self, chunk: int) -> Stretch:
         number, inside = divmod(chunk, self.array.index_entries)
