@@ -6,6 +6,7 @@ Methods take turns, the middle of the repeats is shown; one thread each. Cold me
 """
 
 import argparse
+import gc
 import os
 import shutil
 import statistics
@@ -65,8 +66,9 @@ def compare(folder, options):
         "zarr's own API, two batches": lambda _: through_zarr(store, order, batches=2),
     }
     table("shuffled batches of 4,096, warm (per epoch)", shuffled, folder, options)
-    # Mapped pages cannot be dropped.
+    # Mapped pages cannot be dropped, and a reader and its views hold each other.
     del reader, shuffled, store
+    gc.collect()
     cold = {
         "plain sequential read": lambda _: read_files(cache),
         "this cache, shuffled": lambda _: drain_cold(cache),
