@@ -4,6 +4,7 @@ DEVICE ?= auto
 MODEL ?=
 CONFIG ?= pipeline.yaml
 ARGS ?=
+BENCH ?= cache harvest step evaluate
 PYTHON ?= python3.11
 VENV ?= .venv
 
@@ -57,8 +58,8 @@ format: setup-dev  ## rewrite the code in the project's format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-bench: setup-dev  ## side-by-side benchmarks; ratios in one run
-	for script in bench/*.py; do echo "== $$script"; $(bin)/python "$$script" $(ARGS) || exit 1; done
+bench: setup-dev  ## side-by-side benchmarks: make bench BENCH=step ARGS="--peers DIR"
+	for name in $(BENCH); do echo "== $$name"; $(bin)/python -m bench.$$name $(ARGS) || exit 1; done
 
 wheel: setup-dev  ## a wheel whose packages live under nestcoder.*
 	$(bin)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,6 +1,6 @@
 """The cache beside what it replaces, in one run: writing, shuffled batches, cold reading, mixing. Ratios count.
 
-    python bench/cache.py [--rows 131072] [--width 2304] [--repeats 3] [--folder DIR] [--mixing-rows 16000000]
+    python -m bench.cache [--rows 131072] [--width 2304] [--repeats 3] [--folder DIR] [--mixing-rows 16000000]
 
 Methods take turns, the middle of the repeats is shown; one thread each. Cold means that the files' pages were dropped.
 """

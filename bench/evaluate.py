@@ -4,24 +4,20 @@ The dense replay is what evaluation commonly is: a dense code, a dense decode fo
 arrays for L0 and density. It computes FVU, L0 and density and nothing else. Ours is timed twice: with the same
 metrics, and whole (cosine, 1,000 bootstrap replicates, top contexts, the ridge-regression baseline).
 
-    python bench/evaluate.py [--rows 8192] [--batch-rows 1024] [--repeats 3]
+    python -m bench.evaluate [--rows 8192] [--batch-rows 1024] [--repeats 3]
 """
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cache.progress import Silent
 from cache.reader import Rows

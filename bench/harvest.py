@@ -1,7 +1,7 @@
 """What a harvest costs over the bare model: end to end (tokenise, run, write, fsync) against the truncated forward.
 
-    python bench/harvest.py --tokens 8192 --contexts 128 256 1024
-    python bench/harvest.py --peer /path/to/sae-lens-venv/bin/python       # SAELens's CacheActivationsRunner as well
+    python -m bench.harvest --tokens 8192 --contexts 128 256 1024
+    python -m bench.harvest --peer /path/to/sae-lens-venv/bin/python       # SAELens's CacheActivationsRunner as well
 
 The model has the true shape of GPT-2 small (12 x 768) with random weights; layer 8, one CPU thread, float32, rows in
 bfloat16. Printed are CPU seconds a thousand tokens, which other processes disturb less than wall seconds, as the median
@@ -22,8 +22,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cache.config import CacheSettings
 from cache.progress import Silent

@@ -1,6 +1,6 @@
 """What nesting costs: FVU of every prefix of one nested transcoder, beside dictionaries of those sizes trained alone.
 
-python bench/nesting.py CACHE OUT [--steps N] [--top-k K]: all from one reading of the cache, by ``train.sweep``; a
+python -m bench.nesting CACHE OUT [--steps N] [--top-k K]: all from one reading of the cache, by ``train.sweep``; a
 rerun goes on. Held-out FVU, under the training rule; L0 of the last batch.
 """
 

@@ -1,4 +1,4 @@
-"""One training step, side by side: python bench/step.py [--peers DIR] [--shape small|large|all] [--rounds N] [--json F]
+"""One training step, side by side: python -m bench.step [--peers DIR] [--shape small|large|all] [--rounds N] [--json F]
 
 Every system runs in a process of its own; a round asks each for one step in turn, so what else the machine does falls
 on all alike. CPU time of one thread, medians over rounds; a ratio is the median of the rounds' ratios. Peak memory is
