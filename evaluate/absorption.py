@@ -30,7 +30,7 @@ from torch import Tensor
 from evaluate.dictionary import Dictionary
 from evaluate.logistic import Probes, f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
 from evaluate.probe_set import LETTERS, ProbeSet
-from evaluate.sparse import columns_of, firing_below, largest_sums, rows_of
+from evaluate.sparse import columns_of, firing_below, largest_sums, rows_of, stacked
 from train.topk import Selection
 
 MIN_PROBE_F1 = 0.6
@@ -43,6 +43,9 @@ MIN_SHARE = 0.4
 MAX_ABSORBERS = 3
 L1_SHARE = 0.05
 """The L1 probe's penalty, as a share of the least that leaves a letter no weight. Ours; the others are SAEBench's."""
+
+ENCODED_WORDS = 1024
+"""At a time, so that memory does not grow with words x dict_size."""
 
 LARGE_MODEL_PARAMETERS = 1_000_000_000
 LARGE_DICTIONARY = 16_384
@@ -100,7 +103,7 @@ def measure_absorption(dictionary: Dictionary, words: ProbeSet, probes: LetterPr
     if reason := _refusal(probes):
         empty = {"score": None, "full_absorption_rate": None, "reason": reason}
         return summary | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
-    code = dictionary.active(words.source)
+    code = stacked([dictionary.active(some) for some in words.source.split(ENCODED_WORDS)])
     per_prefix = [
         score_prefix(code, words, probes, dictionary.weights.W_dec[:prefix]) for prefix in dictionary.prefixes
     ]

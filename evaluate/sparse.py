@@ -7,6 +7,14 @@ from torch import Tensor
 from train.topk import Selection
 
 
+def stacked(codes: list[Selection]) -> Selection:
+    """The rows of several codes, one code after another."""
+    lengths = torch.cat([code.offsets.diff() for code in codes])
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(codes[0].offsets.dtype)
+    values, features = (torch.cat([getattr(code, name) for code in codes]) for name in ("values", "features"))
+    return Selection(values, features, offsets)
+
+
 def largest_sums(
     rows: Int[Tensor, " entries"], values: Float[Tensor, " entries"], count: int, *, limit: int
 ) -> Float[Tensor, " rows"]:

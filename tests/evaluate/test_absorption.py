@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evaluate.absorption import absorption_fraction, fit_letter_probes, measure_absorption, score_prefix
 from evaluate.dictionary import Dictionary
 from evaluate.probe_set import ProbeSet
-from evaluate.sparse import largest_sums
+from evaluate.sparse import largest_sums, stacked
 from train.topk import Selection
 from train.weights import Weights
 
@@ -153,3 +153,10 @@ def test_the_largest_of_every_row_are_summed(entries: list[tuple[int, int]], lim
     found = largest_sums(rows, values, 6, limit=limit)
     expected = [sum(sorted((v for r, v in entries if r == row), reverse=True)[:limit]) for row in range(6)]
     assert found.tolist() == expected
+
+
+def test_codes_stacked_are_the_code_of_all_rows() -> None:
+    rows = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) - 0.5
+    together = stacked([selection(part) for part in rows.split(3)])
+    torch.testing.assert_close(together.dense(5), rows.clamp_min(0))
+    assert together.offsets.dtype == torch.int32
