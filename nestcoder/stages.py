@@ -162,8 +162,9 @@ def _where_to_read(invocation: "Invocation", layers: list[int], name: str) -> li
     samples = reports[0] / "samples.txt"
     shown: list[str] = []
     if len(reports) == 1 and samples.is_file():
-        features = samples.read_text(encoding="utf-8").split("\n\n")[:_SHOWN_FEATURES]
-        shown = ["", "Where some features fire most:", "", *("\n".join(_shortened(text)) for text in features)]
+        features = samples.read_text(encoding="utf-8").strip().split("\n\n")[:_SHOWN_FEATURES]
+        if any(features):
+            shown = ["", "Where some features fire most:", "", *("\n".join(_shortened(text)) for text in features)]
     return [*shown, "", *(f"report: {report}" for report in reports)]
 
 

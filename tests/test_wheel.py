@@ -59,3 +59,17 @@ def test_the_wheel_answers_as_the_checkout_does(installed: Path) -> None:
     done = run(installed, "-m", "nestcoder", "--json", "--set", "train.top_k=8", "config", "show")
     assert done.returncode == 0, done.stderr
     assert '"top_k": 8' in done.stdout
+
+
+def test_the_whole_pipeline_runs_from_the_wheel(installed: Path) -> None:
+    """Beside the other distribution's ``evaluate``, in a folder where no checkout is."""
+    settings = [
+        "harvest.train_tokens=4000", "harvest.held_out_tokens=1000", "harvest.context=64", "train.steps=20",
+        "train.batch_rows=128", "train.held_out_rows=512", "train.warmup_steps=5",
+    ]  # fmt: skip
+    options = [item for setting in settings for item in ("--set", setting)]
+    common = ["-m", "nestcoder", *options, "--model", str(ROOT / "models" / "gpt2-stdlib")]
+    for command in (["harvest", "--layer", "1"], ["train", "--layer", "1"], ["evaluate"]):
+        done = run(installed, *common, *command)
+        assert done.returncode == 0, done.stderr
+    assert "held-out tokens" in done.stdout
