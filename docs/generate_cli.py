@@ -26,7 +26,8 @@ def walk(command: click.Command, context: click.Context) -> Iterator[tuple[str, 
 
 def render() -> str:
     """The whole page."""
-    root = click.Context(command_line, info_name="nestcoder", terminal_width=100)
+    helped = list(command_line.context_settings["help_option_names"])
+    root = click.Context(command_line, info_name="nestcoder", terminal_width=100, help_option_names=helped)
     sections = [f"## {path}\n\n```\n{text}\n```\n" for path, text in walk(command_line, root)]
     return "\n".join([_HEAD, *sections])
 
