@@ -10,7 +10,7 @@ Dtype = Literal["bfloat16", "float16", "float32", "int8"]
 
 
 class CacheSettings(Settings):
-    """How rows lie on disk. Everything here but ``verify_on_read`` is part of the cache's fingerprint."""
+    """How rows lie on disk. See FORMAT.md for what of it is part of the fingerprint."""
 
     dtype: Dtype = "bfloat16"
     """The stored type of source and target; bfloat16 loses nothing of a bfloat16 model, int8 takes half the disk."""
@@ -26,8 +26,6 @@ class CacheSettings(Settings):
     """The share of documents that is held out."""
     split_seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seeds which documents are held out."""
-    verify_on_read: bool = True
-    """Whether a chunk's checksum is compared the first time that it is read."""
     publish: str = ""
     """An fsspec URL (s3://bucket/folder) to commit to as well: below it the cache lies as it does below runs/."""
 

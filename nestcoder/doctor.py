@@ -20,7 +20,7 @@ _WIDTHS = {
     "gemma-2-9b": 3584,
     "gemma-2-27b": 4608,
 }
-_DTYPES = {"bfloat16": 2, "float32": 4}
+_DTYPES = ("bfloat16", "float32")
 _ROOM = 1.2  # activations and the library's own memory beside the weights
 
 
@@ -39,7 +39,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], str]:
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "devices": devices,
         "chosen": {"device": chosen["device"], "dtype": "float32" if chosen["device"] == "cpu" else "bfloat16"},
-        "models": {name: _model_facts(name, devices) for name in _WIDTHS},
+        "models": _model_facts(devices),
     }
     return facts, _as_text(facts)
 
@@ -70,17 +70,21 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
-def _model_facts(name: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
-    from harvest.plan import PARAMETERS
+def _model_facts(devices: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    from harvest.plan import which_fit
 
-    parameters, width = PARAMETERS[name], _WIDTHS[name]
+    fitting = {device["device"]: which_fit(int(device["free_bytes"] / _ROOM)) for device in devices}
+    weights = which_fit(0)
     return {
-        "weights_bytes": {dtype: parameters * size for dtype, size in _DTYPES.items()},
-        "fits": {
-            dtype: [device["device"] for device in devices if parameters * size * _ROOM < device["free_bytes"]]
-            for dtype, size in _DTYPES.items()
-        },
-        "cache_bytes_per_million_tokens": 1_000_000 * 2 * 2 * width,
+        name: {
+            "weights_bytes": {dtype: weights[name][dtype]["bytes"] for dtype in _DTYPES},
+            "fits": {
+                dtype: [device for device, models in fitting.items() if models[name][dtype]["fits"]]
+                for dtype in _DTYPES
+            },
+            "cache_bytes_per_million_tokens": 1_000_000 * 2 * 2 * width,
+        }
+        for name, width in _WIDTHS.items()
     }
 
 
