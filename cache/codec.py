@@ -1,30 +1,22 @@
-"""The codecs of a packed cache: an allow-list of zarr's own, by name. Nothing that a file names is ever looked up."""
+"""The codecs of a compressed cache: an allow-list of zarr's own, by name. Nothing that a file names is looked up."""
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-import numcodecs
 import numpy as np
 
 from cache.checksum import Bytes
-from cache.errors import DamagedError, UsageError
+from cache.errors import DamagedError
 
+Codec = Literal["none", "zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"]
 _BLOSC = {
     "blosc-zstd": ("zstd", 5, "shuffle"),
     "blosc-zstd-bit": ("zstd", 5, "bitshuffle"),
     "blosc-lz4": ("lz4", 5, "shuffle"),
 }
-_SHUFFLES = {"shuffle": numcodecs.Blosc.SHUFFLE, "bitshuffle": numcodecs.Blosc.BITSHUFFLE}
 _ZSTD_LEVEL = 3
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-CODECS = ("zstd", *_BLOSC)
-
-
-def check_codec(name: str) -> None:
-    """Raises UsageError unless a packed cache may use the codec."""
-    if name not in CODECS:
-        raise UsageError(f"There is no codec '{name}' for a packed cache; there are {', '.join(CODECS)}.")
 
 
 def codec_json(name: str, item_bytes: int) -> dict[str, Any]:
@@ -38,26 +30,34 @@ def codec_json(name: str, item_bytes: int) -> dict[str, Any]:
 
 def encoder(name: str, item_bytes: int) -> Callable[[Bytes], bytes]:
     """Compresses a chunk of items of this size."""
+    import numcodecs
+
     if name == "zstd":
         zstd = numcodecs.Zstd(level=_ZSTD_LEVEL, checksum=True)
         return lambda chunk: bytes(zstd.encode(chunk))
     compressor, level, shuffle = _BLOSC[name]
-    blosc = numcodecs.Blosc(cname=compressor, clevel=level, shuffle=_SHUFFLES[shuffle])
+    shuffles = {"shuffle": numcodecs.Blosc.SHUFFLE, "bitshuffle": numcodecs.Blosc.BITSHUFFLE}
+    blosc = numcodecs.Blosc(cname=compressor, clevel=level, shuffle=shuffles[shuffle])
     return lambda chunk: bytes(blosc.encode(np.frombuffer(chunk, f"u{item_bytes}")))
 
 
-def decode(name: str, data: bytes, size: int) -> bytes:
-    """The chunk of ``size`` bytes in ``data``. Raises DamagedError, before memory is taken for any other size."""
+def decode_into(out: memoryview | bytearray, name: str, data: bytes) -> None:
+    """Fill ``out`` with the chunk in ``data``. Raises DamagedError, before anything is unpacked, for another size."""
+    import numcodecs
+
     said = _zstd_size(data) if name == "zstd" else _blosc_size(data)
-    if said != size:
-        raise DamagedError(f"A compressed chunk says that it holds {said} bytes, not {size}.")
+    if said != len(out):
+        raise DamagedError(f"A compressed chunk says that it holds {said} bytes, not {len(out)}.")
     codec = numcodecs.Zstd() if name == "zstd" else numcodecs.Blosc()
-    out = bytearray(size)
     try:
         codec.decode(data, out=out)
     except (RuntimeError, ValueError) as error:
         raise DamagedError(f"A compressed chunk does not read ({error}).") from None
-    return bytes(out)
+
+
+def most_bytes(chunk_bytes: int) -> int:
+    """The most that any of the codecs makes of a chunk: a frame around what cannot be compressed."""
+    return chunk_bytes + chunk_bytes // 64 + 4096
 
 
 def _zstd_size(frame: bytes) -> int | None:

@@ -1,9 +1,10 @@
-"""The settings of a cache: what its bytes look like and which documents are held out."""
+"""The settings of a cache: what its bytes look like, which documents are held out, and how it is read."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cache.codec import Codec
 from cache.settings import Settings
 
 Dtype = Literal["bfloat16", "float16", "float32", "int8"]
@@ -14,6 +15,10 @@ class CacheSettings(Settings):
 
     dtype: Dtype = "bfloat16"
     """The stored type of source and target; bfloat16 loses nothing of a bfloat16 model, int8 takes half the disk."""
+    codec: Codec = "none"
+    """Compresses the rows, by zarr's codecs: for an archive. Reading then unpacks every chunk, where none maps it."""
+    target: Literal["stored", "recompute"] = "stored"
+    """``recompute`` keeps the source alone, half the disk, and the layer's MLP, which gives the target when read."""
     chunk_rows: int = Field(default=512, ge=1)
     """Rows of a chunk: the unit of a checksum and of a sequential read."""
     shard_rows: int = Field(default=8192, ge=1)

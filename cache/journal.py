@@ -3,7 +3,8 @@
 One file a writer (part). Each line is ``<xxh3-64 of the text> <JSON text>``, the first one names the fingerprint and
 the part, the others follow in turn and say what was committed (or taken back):
 
-    {"n": 1, "commit": "train", "segment": 0, "from": POINT, "next": POINT, "files": [{path, size_bytes, xxh3, chunks}]}
+    {"n": 1, "commit": "train", "segment": 0, "from": POINT, "next": POINT,
+     "files": [{path, size_bytes, xxh3, chunks, and of compressed ones sizes}]}
     {"n": 2, "revoke": "train", "segment": 0}
 
 A POINT is where the caller's text must restart to meet a row again. A last line without its newline was torn by a
@@ -18,8 +19,9 @@ from typing import Any, cast
 
 from cache import disk
 from cache.checksum import canonical_json, chunk_hash
+from cache.codec import most_bytes
 from cache.errors import DamagedError, MismatchError, NestcoderError
-from cache.layout import Geometry
+from cache.layout import Array, Geometry
 
 _LINE = re.compile(rb"([0-9a-f]{16}) (\{.*\})")
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -29,16 +31,30 @@ _LIMIT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A committed file: path below the cache, size, xxh3-128 of the file, xxh3-64 of each of its chunks."""
+    """A committed file: path below the cache, size, xxh3-128 of the file, xxh3-64 of what each of its chunks holds.
+
+    ``sizes`` are the bytes of its chunks where they are compressed.
+    """
 
     path: str
     size_bytes: int
     xxh3: str
     chunks: str
+    sizes: tuple[int, ...] = ()
 
     def chunk(self, number: int) -> str:
-        """The checksum of a chunk of this file."""
+        """The checksum of what a chunk of this file holds."""
         return self.chunks[16 * number : 16 * number + 16]
+
+    def stretch(self, number: int, chunk_bytes: int) -> tuple[int, int]:
+        """Where a chunk lies in this file, and its bytes there; ``chunk_bytes`` is what it holds."""
+        if not self.sizes:
+            return number * chunk_bytes, chunk_bytes
+        return sum(self.sizes[:number]), self.sizes[number]
+
+    def described(self) -> dict[str, Any]:
+        """As a journal has it."""
+        return {key: value for key, value in vars(self).items() if value != ()}
 
 
 @dataclass(frozen=True)
@@ -63,12 +79,19 @@ class Commit:
 
 @dataclass
 class Journal:
-    """What one part's journal says. ``whole_bytes`` is the length without a torn last line."""
+    """What one part's journal at ``path`` says. ``whole_bytes`` is the length without a torn last line."""
 
+    path: Path
     commits: dict[tuple[str, int], Commit] = field(default_factory=dict)
     points: dict[tuple[str, int], Point] = field(default_factory=dict)
     lines: int = 0
     whole_bytes: int = 0
+
+    def add(self, commit: Commit) -> None:
+        """Commit a segment: it exists when this returns."""
+        append(self.path, commit_line(self.lines, commit))
+        self.lines += 1
+        self.commits[commit.group, commit.segment] = commit
 
 
 def journal_path(part: int) -> str:
@@ -89,7 +112,7 @@ def commit_line(number: int, commit: Commit) -> dict[str, Any]:
         "segment": commit.segment,
         "from": vars(commit.start),
         "next": vars(commit.next),
-        "files": [vars(entry) for entry in commit.files],
+        "files": [entry.described() for entry in commit.files],
     }
 
 
@@ -109,7 +132,7 @@ def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int)
 
     Raises DamagedError naming the line that does not read, MismatchError when it belongs to another cache.
     """
-    journal = Journal()
+    journal = Journal(path)
     if not path.exists():
         return journal
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
@@ -123,10 +146,23 @@ def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int)
     return journal
 
 
+def open_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
+    """The journal at ``path``, ready to be added to: begun if it is not there, a torn last line cut off."""
+    journal = read_journal(path, geometry=geometry, fingerprint=fingerprint, part=part)
+    if path.exists() and path.stat().st_size != journal.whole_bytes:
+        disk.truncate(path, journal.whole_bytes)
+    if not journal.lines:
+        disk.make_folder(path.parent)
+        append(path, header(fingerprint, part))
+        disk.sync_folder(path.parent)
+        journal.lines = 1
+    return journal
+
+
 def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int) -> list[dict[str, Any]]:
     """What a damaged journal still says: its lines that read and fit, with a header, numbered anew."""
     path, first = Path(journal_path(part)), header(fingerprint, part)
-    journal, kept, lines = Journal(lines=1), [first], data.split(b"\n")
+    journal, kept, lines = Journal(path, lines=1), [first], data.split(b"\n")
     for line in [*lines, lines[-1][:-1]]:
         try:
             parsed: dict[str, Any] = json.loads(line[17:]) if _is_sound(line) else {}
@@ -193,14 +229,27 @@ def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
     group, segment = geometry.groups[line["commit"]], line["segment"]
     if type(segment) is not int or segment not in geometry.part_segments(group.name, part):
         raise ValueError(segment)
-    entries = tuple(FileEntry(**entry) for entry in line["files"])
-    for (array, file), entry in zip(group.segment_files(segment), entries, strict=True):
-        chunks = 16 * array.chunks_in(file)
-        if (entry.path, entry.size_bytes, len(entry.chunks)) != (array.file_path(file), array.file_bytes(file), chunks):
-            raise ValueError(entry.path)
-        if not _HASH.fullmatch(entry.xxh3) or not _HASHES.fullmatch(entry.chunks):
-            raise ValueError(entry.path)
+    entries = tuple(
+        _read_entry(entry, array, file)
+        for (array, file), entry in zip(group.segment_files(segment), line["files"], strict=True)
+    )
     return Commit(group.name, segment, _read_point(line["from"]), _read_point(line["next"]), entries)
+
+
+def _read_entry(value: dict[str, Any], array: Array, file: int) -> FileEntry:
+    told: dict[str, Any] = {**value, "sizes": tuple(value.get("sizes", ()))}
+    entry = FileEntry(**told)
+    count, compressed = array.chunks_in(file), array.codec != "none"
+    sizes = entry.sizes if compressed else (array.chunk_bytes,) * count
+    most = most_bytes(array.chunk_bytes)
+    if len(sizes) != count or not all(type(size) is int and 0 < size <= most for size in sizes):
+        raise ValueError(entry.path)
+    found = (entry.path, entry.size_bytes, len(entry.chunks), bool(entry.sizes))
+    if found != (array.file_path(file), sum(sizes) + array.index_bytes, 16 * count, compressed):
+        raise ValueError(entry.path)
+    if not _HASH.fullmatch(entry.xxh3) or not _HASHES.fullmatch(entry.chunks):
+        raise ValueError(entry.path)
+    return entry
 
 
 def _read_point(value: dict[str, Any]) -> Point:

@@ -4,16 +4,19 @@
     rows.zarr/train/tokens/c.<segment>      segment_rows values
     rows.zarr/train/statistics/c.<segment>.0
 
-A segment is what a writer commits at once: shards of rows and one file of each column. All of it follows from the
-numbers in ``Geometry``; no path is ever read from a file. FORMAT.md says it in words.
+A segment is what a writer commits at once: shards of rows and one file of each column. All of it but the sizes of
+compressed files follows from ``Geometry``; no path is ever read from a file. FORMAT.md says it in words.
 """
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from cache.checksum import Bytes, crc32c
+from cache.codec import codec_json
 from cache.statistics import statistics_width
 
 STORE = "rows.zarr"
@@ -29,7 +32,8 @@ _ABSENT = (1 << 64) - 1
 class Array:
     """One zarr array of a group: rows of ``width`` items (0: plain numbers), split into files of ``file_rows`` rows.
 
-    With ``chunk_rows`` a file is a zarr shard: chunks end to end, then their index. Without, it is one chunk.
+    A ``sharded`` file is chunks end to end, then zarr's index of them; any other is one chunk. Chunks are compressed by
+    ``codec``, a name of ``cache.codec`` or ``none``. Sizes here are of what they hold, not compressed.
     """
 
     group: str
@@ -41,6 +45,7 @@ class Array:
     chunk_rows: int
     sharded: bool
     logical: str = ""
+    codec: str = "none"
 
     @property
     def row_bytes(self) -> int:
@@ -67,15 +72,24 @@ class Array:
         rows = min(self.file_rows, self.rows - number * self.file_rows)
         return -(-rows // self.chunk_rows)
 
-    def file_bytes(self, number: int) -> int:
-        return self.chunks_in(number) * self.chunk_rows * self.row_bytes + len(self.index(number))
+    @property
+    def chunk_bytes(self) -> int:
+        return self.chunk_rows * self.row_bytes
 
-    def index(self, number: int) -> bytes:
-        """zarr's index behind the chunks of a shard: (offset, bytes) of each chunk, all ones for an absent one."""
+    def file_bytes(self, number: int) -> int:
+        """Bytes of file ``number`` when it is not compressed."""
+        return self.chunks_in(number) * self.chunk_bytes + self.index_bytes
+
+    @property
+    def index_bytes(self) -> int:
+        return 16 * self.index_entries + 4 if self.sharded else 0
+
+    def index(self, sizes: Sequence[int]) -> bytes:
+        """zarr's index behind chunks of these sizes: offset and bytes of each, all ones for an absent one, crc32c."""
         if not self.sharded:
             return b""
-        size, present = self.chunk_rows * self.row_bytes, self.chunks_in(number)
-        entries = [(at * size, size) if at < present else (_ABSENT, _ABSENT) for at in range(self.index_entries)]
+        ends = list(accumulate(sizes, initial=0))
+        entries = [*zip(ends, sizes, strict=False), *[(_ABSENT, _ABSENT)] * (self.index_entries - len(sizes))]
         index = b"".join(struct.pack("<QQ", *entry) for entry in entries)
         return index + struct.pack("<I", crc32c(index))
 
@@ -87,11 +101,12 @@ class Array:
         """The array's zarr.json."""
         widths = [self.width] if self.width else []
         little: dict[str, object] = {"name": "bytes", "configuration": {"endian": "little"}}
+        codecs = [little, *([codec_json(self.codec, ITEM_BYTES[self.item])] if self.codec != "none" else [])]
         shard: dict[str, object] = {
             "name": "sharding_indexed",
             "configuration": {
                 "chunk_shape": [self.chunk_rows, *widths],
-                "codecs": [little],
+                "codecs": codecs,
                 "index_codecs": [little, {"name": "crc32c"}],
                 "index_location": "end",
             },
@@ -104,7 +119,7 @@ class Array:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.file_rows, *widths]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": _FILLS.get(self.item, "NaN"),
-            "codecs": [shard if self.sharded else little],
+            "codecs": [shard] if self.sharded else codecs,
             "dimension_names": ["row", "dimension"][: 1 + len(widths)],
             "attributes": {"dtype": self.logical} if self.logical else {},
         }
@@ -131,8 +146,10 @@ class Group:
     shard_rows: int
     chunk_rows: int
     dtype: str
+    codec: str
     d_source: int
     d_target: int
+    target: str
 
     @property
     def shuffled(self) -> bool:
@@ -148,32 +165,39 @@ class Group:
     @cached_property
     def arrays(self) -> dict[str, Array]:
         """The group's arrays by name, as they are written."""
-        item = STORED_AS[self.dtype]
-        wide = {"source": self.d_source, "target": self.d_target}
+        item, narrow = STORED_AS[self.dtype], {"tokens": "int32", "document": "int64", "position": "int32"}
         rows = [
-            Array(self.name, name, item, width, self.rows, self.shard_rows, self.chunk_rows, True, self.dtype)
-            for name, width in wide.items()
+            Array(
+                self.name, name, item, width, self.rows, self.shard_rows, self.chunk_rows, True, self.dtype, self.codec
+            )
+            for name, width in self.sides.items()
         ]
-        narrow = {"tokens": "int32", "document": "int64", "position": "int32"}
-        columns = [
-            Array(self.name, name, item, 0, self.rows, self.segment_rows, self.segment_rows, False)
-            for name, item in narrow.items()
-        ]
-        width = statistics_width(self.d_source, self.d_target)
-        figures = Array(self.name, "statistics", "float64", width, self.segments, 1, 1, False)
-        return {array.name: array for array in [*rows, *columns, *self._scales(wide), figures]}
+        columns = [self._column(name, item) for name, item in narrow.items()]
+        figures = self._line("statistics", "float64", statistics_width(self.d_source, self.d_target))
+        arrays = [*rows, *columns, *(self._scales() if self.dtype == "int8" else []), figures]
+        return {array.name: array for array in arrays}
 
-    def _scales(self, wide: dict[str, int]) -> list[Array]:
+    @property
+    def sides(self) -> dict[str, int]:
+        """The widths of what is stored of source and target."""
+        return {"source": self.d_source} | ({"target": self.d_target} if self.target == "stored" else {})
+
+    def _scales(self) -> list[Array]:
         """What turns int8 back into numbers: a scale a row, and a scale a dimension for each segment."""
-        sides = wide.items() if self.dtype == "int8" else ()
         return [
             array
-            for side, width in sides
-            for array in (
-                Array(self.name, f"{side}_scale", "float32", 0, self.rows, self.segment_rows, self.segment_rows, False),
-                Array(self.name, f"{side}_channel", "float32", width, self.segments, 1, 1, False),
-            )
+            for side, width in self.sides.items()
+            for array in (self._column(f"{side}_scale", "float32"), self._line(f"{side}_channel", "float32", width))
         ]
+
+    def _column(self, name: str, item: str) -> Array:
+        """One number a row, a file a segment."""
+        rows = self.segment_rows
+        return Array(self.name, name, item, 0, self.rows, rows, rows, False, codec=self.codec)
+
+    def _line(self, name: str, item: str, width: int) -> Array:
+        """One line a segment, a file each."""
+        return Array(self.name, name, item, width, self.segments, 1, 1, False, codec=self.codec)
 
     def files_of(self, array: Array, segment: int) -> range:
         """Numbers of the files of ``array`` that hold ``segment``."""
@@ -183,6 +207,10 @@ class Group:
         last = segment * self.segment_rows + self.rows_in(segment) - 1
         return range(first, last // array.file_rows + 1)
 
+    def segment_bytes(self, segment: int) -> int:
+        """Bytes of a segment's files, not compressed."""
+        return sum(array.file_bytes(number) for array, number in self.segment_files(segment))
+
     def segment_files(self, segment: int) -> list[tuple[Array, int]]:
         """Every file of a segment, in the order in which the journal lists them."""
         return [(array, number) for array in self.arrays.values() for number in self.files_of(array, segment)]
@@ -190,11 +218,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The numbers that a cache's layout follows from."""
+    """What a cache's layout follows from. ``target`` is ``stored``, or ``recompute`` for rows that hold none."""
 
     dtype: str
+    codec: str
     d_source: int
     d_target: int
+    target: str
     train_rows: int
     held_out_rows: int
     chunk_rows: int
@@ -205,7 +235,7 @@ class Geometry:
 
     @cached_property
     def groups(self) -> dict[str, Group]:
-        wide = (self.dtype, self.d_source, self.d_target)
+        wide = (self.dtype, self.codec, self.d_source, self.d_target, self.target)
         held_out = self.held_out_shard_rows
         return {
             "train": Group("train", self.train_rows, self.segment_rows, self.shard_rows, self.chunk_rows, *wide),
@@ -224,9 +254,9 @@ class Geometry:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files of rows when the cache is whole."""
-        arrays = [array for group in self.groups.values() for array in group.arrays.values()]
-        return sum(array.file_bytes(number) for array in arrays for number in range(array.files))
+        """Bytes of all files of rows when the cache is whole, not compressed."""
+        groups = self.groups.values()
+        return sum(group.segment_bytes(segment) for group in groups for segment in range(group.segments))
 
     def zarr_files(self) -> dict[str, bytes]:
         """Every zarr.json of the rows, by path."""

@@ -105,10 +105,9 @@ class Loader:
         if self._special.size:
             kept = ~np.isin(tokens, self._special)
             index, tokens = index[kept], tokens[kept]
-        source = self._reader.as_view(self._rows.gather("source", index), self._view)
-        target = self._rows.gather("target", index)
+        source, target = self._rows.sides(index, view=self._view)
         if self._pin:
-            source, target = source.pin_memory(), target.pin_memory()
+            source, target = (side.pin_memory() if side.device.type == "cpu" else side for side in (source, target))
         return Batch(source, target, tokens, self._rows.document[index], number, epoch)
 
     def rows_of(self, epoch: int, place: int) -> Int64[np.ndarray, " batch"]:
@@ -124,7 +123,7 @@ class Loader:
         """Ask the disk for a pool's chunks when the first batch is drawn from it, in the order of the file."""
         if self._announced != (order.epoch, pool):
             self._announced = (order.epoch, pool)
-            for name in ("source", "target"):
+            for name in self._rows.group.sides:
                 self._rows.columns[name].read_ahead(np.sort(order.chunks_of_pool(pool)))
 
     def _order(self, epoch: int) -> EpochOrder:
@@ -133,7 +132,7 @@ class Loader:
             rows=len(self._rows),
             chunk_rows=group.chunk_rows,
             segment_rows=group.segment_rows,
-            pool_rows=POOL_BYTES // sum(group.arrays[name].row_bytes for name in ("source", "target")),
+            pool_rows=POOL_BYTES // sum(group.arrays[name].row_bytes for name in group.sides),
             seed=self._seed,
             epoch=epoch,
         )

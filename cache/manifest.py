@@ -1,10 +1,11 @@
 """The manifest: everything that determines a cache's bytes, written once, and the fingerprint over all of it.
 
-    fingerprint = xxh3-128 of the canonical JSON of {version, identity less "proof", format, special_ids, parameters}
+    fingerprint = xxh3-128 of the canonical JSON of
+                  {version, identity less "proof", format less "codec", special_ids, parameters}
 
-``identity`` is the harvest's own plain JSON: model, revision, weight hash, tokenizer, sites, text. ``parameters`` are
-small arrays that belong to the rows (a norm's gain and bias), stored as zarr arrays beside them.
-A manifest is never trusted: every number is checked, and no path in it is ever followed.
+It names the rows, however they are compressed. ``identity`` is the harvest's own plain JSON: model, revision, weight
+hash, tokenizer, sites, text. ``parameters`` are small arrays that belong to the rows (a norm's gain and bias), zarr
+arrays beside them. A manifest is never trusted: every number is checked, and no path in it is ever followed.
 """
 
 import json
@@ -20,9 +21,9 @@ from cache.config import CacheSettings
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.layout import STORE, Geometry, held_out_shard_rows, zarr_document
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
-PACK = "pack.json"
+_PARAMETERS = f"{STORE}/parameters/"
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _LIMIT_BYTES = 64 << 20
 _PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
@@ -47,17 +48,17 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits: equal for two caches only if everything that determines their bytes is."""
+        """32 hexadecimal digits: equal for two caches only if everything that determines their rows is."""
         return file_hash([canonical_json(self.determining())])
 
     def determining(self) -> dict[str, Any]:
-        """Everything that determines the bytes, as plain JSON."""
+        """Everything that determines the rows, as plain JSON."""
         return {
             "version": VERSION,
             "identity": {key: value for key, value in self.identity.items() if key != "proof"},
-            "format": self.format(),
+            "format": {key: value for key, value in self.format().items() if key != "codec"},
             "special_ids": list(self.special_ids),
-            "files": {path: [size, digest] for path, (size, digest) in sorted(self.files.items())},
+            "parameters": {path: file for path, file in self._bound().items() if path.startswith(_PARAMETERS)},
         }
 
     def format(self) -> dict[str, Any]:
@@ -67,14 +68,21 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The bytes of manifest.json; its last field is a checksum over the others."""
-        document = self.determining() | {
+        document = {
             "format_name": "nestcoder cache",
+            "version": VERSION,
             "identity": self.identity,
+            "format": self.format(),
+            "special_ids": list(self.special_ids),
+            "files": self._bound(),
             "fingerprint": self.fingerprint,
             "written_with": self.written_with,
         }
         document["checksum"] = file_hash([canonical_json(document)])
         return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+    def _bound(self) -> dict[str, list[int | str]]:
+        return {path: [size, digest] for path, (size, digest) in sorted(self.files.items())}
 
 
 def make_geometry(
@@ -83,8 +91,10 @@ def make_geometry(
     """The layout that these settings give so many rows. Raises UsageError for sizes that no cache has."""
     geometry = Geometry(
         dtype=settings.dtype,
+        codec=settings.codec,
         d_source=d_source,
         d_target=d_target,
+        target=settings.target,
         train_rows=train_rows,
         held_out_rows=held_out_rows,
         chunk_rows=settings.chunk_rows,
@@ -105,7 +115,7 @@ def make_geometry(
 
 
 def _geometry_problem(geometry: Geometry) -> str:
-    sizes = {key: value for key, value in asdict(geometry).items() if key != "dtype"}
+    sizes = {key: value for key, value in asdict(geometry).items() if key not in {"dtype", "codec", "target"}}
     for key, value in sizes.items():
         least = 0 if key in {"train_rows", "held_out_rows"} else 1
         if type(value) is not int or not least <= value < _GEOMETRY_LIMIT:
@@ -166,8 +176,6 @@ def read_manifest(cache: Path) -> Manifest:
     Raises UsageError when there is none, DamagedError when it does not read, MismatchError for an unknown version.
     """
     path = cache / MANIFEST
-    if (cache / PACK).exists():
-        raise UsageError("This cache is packed.", where=cache, remedy="Run 'nestcoder cache unpack' on it first.")
     if not path.exists():
         raise UsageError("There is no cache here.", where=cache, remedy="Run 'nestcoder harvest' first.")
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
@@ -210,7 +218,7 @@ def parse_manifest(data: bytes, *, where: object) -> Manifest:
 def _build(document: dict[str, Any]) -> Manifest:
     form = dict(document["format"])
     seeds = {key: form.pop(key) for key in ("shuffle_seed", "held_out_fraction", "split_seed")}
-    CacheSettings(**seeds, dtype=form["dtype"])
+    CacheSettings(**seeds, dtype=form["dtype"], codec=form["codec"], target=form["target"])
     geometry = Geometry(**form)
     problem = _geometry_problem(geometry)
     if problem:
@@ -251,6 +259,17 @@ def _token(value: Any) -> int:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def read_bound(folder: Path, name: str, promised: tuple[int, str]) -> bytes:
+    """The bytes of a file of which size and xxh3-128 are promised. Raises DamagedError when they are not those."""
+    path = folder / name
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != promised[0]:
+        raise DamagedError("A file of the cache is missing, no plain file, or has another size.", where=path)
+    data = path.read_bytes()
+    if file_hash([data]) != promised[1]:
+        raise DamagedError("A file of the cache does not match its checksum.", where=path)
+    return data
 
 
 def read_parameter(described: bytes, data: bytes) -> np.ndarray:

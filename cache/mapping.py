@@ -45,14 +45,8 @@ class Region:
         Raises DamagedError when it is missing, no plain file or of another size (a mapping of a cut file would kill
         the process).
         """
-        descriptor = _open(path)
+        descriptor = open_plain(path, size_bytes=file_bytes)
         try:
-            state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode):
-                raise DamagedError("A shard is no plain file.", where=path)
-            if state.st_size != file_bytes:
-                what = f"A shard has {state.st_size} bytes instead of {file_bytes}."
-                raise DamagedError(what, where=path, remedy="Run 'nestcoder cache repair' on the cache.")
             if offset % mmap.PAGESIZE or size_bytes % mmap.PAGESIZE:
                 self._read(descriptor, offset, size_bytes, path)
             else:
@@ -88,6 +82,19 @@ def _map(address: int | None, size_bytes: int, protection: int, flags: int, desc
         reason = os.strerror(ctypes.get_errno())
         raise DiskError(f"The system refused to map {size_bytes} bytes: {reason}.", remedy="See vm.max_map_count.")
     return found
+
+
+def open_plain(path: Path, *, size_bytes: int) -> int:
+    """A descriptor to read a shard by. Raises DamagedError when it is missing, no plain file or of another size."""
+    descriptor = _open(path)
+    state = os.fstat(descriptor)
+    if stat.S_ISREG(state.st_mode) and state.st_size == size_bytes:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        raise DamagedError("A shard is no plain file.", where=path)
+    what = f"A shard has {state.st_size} bytes instead of {size_bytes}."
+    raise DamagedError(what, where=path, remedy="Run 'nestcoder cache repair' on the cache.")
 
 
 def _open(path: Path) -> int:

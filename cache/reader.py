@@ -1,12 +1,12 @@
 """Reads a cache: rows, columns and statistics, straight from memory maps, each chunk checked the first time.
 
+Chunks of a compressed cache are unpacked into memory instead, some pools of them at a time. A target that is not stored
+is computed from the source.
+
 Views of the source: ``mlp_in`` is what is stored, what the MLP consumed; ``ln2_normalized`` is the same before the
 norm's gain and bias, (mlp_in - bias) / gain, in float32.
 """
 
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +17,22 @@ import torch
 from jaxtyping import Float, Int8, Int32, Int64, Shaped
 from torch import Tensor
 
-from cache.bits import to_tensor
-from cache.checksum import chunk_hash, file_hash
+from cache.bits import STAGED_AS, TORCH_DTYPES, to_tensor
+from cache.columns import Column, UnpackedColumn
 from cache.errors import DamagedError, MismatchError, UsageError
+from cache.held import Held
 from cache.int8 import restore
 from cache.journal import Commit, FileEntry, journal_path, read_journal
 from cache.layout import STORE, Array, Group
-from cache.manifest import Manifest, first_difference, read_manifest, read_parameter, refuse_links
-from cache.mapping import Region
+from cache.manifest import Manifest, first_difference, read_bound, read_manifest, read_parameter, refuse_links
+from cache.recompute import Mlp, mlp_of_arrays
 from cache.statistics import GroupStatistics, merge_groups, unpack
 
 View = Literal["mlp_in", "ln2_normalized"]
+UNPACKED_BYTES = 3_000_000_000
+"""How much of a compressed cache is in memory at most: three pools of the loader."""
+
+_FOLDER = f"{STORE}/parameters/"
 
 
 @dataclass(frozen=True)
@@ -39,70 +44,6 @@ class Rows:
     tokens: Int32[np.ndarray, " rows"]
     document: Int64[np.ndarray, " rows"]
     position: Int32[np.ndarray, " rows"]
-
-
-class Column:
-    """One array of a group, its files side by side in memory as they are first needed."""
-
-    def __init__(self, cache: Path, array: Array, entries: dict[int, FileEntry], *, verify: bool) -> None:
-        self.array = array
-        self._cache, self._entries, self._verify = cache, entries, verify
-        self._file_bytes = array.file_rows * array.row_bytes
-        self._chunk_bytes = array.chunk_rows * array.row_bytes
-        self._region = Region(array.files * self._file_bytes)
-        self._placed = np.zeros(array.files, bool)
-        self._checked = np.zeros(array.files * array.index_entries, bool)
-        self._lock = threading.Lock()
-        shape = (-1, array.width) if array.width else (-1,)
-        self.values: Shaped[np.ndarray, "rows ..."] = self._region.bytes.view(array.item).reshape(shape)
-
-    def need(self, chunks: Int64[np.ndarray, " n"]) -> None:
-        """Make the rows of these chunks readable. Raises DamagedError that names the file that is not as promised."""
-        missing = chunks[~self._checked[chunks]]
-        if not missing.size:
-            return
-        with self._lock:
-            for number in np.unique(missing // self.array.index_entries).tolist():
-                self._place(number)
-        for chunk in np.unique(missing).tolist():
-            self._check(chunk)
-
-    @contextmanager
-    def using(self, chunks: Int64[np.ndarray, " n"]) -> Generator[None]:
-        """Make the rows of these chunks readable while the block runs."""
-        self.need(chunks)
-        yield
-
-    def need_all(self) -> None:
-        """Make every row readable."""
-        self.need(np.arange(-(-self.array.rows // self.array.chunk_rows), dtype=np.int64))
-
-    def read_ahead(self, chunks: Int64[np.ndarray, " n"]) -> None:
-        """Ask the disk for these chunks before they are needed."""
-        with self._lock:
-            for number in np.unique(chunks // self.array.index_entries).tolist():
-                self._place(number)
-        for chunk in chunks.tolist():
-            self._region.read_ahead(offset=chunk * self._chunk_bytes, size_bytes=self._chunk_bytes)
-
-    def _place(self, number: int) -> None:
-        if self._placed[number]:
-            return
-        path = self._cache / self.array.file_path(number)
-        size = self.array.chunks_in(number) * self._chunk_bytes
-        file_bytes = self.array.file_bytes(number)
-        self._region.place(path, offset=number * self._file_bytes, size_bytes=size, file_bytes=file_bytes)
-        self._placed[number] = True
-
-    def _check(self, chunk: int) -> None:
-        if self._verify:
-            number, inside = divmod(chunk, self.array.index_entries)
-            memory = self._region.bytes[chunk * self._chunk_bytes : (chunk + 1) * self._chunk_bytes]
-            if chunk_hash(memory.data) != self._entries[number].chunk(inside):
-                path = self._cache / self.array.file_path(number)
-                what = f"Chunk {inside} of a shard does not match its checksum."
-                raise DamagedError(what, where=path, remedy="Run 'nestcoder cache repair' on the cache.")
-        self._checked[chunk] = True
 
 
 class SplitView:
@@ -126,13 +67,22 @@ class SplitView:
     def rows(self, which: slice | Int64[np.ndarray, " rows"], *, view: View | None = None) -> Rows:
         """A copy of the rows in ``which``, in its order. Raises DamagedError and, for an absent gain, UsageError."""
         index = np.arange(*which.indices(len(self)), dtype=np.int64) if isinstance(which, slice) else which
-        sides = {name: self.gather(name, index) for name in ("source", "target")}
-        source = self._reader.as_view(sides["source"], view)
+        source, target = self.sides(index, view=view)
         narrow = {name: self.column(name)[index] for name in ("tokens", "document", "position")}
-        return Rows(source, sides["target"], **narrow)
+        return Rows(source, target, **narrow)
+
+    def sides(
+        self, index: Int64[np.ndarray, " rows"], *, view: View | None = None
+    ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
+        """Source and target of the rows ``index``. A target that is computed lies on the reader's device."""
+        source = self.gather("source", index)
+        target = self.gather("target", index) if "target" in self.columns else self._reader.mlp.target(source)
+        return self._reader.as_view(source, view), target.to(
+            TORCH_DTYPES[STAGED_AS.get(self.group.dtype, self.group.dtype)]
+        )
 
     def gather(self, name: str, index: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows width"]:
-        """Rows ``index`` of ``source`` or ``target``, copied from the maps, as they are stored."""
+        """Rows ``index`` of a stored ``source`` or ``target``, copied from the maps."""
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise UsageError(f"A row outside 0 to {len(self) - 1} was asked for.")
         column = self.columns[name]
@@ -151,7 +101,7 @@ class SplitView:
     @cached_property
     def _tensors(self) -> dict[str, Shaped[Tensor, "rows width"]]:
         dtype = self.group.dtype
-        return {name: to_tensor(self.columns[name].values, dtype) for name in ("source", "target")}
+        return {name: to_tensor(self.columns[name].values, dtype) for name in self.group.sides}
 
     def column(self, name: str) -> Shaped[np.ndarray, " rows"]:
         """A whole narrow column: ``tokens``, ``document``, ``position`` or a side's scales."""
@@ -184,26 +134,34 @@ class SplitView:
 class CacheReader:
     """An open cache. Use ``open``."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, verify: bool, view: View) -> None:
-        self.path, self.manifest, self._verify, self._view = path, manifest, verify, view
+    def __init__(self, path: Path, manifest: Manifest, *, verify: bool, view: View, device: str) -> None:
+        self.path, self.manifest, self._verify, self._view, self._device = path, manifest, verify, view, device
         self.identity, self.fingerprint = manifest.identity, manifest.fingerprint
         self.special_ids = manifest.special_ids
         self._splits: dict[str, SplitView] = {}
+        self._held = Held(UNPACKED_BYTES, where=path)
 
     @classmethod
     def open(
-        cls, path: Path | str, *, expect: dict[str, Any] | None = None, verify: bool = True, view: View = "mlp_in"
+        cls,
+        path: Path | str,
+        *,
+        expect: dict[str, Any] | None = None,
+        verify: bool = True,
+        view: View = "mlp_in",
+        device: str = "cpu",
     ) -> "CacheReader":
         """Open the cache in folder ``path``, or at a URL that fsspec knows (see ``cache.remote``).
 
         ``expect`` holds what the identity must say (any part of it). ``verify`` turns the checksums of rows on.
+        ``device`` is where a target that is not stored is computed.
         Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field.
         """
         if isinstance(path, str) and "://" in path:
             from cache.remote import open_remote
 
-            return open_remote(path, expect=expect, view=view)
-        reader = cls(Path(path), read_manifest(Path(path)), verify=verify, view=view)
+            return open_remote(path, expect=expect, view=view, device=device)
+        reader = cls(Path(path), read_manifest(Path(path)), verify=verify, view=view, device=device)
         reader.check(expect)
         return reader
 
@@ -232,7 +190,9 @@ class CacheReader:
 
     def make_column(self, array: Array, entries: dict[int, FileEntry]) -> Column:
         """An array of this cache."""
-        return Column(self.path, array, entries, verify=self._verify)
+        if array.codec == "none":
+            return Column(self.path, array, entries, verify=self._verify)
+        return UnpackedColumn(self.path, array, entries, verify=self._verify, held=self._held)
 
     def split(self, name: Literal["train", "held_out"]) -> SplitView:
         """The rows of one group."""
@@ -245,29 +205,32 @@ class CacheReader:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The small arrays beside the rows, by name. Raises DamagedError."""
-        folder = f"{STORE}/parameters/"
-        names = {path.removeprefix(folder).split("/")[0] for path in self.manifest.files if path.startswith(folder)}
-        return {name: self._array(folder + name) for name in sorted(names - {"zarr.json"})}
+        """The small arrays beside the rows, by name, but the MLP's. Raises DamagedError."""
+        return {name: self._array(name) for name in self._names if not name.startswith("mlp.")}
 
-    def _array(self, folder: str) -> np.ndarray:
-        described = self.read_bound(f"{folder}/zarr.json")
+    @cached_property
+    def mlp(self) -> Mlp:
+        """The layer's MLP, which computes a target that is not stored. Raises DamagedError."""
+        arrays = {name: self._array(name) for name in self._names if name.startswith("mlp.")}
+        return mlp_of_arrays(arrays).to(self._device)
+
+    @property
+    def _names(self) -> list[str]:
+        names = {path.removeprefix(_FOLDER).split("/")[0] for path in self.manifest.files if path.startswith(_FOLDER)}
+        return sorted(names - {"zarr.json"})
+
+    def _array(self, name: str) -> np.ndarray:
+        folder = _FOLDER + name
+        described = self._bound(f"{folder}/zarr.json")
         parts = [path for path in self.manifest.files if path.startswith(f"{folder}/c.")]
         try:
-            return read_parameter(described, b"".join(map(self.read_bound, parts)))
+            return read_parameter(described, b"".join(map(self._bound, parts)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedError(f"A small array does not read ({error}).", where=self.path / folder) from None
 
-    def read_bound(self, path: str) -> bytes:
+    def _bound(self, path: str) -> bytes:
         """The bytes of a file that the manifest binds. Raises DamagedError when they are not those."""
-        size, digest = self.manifest.files[path]
-        full = self.path / path
-        if full.is_symlink() or not full.is_file() or full.stat().st_size != size:
-            raise DamagedError("A file of the cache is missing or has another size.", where=full)
-        data = full.read_bytes()
-        if file_hash([data]) != digest:
-            raise DamagedError("A file of the cache does not match its checksum.", where=full)
-        return data
+        return read_bound(self.path, path, self.manifest.files[path])
 
     def as_view(self, source: Float[Tensor, "rows d_source"], view: View | None) -> Float[Tensor, "rows d_source"]:
         """``source`` as it is stored, seen as ``view`` (None: the view that the cache was opened with)."""

@@ -7,32 +7,25 @@ is given up first, one in use never. A broken or short transfer, or a wrong copy
 
 import os
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 from fsspec.implementations.local import LocalFileSystem
-from jaxtyping import Int64
 
 from cache import disk
 from cache.checksum import file_hash
-from cache.errors import CapacityError, DamagedError, DiskError, UsageError
+from cache.chunks import unpack_into
+from cache.columns import Column, PassingColumn
+from cache.errors import DamagedError, DiskError, UsageError
+from cache.held import Held, Key
 from cache.journal import FileEntry, journal_path
 from cache.layout import STORE, Array
 from cache.manifest import MANIFEST, Manifest, parse_manifest
-from cache.reader import CacheReader, Column, View
+from cache.reader import CacheReader, View
 
 LOCAL_BYTES = 20_000_000_000
 _ATTEMPTS = 4
-_CONNECTIONS = 8
-Key = tuple[str, int]
 
 
 class Remote:
@@ -95,34 +88,20 @@ class Remote:
         return DiskError(what, where=f"{self.url}/{name}", remedy=remedy)
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """A chunk, as (array, number), and where it lies: ``size_bytes`` bytes of ``file`` from ``start`` on."""
-
-    key: Key
-    file: str
-    start: int
-    size_bytes: int
-
-
 class LocalChunks:
-    """Copies of a remote cache's chunks in ``folder``, at most ``limit_bytes`` of them."""
+    """Copies of a remote cache's chunks in ``folder``, unpacked, at most ``limit_bytes`` of them."""
 
     def __init__(self, remote: Remote, folder: Path, *, limit_bytes: int) -> None:
-        self.remote, self.folder, self._limit = remote, folder, limit_bytes
-        self._held: OrderedDict[Key, tuple[int, Callable[[], None]]] = OrderedDict()
-        self._bytes = 0
-        self._pins: Counter[Key] = Counter()
-        self._lock = threading.Lock()
+        self.remote, self.folder, self.held = remote, folder, Held(limit_bytes, where=folder)
         self.fetched = 0
-        self._sweep()
+        self._sweep(limit_bytes // 2)
 
-    def _sweep(self) -> None:
+    def _sweep(self, limit_bytes: int) -> None:
         """Forget what earlier processes left beyond the limit, oldest first."""
         files = [file for file in (self.folder / "chunks").rglob("*") if file.is_file() and not file.is_symlink()]
         total = sum(file.stat().st_size for file in files)
         for file in sorted(files, key=lambda file: file.stat().st_mtime):
-            if total <= self._limit // 2:
+            if total <= limit_bytes:
                 return
             total -= file.stat().st_size
             file.unlink(missing_ok=True)
@@ -131,19 +110,17 @@ class LocalChunks:
         """Where the copy of a chunk lies."""
         return self.folder / "chunks" / key[0] / str(key[1])
 
-    def fetch(self, wanted: Sequence[Stretch]) -> None:
-        """Copy those that are not here, several at a time."""
-        absent = [item for item in wanted if not self._is_here(item)]
-        if absent:
-            with ThreadPoolExecutor(min(_CONNECTIONS, len(absent))) as pool:
-                list(pool.map(self._fetch_one, absent))
+    def fetch(self, array: Array, chunk: int, entry: FileEntry) -> Path:
+        """The copy of a chunk, made now if it is not here."""
+        path, (number, inside) = self.path((array.path, chunk)), divmod(chunk, array.index_entries)
+        if not (path.is_file() and path.stat().st_size == array.chunk_bytes):
+            start, size = entry.stretch(inside, array.chunk_bytes)
+            data = bytearray(array.chunk_bytes)
+            unpack_into(memoryview(data), array, self.remote.read(array.file_path(number), start, start + size))
+            self._keep(path, data)
+        return path
 
-    def _is_here(self, item: Stretch) -> bool:
-        path = self.path(item.key)
-        return path.is_file() and path.stat().st_size == item.size_bytes
-
-    def _fetch_one(self, item: Stretch) -> None:
-        data, path = self.remote.read(item.file, item.start, item.start + item.size_bytes), self.path(item.key)
+    def _keep(self, path: Path, data: bytearray) -> None:
         aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,99 +135,48 @@ class LocalChunks:
         """Remove the copy of a chunk."""
         self.path(key).unlink(missing_ok=True)
 
-    @contextmanager
-    def in_use(self, keys: Sequence[Key]) -> Generator[None]:
-        """While the block runs, none of these chunks is given up."""
-        with self._lock:
-            self._pins.update(keys)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._pins.subtract(keys)
-                for key in keys:
-                    if key in self._held:
-                        self._held.move_to_end(key)
 
-    def hold(self, key: Key, size: int, give_up: Callable[[], None]) -> None:
-        """Count a chunk that is now mapped, and make room for it.
-
-        Raises CapacityError when what is in use takes more than the limit.
-        """
-        with self._lock:
-            if key not in self._held:
-                self._held[key] = size, give_up
-                self._bytes += size
-            for other in [other for other in self._held if not self._pins[other]]:
-                if self._bytes <= self._limit:
-                    return
-                freed, release = self._held.pop(other)
-                release()
-                self.forget(other)
-                self._bytes -= freed
-            if self._bytes > self._limit:
-                what = f"The rows in use take {self._bytes} bytes, but only {self._limit} may be kept here."
-                raise CapacityError(what, where=self.folder, remedy="Allow more local bytes, or use smaller batches.")
-
-
-class RemoteColumn(Column):
+class RemoteColumn(PassingColumn):
     """One array of a remote cache: chunks are copied, mapped and checked when they are first needed."""
 
+    connections = 8
+
     def __init__(self, copies: LocalChunks, array: Array, entries: dict[int, FileEntry]) -> None:
-        super().__init__(copies.folder, array, entries, verify=True)
+        super().__init__(copies.folder, array, entries, verify=True, held=copies.held)
         self._copies = copies
 
-    def need(self, chunks: Int64[np.ndarray, " n"]) -> None:
-        """Make the rows of these chunks readable. Raises DiskError, DamagedError, CapacityError."""
-        missing = np.unique(chunks[~self._checked[chunks]]).tolist()
-        for attempt in range(2 if missing else 0):
-            self._copies.fetch([self._describe(chunk) for chunk in missing])
-            missing = [chunk for chunk in missing if not self._is_mapped(chunk, last=attempt == 1)]
+    def _bring(self, chunk: int) -> None:
+        try:
+            self._fetch(chunk)
+        except DamagedError:
+            # A copy that an earlier process left, or a transfer gone wrong: once more from afar.
+            self._copies.forget((self.array.path, chunk))
+            self._fetch(chunk)
 
-    @contextmanager
-    def using(self, chunks: Int64[np.ndarray, " n"]) -> Generator[None]:
-        """``need`` them, and keep them while the block runs."""
-        with self._copies.in_use([(self.array.path, chunk) for chunk in np.unique(chunks).tolist()]):
-            self.need(chunks)
-            yield
+    def _fetch(self, chunk: int) -> None:
+        number, size = chunk // self.array.index_entries, self.array.chunk_bytes
+        try:
+            path = self._copies.fetch(self.array, chunk, self._entries[number])
+            with self._lock:
+                if not self._checked[chunk]:
+                    self._region.place(path, offset=chunk * size, size_bytes=size, file_bytes=size)
+                    self._check(chunk)
+        except DamagedError as error:
+            raise DamagedError(error.what, where=self._where(number)) from None
 
-    def read_ahead(self, chunks: Int64[np.ndarray, " n"]) -> None:
-        """Nothing: a pool may be larger than the folder of copies, so chunks come as batches need them."""
-
-    def _describe(self, chunk: int) -> Stretch:
-        number, inside = divmod(chunk, self.array.index_entries)
-        start = inside * self._chunk_bytes
-        return Stretch((self.array.path, chunk), self.array.file_path(number), start, self._chunk_bytes)
-
-    def _is_mapped(self, chunk: int, *, last: bool) -> bool:
-        key, size = (self.array.path, chunk), self._chunk_bytes
-        with self._lock:
-            if self._checked[chunk]:
-                return True
-            path = self._copies.path(key)
-            self._region.place(path, offset=chunk * size, size_bytes=size, file_bytes=size)
-            try:
-                self._check(chunk)
-            except DamagedError as error:
-                self._copies.forget(key)
-                if last:
-                    where = f"{self._copies.remote.url}/{self._describe(chunk).file}"
-                    raise DamagedError(error.what, where=where) from None
-                return False
-        if self.array.sharded:
-            self._copies.hold(key, size, partial(self._give_up, chunk))
-        return True
+    def _where(self, number: int) -> str:
+        return f"{self._copies.remote.url}/{self.array.file_path(number)}"
 
     def _give_up(self, chunk: int) -> None:
-        self._checked[chunk] = False
-        self._region.forget(offset=chunk * self._chunk_bytes, size_bytes=self._chunk_bytes)
+        super()._give_up(chunk)
+        self._copies.forget((self.array.path, chunk))
 
 
 class RemoteReader(CacheReader):
     """A ``CacheReader`` over copies."""
 
-    def __init__(self, copies: LocalChunks, manifest: Manifest, *, view: View) -> None:
-        super().__init__(copies.folder, manifest, verify=True, view=view)
+    def __init__(self, copies: LocalChunks, manifest: Manifest, *, view: View, device: str) -> None:
+        super().__init__(copies.folder, manifest, verify=True, view=view, device=device)
         self.copies = copies
 
     def make_column(self, array: Array, entries: dict[int, FileEntry]) -> Column:
@@ -265,6 +191,7 @@ def open_remote(
     view: View = "mlp_in",
     local: Path | None = None,
     limit_bytes: int = LOCAL_BYTES,
+    device: str = "cpu",
 ) -> RemoteReader:
     """Open the cache at ``url``: manifest, journals and small arrays are copied now, rows as they are needed.
 
@@ -283,7 +210,7 @@ def open_remote(
         if name.startswith(f"{STORE}/parameters/") and not _is(folder / name, digest):
             disk.write_file(folder / name, _checked(remote, name, size, digest), tag=tag)
     disk.write_file(folder / MANIFEST, data, tag=tag)
-    reader = RemoteReader(LocalChunks(remote, folder, limit_bytes=limit_bytes), manifest, view=view)
+    reader = RemoteReader(LocalChunks(remote, folder, limit_bytes=limit_bytes), manifest, view=view, device=device)
     reader.check(expect)
     return reader
 

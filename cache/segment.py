@@ -1,35 +1,39 @@
 """A segment while it fills: rows at their final places in memory, and the files that it becomes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
+from torch import Tensor
 
-from cache.bits import to_array, widen
-from cache.checksum import Bytes, chunk_hash, file_hash
+from cache.bits import STAGED_AS, to_array, to_tensor
+from cache.checksum import Bytes
+from cache.chunks import cut, file_of
+from cache.errors import NumericalError
 from cache.int8 import quantise, restore
 from cache.journal import FileEntry
-from cache.layout import Array, Group, padding
+from cache.layout import STORED_AS, Array, Group
 from cache.order import derive_key, permute
-from cache.statistics import SideStatistics, empty_side, measure, merge
+from cache.recompute import Mlp
+from cache.statistics import measure
 
-_BLOCK_VALUES = 1 << 18
+_LARGEST_FVU = 0.01
 Block = dict[str, Shaped[np.ndarray, "rows ..."]]
 
 
 class SegmentBuffer:
-    """Holds one segment's rows; memory is kept for the group's next segment."""
+    """Holds one segment's rows; memory is kept for the group's next segment. ``mlp`` stands in for stored targets."""
 
-    def __init__(self, group: Group, *, shuffle_seed: int) -> None:
-        self.group, self._seed = group, shuffle_seed
-        rows = min(group.segment_rows, group.rows)
-        self._columns: Block = {
-            name: np.empty((rows, array.width) if array.width else rows, _staged_item(array))
-            for name, array in group.arrays.items()
-            if not array.is_per_segment and not name.endswith("_scale")
-        }
-        self._errors = {name: np.zeros(rows) for name in ("source", "target") if name in self._columns}
+    def __init__(self, group: Group, *, shuffle_seed: int, mlp: Mlp | None = None) -> None:
+        self.group, self._seed, self._mlp = group, shuffle_seed, mlp
+        self._dtype = STAGED_AS.get(group.dtype, group.dtype)
+        rows, item = min(group.segment_rows, group.rows), STORED_AS[self._dtype]
+        widths = {"source": group.d_source, "target": group.d_target}
+        self._columns: Block = {name: np.empty((rows, width), item) for name, width in widths.items()}
+        self._columns |= {name: np.empty(rows, group.arrays[name].item) for name in ("tokens", "document", "position")}
+        self._errors = {name: np.zeros(rows) for name in widths}
 
     def put(self, segment: int, first: int, block: Block, errors: dict[str, Float64[np.ndarray, " rows"]]) -> None:
         """Lay the segment's rows ``first`` and following (in the order of the text) at their places."""
@@ -45,22 +49,21 @@ class SegmentBuffer:
             return places
         return permute(places, self.group.rows_in(segment), key=derive_key(self._seed, segment))
 
-    def files(self, segment: int, special_ids: tuple[int, ...]) -> Iterable[tuple[Array, int, list[Bytes]]]:
-        """(array, number of the file, its bytes in pieces) of every file of the segment, which must be full."""
+    def files(self, segment: int, special_ids: tuple[int, ...]) -> Iterator[tuple[list[Bytes], FileEntry]]:
+        """Every file of the segment, which must be full: its bytes in pieces and what the journal says of it."""
         sealed = self._columns | self._reduced(segment)
-        for array, number in self.group.segment_files(segment):
-            if array.name == "statistics":
-                numbers = [side.pack() for side in self._measure(segment, special_ids)]
-                yield array, number, [np.concatenate(numbers).data.cast("B")]
-            elif array.is_per_segment:
-                yield array, number, [sealed[array.name].data.cast("B")]
-            else:
-                yield array, number, self._pieces(array, number, segment, sealed[array.name])
+        if self._mlp:
+            self._recompute(self._mlp, segment, special_ids)
+        with ThreadPoolExecutor(1, thread_name_prefix="measure") as background:
+            figures = background.submit(self._measure, segment, special_ids)
+            for array, number in self.group.segment_files(segment):
+                column = figures.result() if array.name == "statistics" else sealed[array.name]
+                yield file_of(array, number, self._chunks(array, number, segment, column))
 
     def _reduced(self, segment: int) -> Block:
         """The sides in 8 bits with their scales, when the cache holds them so; the staged rows become what is read."""
         reduced: Block = {}
-        for name in self._errors if self.group.dtype == "int8" else ():
+        for name in self.group.sides if self.group.dtype == "int8" else ():
             staged = self._columns[name][: self.group.rows_in(segment)]
             found = quantise(staged)
             self._errors[name][: len(staged)] += found.error
@@ -69,46 +72,36 @@ class SegmentBuffer:
             reduced |= {name: found.values, f"{name}_scale": found.scale, f"{name}_channel": found.channel}
         return reduced
 
-    def _pieces(self, array: Array, number: int, segment: int, column: Shaped[np.ndarray, "rows ..."]) -> list[Bytes]:
+    def _chunks(self, array: Array, number: int, segment: int, column: Shaped[np.ndarray, "..."]) -> list[Bytes]:
+        if array.is_per_segment:
+            return [column.data.cast("B")]
         start = number * array.file_rows - segment * self.group.segment_rows
         stop = min(start + array.file_rows, self.group.rows_in(segment))
-        values = column[start:stop]
-        pieces: list[Bytes] = [values.data.cast("B"), padding(array, stop - start), array.index(number)]
-        return [piece for piece in pieces if len(piece)]
+        return cut(array, column[start:stop].data.cast("B"), stop - start)
 
-    def _measure(self, segment: int, special_ids: tuple[int, ...]) -> list[SideStatistics]:
-        count = self.group.rows_in(segment)
-        kept = np.flatnonzero(~np.isin(self._columns["tokens"][:count], special_ids)).astype(np.int64)
-        first = segment * self.group.segment_rows
-        return [_measure_side(self._columns[name], kept, first, error=self._errors[name]) for name in self._errors]
+    def _measure(self, segment: int, special_ids: tuple[int, ...]) -> Float64[np.ndarray, " figures"]:
+        count, first = self.group.rows_in(segment), segment * self.group.segment_rows
+        kept = ~np.isin(self._columns["tokens"][:count], special_ids)
+        sides = [
+            measure(self._staged(name)[:count], kept=kept, first=first, error=self._errors[name][:count])
+            for name in self._errors
+        ]
+        return np.concatenate([side.pack() for side in sides])
 
+    def _staged(self, name: str) -> Float[Tensor, "rows width"]:
+        return to_tensor(self._columns[name], self._dtype)
 
-def _staged_item(array: Array) -> str:
-    return "uint16" if array.item == "int8" else array.item
+    def _recompute(self, mlp: Mlp, segment: int, special_ids: tuple[int, ...]) -> None:
+        """Hold the MLP against the harvested targets on a chunk of the segment, and take its error for every row.
 
-
-def _measure_side(
-    values: Shaped[np.ndarray, "rows width"],
-    kept: Int64[np.ndarray, " kept"],
-    first: int,
-    *,
-    error: Float64[np.ndarray, " rows"],
-) -> SideStatistics:
-    # Blocks that stay in the processor's cache while they are widened and measured, in memory that is used again.
-    block_rows = max(1, _BLOCK_VALUES // values.shape[1])
-    total, wide = empty_side(values.shape[1]), np.empty((block_rows, values.shape[1]))
-    for start in range(0, len(kept), block_rows):
-        here = kept[start : start + block_rows]
-        total = merge(total, measure(widen(values[here], wide), rows=here + first, error=error[here]))
-    return total
-
-
-def file_entry(array: Array, number: int, pieces: list[Bytes]) -> FileEntry:
-    """What the journal says about a file."""
-    chunks, size = array.chunks_in(number), array.chunk_rows * array.row_bytes
-    data, whole = memoryview(pieces[0]), len(pieces[0]) // size
-    hashes = [chunk_hash(data[at * size : (at + 1) * size]) for at in range(whole)]
-    if whole < chunks:
-        hashes.append(chunk_hash(bytes(data[whole * size :]) + bytes(pieces[1])))
-    path = array.file_path(number)
-    return FileEntry(path, sum(len(piece) for piece in pieces), file_hash(pieces), "".join(hashes))
+        Raises NumericalError when it is no small one: then the source is not what this MLP reads.
+        """
+        count = min(self.group.chunk_rows, self.group.rows_in(segment))
+        kept = torch.from_numpy(~np.isin(self._columns["tokens"][:count], special_ids))
+        harvested = self._staged("target")[:count][kept].double()
+        error = (mlp.target(self._staged("source")[:count][kept]).cpu().double() - harvested).square().sum(dim=1)
+        spread = (harvested - harvested.mean(dim=0)).square().sum()
+        if error.sum() > _LARGEST_FVU * spread:
+            what = f"The layer's MLP does not give the harvested target: FVU {float(error.sum() / spread):.2g}."
+            raise NumericalError(what, remedy="Set cache.target to stored.")
+        self._errors["target"][:] = float(error.mean()) if len(error) else 0.0

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import xxhash
 
-from cache.checksum import chunk_hash
+from cache.chunks import checked
 from cache.errors import DamagedError, NestcoderError
 from cache.journal import Commit, FileEntry, Journal, journal_path, read_journal
 from cache.layout import STORE, Array, Geometry
@@ -241,8 +241,7 @@ def check_file(path: Path, promise: Promise, *, fast: bool) -> tuple[Fault | Non
             return Fault("damaged", name, os.strerror(error.errno or 0), segment=segment), ""
         if digest == entry.xxh3:
             return None, digest
-        file.seek(0)
-        return _damage(promise, _pieces(file.readinto, _chunk_bytes(promise.array))), digest
+        return _damage(promise, descriptor), digest
 
 
 def _pieces(readinto: Callable[[memoryview], int | None], size: int) -> Iterator[memoryview]:
@@ -265,21 +264,25 @@ def _hash(pieces: Iterable[memoryview]) -> str:
     return hasher.hexdigest()
 
 
-def _chunk_bytes(array: Array | None) -> int:
-    return array.chunk_rows * array.row_bytes if array else _PIECE_BYTES
-
-
-def _damage(promise: Promise, pieces: Iterable[memoryview]) -> Fault:
+def _damage(promise: Promise, descriptor: int) -> Fault:
     """Which chunks of a file that does not match its hash are damaged, and which rows those are."""
     array, entry = promise.array, promise.entry
     if array is None:
         return Fault("damaged", entry.path)
-    count = array.chunks_in(promise.file)
-    bad = tuple(n for n, piece in enumerate(pieces) if n < count and chunk_hash(piece) != entry.chunk(n))
+    bad = tuple(n for n in range(array.chunks_in(promise.file)) if not _is_sound(array, entry, n, descriptor))
     first = promise.file * array.file_rows
     named = [f"chunk {n} ({_rows_said(array, first + n * array.chunk_rows)})" for n in bad]
     detail = ", ".join(named[:4]) + (f" and {len(bad) - 4} more chunks" if len(bad) > 4 else "")
     return Fault("damaged", entry.path, detail or "its index", chunks=bad, segment=promise.segment)
+
+
+def _is_sound(array: Array, entry: FileEntry, inside: int, descriptor: int) -> bool:
+    start, size = entry.stretch(inside, array.chunk_bytes)
+    try:
+        checked(array, entry, inside, os.pread(descriptor, size, start))
+    except DamagedError:
+        return False
+    return True
 
 
 def _rows_said(array: Array, first: int) -> str:

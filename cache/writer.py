@@ -20,8 +20,8 @@ from cache import disk
 from cache.bits import Activations, StoredRows, to_stored
 from cache.checksum import Bytes, file_hash
 from cache.config import CacheSettings
-from cache.errors import MismatchError, NumericalError, UsageError
-from cache.journal import Commit, FileEntry, Journal, Point, append, commit_line, header, journal_path, read_journal
+from cache.errors import CapacityError, MismatchError, NumericalError, UsageError
+from cache.journal import Commit, FileEntry, Journal, Point, journal_path, open_journal, read_journal
 from cache.layout import GROUPS, STORE
 from cache.manifest import (
     MANIFEST,
@@ -34,8 +34,10 @@ from cache.manifest import (
 )
 from cache.progress import Progress, Silent
 from cache.publish import open_publisher
-from cache.segment import SegmentBuffer, file_entry
+from cache.recompute import mlp_of_arrays
+from cache.segment import SegmentBuffer
 
+_BEST_RATIO = 0.6
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
 
@@ -46,8 +48,11 @@ class CacheWriter:
     that the cache holds already are passed over, and rows beyond the request are dropped. Nothing is lost by a kill but
     the rows since the last commit. With ``parts`` writers, each fills its own segments and none waits for another.
 
-    Raises MismatchError when the folder holds another cache, InUseError when the part has a writer, DiskError when the
-    disk refuses, NumericalError for a NaN or an infinity.
+    With ``settings.target`` recompute, ``arrays`` must hold the layer's MLP (``cache.recompute``); targets are given
+    nonetheless, for their statistics and to be held against what the MLP gives.
+
+    Raises MismatchError when the folder holds another cache, InUseError when the part has a writer, CapacityError when
+    the disk has no room for what is missing, DiskError when it refuses, NumericalError for a NaN or an infinity.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class CacheWriter:
         self._geometry = make_geometry(settings, **sizes, parts=parts)
         if not 0 <= part < parts:
             raise UsageError(f"Part {part} is not one of {parts}.")
+        self._mlp = mlp_of_arrays(arrays) if settings.target == "recompute" else None
         files = self._geometry.zarr_files() | parameter_files(arrays)
         self.manifest = _make_manifest(
             self._geometry, settings, identity=identity, special_ids=special_ids, files=files
@@ -80,6 +86,7 @@ class CacheWriter:
             self._publisher = open_publisher(self._path, settings.publish, part=part)
             self._create(files)
             self._journal = self._open_journal(progress or Silent())
+            self._check_room()
             if self._publisher:
                 self._publisher.catch_up(self.manifest, self._journal)
             self._closing = stack.pop_all()
@@ -169,7 +176,8 @@ class CacheWriter:
 
     def _buffer(self, name: str) -> SegmentBuffer:
         if name not in self._buffers:
-            self._buffers[name] = SegmentBuffer(self._geometry.groups[name], shuffle_seed=self.manifest.shuffle_seed)
+            seed = self.manifest.shuffle_seed
+            self._buffers[name] = SegmentBuffer(self._geometry.groups[name], shuffle_seed=seed, mlp=self._mlp)
         return self._buffers[name]
 
     def _finish(self, name: str, segment: int) -> None:
@@ -180,9 +188,7 @@ class CacheWriter:
         if (name, segment) not in self._journal.commits:
             start = self._journal.points.get((name, segment), Point())
             commit = Commit(name, segment, start, following, self._write(name, segment))
-            append(self._path / journal_path(self._part), commit_line(self._journal.lines, commit))
-            self._journal.lines += 1
-            self._journal.commits[name, segment] = commit
+            self._journal.add(commit)
             if self._publisher:
                 self._publisher.publish(commit)
         self._journal.points.setdefault((name, segment + 1), following)
@@ -191,9 +197,9 @@ class CacheWriter:
         entries: list[FileEntry] = []
 
         def files() -> Iterator[tuple[Path, list[Bytes]]]:
-            for array, number, pieces in self._buffers[name].files(segment, self.manifest.special_ids):
-                yield self._path / array.file_path(number), pieces
-                entries.append(file_entry(array, number, pieces))
+            for pieces, entry in self._buffers[name].files(segment, self.manifest.special_ids):
+                yield self._path / entry.path, pieces
+                entries.append(entry)
 
         disk.write_files(files(), tag=self._tag)
         return tuple(entries)
@@ -204,7 +210,7 @@ class CacheWriter:
         self._sweep()
         wanted = [(self._path / path, [data]) for path, data in files.items()]
         if not (self._path / MANIFEST).exists():
-            self._read_journal()
+            read_journal(self._path / journal_path(self._part), **self._promising)
             disk.write_files(wanted, tag=self._tag)
             disk.write_file(self._path / MANIFEST, self.manifest.to_json(), tag=self._tag)
             return
@@ -213,6 +219,11 @@ class CacheWriter:
             difference = first_difference(self.manifest.determining(), held.determining())
             what = f"The cache here was made differently: {difference}."
             raise MismatchError(what, where=self._path, remedy="Choose another folder, or --fresh to begin anew.")
+        if held.geometry.codec != self._geometry.codec:
+            what = f"The cache here has codec {held.geometry.codec}, not {self._geometry.codec}."
+            raise MismatchError(
+                what, where=self._path, remedy="Set cache.codec to what it has; 'cache pack' changes it."
+            )
         disk.write_files([file for file in wanted if not file[0].exists()], tag=self._tag)
 
     def _sweep(self) -> None:
@@ -224,21 +235,24 @@ class CacheWriter:
         return f"part-{self._part:05d}"
 
     def _open_journal(self, progress: Progress) -> Journal:
-        path, journal = self._path / journal_path(self._part), self._read_journal()
-        if path.exists() and path.stat().st_size != journal.whole_bytes:
-            disk.truncate(path, journal.whole_bytes)
-        if not journal.lines:
-            disk.make_folder(path.parent)
-            append(path, header(self.manifest.fingerprint, self._part))
-            disk.sync_folder(path.parent)
-            journal.lines = 1
+        journal = open_journal(self._path / journal_path(self._part), **self._promising)
         if journal.commits:
             progress.note(f"kept {len(journal.commits)} segments of an earlier run in {self._path}")
         return journal
 
-    def _read_journal(self) -> Journal:
-        path, fingerprint = self._path / journal_path(self._part), self.manifest.fingerprint
-        return read_journal(path, geometry=self._geometry, fingerprint=fingerprint, part=self._part)
+    @property
+    def _promising(self) -> dict[str, Any]:
+        """What a journal of this part must say it is."""
+        return {"geometry": self._geometry, "fingerprint": self.manifest.fingerprint, "part": self._part}
+
+    def _check_room(self) -> None:
+        """Refuse what will not fit: exactly for plain rows, by the best ratio of any codec for compressed ones."""
+        groups = self._geometry.groups.items()
+        plain = sum(group.segment_bytes(segment) for name, group in groups for segment in self._missing(name))
+        needed = plain if self._geometry.codec == "none" else int(_BEST_RATIO * plain)
+        if needed > (free := disk.free_bytes(self._path)):
+            what = f"The cache needs {disk.in_bytes(needed)} more; {disk.in_bytes(free)} are free."
+            raise CapacityError(what, where=self._path, remedy="Ask for fewer rows, or put it on a larger disk.")
 
     def _missing(self, group: str) -> list[int]:
         own = self._geometry.part_segments(group, self._part)

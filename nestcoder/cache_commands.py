@@ -4,9 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache.disk import in_bytes
 from nestcoder.stages import shown_progress
 
 if TYPE_CHECKING:
+    from cache.codec import Codec
     from cache.info import CacheInfo, SideInfo
     from cache.pack import Packing
 
@@ -68,11 +70,8 @@ def _mixing_said(info: "CacheInfo") -> str:
 
 def cache_verify(path: str, *, fast: bool) -> Said:
     """Check the cache. Raises DamagedError that names every fault."""
-    from cache.manifest import PACK
     from cache.verify import verify_cache
 
-    if (Path(path) / PACK).exists():
-        return _verify_archive(Path(path))
     with shown_progress() as progress:
         if "://" in path:
             from cache.verify_remote import verify_remote
@@ -92,30 +91,14 @@ def cache_verify(path: str, *, fast: bool) -> Said:
     return asdict(found) | {"complete": found.complete}, "\n".join(line for line in lines if line)
 
 
-def _verify_archive(path: Path) -> Said:
-    from cache.pack import verify_pack
-
-    with shown_progress() as progress:
-        found = verify_pack(path, progress=progress)
-    return _packing_said(found), f"The packed cache is sound: {_packed_said(found)}."
-
-
-def cache_pack(path: str, archive: Path, codec: str) -> Said:
-    """Compress the cache into another folder."""
+def cache_pack(path: str, out: Path, codec: "Codec") -> Said:
+    """Write the cache under another codec into another folder; ``none`` unpacks it."""
     from cache.pack import pack_cache
 
     with shown_progress() as progress:
-        done = pack_cache(Path(path), archive, codec=codec, progress=progress)
-    return _packing_said(done), f"Packed into {archive}: {_packed_said(done)}."
-
-
-def cache_unpack(path: str, folder: Path) -> Said:
-    """Write the packed cache as the cache that it was."""
-    from cache.pack import unpack_cache
-
-    with shown_progress() as progress:
-        done = unpack_cache(Path(path), folder, progress=progress)
-    return _packing_said(done), f"Unpacked into {folder}, every byte as it was: {_packed_said(done)}."
+        done = pack_cache(Path(path), out, codec=codec, progress=progress)
+    verb = "Unpacked" if codec == "none" else "Packed"
+    return _packing_said(done), f"{verb} into {out}: {_packed_said(done)}."
 
 
 def _packing_said(done: "Packing") -> dict[str, Any]:
@@ -123,7 +106,7 @@ def _packing_said(done: "Packing") -> dict[str, Any]:
 
 
 def _packed_said(done: "Packing") -> str:
-    sizes = f"{in_bytes(done.bytes)} as {in_bytes(done.packed_bytes)}"
+    sizes = f"{in_bytes(done.bytes_before)} as {in_bytes(done.bytes_after)}"
     return f"{done.files} files of rows, {sizes}, ratio {done.ratio:.3f}, codec {done.codec}"
 
 
@@ -144,12 +127,3 @@ def cache_repair(path: str) -> Said:
     lines.append(f"To harvest again: {done.rows} rows (segments {segments})." if segments else "No rows were lost.")
     lines.append("Run the same harvest again: it redoes these and nothing else.")
     return asdict(done), "\n".join(lines)
-
-
-def in_bytes(count: float) -> str:
-    """A number of bytes for people: three digits and a unit of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}"

@@ -13,6 +13,7 @@ import click
 import nestcoder
 
 if TYPE_CHECKING:
+    from cache.codec import Codec
     from nestcoder.config import PipelineSettings
     from nestcoder.runs import RunFolders
 
@@ -59,6 +60,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Say rows, bytes, minute
 _fresh = click.option("--fresh", is_flag=True, help="Throw away what an earlier run left and begin again.")
 _name = click.option("--name", default="main", show_default=True, help="Name of the transcoder's run.")
 _path = click.argument("path", type=str)
+_CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -187,9 +189,9 @@ def repair(invocation: Invocation, *, path: str) -> None:
 @cache.command()
 @_path
 @click.argument("archive", type=click.Path(path_type=Path))
-@click.option("--codec", default="zstd", show_default=True, help="zstd or a blosc variant.")
+@click.option("--codec", type=_CODECS, default="zstd", show_default=True, help="How to compress the rows.")
 @click.pass_obj
-def pack(invocation: Invocation, *, path: str, archive: Path, codec: str) -> None:
+def pack(invocation: Invocation, *, path: str, archive: Path, codec: "Codec") -> None:
     """Write PATH as a compressed cache, without loss, and say the ratio."""
     from nestcoder import cache_commands
 
@@ -201,10 +203,10 @@ def pack(invocation: Invocation, *, path: str, archive: Path, codec: str) -> Non
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.pass_obj
 def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
-    """Turn a compressed cache back into one that can be trained on."""
+    """Turn a compressed cache back into one whose rows are mapped as they lie."""
     from nestcoder import cache_commands
 
-    invocation.say(*cache_commands.cache_unpack(path, folder))
+    invocation.say(*cache_commands.cache_pack(path, folder, "none"))
 
 
 @command_line.command()

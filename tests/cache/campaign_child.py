@@ -1,7 +1,8 @@
 """A warm process that forks writers and ends them badly; run by test_campaigns.py, told what to do by lines of JSON.
 
 A request: {"path", "toy": sizes, and one way to end: "at": [operation, "before" | "after" | "torn"], "seconds": s,
-"bytes": largest file, or none; "cut": also lose what was not flushed, as a power cut would; "mutant": a fault to plant}
+"bytes": largest file, "leave": free bytes that others leave once it has begun, or none; "cut": also lose what was not
+flushed, as a power cut would; "mutant": a fault to plant}
 The answer: {"exit": code or -signal, "operations": what the writer did, "said": an error's text}
 """
 
@@ -36,6 +37,7 @@ class Saboteur:
         self.count, self.names = 0, []
         self.number, self.when = request.get("at") or (-1, "")
         self.memory = Memory() if request.get("cut") else None
+        self.leave = request.get("leave")
 
     def __call__(self, moment, operation, path):
         if moment == "before":
@@ -43,12 +45,20 @@ class Saboteur:
             self.names.append(operation)
         if self.memory:
             self.memory.saw(moment, operation, path)
+        if self.leave is not None and operation == "write" and path.name[:3] == ".c." and "train" in path.parts:
+            self.fill(path)
         if self.count - 1 != self.number or self.when not in {moment, "torn"}:
             return
         if self.when == "torn" and moment == "before" and operation in {"write", "append"}:
             self.tear()
         else:
             self.die()
+
+    def fill(self, path):
+        """Somebody else takes the disk."""
+        with path.parents[4].joinpath("filler").open("wb") as file:
+            file.write(bytes(max(0, disk.free_bytes(path.parent) - self.leave)))
+        self.leave = None
 
     def tear(self):
         def half(descriptor, pieces):

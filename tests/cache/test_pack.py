@@ -1,115 +1,236 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorstore
+import torch
 import zarr
 
-from cache.checksum import canonical_json, file_hash
-from cache.codec import CODECS, decode, encoder
-from cache.errors import DamagedError, MismatchError, UsageError
-from cache.pack import pack_cache, unpack_cache, verify_pack
+from cache.codec import decode_into, encoder
+from cache.disk import watch
+from cache.errors import DamagedError, InUseError, MismatchError, NestcoderError, UsageError
+from cache.journal import journal_path
+from cache.loader import open_loader
+from cache.pack import pack_cache
 from cache.reader import CacheReader
+from cache.repair import repair_cache
+from cache.verify import verify_cache
 
+CODECS = ("zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4")
 FLOAT = {"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 128, "segment_rows": 256}
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory, make_toy):
+def large_toy(make_toy):
+    return make_toy(train_rows=600, held_out_rows=70, d_source=48, d_target=32, **FLOAT)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, large_toy):
     path = tmp_path_factory.mktemp("large")
-    make_toy(train_rows=600, held_out_rows=70, d_source=48, d_target=32, **FLOAT).write(path)
+    large_toy.write(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def packed_once(tmp_path_factory, large):
+    path = tmp_path_factory.mktemp("packed") / "cache"
+    pack_cache(large, path, codec="zstd")
+    return path
+
+
+@pytest.fixture
+def packed(packed_once, tmp_path):
+    shutil.copytree(packed_once, tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def same_rows(first, second):
+    left, right = (CacheReader.open(path) for path in (first, second))
+    assert left.fingerprint == right.fingerprint
+    for name in ("train", "held_out"):
+        ours, theirs = (reader.split(name) for reader in (left, right))
+        one, other = ours.rows(slice(None)), theirs.rows(slice(None))
+        assert torch.equal(one.source, other.source)
+        assert torch.equal(one.target, other.target)
+        for column in ("tokens", "document", "position"):
+            assert (getattr(one, column) == getattr(other, column)).all()
+        assert (ours.statistics.source.pack() == theirs.statistics.source.pack()).all()
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_packing_and_unpacking_gives_every_byte_back(large, tmp_path, tree, codec):
     packed = pack_cache(large, tmp_path / "archive", codec=codec)
     assert packed.ratio < 1
-    assert verify_pack(tmp_path / "archive") == packed
-    assert unpack_cache(tmp_path / "archive", tmp_path / "back") == packed
+    assert not verify_cache(tmp_path / "archive").faults
+    same_rows(large, tmp_path / "archive")
+    back = pack_cache(tmp_path / "archive", tmp_path / "back", codec="none")
+    assert (back.bytes_before, back.bytes_after) == (packed.bytes_after, packed.bytes_before)
     assert tree(tmp_path / "back") == tree(large)
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_zarr_and_tensorstore_open_an_archive_as_it_lies(large, tmp_path, codec):
-    pack_cache(large, tmp_path, codec=codec)
-    before, after = (zarr.open_group(path / "rows.zarr", mode="r") for path in (large, tmp_path))
-    for name in ("train/source", "train/target", "train/tokens", "held_out/source", "held_out/document"):
-        assert (before[name][:] == after[name][:]).all()
-        store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "rows.zarr" / name)}}
-        assert (tensorstore.open(store).result().read().result() == before[name][:]).all()
+def test_a_cache_written_with_a_codec_is_the_one_packed_with_it(make_toy, large, tmp_path, tree, codec):
+    make_toy(train_rows=600, held_out_rows=70, d_source=48, d_target=32, codec=codec, **FLOAT).write(
+        tmp_path / "written"
+    )
+    pack_cache(large, tmp_path / "packed", codec=codec)
+    assert tree(tmp_path / "written") == tree(tmp_path / "packed")
 
 
-def test_an_unknown_codec_is_refused_by_name(cache, tmp_path):
-    with pytest.raises(UsageError, match="no codec 'pickle'"):
-        pack_cache(cache, tmp_path / "archive", codec="pickle")
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
+def test_zarr_and_tensorstore_open_a_packed_cache_as_it_lies(cache, stream, tmp_path, codec, dtype):
+    stream.write(tmp_path / "plain", dtype=dtype)
+    pack_cache(tmp_path / "plain", tmp_path / "packed", codec=codec)
+    before, after = (zarr.open_group(tmp_path / name / "rows.zarr", mode="r") for name in ("plain", "packed"))
+    names = [name for name, found in before.members(max_depth=None) if isinstance(found, zarr.Array)]
+    assert "train/source" in names
+    for name in names:
+        np.testing.assert_array_equal(before[name][:], after[name][:])
+        store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "packed/rows.zarr" / name)}}
+        np.testing.assert_array_equal(tensorstore.open(store).result().read().result(), before[name][:])
+
+
+def test_a_packed_cache_serves_the_batches_of_the_plain_one_in_little_memory(large, packed, monkeypatch):
+    pair = 64 * 2 * (48 + 32)
+    monkeypatch.setattr("cache.loader.POOL_BYTES", 2 * pair)
+    monkeypatch.setattr("cache.reader.UNPACKED_BYTES", 6 * pair)
+    ours, theirs = CacheReader.open(packed), CacheReader.open(large)
+    options = {"batch_rows": 32, "seed": 3, "epochs": 2}
+    with open_loader(ours, threads=2, **options) as left, open_loader(theirs, **options) as right:
+        for one, other in zip(left, right, strict=True):
+            assert torch.equal(one.source, other.source)
+            assert torch.equal(one.target, other.target)
+    column = ours.split("train").columns["source"]
+    assert 0 < column._checked.sum() < len(column._checked)
+
+
+def test_a_packed_cache_opens_on_a_url(packed, large, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    same = CacheReader.open(f"file://{packed}").split("train").rows(slice(0, 100))
+    assert torch.equal(same.source, CacheReader.open(large).split("train").rows(slice(0, 100)).source)
 
 
 def test_an_unfinished_cache_is_not_packed(tmp_path, toy):
     toy.write(tmp_path / "cache", stop=6)
     with pytest.raises(UsageError, match="not finished"):
-        pack_cache(tmp_path / "cache", tmp_path / "archive")
+        pack_cache(tmp_path / "cache", tmp_path / "archive", codec="zstd")
 
 
 def test_damage_is_never_packed(cache, tmp_path, flip):
     flip(cache / "rows.zarr/train/source/c.1.0", 77)
     with pytest.raises(DamagedError, match=r"c\.1\.0"):
-        pack_cache(cache, tmp_path / "archive")
-    assert not (tmp_path / "archive/pack.json").exists()
-
-
-def test_a_folder_in_use_is_not_overwritten(cache, tmp_path):
-    pack_cache(cache, tmp_path / "archive")
-    for target in (cache, tmp_path / "archive"):
-        with pytest.raises(UsageError, match="already"):
-            pack_cache(cache, target)
-        with pytest.raises(UsageError, match="already"):
-            unpack_cache(tmp_path / "archive", target)
-
-
-def test_a_packed_cache_says_that_it_is_packed(cache, tmp_path):
-    pack_cache(cache, tmp_path / "archive")
-    with pytest.raises(UsageError, match=r"packed\.\n.*\n.*unpack"):
+        pack_cache(cache, tmp_path / "archive", codec="zstd")
+    with pytest.raises(UsageError, match="not finished"):
         CacheReader.open(tmp_path / "archive")
 
 
-def test_every_flipped_bit_of_an_archive_is_found(cache, tmp_path, flip):
-    pack_cache(cache, tmp_path)
+def test_a_folder_in_use_is_not_overwritten(cache, large, tmp_path):
+    pack_cache(cache, tmp_path / "archive", codec="zstd")
+    with pytest.raises(UsageError, match="already"):
+        pack_cache(cache, tmp_path / "archive", codec="zstd")
+    for source, codec in [(cache, "blosc-lz4"), (large, "zstd")]:
+        with pytest.raises(MismatchError, match="another cache"):
+            pack_cache(source, tmp_path / "archive", codec=codec)
+    with pytest.raises(NestcoderError):
+        pack_cache(cache, cache, codec="zstd")
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_an_interrupted_packing_goes_on(large, packed_once, tmp_path, tree):
+    """Broken off at every tenth operation of the disk, again and again."""
+    count, reached = 0, 0
+
+    def breaks(moment, _operation, _path):
+        nonlocal count
+        count += moment == "before"
+        if count > reached:
+            raise StoppedError
+
+    for _ in range(200):
+        count, reached = 0, reached + 10
+        try:
+            with watch(breaks):
+                pack_cache(large, tmp_path / "out", codec="zstd")
+            break
+        except StoppedError:
+            assert not verify_cache_or_nothing(tmp_path / "out")
+    assert reached > 50
+    assert tree(tmp_path / "out") == tree(packed_once)
+
+
+def verify_cache_or_nothing(path):
+    return verify_cache(path).faults if (path / "manifest.json").exists() else ()
+
+
+def test_two_do_not_pack_into_one_folder(cache, tmp_path):
+    def again(moment, operation, _path):
+        if operation == "append":
+            with pytest.raises(InUseError):
+                pack_cache(cache, tmp_path / "archive", codec="zstd")
+
+    with watch(again):
+        pack_cache(cache, tmp_path / "archive", codec="zstd")
+
+
+def test_the_harvest_of_a_packed_cache_is_told_its_codec(make_toy, packed):
+    with pytest.raises(MismatchError, match="has codec zstd, not none"):
+        make_toy(train_rows=600, held_out_rows=70, d_source=48, d_target=32, **FLOAT).writer(packed)
+
+
+def test_a_damaged_chunk_of_a_packed_cache_is_named_and_harvested_again(make_toy, packed_once, packed, flip, tree):
+    name = "rows.zarr/train/source/c.1.0"
+    flip(packed / name, 8 * ((packed / name).stat().st_size // 2))
+    (fault,) = verify_cache(packed).faults
+    assert (fault.kind, fault.path, len(fault.chunks)) == ("damaged", name, 1)
+    with pytest.raises(DamagedError, match=r"c\.1\.0"):
+        CacheReader.open(packed).split("train").rows(slice(None))
+    assert repair_cache(packed).revoked == (("train", 0),)
+    make_toy(train_rows=600, held_out_rows=70, d_source=48, d_target=32, codec="zstd", **FLOAT).write(packed)
+    assert not verify_cache(packed).faults
+    rows, whole = (
+        {path: data for path, data in tree(at).items() if "rows.zarr" in path} for at in (packed, packed_once)
+    )
+    assert {path: data for path, data in rows.items() if "quarantine" not in path} == whole
+
+
+def test_every_flipped_bit_of_a_packed_cache_is_found(packed, flip):
     random = np.random.default_rng(0)
-    for file in sorted(path for path in tmp_path.rglob("*") if path.is_file() and "cache" not in path.parts):
-        if tmp_path / "cache" in file.parents:
-            continue
+    for file in sorted(path for path in packed.rglob("*") if path.is_file() and path.parent.name != "locks"):
         bit = int(random.integers(8 * file.stat().st_size))
         flip(file, bit)
-        with pytest.raises((DamagedError, MismatchError)):
-            verify_pack(tmp_path)
+        try:
+            assert verify_cache(packed).faults, file
+        except (DamagedError, MismatchError):
+            assert file.name == "manifest.json"
         flip(file, bit)
-    verify_pack(tmp_path)
+    assert not verify_cache(packed).faults
 
 
-def rewrite(archive, **changes):
-    document = json.loads((archive / "pack.json").read_bytes()) | changes
-    document.pop("checksum")
-    document["checksum"] = file_hash([canonical_json(document)])
-    (archive / "pack.json").write_bytes(canonical_json(document))
+def test_sizes_that_make_no_sense_are_damage(packed):
+    path = packed / journal_path(0)
+    lines = [json.loads(line[17:]) for line in path.read_bytes().splitlines()]
+    from cache.journal import append
+
+    for sizes in ([], [10], [-1, 5], [1 << 40, 1], ["1", 2], None, [5.0, 5.0], "ab", 7):
+        path.unlink()
+        for number, line in enumerate(lines[:2]):
+            if number:
+                line["files"][0] |= {"sizes": sizes}
+            append(path, line)
+        with pytest.raises(DamagedError, match="does not describe"):
+            CacheReader.open(packed)
 
 
-def test_an_archive_made_to_harm_is_refused(cache, tmp_path):
-    archive = tmp_path / "archive"
-    pack_cache(cache, archive)
-    files = json.loads((archive / "pack.json").read_bytes())["files"]
-    for changes, problem in [
-        ({"codec": "pickle"}, MismatchError),
-        ({"codec": "../../x"}, MismatchError),
-        ({"version": 2}, MismatchError),
-        ({"files": {}}, DamagedError),
-        ({"files": 5}, DamagedError),
-        ({"files": files | {"promises/manifest.json": [1, "0"]}}, DamagedError),
-    ]:
-        rewrite(archive, **{"files": files, "codec": "zstd", "version": 1} | changes)
-        with pytest.raises(problem):
-            unpack_cache(archive, tmp_path / "back")
-        assert not (tmp_path / "back/manifest.json").exists()
+def decode(codec, data, size):
+    out = bytearray(size)
+    decode_into(out, codec, data)
+    return out
 
 
 def test_a_bomb_takes_no_memory():
