@@ -152,9 +152,13 @@ def replaced(document, at, value):
 def sealed(document):
     """A manifest's bytes with a right fingerprint and checksum, whatever else it says."""
     document = {key: value for key, value in document.items() if key != "checksum"}
-    determining = {key: document.get(key) for key in ("version", "format", "special_ids", "files")}
-    identity = document.get("identity")
-    determining["identity"] = {k: v for k, v in identity.items() if k != "proof"} if isinstance(identity, dict) else {}
+    determining = {key: document.get(key) for key in ("version", "special_ids")}
+    for key, left_out in (("identity", "proof"), ("format", "codec")):
+        said = document.get(key)
+        determining[key] = {k: v for k, v in said.items() if k != left_out} if isinstance(said, dict) else said
+    files = document.get("files")
+    kept = {k: v for k, v in files.items() if k.startswith("rows.zarr/parameters/")} if isinstance(files, dict) else {}
+    determining["parameters"] = kept
     document["fingerprint"] = file_hash([canonical_json(determining)])
     document["checksum"] = file_hash([canonical_json(document)])
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
@@ -240,6 +244,11 @@ def changed(cache, **changes):
         {"parts": 0},
         {"dtype": "object"},
         {"dtype": "int8; import os"},
+        {"codec": "pickle"},
+        {"codec": "zstd"},
+        {"codec": None},
+        {"target": "recompute"},
+        {"target": "../x"},
         {"surplus": 1},
     ],
 )
@@ -259,6 +268,11 @@ def test_a_path_that_leaves_the_folder_is_damage(cache, path):
     (cache / "manifest.json").write_bytes(sealed(document))
     with pytest.raises(DamagedError, match="path"):
         read_manifest(cache)
+
+
+def test_what_seals_a_manifest_here_is_the_formats_own_fingerprint(cache):
+    whole = (cache / "manifest.json").read_bytes()
+    assert sealed(json.loads(whole)) == whole
 
 
 def test_an_unknown_version_is_named(cache):

@@ -96,6 +96,4 @@ def test_pack_and_unpack_say_the_ratio(cache, tmp_path):
     code, said, _ = run("--json", "cache", "unpack", tmp_path / "archive", tmp_path / "back")
     assert json.loads(said)["ratio"] > 0
     assert run("cache", "verify", tmp_path / "back")[0] == 0
-    code, _, problem = run("cache", "pack", cache, tmp_path / "other", "--codec", "pickle")
-    assert code == 2
-    assert "'pickle' is not one of" in problem
+    assert run("cache", "pack", cache, tmp_path / "other", "--codec", "pickle")[0] == 2
