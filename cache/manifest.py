@@ -224,9 +224,13 @@ def _build(document: dict[str, Any]) -> Manifest:
     if problem:
         raise ValueError(problem)
     files = {_plain_path(path): (_size(size), str(digest)) for path, (size, digest) in document["files"].items()}
-    for path, data in geometry.zarr_files().items():
+    computed = geometry.zarr_files()
+    for path, data in computed.items():
         if files[path] != (len(data), file_hash([data])):
             raise ValueError(f"{path} is not bound as this geometry has it")
+    for path in files.keys() - computed.keys():
+        if not path.startswith(_PARAMETERS):
+            raise ValueError(f"{path} is no file of this geometry")
     special = tuple(_token(token) for token in document["special_ids"])
     if not isinstance(document["identity"], dict) or not _is_plain(document["written_with"]):
         raise ValueError("identity or written_with is no mapping")

@@ -219,7 +219,7 @@ def test_noise_is_refused(cache, whole_cache, noise, keep):
 
 
 def small_arrays(cache):
-    return CacheReader(cache, read_manifest(cache), verify=True, view="mlp_in").arrays
+    return CacheReader(cache, read_manifest(cache), verify=True, view="mlp_in", device="cpu").arrays
 
 
 def changed(cache, **changes):
