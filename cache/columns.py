@@ -7,7 +7,7 @@ chunks readable; each is held against its checksum the first time.
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +25,7 @@ from cache.journal import FileEntry
 from cache.layout import Array
 from cache.mapping import Region, open_plain
 
+_AHEAD_BYTES = 16 << 20
 Chunks = Int64[np.ndarray, " n"]
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
 
@@ -61,12 +62,18 @@ class Column:
         """Make every row readable."""
         self.need(np.arange(-(-self.array.rows // self.array.chunk_rows), dtype=np.int64))
 
-    def read_ahead(self, chunks: Chunks) -> None:
-        """Ask the disk for these chunks before they are needed."""
+    def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
+        """Read chunks from the disk before they are needed, in this order, and check them while the next ones come."""
         self._place_files(chunks)
         size = self.array.chunk_bytes
-        for chunk in chunks.tolist():
-            self._region.read_ahead(offset=chunk * size, size_bytes=size)
+        ahead = -(-_AHEAD_BYTES // size)
+        for place in range(-ahead, len(chunks)):
+            if stopped():
+                return
+            if place + ahead < len(chunks):
+                self._region.read_ahead(offset=int(chunks[place + ahead]) * size, size_bytes=size)
+            if place >= 0:
+                self.need(chunks[place : place + 1])
 
     def _place_files(self, chunks: Chunks) -> None:
         with self._lock:
@@ -127,8 +134,12 @@ class PassingColumn(Column, ABC):
             self.need(chunks)
             yield
 
-    def read_ahead(self, chunks: Chunks) -> None:
-        """Nothing: a pool may be larger than what is held, so chunks come as batches need them."""
+    def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
+        """Bring chunks before they are needed, some at a time, as far as there is room for them."""
+        for start in range(0, len(chunks), self.connections):
+            if stopped():
+                return
+            self.need(chunks[start : start + self.connections])
 
     def _give_up(self, chunk: int) -> None:
         self._checked[chunk] = False

@@ -4,6 +4,7 @@ A batch is a pure function of (cache, seed, number), so threads, prefetching and
 that starts at batch n goes on exactly where one that handed out n batches stopped.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ import numpy as np
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
+from cache.buffers import Buffers
 from cache.errors import UsageError
 from cache.order import EpochOrder
-from cache.reader import CacheReader, View
+from cache.reader import CacheReader, SplitView, View
 
-POOL_BYTES = 900_000_000
+POOL_BYTES = 1_000_000_000
+_POOLS_REMEMBERED = 8
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,16 @@ class Loader:
         if not len(self._rows):
             raise UsageError(f"The cache has no {split} rows.", where=reader.path)
         self._batch_rows, self._seed, self._rank, self._world = batch_rows, seed, rank, world
-        self._pin, self._prefetch = pin_memory, prefetch
+        self._prefetch = prefetch
+        self._buffers = Buffers(rows=-(-batch_rows // world), pinned=pin_memory)
         self._special = np.array(reader.special_ids if mask_special else (), np.int32)
         self.batches_per_epoch = -(-len(self._rows) // batch_rows)
         self._end = None if epochs is None else epochs * self.batches_per_epoch
         self.consumed = self._submitted = start_batch
         self.waited_seconds = 0.0
-        self._announced = (-1, -1)
         self._futures: deque[Future[Batch]] = deque()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._pools = _Pools(self._rows)
 
     def __enter__(self) -> "Loader":
         return self
@@ -80,6 +84,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the threads."""
+        self._pools.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -100,31 +105,25 @@ class Loader:
     def batch(self, number: int) -> Batch:
         """Batch ``number``, or this rank's part of it, gathered now. Raises DamagedError."""
         epoch, place = divmod(number, self.batches_per_epoch)
+        order = self._order(epoch)
+        last = self._end is not None and epoch + 1 >= self._end // self.batches_per_epoch
+        self._pools.enter(
+            order, order.pool_at(place * self._batch_rows), following=None if last else self._order(epoch + 1)
+        )
         index = self.rows_of(epoch, place)
         tokens = self._rows.tokens[index]
         if self._special.size:
             kept = ~np.isin(tokens, self._special)
             index, tokens = index[kept], tokens[kept]
-        source, target = self._rows.sides(index, view=self._view)
-        if self._pin:
-            source, target = (side.pin_memory() if side.device.type == "cpu" else side for side in (source, target))
+        source, target = self._rows.sides(index, view=self._view, buffers=self._buffers)
         return Batch(source, target, tokens, self._rows.document[index], number, epoch)
 
     def rows_of(self, epoch: int, place: int) -> Int64[np.ndarray, " batch"]:
-        """Row numbers of this rank's part of the epoch's batch ``place``, before masking."""
+        """Row numbers of this rank's part of the epoch's batch ``place``, before masking. Nothing is read for it."""
         start = place * self._batch_rows
         count = min(self._batch_rows, len(self._rows) - start)
         first, last = (start + count * (self._rank + step) // self._world for step in (0, 1))
-        order = self._order(epoch)
-        self._announce(order, order.pool_at(start))
-        return order.rows_at(first, last)
-
-    def _announce(self, order: EpochOrder, pool: int) -> None:
-        """Ask the disk for a pool's chunks when the first batch is drawn from it, in the order of the file."""
-        if self._announced != (order.epoch, pool):
-            self._announced = (order.epoch, pool)
-            for name in self._rows.group.sides:
-                self._rows.columns[name].read_ahead(np.sort(order.chunks_of_pool(pool)))
+        return self._order(epoch).rows_at(first, last)
 
     def _order(self, epoch: int) -> EpochOrder:
         group = self._rows.group
@@ -136,6 +135,38 @@ class Loader:
             seed=self._seed,
             epoch=epoch,
         )
+
+
+class _Pools:
+    """Reads a pool's chunks in the order of the file before a batch is drawn from it, and the next one's behind it."""
+
+    def __init__(self, rows: SplitView) -> None:
+        self._rows = rows
+        self._reading: dict[tuple[int, int], Future[None]] = {}
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+
+    def enter(self, order: EpochOrder, pool: int, *, following: EpochOrder | None) -> None:
+        """Return when the pool is near. Raises DamagedError for the first chunk that is not as promised."""
+        after = (order, pool + 1) if pool + 1 < order.pools else (following, 0)
+        with self._lock:
+            for near, number in ((order, pool), after):
+                if near and (near.epoch, number) not in self._reading:
+                    self._reading[near.epoch, number] = self._thread.submit(self._read, near, number)
+            reading = self._reading[order.epoch, pool]
+            for done in list(self._reading)[:-_POOLS_REMEMBERED]:
+                del self._reading[done]
+        reading.result()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closed.set()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, order: EpochOrder, pool: int) -> None:
+        chunks = np.sort(order.chunks_of_pool(pool))
+        for name in self._rows.group.sides:
+            self._rows.columns[name].read_through(chunks, stopped=self._closed.is_set)
 
 
 def open_loader(

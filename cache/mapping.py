@@ -29,11 +29,13 @@ _READ_AHEAD_BYTES = 1 << 20
 
 
 class Region:
-    """``bytes`` is the whole stretch; what no file was placed in must not be touched."""
+    """``bytes`` is the whole stretch. It may also serve as plain memory, where no file is placed in it."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, *, huge_pages: bool = False) -> None:
         self._size = -(-max(size_bytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._address = _map(None, self._size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_ANONYMOUS | _NORESERVE, -1)
+        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+            _LIBC.madvise(self._address, self._size, mmap.MADV_HUGEPAGE)
         memory = (ctypes.c_uint8 * size_bytes).from_address(self._address)
         self.bytes: UInt8[np.ndarray, " bytes"] = np.ctypeslib.as_array(memory)
         # The array's base must outlive every view of it, and the mapping must outlive the base.

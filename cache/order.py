@@ -82,7 +82,8 @@ def _scramble(value: UInt64[np.ndarray, " n"], key: np.uint64) -> UInt64[np.ndar
 class EpochOrder:
     """The order of one epoch over ``rows`` rows that lie in chunks, and chunks in segments.
 
-    ``pool_rows`` is about how many rows are near at a time. State: none. Any place in O(1).
+    ``pool_rows`` is how many rows are near at a time, at most but for the last, short chunk. State: none. Any place in
+    O(1).
     """
 
     rows: int
@@ -99,7 +100,7 @@ class EpochOrder:
 
     @property
     def pools(self) -> int:
-        return max(1, self.chunks // max(1, self.pool_rows // self.chunk_rows))
+        return max(1, -(-self.chunks // max(1, self.pool_rows // self.chunk_rows)))
 
     def pool_start(self, pool: int) -> int:
         """The place in the epoch of the first row of ``pool``; for ``pools`` the number of rows."""

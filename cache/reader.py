@@ -18,6 +18,7 @@ from jaxtyping import Float, Int8, Int32, Int64, Shaped
 from torch import Tensor
 
 from cache.bits import STAGED_AS, TORCH_DTYPES, to_tensor
+from cache.buffers import Buffers
 from cache.columns import Column, UnpackedColumn
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.held import Held
@@ -72,22 +73,29 @@ class SplitView:
         return Rows(source, target, **narrow)
 
     def sides(
-        self, index: Int64[np.ndarray, " rows"], *, view: View | None = None
+        self, index: Int64[np.ndarray, " rows"], *, view: View | None = None, buffers: Buffers | None = None
     ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
-        """Source and target of the rows ``index``. A target that is computed lies on the reader's device."""
-        source = self.gather("source", index)
-        target = self.gather("target", index) if "target" in self.columns else self._reader.mlp.target(source)
+        """Source and target of the rows ``index``, in ``buffers`` where those are given.
+
+        A target that is computed lies on the reader's device.
+        """
+        source = self.gather("source", index, buffers=buffers)
+        stored = "target" in self.columns
+        target = self.gather("target", index, buffers=buffers) if stored else self._reader.mlp.target(source)
         return self._reader.as_view(source, view), target.to(
             TORCH_DTYPES[STAGED_AS.get(self.group.dtype, self.group.dtype)]
         )
 
-    def gather(self, name: str, index: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows width"]:
+    def gather(
+        self, name: str, index: Int64[np.ndarray, " rows"], *, buffers: Buffers | None = None
+    ) -> Float[Tensor, "rows width"]:
         """Rows ``index`` of a stored ``source`` or ``target``, copied from the maps."""
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise UsageError(f"A row outside 0 to {len(self) - 1} was asked for.")
-        column = self.columns[name]
+        column, values = self.columns[name], self._tensors[name]
+        out = buffers.take(len(index), width=values.shape[1], dtype=values.dtype) if buffers else None
         with column.using(index // column.array.chunk_rows):
-            rows = torch.index_select(self._tensors[name], 0, torch.from_numpy(index))
+            rows = torch.index_select(values, 0, torch.from_numpy(index), out=out)
         return rows if self.group.dtype != "int8" else self._restored(name, rows, index)
 
     def _restored(

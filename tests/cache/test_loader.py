@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from cache.buffers import Buffers
+from cache.columns import Column
 from cache.config import CacheSettings
-from cache.errors import UsageError
+from cache.errors import DamagedError, UsageError
 from cache.loader import open_loader
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
@@ -96,3 +98,68 @@ def test_an_absent_group_and_absurd_sizes_are_refused(reader):
         open_loader(reader, split="held_out", batch_rows=10, seed=0)
     with pytest.raises(UsageError, match="batch_rows=0"):
         open_loader(reader, batch_rows=0, seed=0)
+
+
+def test_what_is_still_held_is_never_overwritten(reader):
+    with open_loader(reader, batch_rows=50, seed=3, epochs=2, prefetch=2) as loader:
+        held = []
+        for number, batch in enumerate(loader):
+            exact = loader.batch(number)
+            assert torch.equal(batch.source, exact.source)
+            if number % 3 == 0:
+                held.append((batch.source[5:9], exact.source[5:9].clone()))
+    assert all(torch.equal(kept, exact) for kept, exact in held)
+
+
+def test_memory_is_used_again_as_soon_as_nobody_holds_it():
+    buffers = Buffers(rows=100, pinned=False)
+    first = buffers.take(80, width=3, dtype=torch.bfloat16)
+    address, part = first.data_ptr(), first[3:5].float
+    del first
+    assert buffers.take(100, width=3, dtype=torch.bfloat16).data_ptr() != address, "a view is still held"
+    del part
+    second = buffers.take(100, width=3, dtype=torch.bfloat16)
+    assert second.shape == (100, 3)
+    third = buffers.take(7, width=6, dtype=torch.float32)
+    second.zero_()
+    third.fill_(1)
+    assert not second.any()
+    taken = {second.data_ptr(), third.data_ptr()}
+    del second, third
+    assert {buffers.take(9, width=3, dtype=torch.float16).data_ptr() for _ in range(4)} & taken
+
+
+def test_a_pool_is_read_in_the_order_of_the_file_and_the_next_one_behind_it(reader, monkeypatch):
+    row_bytes = 2 * (3 + 2)
+    monkeypatch.setattr("cache.loader.POOL_BYTES", 20 * 8 * row_bytes)
+    seen = []
+    read = Column.read_through
+
+    def noted(column, chunks, **options):
+        seen.append((column.array.name, chunks.tolist()))
+        read(column, chunks, **options)
+
+    monkeypatch.setattr(Column, "read_through", noted)
+    with open_loader(reader, batch_rows=16, seed=3, epochs=1) as loader:
+        loader.batch(0)
+        loader.close()
+        assert [name for name, _ in seen] == ["source", "target"] * 2
+        assert all(chunks == sorted(chunks) for _, chunks in seen)
+        order = loader._order(0)
+        assert seen[0][1] == sorted(order.chunks_of_pool(0).tolist())
+        assert seen[2][1] == sorted(order.chunks_of_pool(1).tolist())
+        assert max(len(chunks) for _, chunks in seen) <= 21, "a pool holds no more than it may"
+
+
+def test_to_name_rows_reads_none(reader, monkeypatch):
+    monkeypatch.setattr(Column, "need", lambda *_: pytest.fail("rows were read"))
+    with open_loader(reader, batch_rows=16, seed=3) as loader:
+        assert len(loader.rows_of(4, 2)) == 16
+
+
+def test_damage_is_met_by_the_batch_that_needs_it(tmp_path, make_toy, flip):
+    make_toy().write(tmp_path)
+    flip(tmp_path / "rows.zarr/train/source/c.1.0", 77)
+    loader = open_loader(CacheReader.open(tmp_path), batch_rows=8, seed=0)
+    with loader, pytest.raises(DamagedError, match=r"c\.1\.0"):
+        list(loader)

@@ -66,7 +66,7 @@ def test_a_pool_serves_the_chunks_that_it_names(order):
 
 
 def test_a_pool_is_spread_over_all_segments():
-    order = EpochOrder(rows=64 * 1024 + 300, chunk_rows=16, segment_rows=1024, pool_rows=1024, seed=5, epoch=1)
+    order = EpochOrder(rows=64 * 1024 + 300, chunk_rows=16, segment_rows=1024, pool_rows=1040, seed=5, epoch=1)
     for pool in range(order.pools):
         segments = np.bincount(order.chunks_of_pool(pool) * 16 // 1024, minlength=65)
         assert segments[:64].min() >= 0
