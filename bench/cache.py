@@ -186,7 +186,8 @@ def mixing(rows, width):
     )
     for wide in sorted({96, 768, width, 3584, 4608}):
         pool_rows = POOL_BYTES // (4 * wide)
-        sizes = {"chunk_rows": settings.chunk_rows, "segment_rows": settings.segment_rows, "pool_rows": pool_rows}
+        chunk_rows, segment_rows = settings.chunk_rows_of(2 * wide), settings.segment_rows
+        sizes = {"chunk_rows": chunk_rows, "segment_rows": segment_rows, "pool_rows": pool_rows}
         order = EpochOrder(rows=len(text), seed=1, epoch=0, **sizes)
         starts = generator.integers(0, len(text) // BATCH_ROWS, 40) * BATCH_ROWS
         found = measure_mixing(laid, (order.rows_at(start, start + BATCH_ROWS) for start in starts.tolist()))

@@ -1,5 +1,6 @@
 """The settings of a cache: what its bytes look like, which documents are held out, and how it is read."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 from cache.codec import Codec
 from cache.settings import Settings
 
+_CHUNK_BYTES, _MOST_CHUNK_ROWS = 1_200_000, 1024
 Dtype = Literal["bfloat16", "float16", "float32", "int8"]
 
 
@@ -19,8 +21,8 @@ class CacheSettings(Settings):
     """Compresses the rows, by zarr's codecs: for an archive. Reading then unpacks every chunk, where none maps it."""
     target: Literal["stored", "recompute"] = "stored"
     """``recompute`` keeps the source alone, half the disk, and the layer's MLP, which gives the target when read."""
-    chunk_rows: int = Field(default=512, ge=1)
-    """Rows of a chunk: the unit of a checksum and of a sequential read."""
+    chunk_rows: int | None = Field(default=None, ge=1)
+    """Rows of a chunk, the unit of a checksum and of a sequential read; None makes chunks of about a megabyte."""
     shard_rows: int = Field(default=8192, ge=1)
     """Rows of a file of the training rows."""
     segment_rows: int = Field(default=131_072, ge=1)
@@ -31,14 +33,26 @@ class CacheSettings(Settings):
     """The share of documents that is held out."""
     split_seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seeds which documents are held out."""
-    publish: str = ""
-    """An fsspec URL (s3://bucket/folder) to commit to as well: below it the cache lies as it does below runs/."""
+    check_reads: bool = True
+    """Hold each chunk against its checksum the first time that it is read."""
+    remote: str = ""
+    """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
+    what is not in runs/ is read from there."""
+    remote_bytes: int = Field(default=20_000_000_000, ge=1)
+    """Bytes of rows of a remote cache of which copies are kept on this disk, in the user's cache folder."""
 
     @model_validator(mode="after")
     def _rows_fit(self) -> "CacheSettings":
         for small, large in (("chunk_rows", "shard_rows"), ("shard_rows", "segment_rows")):
-            parts, rest = divmod(getattr(self, large), getattr(self, small))
+            parts, rest = divmod(getattr(self, large), getattr(self, small) or 1)
             if rest or not parts:
                 sizes = f"{getattr(self, large)} = {parts} x {getattr(self, small)} + {rest}"
                 raise ValueError(f"{large} must be a multiple of {small}, but {sizes}")
         return self
+
+    def chunk_rows_of(self, row_bytes: int) -> int:
+        """Rows of a chunk: as set, or the largest power of two that makes it no larger than 1.2 MB and shards whole."""
+        if self.chunk_rows:
+            return self.chunk_rows
+        rows = 1 << max(0, (_CHUNK_BYTES // row_bytes).bit_length() - 1)
+        return math.gcd(min(rows, _MOST_CHUNK_ROWS), self.shard_rows)

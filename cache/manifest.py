@@ -19,7 +19,7 @@ import numpy as np
 from cache.checksum import canonical_json, file_hash
 from cache.config import CacheSettings
 from cache.errors import DamagedError, MismatchError, UsageError
-from cache.layout import STORE, Geometry, held_out_shard_rows, zarr_document
+from cache.layout import ITEM_BYTES, STORE, STORED_AS, Geometry, held_out_shard_rows, zarr_document
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -89,6 +89,8 @@ def make_geometry(
     settings: CacheSettings, *, d_source: int, d_target: int, train_rows: int, held_out_rows: int, parts: int
 ) -> Geometry:
     """The layout that these settings give so many rows. Raises UsageError for sizes that no cache has."""
+    chunk_rows = settings.chunk_rows_of(max(1, max(d_source, d_target) * ITEM_BYTES[STORED_AS[settings.dtype]]))
+    rows = {"chunk_rows": chunk_rows, "shard_rows": settings.shard_rows, "segment_rows": settings.segment_rows}
     geometry = Geometry(
         dtype=settings.dtype,
         codec=settings.codec,
@@ -97,15 +99,8 @@ def make_geometry(
         target=settings.target,
         train_rows=train_rows,
         held_out_rows=held_out_rows,
-        chunk_rows=settings.chunk_rows,
-        shard_rows=settings.shard_rows,
-        segment_rows=settings.segment_rows,
-        held_out_shard_rows=held_out_shard_rows(
-            chunk_rows=settings.chunk_rows,
-            shard_rows=settings.shard_rows,
-            segment_rows=settings.segment_rows,
-            fraction=settings.held_out_fraction,
-        ),
+        **rows,
+        held_out_shard_rows=held_out_shard_rows(**rows, fraction=settings.held_out_fraction),
         parts=parts,
     )
     problem = _geometry_problem(geometry)

@@ -11,19 +11,16 @@ from pathlib import Path
 from cache import disk
 from cache.journal import Commit, Journal, journal_path, read_journal
 from cache.manifest import MANIFEST, Manifest
-from cache.remote import Remote
+from cache.remote import Remote, url_of
 
 _CONNECTIONS = 8
 
 
 def open_publisher(path: Path, url: str, *, part: int) -> "Publisher | None":
-    """The publisher of the cache in ``path`` below ``url``, '' for none: at its last three folders' names.
-
-    runs/gpt2/layer08/cache goes to <url>/gpt2/layer08/cache. What only the remote side has is fetched.
-    """
+    """The publisher of the cache in ``path`` below ``url``, '' for none. What only the remote side has is fetched."""
     if not url:
         return None
-    publisher = Publisher(path, "/".join([url.rstrip("/"), *path.resolve().parts[-3:]]), part=part)
+    publisher = Publisher(path, url_of(path, url), part=part)
     publisher.fetch_promises()
     return publisher
 

@@ -20,12 +20,13 @@ from torch import Tensor
 from cache.bits import STAGED_AS, TORCH_DTYPES, to_tensor
 from cache.buffers import Buffers
 from cache.columns import Column, UnpackedColumn
+from cache.config import CacheSettings
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.held import Held
 from cache.int8 import restore
 from cache.journal import Commit, FileEntry, journal_path, read_journal
 from cache.layout import STORE, Array, Group
-from cache.manifest import Manifest, first_difference, read_bound, read_manifest, read_parameter, refuse_links
+from cache.manifest import MANIFEST, Manifest, first_difference, read_bound, read_manifest, read_parameter, refuse_links
 from cache.recompute import Mlp, mlp_of_arrays
 from cache.statistics import GroupStatistics, merge_groups, unpack
 
@@ -172,6 +173,18 @@ class CacheReader:
         reader = cls(Path(path), read_manifest(Path(path)), verify=verify, view=view, device=device)
         reader.check(expect)
         return reader
+
+    @classmethod
+    def open_near(cls, path: Path, settings: CacheSettings, *, device: str = "cpu") -> "CacheReader":
+        """Open the cache in ``path`` or, where there is none, that of the same place below ``settings.remote``.
+
+        Raises as ``open``.
+        """
+        if not settings.remote or (path / MANIFEST).exists():
+            return cls.open(path, verify=settings.check_reads, device=device)
+        from cache.remote import open_remote, url_of
+
+        return open_remote(url_of(path, settings.remote), limit_bytes=settings.remote_bytes, device=device)
 
     def check(self, expect: dict[str, Any] | None) -> None:
         """Read the journals and compare the identity with ``expect``. Raises as ``open``."""

@@ -17,6 +17,7 @@ from cache import disk
 from cache.checksum import file_hash
 from cache.chunks import unpack_into
 from cache.columns import Column, PassingColumn
+from cache.config import CacheSettings
 from cache.errors import DamagedError, DiskError, UsageError
 from cache.held import Held, Key
 from cache.journal import FileEntry, journal_path
@@ -24,8 +25,12 @@ from cache.layout import STORE, Array
 from cache.manifest import MANIFEST, Manifest, parse_manifest
 from cache.reader import CacheReader, View
 
-LOCAL_BYTES = 20_000_000_000
 _ATTEMPTS = 4
+
+
+def url_of(path: Path, url: str) -> str:
+    """Where below ``url`` the cache in ``path`` lies: runs/gpt2/layer08/cache at <url>/gpt2/layer08/cache."""
+    return "/".join([url.rstrip("/"), *path.resolve().parts[-3:]])
 
 
 class Remote:
@@ -190,7 +195,7 @@ def open_remote(
     expect: dict[str, Any] | None = None,
     view: View = "mlp_in",
     local: Path | None = None,
-    limit_bytes: int = LOCAL_BYTES,
+    limit_bytes: int = CacheSettings().remote_bytes,
     device: str = "cpu",
 ) -> RemoteReader:
     """Open the cache at ``url``: manifest, journals and small arrays are copied now, rows as they are needed.

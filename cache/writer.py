@@ -21,7 +21,7 @@ from cache.bits import Activations, StoredRows, to_stored
 from cache.checksum import Bytes, file_hash
 from cache.config import CacheSettings
 from cache.errors import CapacityError, MismatchError, NumericalError, UsageError
-from cache.journal import Commit, FileEntry, Journal, Point, journal_path, open_journal, read_journal
+from cache.journal import Commit, FileEntry, Point, journal_path, open_journal, read_journal
 from cache.layout import GROUPS, STORE
 from cache.manifest import (
     MANIFEST,
@@ -83,9 +83,12 @@ class CacheWriter:
         )
         with ExitStack() as stack:
             stack.enter_context(disk.lock(self._path / "locks" / f"part-{part:05d}"))
-            self._publisher = open_publisher(self._path, settings.publish, part=part)
+            self._publisher = open_publisher(self._path, settings.remote, part=part)
             self._create(files)
-            self._journal = self._open_journal(progress or Silent())
+            self._journal = open_journal(self._path / journal_path(self._part), **self._promising)
+            if self._journal.commits:
+                held = len(self._journal.commits)
+                (progress or Silent()).note(f"kept {held} segments of an earlier run in {self._path}")
             self._check_room()
             if self._publisher:
                 self._publisher.catch_up(self.manifest, self._journal)
@@ -233,12 +236,6 @@ class CacheWriter:
     @property
     def _tag(self) -> str:
         return f"part-{self._part:05d}"
-
-    def _open_journal(self, progress: Progress) -> Journal:
-        journal = open_journal(self._path / journal_path(self._part), **self._promising)
-        if journal.commits:
-            progress.note(f"kept {len(journal.commits)} segments of an earlier run in {self._path}")
-        return journal
 
     @property
     def _promising(self) -> dict[str, Any]:

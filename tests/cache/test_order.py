@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache.config import CacheSettings
 from cache.order import EpochOrder, derive_key, permute, unpermute
 
 
@@ -81,3 +84,14 @@ def test_another_seed_or_epoch_is_another_order(change):
     assert (orders[0].rows_at(0, 4096) == orders[1].rows_at(0, 4096)).mean() < 0.01
     pools = [set(order.chunks_of_pool(0)) for order in orders]
     assert pools[0] != pools[1]
+
+
+@pytest.mark.parametrize("width", [1, 96, 768, 2304, 4608, 1 << 20])
+@pytest.mark.parametrize("shard_rows", [8192, 6000, 12, 1])
+def test_chunks_of_about_a_megabyte_fill_their_shards(width, shard_rows):
+    options = CacheSettings(shard_rows=shard_rows, segment_rows=4 * shard_rows)
+    rows = options.chunk_rows_of(2 * width)
+    assert shard_rows % rows == 0
+    assert rows == 1 or rows * 2 * width <= 1_200_000
+    assert rows * 4 * width > 1_200_000 or rows in {1024, math.gcd(shard_rows, 1024)}
+    assert CacheSettings(chunk_rows=3, shard_rows=6, segment_rows=6).chunk_rows_of(2 * width) == 3

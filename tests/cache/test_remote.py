@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cache.config import CacheSettings
 from cache.errors import CapacityError, DamagedError, DiskError, MismatchError, UsageError
 from cache.info import cache_info
 from cache.loader import open_loader
@@ -211,7 +212,7 @@ def bucket(s3, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_harvest_commits_to_s3_and_training_reads_from_it(bucket, s3, make_toy, pages, tmp_path):
-    toy = make_toy(train_rows=2000, held_out_rows=200, publish=bucket, **PAGES)
+    toy = make_toy(train_rows=2000, held_out_rows=200, remote=bucket, **PAGES)
     folder = tmp_path / "model" / "layer03" / "cache"
     toy.write(folder, stop=250)
     shutil.rmtree(folder)
@@ -230,7 +231,7 @@ def test_harvest_commits_to_s3_and_training_reads_from_it(bucket, s3, make_toy, 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_network_that_stays_down_is_one_sentence_and_a_rerun_goes_on(bucket, s3, make_toy, tmp_path):
-    toy = make_toy(publish=bucket)
+    toy = make_toy(remote=bucket)
     folder = tmp_path / "model" / "layer03" / "cache"
     toy.write(folder, stop=6)
     system = fsspec.filesystem("s3")
@@ -242,3 +243,33 @@ def test_a_network_that_stays_down_is_one_sentence_and_a_rerun_goes_on(bucket, s
     system.invalidate_cache()
     system.get(f"{bucket}/model/layer03/cache/", f"{tmp_path}/back/", recursive=True)
     assert verify_cache(tmp_path / "back").complete
+
+
+def test_what_is_not_here_is_read_from_below_the_remote_url(pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.put(f"{pages}/", "/bucket/gpt2/layer03/cache/", recursive=True)
+    here, settings = tmp_path / "runs/gpt2/layer03/cache", CacheSettings(remote="memory://bucket/")
+    assert same_rows(CacheReader.open_near(here, settings), CacheReader.open(pages))
+    tight = CacheReader.open_near(here, CacheSettings(remote="memory://bucket", remote_bytes=1000))
+    with pytest.raises(CapacityError):
+        tight.split("train").rows(slice(None))
+    system.store.clear()
+    shutil.copytree(pages, here)
+    assert same_rows(CacheReader.open_near(here, settings), CacheReader.open(pages))
+    with pytest.raises(UsageError, match="no cache here"):
+        CacheReader.open_near(tmp_path / "other", CacheSettings())
+
+
+def test_checksums_of_rows_can_be_left_out_but_not_those_of_the_journal(pages, tmp_path, flip):
+    shutil.copytree(pages, tmp_path / "cache")
+    flip(tmp_path / "cache/rows.zarr/train/source/c.1.0", 77)
+    whole = slice(None)
+    with pytest.raises(DamagedError):
+        CacheReader.open_near(tmp_path / "cache", CacheSettings()).split("train").rows(whole)
+    trusting = CacheSettings(check_reads=False)
+    assert len(CacheReader.open_near(tmp_path / "cache", trusting).split("train").rows(whole).source) == 2000
+    flip(tmp_path / "cache/journal/part-00000.jsonl", 1000)
+    with pytest.raises(DamagedError, match="journal"):
+        CacheReader.open_near(tmp_path / "cache", trusting)
