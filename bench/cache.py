@@ -1,15 +1,18 @@
 """The cache beside what it replaces, in one run: writing, shuffled batches, cold reading, mixing. Ratios count.
 
-    python -m bench.cache [--rows 131072] [--width 2304] [--repeats 3] [--folder DIR] [--mixing-rows 16000000]
+    python -m bench.cache [--rows 262144] [--width 2304] [--repeats 5] [--folder DIR] [--mixing-rows 16000000]
+                          [--peer PYTHON]         the Python of an environment that has sae-lens
 
 Methods take turns, the middle of the repeats is shown; one thread each. Cold means that the files' pages were dropped.
 """
 
 import argparse
 import gc
+import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,11 +37,12 @@ PIECE_ROWS = 8192
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=131_072)
+    parser.add_argument("--rows", type=int, default=262_144)
     parser.add_argument("--width", type=int, default=2304)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--mixing-rows", type=int, default=16_000_000)
+    parser.add_argument("--peer")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
@@ -65,10 +69,13 @@ def compare(folder, options):
         "this cache, prefetched": lambda _: drain(reader, threads=1),
         "zarr's own API, two batches": lambda _: through_zarr(store, order, batches=2),
     }
+    if options.peer:
+        peer = Peer(options, folder / "peer")
+        shuffled["SAELens's cache, float16"] = peer.epoch
     table("shuffled batches of 4,096, warm (per epoch)", shuffled, folder, options)
-    # Mapped pages cannot be dropped, and a reader and its views hold each other.
+    if options.peer:
+        peer.close()
     del reader, shuffled, store
-    gc.collect()
     cold = {
         "plain sequential read": lambda _: read_files(cache),
         "this cache, shuffled": lambda _: drain_cold(cache),
@@ -77,7 +84,10 @@ def compare(folder, options):
 
 
 def table(title, methods, folder, options, *, before=lambda: None):
-    """Run the methods in turn and print the middle of each, in wall and processor seconds, over the first one."""
+    """Run the methods in turn and print the middle of each, in wall and processor seconds, over the first one.
+
+    A method may return its own (wall, processor) seconds, or a number to multiply those measured here by.
+    """
     walls = {name: [] for name in methods}
     processors = {name: [] for name in methods}
     for _ in range(options.repeats):
@@ -86,9 +96,11 @@ def table(title, methods, folder, options, *, before=lambda: None):
             shutil.rmtree(path, ignore_errors=True)
             before()
             began, processor = time.perf_counter(), time.process_time()
-            scale = method(path) or 1
-            walls[name].append((time.perf_counter() - began) * scale)
-            processors[name].append((time.process_time() - processor) * scale)
+            said = method(path) or 1
+            took = (time.perf_counter() - began, time.process_time() - processor)
+            wall, cpu = said if isinstance(said, tuple) else (said * seconds for seconds in took)
+            walls[name].append(wall)
+            processors[name].append(cpu)
     shutil.rmtree(folder / "now", ignore_errors=True)
     first = next(iter(methods))
     print(f"\n{title:<46}{'seconds':>9}{'ratio':>8}{'cpu s':>9}{'ratio':>8}")
@@ -151,6 +163,26 @@ def through_zarr(store, order, *, batches):
     return len(order) / BATCH_ROWS / batches
 
 
+class Peer:
+    """SAELens reading a cache of its own, in a process of its own."""
+
+    def __init__(self, options, folder):
+        script = Path(__file__).with_name("support") / "read_saelens.py"
+        command = [options.peer, str(script), str(folder), str(options.rows), str(options.width)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        self._process = subprocess.Popen(command, **pipes)
+        assert json.loads(self._process.stdout.readline())["ready"]
+
+    def epoch(self, _):
+        self._process.stdin.write("epoch\n")
+        self._process.stdin.flush()
+        said = json.loads(self._process.stdout.readline())
+        return said["wall"], said["cpu"]
+
+    def close(self):
+        self._process.communicate()
+
+
 def row_files(cache):
     return [file for side in ("source", "target") for file in sorted((cache / "rows.zarr/train" / side).glob("c.*"))]
 
@@ -164,6 +196,8 @@ def read_files(cache):
 
 
 def drop_pages(cache):
+    # Mapped pages cannot be dropped, and a reader and its views hold each other.
+    gc.collect()
     for path in row_files(cache):
         with path.open("rb") as file:
             os.fsync(file.fileno())
