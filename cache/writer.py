@@ -84,12 +84,14 @@ class CacheWriter:
         with ExitStack() as stack:
             stack.enter_context(disk.lock(self._path / "locks" / f"part-{part:05d}"))
             self._publisher = open_publisher(self._path, settings.remote, part=part)
+            self._compare()
+            self._journal = read_journal(self._path / journal_path(part), **self._promising)
+            self._check_room()
             self._create(files)
-            self._journal = open_journal(self._path / journal_path(self._part), **self._promising)
+            self._journal = open_journal(self._path / journal_path(part), **self._promising)
             if self._journal.commits:
                 held = len(self._journal.commits)
                 (progress or Silent()).note(f"kept {held} segments of an earlier run in {self._path}")
-            self._check_room()
             if self._publisher:
                 self._publisher.catch_up(self.manifest, self._journal)
             self._closing = stack.pop_all()
@@ -207,15 +209,10 @@ class CacheWriter:
         disk.write_files(files(), tag=self._tag)
         return tuple(entries)
 
-    def _create(self, files: dict[str, bytes]) -> None:
-        """Make the store, or check that the one that lies here is the same. What a crash left aside is removed."""
+    def _compare(self) -> None:
+        """Raise MismatchError when another cache lies here."""
         refuse_links(self._path, self._geometry)
-        self._sweep()
-        wanted = [(self._path / path, [data]) for path, data in files.items()]
         if not (self._path / MANIFEST).exists():
-            read_journal(self._path / journal_path(self._part), **self._promising)
-            disk.write_files(wanted, tag=self._tag)
-            disk.write_file(self._path / MANIFEST, self.manifest.to_json(), tag=self._tag)
             return
         held = read_manifest(self._path)
         if held.fingerprint != self.manifest.fingerprint:
@@ -224,14 +221,17 @@ class CacheWriter:
             raise MismatchError(what, where=self._path, remedy="Choose another folder, or --fresh to begin anew.")
         if held.geometry.codec != self._geometry.codec:
             what = f"The cache here has codec {held.geometry.codec}, not {self._geometry.codec}."
-            raise MismatchError(
-                what, where=self._path, remedy="Set cache.codec to what it has; 'cache pack' changes it."
-            )
-        disk.write_files([file for file in wanted if not file[0].exists()], tag=self._tag)
+            remedy = "Set cache.codec to what it has; 'cache pack' changes it."
+            raise MismatchError(what, where=self._path, remedy=remedy)
 
-    def _sweep(self) -> None:
+    def _create(self, files: dict[str, bytes]) -> None:
+        """Make the store, or what is missing of it. What a crash left aside is removed."""
         for aside in sorted(self._path.rglob(f".*.{self._tag}.aside")):
             disk.remove(aside)
+        begun, wanted = (self._path / MANIFEST).exists(), [(self._path / path, [data]) for path, data in files.items()]
+        disk.write_files([file for file in wanted if not (begun and file[0].exists())], tag=self._tag)
+        if not begun:
+            disk.write_file(self._path / MANIFEST, self.manifest.to_json(), tag=self._tag)
 
     @property
     def _tag(self) -> str:

@@ -5,7 +5,8 @@ import pytest
 import torch
 import zarr
 
-from cache.errors import InUseError, MismatchError, NumericalError, UsageError
+from cache import disk
+from cache.errors import CapacityError, InUseError, MismatchError, NumericalError, UsageError
 from cache.order import derive_key, permute
 from cache.reader import CacheReader
 
@@ -163,3 +164,28 @@ def test_the_manifest_is_plain_json_that_says_what_the_cache_is(stream, tmp_path
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["identity"]["proof"] == {"error": 0.0}
     assert manifest["fingerprint"] == CacheReader.open(tmp_path).fingerprint
+
+
+def test_what_will_not_fit_is_refused_before_anything_is_written(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 1000)
+    with pytest.raises(CapacityError, match=r"needs .* kB more; 1 kB are free"):
+        stream.open_writer(tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.parent.name != "locks"] == []
+    monkeypatch.undo()
+    stream.write(tmp_path / "cache")
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    stream.open_writer(tmp_path / "cache").close()
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "int8"}, {"dtype": "float32", "chunk_rows": 128}])
+def test_the_size_said_beforehand_is_the_size_then_written(make_toy, tmp_path, settings):
+    sizes = {"train_rows": 5000, "held_out_rows": 500, "d_source": 64, "d_target": 48}
+    toy = make_toy(
+        **sizes, **{"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 1024, "segment_rows": 2048} | settings
+    )
+    toy.write(tmp_path)
+    said = CacheReader.open(tmp_path).manifest.geometry.size_bytes
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    rows = sum(path.stat().st_size for path in tmp_path.rglob("c.*") if "parameters" not in path.parts)
+    assert said == rows
+    assert written == pytest.approx(said, abs=0.01 * said + 60_000), "beside rows there are kilobytes"
