@@ -180,10 +180,8 @@ def test_what_will_not_fit_is_refused_before_anything_is_written(stream, tmp_pat
 @pytest.mark.parametrize("settings", [{}, {"dtype": "int8"}, {"dtype": "float32", "chunk_rows": 128}])
 def test_the_size_said_beforehand_is_the_size_then_written(make_toy, tmp_path, settings):
     sizes = {"train_rows": 5000, "held_out_rows": 500, "d_source": 64, "d_target": 48}
-    toy = make_toy(
-        **sizes, **{"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 1024, "segment_rows": 2048} | settings
-    )
-    toy.write(tmp_path)
+    small = {"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 1024, "segment_rows": 2048}
+    make_toy(**sizes, **small | settings).write(tmp_path)
     said = CacheReader.open(tmp_path).manifest.geometry.size_bytes
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     rows = sum(path.stat().st_size for path in tmp_path.rglob("c.*") if "parameters" not in path.parts)
