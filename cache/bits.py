@@ -10,7 +10,11 @@ from torch import Tensor
 
 Activations = Float[Tensor, "_ _"] | Float[np.ndarray, "_ _"]
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-STAGED_AS = {"int8": "bfloat16"}
+
+
+def read_as(dtype: str) -> str:
+    """The float type in which rows of this stored type are read, and wait to be written: bfloat16 for int8."""
+    return "bfloat16" if dtype == "int8" else dtype
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,13 @@ class StoredRows:
 
     def finite_rows(self, dtype: str) -> Bool[np.ndarray, " rows"]:
         """Which rows hold neither NaN nor infinity."""
-        return torch.isfinite(to_tensor(self.values, STAGED_AS.get(dtype, dtype))).all(dim=1).numpy()
+        return torch.isfinite(to_tensor(self.values, read_as(dtype))).all(dim=1).numpy()
 
 
 def to_stored(rows: Activations, dtype: str) -> StoredRows:
     """Round ``rows`` to ``dtype`` (int8: bfloat16 as yet); bfloat16 comes as its bits in uint16."""
     given = (torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()).cpu()
-    stored = given.to(TORCH_DTYPES[STAGED_AS.get(dtype, dtype)]).contiguous()
+    stored = given.to(TORCH_DTYPES[read_as(dtype)]).contiguous()
     finite = _all_finite(stored)
     if given.dtype == stored.dtype or not finite:
         error = np.zeros(len(given))

@@ -65,7 +65,7 @@ class Loader:
         if not len(self._rows):
             raise UsageError(f"The cache has no {split} rows.", where=reader.path)
         self._batch_rows, self._seed, self._rank, self._world = batch_rows, seed, rank, world
-        self._prefetch = prefetch
+        self._prefetch, self._pinned = prefetch, pin_memory
         self._buffers = Buffers(rows=-(-batch_rows // world), pinned=pin_memory)
         self._special = np.array(reader.special_ids if mask_special else (), np.int32)
         self.batches_per_epoch = -(-len(self._rows) // batch_rows)
@@ -115,7 +115,8 @@ class Loader:
         if self._special.size:
             kept = ~np.isin(tokens, self._special)
             index, tokens = index[kept], tokens[kept]
-        source, target = self._rows.sides(index, view=self._view, buffers=self._buffers)
+        sides = self._rows.sides(index, view=self._view, buffers=self._buffers)
+        source, target = (side.pin_memory() if self._pinned and side.device.type == "cpu" else side for side in sides)
         return Batch(source, target, tokens, self._rows.document[index], number, epoch)
 
     def rows_of(self, epoch: int, place: int) -> Int64[np.ndarray, " batch"]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int8, Int32, Int64, Shaped
 from torch import Tensor
 
-from cache.bits import STAGED_AS, TORCH_DTYPES, to_tensor
+from cache.bits import TORCH_DTYPES, read_as, to_tensor
 from cache.buffers import Buffers
 from cache.columns import Column, UnpackedColumn
 from cache.config import CacheSettings
@@ -83,9 +83,7 @@ class SplitView:
         source = self.gather("source", index, buffers=buffers)
         stored = "target" in self.columns
         target = self.gather("target", index, buffers=buffers) if stored else self._reader.mlp.target(source)
-        return self._reader.as_view(source, view), target.to(
-            TORCH_DTYPES[STAGED_AS.get(self.group.dtype, self.group.dtype)]
-        )
+        return self._reader.as_view(source, view), target.to(TORCH_DTYPES[read_as(self.group.dtype)])
 
     def gather(
         self, name: str, index: Int64[np.ndarray, " rows"], *, buffers: Buffers | None = None

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from cache.bits import STAGED_AS, to_array, to_tensor
+from cache.bits import read_as, to_array, to_tensor
 from cache.checksum import Bytes
 from cache.chunks import cut, file_of
 from cache.errors import NumericalError
@@ -28,7 +28,7 @@ class SegmentBuffer:
 
     def __init__(self, group: Group, *, shuffle_seed: int, mlp: Mlp | None = None) -> None:
         self.group, self._seed, self._mlp = group, shuffle_seed, mlp
-        self._dtype = STAGED_AS.get(group.dtype, group.dtype)
+        self._dtype = read_as(group.dtype)
         rows, item = min(group.segment_rows, group.rows), STORED_AS[self._dtype]
         widths = {"source": group.d_source, "target": group.d_target}
         self._columns: Block = {name: np.empty((rows, width), item) for name, width in widths.items()}
