@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -54,10 +55,10 @@ class SegmentBuffer:
         sealed = self._columns | self._reduced(segment)
         if self._mlp:
             self._recompute(self._mlp, segment, special_ids)
-        with ThreadPoolExecutor(1, thread_name_prefix="measure") as background:
-            figures = background.submit(self._measure, segment, special_ids)
+        with ThreadPoolExecutor(len(self._errors), thread_name_prefix="measure") as background:
+            sides = background.map(partial(self._measure, segment, special_ids), self._errors)
             for array, number in self.group.segment_files(segment):
-                column = figures.result() if array.name == "statistics" else sealed[array.name]
+                column = np.concatenate(list(sides)) if array.name == "statistics" else sealed[array.name]
                 yield file_of(array, number, self._chunks(array, number, segment, column))
 
     def _reduced(self, segment: int) -> Block:
@@ -79,14 +80,12 @@ class SegmentBuffer:
         stop = min(start + array.file_rows, self.group.rows_in(segment))
         return cut(array, column[start:stop].data.cast("B"), stop - start)
 
-    def _measure(self, segment: int, special_ids: tuple[int, ...]) -> Float64[np.ndarray, " figures"]:
+    def _measure(self, segment: int, special_ids: tuple[int, ...], name: str) -> Float64[np.ndarray, " figures"]:
+        """The figures of one side."""
         count, first = self.group.rows_in(segment), segment * self.group.segment_rows
         kept = ~np.isin(self._columns["tokens"][:count], special_ids)
-        sides = [
-            measure(self._staged(name)[:count], kept=kept, first=first, error=self._errors[name][:count])
-            for name in self._errors
-        ]
-        return np.concatenate([side.pack() for side in sides])
+        rows, error = self._staged(name)[:count], self._errors[name][:count]
+        return measure(rows, kept=kept, first=first, error=error).pack()
 
     def _staged(self, name: str) -> Float[Tensor, "rows width"]:
         return to_tensor(self._columns[name], self._dtype)
