@@ -34,7 +34,7 @@ from evaluate.fvu import bootstrap_weights, intervals, weighted_sums_by
 from evaluate.metric import State, add, numbered
 from evaluate.replay import Replay, merged_over_ranks
 from harvest.model import LanguageModel
-from harvest.sites import FAMILIES, block_of, module_at
+from harvest.sites import block_of, module_at
 
 Replacement = Callable[[Tensor], Tensor]
 """Sources (rows, d_source), as the model computed them, to what the MLP is to put out at those rows."""
@@ -83,7 +83,7 @@ class Splicer:
         if replacement is None:
             yield
             return
-        family, block = FAMILIES[self.model.where.architecture], block_of(self.model.hugging, self.layer)
+        family, block = self.model.family, block_of(self.model, self.layer)
         seen: dict[str, Tensor] = {}
 
         def before(_: Any, args: tuple[Any, ...]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cache.errors import MismatchError
 from harvest.config import Site
 from harvest.model import LanguageModel
-from harvest.sites import FAMILIES, HOOKS, End, block_of, module_at, norm_of
+from harvest.sites import HOOKS, block_of, module_at, norm_of
 
 Key = tuple[int, Site]
 """A layer and a site of it."""
@@ -38,7 +38,7 @@ def run_modules(
     Raises MismatchError when a site yields nothing.
     """
     captured: Captured = {}
-    with _recording(model.hugging, keys, captured):
+    with _recording(model, keys, captured):
         model.hugging.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
     return _complete(captured, keys)
 
@@ -46,7 +46,9 @@ def run_modules(
 @torch.inference_mode()
 def run_bridge(bridge: Any, tokens: Int[Tensor, "batch pos"], *, keys: Sequence[Key]) -> Captured:
     """The asked-for sites by way of the plain bridge's hooks; raises MismatchError when a hook yields nothing."""
-    names = {key: HOOKS[key[1]].format(layer=key[0]) for key in keys}
+    # Where one norm serves attention and MLP, the bridge calls it the first.
+    norm = "ln2" if hasattr(bridge.blocks[0], "ln2") else "ln1"
+    names = {key: HOOKS[key[1]].format(layer=key[0]).replace("ln2", norm) for key in keys}
     last = max(layer for layer, _ in keys)
     # A name that does not exist is left out in silence as long as another exists, so completeness is checked here.
     try:
@@ -72,12 +74,12 @@ def compile_blocks(model: LanguageModel, keys: Sequence[Key]) -> None:
     """Compile every block from which nothing is captured; hooks inside a compiled block would break its graph."""
     captured = {layer for layer, _ in keys}
     for layer in set(range(model.last_layer + 1)) - captured:
-        block_of(model.hugging, layer).compile()
+        block_of(model, layer).compile()
 
 
 @contextmanager
-def _recording(hugging: Any, keys: Sequence[Key], captured: Captured) -> Generator[None]:
-    handles = [_record(hugging, key, captured) for key in keys]
+def _recording(model: LanguageModel, keys: Sequence[Key], captured: Captured) -> Generator[None]:
+    handles = [_record(model, key, captured) for key in keys]
     try:
         yield
     finally:
@@ -85,17 +87,16 @@ def _recording(hugging: Any, keys: Sequence[Key], captured: Captured) -> Generat
             handle.remove()
 
 
-def _record(hugging: Any, key: Key, captured: Captured) -> Any:
+def _record(model: LanguageModel, key: Key, captured: Captured) -> Any:
     layer, site = key
-    if site == "ln2_normalized":
-        norm = norm_of(hugging, layer)
-        return _at(hugging, layer, "resid_mid", lambda tensor: captured.__setitem__(key, norm.normalise(tensor)))
-    return _at(hugging, layer, site, lambda tensor: captured.__setitem__(key, tensor))
+    normalise = norm_of(model, layer).normalise if site == "ln2_normalized" else None
+    return _at(model, key, lambda tensor: captured.__setitem__(key, normalise(tensor) if normalise else tensor))
 
 
-def _at(hugging: Any, layer: int, site: Site, keep: Callable[[Tensor], None]) -> Any:
-    end: End = FAMILIES[hugging.config.model_type].ends[site]
-    module = module_at(block_of(hugging, layer), end.path)
+def _at(model: LanguageModel, key: Key, keep: Callable[[Tensor], None]) -> Any:
+    layer, site = key
+    end = model.family.ends[site]
+    module = module_at(block_of(model, layer), end.path)
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(args[0] if args else kwargs["hidden_states"])

@@ -14,15 +14,10 @@ from cache.layout import Geometry
 from cache.manifest import make_geometry
 from cache.reader import CacheReader
 from harvest.config import HarvestSettings
-from harvest.model import (
-    ModelFolder,
-    ModelTokenizer,
-    check_layers,
-    choose_dtype,
-    find_model,
-    load_tokenizer,
-)
+from harvest.folder import ModelFolder, check_layers, find_model
+from harvest.model import choose_dtype
 from harvest.text import Documents, open_documents
+from harvest.tokenizer import ModelTokenizer, load_tokenizer
 from harvest.tokens import ContextStream, StreamSettings
 
 
@@ -136,6 +131,7 @@ def make_job(
     torch_device = choose_device(device)
     where = find_model(model, revision=settings.revision)
     check_layers(layers, where)
+    check_sites(where, settings)
     if settings.context > where.positions:
         raise UsageError(
             f"harvest.context is {settings.context}; {where.name} has {where.positions} positions.",
@@ -156,3 +152,14 @@ def make_job(
         rank=rank,
         world=world,
     )
+
+
+def check_sites(where: ModelFolder, settings: HarvestSettings) -> None:
+    """Raise UsageError when the model has not got a site that is asked for."""
+    for site in settings.sites:
+        if site not in where.family.ends:
+            raise UsageError(
+                f"{where.name} adds attention and MLP to the residual stream at once, so it has no {site}.",
+                where=where.folder,
+                remedy=f"Choose harvest.source and harvest.target among {', '.join(where.family.ends)}.",
+            )

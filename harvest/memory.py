@@ -8,7 +8,8 @@ import torch
 from cache import disk
 from cache.errors import CapacityError
 from harvest.config import HarvestSettings
-from harvest.model import LanguageModel, ModelFolder
+from harvest.folder import ModelFolder
+from harvest.model import LanguageModel
 
 _CPU_TOKENS, _GPU_TOKENS = 4096, 65_536
 _FREE_SHARE = 0.5
@@ -16,12 +17,8 @@ _FREE_SHARE = 0.5
 
 
 def weight_bytes(where: ModelFolder, dtype: torch.dtype, *, layers: int | None = None) -> int:
-    """Bytes of the weights in ``dtype``, or of those that ``layers`` blocks and the embeddings have, about."""
-    everything = where.parameters * dtype.itemsize
-    if layers is None or layers >= where.layers:
-        return everything
-    embeddings = where.vocabulary * where.width * dtype.itemsize
-    return embeddings + (everything - embeddings) * layers // where.layers
+    """Bytes of the weights in ``dtype``, or of those outside the blocks and in the first ``layers`` of them."""
+    return where.parameters_up_to((layers or where.layers) - 1) * dtype.itemsize
 
 
 def token_bytes(where: ModelFolder, dtype: torch.dtype, *, context: int, sites: int, eager: bool) -> int:

@@ -31,9 +31,12 @@ from cache.errors import MismatchError, UsageError
 from cache.manifest import read_manifest
 from cache.progress import Progress
 from harvest.config import HarvestSettings
-from harvest.forward import Captured, Key, run_modules
+from harvest.folder import check_layers, find_model
+from harvest.forward import Captured, Key, run_modules, use_attention
+from harvest.job import check_sites
 from harvest.memory import choose_batch
-from harvest.model import LanguageModel, ModelTokenizer, check_layers, find_model, load_found
+from harvest.model import LanguageModel, load_found
+from harvest.tokenizer import ModelTokenizer
 
 VERSION, KIND = 1, "first-letter"
 PROMPT = " {word} has the first letter: {letter}\n"
@@ -76,7 +79,10 @@ def harvest_probe(
     for layer, manifest in manifests.items():
         if manifest.identity.get("weights_hash") != where.weights_hash:
             raise MismatchError("The activation cache came from another model.", where=caches[layer])
+    check_sites(where, settings)
     loaded = load_found(where, device=device, dtype=settings.dtype, last_layer=max(layers))
+    if any(manifest.identity["proof"]["attention"] == "eager" for manifest in manifests.values()):
+        use_attention(loaded, "eager")
     words = choose_words(loaded.tokenizer)
     keys: list[Key] = [(layer, site) for layer in layers for site in settings.sites]
     rows = _run(loaded, words, keys, settings=settings, progress=progress)

@@ -3,15 +3,17 @@
 For each layer, on real contexts of the run, as relative errors ``|a - b| / |b|`` over the rows of no special token:
 
     mlp(mlp_in) = mlp_out                       the model's own MLP (and post norm), applied to the source
-    resid_mid + mlp_out = resid_post
+    resid_mid + mlp_out = resid_post            where attention and MLP are parallel: resid_pre + attn_out + mlp_out
     ln2_normalized * gain + bias = mlp_in
     <site> = bridge                             the fast forward pass against TransformerLens's plain one
+    mlp_in of a document = alone                where attention stays inside documents: as if nothing stood before it
 
 Each must lie below a tolerance for the model's dtype; a wrong recipe lies far above (0.26 to 0.92 for the known ones).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,13 +24,16 @@ from cache.errors import NumericalError
 from harvest.config import Site
 from harvest.forward import Captured, Key, attention_of, run_bridge, run_modules
 from harvest.model import LanguageModel
-from harvest.sites import FAMILIES, block_of, module_at, norm_of
+from harvest.sites import block_of, module_at, norm_of
 
 RELATION_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """For equations inside one forward pass: a few roundings."""
 BRIDGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """For two forward passes with different attention kernels: roundings of every block up to the layer."""
-_NEEDED: tuple[Site, ...] = ("ln2_normalized", "mlp_in", "mlp_out", "resid_mid", "resid_post")
+
+ALONE = "mlp_in of a document = alone"
+Pairs = dict[str, tuple[Tensor, Tensor]]
+"""Both sides of each equation."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class SiteProof:
     tolerances: dict[str, float]
     dtype: str
     attention: str
+    modules: str
     rows: int
 
     @property
@@ -58,7 +64,9 @@ class SiteProof:
             numbers = "; ".join(f"{n}: {self.errors[n]:.3g} (at most {self.tolerances[n]:.3g})" for n in self.failures)
             raise NumericalError(
                 f"The tensors of layer {self.layer} are not what their names say. {numbers}.",
-                remedy="The installed transformers or transformer_lens differs from constraints.txt.",
+                where=self.modules,
+                remedy="The installed transformers or transformer_lens differs from constraints.txt, or this "
+                "architecture's blocks are not of the form that harvest/sites.py states.",
             )
 
     def record(self) -> dict[str, Any]:
@@ -68,7 +76,7 @@ class SiteProof:
     def worst(self, other: "SiteProof") -> "SiteProof":
         """The larger error of each equation, over the rows of both."""
         errors = {name: max(error, other.errors.get(name, 0.0)) for name, error in self.errors.items()}
-        return SiteProof(self.layer, errors, self.tolerances, self.dtype, self.attention, self.rows + other.rows)
+        return replace(self, errors=errors, rows=self.rows + other.rows)
 
 
 def prove_sites(
@@ -78,43 +86,73 @@ def prove_sites(
     *,
     layers: Sequence[int],
     sites: Sequence[Site],
+    positions: Int[Tensor, "batch pos"] | None = None,
 ) -> list[SiteProof]:
-    """Measure every equation on ``tokens``, a proof for each layer; ``sites`` are those that will be kept."""
-    wanted: list[Key] = [(layer, site) for layer in layers for site in dict.fromkeys((*_NEEDED, *sites))]
+    """Measure every equation on ``tokens``, a proof for each layer; ``sites`` are those that will be kept.
+
+    ``positions`` are given where attention is to stay inside documents.
+    """
+    needed: tuple[Site, ...] = ("ln2_normalized", "mlp_in", *model.family.summands, "resid_post")
+    wanted: list[Key] = [(layer, site) for layer in layers for site in dict.fromkeys((*needed, *sites))]
     fast, plain = run_modules(model, tokens, keys=wanted), run_bridge(bridge, tokens, keys=wanted)
     special = torch.tensor(model.tokenizer.special_ids, device=tokens.device)
     rows = ~torch.isin(tokens, special)
     if not bool(rows.any()):
         rows = torch.ones_like(rows)
-    return [_prove_layer(model, layer, fast, plain, rows=rows) for layer in layers]
+    alone = {} if positions is None else _alone(model, tokens, positions, layers=layers)
+    return [_prove_layer(model, layer, fast, plain, rows=rows, alone=alone.get(layer, {})) for layer in layers]
 
 
-def _prove_layer(model: LanguageModel, layer: int, fast: Captured, plain: Captured, *, rows: Tensor) -> SiteProof:
+def _alone(
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch pos"],
+    positions: Int[Tensor, "batch pos"],
+    *,
+    layers: Sequence[int],
+) -> dict[int, Pairs]:
+    """Each layer's mlp_in of a document behind another, in its context and by itself; nothing where there is none."""
+    begins = [(row, start) for row, start in (positions == 0).nonzero().tolist() if start]
+    if not begins:
+        return {}
+    row, start = begins[-1]
+    keys: list[Key] = [(layer, "mlp_in") for layer in layers]
+    together = run_modules(model, tokens[row : row + 1], keys=keys, positions=positions[row : row + 1])
+    alone = run_modules(model, tokens[row : row + 1, start:], keys=keys)
+    return {key[0]: {ALONE: (together[key][0, start:], alone[key][0])} for key in keys}
+
+
+def _prove_layer(
+    model: LanguageModel, layer: int, fast: Captured, plain: Captured, *, rows: Tensor, alone: Pairs
+) -> SiteProof:
     relations = equations(model, layer, fast)
     bridge = {f"{site} = bridge": (fast[at, site], plain[at, site]) for at, site in fast if at == layer}
-    errors = {name: relative_error(a[rows], b[rows]) for name, (a, b) in {**relations, **bridge}.items()}
+    pairs = {name: (a[rows], b[rows]) for name, (a, b) in {**relations, **bridge}.items()} | alone
     tolerances = dict.fromkeys(relations, RELATION_TOLERANCE[model.dtype])
-    tolerances |= dict.fromkeys(bridge, BRIDGE_TOLERANCE[model.dtype])
-    attention = attention_of(model)
-    dtype = str(model.dtype).removeprefix("torch.")
-    return SiteProof(layer, errors, tolerances, dtype=dtype, attention=attention, rows=int(rows.sum()))
+    tolerances |= dict.fromkeys([*bridge, *alone], BRIDGE_TOLERANCE[model.dtype])
+    parts = (model.family.norm, model.family.mlp, model.family.post_norm, model.family.attention_out.path)
+    return SiteProof(
+        layer,
+        errors={name: relative_error(a, b) for name, (a, b) in pairs.items()},
+        tolerances=tolerances,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=attention_of(model),
+        modules=f"{model.where.architecture}: {model.family.blocks}.{layer} of {', '.join(filter(None, parts))}",
+        rows=int(rows.sum()),
+    )
 
 
 @torch.inference_mode()
-def equations(model: LanguageModel, layer: int, captured: Captured) -> dict[str, tuple[Tensor, Tensor]]:
+def equations(model: LanguageModel, layer: int, captured: Captured) -> Pairs:
     """Both sides of each equation inside one forward pass, (batch, pos, d) each."""
     site = {name: tensor for (at, name), tensor in captured.items() if at == layer}
-    family, block, norm = (
-        FAMILIES[model.where.architecture],
-        block_of(model.hugging, layer),
-        norm_of(model.hugging, layer),
-    )
+    family, block, norm = model.family, block_of(model, layer), norm_of(model, layer)
     out = module_at(block, family.mlp)(site["mlp_in"])
     if family.post_norm:
         out = module_at(block, family.post_norm)(out)
+    summed = reduce(torch.add, (site[name] for name in family.summands))
     return {
         "mlp(mlp_in) = mlp_out": (out, site["mlp_out"]),
-        "resid_mid + mlp_out = resid_post": (site["resid_mid"] + site["mlp_out"], site["resid_post"]),
+        f"{' + '.join(family.summands)} = resid_post": (summed, site["resid_post"]),
         # Rounded to the model's dtype as the model does it: in bfloat16 this is equality bit for bit, or nearly.
         "ln2_normalized * gain + bias = mlp_in": (norm.apply(site["ln2_normalized"]).to(model.dtype), site["mlp_in"]),
     }

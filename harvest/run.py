@@ -24,6 +24,7 @@ from cache.writer import CacheWriter, remove_cache
 from harvest.ahead import Ahead, Behind
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
+from harvest.families import first_proof
 from harvest.forward import Key, attention_of, use_attention
 from harvest.job import Job, make_job
 from harvest.memory import check_disk, choose_batch
@@ -120,7 +121,7 @@ class _Harvest:
         return _facts(folder, sink.writer.manifest.fingerprint, figures, proof)
 
     def _open(self, layer: int, folder: Path) -> CacheWriter:
-        job, norm = self._job, norm_of(self._model.hugging, layer)
+        job, norm = self._job, norm_of(self._model, layer)
         arrays = {
             "gain": norm.gain.cpu().numpy(),
             "bias": norm.bias.cpu().numpy(),
@@ -171,7 +172,8 @@ class _Harvest:
     def _prove(self, layers: Sequence[int]) -> None:
         """Prove the sites on the text's first contexts, the same for every rank; fall back to eager attention."""
         batch = next(iter(self._job.first_contexts(_PROOF_CONTEXTS)))
-        proofs = self._measure(batch, layers)
+        with first_proof(self._model.hugging.config):
+            proofs = self._measure(batch, layers)
         if any(proof.bridge_failures for proof in proofs) and attention_of(self._model) != "eager":
             self._progress.note(f"{attention_of(self._model)} attention differs from the plain model: using eager")
             use_attention(self._model, "eager")
@@ -182,8 +184,18 @@ class _Harvest:
         self._keep([proof.worst(self._proofs[proof.layer]) for proof in self._measure(batch, layers)])
 
     def _measure(self, batch: ContextBatch, layers: Sequence[int]) -> list[SiteProof]:
-        tokens = torch.from_numpy(batch.tokens[:_PROOF_CONTEXTS]).to(self._model.device)
-        return prove_sites(self._model, self._bridge, tokens, layers=layers, sites=self._job.settings.sites)
+        settings, device = self._job.settings, self._model.device
+        tokens, positions = (
+            torch.from_numpy(side[:_PROOF_CONTEXTS]).to(device) for side in (batch.tokens, batch.document_positions)
+        )
+        return prove_sites(
+            self._model,
+            self._bridge,
+            tokens,
+            layers=layers,
+            sites=settings.sites,
+            positions=positions if settings.attention == "document" else None,
+        )
 
     def _keep(self, proofs: Sequence[SiteProof]) -> None:
         for proof in proofs:

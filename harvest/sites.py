@@ -6,13 +6,16 @@
     mlp_out        = MLP(mlp_in)                       Gemma-2: after the post-feedforward norm
     resid_post     = resid_mid + mlp_out
 
-A new architecture is an entry of ``FAMILIES`` and a tiny model in the tests; ``harvest.proof`` then checks it against
-the bridge before a row is written.
+Where attention and MLP both read the block's input (Pythia), there is no resid_mid: ln2_normalized is of resid_pre, and
+resid_post = resid_pre + attn_out + mlp_out.
+
+Two architectures stand in ``FAMILIES``; ``harvest.families`` derives the others. Whatever is said here of one,
+``harvest.proof`` holds it against the model before a row is written.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from harvest.config import Site
+
+if TYPE_CHECKING:
+    from harvest.model import LanguageModel
 
 HOOKS: dict[Site, str] = {
     "mlp_in": "blocks.{layer}.mlp.hook_in",
@@ -46,44 +52,57 @@ class Family:
     """Where an architecture keeps its blocks and, inside a block, the ends of modules that are sites."""
 
     blocks: str
+    """The path of the list of blocks from the causal language model on; the other paths begin at a block."""
     norm: str
+    """The norm in front of the MLP."""
     mlp: str
-    post_norm: str | None
     attention_out: End
     centred: bool
-    attention: str
-    """Hugging Face's fast attention that computes the same function: Gemma-2's soft-cap rules sdpa out."""
-    ends: dict[Site, End] = field(init=False)
+    """Whether the norm subtracts the mean (LayerNorm) or not (RMSNorm)."""
+    post_norm: str | None = None
+    """A norm between the MLP and the residual stream."""
+    offset: float = 0.0
+    """What the norm adds to its weight to make the gain: 1 in Gemma."""
+    parallel: bool = False
+    """Whether attention and MLP both read resid_pre."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ends", {
+    @property
+    def ends(self) -> dict[Site, End]:
+        """The end at which each site is seen; ``ln2_normalized`` is what comes in here, normalised."""
+        ends: dict[Site, End] = {
             "mlp_in": End(self.mlp, "in"),
+            "ln2_normalized": End(self.norm, "in"),
             "mlp_out": End(self.post_norm or self.mlp, "out"),
             "resid_pre": End("", "in"),
-            "resid_mid": End(self.norm, "in"),
             "resid_post": End("", "out"),
             "attn_out": self.attention_out,
-        })  # fmt: skip
+        }
+        if not self.parallel:
+            ends["resid_mid"] = End(self.norm, "in")
+        return ends
+
+    @property
+    def summands(self) -> tuple[Site, ...]:
+        """The sites whose sum is ``resid_post``."""
+        return ("resid_pre", "attn_out", "mlp_out") if self.parallel else ("resid_mid", "mlp_out")
 
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
-        blocks="h",
+        blocks="transformer.h",
         norm="ln_2",
         mlp="mlp",
-        post_norm=None,
         attention_out=End("attn", "out"),
         centred=True,
-        attention="sdpa",
     ),
     "gemma2": Family(
-        blocks="layers",
+        blocks="model.layers",
         norm="pre_feedforward_layernorm",
         mlp="mlp",
-        post_norm="post_feedforward_layernorm",
         attention_out=End("post_attention_layernorm", "out"),
         centred=False,
-        attention="eager",
+        post_norm="post_feedforward_layernorm",
+        offset=1.0,
     ),
 }
 
@@ -93,10 +112,9 @@ def module_at(root: Any, path: str) -> Any:
     return reduce(getattr, path.split("."), root) if path else root
 
 
-def block_of(hugging: Any, layer: int) -> Any:
-    """Transformer block ``layer`` of a Hugging Face model."""
-    family = FAMILIES[hugging.config.model_type]
-    return module_at(hugging.base_model, family.blocks)[layer]
+def block_of(model: "LanguageModel", layer: int) -> Any:
+    """Transformer block ``layer`` of a model."""
+    return module_at(model.hugging, model.family.blocks)[layer]
 
 
 @dataclass(frozen=True)
@@ -120,11 +138,20 @@ class Norm:
         return normalised.float() * self.gain + self.bias
 
 
-def norm_of(hugging: Any, layer: int) -> Norm:
+def norm_of(model: "LanguageModel", layer: int) -> Norm:
     """The norm in front of the MLP of ``layer``."""
-    family = FAMILIES[hugging.config.model_type]
-    module = module_at(block_of(hugging, layer), family.norm)
-    weight = module.weight.detach().float()
-    if family.centred:
-        return Norm(gain=weight, bias=module.bias.detach().float(), epsilon=float(module.eps), centred=True)
-    return Norm(gain=1.0 + weight, bias=torch.zeros_like(weight), epsilon=float(module.eps), centred=False)
+    family = model.family
+    module = module_at(block_of(model, layer), family.norm)
+    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
+    flat = torch.zeros(model.where.width, device=model.device)
+    return Norm(
+        gain=flat + 1 if weight is None else family.offset + weight.detach().float(),
+        bias=flat if bias is None else bias.detach().float(),
+        epsilon=_epsilon(module),
+        centred=family.centred,
+    )
+
+
+def _epsilon(norm: Any) -> float:
+    """What a norm adds to the variance, by either of the names that Hugging Face has for it, or torch's usual value."""
+    return float(next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5))

@@ -19,7 +19,7 @@ from evaluate.run import evaluate_layer
 from evaluate.splice import Contexts, Splicer, check_model, held_out_contexts
 from harvest.forward import run_modules
 from harvest.model import LanguageModel, load_model
-from harvest.sites import FAMILIES, block_of, module_at
+from harvest.sites import block_of, module_at
 from train.transcoder import Transcoder, save_transcoder
 from train.weights import random_weights
 
@@ -98,7 +98,7 @@ def context(cache: Path) -> Contexts:
 
 
 def own_mlp(model: LanguageModel) -> Any:
-    family, block = FAMILIES[model.where.architecture], block_of(model.hugging, LAYER)
+    family, block = model.family, block_of(model, LAYER)
 
     def replacement(source: torch.Tensor) -> torch.Tensor:
         out = module_at(block, family.mlp).forward(source)
@@ -153,7 +153,7 @@ def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, con
     def ablate(_: Any, __: Any, output: Any) -> Any:
         return (expected, *output[1:]) if isinstance(output, tuple) else expected
 
-    handle = block_of(model.hugging, LAYER).register_forward_hook(ablate)
+    handle = block_of(model, LAYER).register_forward_hook(ablate)
     try:
         ablated = splicer.log_probabilities(context)
     finally:

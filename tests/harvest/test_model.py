@@ -8,8 +8,11 @@ import torch
 
 from cache.device import choose_device
 from cache.errors import DamagedError, DiskError, MismatchError, UsageError
+from harvest.folder import check_layers, find_model
+from harvest.hub import ALIASES
 from harvest.memory import token_bytes, weight_bytes
-from harvest.model import ALIASES, check_layers, choose_dtype, find_model, load_model, load_tokenizer
+from harvest.model import choose_dtype, load_model
+from harvest.tokenizer import load_tokenizer
 
 
 def test_a_local_folder_is_described(model_folder, family):

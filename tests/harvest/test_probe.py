@@ -14,9 +14,10 @@ from cache.errors import MismatchError, UsageError
 from cache.manifest import read_manifest
 from cache.progress import Silent
 from harvest.config import HarvestSettings
-from harvest.model import find_model, load_tokenizer
+from harvest.folder import find_model
 from harvest.probe import choose_words, harvest_probe, probe_contexts
 from harvest.run import harvest_layers
+from harvest.tokenizer import load_tokenizer
 
 WORDS = [f"{a}{b}{c}" for a in "abcdef" for b in "aeiou" for c in "nt"]
 

@@ -8,7 +8,7 @@ from cache.errors import MismatchError, NumericalError
 from harvest.forward import Key, run_bridge, run_modules
 from harvest.model import boot_bridge, load_model
 from harvest.proof import equations, prove_sites, relative_error
-from harvest.sites import FAMILIES, HOOKS, block_of, norm_of
+from harvest.sites import HOOKS, block_of, norm_of
 
 LAYER = 2
 SITES = tuple(HOOKS)
@@ -106,8 +106,8 @@ def test_the_recipe_of_the_raw_norm_weight_fails_the_proof(model_folder):
     batch = tokens(model)
     keys: list[Key] = [(LAYER, "ln2_normalized"), (LAYER, "mlp_in"), (LAYER, "mlp_out"), (LAYER, "resid_mid")]
     captured = run_modules(model, batch, keys=[*keys, (LAYER, "resid_post")])
-    family = FAMILIES[model.where.architecture]
-    weight = getattr(block_of(model.hugging, LAYER), family.norm).weight
+    family = model.family
+    weight = getattr(block_of(model, LAYER), family.norm).weight
     captured[LAYER, "mlp_in"] = captured[LAYER, "ln2_normalized"] * weight
     mlp, _ = equations(model, LAYER, captured)["mlp(mlp_in) = mlp_out"], None
     assert relative_error(mlp[0].flatten(0, 1), mlp[1].flatten(0, 1)) > 0.1
@@ -133,7 +133,7 @@ def test_attention_that_ignores_the_soft_cap_fails_the_proof(model_folders, dtyp
     model = load_model(str(model_folders["gemma2"]), device="cpu", dtype=dtype, last_layer=LAYER)
     bridge = boot_bridge(model)
     for layer in range(LAYER + 1):
-        block_of(model.hugging, layer).self_attn.attn_logit_softcapping = None
+        block_of(model, layer).self_attn.attn_logit_softcapping = None
     (proof,) = prove_sites(model, bridge, tokens(model), layers=[LAYER], sites=["mlp_in"])
     assert proof.bridge_failures
 
@@ -150,7 +150,7 @@ def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch):
 def test_gain_and_bias_turn_normalised_into_mlp_in(model_folder):
     model = load_model(str(model_folder), device="cpu", dtype="bfloat16", last_layer=LAYER)
     captured = run_modules(model, tokens(model), keys=[(LAYER, "ln2_normalized"), (LAYER, "mlp_in")])
-    rebuilt = norm_of(model.hugging, LAYER).apply(captured[LAYER, "ln2_normalized"]).bfloat16()
+    rebuilt = norm_of(model, LAYER).apply(captured[LAYER, "ln2_normalized"]).bfloat16()
     assert (rebuilt == captured[LAYER, "mlp_in"]).float().mean() > 0.999
 
 
@@ -172,7 +172,7 @@ def test_the_definitions_in_float64(model_folder, family):
     model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
     keys: list[Key] = [(LAYER, site) for site in ("resid_mid", "mlp_in", "mlp_out", "ln2_normalized")]
     got = {site: t[0].double() for (_, site), t in run_modules(model, tokens(model), keys=keys).items()}
-    weights = {n: p.double() for n, p in block_of(model.hugging, LAYER).named_parameters()}
+    weights = {n: p.double() for n, p in block_of(model, LAYER).named_parameters()}
     x = got["resid_mid"]
     if family == "gpt2":
         normalised = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
