@@ -90,8 +90,8 @@ class Splicer:
             seen["source"] = args[0]
 
         def after(_: Any, __: Any, output: Tensor) -> Tensor:
-            replaced = output.clone()
-            replaced[~kept] = replacement(seen["source"][~kept]).to(output.dtype)
+            replaced, there = output.clone(), ~kept.to(output.device)
+            replaced[there] = replacement(seen["source"][there]).to(output.dtype)
             return replaced
 
         handles = [

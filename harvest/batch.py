@@ -22,12 +22,12 @@ class BatchRows:
 
     batch: ContextBatch
     tensors: dict[Key, Float[Tensor, "rows d"]]
-    copied: torch.cuda.Event | None
+    copied: Sequence[torch.cuda.Event] = ()
 
     def arrive(self) -> None:
         """Wait until the rows are in the host's memory."""
-        if self.copied is not None:
-            self.copied.synchronize()
+        for event in self.copied:
+            event.synchronize()
 
     def site(self, layer: int, site: Site) -> Float[Tensor, "rows d"]:
         """The rows of one site."""
@@ -77,8 +77,8 @@ class BatchForward:
         kept = batch.kept[part]
         if kept.all():
             return {key: tensor.flatten(0, 1) for key, tensor in captured.items()}
-        where = torch.from_numpy(kept).to(device)
-        return {key: tensor[where] for key, tensor in captured.items()}
+        where = torch.from_numpy(kept)
+        return {key: tensor[where.to(tensor.device)] for key, tensor in captured.items()}
 
 
 def _joined(parts: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "rows d"]:
@@ -88,10 +88,16 @@ def _joined(parts: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "rows d"]:
 def _to_host(batch: ContextBatch, tensors: dict[Key, Float[Tensor, "rows d"]]) -> BatchRows:
     """Start copying to pinned memory, so that the model goes on while the rows travel and are written."""
     if all(tensor.device.type == "cpu" for tensor in tensors.values()):
-        return BatchRows(batch, tensors, copied=None)
+        return BatchRows(batch, tensors)
     pinned = {key: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for key, t in tensors.items()}
     for key, tensor in tensors.items():
         pinned[key].copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return BatchRows(batch, pinned, copied=copied)
+    return BatchRows(batch, pinned, copied=[_recorded(device) for device in {t.device for t in tensors.values()}])
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event:
+    """An event behind everything that the device has been asked for so far."""
+    with torch.cuda.device(device):
+        event = torch.cuda.Event()
+        event.record()
+    return event

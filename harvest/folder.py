@@ -3,6 +3,7 @@
 A Hub name is first brought to a local folder at one commit, so there is one way of loading.
 """
 
+import copy
 import json
 import re
 import struct
@@ -75,6 +76,19 @@ class ModelFolder:
         block = re.compile(rf"(?:^|\.){self.family.blocks.split('.')[-1]}\.(\d+)\.")
         found = ((block.search(name), size) for name, size in self._stored.items())
         return sum(size for at, size in found if at is None or int(at[1]) <= last_layer)
+
+    def config_up_to(self, last_layer: int) -> Any:
+        """The configuration of the model cut after a block; some have lists with an entry for every block.
+
+        Raises UsageError when there is no such block.
+        """
+        check_layers([last_layer], self)
+        config = copy.deepcopy(self.config)
+        for name, value in vars(config).items():
+            if "layer" in name and isinstance(value, list) and len(value) == self.layers:
+                setattr(config, name, value[: last_layer + 1])
+        config.num_hidden_layers = last_layer + 1
+        return config
 
     @cached_property
     def _stored(self) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """Memory and disk arithmetic: what weights and tokens take, how many contexts fit, whether the caches fit."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from cache.errors import CapacityError
 from harvest.config import HarvestSettings
 from harvest.folder import ModelFolder
 from harvest.model import LanguageModel
+from harvest.placement import free_memory
 
 _CPU_TOKENS, _GPU_TOKENS = 4096, 65_536
 _FREE_SHARE = 0.5
@@ -40,7 +40,7 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
         return max(1, _CPU_TOKENS // settings.context)
     eager = model.hugging.config._attn_implementation == "eager"
     each = token_bytes(model.where, model.dtype, context=settings.context, sites=2 * layers, eager=eager)
-    free, _ = torch.cuda.mem_get_info(model.device)
+    free = min(free_memory(device) for device in model.devices)
     fits = int(free * _FREE_SHARE) // (each * settings.context)
     if not fits:
         raise CapacityError(
@@ -49,18 +49,6 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
             remedy="Lower harvest.context, choose harvest.dtype bfloat16, or free the device.",
         )
     return min(fits, max(1, _GPU_TOKENS // settings.context))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; on a CPU, of the machine's memory that can be had without swapping."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        facts = dict(line.split(":", 1) for line in lines)
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def missing_bytes(cache_bytes: int, folder: Path) -> int:

@@ -14,14 +14,18 @@ from transformers.utils import logging as hugging_logging
 
 from cache.device import choose_device
 from harvest.families import check_modules
-from harvest.folder import ModelFolder, check_layers, find_model
+from harvest.folder import ModelFolder, find_model
+from harvest.placement import place
 from harvest.sites import Family
 from harvest.tokenizer import ModelTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded model, ready to run; ``hugging`` ends with block ``last_layer`` and keeps its embeddings."""
+    """A loaded model, ready to run; ``hugging`` ends with block ``last_layer`` and keeps its embeddings.
+
+    ``device`` is where its embeddings are and tokens go.
+    """
 
     where: ModelFolder
     tokenizer: ModelTokenizer
@@ -33,6 +37,11 @@ class LanguageModel:
     def family(self) -> Family:
         """Where the model's sites are."""
         return self.where.family
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Every device that holds some of the weights."""
+        return list(dict.fromkeys(parameter.device for parameter in self.hugging.parameters()))
 
     @property
     def last_layer(self) -> int:
@@ -57,13 +66,15 @@ def load_model(
 
 
 def load_found(where: ModelFolder, *, device: str, dtype: str, last_layer: int | None = None) -> LanguageModel:
-    """Load a model that ``find_model`` found; see ``load_model``."""
+    """Load a model that ``find_model`` found; see ``load_model``.
+
+    On ``auto`` a model for which the first card has no room is spread over all of them; CapacityError when it does
+    not fit there either.
+    """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    config = copy.deepcopy(where.config)
-    if last_layer is not None:
-        check_layers([last_layer], where)
-        _truncate(config, last_layer + 1)
+    config = where.config_up_to(where.layers - 1 if last_layer is None else last_layer)
+    placed = place(where, config, torch_dtype, device=device)
     # Loading draws a bar and reports the blocks that were left out on purpose.
     hugging_logging.disable_progress_bar()
     verbosity = hugging_logging.get_verbosity()
@@ -73,23 +84,17 @@ def load_found(where: ModelFolder, *, device: str, dtype: str, last_layer: int |
             where.folder,
             config=config,
             dtype=torch_dtype,
+            device_map=placed,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
     finally:
         hugging_logging.set_verbosity(verbosity)
-    hugging = cast("Any", hugging).to(torch_device).eval().requires_grad_(False)
+    hugging = cast("Any", hugging) if placed else cast("Any", hugging).to(torch_device)
+    hugging = hugging.eval().requires_grad_(False)
     check_modules(hugging, where.family)
     return LanguageModel(where, load_tokenizer(where), hugging, device=torch_device, dtype=torch_dtype)
-
-
-def _truncate(config: Any, layers: int) -> None:
-    """Let a configuration describe its first ``layers`` blocks; some have lists with an entry for every block."""
-    for name, value in vars(config).items():
-        if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
-            setattr(config, name, value[:layers])
-    config.num_hidden_layers = layers
 
 
 def boot_bridge(model: LanguageModel) -> Any:

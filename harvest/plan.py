@@ -9,14 +9,14 @@ import torch
 
 from cache import disk
 from cache.config import CacheSettings
-from cache.errors import CapacityError
 from cache.progress import Silent
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
 from harvest.forward import Key
 from harvest.job import Job, make_job
-from harvest.memory import check_disk, choose_batch, free_memory, missing_bytes, weight_bytes
+from harvest.memory import check_disk, choose_batch, missing_bytes, weight_bytes
 from harvest.model import load_found
+from harvest.placement import free_memory, in_words, place
 
 _PROBE_SECONDS, _PROBE_BATCHES = 3.0, 64
 PARAMETERS = {
@@ -40,6 +40,7 @@ class HarvestPlan:
     parameters: int
     layers: list[int]
     device: str
+    placement: list[str]
     dtype: str
     source: str
     target: str
@@ -84,7 +85,12 @@ def plan_harvest(
     missing = [layer for layer in layers if layer not in finished]
     size, deepest = job.geometry.size_bytes, max(missing, default=0)
     weights = weight_bytes(job.where, job.dtype, layers=deepest + 1)
-    batch, speed = (0, float("inf")) if not missing else _probe(job, missing, folders, weights)
+    batch, speed, placement = 0, float("inf"), list[str]()
+    if missing:
+        check_disk(size, [folders[layer] for layer in missing])
+        placed = place(job.where, job.where.config_up_to(deepest), job.dtype, device=device)
+        placement = in_words(placed, job.where, device=job.device, layers=deepest + 1)
+        batch, speed = _probe(job, missing, device=device)
     rows = settings.train_tokens + settings.held_out_tokens
     return HarvestPlan(
         model=job.where.name,
@@ -92,6 +98,7 @@ def plan_harvest(
         parameters=job.where.parameters,
         layers=layers,
         device=str(job.device),
+        placement=placement,
         dtype=str(job.dtype).removeprefix("torch."),
         source=settings.source,
         target=settings.target,
@@ -109,17 +116,9 @@ def plan_harvest(
     )
 
 
-def _probe(job: Job, layers: list[int], folders: dict[int, Path], weights: int) -> tuple[int, float]:
+def _probe(job: Job, layers: list[int], *, device: str) -> tuple[int, float]:
     """Contexts a batch, and tokens a second through the model, measured on the run's own text."""
-    check_disk(job.geometry.size_bytes, [folders[layer] for layer in layers])
-    free = free_memory(job.device)
-    if weights > free:
-        raise CapacityError(
-            f"The weights of {job.where.name} take {weights / 1e9:.1f} GB as {job.dtype}; "
-            f"{free / 1e9:.1f} GB are free on {job.device}.",
-            remedy="Choose harvest.dtype bfloat16, a smaller model, a shallower layer, or another device.",
-        )
-    model = load_found(job.where, device=str(job.device), dtype=job.settings.dtype, last_layer=max(layers))
+    model = load_found(job.where, device=device, dtype=job.settings.dtype, last_layer=max(layers))
     batch = choose_batch(model, job.settings, layers=len(layers))
     keys: list[Key] = [(layer, site) for layer in layers for site in job.settings.sites]
     forward = BatchForward(model, job.settings, keys)

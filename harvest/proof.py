@@ -17,7 +17,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cache.errors import NumericalError
@@ -126,7 +126,7 @@ def _prove_layer(
 ) -> SiteProof:
     relations = equations(model, layer, fast)
     bridge = {f"{site} = bridge": (fast[at, site], plain[at, site]) for at, site in fast if at == layer}
-    pairs = {name: (a[rows], b[rows]) for name, (a, b) in {**relations, **bridge}.items()} | alone
+    pairs = {name: (_at(a, rows), _at(b, rows)) for name, (a, b) in {**relations, **bridge}.items()} | alone
     tolerances = dict.fromkeys(relations, RELATION_TOLERANCE[model.dtype])
     tolerances |= dict.fromkeys([*bridge, *alone], BRIDGE_TOLERANCE[model.dtype])
     parts = (model.family.norm, model.family.mlp, model.family.post_norm, model.family.attention_out.path)
@@ -149,7 +149,8 @@ def equations(model: LanguageModel, layer: int, captured: Captured) -> Pairs:
     out = module_at(block, family.mlp)(site["mlp_in"])
     if family.post_norm:
         out = module_at(block, family.post_norm)(out)
-    summed = reduce(torch.add, (site[name] for name in family.summands))
+    # A block's input may still lie on the card of the block before.
+    summed = reduce(torch.add, (site[name].to(site["mlp_out"].device) for name in family.summands))
     return {
         "mlp(mlp_in) = mlp_out": (out, site["mlp_out"]),
         f"{' + '.join(family.summands)} = resid_post": (summed, site["resid_post"]),
@@ -158,9 +159,13 @@ def equations(model: LanguageModel, layer: int, captured: Captured) -> Pairs:
     }
 
 
+def _at(tensor: Float[Tensor, "batch pos d"], rows: Bool[Tensor, "batch pos"]) -> Float[Tensor, "rows d"]:
+    return tensor[rows.to(tensor.device)]
+
+
 def relative_error(a: Float[Tensor, "rows d"], b: Float[Tensor, "rows d"]) -> float:
     """``|a - b| / |b|`` in float64; infinite when ``b`` is zero and ``a`` is not."""
-    difference, size = (a.double() - b.double()).norm(), b.double().norm()
+    difference, size = (a.to(b.device).double() - b.double()).norm(), b.double().norm()
     if size == 0:
         return 0.0 if difference == 0 else float("inf")
     return float(difference / size)

@@ -135,7 +135,7 @@ class Norm:
 
     def apply(self, normalised: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_source"]:
         """``mlp_in`` of ``ln2_normalized``, in float32."""
-        return normalised.float() * self.gain + self.bias
+        return normalised.float() * self.gain.to(normalised.device) + self.bias.to(normalised.device)
 
 
 def norm_of(model: "LanguageModel", layer: int) -> Norm:
@@ -143,7 +143,7 @@ def norm_of(model: "LanguageModel", layer: int) -> Norm:
     family = model.family
     module = module_at(block_of(model, layer), family.norm)
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
-    flat = torch.zeros(model.where.width, device=model.device)
+    flat = torch.zeros(model.where.width)
     return Norm(
         gain=flat + 1 if weight is None else family.offset + weight.detach().float(),
         bias=flat if bias is None else bias.detach().float(),

@@ -10,7 +10,8 @@ from cache.device import choose_device
 from cache.errors import CapacityError, UsageError
 from cache.progress import Silent
 from harvest.config import HarvestSettings
-from harvest.memory import check_disk, free_memory, missing_bytes
+from harvest.memory import check_disk, missing_bytes
+from harvest.placement import free_memory
 from harvest.plan import PARAMETERS, plan_harvest, which_fit
 from harvest.run import harvest_layers
 
