@@ -55,9 +55,15 @@ def _derive(config: Any) -> Family:
         attention_out=End(str(attention.name), "out"),
         centred=not norm.uses_rms_norm,
         post_norm=post and str(post.name),
-        offset=float(norm.uses_weight_offset),
+        offset=float(_adds_one(norm)),
         parallel=parallel,
     )
+
+
+def _adds_one(norm: Any) -> bool:
+    """Whether the gain is 1 + weight; TransformerLens 3 says it of all norms in the configuration alone."""
+    said_of_all = norm.uses_rms_norm and getattr(norm.config, "rmsnorm_uses_offset", False)
+    return bool(getattr(norm, "uses_weight_offset", said_of_all))
 
 
 def _describe(config: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Whole processes: killed at random moments, and several at once under torchrun.
 
-``NESTCODER_KILLS`` sets how many kills there are in all (2 unless said; 50 for the full campaign).
+Three kills of each embedded model's harvest by default; NESTCODER_FULL=1 runs fifty.
 """
 
 import json
@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,66 @@ import pytest
 from cache.reader import CacheReader
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("NESTCODER_KILLS", "2"))
+KILLS = 50 if os.environ.get("NESTCODER_FULL") == "1" else 3
+KILLED = -9
 LINES = [f"document {n}: " + "fox " * (n % 5) for n in range(900)]
+
+
+class Zygote:
+    """The warm process that forks harvests."""
+
+    def __init__(self):
+        command = [sys.executable, str(Path(__file__).with_name("harvest_child.py"))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+    def harvest(self, model, runs, *, seconds=None):
+        """Layers 2 and 8 of a model in one pass, killed after ``seconds``."""
+        values = {
+            "runs": str(runs), "harvest.context": 64, "harvest.train_tokens": 9000, "harvest.held_out_tokens": 1500,
+            "harvest.batch_contexts": 4, "cache.chunk_rows": 64, "cache.shard_rows": 128, "cache.segment_rows": 512,
+        }  # fmt: skip
+        given = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        arguments = [*given, "--model", model, "harvest", "--layer", "2", "--layer", "8", "--device", "cpu"]
+        self.process.stdin.write(json.dumps({"arguments": arguments, "seconds": seconds}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self):
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    zygote = Zygote()
+    yield zygote
+    zygote.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 + 40 * KILLS)
+@pytest.mark.parametrize("model", ["models/gpt2-stdlib", "models/gemma2-stdlib"])
+def test_kills_at_random_moments_leave_the_same_bytes(zygote, tmp_path, model):
+    whole = zygote.harvest(model, tmp_path / "whole")
+    assert whole["exit"] == 0, whole["said"]
+    expected, dice, kills, number = trees(tmp_path / "whole"), random.Random(model), 0, 0
+    assert len(expected) == 2
+    while kills < KILLS:
+        runs, number = tmp_path / f"cut-{number}", number + 1
+        for _ in range(3):
+            done = zygote.harvest(model, runs, seconds=dice.uniform(0, whole["seconds"]))
+            assert done["exit"] in {KILLED, 0}, done["said"]
+            kills += done["exit"] == KILLED
+        done = zygote.harvest(model, runs)
+        assert done["exit"] == 0, done["said"]
+        assert trees(runs) == expected
+    print(f"{kills} kills in {number} harvests of {model}")
+
+
+def trees(runs: Path) -> list[dict[str, bytes]]:
+    """Every layer's cache."""
+    return [tree(manifest.parent) for manifest in sorted(runs.rglob("manifest.json"))]
 
 
 def settings(folder: Path, runs: str, **changes: object) -> list[str]:
@@ -67,30 +124,6 @@ def tree(cache: Path) -> dict[str, bytes]:
         for path in sorted(cache.rglob("*"))
         if path.is_file() and "locks" not in path.parts and not path.name.startswith("proof-")
     }
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300 + 40 * KILLS)
-def test_kills_at_random_moments_leave_the_same_bytes(model_folders, tmp_path):
-    model, generator = model_folders["gpt2"], random.Random(0)
-    started = time.monotonic()
-    finish(start([sys.executable], model, settings(tmp_path, "whole")))
-    whole_seconds = time.monotonic() - started
-    journal = 0
-    for number in range(KILLS):
-        process = start([sys.executable], model, settings(tmp_path, "cut"))
-        # Half of the kills fall anywhere, half wait for a commit, so that there is something to go on from.
-        deadline = time.monotonic() + whole_seconds * generator.uniform(0.3, 1.1)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-            grown = sum(path.stat().st_size for path in (tmp_path / "cut").rglob("part-*.jsonl"))
-            if number % 2 and grown > journal + 400:
-                break
-        journal = sum(path.stat().st_size for path in (tmp_path / "cut").rglob("part-*.jsonl"))
-        process.kill()
-        process.communicate()
-    finish(start([sys.executable], model, settings(tmp_path, "cut")))
-    assert tree(cache_of(tmp_path, "cut")) == tree(cache_of(tmp_path, "whole"))
 
 
 @pytest.mark.slow
