@@ -1,22 +1,27 @@
 """What a harvest costs over the bare model: end to end (tokenise, run, write, fsync) against the truncated forward.
 
     python -m bench.harvest --tokens 8192 --contexts 128 256 1024
-    python -m bench.harvest --peer /path/to/sae-lens-venv/bin/python       # SAELens's CacheActivationsRunner as well
+    python -m bench.harvest --peers DIR                      # SAELens's CacheActivationsRunner as well (bench/peers.sh)
 
 The model has the true shape of GPT-2 small (12 x 768) with random weights; layer 8, one CPU thread, float32, rows in
 bfloat16. Printed are CPU seconds a thousand tokens, which other processes disturb less than wall seconds, as the median
 of alternating rounds. Loading and the first proof are left out on either side; the proofs on a sample are in.
+
+SAELens caches one hook a run, in float32: the target alone. It is measured with HookedTransformer, its default, and
+with Hugging Face's model, which it runs with sdpa and stops at the hook. A transcoder's pair takes it two runs.
 """
 
 import argparse
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,6 +38,10 @@ LAYER, WIDTH = 8, 768
 TOKENIZER = Path(__file__).parents[1] / "models" / "gpt2-stdlib"
 
 
+Figures = dict[str, float]
+"""What a way cost: CPU ``seconds``, for how many ``tokens``, and more of our own."""
+
+
 class Clock(Silent):
     """CPU seconds between the first token and the last."""
 
@@ -47,13 +56,13 @@ class Clock(Silent):
 
 def make_model(folder: Path) -> Path:
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+    GPT2LMHeadModel(GPT2Config(n_ctx=1024)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, folder / name)
     return folder
 
 
-def bare(folder: Path, context: int, tokens: int, batch: int) -> float:
+def bare(folder: Path, context: int, tokens: int, batch: int) -> Figures:
     """The model's own blocks up to the layer, by Hugging Face, with sdpa and nothing kept."""
     model = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
     model.h = model.h[: LAYER + 1]
@@ -63,14 +72,14 @@ def bare(folder: Path, context: int, tokens: int, batch: int) -> float:
         started = time.process_time()
         for part in ids.split(batch):
             model(part, use_cache=False)
-        return time.process_time() - started
+        return {"seconds": time.process_time() - started, "tokens": tokens}
 
 
-def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int]) -> float:
+def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int]) -> Figures:
     """The harvest, from text to fsynced shards."""
     clock, held_out = Clock(), max(1, tokens // 20)
     with tempfile.TemporaryDirectory() as scratch:
-        harvest_layers(
+        done = harvest_layers(
             model=str(folder),
             layers=layers,
             settings=HarvestSettings(
@@ -81,19 +90,39 @@ def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int])
             device="cpu",
             fresh=False,
             progress=clock,
-        )
-    return clock.seconds
+        )[LAYER]
+    return {
+        "seconds": clock.seconds,
+        "tokens": tokens,
+        "waited": done["waited_for_text_seconds"] / done["seconds"],
+        "text": done["text_cpu_seconds"] / clock.seconds,
+        "disk": done["disk_cpu_seconds"] / clock.seconds,
+    }
 
 
-def peer(python: str, folder: Path, context: int, tokens: int, batch: int) -> float:
+def peer(python: Path, folder: Path, context: int, tokens: int, batch: int, model_class: str) -> Figures:
     """SAELens's CacheActivationsRunner, one hook, in an environment of its own."""
     script, text = Path(__file__).with_name("support") / "harvest_saelens.py", folder / "text.jsonl"
     with text.open("w", encoding="utf-8") as file:
         for _, document in itertools.islice(stdlib_documents(), 40):
             file.write(json.dumps({"text": document}) + "\n")
-    command = [python, str(script), str(folder), str(context), str(tokens), str(batch), str(text)]
+    command = [str(python), str(script), str(folder), str(context), str(tokens), str(batch), str(text), model_class]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def ways_of(folder: Path, context: int, args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
+    given = folder, context, args.tokens, max(1, 2048 // context)
+    ways: dict[str, Callable[[], Figures]] = {
+        "bare": lambda: bare(*given),
+        "nestcoder": lambda: ours(*given, [LAYER]),
+        "nestcoder, 3 layers": lambda: ours(*given, [LAYER - 2, LAYER - 1, LAYER]),
+    }
+    if args.peers:
+        python = args.peers / "sae-lens" / "bin" / "python"
+        for model_class in ("HookedTransformer", "AutoModelForCausalLM"):
+            ways[f"SAELens, {model_class}"] = lambda name=model_class: peer(python, *given, name)
+    return ways
 
 
 def main() -> None:
@@ -101,32 +130,39 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 256, 1024])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--several", action="store_true", help="also capture layers 6, 7 and 8 in one pass")
-    parser.add_argument("--peer", help="the Python of an environment that has sae-lens")
+    parser.add_argument("--peers", type=Path, help="the folder that bench/peers.sh filled")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_model(Path(scratch))
         for context in args.contexts:
-            batch = max(1, 2048 // context)
-            ways = {
-                "bare": lambda c=context, b=batch: bare(folder, c, args.tokens, b),
-                "nestcoder": lambda c=context, b=batch: ours(folder, c, args.tokens, b, [LAYER]),
-            }
-            if args.several:
-                ways["nestcoder, 3 layers"] = lambda c=context, b=batch: ours(folder, c, args.tokens, b, [6, 7, LAYER])
-            if args.peer:
-                ways["SAELens"] = lambda c=context, b=batch: peer(args.peer, folder, c, args.tokens, b)
-            rounds = [{name: way() for name, way in ways.items()} for _ in range(args.rounds)]
-            report(context, args.tokens, rounds)
+            ways = ways_of(folder, context, args)
+            report(context, [{name: way() for name, way in ways.items()} for _ in range(args.rounds)])
 
 
-def report(context: int, tokens: int, rounds: list[dict[str, float]]) -> None:
+def report(context: int, rounds: list[dict[str, Figures]]) -> None:
+    def median(of: Callable[[dict[str, Figures]], float]) -> float:
+        return statistics.median(of(round_) for round_ in rounds)
+
+    def cost(round_: dict[str, Figures], name: str) -> float:
+        return round_[name]["seconds"] / round_[name]["tokens"]
+
+    print(f"context {context}, CPU seconds a thousand tokens, load {os.getloadavg()[0]:.1f}")
     for name in rounds[0]:
-        each = statistics.median(round_[name] for round_ in rounds) / tokens * 1000
-        ratio = statistics.median(round_[name] / round_["bare"] for round_ in rounds)
-        print(f"context {context:5d}  {name:20s} {each:8.3f} CPU s / 1,000 tokens   {ratio:5.2f} x bare", flush=True)
+        each = 1000 * median(lambda round_, name=name: cost(round_, name))
+        beside = [
+            f"{median(lambda round_, name=name, floor=floor: cost(round_, name) / cost(round_, floor)):5.2f} x {floor}"
+            for floor in ("bare", "nestcoder")
+        ]
+        print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}", flush=True)
+    further = median(lambda round_: cost(round_, "nestcoder, 3 layers") / cost(round_, "nestcoder") - 1) / 2
+    shares = {name: median(lambda round_, name=name: round_["nestcoder"][name]) for name in ("waited", "text", "disk")}
+    print(
+        f"  each further layer in the same pass: {further:.1%}; the model waited for text {shares['waited']:.1%} of "
+        f"the time; of nestcoder's CPU time the text took {shares['text']:.1%}, writing {shares['disk']:.1%}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

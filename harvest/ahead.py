@@ -13,11 +13,12 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """Iterates like ``items``, at most ``depth`` ahead; an error of the thread is raised in its place in the order.
 
-    ``waited_seconds`` is how long the consumer stood still. Leaving the context ends the thread.
+    ``waited_seconds`` is how long the consumer stood still, ``cpu_seconds`` what the thread computed, once it has
+    ended. Leaving the context ends the thread.
     """
 
     def __init__(self, items: Iterable[T], *, depth: int) -> None:
-        self.waited_seconds = 0.0
+        self.waited_seconds = self.cpu_seconds = 0.0
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(items,), name="tokenise-ahead", daemon=True)
@@ -52,6 +53,8 @@ class Ahead(Generic[T]):
             self._put((None, StopIteration()))
         except BaseException as error:
             self._put((None, error))
+        finally:
+            self.cpu_seconds = time.thread_time()
 
     def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
         while not self._stop.is_set():
@@ -67,11 +70,12 @@ class Behind(Generic[T]):
     """Hands items to ``work`` in a thread, in order, at most ``depth`` behind.
 
     An error of ``work`` ends the thread and is raised by the next ``put`` or at the end of the context, so that
-    nothing goes on as if it had been written. ``waited_seconds`` is how long ``put`` stood still.
+    nothing goes on as if it had been written. ``waited_seconds`` is how long ``put`` stood still, ``cpu_seconds`` what
+    the thread computed, once it has ended.
     """
 
     def __init__(self, work: Callable[[T], None], *, depth: int) -> None:
-        self.waited_seconds = 0.0
+        self.waited_seconds = self.cpu_seconds = 0.0
         self._work = work
         self._queue: queue.Queue[T | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
@@ -107,6 +111,7 @@ class Behind(Generic[T]):
                     self._work(item)
                 except BaseException as error:
                     self._error = error
+        self.cpu_seconds = time.thread_time()
 
     def _drop(self) -> None:
         while True:

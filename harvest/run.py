@@ -143,7 +143,8 @@ class _Harvest:
         )
 
     def _pass(self, sinks: list[Sink]) -> dict[str, float | int]:
-        """One pass over the text for all ``sinks``; returns rows, seconds, and how long the model stood still."""
+        """One pass over the text for all ``sinks``; returns rows, seconds, how long the model stood still, and what
+        the threads beside it computed."""
         batch_contexts = sinks[0].batch_contexts or choose_batch(self._model, self._job.settings, layers=len(sinks))
         stream = self._job.stream(batch_contexts=batch_contexts, cursor=slowest_cursor(sinks))
         keys: list[Key] = [(sink.layer, site) for sink in sinks for site in self._job.settings.sites]
@@ -167,6 +168,8 @@ class _Harvest:
             "seconds": time.perf_counter() - started,
             "waited_for_text_seconds": batches.waited_seconds,
             "waited_for_disk_seconds": rows.waited_seconds,
+            "text_cpu_seconds": batches.cpu_seconds,
+            "disk_cpu_seconds": rows.cpu_seconds,
         }
 
     def _prove(self, layers: Sequence[int]) -> None:

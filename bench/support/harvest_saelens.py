@@ -1,19 +1,28 @@
 """SAELens's CacheActivationsRunner on a local model, in SAELens's own environment; prints CPU seconds as JSON.
 
-<its python> harvest_saelens.py FOLDER CONTEXT TOKENS BATCH TEXT
+<its python> harvest_saelens.py FOLDER CONTEXT TOKENS BATCH TEXT MODEL_CLASS
+
+MODEL_CLASS is HookedTransformer, SAELens's default, or AutoModelForCausalLM, which is kinder to it at long contexts.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import torch
 from datasets import Dataset
 from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
+from transformer_lens import loading_from_pretrained
 
-folder, context, tokens, batch, text = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+# A local folder is a model that HookedTransformer can load but has no official name for.
+loading_from_pretrained.get_official_model_name = str
+HOOKS = {"HookedTransformer": "blocks.8.hook_mlp_out", "AutoModelForCausalLM": "transformer.h.8.mlp"}
+folder, context, tokens, batch, text, model_class = sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:7]
 torch.set_num_threads(1)
 with Path(text).open(encoding="utf-8") as file:
     documents = [json.loads(line)["text"] for line in file]
@@ -21,9 +30,9 @@ with tempfile.TemporaryDirectory() as scratch:
     config = CacheActivationsRunnerConfig(
         dataset_path="",
         model_name=folder,
-        model_class_name="AutoModelForCausalLM",
+        model_class_name=model_class,
         model_batch_size=batch,
-        hook_name="transformer.h.8.mlp",
+        hook_name=HOOKS[model_class],
         d_in=768,
         training_tokens=tokens,
         context_size=context,
@@ -31,9 +40,10 @@ with tempfile.TemporaryDirectory() as scratch:
         shuffle=False,
         dtype="float32",
         device="cpu",
-        buffer_size_gb=0.02,
+        buffer_size_gb=tokens * 768 * 4 / 1e9,  # one buffer of just the tokens asked for
     )
     runner = CacheActivationsRunner(config, override_dataset=Dataset.from_dict({"text": documents}))
     started = time.process_time()
     runner.run()
-    print(json.dumps({"seconds": time.process_time() - started}))
+    rows = sum(len(Dataset.from_file(str(path))) for path in Path(f"{scratch}/cache").rglob("*.arrow"))
+    print(json.dumps({"seconds": time.process_time() - started, "tokens": rows * context}))

@@ -49,7 +49,7 @@ def test_the_plan_is_within_a_hundredth_of_what_is_written(model_folder, text, t
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model_folders, text, tmp_path):
-    given = arguments(model_folders["gpt2"], text, {1: tmp_path / "c"}, train_tokens=2 * 10**10)
+    given = arguments(model_folders["gpt2"], text, {1: tmp_path / "c"}, train_tokens=2 * 10**9)
     given["cache_settings"] = CacheSettings(chunk_rows=1 << 14, shard_rows=1 << 20, segment_rows=1 << 20)
     with pytest.raises(CapacityError, match="GB are free"):
         plan_harvest(**given)
