@@ -11,7 +11,7 @@ from cache.config import CacheSettings
 from cache.device import choose_device
 from cache.errors import MismatchError, UsageError
 from cache.layout import Geometry
-from cache.manifest import make_geometry
+from cache.manifest import MANIFEST, first_difference, make_geometry, read_manifest
 from cache.reader import CacheReader
 from harvest.config import HarvestSettings
 from harvest.folder import ModelFolder, check_layers, find_model
@@ -81,6 +81,16 @@ class Job:
         seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
         same = seeds == (held.shuffle_seed, held.held_out_fraction, held.split_seed)
         return reader if same and held.geometry == self.geometry else None
+
+    def refuse_another(self, folder: Path, layer: int) -> None:
+        """Raise MismatchError when ``folder`` holds the cache of something else, before a model is loaded for it."""
+        if not (folder / MANIFEST).exists():
+            return
+        held = {key: value for key, value in read_manifest(folder).identity.items() if key != "proof"}
+        difference = first_difference({"identity": self.identity(layer)}, {"identity": held})
+        if difference:
+            what = f"The cache here was made differently: {difference}."
+            raise MismatchError(what, where=folder, remedy="Choose another folder, or --fresh to begin anew.")
 
     def stream(self, *, batch_contexts: int, cursor: dict[str, Any] | None) -> ContextStream:
         """This process's share of the text, from a cursor on, in batches."""

@@ -76,6 +76,8 @@ def harvest_layers(
         for layer, reader in finished.items()
     }
     if missing:
+        for layer in missing:
+            job.refuse_another(folders[layer], layer)
         check_disk(job.geometry.size_bytes, [folders[layer] for layer in missing])
         loaded = load_found(job.where, device=device, dtype=settings.dtype, last_layer=max(missing))
         results |= _Harvest(job, loaded, progress).fill(missing, folders)

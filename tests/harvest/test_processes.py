@@ -6,6 +6,8 @@ Three kills of each embedded model's harvest by default; NESTCODER_FULL=1 runs f
 import json
 import os
 import random
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -126,10 +128,46 @@ def tree(cache: Path) -> dict[str, bytes]:
     }
 
 
+def program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("processes", [2, 3])
-def test_torchrun_holds_each_document_once(model_folders, tmp_path, processes):
+def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(tmp_path):
+    """The page's own script, with a cluster of this one machine and two processes for eight."""
+    (recipe,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "slurm.md").read_text(), flags=re.DOTALL)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    changes = {"/shared": str(tmp_path), "pipeline.yaml": str(tmp_path / "pipeline.yaml"), "29500": str(port),
+               "--nproc-per-node 8": "--nproc-per-node 2"}  # fmt: skip
+    for there, here in changes.items():
+        assert there in recipe
+        recipe = recipe.replace(there, here)
+    (tmp_path / "pipeline.yaml").write_text(
+        "model: models/gpt2-stdlib\n"
+        "harvest: {context: 64, train_tokens: 3000, held_out_tokens: 600}\n"
+        "cache: {chunk_rows: 64, shard_rows: 128, segment_rows: 512}\n"
+    )
+    program(tmp_path, "scontrol", "echo 127.0.0.1")
+    program(tmp_path, "srun", 'exec "$@"')
+    program(tmp_path, "torchrun", f'exec {sys.executable} -m torch.distributed.run "$@"')
+    slurm = {"SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", recipe], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for layer in (4, 8):
+        view = CacheReader.open(tmp_path / "runs" / "gpt2-stdlib" / f"layer{layer:02d}" / "cache").split("train")
+        assert len(view) == 3000
+        assert {int(document) % 2 for document in np.unique(view.document)} == {0, 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun_holds_each_document_once(model_folders, tmp_path):
+    processes = 3
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     given = settings(tmp_path, "runs", **{"harvest.context": 64, "harvest.packing": "document"})
     finish(start(launcher, model_folders["gpt2"], given))

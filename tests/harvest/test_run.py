@@ -199,6 +199,21 @@ def test_ranks_together_hold_each_document_once(model_folders, tmp_path, world):
         assert {document % world for document in np.unique(view.document)} == set(range(world))
 
 
+def test_a_dead_rank_s_part_is_finished_by_a_rerun_and_the_others_are_left_alone(model_folders, tmp_path):
+    text = documents_file(tmp_path, count=120)
+    given = {"world": 2, "cache": CACHE.model_copy(update={"segment_rows": 64})}
+    for rank in (0, 1):
+        harvest(model_folders["gpt2"], {1: tmp_path / "whole"}, text, rank=rank, **given)
+    harvest(model_folders["gpt2"], {1: tmp_path / "cut"}, text, rank=0, **given)
+    with pytest.raises(StopError):
+        harvest(model_folders["gpt2"], {1: tmp_path / "cut"}, text, rank=1, progress=Crash(3), **given)
+    with pytest.raises(UsageError, match="not finished"):
+        CacheReader.open(tmp_path / "cut")
+    again = [harvest(model_folders["gpt2"], {1: tmp_path / "cut"}, text, rank=rank, **given)[1] for rank in (0, 1)]
+    assert again[0]["rows"] == 0 < again[1]["rows"]
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
 def test_a_batch_that_does_not_fit_goes_through_in_halves(model_folders):
     model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=1)
     settings = HARVEST
