@@ -86,11 +86,11 @@ def prove_sites(
     *,
     layers: Sequence[int],
     sites: Sequence[Site],
-    positions: Int[Tensor, "batch pos"] | None = None,
+    within_documents: bool = False,
 ) -> list[SiteProof]:
     """Measure every equation on ``tokens``, a proof for each layer; ``sites`` are those that will be kept.
 
-    ``positions`` are given where attention is to stay inside documents.
+    ``within_documents``: attention is to stay inside documents, which is then an equation too.
     """
     needed: tuple[Site, ...] = ("ln2_normalized", "mlp_in", *model.family.summands, "resid_post")
     wanted: list[Key] = [(layer, site) for layer in layers for site in dict.fromkeys((*needed, *sites))]
@@ -99,26 +99,18 @@ def prove_sites(
     rows = ~torch.isin(tokens, special)
     if not bool(rows.any()):
         rows = torch.ones_like(rows)
-    alone = {} if positions is None else _alone(model, tokens, positions, layers=layers)
+    alone = _alone(model, tokens, layers) if within_documents else {}
     return [_prove_layer(model, layer, fast, plain, rows=rows, alone=alone.get(layer, {})) for layer in layers]
 
 
-def _alone(
-    model: LanguageModel,
-    tokens: Int[Tensor, "batch pos"],
-    positions: Int[Tensor, "batch pos"],
-    *,
-    layers: Sequence[int],
-) -> dict[int, Pairs]:
-    """Each layer's mlp_in of a document behind another, in its context and by itself; nothing where there is none."""
-    begins = [(row, start) for row, start in (positions == 0).nonzero().tolist() if start]
-    if not begins:
-        return {}
-    row, start = begins[-1]
+def _alone(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]) -> dict[int, Pairs]:
+    """Each layer's mlp_in of the contexts' second halves, behind the first as another document and by themselves."""
+    half, length = tokens.shape[1] // 2, tokens.shape[1]
+    places = torch.cat([torch.arange(half), torch.arange(length - half)]).to(tokens.device).expand(len(tokens), -1)
     keys: list[Key] = [(layer, "mlp_in") for layer in layers]
-    together = run_modules(model, tokens[row : row + 1], keys=keys, positions=positions[row : row + 1])
-    alone = run_modules(model, tokens[row : row + 1, start:], keys=keys)
-    return {key[0]: {ALONE: (together[key][0, start:], alone[key][0])} for key in keys}
+    behind = run_modules(model, tokens, keys=keys, positions=places)
+    alone = run_modules(model, tokens[:, half:], keys=keys)
+    return {key[0]: {ALONE: (behind[key][:, half:].flatten(0, 1), alone[key].flatten(0, 1))} for key in keys}
 
 
 def _prove_layer(

@@ -189,17 +189,15 @@ class _Harvest:
         self._keep([proof.worst(self._proofs[proof.layer]) for proof in self._measure(batch, layers)])
 
     def _measure(self, batch: ContextBatch, layers: Sequence[int]) -> list[SiteProof]:
-        settings, device = self._job.settings, self._model.device
-        tokens, positions = (
-            torch.from_numpy(side[:_PROOF_CONTEXTS]).to(device) for side in (batch.tokens, batch.document_positions)
-        )
+        settings = self._job.settings
+        tokens = torch.from_numpy(batch.tokens[:_PROOF_CONTEXTS]).to(self._model.device)
         return prove_sites(
             self._model,
             self._bridge,
             tokens,
             layers=layers,
             sites=settings.sites,
-            positions=positions if settings.attention == "document" else None,
+            within_documents=settings.attention == "document",
         )
 
     def _keep(self, proofs: Sequence[SiteProof]) -> None:

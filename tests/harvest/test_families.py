@@ -111,10 +111,8 @@ def test_a_derived_family_is_proved_and_its_sites_are_what_plain_hooks_see(folde
     norm = norm_of(model, LAYER)
     assert torch.equal(norm.gain, plain_norm.weight.float() + (name == "gemma"))
     assert (norm.bias != 0).any() == (name in PARALLEL)
-    positions = torch.arange(40).repeat(2, 1)
-    positions[1, 25:] -= 25
     sites = list(model.family.ends)
-    (proof,) = prove_sites(model, boot_bridge(model), batch, layers=[LAYER], sites=sites, positions=positions)
+    (proof,) = prove_sites(model, boot_bridge(model), batch, layers=[LAYER], sites=sites, within_documents=True)
     proof.require()
     assert proof.errors["mlp(mlp_in) = mlp_out"] == 0
     assert proof.errors[ALONE] < (1e-5 if dtype == "float32" else 3e-2)

@@ -117,18 +117,17 @@ def on_cards(model, placed):
 
 def test_sites_and_proof_of_a_model_on_two_cards_are_those_of_one(model_folder):
     model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
-    tokens, positions = some_tokens(model), torch.arange(40).repeat(2, 1)
-    positions[:, 25:] -= 25
+    tokens = some_tokens(model)
     keys: list[Key] = [(layer, site) for layer in (0, LAYER) for site in model.family.ends]
     alone = run_modules(model, tokens, keys=keys)
     with cards.Cards():
         spread_out = on_cards(model, over_two(model.where))
         assert {str(device) for device in spread_out.devices} == {"cuda:0", "cuda:1"}
-        there = [tensor.to(spread_out.device) for tensor in (tokens, positions)]
-        found = run_modules(spread_out, there[0], keys=keys)
+        there = tokens.to(spread_out.device)
+        found = run_modules(spread_out, there, keys=keys)
         assert [cards.card_of(found[layer, "mlp_out"]).index for layer in (0, LAYER)] == [0, 1]
         proofs = prove_sites(
-            spread_out, boot_bridge(spread_out), there[0], layers=[0, LAYER], sites=["mlp_in"], positions=there[1]
+            spread_out, boot_bridge(spread_out), there, layers=[0, LAYER], sites=["mlp_in"], within_documents=True
         )
     assert all(torch.equal(found[key], alone[key]) for key in keys)
     for proof in proofs:

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from cache.errors import MismatchError, NumericalError
 from harvest.forward import Key, run_bridge, run_modules
 from harvest.model import boot_bridge, load_model
-from harvest.proof import equations, prove_sites, relative_error
+from harvest.proof import ALONE, equations, prove_sites, relative_error
 from harvest.sites import HOOKS, block_of, norm_of
 
 LAYER = 2
@@ -165,6 +165,19 @@ def test_attention_within_documents_is_each_document_alone(model_folder):
     assert relative_error(together, alone) < 1e-5
     across = run_modules(model, batch, keys=[key])[key][0]
     assert relative_error(across[12:], alone[12:]) > 1e-2
+
+
+def test_attention_that_looks_across_documents_fails_the_proof(model_folder):
+    model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
+    given = {"layers": [LAYER], "sites": ["mlp_in"], "within_documents": True}
+    bridge = boot_bridge(model)
+    (proof,) = prove_sites(model, bridge, tokens(model), **given)
+    assert proof.errors[ALONE] < 1e-5
+    model.hugging.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"position_ids": None}), with_kwargs=True
+    )
+    (proof,) = prove_sites(model, bridge, tokens(model), **given)
+    assert proof.failures == [ALONE]
 
 
 def test_the_definitions_in_float64(model_folder, family):
