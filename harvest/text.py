@@ -122,8 +122,9 @@ def _open_files(files: list[Path], settings: HarvestSettings, *, rank: int, worl
 
     kinds = {_builder(path) for path in files}
     if len(kinds) != 1 or None in kinds:
+        strange = next((path.name for path in files if not _builder(path)), None)
         raise UsageError(
-            "The files are not all of one kind.",
+            f"'{strange}' is no kind of text that is read." if strange else "The files are not all of one kind.",
             where=settings.dataset,
             remedy=f"Give files of one kind: {', '.join(_BUILDERS)} (also .gz).",
         )

@@ -121,6 +121,12 @@ def test_files_of_two_kinds_are_refused(tmp_path):
         open_documents(HarvestSettings(dataset=str(tmp_path)))
 
 
+def test_a_file_of_no_known_kind_is_named(tmp_path):
+    (tmp_path / "notes.md").write_text("text")
+    with pytest.raises(UsageError, match=r"'notes\.md' is no kind of text"):
+        open_documents(HarvestSettings(dataset=str(tmp_path / "notes.md")))
+
+
 def test_a_hub_name_without_a_network_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DiskError, match="cannot be reached"):
