@@ -161,7 +161,8 @@ def report(context: int, rounds: list[dict[str, Figures]]) -> None:
     shares = {name: median(lambda round_, name=name: round_["nestcoder"][name]) for name in ("waited", "text", "disk")}
     print(
         f"  each further layer in the same pass: {further:.1%}; the model waited for text {shares['waited']:.1%} of "
-        f"the time; of nestcoder's CPU time the text took {shares['text']:.1%}, writing {shares['disk']:.1%}",
+        f"the time\n  of nestcoder's CPU time the reading thread took {shares['text']:.1%} (the tokeniser's own "
+        f"threads apart), the writing thread {shares['disk']:.1%}",
         flush=True,
     )
 

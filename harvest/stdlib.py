@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import xxhash
@@ -29,13 +30,14 @@ class StdlibIdentity:
     hash: str
 
 
-def stdlib_files(root: Path | None = None) -> list[Path]:
+@cache
+def stdlib_files(root: Path | None = None) -> tuple[Path, ...]:
     """The corpus's files below ``root`` (default: this interpreter's library), in the order of their names."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    return sorted(
-        (path for path in root.rglob("*.py") if _belongs(path.relative_to(root))),
-        key=lambda path: path.relative_to(root).as_posix(),
-    )
+    # Not below folders that belong to others: site-packages may hold more than the library itself.
+    below = (path for top in root.iterdir() if _belongs(top.relative_to(root)) for path in (top, *top.rglob("*.py")))
+    files = (path for path in below if path.suffix == ".py" and _belongs(path.relative_to(root)))
+    return tuple(sorted(files, key=lambda path: path.relative_to(root).as_posix()))
 
 
 def _belongs(relative: Path) -> bool:

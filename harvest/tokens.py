@@ -20,7 +20,8 @@ from harvest.packing import Context, Packer, Pending, pending_from_json, pending
 from harvest.text import Content, Documents
 
 TRAIN, HELD_OUT = 0, 1
-_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 64, 1 << 17
+_GROUP_DOCUMENTS, _FIRST_GROUP_CHARACTERS, _GROUP_CHARACTERS = 64, 1 << 12, 1 << 17
+"""Documents are tokenised together: a few at first, for which the model waits, then more and more."""
 _CURSOR_VERSION = 1
 
 
@@ -154,13 +155,13 @@ class ContextStream:
 
     def _encoded(self, state: Any) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
         group: list[tuple[Content, Any]] = []
-        characters = 0
+        characters, enough = 0, _FIRST_GROUP_CHARACTERS
         for content, following in self._documents.read(state):
             group.append((content, following))
             characters += len(content)
-            if len(group) == _GROUP_DOCUMENTS or characters >= _GROUP_CHARACTERS:
+            if len(group) == _GROUP_DOCUMENTS or characters >= enough:
                 yield from self._encode(group)
-                group, characters = [], 0
+                group, characters, enough = [], 0, min(2 * enough, _GROUP_CHARACTERS)
         yield from self._encode(group)
 
     def _encode(self, group: list[tuple[Content, Any]]) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
