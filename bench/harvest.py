@@ -156,7 +156,9 @@ def report(context: int, rounds: list[dict[str, Figures]]) -> None:
             f"{median(lambda round_, name=name, floor=floor: cost(round_, name) / cost(round_, floor)):5.2f} x {floor}"
             for floor in ("bare", "nestcoder")
         ]
-        print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}", flush=True)
+        pair = 2 * median(lambda round_, name=name: cost(round_, name) / cost(round_, "nestcoder"))
+        both = f"   for both sites {pair:5.2f} x" if name.startswith("SAELens") else ""
+        print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}{both}", flush=True)
     further = median(lambda round_: cost(round_, "nestcoder, 3 layers") / cost(round_, "nestcoder") - 1) / 2
     shares = {name: median(lambda round_, name=name: round_["nestcoder"][name]) for name in ("waited", "text", "disk")}
     print(
