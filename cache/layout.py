@@ -209,6 +209,14 @@ class Group:
 
     def segment_bytes(self, segment: int) -> int:
         """Bytes of a segment's files, not compressed."""
+        full = self.rows_in(segment) == self.segment_rows
+        return self._full_segment_bytes if full else self._files_bytes(segment)
+
+    @cached_property
+    def _full_segment_bytes(self) -> int:
+        return self._files_bytes(0)
+
+    def _files_bytes(self, segment: int) -> int:
         return sum(array.file_bytes(number) for array, number in self.segment_files(segment))
 
     def segment_files(self, segment: int) -> list[tuple[Array, int]]:

@@ -29,7 +29,7 @@ _LIMIT_BYTES = 64 << 20
 _PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
 _GEOMETRY_LIMIT = 1 << 48
 _FILES_LIMIT = 1 << 22
-_CHUNKS_LIMIT = 1 << 26
+_CHUNKS_LIMIT = 1 << 27
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
 
 

@@ -1,7 +1,7 @@
 """What a harvest is asked to do, once its model is found and its text is open; no weights are loaded for it."""
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,9 @@ class Job:
         held, cache = reader.manifest, self.cache
         seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
         same = seeds == (held.shuffle_seed, held.held_out_fraction, held.split_seed)
-        return reader if same and held.geometry == self.geometry else None
+        # Rows are the same under every codec: what was packed is finished too.
+        held_geometry = replace(held.geometry, codec=self.geometry.codec)
+        return reader if same and held_geometry == self.geometry else None
 
     def refuse_another(self, folder: Path, layer: int) -> None:
         """Raise MismatchError when ``folder`` holds the cache of something else, before a model is loaded for it."""
@@ -142,6 +144,7 @@ def make_job(
     where = find_model(model, revision=settings.revision)
     check_layers(layers, where)
     check_sites(where, settings)
+    _check_recomputable(settings, cache_settings)
     if settings.context > where.positions:
         raise UsageError(
             f"harvest.context is {settings.context}; {where.name} has {where.positions} positions.",
@@ -173,3 +176,11 @@ def check_sites(where: ModelFolder, settings: HarvestSettings) -> None:
                 where=where.folder,
                 remedy=f"Choose harvest.source and harvest.target among {', '.join(where.family.ends)}.",
             )
+
+
+def _check_recomputable(settings: HarvestSettings, cache_settings: CacheSettings) -> None:
+    if cache_settings.target == "recompute" and settings.sites != ("mlp_in", "mlp_out"):
+        raise UsageError(
+            f"{settings.target} cannot be recomputed from {settings.source}: what an MLP makes of mlp_in is mlp_out.",
+            remedy="Set cache.target to stored, or harvest.source to mlp_in and harvest.target to mlp_out.",
+        )

@@ -7,11 +7,12 @@ For each layer, on real contexts of the run, as relative errors ``|a - b| / |b|`
     ln2_normalized * gain + bias = mlp_in
     <site> = bridge                             the fast forward pass against TransformerLens's plain one
     mlp_in of a document = alone                where attention stays inside documents: as if nothing stood before it
+    recomputed = mlp_out                        where the cache keeps no target: the MLP that is stored in its place
 
 Each must lie below a tolerance for the model's dtype; a wrong recipe lies far above (0.26 to 0.92 for the known ones).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cache.errors import NumericalError
+from cache.recompute import Mlp
 from harvest.config import Site
 from harvest.forward import Captured, Key, attention_of, run_bridge, run_modules
 from harvest.model import LanguageModel
@@ -87,10 +89,12 @@ def prove_sites(
     layers: Sequence[int],
     sites: Sequence[Site],
     within_documents: bool = False,
+    mlps: Mapping[int, Mlp] | None = None,
 ) -> list[SiteProof]:
     """Measure every equation on ``tokens``, a proof for each layer; ``sites`` are those that will be kept.
 
-    ``within_documents``: attention is to stay inside documents, which is then an equation too.
+    ``within_documents``: attention is to stay inside documents, which is then an equation too. ``mlps``: what is to be
+    stored in place of the target, by layer.
     """
     needed: tuple[Site, ...] = ("ln2_normalized", "mlp_in", *model.family.summands, "resid_post")
     wanted: list[Key] = [(layer, site) for layer in layers for site in dict.fromkeys((*needed, *sites))]
@@ -100,7 +104,10 @@ def prove_sites(
     if not bool(rows.any()):
         rows = torch.ones_like(rows)
     alone = _alone(model, tokens, layers) if within_documents else {}
-    return [_prove_layer(model, layer, fast, plain, rows=rows, alone=alone.get(layer, {})) for layer in layers]
+    return [
+        _prove_layer(model, layer, fast, plain, rows=rows, alone=alone.get(layer, {}), mlp=(mlps or {}).get(layer))
+        for layer in layers
+    ]
 
 
 def _alone(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]) -> dict[int, Pairs]:
@@ -114,9 +121,12 @@ def _alone(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layers: Seque
 
 
 def _prove_layer(
-    model: LanguageModel, layer: int, fast: Captured, plain: Captured, *, rows: Tensor, alone: Pairs
+    model: LanguageModel, layer: int, fast: Captured, plain: Captured, *, rows: Tensor, alone: Pairs, mlp: Mlp | None
 ) -> SiteProof:
     relations = equations(model, layer, fast)
+    if mlp:
+        source, target = fast[layer, "mlp_in"], fast[layer, "mlp_out"]
+        relations["recomputed = mlp_out"] = (mlp.target(source.flatten(0, 1)).view_as(target), target)
     bridge = {f"{site} = bridge": (fast[at, site], plain[at, site]) for at, site in fast if at == layer}
     pairs = {name: (_at(a, rows), _at(b, rows)) for name, (a, b) in {**relations, **bridge}.items()} | alone
     tolerances = dict.fromkeys(relations, RELATION_TOLERANCE[model.dtype])

@@ -20,6 +20,7 @@ from cache import disk
 from cache.config import CacheSettings
 from cache.errors import UsageError
 from cache.progress import Progress
+from cache.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
 from harvest.ahead import Ahead, Behind
 from harvest.batch import BatchForward
@@ -28,6 +29,7 @@ from harvest.families import first_proof
 from harvest.forward import Key, attention_of, use_attention
 from harvest.job import Job, make_job
 from harvest.memory import check_disk, choose_batch
+from harvest.mlp import mlp_of
 from harvest.model import LanguageModel, boot_bridge, load_found
 from harvest.proof import SiteProof, prove_sites
 from harvest.sink import Sink, cut_alike, slowest_cursor, writing
@@ -105,9 +107,12 @@ class _Harvest:
         self._job, self._model, self._progress = job, model, progress
         self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
+        self._mlps: dict[int, Mlp] = {}
 
     def fill(self, layers: Sequence[int], folders: dict[int, Path]) -> dict[int, dict[str, Any]]:
         """Prove the sites, then fill the caches."""
+        if self._job.cache.target == "recompute":
+            self._mlps = {layer: mlp_of(self._model, layer) for layer in layers}
         self._prove(layers)
         with ExitStack() as stack:
             sinks = [Sink(layer, stack.enter_context(self._open(layer, folders[layer]))) for layer in layers]
@@ -128,6 +133,7 @@ class _Harvest:
             "gain": norm.gain.cpu().numpy(),
             "bias": norm.bias.cpu().numpy(),
             "tokenizer.json": np.frombuffer(job.tokenizer.json.encode(), dtype=np.uint8),
+            **(self._mlps[layer].arrays() if layer in self._mlps else {}),
         }
         return CacheWriter(
             folder,
@@ -198,6 +204,7 @@ class _Harvest:
             layers=layers,
             sites=settings.sites,
             within_documents=settings.attention == "document",
+            mlps=self._mlps,
         )
 
     def _keep(self, proofs: Sequence[SiteProof]) -> None:

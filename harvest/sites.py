@@ -147,11 +147,11 @@ def norm_of(model: "LanguageModel", layer: int) -> Norm:
     return Norm(
         gain=flat + 1 if weight is None else family.offset + weight.detach().float(),
         bias=flat if bias is None else bias.detach().float(),
-        epsilon=_epsilon(module),
+        epsilon=epsilon_of(module),
         centred=family.centred,
     )
 
 
-def _epsilon(norm: Any) -> float:
+def epsilon_of(norm: Any) -> float:
     """What a norm adds to the variance, by either of the names that Hugging Face has for it, or torch's usual value."""
     return float(next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5))
