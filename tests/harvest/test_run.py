@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from cache.config import CacheSettings
 from cache.errors import CapacityError, MismatchError, UsageError
+from cache.pack import pack_cache
 from cache.progress import Silent
 from cache.reader import CacheReader
 from harvest.batch import BatchForward
@@ -158,6 +159,13 @@ def test_a_finished_layer_is_left_alone(model_folders, text, tmp_path):
     (again,) = harvest(model, {1: tmp_path / "c"}, text).values()
     assert again["rows"] == 0
     assert tree(tmp_path / "c") == before
+
+
+def test_a_cache_that_was_packed_since_is_finished_too(model_folders, text, tmp_path):
+    harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text)
+    pack_cache(tmp_path / "c", tmp_path / "packed", codec="zstd")
+    (result,) = harvest(model_folders["gpt2"], {1: tmp_path / "packed"}, text).values()
+    assert result["rows"] == 0
 
 
 def test_another_text_in_the_same_folder_is_refused(model_folders, text, tmp_path):
