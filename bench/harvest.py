@@ -7,8 +7,9 @@ The model has the true shape of GPT-2 small (12 x 768) with random weights; laye
 bfloat16. Printed are CPU seconds a thousand tokens, which other processes disturb less than wall seconds, as the median
 of alternating rounds. Loading and the first proof are left out on either side; the proofs on a sample are in.
 
-SAELens caches one hook a run, in float32: the target alone. It is measured with HookedTransformer, its default, and
-with Hugging Face's model, which it runs with sdpa and stops at the hook. A transcoder's pair takes it two runs.
+SAELens caches one hook a run, in float32, so source and target take it two runs; what the first of them cost is shown
+too. It is measured with HookedTransformer, its default, and with Hugging Face's model, which it runs with sdpa and
+stops at the hook.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int])
 
 
 def peer(python: Path, folder: Path, context: int, tokens: int, batch: int, model_class: str) -> Figures:
-    """SAELens's CacheActivationsRunner, one hook, in an environment of its own."""
+    """SAELens's CacheActivationsRunner, once for the target and once for the source, in an environment of its own."""
     script, text = Path(__file__).with_name("support") / "harvest_saelens.py", folder / "text.jsonl"
     with text.open("w", encoding="utf-8") as file:
         for _, document in itertools.islice(stdlib_documents(), 40):
@@ -150,15 +151,18 @@ def report(context: int, rounds: list[dict[str, Figures]]) -> None:
         return round_[name]["seconds"] / round_[name]["tokens"]
 
     print(f"context {context}, CPU seconds a thousand tokens, load {os.getloadavg()[0]:.1f}")
+    ours = 1000 * median(lambda round_: cost(round_, "nestcoder"))
     for name in rounds[0]:
         each = 1000 * median(lambda round_, name=name: cost(round_, name))
         beside = [
             f"{median(lambda round_, name=name, floor=floor: cost(round_, name) / cost(round_, floor)):5.2f} x {floor}"
             for floor in ("bare", "nestcoder")
         ]
-        pair = 2 * median(lambda round_, name=name: cost(round_, name) / cost(round_, "nestcoder"))
-        both = f"   for both sites {pair:5.2f} x" if name.startswith("SAELens") else ""
-        print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}{both}", flush=True)
+        alone = ""
+        if "one" in rounds[0][name]:
+            share = median(lambda round_, name=name: round_[name]["one"] / round_[name]["seconds"])
+            alone = f"   target alone {share * each:7.3f}, {each * share / ours:5.2f} x nestcoder"
+        print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}{alone}", flush=True)
     further = median(lambda round_: cost(round_, "nestcoder, 3 layers") / cost(round_, "nestcoder") - 1) / 2
     shares = {name: median(lambda round_, name=name: round_["nestcoder"][name]) for name in ("waited", "text", "disk")}
     print(
