@@ -39,7 +39,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], str]:
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "devices": devices,
         "chosen": {"device": chosen["device"], "dtype": "float32" if chosen["device"] == "cpu" else "bfloat16"},
-        "models": _model_facts(devices),
+        "models": model_facts(devices),
     }
     return facts, _as_text(facts)
 
@@ -70,10 +70,15 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
-def _model_facts(devices: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def model_facts(devices: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each model with an alias: bytes of its weights, on which of the devices they fit, bytes of a cache."""
     from harvest.plan import which_fit
 
-    fitting = {device["device"]: which_fit(int(device["free_bytes"] / _ROOM)) for device in devices}
+    free = {device["device"]: device["free_bytes"] for device in devices}
+    cards = [size for name, size in free.items() if name != "cpu"]
+    if len(cards) > 1:
+        free["all cards together"] = sum(cards)
+    fitting = {name: which_fit(int(size / _ROOM)) for name, size in free.items()}
     weights = which_fit(0)
     return {
         name: {

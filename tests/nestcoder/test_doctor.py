@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nestcoder.doctor import examine
+from nestcoder.doctor import examine, model_facts
 
 
 def test_facts_and_text_agree_with_the_arithmetic(tmp_path: Path) -> None:
@@ -17,3 +17,11 @@ def test_facts_and_text_agree_with_the_arithmetic(tmp_path: Path) -> None:
         assert name in text
     assert facts["models"]["gemma-2-2b"]["cache_bytes_per_million_tokens"] == 9_216_000_000
     assert facts["chosen"]["device"] in {device["device"] for device in facts["devices"]}
+
+
+def test_a_model_that_fits_no_card_may_fit_all_of_them_together() -> None:
+    devices = [{"device": name, "free_bytes": 24_000_000_000} for name in ("cpu", "cuda:0", "cuda:1", "cuda:2")]
+    fits = model_facts(devices)["gemma-2-27b"]["fits"]
+    assert fits == {"bfloat16": ["all cards together"], "float32": []}
+    assert model_facts(devices[:2])["gemma-2-9b"]["fits"]["bfloat16"] == ["cpu", "cuda:0"]
+    assert model_facts(devices[:2])["gemma-2-27b"]["fits"]["bfloat16"] == []
