@@ -71,8 +71,8 @@ class TrainSettings(Settings):
     top_k: PositiveInt | None = None
     """Active features a row; 16 where neither this nor a preset says."""
     activation: Literal["topk", "batchtopk"] = "topk"
-    """``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch (of each process's
-    rows of it, where several share a batch) and stores a threshold to evaluate by."""
+    """``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch, over all processes
+    that share it, and stores a threshold to evaluate by."""
     skip: bool = False
     """Add an affine map of the source, zero at first, to every prefix."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"

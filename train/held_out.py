@@ -64,7 +64,7 @@ def _squared_errors(
 ) -> Float[Tensor, " prefixes"]:
     pre = torch.addmm(weights.b_enc, source, weights.W_enc)
     candidates = select(pre, top_k=nested.top_k, activation=nested.activation)
-    selection = shard.keep(candidates, count=nested.kept(len(source)), per_row=nested.activation == "topk")
+    selection = shard.keep(candidates, count=nested.kept(len(source)), per_row=nested.per_row)
     base = weights.b_dec if weights.W_skip is None else torch.addmm(weights.b_dec, source, weights.W_skip)
     decoded = decode_prefixes(selection, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
     errors = decoded - target[:, None]

@@ -111,9 +111,7 @@ def _largest(
     pre: Float[Tensor, "rows dead"], top_k: int, shard: Shard
 ) -> tuple[Float[Tensor, "rows own"], Int[Tensor, "rows own"]]:
     """The ``top_k`` largest of every row over all processes, rectified: those of this process, 0 where they lose."""
-    own = min(top_k, pre.shape[1])
-    values, places = pre.topk(own, dim=1, sorted=False)
+    values, places = pre.topk(min(top_k, pre.shape[1]), dim=1, sorted=False)
     if shard.world > 1:
-        candidates = torch.nn.functional.pad(values, (0, top_k - own), value=float("-inf"))
-        values = values.masked_fill(~shard.winners(candidates, top_k)[:, :own], 0)
+        values = values.masked_fill(~shard.winners(values, top_k), 0)
     return values.relu(), places

@@ -22,6 +22,7 @@ from train.decode import (
     transpose,
     weighted_sums_into,
 )
+from train.ranks import Part
 from train.sharded import WHOLE, Shard
 from train.topk import Activation, Selection, ascending, largest, select_batchtopk
 from train.weights import Weights
@@ -42,9 +43,14 @@ class NestedLoss:
         """What a squared error of each prefix adds to the loss of a batch of this many rows."""
         return tuple(weight / (rows * self.target_variance) for weight in self.prefix_weights)
 
+    @property
+    def per_row(self) -> bool:
+        """Whether a row's features are chosen among that row's alone."""
+        return self.activation == "topk"
+
     def kept(self, rows: int) -> int:
         """How many entries a selection keeps: of a row, or of a whole batch."""
-        return self.top_k if self.activation == "topk" else self.top_k * rows
+        return self.top_k if self.per_row else self.top_k * rows
 
 
 @dataclass(frozen=True)
@@ -79,21 +85,25 @@ def nested_step(
     workspace: Workspace | None = None,
     project: bool = False,
     watch: Int[Tensor, " watched"] | None = None,
+    part: Part | None = None,
     shard: Shard = WHOLE,
 ) -> StepResult:
     """The loss of a batch and its gradient, all prefixes from one sparse decode; nothing waits for the device.
 
     With a ``workspace`` the gradients are its arrays, overwritten by the next step. ``project`` leaves out of the
     decoder's gradient what points along its rows, which must then have norm 1. ``watch`` names features whose
-    pre-activations are wanted too: they are copied out while they are at hand. With a ``shard``, the weights are that
-    process's features, and so are the gradients, ``fired`` and ``selection``; prefixes, errors and counts are of the
-    whole dictionary.
+    pre-activations are wanted too: they are copied out while they are at hand. ``part`` says of what batch these rows
+    are a part; their loss, gradient and counts are their own, but batchtopk selects over the whole batch. With a
+    ``shard``, the weights are that process's features, and so are the gradients, ``fired`` and ``selection``; prefixes,
+    errors and counts are of the whole dictionary.
     """
     space = workspace or Workspace.like(weights, rows=source.shape[0])
     at = space.compute_weights(weights)
-    source = source.to(at.W_enc.dtype)
-    candidates, watched = encode(at, source, loss=loss, pre=space.pre, watch=watch)
-    selection = shard.keep(candidates, count=loss.kept(len(source)), per_row=loss.activation == "topk")
+    source, part = source.to(at.W_enc.dtype), part or Part(len(source), len(source))
+    candidates, watched = encode(at, source, loss=loss, pre=space.pre, watch=watch, part=part)
+    selection = shard.keep(candidates, count=loss.kept(part.whole), per_row=loss.per_row)
+    if not loss.per_row:
+        selection = part.ranks.keep(selection, loss.kept(part.whole))
     bags = bags_of(selection, shard.prefixes(loss.prefixes))
     slope = shard.sum_(bag_sums(selection, bags, at.W_dec)).unflatten(0, (len(source), -1))
     shares = loss.weight_of(len(source))
@@ -118,17 +128,20 @@ def encode(
     *,
     loss: NestedLoss,
     pre: Float[Tensor, "block_rows dict_size"],
+    part: Part,
     watch: Int[Tensor, " watched"] | None = None,
 ) -> tuple[Selection, Float[Tensor, "rows watched"]]:
     """The sparse code of a batch, and the pre-activations of the watched features.
 
-    ``pre`` is overwritten, a block of rows at a time where the rule allows it.
+    Under batchtopk, of a part of a batch, all candidates: what would be kept were it the whole. ``pre`` is overwritten,
+    a block of rows at a time where the rule allows it.
     """
     watch = source.new_empty(0, dtype=torch.int64) if watch is None else watch
-    if loss.activation == "batchtopk":
+    if not loss.per_row:
         out = pre[: len(source)] if len(pre) >= len(source) else None
         whole = torch.addmm(weights.b_enc, source, weights.W_enc, out=out)
-        return select_batchtopk(whole, top_k=loss.top_k), whole.index_select(1, watch)
+        count = min(loss.kept(part.whole), part.rows * whole.shape[1])
+        return select_batchtopk(whole, count=count), whole.index_select(1, watch)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for rows in source.split(len(pre)):
         block = torch.addmm(weights.b_enc, rows, weights.W_enc, out=pre[: len(rows)])

@@ -1,7 +1,8 @@
 """Several processes that take one step together (data parallel), through torch.distributed where it is set up.
 
 Each reads its own rows of a batch. Sums over processes of gradients weighted by each one's share of the rows are the
-gradient of the whole batch, so N processes and one process do the same to rounding.
+gradient of the whole batch, and batchtopk selects over all rows of it, so N processes and one process do the same to
+rounding.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool
 from torch import Tensor, distributed
+
+from train.topk import Selection
+from train.winners import keep_winners
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,10 @@ class Ranks:
             return Ranks(distributed.get_rank(), distributed.get_world_size())
         return Ranks()
 
-    def share_of(self, rows: int, device: torch.device) -> tuple[float, int]:
-        """This process's share of the rows of a batch, and their number over all processes (1 where there are none)."""
-        total = self._reduced(torch.tensor(rows, device=device)) if self.world > 1 else rows
-        return rows / max(1, int(total)), max(1, int(total))
+    def part_of(self, rows: int, device: torch.device) -> "Part":
+        """This process's rows as its part of a batch. Every process takes part, those without rows too."""
+        whole = int(self._reduced(torch.tensor(rows, device=device))) if self.world > 1 else rows
+        return Part(rows, whole, self)
 
     def sum_(self, arrays: Sequence[Tensor]) -> None:
         """Replace each array by its sum over processes: one exchange for all arrays of a dtype."""
@@ -59,6 +63,27 @@ class Ranks:
         if self.world > 1:
             distributed.barrier()
 
+    def keep(self, candidates: Selection, count: int) -> Selection:
+        """Of the candidates in all rows of a batch, those that are among its ``count`` largest."""
+        return keep_winners(candidates, count, rows=1, rank=self.rank, world=self.world)
+
     def _reduced(self, array: Tensor, op: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> Tensor:
         distributed.all_reduce(array, op=op)
         return array
+
+
+ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class Part:
+    """This process's ``rows`` of a batch that has ``whole`` rows over all processes; either may be 0."""
+
+    rows: int
+    whole: int
+    ranks: Ranks = ALONE
+
+    @property
+    def share(self) -> float:
+        """What this process's mean counts in the batch's."""
+        return self.rows / max(1, self.whole)

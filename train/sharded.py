@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from cache.errors import UsageError
 from train.topk import Selection
 from train.weights import Weights
+from train.winners import keep_winners, winners
 
 
 @dataclass(frozen=True)
@@ -103,25 +104,13 @@ class Shard:
         return own if self.world == 1 else self.sum_(own * features) / self.count(features, own.device)
 
     def winners(self, values: Float[Tensor, "rows candidates"], count: int) -> Bool[Tensor, "rows candidates"]:
-        """Which of this process's candidates are among the ``count`` largest of a row over all processes."""
-        rows, candidates = values.shape
-        parts = values.new_empty(self.world, rows, candidates)
-        distributed.all_gather(list(parts.unbind()), values.contiguous())
-        # Stable, so that every process settles ties alike and exactly ``count`` win.
-        order = parts.transpose(0, 1).flatten(1).sort(dim=1, descending=True, stable=True).indices[:, :count]
-        first = self.rank * candidates
-        won = torch.zeros(rows, self.world * candidates, dtype=torch.bool, device=values.device)
-        return won.scatter_(1, order, True)[:, first : first + candidates]
+        """Which of this process's candidates are among the ``count`` largest of a row over all features."""
+        return winners(values, count, rank=self.rank, world=self.world)
 
     def keep(self, candidates: Selection, *, count: int, per_row: bool) -> Selection:
-        """The candidates that win, ``count`` a row or in all. Counting them is the one wait for the device."""
-        if self.world == 1:
-            return candidates
+        """The candidates that win over all features, ``count`` a row or in all."""
         rows = candidates.row_count if per_row else 1
-        won = self.winners(candidates.values.view(rows, -1), count).flatten()
-        before = torch.zeros(won.numel() + 1, dtype=torch.int32, device=won.device)
-        torch.cumsum(won, dim=0, dtype=torch.int32, out=before[1:])
-        return Selection(candidates.values[won], candidates.features[won], before[candidates.offsets.long()])
+        return keep_winners(candidates, count, rows=rows, rank=self.rank, world=self.world)
 
     def norm(self, gradients: Weights) -> Float[Tensor, ""]:
         """The norm of the whole dictionary's gradient."""

@@ -18,7 +18,7 @@ from train.dead import count_tokens_, dead_features, dead_share
 from train.loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.nested import NestedLoss, StepResult, nested_step
 from train.optim import Moments, learning_rate, update_
-from train.ranks import Ranks
+from train.ranks import Part, Ranks
 from train.sharded import WHOLE, Shard
 from train.weights import Weights
 from train.workspace import Workspace
@@ -108,8 +108,8 @@ def train_step(
     """
     settings = recipe.settings
     dead = _dead(state, recipe)
-    share, rows = ranks.share_of(source.shape[0], source.device)
-    if not share:
+    part = ranks.part_of(len(source), source.device)
+    if not part.rows:
         source, target = source.new_zeros(1, source.shape[1]), target.new_zeros(1, target.shape[1])
     result = nested_step(
         state.weights,
@@ -119,20 +119,19 @@ def train_step(
         workspace=workspace,
         project=True,
         watch=dead,
+        part=part,
         shard=shard,
     )
-    aux_loss = _add_auxiliary_(
-        state.weights, source, dead=dead, result=result, recipe=recipe, ranks=ranks, share=share, shard=shard
-    )
-    fvu = result.sse * bool(share) / (rows * recipe.nested.target_variance)
-    l0 = result.l0 * share
-    if ranks.world > 1 or not share:
-        ranks.sum_([array.mul_(share) for array in result.gradients.tensors().values()] + [fvu, l0])
-    fired = ranks.any_of(result.fired & bool(share))
+    aux_loss = _add_auxiliary_(state.weights, source, dead=dead, result=result, recipe=recipe, part=part, shard=shard)
+    fvu = result.sse * bool(part.rows) / (max(1, part.whole) * recipe.nested.target_variance)
+    l0 = result.l0 * part.share
+    if ranks.world > 1 or not part.rows:
+        ranks.sum_([array.mul_(part.share) for array in result.gradients.tensors().values()] + [fvu, l0])
+    fired = ranks.any_of(result.fired & bool(part.rows))
     norm = update_(
         state.weights, result.gradients, moments=state.moments, settings=settings, step=state.step, shard=shard
     )
-    count_tokens_(state.since_fired, fired, tokens=rows)
+    count_tokens_(state.since_fired, fired, tokens=part.whole)
     figures = Figures(
         l2_loss=(fvu * fvu.new_tensor(recipe.nested.prefix_weights)).sum(),
         aux_loss=aux_loss,
@@ -143,7 +142,7 @@ def train_step(
         lr=learning_rate(settings, state.step),
     )
     state.step += 1
-    state.tokens += rows
+    state.tokens += part.whole
     return figures
 
 
@@ -161,16 +160,16 @@ def _add_auxiliary_(
     dead: Int[Tensor, " dead"],
     result: StepResult,
     recipe: Recipe,
-    ranks: Ranks,
-    share: float,
+    part: Part,
     shard: Shard,
 ) -> Float[Tensor, ""]:
-    """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch. Nothing dead, nothing done.
+    """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
 
-    The gradient is divided by ``share``, by which the step multiplies it again.
+    Nothing dead or no rows, nothing done. The gradient is divided by the part's share, by which the step multiplies it
+    again.
     """
     count = shard.count(dead.numel(), dead.device) if recipe.settings.aux_alpha else 0
-    if not count:
+    if not (count and part.whole):
         return result.sse.new_zeros(())
     extra = auxiliary(
         weights,
@@ -181,10 +180,10 @@ def _add_auxiliary_(
         top_k=recipe.aux_top_k,
         shard=shard,
     )
-    statistics, error = spread(result.residual) * bool(share), extra.error * bool(share)
-    ranks.sum_([statistics, error])
+    statistics, error = spread(result.residual) * bool(part.rows), extra.error * bool(part.rows)
+    part.ranks.sum_([statistics, error])
     scale = auxiliary_scale(
         alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.aux_top_k, variation=variation(statistics)
     )
-    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (share or 1.0))
+    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (part.share or 1.0))
     return error * scale

@@ -50,7 +50,7 @@ class Selection:
 
 def select(pre: Float[Tensor, "rows dict_size"], *, top_k: int, activation: Activation) -> Selection:
     """The sparse code of pre-activations under the training rule."""
-    return (select_topk if activation == "topk" else select_batchtopk)(pre, top_k=top_k)
+    return select_topk(pre, top_k=top_k) if activation == "topk" else select_batchtopk(pre, count=top_k * len(pre))
 
 
 def select_topk(pre: Float[Tensor, "rows dict_size"], *, top_k: int) -> Selection:
@@ -66,10 +66,10 @@ def ascending(values: Float[Tensor, "rows top_k"], features: Int[Tensor, "rows t
     return Selection(values.gather(1, order).relu_().flatten(), features.flatten(), offsets)
 
 
-def select_batchtopk(pre: Float[Tensor, "rows dict_size"], *, top_k: int) -> Selection:
-    """The ``rows * top_k`` largest of the batch, rectified; a row may get none or many."""
+def select_batchtopk(pre: Float[Tensor, "rows dict_size"], *, count: int) -> Selection:
+    """The ``count`` largest of the batch, rectified; a row may get none or many."""
     rows, dict_size = pre.shape
-    values, places = largest(pre.reshape(1, -1), rows * top_k)
+    values, places = largest(pre.reshape(1, -1), count)
     places, order = places[0].sort()
     starts = torch.arange(rows + 1, device=pre.device) * dict_size
     offsets = torch.searchsorted(places, starts, out_int32=True)

@@ -24,7 +24,7 @@ def check_operations(dtype, device):
     """Width 300: more than a block, and not a whole number of them. Rows of unequal length, some bags empty."""
     torch.manual_seed(0)
     table = torch.randn(64, 300, device=device).to(dtype)
-    selection = select_batchtopk(torch.randn(7, 64, device=device).to(dtype), top_k=6)
+    selection = select_batchtopk(torch.randn(7, 64, device=device).to(dtype), count=42)
     bags = decode.bags_of(selection, PREFIXES)
     code = selection.dense(64).double()
     ends = (0, *PREFIXES)

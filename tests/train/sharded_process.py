@@ -1,8 +1,9 @@
-"""One process of a sharded step: compares its share with the single process's step, then says "equal"."""
+"""One of several processes: compares its step, by features and by rows, with the single process's; says "equal"."""
 
 import sys
 
 import torch
+from parts_checks import check_parts
 from torch import distributed
 
 from train.loss import auxiliary
@@ -69,6 +70,7 @@ def main() -> None:
         check(activation, skip=activation == "topk")
     for dead in ([0, 6, 12], [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 90]):
         check_auxiliary(dead)
+    check_parts()
     distributed.destroy_process_group()
     print("equal")
 

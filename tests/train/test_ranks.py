@@ -60,11 +60,14 @@ def assert_the_same(one: Path, other: Path) -> None:
     assert any(line.get("aux_loss", 0) > 0 for line in lines)
 
 
-@pytest.mark.parametrize(("world", "shard"), [(2, False), (3, True)])
+@pytest.mark.parametrize(
+    ("world", "activation", "shard"), [(2, "topk", False), (3, "batchtopk", False), (3, "topk", True)]
+)
 def test_several_processes_are_one(
-    small_cache: Path, tmp_path: Path, quick: TrainSettings, world: int, shard: bool
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, world: int, activation: str, shard: bool
 ) -> None:
-    settings = changed(quick, steps=20, skip=True, shard_dictionary=shard, lr=2e-3)
+    settings = changed(quick, steps=20, skip=True, activation=activation, shard_dictionary=shard)
+    settings = changed(settings, lr=2e-3, dead_after_tokens=64)
     alone(small_cache, tmp_path / "one", settings)
     together(world, small_cache, tmp_path / "several", settings)
     assert_the_same(tmp_path / "one", tmp_path / "several")

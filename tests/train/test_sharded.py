@@ -36,7 +36,7 @@ def run_processes(script: str, world: int, arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_sharded_step_is_the_single_process_step(world, tmp_path):
+def test_the_step_of_several_processes_is_the_single_process_step(world, tmp_path):
     assert run_processes("sharded_process.py", world, [str(tmp_path / "meet")]) == ["equal"] * world
 
 

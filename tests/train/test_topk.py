@@ -34,7 +34,7 @@ def test_topk_keeps_the_largest_of_each_row_rectified_and_ascending():
 def test_batchtopk_keeps_the_largest_of_the_batch(columns):
     pre = torch.randn(9, columns, dtype=torch.float64)
     pre[4] -= 100
-    selection = select_batchtopk(pre, top_k=3)
+    selection = select_batchtopk(pre, count=27)
     kth = pre.flatten().sort(descending=True).values[26]
     assert torch.equal(selection.dense(columns), torch.where(pre >= kth, pre, 0).relu())
     lengths = selection.offsets.diff()
