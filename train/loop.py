@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,9 +27,10 @@ from cache.loader import Batch, open_loader
 from cache.progress import Progress
 from cache.reader import CacheReader
 from train.config import LogSettings, TrainSettings
+from train.feed import Feed
 from train.held_out import HeldOut
 from train.plan import check_fit, resolved_members
-from train.ranks import Ranks
+from train.ranks import ALONE, Ranks
 from train.run import Run, Surroundings, complete_config, remove_run, run_identity
 from train.sharded import WHOLE, Shard
 from train.units import units_of
@@ -101,7 +103,8 @@ def _train(runs: list[Run], *, around: Surroundings) -> None:
     start = min(run.state.step for run in runs)
     progress.begin("train", total=settings.steps, unit="steps", done=start)
     with _stopping() as asked, _loader(settings, around, start=start) as loader:
-        for batch in itertools.islice(loader, settings.steps - start):
+        batches = itertools.islice(loader, settings.steps - start)
+        for batch in Feed(batches, torch.device(around.device)):
             _take(runs, batch, around=around)
             if number := around.ranks.agree(asked[0] if asked else 0, torch.device(around.device)):
                 _leave(runs, number, progress=progress)
@@ -109,16 +112,21 @@ def _train(runs: list[Run], *, around: Surroundings) -> None:
 
 
 def _take(runs: list[Run], batch: Batch, *, around: Surroundings) -> None:
-    """Hand a batch, in training units and on the device, to every run; report the first run's figures."""
-    units, device = around.units, around.device
-    source = units.source(batch.source.to(device, non_blocking=True))
-    target = units.target(batch.target.to(device, non_blocking=True))
+    """Hand a batch, in training units, to every run; report the first run's figures."""
+    source, target = around.units.source(batch.source), around.units.target(batch.target)
     try:
         said = [run.take(source, target=target, batch=batch.index) for run in runs]
     except NumericalError as error:
-        raise NumericalError(error.what + _culprits(batch), where=error.where, remedy=error.remedy) from None
+        culprits = _culprits(_whole_batch(max(run.first_bad for run in runs), runs[0].settings, around=around))
+        raise NumericalError(error.what + culprits, where=error.where, remedy=error.remedy) from None
     figures = {key: value for key, value in (said[0] or {}).items() if isinstance(value, float)}
     around.progress.advance(1, **figures)
+
+
+def _whole_batch(number: int, settings: TrainSettings, *, around: Surroundings) -> Batch:
+    """A batch read again, all processes' rows of it; on a card it is noticed only some steps later."""
+    with _loader(settings, replace(around, ranks=ALONE), start=number) as loader:
+        return loader.batch(number)
 
 
 def _culprits(batch: Batch) -> str:

@@ -123,11 +123,16 @@ class Run:
             self._mirror.close()
         return said
 
+    @property
+    def first_bad(self) -> int:
+        """The first batch whose loss or gradient was not finite, -1 where there is none. Waits for the device."""
+        return int(self._first_bad)
+
     def _check(self, figures: Figures, *, now: bool) -> None:
         """Remember the first batch whose loss or gradient was not finite; ``now`` looks, and waits."""
         bad = ~(figures.l2_loss + figures.aux_loss + figures.gradient_norm).isfinite()
         self._first_bad = torch.where(bad & (self._first_bad < 0), self.state.step - 1, self._first_bad)
-        if now and (batch := int(self._first_bad)) >= 0:
+        if now and (batch := self.first_bad) >= 0:
             raise NumericalError(
                 f"loss or gradient of batch {batch} is not finite",
                 where=self.folder,

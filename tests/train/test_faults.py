@@ -10,7 +10,7 @@ import torch
 
 from cache import disk
 from cache.errors import DamagedError, InUseError, MismatchError, NumericalError
-from cache.loader import Batch
+from cache.loader import Batch, Loader
 from cache.progress import Silent
 from train.checkpoint import Checkpoints
 from train.config import LogSettings, TrainSettings
@@ -57,6 +57,29 @@ def test_a_loss_that_blows_up_names_the_batch_and_keeps_the_checkpoint(
         from safetensors.torch import load_file
 
         assert all(bool(array.isfinite().all()) for array in load_file(path).values())
+
+
+def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint before it is whole: a rerun with the data mended ends as if nothing had been."""
+    train(small_cache, tmp_path / "whole", quick)
+    read = Loader.batch
+    monkeypatch.setattr(Loader, "batch", lambda self, number: _spoilt(read(self, number), only=17))
+    said = r"batch 17 is not finite; batch 17 \(epoch 1\) holds NaN or infinity in rows of document \d+\b"
+    with pytest.raises(NumericalError, match=said) as caught:
+        train(small_cache, tmp_path / "run", quick)
+    assert caught.value.remedy == "The checkpoint of step 10 is intact"
+    monkeypatch.undo()
+    train(small_cache, tmp_path / "run", quick)
+    for name in ("transcoder.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def _spoilt(batch: Batch, *, only: int) -> Batch:
+    if batch.index == only:
+        batch.source[3, 2] = torch.nan
+    return batch
 
 
 def test_rows_that_are_not_finite_are_named_by_document() -> None:

@@ -1,0 +1,68 @@
+"""The feed changes neither order nor values, and sends a batch before the one ahead of it is used up."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.loader import Batch, open_loader
+from cache.reader import CacheReader
+from train.feed import Feed
+
+DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_feed_hands_on_what_the_loader_gives(small_cache: Path, device: str) -> None:
+    reader = CacheReader.open(small_cache)
+    pinned = device == "cuda"
+    with open_loader(reader, batch_rows=48, seed=2, epochs=1) as plain:
+        expected = list(plain)
+    with open_loader(reader, batch_rows=48, seed=2, epochs=1, pin_memory=pinned) as loader:
+        found = list(Feed(loader, torch.device(device)))
+    assert [batch.index for batch in found] == list(range(21)) == [batch.index for batch in expected]
+    for one, other in zip(expected, found, strict=True):
+        assert other.source.device.type == other.target.device.type == device
+        assert torch.equal(other.source.cpu(), one.source)
+        assert torch.equal(other.target.cpu(), one.target)
+        assert np.array_equal(other.document, one.document)
+
+
+def numbered(read: list[int], count: int) -> Iterator[Batch]:
+    """Batches of zeros, noted when they are asked for."""
+    for index in range(count):
+        read.append(index)
+        yield Batch(torch.zeros(1, 2), torch.zeros(1, 3), np.zeros(1, np.int32), np.zeros(1, np.int64), index, 0)
+
+
+def test_one_batch_is_under_way_and_no_more() -> None:
+    read: list[int] = []
+    feed = iter(Feed(numbered(read, 3), torch.device("cpu")))
+    assert (next(feed).index, read) == (0, [0, 1])
+    assert (next(feed).index, read) == (1, [0, 1, 2])
+    assert (next(feed).index, read) == (2, [0, 1, 2])
+    assert list(feed) == []
+
+
+def test_no_batches_are_no_batches() -> None:
+    assert list(Feed(iter(()), torch.device("cpu"))) == []
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.gpu
+    def test_memory_is_not_used_again_before_the_step_that_reads_it(small_cache: Path) -> None:
+        """Slow work on every batch, none of them kept: a buffer reused too early would hold a later batch's rows."""
+        reader = CacheReader.open(small_cache)
+        with open_loader(reader, batch_rows=48, seed=2, epochs=4) as plain:
+            expected = [batch.source.float().sum(dim=0) for batch in plain]
+        slow, sums = torch.randn(4096, 4096, device="cuda"), []
+        with open_loader(reader, batch_rows=48, seed=2, epochs=4, pin_memory=True) as loader:
+            for batch in Feed(loader, torch.device("cuda")):
+                for _ in range(5):
+                    slow = torch.nn.functional.normalize(slow @ slow)
+                sums.append(batch.source.float().sum(dim=0))
+        for found, wanted in zip(sums, expected, strict=True):
+            torch.testing.assert_close(found.cpu(), wanted)

@@ -1,0 +1,54 @@
+"""Batches on the device of training, each sent while the step before it runs.
+
+On CUDA the next batch travels from pinned memory on a stream of its own: an event orders its arrival before its use,
+and ``record_stream`` keeps its memory from being used again before the step that reads it is done. Elsewhere there is
+nothing to send, and a batch is handed on as it is. Not run on a GPU.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from cache.loader import Batch
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch whose arrays are on the device once ``arrived`` has come to pass; None where they are there already."""
+
+    batch: Batch
+    arrived: torch.Event | None
+
+
+class Feed:
+    """An iterator over the same batches in the same order, with source and target on ``device``."""
+
+    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        ahead: _Sent | None = None
+        for batch in self._batches:
+            now, ahead = ahead, self._send(batch)
+            if now:
+                yield self._receive(now)
+        if ahead:
+            yield self._receive(ahead)
+
+    def _send(self, batch: Batch) -> _Sent:
+        """Begin the way to the device, beside whatever it is computing."""
+        with torch.cuda.stream(self._stream):
+            source, target = (array.to(self._device, non_blocking=True) for array in (batch.source, batch.target))
+        arrived = self._stream.record_event() if self._stream else None
+        return _Sent(replace(batch, source=source, target=target), arrived)
+
+    def _receive(self, sent: _Sent) -> Batch:
+        """The batch, for use by what is computed from now on."""
+        if sent.arrived:
+            using = torch.cuda.current_stream(self._device)
+            using.wait_event(sent.arrived)
+            for array in (sent.batch.source, sent.batch.target):
+                array.record_stream(using)
+        return sent.batch
