@@ -58,8 +58,8 @@ class TrainSettings(Settings):
     16 times the target's width, or ``dict_size``, in groups of 1/16, 2/16, 4/16 and 9/16."""
 
     preset: str = "auto"
-    """A name of PRESETS, ``none``, or ``auto``: the one named like the cache's model, where there is one.
-    Keys that are given win over the preset's."""
+    """A name of PRESETS, ``none``, or ``auto``: the one named like the cache's model and made for its width,
+    where there is one. Keys that are given win over the preset's."""
     dict_size: PositiveInt | None = None
     """Features in all. Follows from ``prefixes`` or ``group_sizes`` where those are given, and must then agree."""
     prefixes: tuple[PositiveInt, ...] | None = None
@@ -76,7 +76,7 @@ class TrainSettings(Settings):
     skip: bool = False
     """Add an affine map of the source, zero at first, to every prefix."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"
-    """What the encoder reads: the MLP's input, or the same before the norm's gain and bias."""
+    """What the encoder reads: the cache's source as it is stored, or an MLP's input before its norm's gain and bias."""
     seed: NonNegativeInt = 0
     """Of the initial weights."""
     order_seed: NonNegativeInt = 0
@@ -131,7 +131,7 @@ class TrainSettings(Settings):
 
     def resolved(self, *, model: str, d_target: int) -> "TrainSettings":
         """The same with dictionary, prefixes and top_k stated: what a run records, and equal for equal runs."""
-        preset = PRESETS.get(PurePath(model).name if self.preset == "auto" else self.preset, {})
+        preset = self._preset(PurePath(model).name, width=d_target)
         ends = self.boundaries
         if ends is None and self.dict_size is None and preset:
             ends = tuple(accumulate(preset["group_sizes"]))
@@ -139,6 +139,13 @@ class TrainSettings(Settings):
         top_k = self.top_k or preset.get("top_k", 16)
         exact = {"preset": "none", "group_sizes": None, "prefixes": ends, "dict_size": ends[-1], "top_k": top_k}
         return settings_of(self.model_dump() | exact | {"lr": self.lr or 0.04 / math.sqrt(d_target)})
+
+    def _preset(self, model: str, *, width: int) -> dict[str, Any]:
+        """The preset's values, empty without one."""
+        if self.preset != "auto":
+            return PRESETS.get(self.preset, {})
+        named = PRESETS.get(model, {})
+        return named if sum(named.get("group_sizes", ())) == 16 * width else {}
 
     @property
     def boundaries(self) -> tuple[int, ...] | None:

@@ -51,7 +51,7 @@ class WandbMirror:
         """Mirror a line; lists become one number a prefix."""
         run = self._run
         if run is not None:
-            self._attempt(lambda: run.log(_flat(line), step=line["step"]))
+            self._attempt(lambda: run.log(flat(line), step=line["step"]))
 
     def close(self) -> None:
         run = self._run
@@ -82,10 +82,10 @@ def _begin(settings: LogSettings, *, folder: Path, config: Mapping[str, Any]) ->
     )
 
 
-def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """``fvu_per_prefix: [a, b]`` becomes ``fvu_per_prefix/0: a`` and ``/1: b``."""
-    flat: dict[str, Any] = {}
+def flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    """One number a name: ``fvu_per_prefix: [a, b]`` becomes ``fvu_per_prefix/0: a`` and ``/1: b``."""
+    found: dict[str, Any] = {}
     for name, value in line.items():
         values = {f"{name}/{number}": part for number, part in enumerate(value)} if isinstance(value, list) else {}
-        flat |= values or {name: value}
-    return flat
+        found |= values or {name: value}
+    return found

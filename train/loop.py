@@ -29,6 +29,7 @@ from cache.reader import CacheReader
 from train.config import LogSettings, TrainSettings
 from train.feed import Feed
 from train.held_out import HeldOut
+from train.log import flat
 from train.plan import check_fit, resolved_members
 from train.ranks import ALONE, Ranks
 from train.run import Run, Surroundings, complete_config, remove_run, run_identity
@@ -119,8 +120,7 @@ def _take(runs: list[Run], batch: Batch, *, around: Surroundings) -> None:
     except NumericalError as error:
         culprits = _culprits(_whole_batch(max(run.first_bad for run in runs), runs[0].settings, around=around))
         raise NumericalError(error.what + culprits, where=error.where, remedy=error.remedy) from None
-    figures = {key: value for key, value in (said[0] or {}).items() if isinstance(value, float)}
-    around.progress.advance(1, **figures)
+    around.progress.advance(1, **flat(said[0] or {}))
 
 
 def _whole_batch(number: int, settings: TrainSettings, *, around: Surroundings) -> Batch:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.errors import NumericalError
+from cache.errors import NumericalError, UsageError
 from cache.reader import CacheReader, View
 from train.optim import unit_rows_
 from train.weights import Weights
@@ -51,12 +51,13 @@ class Units:
 def units_of(reader: CacheReader, view: View) -> Units:
     """From the cache's exact statistics, carried over to the view of the source.
 
-    Raises NumericalError where source or target never varies.
+    Raises NumericalError where source or target never varies, UsageError for a view that the source does not have.
     """
     source, target = reader.statistics.source, reader.statistics.target
     assert target is not None
     mean, variance = source.mean, source.variance
     if view == "ln2_normalized":
+        _check_normalized(reader)
         gain = reader.arrays["gain"].astype(np.float64)
         mean, variance = (mean - reader.arrays["bias"].astype(np.float64)) / gain, variance / gain**2
     if not (variance.sum() > 0 and target.variance_sum > 0):
@@ -67,6 +68,17 @@ def units_of(reader: CacheReader, view: View) -> Units:
         source_mean=torch.from_numpy(mean),
         target_mean=torch.from_numpy(target.mean),
     )
+
+
+def _check_normalized(reader: CacheReader) -> None:
+    """Only what comes out of the norm can be seen as it was before the norm's gain and bias."""
+    site = reader.identity.get("source_site")
+    if site != "mlp_in" or "gain" not in reader.arrays:
+        raise UsageError(
+            f"the source of this cache is {site}, which has no ln2_normalized view",
+            where=reader.path,
+            remedy="Leave train.source at mlp_in, which takes the source as it is stored",
+        )
 
 
 def initial_weights(units: Units, *, dict_size: int, skip: bool, seed: int, device: str) -> Weights:

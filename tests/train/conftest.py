@@ -69,3 +69,9 @@ def quick() -> TrainSettings:
 def other_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same rows of another model."""
     return write_cache(tmp_path_factory.mktemp("other") / "cache", identity={"model": "another"})
+
+
+@pytest.fixture
+def residual_cache(tmp_path: Path) -> Path:
+    """The same rows, said to be of the residual stream."""
+    return write_cache(tmp_path / "residual", identity={"source_site": "resid_post"})

@@ -52,6 +52,8 @@ def test_auto_takes_the_preset_named_like_the_model() -> None:
     assert (gemma.prefixes, gemma.top_k, gemma.dict_size) == ((2304, 6912, 16128, 36864), 96, 36864)
     other = TrainSettings().resolved(model="models/gpt2-stdlib", d_target=96)
     assert (other.prefixes, other.top_k, other.dict_size) == ((96, 288, 672, 1536), 16, 1536)
+    namesake = TrainSettings().resolved(model="tiny/gpt2", d_target=96)
+    assert (namesake.prefixes, namesake.top_k) == ((96, 288, 672, 1536), 16)
     stated = TrainSettings(prefixes=(32, 64), top_k=4).resolved(model="gpt2", d_target=768)
     assert (stated.prefixes, stated.top_k) == ((32, 64), 4)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cache.errors import MismatchError
+from cache.errors import MismatchError, UsageError
 from cache.progress import Silent
 from cache.reader import CacheReader
 from train.config import LogSettings, TrainSettings
@@ -44,13 +44,14 @@ def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
     return TrainSettings.model_validate(settings.model_dump() | values)
 
 
+VECTORS = {f"{name}_per_prefix/{number}" for name in ("fvu", "l0") for number in range(3)}
 NAMES = {"loss", "l2_loss", "aux_loss", "fvu", "fvu_min", "fvu_max", "fvu_mean", "l0", "dead", "gradient_norm", "lr"}
 
 
 def test_a_run_leaves_what_it_says(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     heard = Heard()
     config = train(small_cache, tmp_path / "run", quick, progress=heard)
-    assert set(heard.figures[-1]) == NAMES
+    assert set(heard.figures[-1]) == NAMES | VECTORS
     lines = read_log(tmp_path / "run" / "metrics.jsonl")
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [1, 5, 10, 15, 20, 25, 30, 35, 40]
@@ -95,6 +96,13 @@ def test_the_saved_file_is_in_the_units_of_the_cache(
     errors = (transcoder.forward(source).double() - target).square().sum()
     fvu = errors / (target - target.mean(dim=0)).square().sum()
     assert float(fvu) == pytest.approx(config["held_out_fvu"], rel=1e-4)
+
+
+def test_a_view_that_the_source_does_not_have_is_refused(
+    residual_cache: Path, tmp_path: Path, quick: TrainSettings
+) -> None:
+    with pytest.raises(UsageError, match="the source of this cache is resid_post, which has no ln2_normalized view"):
+        train(residual_cache, tmp_path / "run", changed(quick, source="ln2_normalized"))
 
 
 def test_batchtopk_is_saved_with_a_threshold_that_keeps_the_l0(
