@@ -4,8 +4,9 @@
     checkpoints/step-00000500.json           step, tokens, settings, cache fingerprint, software
     checkpoints/index.json                   a line a checkpoint: sizes and hashes of its files, length of the log
 
-Each file is written aside, flushed and renamed, the index last: what it does not name does not exist. A step is a pure
-function of state and batch and the order of reading of its seed, so there is no random state to keep.
+Each file is written aside, flushed and renamed, the index last: what it does not name does not exist. Every line of it
+has a hash, and all together have one more, so that damage to a line is noticed and leaves the others of use. A step is
+a pure function of state and batch and the order of reading of its seed, so there is no random state to keep.
 """
 
 import json
@@ -58,7 +59,7 @@ class Checkpoints:
         self, folder: Path, *, identity: Mapping[str, Any], keep: int, progress: Progress, writes: bool = True
     ) -> None:
         self._folder, self._identity, self._keep, self._progress = folder, dict(identity), keep, progress
-        self.entries = _read_index(folder)
+        self.entries = _read_index(folder, progress)
         if writes:
             self._remove_others()
 
@@ -200,28 +201,56 @@ def _index_text(entries: list[Entry]) -> bytes:
         }
         for entry in entries
     ]
-    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    header = {"format_version": FORMAT_VERSION, "xxh3_128": xxhash.xxh3_128_hexdigest(body)}
-    return json.dumps(header).encode() + b"\n" + body
+    body = b"".join(_sealed(line) + b"\n" for line in lines)
+    return _header(body) + b"\n" + body
 
 
-def _read_index(folder: Path) -> list[Entry]:
-    """The entries of the index, oldest first; none where there is no index."""
+def _header(body: bytes) -> bytes:
+    return json.dumps({"format_version": FORMAT_VERSION, "xxh3_128": xxhash.xxh3_128_hexdigest(body)}).encode()
+
+
+def _read_index(folder: Path, progress: Progress) -> list[Entry]:
+    """The entries of the index, oldest first; none where there is no index, the whole ones with a note where it is
+    damaged. Raises DamagedError where none is whole, MismatchError for another format version."""
     path = folder / _INDEX
     if not path.is_file():
         return []
     head, _, body = path.read_bytes().partition(b"\n")
-    try:
-        header = json.loads(head)
-        version = header["format_version"]
-        is_whole = header["xxh3_128"] == xxhash.xxh3_128_hexdigest(body)
-    except (ValueError, TypeError, KeyError):
-        version, is_whole = FORMAT_VERSION, False
+    version = _parsed(head).get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise MismatchError(f"checkpoints of format version {version!r} are unknown to this release", where=path)
-    if not is_whole:
-        raise DamagedError("the index of the checkpoints is damaged", where=path, remedy="Start again with --fresh")
-    return [_entry(json.loads(line), where=path) for line in body.splitlines()]
+    entries = [_entry(line, where=path) for line in map(_unsealed, body.splitlines()) if line]
+    if head != _header(body):
+        if not entries:
+            raise DamagedError("the index of the checkpoints is damaged", where=path, remedy="Start again with --fresh")
+        steps = ", ".join(str(entry.step) for entry in entries)
+        progress.note(f"the index of the checkpoints is damaged; what it still says of step {steps} is whole")
+    return entries
+
+
+def _sealed(line: Mapping[str, Any]) -> bytes:
+    """A line of the index with its own hash."""
+    return json.dumps({**line, "xxh3_128": _hash_of(line)}).encode()
+
+
+def _unsealed(text: bytes) -> dict[str, Any]:
+    """The line again; empty where it is not what was written."""
+    line = _parsed(text)
+    seal = line.pop("xxh3_128", None)
+    return line if seal == _hash_of(line) else {}
+
+
+def _hash_of(line: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(line).encode())
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _entry(line: Any, *, where: Path) -> Entry:

@@ -119,10 +119,10 @@ def test_a_damaged_newest_falls_back_loudly(tmp_path: Path, name: str, damage: s
 
 
 def test_every_bit_of_a_checkpoint_counts(tmp_path: Path) -> None:
-    """One bit in every seventh byte of all three files: never a wrong restore, never a bare exception."""
+    """One bit in every seventh byte of both files: never a wrong restore, never a bare exception."""
     save(tmp_path, 0.5)
     tried = 0
-    for path in sorted(tmp_path.iterdir()):
+    for path in sorted(tmp_path.glob("step-*")):
         whole = path.read_bytes()
         for place in range(0, len(whole), 7):
             data = bytearray(whole)
@@ -134,6 +134,35 @@ def test_every_bit_of_a_checkpoint_counts(tmp_path: Path) -> None:
         path.write_bytes(whole)
     assert tried > 300
     assert at(tmp_path).restore(device="cpu") is not None
+
+
+def test_every_bit_of_the_index_counts(tmp_path: Path) -> None:
+    """A bit anywhere in it is noticed, and costs at most the checkpoint whose line it is in."""
+    save(tmp_path, 0.5, 0.4)
+    path, restored = tmp_path / "index.json", set[int]()
+    whole = path.read_bytes()
+    files = {one: one.read_bytes() for one in tmp_path.glob("step-*")}
+    for place in range(0, len(whole), 5):
+        data, notes = bytearray(whole), Notes()
+        data[place] ^= 1 << (place % 8)
+        path.write_bytes(data)
+        if b'"format_version": 1' not in data and b'"format_version": ' in data:
+            with pytest.raises(MismatchError, match="format version"):
+                at(tmp_path)
+            continue
+        found = at(tmp_path, notes=notes).restore(device="cpu")
+        assert found is not None
+        assert notes.said[0].startswith("the index of the checkpoints is damaged")
+        assert found.log_bytes == 100 * found.state.step
+        assert torch.equal(found.state.weights.W_enc, state_at(found.state.step).weights.W_enc)
+        restored.add(found.state.step)
+        for one, data_of in files.items():
+            one.write_bytes(data_of)
+    assert restored == {1, 2}
+    path.write_bytes(b"{\n")
+    with pytest.raises(DamagedError, match="the index of the checkpoints is damaged"):
+        at(tmp_path)
+    assert steps_on_disk(tmp_path) == [1, 2]
 
 
 def test_other_settings_and_caches_are_refused_naming_the_difference(tmp_path: Path) -> None:
