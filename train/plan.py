@@ -21,7 +21,8 @@ from train.ranks import Ranks
 from train.run import recipe_of, workspace_of
 from train.sharded import WHOLE
 from train.step import State, train_step
-from train.units import Units, initial_weights, units_of
+from train.units import Units, units_of
+from train.weights import random_weights
 from train.workspace import BLOCK_ROWS
 
 _TIMED_STEPS = 3
@@ -142,7 +143,8 @@ def _weights(settings: TrainSettings, units: Units) -> int:
 def _seconds_a_step(settings: TrainSettings, units: Units, *, device: str) -> float:
     """The time of a step on random rows, all features alive."""
     assert settings.dict_size
-    weights = initial_weights(units, dict_size=settings.dict_size, skip=settings.skip, seed=0, device=device)
+    d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
+    weights = random_weights(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
     state = State(weights, Moments.zero(weights), torch.zeros(settings.dict_size, dtype=torch.int64, device=device))
     source, target = (
         torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)

@@ -20,6 +20,7 @@ from cache.reader import CacheReader
 from train.checkpoint import Checkpoints, Restored, check_identity
 from train.config import LogSettings, TrainSettings, dead_after_tokens
 from train.held_out import HeldOut, held_out_fvu
+from train.initial import initial_weights
 from train.log import LOG_FILE, MetricsLog, WandbMirror
 from train.nested import NestedLoss, equal_weights
 from train.optim import Moments
@@ -28,7 +29,7 @@ from train.sharded import Shard
 from train.step import Figures, Recipe, State, train_step
 from train.threshold import calibrated_threshold
 from train.transcoder import CONFIG_FILE, WEIGHTS_FILE, Transcoder, read_config, save_transcoder
-from train.units import Units, initial_weights
+from train.units import Units
 from train.weights import Weights
 from train.workspace import Workspace
 
@@ -230,7 +231,13 @@ def first_state(settings: TrainSettings, around: Surroundings) -> State:
     """Where training begins: no feature has been silent yet."""
     assert settings.dict_size
     weights = initial_weights(
-        around.units, dict_size=settings.dict_size, skip=settings.skip, seed=settings.seed, device=around.home
+        around.reader,
+        around.units,
+        dict_size=settings.dict_size,
+        skip=settings.skip,
+        view=settings.source,
+        seed=settings.seed,
+        device=around.home,
     )
     silent = torch.zeros(settings.dict_size, dtype=torch.int64, device=around.home)
     return State(weights, Moments.zero(weights), silent)

@@ -20,10 +20,7 @@ from torch import Tensor
 
 from cache.errors import NumericalError, UsageError
 from cache.reader import CacheReader, View
-from train.optim import unit_rows_
 from train.weights import Weights
-
-_ENCODER_NORM = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,27 +76,3 @@ def _check_normalized(reader: CacheReader) -> None:
             where=reader.path,
             remedy="Leave train.source at mlp_in, which takes the source as it is stored",
         )
-
-
-def initial_weights(units: Units, *, dict_size: int, skip: bool, seed: int, device: str) -> Weights:
-    """Random directions, with biases from the exact means: ``b_dec`` the target's, ``b_enc = -W_enc.T @ source mean``.
-
-    Encoder and decoder are independent: they live in different spaces. The skip begins at zero.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
-    encoder = torch.randn(dict_size, d_source, generator=generator)
-    decoder = torch.randn(dict_size, d_target, generator=generator)
-    unit_rows_(encoder)
-    unit_rows_(decoder)
-    encoder *= _ENCODER_NORM
-    arrays = {
-        "W_enc": encoder,
-        "b_enc": -encoder @ (units.source_mean.float() * units.source_scale),
-        "W_dec": decoder,
-        "b_dec": units.target_mean.float() * units.target_scale,
-    }
-    if skip:
-        arrays["W_skip"] = torch.zeros(d_source, d_target)
-    moved = {name: array.to(device) for name, array in arrays.items()}
-    return Weights(**moved | {"W_enc": moved["W_enc"].T})

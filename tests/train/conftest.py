@@ -72,6 +72,12 @@ def other_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def special_cache(tmp_path: Path) -> Path:
+    """Its one training row is of a special token."""
+    return write_cache(tmp_path / "special", train_rows=1)
+
+
+@pytest.fixture
 def residual_cache(tmp_path: Path) -> Path:
     """The same rows, said to be of the residual stream."""
     return write_cache(tmp_path / "residual", identity={"source_site": "resid_post"})

@@ -1,0 +1,66 @@
+"""Where training begins: features that are rows of the cache, whatever the view and however many are asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cache.errors import UsageError
+from cache.reader import CacheReader, View
+from train.initial import initial_weights
+from train.units import units_of
+from train.weights import Weights
+
+
+def begin(cache: Path, *, dict_size: int, view: View = "mlp_in", seed: int = 0) -> Weights:
+    reader = CacheReader.open(cache)
+    units = units_of(reader, view)
+    return initial_weights(reader, units, dict_size=dict_size, skip=True, view=view, seed=seed, device="cpu")
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(rows.double(), dim=1)
+
+
+@pytest.mark.parametrize("view", ["mlp_in", "ln2_normalized"])
+def test_encoder_and_decoder_of_a_feature_are_of_one_row(small_cache: Path, view: View) -> None:
+    reader = CacheReader.open(small_cache, view=view)
+    units = units_of(reader, view)
+    rows = reader.split("train").rows(slice(0, 1000))
+    ordinary = torch.from_numpy(rows.tokens != 0)
+    source = unit(rows.source[ordinary] - units.source_mean)
+    target = unit(rows.target[ordinary] - units.target_mean)
+    weights = begin(small_cache, dict_size=64, view=view)
+    alike = (unit(weights.W_enc.T) @ source.T) + (unit(weights.W_dec) @ target.T)
+    best = alike.max(dim=1)
+    assert float(best.values.min()) > 1.8  # two cosines; a little noise is in each
+    assert best.indices.unique().numel() > 50  # some rows have the same direction
+    torch.testing.assert_close(weights.W_dec.norm(dim=1), torch.ones(64))
+    torch.testing.assert_close(weights.W_enc.norm(dim=0), torch.full((64,), 0.2))
+    mean = units.source_mean.float() * units.source_scale
+    torch.testing.assert_close(weights.b_enc, -weights.W_enc.T @ mean)
+    torch.testing.assert_close(weights.b_dec, units.target_mean.float() * units.target_scale)
+    assert weights.W_skip is not None
+    assert weights.W_skip.shape == (12, 8)
+    assert not weights.W_skip.any()
+
+
+def test_the_seed_decides(small_cache: Path) -> None:
+    one, again, other = (begin(small_cache, dict_size=64, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.W_dec, again.W_dec)
+    assert not torch.equal(one.W_dec, other.W_dec)
+
+
+def test_more_features_than_rows_are_all_different(small_cache: Path) -> None:
+    """Two that were alike would stay alike for ever: the same gradient would reach both."""
+    weights = begin(small_cache, dict_size=3000)
+    assert weights.W_enc.T.unique(dim=0).shape == (3000, 12)
+    assert weights.W_dec.unique(dim=0).shape == (3000, 8)
+
+
+def test_special_tokens_alone_are_refused(special_cache: Path, small_cache: Path) -> None:
+    units = units_of(CacheReader.open(small_cache), "mlp_in")
+    with pytest.raises(UsageError, match="every training row of this cache is of a special token"):
+        initial_weights(
+            CacheReader.open(special_cache), units, dict_size=8, skip=False, view="mlp_in", seed=0, device="cpu"
+        )
