@@ -4,7 +4,7 @@ DEVICE ?= auto
 MODEL ?=
 CONFIG ?= pipeline.yaml
 ARGS ?=
-BENCH ?= cache harvest step evaluate
+BENCH ?= cache harvest step waiting evaluate
 PYTHON ?= python3.11
 VENV ?= .venv
 

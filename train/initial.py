@@ -21,7 +21,7 @@ from train.units import Units
 from train.weights import Weights
 
 _ENCODER_NORM = 0.2
-_NOISE = 0.2
+_NOISE = 0.1
 _BATCH_ROWS = 4096
 
 
