@@ -5,20 +5,24 @@
     y_p = b_dec + a[:, :p] @ W_dec[:p]  (+ source @ W_skip)   for every prefix p
 
 Our transcoders, Google's and anybody else's are all this one class, so that no metric can treat them differently.
-``b_dec`` is never subtracted from the input. Arithmetic is float32.
+``b_dec`` is never subtracted from the input. Arithmetic is float32. On a CPU the pre-activations exist for a block of
+rows at a time, and where screening pays (``evaluate.screen``) only those that may matter exist at all.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evaluate.rule import TopK
+from evaluate.screen import BLOCK_ROWS, Screen, screening
+from evaluate.sparse import stacked
 from train.decode import decode_prefixes
-from train.topk import Selection, select_topk
+from train.topk import Selection
 from train.weights import Weights
 
 SourceView = Literal["mlp_in", "ln2_normalized"]
@@ -56,8 +60,17 @@ class Dictionary:
 
     @torch.no_grad()
     def active(self, source: Float[Tensor, "rows d_source"]) -> Selection:
-        """The sparse code of rows given in ``source_view``."""
-        return self.rule(torch.addmm(self.weights.b_enc, source.to(self.weights.W_enc.dtype), self.weights.W_enc))
+        """The sparse code of rows given in ``source_view``, as they are stored or in float32."""
+        if source.dtype == torch.bfloat16 and self._screen:
+            return stacked([self._screen.select(rows) for rows in source.split(BLOCK_ROWS)])
+        W_enc, b_enc = self.weights.W_enc, self.weights.b_enc
+        blocks = source.to(W_enc.dtype).split(len(source) if source.is_cuda else BLOCK_ROWS)
+        pre = W_enc.new_empty(len(blocks[0]), self.dict_size)
+        return stacked([self.rule(torch.addmm(b_enc, rows, W_enc, out=pre[: len(rows)])) for rows in blocks])
+
+    @cached_property
+    def _screen(self) -> Screen | None:
+        return screening(self.weights, self.rule)
 
     @torch.no_grad()
     def reconstruct(
@@ -77,4 +90,4 @@ class Dictionary:
     def at_top_k(self, top_k: int) -> "Dictionary":
         """The same arrays, judged with the ``top_k`` largest features of every row: for comparisons at equal L0."""
         name = f"{self.name} at k = {top_k}"
-        return replace(self, name=name, rule=partial(select_topk, top_k=top_k), top_k=top_k)
+        return replace(self, name=name, rule=TopK(top_k), top_k=top_k)

@@ -20,7 +20,7 @@ from torch import Tensor
 from cache.errors import DamagedError, MismatchError, UsageError
 from evaluate.dictionary import Dictionary, SourceView
 from evaluate.gemma_scope import locate, nominal_l0, read_gemma_scope
-from evaluate.jumprelu import jumprelu
+from evaluate.rule import jumprelu
 from evaluate.tensorfile import check_shapes, read_json, read_tensors
 from train.weights import Weights, feature_major
 

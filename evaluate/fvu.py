@@ -7,7 +7,8 @@ One pass: with a fixed centre c (any; the cache's mean keeps the numbers small) 
     N,  S1 = sum (y - c),  S2 = sum ||y - c||^2,  E_p = sum ||y - yhat_p||^2      TSS = S2 - ||S1||^2 / N
 
 and likewise the sums of per-token cosines between y and yhat_p and of L0 below p. All are plain sums, so shards and
-ranks merge by adding.
+ranks merge by adding. A row's error and cosine are float32's, as its reconstruction is: off by a few 1e-7 of themselves
+at most, and so is the FVU.
 
 Intervals: a Poisson bootstrap over documents. Replicate b gives document d the weight w(b, d) ~ Poisson(1), a pure
 function of (seed, b, d), and keeps the same sums weighted by it; replicate 0 has weights 1 and is the estimate. Two
@@ -20,13 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Float, Int, Shaped, UInt64
 from torch import Tensor
 
 from cache.errors import NumericalError, UsageError
 from evaluate.metric import Replayed, State, add, mixed, numbered
 from evaluate.sparsity import l0_by_prefix
 
+_BLOCK_ROWS = 64
+_NO_VARIANCE = 1e-12
+"""Of S2: what rounding may leave of no variance at all."""
 _POISSON = np.cumsum([exp(-1) / factorial(count) for count in range(12)])
 
 
@@ -52,17 +56,28 @@ class Fit:
     def measure(self, batch: Replayed) -> State:
         """The batch's sums: document by document, then weighted."""
         documents, place = numbered(batch.document)
-        centred = batch.target.double() - self.centre.double()
+        by_document, squares = self._centred(batch.target, place, documents=len(documents))
         each = {
-            "N": torch.ones_like(centred[:, 0]),
-            "S1": centred,
-            "S2": centred.square().sum(dim=1),
+            "N": torch.ones_like(squares),
+            "S2": squares,
             "E": squared_errors(batch.reconstructed, batch.target),
             "C": cosines(batch.reconstructed, batch.target),
             "L": l0_by_prefix(batch.selection, self.prefixes),
         }
         weights = bootstrap_weights(documents, replicates=self.replicates, seed=self.seed).to(place.device)
-        return weighted_sums_by(each, place, weights=weights)
+        return weighted_sums_by(each, place, weights=weights) | {"S1": weights @ by_document}
+
+    def _centred(
+        self, target: Float[Tensor, "rows d_target"], place: Int[Tensor, " rows"], *, documents: int
+    ) -> tuple[Float[Tensor, "documents d_target"], Float[Tensor, " rows"]]:
+        """Of every document the sum of y - c, of every row ||y - c||^2."""
+        sums = torch.zeros(documents, target.shape[1], dtype=torch.float64, device=target.device)
+        squares: list[Tensor] = []
+        for y, at in zip(_blocks(target), _blocks(place), strict=True):
+            away = y.double() - self.centre.double()
+            sums.index_add_(0, at, away)
+            squares.append(away.square_().sum(dim=1))
+        return sums, torch.cat(squares)
 
     def combine(self, total: State, part: State) -> State:
         return add(total, part)
@@ -91,7 +106,7 @@ class Fit:
 def fvu_replicates(state: State) -> Float[np.ndarray, "replicates_plus_one prefixes"]:
     """The FVU of every prefix: the estimate, then each replicate. Raises UsageError when there is no variance."""
     total = state["S2"] - state["S1"].square().sum(dim=1) / state["N"]
-    if not bool(total[0] > 0):
+    if not bool(total[0] > _NO_VARIANCE * state["S2"][0]):
         raise UsageError("held-out rows have no variance to explain", remedy="Harvest more held-out text")
     return (state["E"] / total[:, None]).cpu().numpy()
 
@@ -118,15 +133,25 @@ def bootstrap_weights(
 def squared_errors(
     reconstructed: Float[Tensor, "rows prefixes d_target"], target: Float[Tensor, "rows d_target"]
 ) -> Float[Tensor, "rows prefixes"]:
-    """Of every row and prefix, in float64."""
-    return torch.stack([(one.double() - target).square_().sum(dim=1) for one in reconstructed.unbind(1)], dim=1)
+    """Of every row and prefix."""
+    pairs = zip(_blocks(reconstructed), _blocks(target), strict=True)
+    lengths = [torch.linalg.vector_norm(of - y[:, None], dim=2) for of, y in pairs]
+    return torch.cat(lengths).double().square_()
 
 
 def cosines(
     reconstructed: Float[Tensor, "rows prefixes d_target"], target: Float[Tensor, "rows d_target"]
 ) -> Float[Tensor, "rows prefixes"]:
     """Of every row and prefix; 0 where either vector is 0."""
-    return torch.cosine_similarity(reconstructed, target[:, None], dim=2).double()
+    pairs = zip(_blocks(reconstructed), _blocks(target), strict=True)
+    along = torch.cat([(of * y[:, None]).sum(dim=2) for of, y in pairs])
+    lengths = torch.linalg.vector_norm(reconstructed, dim=2).double() * torch.linalg.vector_norm(target, dim=1)[:, None]
+    return along / lengths.clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+def _blocks(rows: Shaped[Tensor, "rows ..."]) -> tuple[Tensor, ...]:
+    """A few rows after another, so that what is made of them never leaves a CPU's caches."""
+    return rows.split(max(1, len(rows)) if rows.is_cuda else _BLOCK_ROWS)
 
 
 def weighted_sums_by(

@@ -18,8 +18,8 @@ import torch
 
 from cache.errors import DamagedError, MismatchError, UsageError
 from evaluate.dictionary import Dictionary
-from evaluate.jumprelu import jumprelu
 from evaluate.npz import read_npz
+from evaluate.rule import jumprelu
 from train.weights import Weights, feature_major
 
 REPOSITORY = "google/gemma-scope-2b-pt-transcoders"

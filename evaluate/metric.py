@@ -20,6 +20,9 @@ from train.topk import Selection
 
 State = dict[str, Tensor]
 
+_ADDED = 1 << 16
+"""Numbers at a time, so that widening them to float64 needs no large array of its own."""
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -52,7 +55,9 @@ class Metric(Protocol):
 def add(total: State, part: State) -> State:
     """Sums merge by adding; ``total`` is changed in place, and what ``part`` lacks is left as it is."""
     for name, array in part.items():
-        total[name] += array.to(total[name].device)
+        pieces = (side.view(-1).split(_ADDED) for side in (total[name], array.to(total[name].device)))
+        for sums, some in zip(*pieces, strict=True):
+            sums.add_(some)
     return total
 
 

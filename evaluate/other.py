@@ -5,7 +5,6 @@ encoder: the same change of variables as feeding it (mlp_in - bias) / gain, and 
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,12 +14,12 @@ from cache.errors import MismatchError, UsageError
 from cache.progress import Progress
 from cache.reader import CacheReader
 from evaluate.dictionary import Dictionary, SourceView
+from evaluate.fold import fold_gain
 from evaluate.foreign import Wanted, read_foreign
 from evaluate.gemma_scope import MODEL, locate, read_gemma_scope
 from evaluate.hub import HubRepository
-from evaluate.jumprelu import fold_gain
+from evaluate.rule import TopK, jumprelu
 from train.ranks import Ranks
-from train.topk import select_above, select_topk
 from train.transcoder import Transcoder, load_transcoder
 
 DOWNLOAD = "download"
@@ -97,18 +96,15 @@ def reading_the_cache(dictionary: Dictionary, reader: CacheReader) -> Dictionary
 
 def of_transcoder(trained: Transcoder, *, name: str) -> Dictionary:
     """A transcoder under its evaluation rule: top-k, or its calibrated threshold."""
-    rule = (
-        partial(select_topk, top_k=trained.top_k)
-        if trained.threshold is None
-        else partial(select_above, threshold=trained.threshold)
-    )
+    threshold = trained.threshold
+    rule = TopK(trained.top_k) if threshold is None else jumprelu(torch.full((trained.dict_size,), threshold))
     return Dictionary(
         name=name,
         weights=trained.weights,
         rule=rule,
         prefixes=trained.prefixes,
         source_view=source_view_of(trained),
-        top_k=trained.top_k if trained.threshold is None else None,
+        top_k=trained.top_k if threshold is None else None,
         tokens_trained=trained.config.get("tokens_trained"),
     )
 

@@ -91,8 +91,8 @@ class Replay:
         kept = torch.from_numpy(np.flatnonzero(~np.isin(rows.tokens, self.held_out.special_ids)))
         if not len(kept):
             return None
-        source, target = (self._moved(array[kept]) for array in (rows.source, rows.target))
-        selection = dictionary.active(source)
+        stored, target = rows.source[kept].to(self.device), rows.target[kept].to(self.device).float()
+        selection, source = dictionary.active(stored), stored.float()
         return Replayed(
             source=source,
             target=target,
@@ -101,9 +101,6 @@ class Replay:
             selection=selection,
             reconstructed=dictionary.reconstruct(selection, source),
         )
-
-    def _moved(self, array: torch.Tensor) -> torch.Tensor:
-        return array.to(self.device).float()
 
     def _halve(self, rows: int) -> None:
         if rows == 1:

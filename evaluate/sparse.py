@@ -1,5 +1,7 @@
 """Parts and sums of sparse codes: some rows, some columns, a prefix, the largest few of every row."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,13 +29,17 @@ def largest_sums(
     return values.new_zeros(count).index_add_(0, rows[kept], values[kept])
 
 
+def entries_of(code: Selection, kept: Bool[Tensor, " entries"]) -> Selection:
+    """The entries where ``kept`` is true, in the same rows."""
+    before = torch.zeros(len(kept) + 1, dtype=code.offsets.dtype, device=kept.device)
+    torch.cumsum(kept, dim=0, out=before[1:])
+    return Selection(code.values[kept], code.features[kept], before[code.offsets.long()])
+
+
 def firing_below(code: Selection, dict_size: int, norms: Float[Tensor, " dict_size"]) -> Selection:
     """The entries that fire and lie in the prefix, in units of their decoder row's norm."""
-    kept = (code.features < dict_size) & (code.values > 0)
-    features, rows = code.features[kept], code.rows()[kept]
-    starts = torch.arange(code.row_count + 1, dtype=rows.dtype)
-    offsets = torch.searchsorted(rows, starts).to(code.offsets.dtype)
-    return Selection(code.values[kept] * norms[features.long()], features, offsets)
+    inside = entries_of(code, (code.features < dict_size) & (code.values > 0))
+    return replace(inside, values=inside.values * norms[inside.features.long()])
 
 
 def rows_of(code: Selection, wanted: Bool[Tensor, " rows"]) -> Selection:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluate.metric import Replayed, State
 
+_LARGEST_INT = (1 << 31) - 1
 _NOTHING: dict[str, float | int] = {"value": 0.0, "document": -1, "row": -1}
 
 
@@ -31,50 +32,62 @@ class TopContexts:
 
     def measure(self, batch: Replayed) -> State:
         """The strongest of one batch."""
-        selection = batch.selection
-        fires = selection.values > 0
-        values, features = selection.values[fires].float(), selection.features[fires].long()
-        at = selection.rows().long()[fires]
-        strongest = _first_of(_order(values, batch.document[at], features), batch.document[at], features)
-        order = _order(values[strongest], torch.zeros_like(strongest), features[strongest])
-        kept = strongest[order]
-        place = _place_within(features[kept])
-        kept, place = kept[place < self.contexts], place[place < self.contexts]
+        fires = batch.selection.values > 0
+        values, features = batch.selection.values[fires].float(), batch.selection.features[fires].long()
+        rows = batch.selection.rows().long()[fires]
+        strongest = _strongest_by_document(values, features, batch.document[rows])
+        order = strongest[_by_feature_and_value(features[strongest], values[strongest])]
+        place = _place_within(features[order])
+        kept, place = order[place < self.contexts], place[place < self.contexts]
         state = self.start()
-        for name, column in (("value", values), ("document", batch.document[at]), ("row", batch.row[at])):
+        for name, column in (("value", values), ("document", batch.document[rows]), ("row", batch.row[rows])):
             state[name].index_put_((features[kept], place), column[kept].to(state[name].dtype))
         return state
 
     def combine(self, total: State, part: State) -> State:
-        """The strongest of both; of a document that both know, the stronger row."""
+        """The strongest of both, written into ``total``; of a document that both know, the stronger row."""
         part = {name: array.to(total[name].device) for name, array in part.items()}
-        same = (total["document"][:, :, None] == part["document"][:, None, :]) & (part["document"][:, None, :] >= 0)
-        weaker = total["value"][:, :, None] < part["value"][:, None, :]
-        joined = {name: torch.cat([total[name], part[name]], dim=1) for name in total}
+        changed = (part["value"][:, 0] > total["value"][:, -1]).nonzero()[:, 0]
+        best = self._best(*({name: array[changed] for name, array in side.items()} for side in (total, part)))
+        for name, array in best.items():
+            total[name][changed] = array
+        return total
+
+    def _best(self, known: State, new: State) -> State:
+        """Of some features' contexts, strongest first."""
+        same = (known["document"][:, :, None] == new["document"][:, None, :]) & (new["document"][:, None, :] >= 0)
+        weaker = known["value"][:, :, None] < new["value"][:, None, :]
+        joined = {name: torch.cat([known[name], new[name]], dim=1) for name in known}
         beaten = torch.cat([(same & weaker).any(dim=2), (same & ~weaker).any(dim=1)], dim=1)
         for name, nothing in _NOTHING.items():
             joined[name].masked_fill_(beaten, nothing)
-        best = joined["value"].sort(dim=1, descending=True, stable=True).indices[:, : self.contexts]
-        return {name: array.gather(1, best) for name, array in joined.items()}
+        order = joined["value"].sort(dim=1, descending=True, stable=True).indices[:, : self.contexts]
+        return {name: array.gather(1, order) for name, array in joined.items()}
 
     def compute(self, state: State) -> dict[str, Any]:
         """The table itself, as arrays."""
         return {name: array.cpu().numpy() for name, array in state.items()}
 
 
-def _order(values: Tensor, middle: Tensor, features: Tensor) -> Int[Tensor, " entries"]:
-    """By feature, then ``middle``, then the largest value; equal values keep their order."""
-    order = values.sort(descending=True, stable=True).indices
-    order = order[middle[order].sort(stable=True).indices]
-    return order[features[order].sort(stable=True).indices]
+def _strongest_by_document(
+    values: Float[Tensor, " entries"], features: Int[Tensor, " entries"], document: Int[Tensor, " entries"]
+) -> Int[Tensor, " strongest"]:
+    """The entry of largest value, the first of equals, of every (feature, document), by feature."""
+    known, place = torch.unique(document, return_inverse=True)
+    key, order = (features * len(known) + place).sort(stable=True)
+    _, pair, lengths = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    largest = torch.segment_reduce(values[order], "max", lengths=lengths)
+    reaching = (values[order] == largest[pair]).nonzero()[:, 0]
+    first = torch.ones_like(reaching, dtype=torch.bool)
+    first[1:] = pair[reaching][1:] != pair[reaching][:-1]
+    return order[reaching[first]]
 
 
-def _first_of(order: Tensor, documents: Tensor, features: Tensor) -> Int[Tensor, " entries"]:
-    """Of entries in order, the first of every (feature, document)."""
-    key = torch.stack([features[order], documents[order]])
-    starts = torch.ones(len(order), dtype=torch.bool, device=order.device)
-    starts[1:] = (key[:, 1:] != key[:, :-1]).any(dim=0)
-    return order[starts]
+def _by_feature_and_value(
+    features: Int[Tensor, " entries"], values: Float[Tensor, " entries"]
+) -> Int[Tensor, " entries"]:
+    """By feature, and the largest value first; equals keep their order. (Positive floats order as their bits do.)"""
+    return (features << 32 | _LARGEST_INT - values.view(torch.int32).long()).sort(stable=True).indices
 
 
 def _place_within(features: Int[Tensor, " entries"]) -> Int[Tensor, " entries"]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cache.errors import MismatchError, NumericalError, UsageError
+from evaluate.fold import fold_gain
 from evaluate.gemma_scope import check_convention, find_choices, locate, mean_l0, nearest, nominal_l0, read_gemma_scope
-from evaluate.jumprelu import fold_gain
 
 WIDTH, THRESHOLD, MISSING, NOISE = 32, 1.2, 8, 0.3
 

@@ -104,7 +104,7 @@ def test_the_batch_size_changes_nothing(
     other = evaluate(toy_cache, toy_transcoder, tmp_path / "main", batch_rows=batch_rows)
     np.testing.assert_allclose(other["fvu_per_prefix"], metrics["fvu_per_prefix"], rtol=1e-6)
     assert other["sparsity"] == metrics["sparsity"]
-    assert other["baselines"]["affine"] == pytest.approx(metrics["baselines"]["affine"], rel=1e-9)
+    assert other["baselines"]["affine"] == pytest.approx(metrics["baselines"]["affine"], rel=1e-5)
 
 
 def test_an_earlier_evaluation_is_moved_to_its_date(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:

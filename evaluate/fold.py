@@ -1,6 +1,4 @@
-"""Dictionaries with a threshold for every feature, and the change of input that lets one read our cache.
-
-    pre = x @ W_enc + b_enc        a = pre * (pre > threshold)        y = a @ W_dec + b_dec
+"""The change of input that lets a dictionary trained on the normalised residual read our cache.
 
 A dictionary trained on the normalised residual x, before the norm's gain g and bias beta, reads our cache's
 m = x * g + beta when both are folded into its encoder, exactly:
@@ -9,28 +7,13 @@ m = x * g + beta when both are folded into its encoder, exactly:
 """
 
 from dataclasses import replace
-from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cache.errors import NumericalError
-from evaluate.dictionary import Dictionary, Rule
-from train.topk import Selection
+from evaluate.dictionary import Dictionary
 from train.weights import Weights, feature_major
-
-
-def jumprelu(threshold: Float[Tensor, " dict_size"]) -> Rule:
-    """The rule of these thresholds; a negative one counts as 0, as everywhere that such files are read."""
-    return partial(select_jumprelu, threshold=threshold.clamp_min(0))
-
-
-def select_jumprelu(pre: Float[Tensor, "rows dict_size"], *, threshold: Float[Tensor, " dict_size"]) -> Selection:
-    """Every pre-activation that exceeds its feature's threshold, unchanged."""
-    rows, features = (pre > threshold.to(pre.device)).nonzero(as_tuple=True)
-    starts = torch.arange(pre.shape[0] + 1, device=pre.device)
-    return Selection(pre[rows, features], features.int(), torch.searchsorted(rows, starts, out_int32=True))
 
 
 def fold_gain(
