@@ -19,6 +19,7 @@ from evaluate.foreign import Wanted, read_foreign
 from evaluate.gemma_scope import MODEL, locate, read_gemma_scope
 from evaluate.hub import HubRepository
 from evaluate.rule import TopK, jumprelu
+from evaluate.together import wait
 from train.ranks import Ranks
 from train.transcoder import Transcoder, load_transcoder
 
@@ -149,10 +150,10 @@ def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     hub, ranks = HubRepository(progress=progress), Ranks.current()
     if ranks.rank:
         # The first rank's copy is whole by now, so nothing is fetched twice.
-        ranks.wait()
+        wait(ranks)
     path, choice = hub.fetch_nearest(layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
     if not ranks.rank:
-        ranks.wait()
+        wait(ranks)
     what = f"{choice.path} is the nearest to our {wanted.dict_size:,} features and L0 of {wanted.l0:.1f}"
     progress.note(f"Gemma Scope ({MODEL}): {what}; it lies in {path}")
     return path

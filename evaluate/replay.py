@@ -4,19 +4,18 @@ The rows are dealt over ranks in whole batches, and each rank measures its own; 
 ranks finds the same numbers. A batch that does not fit is measured in halves, and later batches in pieces of that size.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 
 import numpy as np
 import torch
-from torch import distributed
 
 from cache.errors import CapacityError, UsageError
 from cache.progress import Progress
 from cache.reader import CacheReader, SplitView
 from evaluate.dictionary import Dictionary
 from evaluate.metric import Metric, Replayed, State
+from evaluate.together import merged
 from train.ranks import Ranks
 
 
@@ -60,16 +59,20 @@ class Replay:
         """The state of every metric over all rows and ranks."""
         self.piece_rows = self.piece_rows or self.batch_rows
         states = {name: metric.start() for name, metric in metrics.items()}
-        self.progress.begin(f"evaluate {dictionary.name}", total=len(self.held_out.view), unit="rows")
-        for start in range(
-            self.ranks.rank * self.batch_rows, len(self.held_out.view), self.ranks.world * self.batch_rows
-        ):
-            end = min(start + self.batch_rows, len(self.held_out.view))
-            for parts in self._measure(dictionary, metrics, start, end):
+        batches = self._batches()
+        self.progress.begin(f"evaluate {dictionary.name}", total=sum(map(len, batches)), unit="rows")
+        for rows in batches:
+            for parts in self._measure(dictionary, metrics, rows.start, rows.stop):
                 states |= {name: metrics[name].combine(states[name], part) for name, part in parts.items()}
-            self.progress.advance(end - start)
+            self.progress.advance(len(rows))
         self.progress.end()
-        return {name: merged_over_ranks(metrics[name].combine, state, self.ranks) for name, state in states.items()}
+        return {name: merged(metrics[name].combine, state, self.ranks) for name, state in states.items()}
+
+    def _batches(self) -> list[range]:
+        """This process's share of the rows."""
+        total, step = len(self.held_out.view), self.batch_rows
+        mine = range(self.ranks.rank * step, total, self.ranks.world * step)
+        return [range(start, min(start + step, total)) for start in mine]
 
     def _measure(
         self, dictionary: Dictionary, metrics: Mapping[str, Metric], start: int, end: int
@@ -109,16 +112,3 @@ class Replay:
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
         self.progress.note(f"out of memory: going on with {self.piece_rows} rows at a time")
-
-
-def merged_over_ranks(combine: Callable[[State, State], State], state: State, ranks: Ranks) -> State:
-    """Every rank's state in one, the same on all: each rank's is sent to the others in turn."""
-    if ranks.world == 1:
-        return state
-    everybody: list[State] = []
-    for rank in range(ranks.world):
-        sent = {name: array.clone() for name, array in state.items()}
-        for array in sent.values():
-            distributed.broadcast(array, src=rank)
-        everybody.append(sent)
-    return reduce(combine, everybody)

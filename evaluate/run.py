@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from evaluate.other import Asked, Other, check_belongs, of_transcoder, open_othe
 from evaluate.probe_set import probe_folder, read_probe_set
 from evaluate.replay import Replay, open_held_out
 from evaluate.side_by_side import comparison_files
+from evaluate.together import least, wait
 from train.ranks import Ranks
 from train.transcoder import Transcoder, load_transcoder
 
@@ -57,44 +57,45 @@ def evaluate_layer(
     place = str(choose_device(device))
     dictionary = of_transcoder(trained, name=transcoder.name).to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)
-    other = None
-    if gemma_scope is not None or against is not None:
-        asked = Asked(gemma_scope=gemma_scope, against=against, force=force)
-        other = _opponent(asked, dictionary, replay=replay, reader=reader, progress=progress)
+    # Whatever may be refused is refused before hours go into replaying.
+    asked = Asked(gemma_scope=gemma_scope, against=against, force=force)
+    other = _opponent(asked, dictionary, replay=replay, reader=reader, progress=progress)
+    absorption = absorption_scorer(reader)
+    splice = _splice(lm, replay, reader, settings=settings) if lm else None
     judgement = judge(replay, dictionary, reader=reader, settings=settings)
     metrics = _heading(reader, trained, dictionary) | judgement.metrics
     metrics["documents"] = replay.held_out.documents
-    absorption = absorption_scorer(reader)
     metrics["absorption_first_letter"] = absorption(dictionary)
-    metrics["language_model"] = (
-        _spliced(lm, replay, dictionary, reader=reader, mean=judgement.mean_target, settings=settings) if lm else None
+    metrics["language_model"] = splice(dictionary, judgement.mean_target) if splice else None
+    comparison = other and compare(
+        Judged(dictionary, judgement, metrics["absorption_first_letter"]),
+        other,
+        replay=replay,
+        reader=reader,
+        settings=settings,
+        absorption=absorption,
+        force=force,
     )
-    files = _files(metrics, judgement, replay=replay, dictionary=dictionary, reader=reader, settings=settings)
-    if other:
-        theirs = compare(
-            Judged(dictionary, judgement, metrics["absorption_first_letter"]),
-            other,
-            replay=replay,
-            reader=reader,
-            settings=settings,
-            absorption=absorption,
-            force=force,
-        )
-        progress.note(theirs.document["theirs"]["convention"])
-        files |= comparison_files(theirs, files, label=other.label)
-        metrics = metrics | {"comparison": theirs.document}
     if replay.ranks.rank == 0:
+        files = _files(metrics, judgement, replay=replay, dictionary=dictionary, reader=reader, settings=settings)
+        if other and comparison:
+            files |= comparison_files(comparison, files, label=other.label)
         earlier = report.write_report(out, files)
         if earlier:
             progress.note(f"the earlier evaluation is now {earlier}")
-    replay.ranks.wait()
-    return metrics
+    wait(replay.ranks)
+    return metrics | ({"comparison": comparison.document} if comparison else {})
 
 
-def _opponent(asked: Asked, ours: Dictionary, *, replay: Replay, reader: CacheReader, progress: Progress) -> Other:
-    """The dictionary to compare with, found and seen to be rightly fed before hours go into ours."""
+def _opponent(
+    asked: Asked, ours: Dictionary, *, replay: Replay, reader: CacheReader, progress: Progress
+) -> Other | None:
+    """The dictionary to compare with, where one is asked for, found and seen to be rightly fed."""
+    if asked.gemma_scope is None and asked.against is None:
+        return None
     other = open_other(reader, ours=ours, l0=first_l0(replay, ours), asked=asked, progress=progress)
-    check_convention(other.dictionary, first_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
+    said = check_convention(other.dictionary, first_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
+    progress.note(f"{said} (the first rows)")
     return other
 
 
@@ -114,42 +115,39 @@ def absorption_scorer(reader: CacheReader) -> Callable[[Dictionary], dict[str, A
     return score
 
 
-def _spliced(
-    model: str,
-    replay: Replay,
-    dictionary: Dictionary,
-    *,
-    reader: CacheReader,
-    mean: Float[Tensor, " d_target"],
-    settings: EvaluateSettings,
-) -> dict[str, Any]:
+Splice = Callable[[Dictionary, Float[Tensor, " d_target"]], dict[str, Any]]
+"""What the language model loses with a dictionary, and with the mean that is given, in place of its MLP."""
+
+
+def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: EvaluateSettings) -> Splice:
+    """Raises MismatchError for another model than the cache's."""
     # Only here does evaluation meet a language model; everything else runs without transformers.
     from evaluate.splice import Splicer, check_model, spliced
     from harvest.model import load_model
 
     loaded = load_model(model, device=replay.device, dtype=reader.identity.get("model_dtype", "auto"))
     check_model(loaded, reader)
-    return spliced(
-        replay,
-        dictionary,
-        splicer=Splicer(loaded, reader.identity["layer"], tuple(reader.special_ids)),
-        reader=reader,
-        mean=mean,
-        tokens=settings.lm_tokens,
-        replicates=settings.bootstrap,
-        seed=settings.seed,
-    )
+    splicer = Splicer(loaded, reader.identity["layer"], tuple(reader.special_ids))
+
+    def measure(dictionary: Dictionary, mean: Float[Tensor, " d_target"]) -> dict[str, Any]:
+        return spliced(
+            replay,
+            dictionary,
+            splicer=splicer,
+            reader=reader,
+            mean=mean,
+            tokens=settings.lm_tokens,
+            replicates=settings.bootstrap,
+            seed=settings.seed,
+        )
+
+    return measure
 
 
 def _batch_rows(settings: EvaluateSettings, dictionary: Dictionary, device: str) -> int:
     """The same on every rank, so that batches are the same whatever the number of ranks."""
     found = settings.batch_rows or batch_rows_for(dictionary, device)
-    ranks = Ranks.current()
-    if ranks.world == 1:
-        return found
-    least = torch.tensor([found], device=device)
-    torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
-    return int(least)
+    return least(found, device=device, ranks=Ranks.current())
 
 
 def _heading(reader: CacheReader, trained: Transcoder, dictionary: Dictionary) -> dict[str, Any]:

@@ -32,7 +32,8 @@ from cache.reader import CacheReader
 from evaluate.dictionary import Dictionary
 from evaluate.fvu import bootstrap_weights, intervals, weighted_sums_by
 from evaluate.metric import State, add, numbered
-from evaluate.replay import Replay, merged_over_ranks
+from evaluate.replay import Replay
+from evaluate.together import merged
 from harvest.model import LanguageModel
 from harvest.sites import block_of, module_at
 
@@ -122,13 +123,14 @@ def spliced(
     )
     replacements = _replacements(dictionary, reader, mean)
     state = _start(len(replacements), replicates, splicer.model.device)
-    total = sum(len(batch.tokens) for batch in contexts)
+    mine = contexts[replay.ranks.rank :: replay.ranks.world]
+    total = sum(len(batch.tokens) for batch in mine)
     replay.progress.begin("splice into the language model", total=total, unit="contexts")
-    for number in range(replay.ranks.rank, len(contexts), replay.ranks.world):
-        add(state, _measure(splicer, contexts[number], replacements, replicates=replicates, seed=seed))
-        replay.progress.advance(len(contexts[number].tokens))
+    for batch in mine:
+        add(state, _measure(splicer, batch, replacements, replicates=replicates, seed=seed))
+        replay.progress.advance(len(batch.tokens))
     replay.progress.end()
-    return _said(merged_over_ranks(add, state, replay.ranks), dictionary.prefixes)
+    return _said(merged(add, state, replay.ranks), dictionary.prefixes)
 
 
 def check_model(model: LanguageModel, reader: CacheReader) -> None:
