@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from train.weights import Weights, random_weights
 
 D_SOURCE, D_TARGET, DICT_SIZE = 12, 10, 64
 SPECIAL = 0
+BLOCK = 16_384
+"""Rows drawn at a time."""
 IDENTITY = {"model": "toy", "layer": 3, "source_site": "mlp_in", "target_site": "mlp_out", "context": 16}
 
 
@@ -49,12 +52,9 @@ def write_cache(
 ) -> Path:
     """``special`` False leaves out the rows of special tokens, and changes nothing else."""
     widths = {"d_source": d_source, "d_target": d_target}
-    train, held_out = toy_rows(train_rows, seed=1, **widths), toy_rows(held_out_rows, seed=2, **widths)
-    if not special:
-        train, held_out = (
-            {name: rows[one["tokens"] != SPECIAL] for name, rows in one.items()} for one in (train, held_out)
-        )
-    settings = CacheSettings(chunk_rows=64, shard_rows=256, segment_rows=512)
+    train = shown(toy_rows(train_rows, seed=1, **widths), special=special)
+    large = 16 if held_out_rows > BLOCK else 1
+    settings = CacheSettings(chunk_rows=64 * large, shard_rows=256 * large, segment_rows=512 * large)
     arrays = {"gain": np.linspace(0.5, 2, d_source, dtype=np.float32), "bias": np.full(d_source, 0.1, np.float32)}
     with CacheWriter(
         path,
@@ -62,14 +62,20 @@ def write_cache(
         settings=settings,
         **widths,
         train_rows=len(train["tokens"]),
-        held_out_rows=len(held_out["tokens"]),
+        held_out_rows=held_out_rows if special else held_out_rows - -(-held_out_rows // 16),
         special_ids=[SPECIAL],
         arrays=arrays,
     ) as writer:
         writer.append(**train, held_out=False, cursor=0)
-        writer.append(**held_out, held_out=True, cursor=1)
+        for cursor, start in enumerate(range(0, max(1, held_out_rows), BLOCK), start=1):
+            rows = toy_rows(min(BLOCK, held_out_rows - start), seed=cursor + 1, **widths)
+            writer.append(**shown(rows, special=special), held_out=True, cursor=cursor)
         assert writer.complete
     return path
+
+
+def shown(rows: dict[str, Any], *, special: bool) -> dict[str, Any]:
+    return rows if special else {name: side[rows["tokens"] != SPECIAL] for name, side in rows.items()}
 
 
 @pytest.fixture(scope="session")
