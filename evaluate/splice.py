@@ -13,7 +13,8 @@ and the next token is predicted. Over positions that are not special and have a 
     recovered_a = (CE(a) - CE(spliced)) / (CE(a) - CE(clean))               a = zero or mean ablation
     kl          = mean KL(clean || replaced)
 
-Intervals resample documents, with the same weights as those of the FVU.
+Intervals resample documents, with the same weights as those of the FVU. The blocks before the layer see no replacement:
+they run once, and every replaced pass begins with what they put out.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -67,17 +68,55 @@ class Splicer:
         return int(self.model.hugging.config.vocab_size)
 
     @torch.inference_mode()
+    def clean(self, contexts: Contexts) -> tuple[Float[Tensor, "batch pos vocabulary"], Any]:
+        """The model's own log-probabilities, and what the block before the layer put out."""
+        seen: dict[str, Any] = {}
+
+        def remember(_module: Any, _arguments: Any, out: Any) -> None:
+            seen["out"] = out
+
+        handles = [block.register_forward_hook(remember) for block in self._before[-1:]]
+        try:
+            return self.log_probabilities(contexts), seen.get("out")
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.inference_mode()
     def log_probabilities(
-        self, contexts: Contexts, replacement: Replacement | None = None
+        self, contexts: Contexts, replacement: Replacement | None = None, *, before: Any = None
     ) -> Float[Tensor, "batch pos vocabulary"]:
-        """Of the next token at every position, in float32; the model's own when nothing is replaced."""
-        with self._replaced(replacement, self.kept(contexts.tokens)):
+        """Of the next token at every position, in float32; the model's own when nothing is replaced.
+
+        ``before`` is what the block before the layer puts out on these contexts, where that is known.
+        """
+        with self._replaced(replacement, self.kept(contexts.tokens)), self._begun(before):
             said = self.model.hugging(input_ids=contexts.tokens, position_ids=contexts.positions, use_cache=False)
         return said.logits.float().log_softmax(dim=-1)
 
     def kept(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Where a special token stands, and the MLP keeps its own output."""
         return torch.isin(tokens, torch.tensor(self.special_ids, device=tokens.device))
+
+    @property
+    def _before(self) -> list[Any]:
+        return [block_of(self.model.hugging, layer) for layer in range(self.layer)]
+
+    @contextmanager
+    def _begun(self, before: Any) -> Generator[None]:
+        """No block before the layer computes anything; nothing changes where ``before`` is None."""
+
+        def skip(*_: Any, **__: Any) -> Any:
+            return before
+
+        blocks = [] if before is None else self._before
+        for block in blocks:
+            block.forward = skip
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward
 
     @contextmanager
     def _replaced(self, replacement: Replacement | None, kept: Bool[Tensor, "batch pos"]) -> Generator[None]:
@@ -211,13 +250,15 @@ def _measure(
     """Sums over the predictions of some contexts, document by document, then weighted."""
     counted = ~splicer.kept(contexts.tokens)[:, :-1]
     following = contexts.tokens[:, 1:][counted][:, None]
-    clean = splicer.log_probabilities(contexts)[:, :-1][counted]
+    clean, before = splicer.clean(contexts)
+    clean = clean[:, :-1][counted]
+    probability = clean.exp()
     losses: list[Tensor] = []
     divergences: list[Tensor] = []
     for replacement in replacements:
-        said = splicer.log_probabilities(contexts, replacement)[:, :-1][counted]
+        said = splicer.log_probabilities(contexts, replacement, before=before)[:, :-1][counted]
         losses.append(-said.gather(1, following)[:, 0])
-        divergences.append((clean.exp() * (clean - said)).sum(dim=1))
+        divergences.append((probability * (clean - said)).sum(dim=1))
     documents, place = numbered(contexts.document[:, :-1][counted])
     each = {
         "N": torch.ones(len(following), device=clean.device),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PretrainedConfig
 
 from cache.config import CacheSettings
 from cache.errors import MismatchError, UsageError
@@ -21,7 +21,7 @@ from harvest.forward import run_modules
 from harvest.model import LanguageModel, load_model
 from harvest.sites import block_of, module_at
 from train.transcoder import Transcoder, save_transcoder
-from train.weights import random_weights
+from train.weights import Weights, random_weights
 
 LAYER, WIDTH, CONTEXT, BOS = 1, 64, 24, 0
 EMBEDDED = Path(__file__).parents[2] / "models" / "gpt2-stdlib"
@@ -34,11 +34,9 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gemma2"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param) / "model"
+def write_model(folder: Path, config: PretrainedConfig) -> Path:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[request.param])
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)
@@ -48,6 +46,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.fixture(scope="module", params=["gpt2", "gemma2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp(request.param) / "model", CONFIGS[request.param])
+
+
 @pytest.fixture(scope="module")
 def model(folder: Path) -> LanguageModel:
     return load_model(str(folder), device="cpu", dtype="float32")
@@ -55,6 +58,10 @@ def model(folder: Path) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def cache(model: LanguageModel, folder: Path) -> Path:
+    return write_cache(model, folder)
+
+
+def write_cache(model: LanguageModel, folder: Path) -> Path:
     """Six held-out contexts of random tokens, as a harvest would write them."""
     special = list(model.tokenizer.special_ids)
     tokens = torch.randint(100, 2000, (6, CONTEXT), generator=torch.Generator().manual_seed(1))
@@ -130,10 +137,39 @@ def test_an_exact_copy_of_the_mlp_loses_nothing(splicer: Splicer, context: Conte
     torch.testing.assert_close(copied, splicer.log_probabilities(context), atol=1e-5, rtol=0)
 
 
+def test_a_transcoder_that_is_the_mlp_costs_nothing(tmp_path: Path) -> None:
+    """An MLP with ReLU is a transcoder all of whose features may fire."""
+    config = GPT2Config(**CONFIGS["gpt2"].to_diff_dict() | {"activation_function": "relu"})
+    model = load_model(str(write_model(tmp_path / "model", config)), device="cpu", dtype="float32")
+    mlp = block_of(model.hugging, LAYER).mlp
+    arrays = (mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias)
+    weights = Weights(*(array.detach().clone() for array in arrays))
+    save_transcoder(Transcoder(weights, (128, 256), top_k=256), tmp_path / "main", config={})
+    metrics = evaluate_layer(
+        cache=write_cache(model, tmp_path / "model"), transcoder=tmp_path / "main", out=tmp_path / "report",
+        settings=EvaluateSettings(bootstrap=0), device="cpu", lm=str(tmp_path / "model"), gemma_scope=None,
+        against=None, force=False, progress=Silent(),
+    )  # fmt: skip
+    half, whole = metrics["language_model"]["per_prefix"]
+    assert metrics["fvu"] < 1e-9
+    assert abs(whole["delta"]) < 1e-6
+    assert abs(whole["kl"]) < 1e-6 < 1e-4 < half["kl"]
+
+
 def test_clean_is_the_models_own_loss(splicer: Splicer, context: Contexts) -> None:
     expected = splicer.model.hugging(input_ids=context.tokens, labels=context.tokens).loss
     said = splicer.log_probabilities(context)[:, :-1].gather(2, context.tokens[:, 1:, None])
     assert -float(said.mean()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_pass_begun_at_the_layer_is_the_whole_pass(splicer: Splicer, context: Contexts) -> None:
+    clean, before = splicer.clean(context)
+    torch.testing.assert_close(clean, splicer.log_probabilities(context), atol=0, rtol=0)
+    whole, begun = (splicer.log_probabilities(context, torch.zeros_like, before=known) for known in (None, before))
+    torch.testing.assert_close(begun, whole, atol=0, rtol=0)
+    torch.testing.assert_close(splicer.log_probabilities(context), clean, atol=0, rtol=0)
+    first = Splicer(splicer.model, 0, splicer.special_ids)
+    assert first.clean(context)[1] is None
 
 
 def test_zero_changes_ordinary_positions_alone(splicer: Splicer, context: Contexts) -> None:
