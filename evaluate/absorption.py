@@ -100,7 +100,7 @@ def measure_absorption(dictionary: Dictionary, words: ProbeSet, probes: LetterPr
     qualify.
     """
     summary = _describe(dictionary, words, probes)
-    if reason := _refusal(probes):
+    if reason := _refusal(words, probes):
         empty = {"score": None, "full_absorption_rate": None, "reason": reason}
         return summary | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
     code = stacked([dictionary.active(some) for some in words.source.split(ENCODED_WORDS)])
@@ -200,13 +200,13 @@ def _one_carries(
     return aligned & (along > 0) & (largest >= MIN_SHARE * along)
 
 
-def _refusal(probes: LetterProbes) -> str | None:
+def _refusal(words: ProbeSet, probes: LetterProbes) -> str | None:
     found = len(probes.counted)
     if found >= MIN_LETTERS:
         return None
     return (
-        f"only {found} of {LETTERS} letters have a probe with F1 > {MIN_PROBE_F1}; {MIN_LETTERS} are needed. "
-        "The model does not represent first letters at this layer well enough for the score to mean anything."
+        f"{found} of {LETTERS} letters have a probe with F1 > {MIN_PROBE_F1}, and {MIN_LETTERS} are needed: from "
+        f"{int((~words.test).sum()):,} training words, first letters cannot be read off this layer well enough"
     )
 
 

@@ -19,7 +19,6 @@ from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
 from evaluate.dictionary import Dictionary
 from evaluate.fvu import intervals
-from evaluate.gemma_scope import check_convention
 from evaluate.judge import Judgement, judge
 from evaluate.other import Other, heading
 from evaluate.replay import Replay
@@ -63,7 +62,7 @@ def compare(
         other.dictionary.to(replay.device), replay=replay, reader=reader, settings=settings, absorption=absorption
     )
     l0 = float(theirs.judgement.metrics["l0"])
-    convention = check_convention(other.dictionary, l0, force=force)
+    convention = other.convention(l0, force=force)
     matched, reason = None, _no_match(ours.dictionary, l0)
     if reason is None:
         again = ours.dictionary.at_top_k(max(1, round(l0)))

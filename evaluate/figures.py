@@ -1,6 +1,6 @@
-"""The figures of a report, as PNG and SVG bytes by file name. The same figures for any number of dictionaries."""
+"""The figures of a report, as PNG and SVG bytes by file name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -8,17 +8,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Metrics = Mapping[str, Any]
 
 
 def figures(metrics: Metrics) -> dict[str, bytes]:
     """FVU by prefix with baselines, the density of features, the distribution of L0."""
-    drawn = {
-        "fvu_by_prefix": fvu_by_prefix({metrics["transcoder"]["name"]: metrics}, metrics["baselines"]),
-        "density": density(metrics),
-        "l0": l0_distribution(metrics),
-    }
+    drawn = {"fvu_by_prefix": fvu_by_prefix(metrics), "density": density(metrics), "l0": l0_distribution(metrics)}
     return {name: data for stem, figure in drawn.items() for name, data in as_files(stem, figure).items()}
 
 
@@ -30,59 +27,79 @@ def as_files(stem: str, figure: Figure) -> dict[str, bytes]:
     return {f"{stem}.png": picture.getvalue(), f"{stem}.svg": vectors.getvalue()}
 
 
-def fvu_by_prefix(dictionaries: Mapping[str, Metrics], baselines: Metrics) -> Figure:
-    """FVU against prefix length with 95 % intervals; what a reconstruction without features reaches as lines."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=150)
+def new_figure(title: str) -> tuple[Figure, Any]:
+    """An empty figure of the reports' size, and its axes."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
     axes = figure.subplots()
-    for name, metrics in dictionaries.items():
-        fvu = np.array(metrics["fvu_per_prefix"])
-        bounds = np.array(metrics["fvu_interval_per_prefix"] or np.stack([fvu, fvu], axis=1)).T
-        errors = np.abs(bounds - fvu)
-        axes.errorbar(metrics["prefixes"], fvu, yerr=errors, marker="o", capsize=3, label=name)
-    axes.axhline(1.0, color="0.6", linestyle=":", label="the mean")
-    if baselines.get("affine") is not None:
-        axes.axhline(baselines["affine"], color="tab:red", linestyle="--", label="best affine map")
-    axes.set(xscale="log", xlabel="features in the prefix", ylabel="FVU on held-out rows", ylim=(0, None))
-    _tick_prefixes(axes, dictionaries)
-    axes.legend(frameon=False)
-    return figure
+    axes.set_title(title, fontsize="medium")
+    return figure, axes
 
 
-def _tick_prefixes(axes: Any, dictionaries: Mapping[str, Metrics]) -> None:
-    ticks = sorted({prefix for metrics in dictionaries.values() for prefix in metrics["prefixes"]})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+def plot_interval(
+    axes: Any,
+    x: Sequence[float] | Sequence[int],
+    y: Sequence[float],
+    *,
+    interval: Sequence[Sequence[float]] | None,
+    **style: Any,
+) -> None:
+    """Points joined by a line, with what their 95 % intervals reach to either side."""
+    value = np.array(y)
+    bounds = np.array(interval).T if interval else np.stack([value, value])
+    axes.errorbar(x, value, yerr=np.abs(bounds - value), capsize=3, **style)
+
+
+def fvu_by_prefix(metrics: Metrics) -> Figure:
+    """FVU against prefix length with 95 % intervals; what a reconstruction without features reaches as lines."""
+    figure, axes = new_figure(_of_what(metrics))
+    prefixes, fvu = metrics["prefixes"], metrics["fvu_per_prefix"]
+    plot_interval(axes, prefixes, fvu, interval=metrics["fvu_interval_per_prefix"], marker="o", label="transcoder")
+    for prefix, value in zip(prefixes, fvu, strict=True):
+        axes.annotate(f"{value:.3f}", (prefix, value), xytext=(0, 7), textcoords="offset points", ha="center")
+    affine = metrics["baselines"]["affine"]
+    if affine is not None:
+        axes.axhline(affine, color="tab:red", linestyle="--", label=f"best affine map {affine:.3f}")
+    axes.axhline(1.0, color="0.6", linestyle=":", label="the mean 1")
+    axes.set(xscale="log", xlabel="features in the prefix", ylabel="FVU on held-out rows")
+    axes.set_ylim(0, 1.08 * max(1.0, *fvu))
+    axes.set_xticks(prefixes, [f"{prefix:,}" for prefix in prefixes])
     axes.minorticks_off()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 def density(metrics: Metrics) -> Figure:
     """How often features fire, a stacked histogram of log10 density by the group that each prefix adds."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=150)
-    axes = figure.subplots()
+    groups, tokens = metrics["sparsity"]["density_by_group"], metrics["tokens_used"]
+    silent = sum(group["silent"] for group in groups)
+    figure, axes = new_figure(f"{_of_what(metrics)}\n{silent:,} features never fired in {tokens:,} tokens")
     edges = np.array(metrics["sparsity"]["density_log10_edges"])
     below = np.zeros(len(edges) - 1)
-    for group in metrics["sparsity"]["density_by_group"]:
+    for group in groups:
         label = f"features {group['first']:,} to {group['end'] - 1:,}"
         axes.bar(edges[:-1], group["histogram"], np.diff(edges), bottom=below, align="edge", label=label)
         below += np.array(group["histogram"])
     occupied = np.flatnonzero(below)
     if len(occupied):
         axes.set_xlim(float(edges[occupied[0]]) - 0.25, 0.1)
-    silent = sum(group["silent"] for group in metrics["sparsity"]["density_by_group"])
-    tokens = metrics["tokens_used"]
-    axes.set(xlabel="log10 of the share of tokens", ylabel="features")
-    axes.set_title(f"{silent:,} features never fired in {tokens:,} tokens", fontsize="medium")
-    axes.legend(frameon=False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="log10 of the share of tokens that a feature fires on", ylabel="features")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def l0_distribution(metrics: Metrics) -> Figure:
     """How many features of each prefix fire on a token, and the means."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=150)
-    axes = figure.subplots()
+    figure, axes = new_figure(_of_what(metrics))
     for place, tokens in enumerate(metrics["sparsity"]["l0_histogram_per_prefix"]):
         shares = np.array(tokens) / sum(tokens)
         label = f"{metrics['prefixes'][place]:,} features: mean {metrics['l0_per_prefix'][place]:.1f}"
         axes.stairs(shares, np.arange(len(tokens) + 1) - 0.5, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="features that fire on a token (L0)", ylabel="share of tokens")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _of_what(metrics: Metrics) -> str:
+    return f"{metrics['cache']['model']}, layer {metrics['cache']['layer']}: {metrics['transcoder']['name']}"

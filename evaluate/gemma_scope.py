@@ -105,7 +105,7 @@ def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Dictionary:
         "threshold": (dict_size,),
     }
     if arrays["W_enc"].ndim == arrays["W_dec"].ndim == 2 and dict_size > 0:
-        _check_widths(arrays["W_enc"].shape[0], arrays["W_dec"].shape[1], d_source, d_target, path)
+        check_widths((arrays["W_enc"].shape[0], arrays["W_dec"].shape[1]), (d_source, d_target), path)
     for name, array in arrays.items():
         if tuple(array.shape) != shapes[name] or dict_size == 0:
             what = f"{name} has shape {tuple(array.shape)}; {shapes[name]} was expected."
@@ -123,13 +123,14 @@ def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Dictionary:
     )
 
 
-def _check_widths(found_source: int, found_target: int, d_source: int, d_target: int, path: Path) -> None:
-    if (found_source, found_target) != (d_source, d_target):
-        what = f"The file maps {found_source} to {found_target} dimensions, the cache's rows {d_source} to {d_target}."
-        raise MismatchError(what, where=path, remedy=f"Gemma Scope's transcoders are for {MODEL} alone.")
+def check_widths(found: tuple[int, int], wanted: tuple[int, int], where: object) -> None:
+    """MismatchError unless the source and target widths are the cache's."""
+    if found != wanted:
+        what = f"The file maps {found[0]} to {found[1]} dimensions, the cache's rows {wanted[0]} to {wanted[1]}."
+        raise MismatchError(what, where=where, remedy=f"Gemma Scope's transcoders are for {MODEL} alone.")
 
 
-def check_convention(dictionary: Dictionary, measured_l0: float, *, force: bool) -> str:
+def check_convention(dictionary: Dictionary, measured_l0: float, *, force: bool, where: str = "") -> str:
     """What the L0 measured says beside the nominal one. MismatchError outside 0.7 to 1.4 of it, unless ``force``."""
     said = f"{dictionary.name}: L0 is {measured_l0:.1f}"
     if dictionary.nominal_l0 is None:
@@ -149,7 +150,7 @@ def check_convention(dictionary: Dictionary, measured_l0: float, *, force: bool)
         "Check that the cache is of the file's model and layer, from mlp_in to mlp_out, on ordinary prose. "
         "--force compares all the same."
     )
-    raise MismatchError(what, remedy=remedy)
+    raise MismatchError(what, where=where, remedy=remedy)
 
 
 def mean_l0(dictionary: Dictionary, source: torch.Tensor) -> float:

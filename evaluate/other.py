@@ -16,7 +16,7 @@ from cache.reader import CacheReader
 from evaluate.dictionary import Dictionary, SourceView
 from evaluate.fold import fold_gain
 from evaluate.foreign import Wanted, read_foreign
-from evaluate.gemma_scope import MODEL, locate, read_gemma_scope
+from evaluate.gemma_scope import MODEL, REPOSITORY, WIDTH, check_convention, check_widths, locate, read_gemma_scope
 from evaluate.hub import HubRepository
 from evaluate.rule import TopK, jumprelu
 from evaluate.together import wait
@@ -28,11 +28,21 @@ DOWNLOAD = "download"
 
 @dataclass(frozen=True)
 class Other:
-    """``label`` names its files: google_metrics.json, other_metrics.json. ``origin`` is where it was read."""
+    """``label`` names its files: google_metrics.json, other_metrics.json. ``origin`` is where it was read.
+
+    ``ours`` is one of our own runs, whose files say what it reads and which cache it was made for.
+    """
 
     dictionary: Dictionary
     label: str
     origin: str
+    ours: bool = False
+
+    def convention(self, l0: float, *, force: bool) -> str:
+        """What its L0 on our rows says of whether it is rightly fed. Raises as ``check_convention``."""
+        if self.ours:
+            return f"{self.dictionary.name}: L0 is {l0:.1f}; a run of ours, fed what its config.json names"
+        return check_convention(self.dictionary, l0, force=force, where=self.origin)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def open_other(reader: CacheReader, *, ours: Dictionary, l0: float, asked: Asked
         other = Other(dictionary, "google", str(path))
     else:
         assert against is not None
-        other = Other(_read(against, wanted, reader), "other", str(against))
+        other = _read(against, wanted, reader)
     return replace(other, dictionary=reading_the_cache(other.dictionary, reader))
 
 
@@ -118,17 +128,17 @@ def source_view_of(trained: Transcoder) -> SourceView:
     raise MismatchError(f"The transcoder reads {trained.source_view}, which is no view of a cache.")
 
 
-def check_belongs(trained: Transcoder, reader: CacheReader, *, force: bool) -> None:
-    """Refuse rows that the transcoder was not made for. Raises MismatchError."""
+def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, force: bool) -> None:
+    """Refuse rows that the transcoder in ``where`` was not made for. Raises MismatchError."""
     geometry = reader.manifest.geometry
     widths = (geometry.d_source, geometry.d_target)
     if (trained.d_source, trained.d_target) != widths:
         what = f"The transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}."
-        raise MismatchError(what, where=reader.path)
+        raise MismatchError(what, where=where, remedy=f"The cache is {reader.path}.")
     made_for = trained.config.get("cache_fingerprint")
     if made_for and made_for != reader.fingerprint and not force:
         what = f"The transcoder was trained on the cache {made_for}, this one is {reader.fingerprint}."
-        raise MismatchError(what, where=reader.path, remedy="Evaluate on its own cache, or use --force.")
+        raise MismatchError(what, where=where, remedy="Evaluate it on its own cache, or use --force.")
 
 
 def heading(other: Other) -> dict[str, Any]:
@@ -147,6 +157,7 @@ def heading(other: Other) -> dict[str, Any]:
 def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     if gemma_scope != DOWNLOAD:
         return locate(Path(gemma_scope), layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
+    check_widths((WIDTH, WIDTH), (wanted.d_source, wanted.d_target), REPOSITORY)
     hub, ranks = HubRepository(progress=progress), Ranks.current()
     if ranks.rank:
         # The first rank's copy is whole by now, so nothing is fetched twice.
@@ -159,11 +170,11 @@ def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     return path
 
 
-def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Dictionary:
+def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Other:
     """One of our own runs, or a file of another tool."""
     folder = against.parent if against.name == "transcoder.safetensors" else against
     if not (folder / "transcoder.safetensors").is_file():
-        return read_foreign(against, wanted)
+        return Other(read_foreign(against, wanted), "other", str(against))
     trained = load_transcoder(folder)
-    check_belongs(trained, reader, force=wanted.force)
-    return of_transcoder(trained, name=folder.name)
+    check_belongs(trained, reader, where=folder, force=wanted.force)
+    return Other(of_transcoder(trained, name=folder.name), "other", str(against), ours=True)

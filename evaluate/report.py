@@ -88,9 +88,8 @@ def _caution(documents: int) -> list[str]:
     """Intervals resample documents, so a few of them carry an interval badly."""
     if documents >= _FEW_DOCUMENTS:
         return []
-    return [
-        f"With {documents} held-out documents the intervals are rough and a feature may only lack its kind of text."
-    ]
+    rough = f"With {documents} held-out documents the intervals are rough"
+    return [f"{rough}, and a dead feature may only lack its kind of text."]
 
 
 def _rule(transcoder: Mapping[str, Any]) -> str:
@@ -121,7 +120,7 @@ def share(value: float | None) -> str:
 
 
 def _baseline_lines(baselines: Mapping[str, Any]) -> list[str]:
-    affine = baselines["affine"]
+    affine, stored = baselines["affine"], baselines["storage_floor"]
     said = (
         f"{affine:.4f} (fitted to these very rows {baselines['affine_in_sample']:.4f})"
         if affine is not None
@@ -129,7 +128,8 @@ def _baseline_lines(baselines: Mapping[str, Any]) -> list[str]:
     )
     return [
         f"Without features, FVU: best affine map {said}; bias alone {baselines['bias_only']:.4f}; mean 1.",
-        f"Floor, FVU: storing the target in bfloat16 costs {baselines['bf16_floor']:.1e}.",
+        f"Floor, FVU: storing the target in bfloat16 costs {baselines['bf16_floor']:.1e}"
+        + (f"; this cache's format cost {stored:.1e}." if stored is not None else "."),
     ]
 
 
@@ -146,10 +146,16 @@ def _feature_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 def _absorption_lines(absorption: Mapping[str, Any]) -> list[str]:
     if absorption["score"] is None:
-        return [f"First-letter absorption: not measured: {absorption['reason']}"]
+        return [f"First-letter absorption: not measured: {absorption['reason']}."]
     by_prefix = ", ".join(f"{prefix['prefix']:,}: {prefix['score']:.3f}" for prefix in absorption["per_prefix"])
-    caution = f" Exploratory: {absorption['exploratory']}." if absorption.get("exploratory") else ""
-    return [f"First-letter absorption {absorption['score']:.3f} (by prefix {by_prefix}).{caution}"]
+    caution = f" Exploratory: {absorption['exploratory']}." if absorption["exploratory"] else ""
+    single = absorption["per_prefix"][-1]["k_sparse_f1"]["1"]
+    return [
+        f"First-letter absorption {absorption['score']:.3f} (by prefix {by_prefix}),"
+        f" full {absorption['full_absorption_rate']:.3f}.{caution}",
+        f"It rests on {absorption['words_right']:,} words of {absorption['letters_counted']} letters;"
+        f" F1 of the probes {absorption['probe_f1']:.2f}, of a letter's best single feature {single:.2f}.",
+    ]
 
 
 def _language_model_lines(spliced: Mapping[str, Any] | None) -> list[str]:
@@ -177,7 +183,17 @@ def table_of_runs(results: Mapping[int, Mapping[str, Any]]) -> str:
         if affine is not None:
             lines.append(f"{layer:>5}  {'affine':>9}  {affine:6.4f}  the best affine map of the source")
         lines.append(f"{layer:>5}  {'mean':>9}  {1:6.4f}  on {metrics['tokens_used']:,} held-out tokens")
+        if "comparison" in metrics:
+            lines.append(_their_line(layer, metrics["comparison"]["theirs"]))
     return "\n".join(lines)
+
+
+def _their_line(layer: int, theirs: Mapping[str, Any]) -> str:
+    bounds = "{:.4f} - {:.4f}".format(*theirs["fvu_interval"]) if theirs["fvu_interval"] else ""
+    return (
+        f"{layer:>5}  {'theirs':>9}  {theirs['fvu']:6.4f}  {bounds:<15}  {theirs['cosine']:6.3f}  {theirs['l0']:6.1f}"
+        f"  {share(theirs['dead_fraction']):>6}  {theirs['name']}, {theirs['dict_size']:,} features"
+    )
 
 
 def _run_line(layer: int, metrics: Mapping[str, Any], place: int) -> str:

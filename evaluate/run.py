@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.device import choose_device
+from cache.errors import UsageError
 from cache.progress import Progress
 from cache.reader import CacheReader
 from evaluate import report, samples
@@ -23,7 +24,6 @@ from evaluate.compare import Judged, compare, first_l0
 from evaluate.config import EvaluateSettings
 from evaluate.dictionary import Dictionary
 from evaluate.figures import figures
-from evaluate.gemma_scope import check_convention
 from evaluate.judge import Judgement, judge
 from evaluate.memory import batch_rows_for
 from evaluate.other import Asked, Other, check_belongs, of_transcoder, open_other
@@ -32,7 +32,7 @@ from evaluate.replay import Replay, open_held_out
 from evaluate.side_by_side import comparison_files
 from evaluate.together import least, wait
 from train.ranks import Ranks
-from train.transcoder import Transcoder, load_transcoder
+from train.transcoder import CONFIG_FILE, Transcoder, load_transcoder
 
 
 def evaluate_layer(
@@ -52,8 +52,10 @@ def evaluate_layer(
 
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), CapacityError.
     """
+    if not (transcoder / CONFIG_FILE).is_file():
+        raise UsageError("There is no trained transcoder here.", where=transcoder, remedy="Train it, or name another.")
     reader, trained = CacheReader.open(cache), load_transcoder(transcoder)
-    check_belongs(trained, reader, force=force)
+    check_belongs(trained, reader, where=transcoder, force=force)
     place = str(choose_device(device))
     dictionary = of_transcoder(trained, name=transcoder.name).to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)
@@ -94,7 +96,7 @@ def _opponent(
     if asked.gemma_scope is None and asked.against is None:
         return None
     other = open_other(reader, ours=ours, l0=first_l0(replay, ours), asked=asked, progress=progress)
-    said = check_convention(other.dictionary, first_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
+    said = other.convention(first_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
     progress.note(f"{said} (the first rows)")
     return other
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from evaluate.compare import Comparison
-from evaluate.figures import as_files
+from evaluate.figures import as_files, new_figure, plot_interval
 from evaluate.report import METRICS_FILE, as_json, share
 
 Document = Mapping[str, Any]
@@ -56,13 +55,14 @@ def _line(label: str, figures: Mapping[str, Any]) -> str:
 
 
 def _difference(label: str, figures: Mapping[str, Any]) -> str:
-    said = [f"{name.upper() if name != 'cosine' else name} {_gap(gap)}" for name, gap in figures["difference"].items()]
+    gaps = figures["difference"]
+    said = [f"FVU {_gap(gaps['fvu'], 4)}", f"cosine {_gap(gaps['cosine'], 4)}", f"L0 {_gap(gaps['l0'], 1)}"]
     return f"{label:<22}{figures['prefix']:>9,}  {', '.join(said)}"
 
 
-def _gap(gap: Mapping[str, Any]) -> str:
-    bounds = gap["interval"]
-    return f"{gap['value']:+.4f}" + (f" [{bounds[0]:+.4f}, {bounds[1]:+.4f}]" if bounds else "")
+def _gap(gap: Mapping[str, Any], places: int) -> str:
+    value, bounds = gap["value"], gap["interval"]
+    return f"{value:+.{places}f}" + (f" [{bounds[0]:+.{places}f}, {bounds[1]:+.{places}f}]" if bounds else "")
 
 
 def _count(document: Document, side: str) -> str:
@@ -83,20 +83,20 @@ def comparison_files(comparison: Comparison, report: Mapping[str, bytes], *, lab
 
 def fvu_against_l0(document: Document) -> Figure:
     """Ours as a line over its prefixes, again at their L0 where it was judged there, theirs as a point."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=150)
-    axes = figure.subplots()
     ours, matched, theirs = document["ours"], document["ours_at_their_l0"], document["theirs"]
+    figure, axes = new_figure(f"the same {document['rows']['tokens_used']:,} held-out tokens")
     series = [(ours["name"], ours["per_prefix"], "o-")]
     if matched["per_prefix"]:
         series.append((f"{ours['name']} at k = {matched['top_k']}", matched["per_prefix"], "o--"))
     series.append((theirs["name"], [theirs], "s"))
     for name, points, style in series:
-        fvu = np.array([point["fvu"] for point in points])
-        bounds = np.array([point["fvu_interval"] or [point["fvu"]] * 2 for point in points]).T
-        l0 = [point["l0"] for point in points]
-        axes.errorbar(l0, fvu, yerr=np.abs(bounds - fvu), fmt=style, capsize=3, label=str(name))
+        l0, fvu = ([point[figure_name] for point in points] for figure_name in ("l0", "fvu"))
+        known = [point["fvu_interval"] for point in points]
+        plot_interval(axes, l0, fvu, interval=known if all(known) else None, fmt=style, label=str(name))
     for point in ours["per_prefix"]:
-        axes.annotate(f"{point['prefix']:,}", (point["l0"], point["fvu"]), xytext=(4, 6), textcoords="offset points")
-    axes.set(xlabel="features that fire on a token (mean L0)", ylabel="FVU on the same held-out rows", ylim=(0, None))
-    axes.legend(frameon=False)
+        place = (point["l0"], point["fvu"])
+        axes.annotate(f"{point['prefix']:,}", place, xytext=(0, 10), textcoords="offset points", ha="center")
+    axes.margins(x=0.08)
+    axes.set(xlabel="features that fire on a token (mean L0)", ylabel="FVU on held-out rows", ylim=(0, None))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

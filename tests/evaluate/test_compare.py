@@ -15,6 +15,7 @@ from cache.progress import Silent
 from cache.writer import CacheWriter
 from evaluate.compare import difference
 from evaluate.config import EvaluateSettings
+from evaluate.report import table_of_runs
 from evaluate.run import evaluate_layer
 from train.transcoder import Transcoder, save_transcoder
 from train.weights import Weights
@@ -165,8 +166,9 @@ def test_the_gained_input_is_refused_before_anything_is_measured(tmp_path: Path,
     """A cache whose gain is not what it says feeds the dictionary the gained input."""
     wrong = write_cache(tmp_path / "cache", gain=torch.ones(WIDTH), bias=torch.zeros(WIDTH))
     asked = {"gemma_scope": str(place / "google")}
-    with pytest.raises(MismatchError, match="not being fed what it was trained on"):
+    with pytest.raises(MismatchError, match="not being fed what it was trained on") as refused:
         run(wrong, place / "main", tmp_path / "report", **asked)
+    assert refused.value.where.endswith("params.npz")
     assert not (tmp_path / "report").exists()
 
 
@@ -177,6 +179,7 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path: Path, place: Path) ->
         name: {"value": 0.0, "interval": [0.0, 0.0]} for name in ("fvu", "cosine", "l0")
     }
     assert "already" in document["ours_at_their_l0"]["reason"]
+    assert "a run of ours" in document["theirs"]["convention"]
     assert (tmp_path / "report" / "other_metrics.json").is_file()
 
 
@@ -197,6 +200,19 @@ def test_other_sites_are_refused(tmp_path: Path, place: Path, identity: dict[str
 def test_one_dictionary_at_a_time(tmp_path: Path, place: Path) -> None:
     with pytest.raises(UsageError, match="Both"):
         run(place / "cache", place / "main", tmp_path / "out", gemma_scope="x", against=place / "main")
+
+
+def test_nothing_is_downloaded_for_another_models_widths(tmp_path: Path, place: Path) -> None:
+    with pytest.raises(MismatchError, match="maps 2304 to 2304 dimensions, the cache's rows 32 to 32"):
+        run(place / "cache", place / "main", tmp_path / "report", gemma_scope="download")
+
+
+def test_the_table_over_layers_has_both(tmp_path: Path, place: Path) -> None:
+    metrics = run(place / "cache", place / "main", tmp_path / "report", gemma_scope=str(place / "google"))
+    lines = table_of_runs({8: metrics}).splitlines()
+    theirs = metrics["comparison"]["theirs"]
+    assert lines[-1].split()[:3] == ["8", "theirs", f"{theirs['fvu']:.4f}"]
+    assert lines[-1].endswith("gemma-scope, 24 features")
 
 
 def test_paired_intervals_are_narrower_than_unpaired() -> None:

@@ -123,6 +123,11 @@ def test_another_width_is_a_mismatch(toy_cache: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "main").exists()
 
 
+def test_a_transcoder_that_is_not_there_is_a_mistake_of_use(toy_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no trained transcoder"):
+        evaluate(toy_cache, tmp_path / "nothing", tmp_path / "main")
+
+
 def test_a_transcoder_of_another_cache_is_a_mismatch(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
     save_transcoder(load_transcoder(toy_transcoder), tmp_path / "other", config={"cache_fingerprint": "0" * 32})
     with pytest.raises(MismatchError, match="trained on the cache 000"):
