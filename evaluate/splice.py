@@ -17,19 +17,18 @@ Intervals resample documents, with the same weights as those of the FVU. The blo
 they run once, and every replaced pass begins with what they put out.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, islice, pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cache.errors import MismatchError, UsageError
 from cache.reader import CacheReader
+from evaluate.contexts import Contexts, held_out_contexts
 from evaluate.dictionary import Dictionary
 from evaluate.fvu import bootstrap_weights, intervals, weighted_sums_by
 from evaluate.metric import State, add, numbered
@@ -44,15 +43,6 @@ Replacement = Callable[[Tensor], Tensor]
 
 _BATCH_BYTES = 1 << 26
 """Of float32 log-probabilities that one pass may yield: decides how many contexts go through the model at once."""
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """Some contexts of one length: tokens, their documents, and the position each has for the model."""
-
-    tokens: Int[Tensor, "batch pos"]
-    document: Int[Tensor, "batch pos"]
-    positions: Int[Tensor, "batch pos"]
 
 
 @dataclass(frozen=True)
@@ -183,41 +173,6 @@ def check_model(model: LanguageModel, reader: CacheReader) -> None:
     if sites != ("mlp_in", "mlp_out"):
         what = f"only mlp_in -> mlp_out can be spliced into the model; this cache is {sites[0]} -> {sites[1]}"
         raise UsageError(what, where=reader.path, remedy="Leave out --lm")
-
-
-def held_out_contexts(reader: CacheReader, *, tokens: int, batch_tokens: int, device: str) -> list[Contexts]:
-    """The held-out text in the contexts that it was harvested in, until ``tokens`` are reached.
-
-    Neighbours of one length share a batch of at most ``batch_tokens``, or a single context.
-    """
-    view = reader.split("held_out")
-    starts = np.flatnonzero(view.position == 0)
-    bounds = [*starts[starts < min(tokens, len(view))].tolist(), len(view)]
-    bounds[-1] = int(next((start for start in starts if start >= tokens), len(view)))
-    per_document = reader.identity.get("attention") == "document"
-    batches: list[Contexts] = []
-    for length, same in groupby(pairwise(bounds), key=lambda bound: bound[1] - bound[0]):
-        for some in _batched(same, max(1, batch_tokens // length)):
-            rows = np.concatenate([np.arange(*bound) for bound in some]).reshape(len(some), length)
-            places = _positions(view.document[rows], per_document=per_document)
-            arrays = (np.array(array, np.int64) for array in (view.tokens[rows], view.document[rows], places))
-            batches.append(Contexts(*(torch.from_numpy(array).to(device) for array in arrays)))
-    return batches
-
-
-def _batched(bounds: Iterable[tuple[int, int]], count: int) -> Iterator[list[tuple[int, int]]]:
-    remaining = iter(bounds)
-    while some := list(islice(remaining, count)):
-        yield some
-
-
-def _positions(document: Int[np.ndarray, "batch pos"], *, per_document: bool) -> Int[np.ndarray, "batch pos"]:
-    """The place in the context; where attention stays inside a document, the place behind its beginning."""
-    places = np.broadcast_to(np.arange(document.shape[1]), document.shape)
-    if not per_document:
-        return places
-    begins = np.diff(document, axis=1, prepend=-1) != 0
-    return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
 
 
 def _replacements(dictionary: Dictionary, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:

@@ -15,8 +15,9 @@ from cache.progress import Silent
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from evaluate.config import EvaluateSettings
+from evaluate.contexts import Contexts, held_out_contexts
 from evaluate.run import evaluate_layer
-from evaluate.splice import Contexts, Splicer, check_model, held_out_contexts
+from evaluate.splice import Splicer, check_model
 from harvest.forward import run_modules
 from harvest.model import LanguageModel, load_model
 from harvest.sites import block_of, module_at
