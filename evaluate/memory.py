@@ -1,4 +1,4 @@
-"""How many rows fit at a time."""
+"""How many rows fit at a time, and what it looks like when they do not."""
 
 import os
 from pathlib import Path
@@ -20,6 +20,11 @@ def free_bytes(device: str) -> int:
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is a GPU's, numpy's, or torch's own on a CPU, which has no type."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def bytes_a_row(dictionary: Dictionary) -> int:

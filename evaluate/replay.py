@@ -14,6 +14,7 @@ from cache.errors import CapacityError, UsageError
 from cache.progress import Progress
 from cache.reader import CacheReader, SplitView
 from evaluate.dictionary import Dictionary
+from evaluate.memory import is_out_of_memory
 from evaluate.metric import Metric, Replayed, State
 from evaluate.together import merged
 from train.ranks import Ranks
@@ -79,10 +80,15 @@ class Replay:
     ) -> Iterator[dict[str, State]]:
         while start < end:
             stop = min(start + self.piece_rows, end)
+            parts = None
             try:
                 batch = self.batch(dictionary, start, stop)
                 parts = {name: metric.measure(batch) for name, metric in metrics.items()} if batch else {}
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if parts is None:
+                # Only here is nothing held any more of what did not fit.
                 self._halve(stop - start)
                 continue
             yield parts

@@ -102,23 +102,38 @@ def judged(cache: Path, dictionary: Dictionary, progress: Silent) -> dict[str, A
     return judge(replay, dictionary, reader=reader, settings=EvaluateSettings(bootstrap=10)).metrics
 
 
-def limited_to(rows: int, dictionary: Dictionary) -> Dictionary:
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError("Unable to allocate"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 42 bytes"),
+)
+
+
+def limited_to(rows: int, dictionary: Dictionary, error: Exception = OUT_OF_MEMORY[0]) -> Dictionary:
     """The same dictionary on a device that has room for so many rows."""
 
     def rule(pre: torch.Tensor) -> Selection:
         if len(pre) > rows:
-            raise torch.OutOfMemoryError(f"{len(pre)} rows")
+            raise error
         return dictionary.rule(pre)
 
     return replace(dictionary, rule=rule)
 
 
-def test_out_of_memory_halves_the_batch_and_changes_no_number(toy_cache: Path, dictionary: Dictionary) -> None:
-    heard = Heard()
-    whole, halved = judged(toy_cache, dictionary, Silent()), judged(toy_cache, limited_to(40, dictionary), heard)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_batch_and_changes_no_number(
+    toy_cache: Path, dictionary: Dictionary, error: Exception
+) -> None:
+    heard, limited = Heard(), limited_to(40, dictionary, error)
+    whole, halved = judged(toy_cache, dictionary, Silent()), judged(toy_cache, limited, heard)
     assert heard.notes == [f"out of memory: going on with {rows} rows at a time" for rows in (128, 64, 32)]
     assert halved["sparsity"] == whole["sparsity"]
     np.testing.assert_allclose(halved["fvu_per_prefix"], whole["fvu_per_prefix"], rtol=1e-6)
+
+
+def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Dictionary) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        judged(toy_cache, limited_to(40, dictionary, RuntimeError("shapes cannot be multiplied")), Silent())
 
 
 def test_a_batch_of_special_tokens_alone_is_passed_over(
