@@ -62,7 +62,7 @@ def compare(
         other.dictionary.to(replay.device), replay=replay, reader=reader, settings=settings, absorption=absorption
     )
     l0 = float(theirs.judgement.metrics["l0"])
-    convention = other.convention(l0, force=force)
+    convention = other.convention(l0, force=force) + _doubt(float(theirs.judgement.metrics["fvu"]))
     matched, reason = None, _no_match(ours.dictionary, l0)
     if reason is None:
         again = ours.dictionary.at_top_k(max(1, round(l0)))
@@ -109,6 +109,13 @@ def _judged(
 ) -> Judged:
     judgement = judge(replay, dictionary, reader=reader, settings=settings, baselines=False)
     return Judged(dictionary, judgement, absorption(dictionary))
+
+
+def _doubt(fvu: float) -> str:
+    """What an L0 as promised cannot tell: rows of another model or layer fire as many features, and explain nothing."""
+    if fvu < 1:
+        return ""
+    return f", but its FVU of {fvu:.2f} is no better than the mean's: it may be of another model or layer"
 
 
 def _no_match(ours: Dictionary, l0: float) -> str | None:

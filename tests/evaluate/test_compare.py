@@ -202,6 +202,15 @@ def test_one_dictionary_at_a_time(tmp_path: Path, place: Path) -> None:
         run(place / "cache", place / "main", tmp_path / "out", gemma_scope="x", against=place / "main")
 
 
+def test_an_l0_as_promised_does_not_hide_that_nothing_is_explained(tmp_path: Path, place: Path) -> None:
+    """The right number of features fires on rows of another model, too."""
+    path = write_google(tmp_path / "google") / f"layer_8/width_16k/average_l0_{round(TRUE_L0)}/params.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"W_dec": -arrays["W_dec"]})
+    metrics = run(place / "cache", place / "main", tmp_path / "report", gemma_scope=str(path))
+    assert "may be of another model or layer" in metrics["comparison"]["theirs"]["convention"]
+
+
 def test_nothing_is_downloaded_for_another_models_widths(tmp_path: Path, place: Path) -> None:
     with pytest.raises(MismatchError, match="maps 2304 to 2304 dimensions, the cache's rows 32 to 32"):
         run(place / "cache", place / "main", tmp_path / "report", gemma_scope="download")
