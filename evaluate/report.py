@@ -19,8 +19,9 @@ METRICS_FILE = "metrics.json"
 _FEW_DOCUMENTS = 30
 
 _GUIDANCE = """How to read this: FVU 0 is perfect, 1 is the held-out mean. A transcoder earns its features where it
-beats the best affine map. Low FVU is easier in the first and last layers than between them: published transcoders of
-Gemma-2-2B lie between .07 (layer 0) and .5 (layer 12). Figures of different layers, models or L0 do not compare."""
+beats the best affine map. Low FVU is easier in the first and last layers than between them: others found about .08 in
+layer 0, .34 in 6, .49 in 12 and .18 in 25 for Google's transcoders of Gemma-2-2B. Figures of different layers, models
+or L0 do not compare."""
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:
@@ -161,15 +162,23 @@ def _absorption_lines(absorption: Mapping[str, Any]) -> list[str]:
 def _language_model_lines(spliced: Mapping[str, Any] | None) -> list[str]:
     if spliced is None:
         return []
-    heading = f"{'features':>9}  {'CE':>7}  {'delta':>7}  {'KL':>7}  recovered of zero, mean ablation"
-    lines = [
-        f"{prefix['prefix']:>9,}  {prefix['cross_entropy']:7.4f}  {prefix['delta']:+7.4f}  {prefix['kl']:7.4f}"
-        f"  {share(prefix['recovered_zero'])}, {share(prefix['recovered_mean'])}"
-        for prefix in spliced["per_prefix"]
-    ]
     clean, zero, mean = spliced["clean"], spliced["zero"]["cross_entropy"], spliced["mean"]["cross_entropy"]
     ablated = f"cross-entropy clean {clean:.4f}, MLP zeroed {zero:.4f}, MLP at its mean {mean:.4f}"
-    return ["", f"Spliced into the language model, {spliced['tokens']:,} tokens: {ablated}", heading, *lines]
+    heading = f"{'features':>9}  {'CE':>7}  {'delta':>7}  {'95 % interval':<18}  {'KL':>7}"
+    return [
+        "",
+        f"Spliced into the language model, {spliced['tokens']:,} tokens: {ablated}",
+        f"{heading}  recovered of zero, mean ablation",
+        *map(_spliced_line, spliced["per_prefix"]),
+    ]
+
+
+def _spliced_line(prefix: Mapping[str, Any]) -> str:
+    bounds = "[{:+.4f}, {:+.4f}]".format(*prefix["delta_interval"]) if prefix["delta_interval"] else "none"
+    return (
+        f"{prefix['prefix']:>9,}  {prefix['cross_entropy']:7.4f}  {prefix['delta']:+7.4f}  {bounds:<18}"
+        f"  {prefix['kl']:7.4f}  {share(prefix['recovered_zero'])}, {share(prefix['recovered_mean'])}"
+    )
 
 
 def table_of_runs(results: Mapping[int, Mapping[str, Any]]) -> str:
