@@ -24,8 +24,8 @@ from evaluate.other import Other, heading
 from evaluate.replay import Replay
 
 VERSION = 1
-CHECK_BATCHES = 4
-"""Batches whose L0 is held against the promised one before everything is measured."""
+CHECK_PLACES, CHECK_ROWS = 16, 256
+"""Where, and how many rows each, the L0 is held against the promised one before everything is measured."""
 
 Replicates = Float[np.ndarray, "replicates_plus_one prefixes"]
 
@@ -75,11 +75,11 @@ def compare(
     )
 
 
-def first_l0(replay: Replay, dictionary: Dictionary) -> float:
-    """Mean L0 of the first rows, the same on every rank."""
-    step, total = replay.batch_rows, len(replay.held_out.view)
-    starts = range(0, total, step)[:CHECK_BATCHES]
-    batches = [replay.batch(dictionary, start, min(start + step, total)) for start in starts]
+def early_l0(replay: Replay, dictionary: Dictionary) -> float:
+    """Mean L0 of a few rows from all over the split, the same on every rank."""
+    total = len(replay.held_out.view)
+    starts = range(0, total, max(CHECK_ROWS, total // CHECK_PLACES))
+    batches = [replay.batch(dictionary, start, min(start + CHECK_ROWS, total)) for start in starts]
     found = [batch for batch in batches if batch]
     firing = sum(int((batch.selection.values > 0).sum()) for batch in found)
     return firing / max(1, sum(len(batch.row) for batch in found))

@@ -20,7 +20,7 @@ from cache.progress import Progress
 from cache.reader import CacheReader
 from evaluate import report, samples
 from evaluate.absorption import fit_letter_probes, measure_absorption
-from evaluate.compare import Judged, compare, first_l0
+from evaluate.compare import Judged, compare, early_l0
 from evaluate.config import EvaluateSettings
 from evaluate.dictionary import Dictionary
 from evaluate.figures import figures
@@ -95,9 +95,9 @@ def _opponent(
     """The dictionary to compare with, where one is asked for, found and seen to be rightly fed."""
     if asked.gemma_scope is None and asked.against is None:
         return None
-    other = open_other(reader, ours=ours, l0=first_l0(replay, ours), asked=asked, progress=progress)
-    said = other.convention(first_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
-    progress.note(f"{said} (the first rows)")
+    other = open_other(reader, ours=ours, l0=early_l0(replay, ours), asked=asked, progress=progress)
+    said = other.convention(early_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
+    progress.note(f"{said} (a few rows)")
     return other
 
 

@@ -112,7 +112,7 @@ def screening(weights: Weights, rule: object) -> Screen | None:
 
 
 def _multiplies_bfloat16() -> bool:
-    able = torch.cpu.get_capabilities()
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
