@@ -8,7 +8,7 @@
 The dense ones keep their large arrays from batch to batch, count firings from the selection alone, and take a row's
 squared error in float32. Rounds alternate; every way must find the same FVU. CPU time is of all threads.
 
-    python -m bench.evaluate [--rows 8192] [--batch-rows 1024] [--repeats 5] [--threads 2]
+    python -m bench.evaluate [--rows 8192] [--batch-rows 2048] [--repeats 5] [--threads 2]
 """
 
 import argparse
@@ -138,7 +138,7 @@ def compare(width: int, top_k: int, prefixes: tuple[int, ...], *, asked: argpars
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8192)
-    parser.add_argument("--batch-rows", type=int, default=1024)
+    parser.add_argument("--batch-rows", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
