@@ -51,7 +51,7 @@ hostile = given(
 
 
 @hostile
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("top_k", [1, 7, 16])
 def test_top_k_is_found_to_the_last_feature(top_k: int, seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
@@ -66,7 +66,7 @@ def test_top_k_is_found_to_the_last_feature(top_k: int, seed: int, unlike: float
 
 
 @hostile
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_exceeds_its_threshold_is_found(seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     rule = thresholds(seed)
@@ -79,7 +79,7 @@ def test_what_exceeds_its_threshold_is_found(seed: int, unlike: float, biased: f
 
 
 @hostile
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_bounds_hold_and_exceed_by_no_more_than_stated(seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     rule = thresholds(seed)
