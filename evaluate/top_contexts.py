@@ -35,6 +35,8 @@ class TopContexts:
         fires = batch.selection.values > 0
         values, features = batch.selection.values[fires].float(), batch.selection.features[fires].long()
         rows = batch.selection.rows().long()[fires]
+        if not len(rows):
+            return self.start()
         strongest = _strongest_by_document(values, features, batch.document[rows])
         order = strongest[_by_feature_and_value(features[strongest], values[strongest])]
         place = _place_within(features[order])
