@@ -41,8 +41,11 @@ Replacement = Callable[[Tensor], Tensor]
 """Sources (rows, d_source), as the model computed them, to what the MLP is to put out at those rows."""
 
 
-_BATCH_BYTES = 1 << 26
-"""Of float32 log-probabilities that one pass may yield: decides how many contexts go through the model at once."""
+_BATCH_BYTES = {"cpu": 1 << 24, "cuda": 1 << 26}
+"""Of float32 log-probabilities that one pass may yield: decides how many contexts go through the model at once.
+
+Larger arrays than these a CPU's allocator takes from the system and gives back each time, page by page.
+"""
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,11 @@ def spliced(
     seed: int,
 ) -> dict[str, Any]:
     """The ``language_model`` part of metrics.json, over the first ``tokens`` held-out tokens (whole contexts)."""
-    contexts = held_out_contexts(
-        reader, tokens=tokens, batch_tokens=_BATCH_BYTES // (4 * splicer.vocabulary), device=str(splicer.model.device)
-    )
+    device = splicer.model.device
+    most = _BATCH_BYTES[device.type] // (4 * splicer.vocabulary)
+    contexts = held_out_contexts(reader, tokens=tokens, batch_tokens=most, device=str(device))
     replacements = _replacements(dictionary, reader, mean)
-    state = _start(len(replacements), replicates, splicer.model.device)
+    state = _start(len(replacements), replicates, device)
     mine = contexts[replay.ranks.rank :: replay.ranks.world]
     total = sum(len(batch.tokens) for batch in mine)
     replay.progress.begin("splice into the language model", total=total, unit="contexts")
