@@ -118,7 +118,7 @@ class PassingColumn(Column, ABC):
         """Put the chunk at its place and check it."""
 
     def need(self, chunks: Chunks) -> None:
-        """Make the rows of these chunks readable. Raises DamagedError, CapacityError, and DiskError from afar."""
+        """Make the rows of these chunks readable. Raises DamagedError, and DiskError from afar."""
         missing = np.unique(chunks[~self._checked[chunks]]).tolist()
         if missing:
             with ThreadPoolExecutor(min(self.connections, len(missing))) as pool:
@@ -129,8 +129,10 @@ class PassingColumn(Column, ABC):
 
     @contextmanager
     def using(self, chunks: Chunks) -> Generator[None]:
-        """``need`` them, and keep them while the block runs."""
-        with self._held.in_use([(self.array.path, chunk) for chunk in np.unique(chunks).tolist()]):
+        """``need`` them, and keep them while the block runs. Raises CapacityError as well."""
+        keys = [(self.array.path, chunk) for chunk in np.unique(chunks).tolist()]
+        size = self.array.chunk_bytes if self.array.sharded else 0
+        with self._held.in_use(keys, chunk_bytes=size):
             self.need(chunks)
             yield
 

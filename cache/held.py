@@ -18,38 +18,49 @@ class Held:
         self._limit, self._where = limit_bytes, where
         self._chunks: OrderedDict[Key, tuple[int, Callable[[], None]]] = OrderedDict()
         self._bytes = 0
-        self._pins: Counter[Key] = Counter()
-        self._lock = threading.Lock()
+        self._uses: Counter[Key] = Counter()
+        self._bytes_in_use = 0
+        self._changed = threading.Condition()
 
     @contextmanager
-    def in_use(self, keys: Sequence[Key]) -> Generator[None]:
-        """While the block runs, none of these chunks is given up."""
-        with self._lock:
-            self._pins.update(keys)
+    def in_use(self, keys: Sequence[Key], *, chunk_bytes: int) -> Generator[None]:
+        """While the block runs, none of these chunks is given up; it begins when others leave room for them.
+
+        A thread that is in such a block may not enter another. Raises CapacityError when the limit is too small for
+        these alone.
+        """
+        with self._changed:
+            while self._bytes_in_use + self._unused(keys) * chunk_bytes > self._limit:
+                if not self._bytes_in_use:
+                    what = f"The rows of a batch take {len(keys) * chunk_bytes} bytes, but only {self._limit} may be"
+                    remedy = "Allow more bytes, or use smaller batches."
+                    raise CapacityError(f"{what} kept here.", where=self._where, remedy=remedy)
+                self._changed.wait()
+            self._bytes_in_use += self._unused(keys) * chunk_bytes
+            self._uses.update(keys)
         try:
             yield
         finally:
-            with self._lock:
-                self._pins.subtract(keys)
+            with self._changed:
+                self._uses.subtract(keys)
+                self._bytes_in_use -= self._unused(keys) * chunk_bytes
                 for key in keys:
                     if key in self._chunks:
                         self._chunks.move_to_end(key)
+                self._changed.notify_all()
+
+    def _unused(self, keys: Sequence[Key]) -> int:
+        return sum(not self._uses[key] for key in keys)
 
     def add(self, key: Key, size: int, give_up: Callable[[], None]) -> None:
-        """Count a chunk that is now near, and make room for it by calling ``give_up`` of others.
-
-        Raises CapacityError when what is in use takes more than the limit.
-        """
-        with self._lock:
+        """Count a chunk that is now near, and make room for it by calling ``give_up`` of others."""
+        with self._changed:
             if key not in self._chunks:
                 self._chunks[key] = size, give_up
                 self._bytes += size
-            for other in [other for other in self._chunks if not self._pins[other]]:
+            for other in [other for other in self._chunks if not self._uses[other]]:
                 if self._bytes <= self._limit:
                     return
                 freed, release = self._chunks.pop(other)
                 release()
                 self._bytes -= freed
-            if self._bytes > self._limit:
-                what = f"The rows in use take {self._bytes} bytes, but only {self._limit} may be kept here."
-                raise CapacityError(what, where=self._where, remedy="Allow more bytes, or use smaller batches.")

@@ -139,7 +139,7 @@ def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int)
         raise DamagedError("The journal is no plain file of a sane size.", where=path)
     *lines, torn = path.read_bytes().split(b"\n")
     if torn and not _is_torn(torn):
-        raise _damaged(path, len(lines), "has lost its end")
+        raise _damaged(path, len(lines), "has another byte for its end")
     for number, line in enumerate(lines):
         _apply(journal, _parse(line, path, number), path, geometry=geometry, header=header(fingerprint, part))
         journal.whole_bytes += len(line) + 1
@@ -176,11 +176,11 @@ def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int)
 
 
 def _is_torn(tail: bytes) -> bool:
-    """Whether a crash can have left this: the beginning of a line, or the zeros of a block never flushed.
+    """Whether a crash can have left this: a line without its end, or the zeros of a block never flushed.
 
-    A whole line is none, nor is one whose newline became another byte.
+    A whole line whose newline became another byte is none.
     """
-    return not any(_is_sound(line) for line in (tail, tail[:-1]))
+    return not _is_sound(tail[:-1]) or tail.endswith(b"\0")
 
 
 def _is_sound(line: bytes) -> bool:

@@ -93,7 +93,7 @@ class Splicer:
 
     @property
     def _before(self) -> list[Any]:
-        return [block_of(self.model.hugging, layer) for layer in range(self.layer)]
+        return [block_of(self.model, layer) for layer in range(self.layer)]
 
     @contextmanager
     def _begun(self, before: Any) -> Generator[None]:

@@ -104,10 +104,11 @@ def test_every_bit_of_manifest_and_journal_is_detected(cache, name):
                 assert name == "manifest.json"
 
 
-def test_every_journal_cut_short_is_a_shorter_promise_or_damage(cache):
+def test_every_journal_cut_short_is_a_shorter_promise(cache):
     data = (cache / JOURNAL).read_bytes()
+    without_newline = {length for length, byte in enumerate(data) if byte == ord("\n")}
     lines = 0
-    for length in range(0, len(data), 11 if FULL else 301):
+    for length in sorted(without_newline.union(range(0, len(data), 11 if FULL else 301))):
         (cache / JOURNAL).write_bytes(data[:length])
         promised = verify_cache(cache, fast=True).segments[0]
         assert lines <= promised <= 7

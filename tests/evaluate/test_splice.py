@@ -142,7 +142,7 @@ def test_a_transcoder_that_is_the_mlp_costs_nothing(tmp_path: Path) -> None:
     """An MLP with ReLU is a transcoder all of whose features may fire."""
     config = GPT2Config(**CONFIGS["gpt2"].to_diff_dict() | {"activation_function": "relu"})
     model = load_model(str(write_model(tmp_path / "model", config)), device="cpu", dtype="float32")
-    mlp = block_of(model.hugging, LAYER).mlp
+    mlp = block_of(model, LAYER).mlp
     arrays = (mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias)
     weights = Weights(*(array.detach().clone() for array in arrays))
     save_transcoder(Transcoder(weights, (128, 256), top_k=256), tmp_path / "main", config={})
