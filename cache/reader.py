@@ -173,11 +173,12 @@ class CacheReader:
         return reader
 
     @classmethod
-    def open_near(cls, path: Path, settings: CacheSettings, *, device: str = "cpu") -> "CacheReader":
+    def open_near(cls, path: Path, settings: CacheSettings | None, *, device: str = "cpu") -> "CacheReader":
         """Open the cache in ``path`` or, where there is none, that of the same place below ``settings.remote``.
 
         Raises as ``open``.
         """
+        settings = settings or CacheSettings()
         if not settings.remote or (path / MANIFEST).exists():
             return cls.open(path, verify=settings.check_reads, device=device)
         from cache.remote import open_remote, url_of

@@ -62,7 +62,7 @@ class Mlp:
         moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
         return Mlp(self.activation, self.epsilon, **moved)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def target(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_target"]:
         """The target of these rows, in the model's dtype, on the MLP's device."""
         blocks = [self._block(rows.to(self.up.device, self.up.dtype)) for rows in source.split(_BLOCK_ROWS)]

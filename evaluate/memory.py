@@ -1,25 +1,12 @@
 """How many rows fit at a time, and what it looks like when they do not."""
 
-import os
-from pathlib import Path
-
 import torch
 
+from cache.device import free_memory
 from evaluate.dictionary import Dictionary
 
 _SHARE = 0.25
 _LEAST, _MOST_CPU, _MOST_GPU = 64, 2048, 16384
-
-
-def free_bytes(device: str) -> int:
-    """Of the device: what CUDA reports, or what the operating system could give without swapping."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -35,6 +22,6 @@ def bytes_a_row(dictionary: Dictionary) -> int:
 
 def batch_rows_for(dictionary: Dictionary, device: str) -> int:
     """A power of two that leaves most of the free memory alone."""
-    fitting = int(free_bytes(device) * _SHARE) // bytes_a_row(dictionary)
+    fitting = int(free_memory(device) * _SHARE) // bytes_a_row(dictionary)
     most = _MOST_GPU if device.startswith("cuda") else _MOST_CPU
     return max(_LEAST, min(most, 1 << max(0, fitting.bit_length() - 1)))

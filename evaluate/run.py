@@ -14,6 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from cache.config import CacheSettings
 from cache.device import choose_device
 from cache.errors import UsageError
 from cache.progress import Progress
@@ -47,6 +48,7 @@ def evaluate_layer(
     against: Path | None,
     force: bool,
     progress: Progress,
+    cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
     """What metrics.json says, having written it with its report into ``out``; on every rank the same.
 
@@ -54,16 +56,16 @@ def evaluate_layer(
     """
     if not (transcoder / CONFIG_FILE).is_file():
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy="Train it, or name another.")
-    reader, trained = CacheReader.open(cache), load_transcoder(transcoder)
-    check_belongs(trained, reader, where=transcoder, force=force)
     place = str(choose_device(device))
+    reader, trained = CacheReader.open_near(cache, cache_settings, device=place), load_transcoder(transcoder)
+    check_belongs(trained, reader, where=transcoder, force=force)
     dictionary = of_transcoder(trained, name=transcoder.name).to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)
     # Whatever may be refused is refused before hours go into replaying.
     asked = Asked(gemma_scope=gemma_scope, against=against, force=force)
     other = _opponent(asked, dictionary, replay=replay, reader=reader, progress=progress)
-    absorption = absorption_scorer(reader)
-    splice = _splice(lm, replay, reader, settings=settings) if lm else None
+    absorption = absorption_scorer(reader, probe_folder(cache))
+    splice = _splice(lm, replay, reader, settings=settings, device=device) if lm else None
     judgement = judge(replay, dictionary, reader=reader, settings=settings)
     metrics = _heading(reader, trained, dictionary) | judgement.metrics
     metrics["documents"] = replay.held_out.documents
@@ -101,9 +103,8 @@ def _opponent(
     return other
 
 
-def absorption_scorer(reader: CacheReader) -> Callable[[Dictionary], dict[str, Any]]:
-    """Scores dictionaries on the probe cache beside the cache; gives a reason where there is none."""
-    folder = probe_folder(reader.path)
+def absorption_scorer(reader: CacheReader, folder: Path) -> Callable[[Dictionary], dict[str, Any]]:
+    """Scores dictionaries on the probe cache in ``folder``; gives a reason where there is none."""
     if not (folder / "probe.json").is_file():
         reason = "there is no probe cache: run 'nestcoder harvest --probe first-letter'"
         return lambda _: {"score": None, "reason": reason}
@@ -121,13 +122,13 @@ Splice = Callable[[Dictionary, Float[Tensor, " d_target"]], dict[str, Any]]
 """What the language model loses with a dictionary, and with the mean that is given, in place of its MLP."""
 
 
-def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: EvaluateSettings) -> Splice:
+def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: EvaluateSettings, device: str) -> Splice:
     """Raises MismatchError for another model than the cache's."""
     # Only here does evaluation meet a language model; everything else runs without transformers.
     from evaluate.splice import Splicer, check_model, spliced
     from harvest.model import load_model
 
-    loaded = load_model(model, device=replay.device, dtype=reader.identity.get("model_dtype", "auto"))
+    loaded = load_model(model, device=device, dtype=reader.identity.get("model_dtype", "auto"))
     check_model(loaded, reader)
     splicer = Splicer(loaded, reader.identity["layer"], tuple(reader.special_ids))
 

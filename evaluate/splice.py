@@ -103,13 +103,16 @@ class Splicer:
             return before
 
         blocks = [] if before is None else self._before
+        own = [vars(block).get("forward") for block in blocks]  # that of a block which fetches from another card
         for block in blocks:
             block.forward = skip
         try:
             yield
         finally:
-            for block in blocks:
+            for block, forward in zip(blocks, own, strict=True):
                 del block.forward
+                if forward is not None:
+                    block.forward = forward
 
     @contextmanager
     def _replaced(self, replacement: Replacement | None, kept: Bool[Tensor, "batch pos"]) -> Generator[None]:
@@ -124,7 +127,8 @@ class Splicer:
 
         def after(_: Any, __: Any, output: Tensor) -> Tensor:
             replaced, there = output.clone(), ~kept.to(output.device)
-            replaced[there] = replacement(seen["source"][there]).to(output.dtype)
+            source = seen["source"][there].to(self.model.device)
+            replaced[there] = replacement(source).to(device=output.device, dtype=output.dtype)
             return replaced
 
         handles = [

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from cache import disk
+from cache.device import free_memory
 from cache.errors import CapacityError
 from harvest.config import HarvestSettings
 from harvest.folder import ModelFolder
 from harvest.model import LanguageModel
-from harvest.placement import free_memory
 
 _CPU_TOKENS, _GPU_TOKENS = 4096, 65_536
 _FREE_SHARE = 0.5

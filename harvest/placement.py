@@ -1,15 +1,13 @@
 """On which cards a model's blocks lie when no single card has room for them."""
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from cache.device import choose_device
+from cache.device import choose_device, free_memory
 from cache.errors import CapacityError
 from harvest.folder import ModelFolder
 
@@ -62,18 +60,6 @@ def spread(where: ModelFolder, config: Any, dtype: torch.dtype, *, budgets: dict
             around = _around(skeleton, path, first=first, last=found[-1])
             return around | {f"{path}.{block}": device for block, device in enumerate(found)}
     raise _too_large(where, dtype, outside + sum(sizes), sum(budgets.values()), on=" and ".join(budgets))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; on a CPU, of the machine's memory that can be had without swapping."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        facts = dict(line.split(":", 1) for line in lines)
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _bytes_of(module: Any) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from cache import disk
 from cache.config import CacheSettings
+from cache.device import free_memory
 from cache.progress import Silent
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
@@ -16,7 +17,7 @@ from harvest.forward import Key
 from harvest.job import Job, make_job
 from harvest.memory import check_disk, choose_batch, missing_bytes, weight_bytes
 from harvest.model import load_found
-from harvest.placement import free_memory, in_words, place
+from harvest.placement import in_words, place
 
 _PROBE_SECONDS, _PROBE_BATCHES = 3.0, 64
 PARAMETERS = {

@@ -54,13 +54,14 @@ def _version(name: str) -> str | None:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    page = os.sysconf("SC_PAGE_SIZE")
+    from cache.device import free_memory
+
     found: list[dict[str, Any]] = [
         {
             "device": "cpu",
             "name": platform.machine(),
-            "free_bytes": os.sysconf("SC_AVPHYS_PAGES") * page,
-            "all_bytes": os.sysconf("SC_PHYS_PAGES") * page,
+            "free_bytes": free_memory("cpu"),
+            "all_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         }
     ]
     for index in range(torch.cuda.device_count()):

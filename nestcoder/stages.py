@@ -104,6 +104,7 @@ def train(invocation: "Invocation", layers: list[int], device: str, *, name: str
             folders = invocation.folders(layer)
             results[layer] = train_layer(
                 cache=folders.cache,
+                cache_settings=settings.cache,
                 out=folders.transcoder(name),
                 settings=settings.train,
                 device=ranks.device(device),
@@ -119,12 +120,16 @@ def plan_train(invocation: "Invocation", layers: list[int], device: str, *, name
     from cache.device import choose_device
     from train.plan import plan_train as plan
 
-    place = str(choose_device(read_ranks().device(device)))
+    settings, place = invocation.settings, str(choose_device(read_ranks().device(device)))
     plans: dict[int, dict[str, Any]] = {}
     for layer in layers:
         folders = invocation.folders(layer)
         found = plan(
-            cache=folders.cache, settings=invocation.settings.train, device=place, out=folders.transcoder(name)
+            cache=folders.cache,
+            cache_settings=settings.cache,
+            settings=settings.train,
+            device=place,
+            out=folders.transcoder(name),
         )
         plans[layer] = asdict(found)
     return plans, "\n\n".join(f"layer {layer}\n{as_lines(found)}" for layer, found in plans.items())
@@ -143,6 +148,7 @@ def evaluate(invocation: "Invocation", layers: list[int], device: str, options: 
             folders = invocation.folders(layer)
             results[layer] = evaluate_layer(
                 cache=folders.cache,
+                cache_settings=settings.cache,
                 transcoder=folders.transcoder(options.name),
                 out=folders.report(options.name),
                 settings=settings.evaluate,

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from cache import disk
+from cache.config import CacheSettings
 from cache.device import choose_device
 from cache.errors import NumericalError
 from cache.loader import Batch, open_loader
@@ -46,6 +47,7 @@ def train_layer(
     fresh: bool,
     progress: Progress,
     log: LogSettings,
+    cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
     """Train one transcoder, and those of the sweep, into ``out``; a rerun goes on, and a complete run is left alone.
 
@@ -57,7 +59,7 @@ def train_layer(
     with ExitStack() as held:
         if ranks.rank == 0:
             held.enter_context(disk.lock(out / ".lock"))
-        reader = CacheReader.open(cache)
+        reader = CacheReader.open_near(cache, cache_settings, device=place)
         around = _surroundings(reader, settings, device=place, progress=progress, ranks=ranks)
         said = _complete(out, settings, around=around, log=log, fresh=fresh)
     return said.pop("") | ({"sweep": said} if said else {})

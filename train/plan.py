@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from cache import disk
+from cache.config import CacheSettings
+from cache.device import free_memory
 from cache.errors import CapacityError
 from cache.reader import CacheReader
 from train.config import TrainSettings, members
@@ -48,12 +50,14 @@ class TrainPlan:
     seconds: float
 
 
-def plan_train(*, cache: Path, settings: TrainSettings, device: str, out: Path) -> TrainPlan:
+def plan_train(
+    *, cache: Path, settings: TrainSettings, device: str, out: Path, cache_settings: CacheSettings | None = None
+) -> TrainPlan:
     """Say what ``train_layer`` would take, and write nothing.
 
     Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
     """
-    reader = CacheReader.open(cache)
+    reader = CacheReader.open_near(cache, cache_settings, device=device)
     units = units_of(reader, settings.source)
     resolved = resolved_members(settings, reader, units)
     memory, space = check_fit(resolved, units=units, device=device, out=out)
@@ -72,7 +76,7 @@ def plan_train(*, cache: Path, settings: TrainSettings, device: str, out: Path) 
         batch_rows=first.batch_rows,
         epochs=first.steps * first.batch_rows / len(reader.split("train")),
         memory_bytes=memory,
-        free_memory_bytes=free_memory_bytes(device),
+        free_memory_bytes=free_memory(device),
         disk_bytes=space,
         free_disk_bytes=disk.free_bytes(out),
         seconds=sum(one.steps * _seconds_a_step(one, units, device=device) for one in resolved.values()),
@@ -91,7 +95,7 @@ def check_fit(resolved: dict[str, TrainSettings], *, units: Units, device: str, 
     there = sum(path.stat().st_size for path in out.rglob("checkpoints/*"))
     space = max(0, sum(disk_bytes(one, units) for one in resolved.values()) - there)
     for what, needed, free, remedy in (
-        ("memory", memory, free_memory_bytes(device), "Use a smaller dict_size or batch_rows, or shard_dictionary"),
+        ("memory", memory, free_memory(device), "Use a smaller dict_size or batch_rows, or shard_dictionary"),
         ("disk space", space, disk.free_bytes(out), "Free some, or keep fewer checkpoints (train.keep)"),
     ):
         if needed > free:
@@ -121,16 +125,6 @@ def disk_bytes(settings: TrainSettings, units: Units) -> int:
     assert settings.dict_size
     weights = _weights(settings, units)
     return (settings.keep + 2) * (12 * weights + 8 * settings.dict_size) + 4 * weights
-
-
-def free_memory_bytes(device: str) -> int:
-    """Memory that may still be had, of a card or of the machine."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
 
 
 def _weights(settings: TrainSettings, units: Units) -> int:

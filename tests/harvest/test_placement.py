@@ -12,6 +12,8 @@ from accelerate import dispatch_model
 
 from cache.errors import CapacityError
 from cache.progress import Silent
+from evaluate.contexts import Contexts
+from evaluate.splice import Splicer
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
 from harvest.folder import find_model
@@ -152,3 +154,22 @@ def test_a_batch_with_padding_comes_off_two_cards(model_folder):
     for layer, site in keys:
         assert len(rows[layer, site]) == 57
         assert torch.equal(rows[layer, site], alone.site(layer, site))
+
+
+def test_a_splice_into_a_model_on_two_cards_is_one_into_one(model_folder):
+    model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
+    tokens = some_tokens(model)
+    contexts = Contexts(tokens, torch.arange(40).expand(2, -1), torch.zeros_like(tokens))
+
+    def begun(splicer, contexts):
+        clean, before = splicer.clean(contexts)
+        return clean, splicer.log_probabilities(contexts, torch.zeros_like, before=before)
+
+    alone = begun(Splicer(model, LAYER, model.tokenizer.special_ids), contexts)
+    with cards.Cards():
+        spread_out = on_cards(model, over_two(model.where))
+        there = Contexts(*(each.to(spread_out.device) for each in vars(contexts).values()))
+        splicer = Splicer(spread_out, LAYER, model.tokenizer.special_ids)
+        found = begun(splicer, there)
+        assert torch.equal(splicer.log_probabilities(there), found[0])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, alone, strict=True))

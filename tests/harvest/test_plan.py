@@ -11,7 +11,6 @@ from cache.errors import CapacityError, UsageError
 from cache.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.memory import check_disk, missing_bytes
-from harvest.placement import free_memory
 from harvest.plan import PARAMETERS, plan_harvest, which_fit
 from harvest.run import harvest_layers
 
