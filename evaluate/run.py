@@ -35,6 +35,8 @@ from evaluate.together import least, wait
 from train.ranks import Ranks
 from train.transcoder import CONFIG_FILE, Transcoder, load_transcoder
 
+_NOT_TRAINED = "Run harvest and train for this layer first, or name another run."
+
 
 def evaluate_layer(
     *,
@@ -55,7 +57,7 @@ def evaluate_layer(
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), CapacityError.
     """
     if not (transcoder / CONFIG_FILE).is_file():
-        raise UsageError("There is no trained transcoder here.", where=transcoder, remedy="Train it, or name another.")
+        raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=_NOT_TRAINED)
     place = str(choose_device(device))
     reader, trained = CacheReader.open_near(cache, cache_settings, device=place), load_transcoder(transcoder)
     check_belongs(trained, reader, where=transcoder, force=force)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cache.config import CacheSettings
-from cache.device import choose_device
+from cache.device import choose_device, free_memory
 from cache.errors import CapacityError, UsageError
 from cache.progress import Silent
 from harvest.config import HarvestSettings
