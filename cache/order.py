@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64
 
 Indices = Int64[np.ndarray, " n"]
 
@@ -50,32 +50,33 @@ def _mix(value: int) -> int:
 
 def _walk(index: Indices, size: int, *, key: int, inverse: bool) -> Indices:
     half = max(1, ((max(size, 2) - 1).bit_length() + 1) // 2)
-    keys = [np.uint64(derive_key(key, number)) for number in range(_ROUNDS)]
-    found = _feistel(index.astype(np.uint64), half, keys, inverse=inverse)
+    rounds = _rounds(key, half)
+    found = _feistel(index, half, rounds, inverse=inverse)
     outside = np.flatnonzero(found >= size)
     while outside.size:
-        found[outside] = _feistel(found[outside], half, keys, inverse=inverse)
+        found[outside] = _feistel(found[outside], half, rounds, inverse=inverse)
         outside = outside[found[outside] >= size]
-    return found.astype(np.int64)
+    return found
 
 
-def _feistel(
-    value: UInt64[np.ndarray, " n"], half: int, keys: list[np.uint64], *, inverse: bool
-) -> UInt64[np.ndarray, " n"]:
-    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = value >> bits, value & mask
-    for key in reversed(keys) if inverse else keys:
+def _feistel(value: Indices, half: int, rounds: Int64[np.ndarray, "rounds half"], *, inverse: bool) -> Indices:
+    left, right = value >> half, value & ((1 << half) - 1)
+    for scrambled in rounds[::-1] if inverse else rounds:
         if inverse:
-            left, right = right ^ (_scramble(left, key) & mask), left
+            left, right = right ^ scrambled[left], left
         else:
-            left, right = right, left ^ (_scramble(right, key) & mask)
-    return (left << bits) | right
+            left, right = right, left ^ scrambled[right]
+    return (left << half) | right
 
 
-def _scramble(value: UInt64[np.ndarray, " n"], key: np.uint64) -> UInt64[np.ndarray, " n"]:
-    value = (value ^ key) * np.uint64(0xBF58476D1CE4E5B9)
+@lru_cache(maxsize=32)
+def _rounds(key: int, half: int) -> Int64[np.ndarray, "rounds half"]:
+    """What each round makes of every half of a number: few enough to be looked up."""
+    keys = np.array([[derive_key(key, number)] for number in range(_ROUNDS)], np.uint64)
+    value = (np.arange(1 << half, dtype=np.uint64) ^ keys) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(32))
+    value ^= value >> np.uint64(32)
+    return (value & np.uint64((1 << half) - 1)).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 HISTOGRAM_BINS = 64
 LARGEST = 8
-_BLOCK_VALUES = 1 << 17
+_BLOCK_VALUES = 1 << 18
 _FIXED = 2 + HISTOGRAM_BINS + 2 * LARGEST
 
 
@@ -95,7 +95,7 @@ def measure(
 
     In float64, from sums of values and squares: a spread is exact to 2^-52 times (1 + its squared mean over variance).
     """
-    sums, squares = _sums(stored, torch.from_numpy(~kept))
+    sums, squares = _sums(stored, ~kept)
     rows = int(kept.sum())
     mean = sums[0] / max(1, rows)
     spread = np.maximum(sums[1] - rows * mean**2, 0.0)
@@ -108,21 +108,22 @@ def measure(
 
 
 def _sums(
-    stored: Float[Tensor, "rows width"], dropped: Bool[Tensor, " rows"]
+    stored: Float[Tensor, "rows width"], dropped: Bool[np.ndarray, " rows"]
 ) -> tuple[Float64[np.ndarray, "2 width"], Float64[np.ndarray, " rows"]]:
     """Sums over rows of the values and of their squares, without the dropped rows, and every row's sum of squares."""
     # Blocks that stay in the processor's cache while they are widened and summed, in memory that is used again.
     block_rows = max(1, _BLOCK_VALUES // stored.shape[1])
     wide = torch.empty(block_rows, stored.shape[1], dtype=torch.float64)
-    sums, squares = torch.zeros(2, stored.shape[1], dtype=torch.float64), torch.empty(len(stored), dtype=torch.float64)
+    sums, squares = np.zeros((2, stored.shape[1])), torch.empty(len(stored), dtype=torch.float64)
     for start in range(0, len(stored), block_rows):
         part = stored[start : start + block_rows]
         block, rows = wide[: len(part)].copy_(part), slice(start, start + len(part))
-        block[dropped[rows]] = 0
-        sums[0] += block.sum(dim=0)
-        sums[1] += block.square_().sum(dim=0)
-        torch.sum(block, dim=1, out=squares[rows])
-    return sums.numpy(), squares.numpy()
+        for row in np.flatnonzero(dropped[rows]).tolist():
+            block[row] = 0
+        sums[0] += block.sum(dim=0).numpy()
+        sums[1] += np.einsum("ij,ij->j", block.numpy(), block.numpy())
+        torch.linalg.vecdot(block, block, out=squares[rows])
+    return sums, squares.numpy()
 
 
 def _bins(norms: Float64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
