@@ -52,7 +52,7 @@ def make_cache(path: Path) -> Path:
     sizes = {"d_source": WIDTH, "d_target": WIDTH, "train_rows": ROWS, "held_out_rows": 256}
     identity = {"model": "gpt2", "layer": 0, "source_site": "mlp_in", "target_site": "mlp_out"}
     generator = torch.Generator().manual_seed(0)
-    with CacheWriter(path, identity=identity, settings=CacheSettings(), special_ids=[], **sizes) as writer:
+    with CacheWriter(path, identity=identity, settings=CacheSettings(), special_ids=[], arrays={}, **sizes) as writer:
         for held_out, rows in ((False, ROWS), (True, 256)):
             for first in range(0, rows, 8192):
                 count = min(8192, rows - first)
