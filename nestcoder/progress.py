@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from cache.disk import in_bytes
+
 _LINE_EVERY_SECONDS = 10.0
 
 
@@ -24,9 +26,16 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def rate(value: float) -> str:
-    """A rate a second, without an exponent."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
+def rate(value: float, unit: str) -> str:
+    """So many units a second, without an exponent."""
+    if unit == "bytes":
+        return f"{in_bytes(value)}/s"
+    return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.2f} {unit}/s"
+
+
+def share(done: int, total: int, unit: str) -> str:
+    """``3 of 1,000 steps``; bytes in units that people read."""
+    return f"{in_bytes(done)} of {in_bytes(total)}" if unit == "bytes" else f"{done:,} of {total:,} {unit}"
 
 
 class _Rate(ProgressColumn):
@@ -36,7 +45,7 @@ class _Rate(ProgressColumn):
         if not speed:
             return Text("")
         left = "" if task.time_remaining is None else f"  {duration(task.time_remaining)} left"
-        return Text(f"{rate(speed)} {task.fields['unit']}/s{left}", style="cyan")
+        return Text(f"{rate(speed, task.fields['unit'])}{left}", style="cyan")
 
 
 class TerminalProgress:
@@ -50,8 +59,8 @@ class TerminalProgress:
         self.end()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
         figures = TextColumn("{task.fields[figures]}", style="dim")
-        share = TextColumn("{task.percentage:>3.0f} %")
-        bar = Progress(*columns, share, TimeElapsedColumn(), _Rate(), figures, console=self._console)
+        percentage = TextColumn("{task.percentage:>3.0f} %")
+        bar = Progress(*columns, percentage, TimeElapsedColumn(), _Rate(), figures, console=self._console)
         self._bar = bar
         bar.add_task(task, total=total, completed=done, unit=unit, figures="")
         bar.start()
@@ -87,7 +96,7 @@ class LineProgress:
         self.end()
         self._task, self._unit, self._total, self._done, self._start_done = task, unit, total, done, done
         self._started, self._printed, self._open, self._figures = time.monotonic(), 0.0, True, {}
-        self.note(f"{task}: {done:,} of {total:,} {unit}")
+        self.note(f"{task}: {share(done, total, unit)}")
         self._printed = self._started
 
     def advance(self, amount: int, **figures: float) -> None:
@@ -109,8 +118,8 @@ class LineProgress:
         speed = (self._done - self._start_done) / max(now - self._started, 1e-9)
         left = f", {duration((self._total - self._done) / speed)} left" if speed and self._done < self._total else ""
         figures = "".join(f"  {name} {figure(value)}" for name, value in self._figures.items())
-        head = f"{self._task}: {self._done:,} of {self._total:,} {self._unit}, {duration(now - self._started)}"
-        self.note(f"{head}, {rate(speed)} {self._unit}/s{left}{figures}")
+        head = f"{self._task}: {share(self._done, self._total, self._unit)}, {duration(now - self._started)}"
+        self.note(f"{head}, {rate(speed, self._unit)}{left}{figures}")
         self._printed = now
 
 

@@ -58,3 +58,15 @@ def test_a_terminal_gets_a_bar_with_rate_and_figures() -> None:
     assert "100 %" in text
     assert "fvu 0.2" in text
     assert "a [note] as it is" in text
+
+
+def test_bytes_are_worded_for_people() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream, every_seconds=0.0)
+    progress.begin("verify", total=2_500_000_000, unit="bytes")
+    progress.advance(2_500_000_000)
+    progress.end()
+    first, *_, last = stream.getvalue().splitlines()
+    assert first == "verify: 0 B of 2.5 GB"
+    assert last.startswith("verify: 2.5 GB of 2.5 GB, 0:00, ")
+    assert last.endswith("B/s")

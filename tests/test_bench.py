@@ -1,0 +1,32 @@
+"""The benches run and print their tables, on sizes that say nothing about speed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def bench(name: str, *options: str) -> str:
+    command = [sys.executable, "-m", f"bench.{name}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+def test_the_cache_beside_what_it_replaces(tmp_path: Path) -> None:
+    sizes = {"rows": 9000, "width": 32, "repeats": 1, "mixing-rows": 100_000}
+    said = bench("cache", "--folder", str(tmp_path), *(f"--{name}={value}" for name, value in sizes.items()))
+    for method in ("plain files, fsynced", "this cache, prefetched", "zarr's own API", "this cache, shuffled"):
+        assert method in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_beside_the_dense_one() -> None:
+    said = bench("step", "--shape", "64,32,4,16,64", "--rounds", "2")
+    assert all(f"| {system} |" in said for system in ("floor", "ours", "ours-10pct-dead", "dense"))
+
+
+@pytest.mark.parametrize("name", ["evaluate", "harvest", "nesting", "waiting"])
+def test_the_others_say_what_they_measure(name: str) -> None:
+    assert "--help" in bench(name, "--help")
