@@ -1,11 +1,13 @@
 """Chunks into the file that holds them, with what the journal says of it, and out of the file again."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from cache.checksum import Bytes, chunk_hash, file_hash
+import xxhash
+
+from cache.checksum import Bytes, chunk_hash
 from cache.codec import decode_into, encoder
 from cache.errors import DamagedError
 from cache.journal import FileEntry
@@ -23,17 +25,38 @@ def cut(array: Array, values: memoryview, rows: int) -> list[Bytes]:
     return chunks
 
 
-def file_of(array: Array, number: int, chunks: Sequence[Bytes]) -> tuple[list[Bytes], FileEntry]:
-    """The bytes of file ``number``, in pieces, and its entry."""
-    hashes, stored = "".join(map(chunk_hash, chunks)), chunks
-    if array.codec != "none":
+class FileOut:
+    """A file of ``array`` on its way to the disk: its bytes in ``pieces``, and its ``entry`` once all are taken.
+
+    A chunk is hashed right before it is handed out, while it is near.
+    """
+
+    entry: FileEntry
+
+    def __init__(self, array: Array, number: int, chunks: Sequence[Bytes]) -> None:
+        self.path = array.file_path(number)
+        self._array, self._chunks = array, chunks
+
+    def pieces(self) -> Iterator[Bytes]:
+        """The chunks as they are stored, then zarr's index."""
+        whole, hashes, sizes = xxhash.xxh3_128(), list[str](), list[int]()
+        for chunk, stored in zip(self._chunks, self._stored(), strict=True):
+            hashes.append(chunk_hash(chunk))
+            sizes.append(len(stored))
+            whole.update(stored)
+            yield stored
+        if index := self._array.index(tuple(sizes)):
+            whole.update(index)
+            yield index
+        told = tuple(sizes) if self._array.codec != "none" else ()
+        self.entry = FileEntry(self.path, sum(sizes) + len(index), whole.hexdigest(), "".join(hashes), told)
+
+    def _stored(self) -> Iterable[Bytes]:
+        if self._array.codec == "none":
+            return self._chunks
         # In threads for speed, and never in the main one: there Blosc's own threads would settle the order of bytes.
         with ThreadPoolExecutor(THREADS) as pool:
-            stored = list(pool.map(encoder(array.codec, ITEM_BYTES[array.item]), chunks))
-    sizes = tuple(len(chunk) for chunk in stored)
-    pieces = [piece for piece in (*stored, array.index(sizes)) if piece]
-    told = sizes if array.codec != "none" else ()
-    return pieces, FileEntry(array.file_path(number), sum(map(len, pieces)), file_hash(pieces), hashes, told)
+            return list(pool.map(encoder(self._array.codec, ITEM_BYTES[self._array.item]), self._chunks))
 
 
 def chunks_of(array: Array, number: int, entry: FileEntry, data: bytes) -> list[Bytes]:

@@ -5,13 +5,14 @@ repaired and published as it lies. It is made as a harvest makes one, segment by
 Every byte that is read is checked on the way.
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache import disk
 from cache.checksum import Bytes, file_hash
-from cache.chunks import chunks_of, file_of
+from cache.chunks import FileOut, chunks_of
 from cache.codec import Codec
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.journal import Commit, FileEntry, Journal, journal_path, open_journal
@@ -109,13 +110,15 @@ def _pack_segment(
     if key in written.commits:
         return written.commits[key].files
     before, after = (manifest.geometry.groups[commit.group].segment_files(commit.segment) for manifest in manifests)
-    files: list[tuple[Path, list[Bytes]]] = []
     entries: list[FileEntry] = []
-    for (array, number), (repacked, _), entry in zip(before, after, commit.files, strict=True):
-        pieces, packed = file_of(repacked, number, _chunks(path, array, number, entry))
-        files.append((out / packed.path, pieces))
-        entries.append(packed)
-    disk.write_files(files, tag=_TAG)
+
+    def files() -> Iterator[tuple[Path, Iterator[Bytes]]]:
+        for (array, number), (repacked, _), entry in zip(before, after, commit.files, strict=True):
+            file = FileOut(repacked, number, _chunks(path, array, number, entry))
+            yield out / file.path, file.pieces()
+            entries.append(file.entry)
+
+    disk.write_files(files(), tag=_TAG)
     written.add(replace(commit, files=tuple(entries)))
     return tuple(entries)
 

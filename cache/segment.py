@@ -11,10 +11,9 @@ from torch import Tensor
 
 from cache.bits import read_as, to_array, to_tensor
 from cache.checksum import Bytes
-from cache.chunks import cut, file_of
+from cache.chunks import FileOut, cut
 from cache.errors import NumericalError
 from cache.int8 import quantise, restore
-from cache.journal import FileEntry
 from cache.layout import STORED_AS, Array, Group
 from cache.order import derive_key, permute
 from cache.recompute import Mlp
@@ -50,8 +49,8 @@ class SegmentBuffer:
             return places
         return permute(places, self.group.rows_in(segment), key=derive_key(self._seed, segment))
 
-    def files(self, segment: int, special_ids: tuple[int, ...]) -> Iterator[tuple[list[Bytes], FileEntry]]:
-        """Every file of the segment, which must be full: its bytes in pieces and what the journal says of it."""
+    def files(self, segment: int, special_ids: tuple[int, ...]) -> Iterator[FileOut]:
+        """Every file of the segment, which must be full."""
         sealed = self._columns | self._reduced(segment)
         if self._mlp:
             self._recompute(self._mlp, segment, special_ids)
@@ -59,7 +58,7 @@ class SegmentBuffer:
             sides = background.map(partial(self._measure, segment, special_ids), self._errors)
             for array, number in self.group.segment_files(segment):
                 column = np.concatenate(list(sides)) if array.name == "statistics" else sealed[array.name]
-                yield file_of(array, number, self._chunks(array, number, segment, column))
+                yield FileOut(array, number, self._chunks(array, number, segment, column))
 
     def _reduced(self, segment: int) -> Block:
         """The sides in 8 bits with their scales, when the cache holds them so; the staged rows become what is read."""

@@ -201,10 +201,10 @@ class CacheWriter:
     def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
         entries: list[FileEntry] = []
 
-        def files() -> Iterator[tuple[Path, list[Bytes]]]:
-            for pieces, entry in self._buffers[name].files(segment, self.manifest.special_ids):
-                yield self._path / entry.path, pieces
-                entries.append(entry)
+        def files() -> Iterator[tuple[Path, Iterator[Bytes]]]:
+            for file in self._buffers[name].files(segment, self.manifest.special_ids):
+                yield self._path / file.path, file.pieces()
+                entries.append(file.entry)
 
         disk.write_files(files(), tag=self._tag)
         return tuple(entries)
