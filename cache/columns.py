@@ -25,7 +25,7 @@ from cache.journal import FileEntry
 from cache.layout import Array
 from cache.mapping import Region, open_plain
 
-_AHEAD_BYTES = 16 << 20
+_AHEAD_BYTES, _LOCKS = 16 << 20, 64
 Chunks = Int64[np.ndarray, " n"]
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
 
@@ -112,17 +112,23 @@ class PassingColumn(Column, ABC):
     def __init__(self, cache: Path, array: Array, entries: dict[int, FileEntry], *, verify: bool, held: Held) -> None:
         super().__init__(cache, array, entries, verify=verify)
         self._held = held
+        self._bringing = [threading.Lock() for _ in range(_LOCKS)]
 
     @abstractmethod
     def _bring(self, chunk: int) -> None:
-        """Put the chunk at its place and check it."""
+        """Put the chunk at its place and check it; no other thread does so meanwhile."""
+
+    def _bring_once(self, chunk: int) -> None:
+        with self._bringing[chunk % _LOCKS]:
+            if not self._checked[chunk]:
+                self._bring(chunk)
 
     def need(self, chunks: Chunks) -> None:
         """Make the rows of these chunks readable. Raises DamagedError, and DiskError from afar."""
         missing = np.unique(chunks[~self._checked[chunks]]).tolist()
         if missing:
             with ThreadPoolExecutor(min(self.connections, len(missing))) as pool:
-                list(pool.map(self._bring, missing))
+                list(pool.map(self._bring_once, missing))
         # The narrow arrays are small, and needed all the time.
         for chunk in missing if self.array.sharded else ():
             self._held.add((self.array.path, chunk), self.array.chunk_bytes, partial(self._give_up, chunk))
@@ -144,9 +150,10 @@ class PassingColumn(Column, ABC):
             self.need(chunks[start : start + self.connections])
 
     def _give_up(self, chunk: int) -> None:
-        self._checked[chunk] = False
         size = self.array.chunk_bytes
-        self._region.forget(offset=chunk * size, size_bytes=size)
+        with self._bringing[chunk % _LOCKS]:
+            self._checked[chunk] = False
+            self._region.forget(offset=chunk * size, size_bytes=size)
 
 
 class UnpackedColumn(PassingColumn):

@@ -39,7 +39,8 @@ class CacheSettings(Settings):
     """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
     what is not in runs/ is read from there."""
     remote_bytes: int = Field(default=20_000_000_000, ge=1)
-    """Bytes of rows of a remote cache of which copies are kept on this disk, in the user's cache folder."""
+    """Bytes of rows of a remote cache of which copies are kept on this disk, in the user's cache folder (and no more
+    than 24,000 chunks, some 25 GB). With less than two pools of the loader, 2 GB, chunks are fetched more than once."""
 
     @model_validator(mode="after")
     def _rows_fit(self) -> "CacheSettings":

@@ -139,12 +139,13 @@ def _write_all(descriptor: int, pieces: Iterable[Bytes]) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line to a file and flush it; the line counts only once its newline is there."""
-    assert b"\n" not in line, "a line holds no newline"
+    """Append one line, which ends with its newline, to a file and flush it."""
+    assert line.endswith(b"\n")
+    assert b"\n" not in line[:-1], "a line holds no other newline"
     with _operation("append", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            _write_all(descriptor, [line + b"\n"])
+            _write_all(descriptor, [line])
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -12,10 +12,10 @@ Key = tuple[str, int]
 
 
 class Held:
-    """At most ``limit_bytes`` of chunks; ``where`` says in an error who holds them."""
+    """At most ``limit_bytes`` of chunks, and ``limit`` of them; ``where`` says in an error who holds them."""
 
-    def __init__(self, limit_bytes: int, *, where: object) -> None:
-        self._limit, self._where = limit_bytes, where
+    def __init__(self, limit_bytes: int, *, where: object, limit: int = 1 << 62) -> None:
+        self._limit_bytes, self._limit, self._where = limit_bytes, limit, where
         self._chunks: OrderedDict[Key, tuple[int, Callable[[], None]]] = OrderedDict()
         self._bytes = 0
         self._uses: Counter[Key] = Counter()
@@ -30,11 +30,12 @@ class Held:
         these alone.
         """
         with self._changed:
-            while self._bytes_in_use + self._unused(keys) * chunk_bytes > self._limit:
+            while self._bytes_in_use + self._unused(keys) * chunk_bytes > self._limit_bytes:
                 if not self._bytes_in_use:
-                    what = f"The rows of a batch take {len(keys) * chunk_bytes} bytes, but only {self._limit} may be"
+                    size = len(keys) * chunk_bytes
+                    what = f"The rows of a batch take {size} bytes, but only {self._limit_bytes} may be kept here."
                     remedy = "Allow more bytes, or use smaller batches."
-                    raise CapacityError(f"{what} kept here.", where=self._where, remedy=remedy)
+                    raise CapacityError(what, where=self._where, remedy=remedy)
                 self._changed.wait()
             self._bytes_in_use += self._unused(keys) * chunk_bytes
             self._uses.update(keys)
@@ -55,12 +56,17 @@ class Held:
     def add(self, key: Key, size: int, give_up: Callable[[], None]) -> None:
         """Count a chunk that is now near, and make room for it by calling ``give_up`` of others."""
         with self._changed:
-            if key not in self._chunks:
-                self._chunks[key] = size, give_up
-                self._bytes += size
+            before, _ = self._chunks.pop(key, (0, give_up))
+            self._chunks[key] = size, give_up
+            self._bytes += size - before
+            if not self._too_many():
+                return
             for other in [other for other in self._chunks if not self._uses[other]]:
-                if self._bytes <= self._limit:
+                if not self._too_many():
                     return
                 freed, release = self._chunks.pop(other)
                 release()
                 self._bytes -= freed
+
+    def _too_many(self) -> bool:
+        return self._bytes > self._limit_bytes or len(self._chunks) > self._limit

@@ -22,6 +22,7 @@ from cache.checksum import canonical_json, chunk_hash
 from cache.codec import most_bytes
 from cache.errors import DamagedError, MismatchError, NestcoderError
 from cache.layout import Array, Geometry
+from cache.manifest import Manifest
 
 _LINE = re.compile(rb"([0-9a-f]{16}) (\{.*\})")
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -121,10 +122,15 @@ def revoke_line(number: int, group: str, segment: int) -> dict[str, Any]:
     return {"n": number, "revoke": group, "segment": segment}
 
 
+def journal_line(line: dict[str, Any]) -> bytes:
+    """A line as a journal has it."""
+    text = canonical_json(line)
+    return chunk_hash(text).encode() + b" " + text + b"\n"
+
+
 def append(path: Path, line: dict[str, Any]) -> None:
     """Append a line, on the disk when this returns."""
-    text = canonical_json(line)
-    disk.append_line(path, chunk_hash(text).encode() + b" " + text)
+    disk.append_line(path, journal_line(line))
 
 
 def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
@@ -144,6 +150,12 @@ def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int)
         _apply(journal, _parse(line, path, number), path, geometry=geometry, header=header(fingerprint, part))
         journal.whole_bytes += len(line) + 1
     return journal
+
+
+def journal_of(path: Path, manifest: Manifest, part: int) -> Journal:
+    """The journal of a part of the cache in folder ``path``. Raises as ``read_journal``."""
+    geometry, fingerprint = manifest.geometry, manifest.fingerprint
+    return read_journal(path / journal_path(part), geometry=geometry, fingerprint=fingerprint, part=part)
 
 
 def open_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:

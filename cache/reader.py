@@ -24,7 +24,7 @@ from cache.config import CacheSettings
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.held import Held
 from cache.int8 import restore
-from cache.journal import Commit, FileEntry, journal_path, read_journal
+from cache.journal import Commit, FileEntry, journal_of
 from cache.layout import STORE, Array, Group
 from cache.manifest import MANIFEST, Manifest, first_difference, read_bound, read_manifest, read_parameter, refuse_links
 from cache.recompute import Mlp, mlp_of_arrays
@@ -174,12 +174,12 @@ class CacheReader:
 
     @classmethod
     def open_near(cls, path: Path, settings: CacheSettings | None, *, device: str = "cpu") -> "CacheReader":
-        """Open the cache in ``path`` or, where there is none, that of the same place below ``settings.remote``.
+        """Open the cache in ``path`` or, where it is not all there, that of the same place below ``settings.remote``.
 
         Raises as ``open``.
         """
         settings = settings or CacheSettings()
-        if not settings.remote or (path / MANIFEST).exists():
+        if not settings.remote or is_here(path):
             return cls.open(path, verify=settings.check_reads, device=device)
         from cache.remote import open_remote, url_of
 
@@ -198,8 +198,7 @@ class CacheReader:
         geometry, commits = self.manifest.geometry, dict[tuple[str, int], Commit]()
         refuse_links(self.path, geometry)
         for part in range(geometry.parts):
-            path = self.path / journal_path(part)
-            commits |= read_journal(path, geometry=geometry, fingerprint=self.fingerprint, part=part).commits
+            commits |= journal_of(self.path, self.manifest, part).commits
         wanted = sum(group.segments for group in geometry.groups.values())
         if len(commits) < wanted:
             what = f"This cache is not finished: it has {len(commits)} of {wanted} segments."
@@ -268,6 +267,17 @@ class CacheReader:
             raise UsageError("The norm's gain is 0 somewhere: ln2_normalized cannot be had back.", where=self.path)
         bias = self.arrays.get("bias")
         return gain, torch.zeros_like(gain) if bias is None else torch.from_numpy(bias).float()
+
+
+def is_here(path: Path) -> bool:
+    """Whether a whole cache lies in ``path``: on a new machine a harvest may have brought its promises alone."""
+    if not (path / MANIFEST).exists():
+        return False
+    manifest = read_manifest(path)
+    journals = [journal_of(path, manifest, part) for part in range(manifest.geometry.parts)]
+    commits = [commit for journal in journals for commit in journal.commits.values()]
+    whole = len(commits) == sum(group.segments for group in manifest.geometry.groups.values())
+    return whole and all((path / entry.path).exists() for commit in commits for entry in commit.files)
 
 
 def manifest_width(manifest: Manifest) -> int:

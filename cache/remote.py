@@ -6,7 +6,10 @@ is given up first, one in use never. A broken or short transfer, or a wrong copy
 """
 
 import os
+import stat
 import threading
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from cache.manifest import MANIFEST, Manifest, parse_manifest
 from cache.reader import CacheReader, View
 
 _ATTEMPTS = 4
+_MOST_CHUNKS = 24_000
+"""A chunk that is near is a mapping of its own, with another beside it, and Linux grants a process 65,530."""
 
 
 def url_of(path: Path, url: str) -> str:
@@ -87,6 +92,17 @@ class Remote:
                 problem = error
         raise self._refused("write", name, problem or "the file has another size than was sent")
 
+    def remove(self, name: str = "") -> None:
+        """Remove a file, or all of the folder, if it is there."""
+        path = f"{self._root}/{name}".rstrip("/")
+        try:
+            self._system.invalidate_cache()
+            if self._system.exists(path):
+                self._system.rm(path, recursive=not name)
+                self._system.invalidate_cache()
+        except Exception as error:
+            raise self._refused("remove", name, error) from None
+
     def _refused(self, verb: str, name: str, problem: object) -> DiskError:
         what = f"The network refused to {verb} a file ({type(problem).__name__}: {problem})."
         remedy = "Run the same command again once it answers: it goes on from here."
@@ -97,19 +113,22 @@ class LocalChunks:
     """Copies of a remote cache's chunks in ``folder``, unpacked, at most ``limit_bytes`` of them."""
 
     def __init__(self, remote: Remote, folder: Path, *, limit_bytes: int) -> None:
-        self.remote, self.folder, self.held = remote, folder, Held(limit_bytes, where=folder)
+        self.remote, self.folder = remote, folder
+        self.held = Held(limit_bytes, where=folder, limit=_MOST_CHUNKS)
         self.fetched = 0
-        self._sweep(limit_bytes // 2)
+        self._count_earlier()
 
-    def _sweep(self, limit_bytes: int) -> None:
-        """Forget what earlier processes left beyond the limit, oldest first."""
-        files = [file for file in (self.folder / "chunks").rglob("*") if file.is_file() and not file.is_symlink()]
-        total = sum(file.stat().st_size for file in files)
-        for file in sorted(files, key=lambda file: file.stat().st_mtime):
-            if total <= limit_bytes:
-                return
-            total -= file.stat().st_size
-            file.unlink(missing_ok=True)
+    def _count_earlier(self) -> None:
+        """Count what earlier processes left, oldest first; what is beyond the limit is forgotten."""
+        found: list[tuple[float, int, Key]] = []
+        for file in (self.folder / "chunks").rglob("*"):
+            with suppress(FileNotFoundError):  # another process may be tidying up
+                state = file.lstat()
+                if stat.S_ISREG(state.st_mode) and file.name.isdecimal():
+                    key = file.parent.relative_to(self.folder / "chunks").as_posix(), int(file.name)
+                    found.append((state.st_mtime, state.st_size, key))
+        for _, size, key in sorted(found):
+            self.held.add(key, size, partial(self.forget, key))
 
     def path(self, key: Key) -> Path:
         """Where the copy of a chunk lies."""
@@ -162,10 +181,8 @@ class RemoteColumn(PassingColumn):
         number, size = chunk // self.array.index_entries, self.array.chunk_bytes
         try:
             path = self._copies.fetch(self.array, chunk, self._entries[number])
-            with self._lock:
-                if not self._checked[chunk]:
-                    self._region.place(path, offset=chunk * size, size_bytes=size, file_bytes=size)
-                    self._check(chunk)
+            self._region.place(path, offset=chunk * size, size_bytes=size, file_bytes=size)
+            self._check(chunk)
         except DamagedError as error:
             raise DamagedError(error.what, where=self._where(number)) from None
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache import disk
-from cache.checksum import canonical_json, chunk_hash
 from cache.errors import DamagedError, NestcoderError
-from cache.journal import Journal, append, journal_path, read_journal, revoke_line, sound_lines
+from cache.journal import append, journal_line, journal_of, journal_path, revoke_line, sound_lines
 from cache.manifest import MANIFEST, Manifest, read_manifest
 from cache.progress import Progress
 from cache.verify import Fault, Verification, verify_cache
@@ -89,7 +88,7 @@ def _mend_journals(path: Path, manifest: Manifest, quarantined: list[str]) -> li
     faults: list[Fault] = []
     for part in range(manifest.geometry.parts):
         try:
-            _read(path, manifest, part)
+            journal_of(path, manifest, part)
         except NestcoderError as error:
             faults.append(Fault("unreadable", journal_path(part), error.what))
             data = (path / journal_path(part)).read_bytes() if (path / journal_path(part)).is_file() else b""
@@ -98,15 +97,9 @@ def _mend_journals(path: Path, manifest: Manifest, quarantined: list[str]) -> li
     return faults
 
 
-def _read(path: Path, manifest: Manifest, part: int) -> Journal:
-    geometry, fingerprint = manifest.geometry, manifest.fingerprint
-    return read_journal(path / journal_path(part), geometry=geometry, fingerprint=fingerprint, part=part)
-
-
 def _write_sound(path: Path, manifest: Manifest, part: int, data: bytes) -> None:
     lines = sound_lines(data, geometry=manifest.geometry, fingerprint=manifest.fingerprint, part=part)
-    texts = [canonical_json(line) for line in lines]
-    disk.write_file(path / journal_path(part), [chunk_hash(text).encode() + b" " + text + b"\n" for text in texts])
+    disk.write_file(path / journal_path(part), list(map(journal_line, lines)))
 
 
 def _revoke(path: Path, manifest: Manifest, segments: tuple[tuple[str, int], ...]) -> None:
@@ -116,7 +109,7 @@ def _revoke(path: Path, manifest: Manifest, segments: tuple[tuple[str, int], ...
         ]
         if not own:
             continue
-        journal = _read(path, manifest, part)
+        journal = journal_of(path, manifest, part)
         disk.truncate(path / journal_path(part), journal.whole_bytes)
         for number, (group, segment) in enumerate(own, start=journal.lines):
             append(path / journal_path(part), revoke_line(number, group, segment))

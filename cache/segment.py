@@ -19,7 +19,7 @@ from cache.order import derive_key, permute
 from cache.recompute import Mlp
 from cache.statistics import measure
 
-_LARGEST_FVU = 0.01
+_LARGEST_FVU, _FEW_ROWS = 0.01, 16
 Block = dict[str, Shaped[np.ndarray, "rows ..."]]
 
 
@@ -98,7 +98,9 @@ class SegmentBuffer:
         kept = torch.from_numpy(~np.isin(self._columns["tokens"][:count], special_ids))
         harvested = self._staged("target")[:count][kept].double()
         error = (mlp.target(self._staged("source")[:count][kept]).cpu().double() - harvested).square().sum(dim=1)
-        spread = (harvested - harvested.mean(dim=0)).square().sum()
+        # Of a few rows the spread says nothing: they are held against their size.
+        about = harvested.mean(dim=0) if len(harvested) >= _FEW_ROWS else 0.0
+        spread = (harvested - about).square().sum()
         if error.sum() > _LARGEST_FVU * spread:
             what = f"The layer's MLP does not give the harvested target: FVU {float(error.sum() / spread):.2g}."
             raise NumericalError(what, remedy="Set cache.target to stored.")

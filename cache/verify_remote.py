@@ -1,4 +1,7 @@
-"""Whether every file of a remote cache is what its journals promise; each is read whole from there, none is kept."""
+"""Whether every file of a remote cache is what its journals promise; each is read whole from there, none is kept.
+
+What is not can be taken back: the next harvest with that ``cache.remote`` uploads it again.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -6,8 +9,12 @@ from functools import partial
 
 from cache.checksum import file_hash
 from cache.errors import DamagedError
+from cache.journal import journal_line, journal_path, revoke_line
+from cache.layout import STORE
+from cache.manifest import MANIFEST, parse_manifest
 from cache.progress import Progress, Silent
 from cache.remote import Remote, open_remote
+from cache.repair import Repair
 from cache.verify import Fault, Promise, Verification, read_promises
 
 _CONNECTIONS = 8
@@ -36,6 +43,33 @@ def verify_remote(url: str, *, progress: Progress | None = None) -> Verification
         faults=tuple(faults),
         leftovers=(),
     )
+
+
+def repair_remote(url: str, *, progress: Progress | None = None) -> Repair:
+    """Verify the cache at ``url`` and take back what is damaged: its segments, or, where one of the files that the
+    manifest binds is, the manifest. Raises DiskError, and DamagedError for a manifest or journal that does not read.
+    """
+    remote = Remote(url)
+    try:
+        found = verify_remote(url, progress=progress)
+    except DamagedError as error:
+        name = str(error.where).removeprefix(f"{remote.url}/")
+        if not name.startswith(f"{STORE}/"):
+            raise
+        remote.remove(MANIFEST)
+        return Repair(url, (Fault("damaged", name, error.what),), (), (), (), 0)
+    manifest = parse_manifest(remote.read(MANIFEST), where=f"{url}/{MANIFEST}")
+    for part in range(manifest.geometry.parts):
+        own = [lost for lost in found.damaged_segments if lost[1] in manifest.geometry.part_segments(lost[0], part)]
+        if own:
+            data = remote.read(journal_path(part))
+            lines = enumerate(own, start=data.count(b"\n"))
+            revoked = [journal_line(revoke_line(number, *lost)) for number, lost in lines]
+            remote.write(journal_path(part), b"".join([data, *revoked]))
+    if any(fault.path in manifest.files for fault in found.faults):
+        remote.remove(MANIFEST)  # the next harvest sends it again, and what it binds
+    rows = sum(manifest.geometry.groups[group].rows_in(number) for group, number in found.damaged_segments)
+    return Repair(url, found.faults, (), (), found.damaged_segments, rows)
 
 
 def _check(remote: Remote, promise: Promise) -> Fault | None:

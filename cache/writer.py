@@ -19,6 +19,7 @@ from torch import Tensor
 from cache import disk
 from cache.bits import Activations, StoredRows, to_stored
 from cache.checksum import Bytes, file_hash
+from cache.codec import least_bytes
 from cache.config import CacheSettings
 from cache.errors import CapacityError, MismatchError, NumericalError, UsageError
 from cache.journal import Commit, FileEntry, Point, journal_path, open_journal, read_journal
@@ -37,7 +38,6 @@ from cache.publish import open_publisher
 from cache.recompute import mlp_of_arrays
 from cache.segment import SegmentBuffer
 
-_BEST_RATIO = 0.6
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
 
@@ -83,7 +83,7 @@ class CacheWriter:
         )
         with ExitStack() as stack:
             stack.enter_context(disk.lock(self._path / "locks" / f"part-{part:05d}"))
-            self._publisher = open_publisher(self._path, settings.remote, part=part)
+            self._publisher = open_publisher(self._path, settings.remote, self.manifest, part=part)
             self._compare()
             self._journal = read_journal(self._path / journal_path(part), **self._promising)
             self._check_room()
@@ -93,7 +93,7 @@ class CacheWriter:
                 held = len(self._journal.commits)
                 (progress or Silent()).note(f"kept {held} segments of an earlier run in {self._path}")
             if self._publisher:
-                self._publisher.catch_up(self.manifest, self._journal)
+                self._publisher.catch_up(self._journal)
             self._closing = stack.pop_all()
         self._buffers: dict[str, SegmentBuffer] = {}
         start = self._resume_point()
@@ -246,7 +246,7 @@ class CacheWriter:
         """Refuse what will not fit: exactly for plain rows, by the best ratio of any codec for compressed ones."""
         groups = self._geometry.groups.items()
         plain = sum(group.segment_bytes(segment) for name, group in groups for segment in self._missing(name))
-        needed = plain if self._geometry.codec == "none" else int(_BEST_RATIO * plain)
+        needed = least_bytes(plain, self._geometry.codec, self._geometry.dtype)
         if needed > (free := disk.free_bytes(self._path)):
             what = f"The cache needs {disk.in_bytes(needed)} more; {disk.in_bytes(free)} are free."
             raise CapacityError(what, where=self._path, remedy="Ask for fewer rows, or put it on a larger disk.")

@@ -80,7 +80,7 @@ def open_other(reader: CacheReader, *, ours: Dictionary, l0: float, asked: Asked
     else:
         assert against is not None
         other = _read(against, wanted, reader)
-    return replace(other, dictionary=reading_the_cache(other.dictionary, reader))
+    return other if other.ours else replace(other, dictionary=reading_the_cache(other.dictionary, reader))
 
 
 def reading_the_cache(dictionary: Dictionary, reader: CacheReader) -> Dictionary:

@@ -18,11 +18,11 @@ TWIN_ABOVE = 0.9
 
 
 def redundancy(W_dec: Float[Tensor, "dict_size d_target"], prefixes: tuple[int, ...], *, block: int) -> dict[str, Any]:
-    """The three figures of every prefix, the whole dictionary's at the top level."""
+    """The three figures of every prefix, the whole dictionary's at the top level; a single feature has no cosine."""
     highest, pairs = _largest_cosines(normalize(W_dec.float(), dim=1), prefixes, block=block)
     per_prefix = [
         {
-            "mean_max_cosine": float(highest[:end, place].mean()),
+            "mean_max_cosine": float(highest[:end, place].mean()) if end > 1 else None,
             "twin_share": float((highest[:end, place] > TWIN_ABOVE).double().mean()),
             "pair_share": int(pairs[place]) / max(1, end * (end - 1) // 2),
         }

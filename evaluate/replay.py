@@ -80,19 +80,24 @@ class Replay:
     ) -> Iterator[dict[str, State]]:
         while start < end:
             stop = min(start + self.piece_rows, end)
-            parts = None
-            try:
-                batch = self.batch(dictionary, start, stop)
-                parts = {name: metric.measure(batch) for name, metric in metrics.items()} if batch else {}
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            parts = self._measured(dictionary, metrics, start, stop)
             if parts is None:
-                # Only here is nothing held any more of what did not fit.
                 self._halve(stop - start)
                 continue
             yield parts
             start = stop
+
+    def _measured(
+        self, dictionary: Dictionary, metrics: Mapping[str, Metric], start: int, stop: int
+    ) -> dict[str, State] | None:
+        """What every metric says of these rows; None where they did not fit, of which nothing is held any more then."""
+        try:
+            batch = self.batch(dictionary, start, stop)
+            return {name: metric.measure(batch) for name, metric in metrics.items()} if batch else {}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def batch(self, dictionary: Dictionary, start: int, end: int) -> Replayed | None:
         """These rows without special tokens, and what the dictionary makes of them; None where nothing is left."""

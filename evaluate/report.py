@@ -140,9 +140,13 @@ def _feature_lines(metrics: Mapping[str, Any]) -> list[str]:
     dense = share(metrics["dense_fraction"])
     return [
         f"Features: {share(metrics['dead_fraction'])} dead ({dead}); {dense} fire on more than 10 % of tokens.",
-        f"Redundancy: mean largest decoder cosine {redundancy['mean_max_cosine']:.3f};"
+        f"Redundancy: mean largest decoder cosine {_cosine(redundancy['mean_max_cosine'])};"
         f" {share(redundancy['twin_share'])} have a twin above 0.9.",
     ]
+
+
+def _cosine(value: float | None) -> str:
+    return "none, of a single feature" if value is None else f"{value:.3f}"
 
 
 def _absorption_lines(absorption: Mapping[str, Any]) -> list[str]:

@@ -130,7 +130,10 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
     from evaluate.splice import Splicer, check_model, spliced
     from harvest.model import load_model
 
-    loaded = load_model(model, device=device, dtype=reader.identity.get("model_dtype", "auto"))
+    made_by = reader.identity
+    loaded = load_model(
+        model, device=device, dtype=made_by.get("model_dtype", "auto"), revision=made_by.get("model_revision")
+    )
     check_model(loaded, reader)
     splicer = Splicer(loaded, reader.identity["layer"], tuple(reader.special_ids))
 

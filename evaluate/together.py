@@ -1,7 +1,8 @@
 """What several processes that evaluate one dictionary exchange, and what they do when one of them is gone.
 
-Every exchange waits for all processes. One that fails says why and leaves, which closes its connections: the exchange
-that another is in, or comes to, then ends with a stated problem there too, and nobody waits for ever.
+Every exchange waits for all processes. One that fails says why and leaves, which closes its connections: with gloo the
+exchange that another is in, or comes to, then ends with a stated problem there too. With NCCL it is torchrun that ends
+the others.
 """
 
 from collections.abc import Callable, Generator
@@ -20,14 +21,16 @@ def merged(combine: Callable[[State, State], State], state: State, ranks: Ranks)
     """Every process's state in one, the same on all: each one's is sent to the others in turn."""
     if ranks.world == 1:
         return state
-    everybody: list[State] = []
+    return reduce(combine, (_sent_by(rank, state, ranks) for rank in range(ranks.world)))
+
+
+def _sent_by(rank: int, state: State, ranks: Ranks) -> State:
+    """The state of process ``rank``, sent to the others."""
+    sent = {name: array.clone() for name, array in state.items()}
     with exchanging(ranks):
-        for rank in range(ranks.world):
-            sent = {name: array.clone() for name, array in state.items()}
-            for array in sent.values():
-                distributed.broadcast(array, src=rank)
-            everybody.append(sent)
-    return reduce(combine, everybody)
+        for array in sent.values():
+            distributed.broadcast(array, src=rank)
+    return sent
 
 
 def least(number: int, *, device: str, ranks: Ranks) -> int:
@@ -51,6 +54,8 @@ def exchanging(ranks: Ranks) -> Generator[None]:
     """Raises DiskError where another process does not answer any more."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise DiskError(
             "Another process of this evaluation has stopped.",

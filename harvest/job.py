@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cache.codec import least_bytes
 from cache.config import CacheSettings
 from cache.device import choose_device
 from cache.errors import MismatchError, UsageError
@@ -48,6 +49,11 @@ class Job:
             parts=self.world,
         )
 
+    @property
+    def least_bytes(self) -> int:
+        """The room that a layer's cache wants at least."""
+        return least_bytes(self.geometry.size_bytes, self.geometry.codec, self.geometry.dtype)
+
     def identity(self, layer: int) -> dict[str, Any]:
         """Everything that determines the cache's bytes. Left out is what moves rounding alone: device and batch."""
         where, settings = self.where, self.settings
@@ -78,6 +84,8 @@ class Job:
         except (UsageError, MismatchError):
             return None
         held, cache = reader.manifest, self.cache
+        if not all((folder / name).is_file() for name in held.files):
+            return None  # a small array was damaged, and set aside
         seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
         same = seeds == (held.shuffle_seed, held.held_out_fraction, held.split_seed)
         # Rows are the same under every codec: what was packed is finished too.

@@ -43,7 +43,7 @@ def mlp_of(model: LanguageModel, layer: int) -> Mlp:
     config = model.where.config
     post = module_at(block_of(model, layer), family.post_norm) if family.post_norm else None
     return Mlp(
-        activation=next(str(getattr(config, name)) for name in _ACTIVATIONS if hasattr(config, name)),
+        activation=next(str(found) for name in _ACTIVATIONS if (found := getattr(config, name, None))),
         epsilon=epsilon_of(post) if post is not None else 0.0,
         up=_weight(up),
         down=_weight(down),

@@ -88,7 +88,7 @@ def plan_harvest(
     weights = weight_bytes(job.where, job.dtype, layers=deepest + 1)
     batch, speed, placement = 0, float("inf"), list[str]()
     if missing:
-        check_disk(size, [folders[layer] for layer in missing])
+        check_disk(job.least_bytes, [folders[layer] for layer in missing])
         placed = place(job.where, job.where.config_up_to(deepest), job.dtype, device=device)
         placement = in_words(placed, job.where, device=job.device, layers=deepest + 1)
         batch, speed = _probe(job, missing, device=device)

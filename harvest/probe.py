@@ -27,9 +27,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cache import disk
+from cache.config import CacheSettings
 from cache.errors import MismatchError, UsageError
-from cache.manifest import read_manifest
 from cache.progress import Progress
+from cache.reader import CacheReader
 from harvest.config import HarvestSettings
 from harvest.folder import check_layers, find_model
 from harvest.forward import Captured, Key, run_modules, use_attention
@@ -67,6 +68,7 @@ def harvest_probe(
     folders: dict[int, Path],
     device: str,
     progress: Progress,
+    cache_settings: CacheSettings | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Write the probe of every layer beside its finished activation cache, all layers in one pass.
 
@@ -75,7 +77,7 @@ def harvest_probe(
     """
     where = find_model(model, revision=settings.revision)
     check_layers(layers, where)
-    manifests = {layer: read_manifest(caches[layer]) for layer in layers}
+    manifests = {layer: CacheReader.open_near(caches[layer], cache_settings).manifest for layer in layers}
     for layer, manifest in manifests.items():
         if manifest.identity.get("weights_hash") != where.weights_hash:
             raise MismatchError("The activation cache came from another model.", where=caches[layer])

@@ -20,6 +20,7 @@ from cache import disk
 from cache.config import CacheSettings
 from cache.errors import UsageError
 from cache.progress import Progress
+from cache.publish import publish_whole, withdraw
 from cache.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
 from harvest.ahead import Ahead, Behind
@@ -70,9 +71,12 @@ def harvest_layers(
         world=world,
     )
     if fresh:
-        _remove(folders, world)
+        _remove(folders, world, remote=cache_settings.remote)
     finished = {layer: reader for layer in layers if (reader := job.finished(folders[layer], layer))}
     missing = [layer for layer in layers if layer not in finished]
+    if cache_settings.remote:
+        for layer in finished:
+            publish_whole(folders[layer], cache_settings.remote, part=rank)
     results = {
         layer: _facts(folders[layer], reader.fingerprint, {"rows": 0}, reader.identity["proof"])
         for layer, reader in finished.items()
@@ -80,7 +84,7 @@ def harvest_layers(
     if missing:
         for layer in missing:
             job.refuse_another(folders[layer], layer)
-        check_disk(job.geometry.size_bytes, [folders[layer] for layer in missing])
+        check_disk(job.least_bytes, [folders[layer] for layer in missing])
         loaded = load_found(job.where, device=device, dtype=settings.dtype, last_layer=max(missing))
         results |= _Harvest(job, loaded, progress).fill(missing, folders)
     return {layer: results[layer] for layer in layers}
@@ -90,13 +94,15 @@ def _facts(folder: Path, fingerprint: str, figures: dict[str, float | int], proo
     return {"cache": str(folder), "fingerprint": fingerprint, **figures, "proof": proof}
 
 
-def _remove(folders: dict[int, Path], world: int) -> None:
+def _remove(folders: dict[int, Path], world: int, *, remote: str) -> None:
     if world > 1:
         raise UsageError(
             "--fresh cannot be given to several processes at once: one would remove what another writes.",
             remedy=f"Remove {', '.join(str(folder) for folder in folders.values())} and leave --fresh out.",
         )
     for folder in folders.values():
+        if remote:
+            withdraw(folder, remote)
         remove_cache(folder)
 
 

@@ -115,7 +115,12 @@ def cache_repair(path: str) -> Said:
     from cache.repair import QUARANTINE, repair_cache
 
     with shown_progress() as progress:
-        done = repair_cache(Path(path), progress=progress)
+        if "://" in path:
+            from cache.verify_remote import repair_remote
+
+            done = repair_remote(path, progress=progress)
+        else:
+            done = repair_cache(Path(path), progress=progress)
     if not done.faults:
         return asdict(done), "Nothing is damaged."
     lines = [f"{len(done.faults)} faults:", *(f"  {fault}" for fault in done.faults)]
@@ -125,5 +130,6 @@ def cache_repair(path: str) -> Said:
         lines.append(f"Written again: {', '.join(done.rewritten)}.")
     segments = ", ".join(f"{group} {segment}" for group, segment in done.revoked)
     lines.append(f"To harvest again: {done.rows} rows (segments {segments})." if segments else "No rows were lost.")
-    lines.append("Run the same harvest again: it redoes these and nothing else.")
+    again = "it uploads or redoes these" if "://" in path else "it redoes these and nothing else"
+    lines.append(f"Run the same harvest again: {again}.")
     return asdict(done), "\n".join(lines)

@@ -28,8 +28,9 @@ def examine(folder: Path) -> tuple[dict[str, Any], str]:
     """(facts for ``--json``, text for people) about this machine; ``folder`` is where runs would be written."""
     import torch
 
-    devices = _devices()
-    chosen = max(devices, key=lambda device: (device["device"] != "cpu", device["free_bytes"]))
+    from cache.device import choose_device
+
+    devices, chosen = _devices(), str(choose_device("auto"))
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -38,7 +39,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], str]:
         "threads": torch.get_num_threads(),
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "devices": devices,
-        "chosen": {"device": chosen["device"], "dtype": "float32" if chosen["device"] == "cpu" else "bfloat16"},
+        "chosen": {"device": chosen, "dtype": "float32" if chosen == "cpu" else "bfloat16"},
         "models": model_facts(devices),
     }
     return facts, _as_text(facts)

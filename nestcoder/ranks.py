@@ -48,9 +48,14 @@ def process_group(ranks: Ranks, device: str) -> Generator[None]:
     if ranks.world == 1:
         yield
         return
+    import torch
     import torch.distributed as distributed
 
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+        distributed.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
+    else:
+        distributed.init_process_group("gloo")
     try:
         yield
     finally:

@@ -86,6 +86,7 @@ def harvest_probe(invocation: "Invocation", layers: list[int], device: str) -> S
             layers=layers,
             settings=settings.harvest,
             caches={layer: folder.cache for layer, folder in folders.items()},
+            cache_settings=settings.cache,
             folders={layer: folder.probe("first-letter") for layer, folder in folders.items()},
             device=device,
             progress=progress,

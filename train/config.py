@@ -6,6 +6,7 @@
 
 import json
 import math
+import re
 from itertools import accumulate, pairwise
 from pathlib import PurePath
 from typing import Any, Literal
@@ -238,6 +239,10 @@ def dead_after_tokens(settings: TrainSettings) -> int:
     return settings.dead_after_tokens or max(1_000_000, min(10_000_000, planned // 20))
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_TAKEN = {"checkpoints", "metrics.jsonl", "transcoder.safetensors", "config.json", "wandb"}
+
+
 def members(settings: TrainSettings) -> dict[str, TrainSettings]:
     """The transcoders of a run by name: the settings themselves under "", then each of the sweep.
 
@@ -247,8 +252,9 @@ def members(settings: TrainSettings) -> dict[str, TrainSettings]:
     found = {"": settings_of(plain)}
     for override in settings.sweep:
         name = override.get("name")
-        if not isinstance(name, str) or not name or PurePath(name).name != name or name in found:
-            raise UsageError(f"a sweep entry needs a name of its own, not {name!r}", where="train.sweep")
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {*found, *_TAKEN}:
+            remedy = "Use letters, digits, '.', '-' and '_', and no name of a run's own files."
+            raise UsageError(f"a sweep entry needs a name of its own, not {name!r}", where="train.sweep", remedy=remedy)
         found[name] = _member(plain, {key: value for key, value in override.items() if key != "name"}, name=name)
     return found
 

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from train.constants import constant
 from train.sharded import WHOLE, Shard
 from train.topk import Selection
 
@@ -48,7 +49,7 @@ class Transposed:
 
 def bags_of(selection: Selection, prefixes: tuple[int, ...]) -> Bags:
     """Deal a selection's entries over bags; entries of one bag are neighbours because features ascend within a row."""
-    ends = torch.tensor(prefixes, dtype=selection.features.dtype, device=selection.features.device)
+    ends = constant(prefixes, selection.features.dtype, selection.features.device)
     group = torch.searchsorted(ends, selection.features, right=True, out_int32=True)
     bag = selection.rows() * len(prefixes) + group
     return Bags(bag, _starts(bag, selection.row_count * len(prefixes)))
@@ -157,7 +158,7 @@ def slopes_(
     if uses_kernels(sums):
         from train.kernels import slopes_ as fused_slopes_
 
-        squares, residual = fused_slopes_(sums, left, weights=sums.new_tensor(doubled))
+        squares, residual = fused_slopes_(sums, left, weights=constant(doubled, sums.dtype, sums.device))
         return squares.double().sum(dim=0), residual
     sums[:, 0] -= left
     # Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth.

@@ -57,7 +57,7 @@ def _drawn_rows(
         for number in range(loader.batches_per_epoch):
             batch = loader.batch(number)
             source.append(batch.source)
-            target.append(batch.target)
+            target.append(batch.target.cpu())  # one that is computed lies where that was done
             if sum(map(len, source)) >= count:
                 break
     found = sum(map(len, source))

@@ -119,10 +119,9 @@ def weighted_sums_(
     """Fill ``out[s]`` with the sum of ``weight[i] * table[index[i]]``, ``offsets[s] <= i < offsets[s + 1]``."""
     assert out.is_contiguous()
     assert table.is_contiguous()
-    grid = (out.shape[0], triton.cdiv(out.shape[1], _WIDTH_BLOCK))
-    _sums_kernel[grid](
-        out, table, index, weight, offsets, out.shape[1], ENTRIES=_ENTRIES, BLOCK=_WIDTH_BLOCK, ACC=_sum_type(table)
-    )
+    grid, sizes = (out.shape[0], triton.cdiv(out.shape[1], _WIDTH_BLOCK)), {"ENTRIES": _ENTRIES, "BLOCK": _WIDTH_BLOCK}
+    with torch.cuda.device_of(out):  # Triton launches on the current card, wherever the arrays lie
+        _sums_kernel[grid](out, table, index, weight, offsets, out.shape[1], **sizes, ACC=_sum_type(table))
 
 
 def slopes_(
@@ -139,9 +138,10 @@ def slopes_(
         sums.new_empty(rows, groups, blocks),
         torch.empty_like(left, memory_format=torch.contiguous_format),
     )
-    _slopes_kernel[(rows, blocks)](
-        sums, left.contiguous(), weights, squares, residual, width, blocks, GROUPS=groups, BLOCK=_WIDTH_BLOCK
-    )
+    with torch.cuda.device_of(sums):
+        _slopes_kernel[(rows, blocks)](
+            sums, left.contiguous(), weights, squares, residual, width, blocks, GROUPS=groups, BLOCK=_WIDTH_BLOCK
+        )
     return squares.sum(dim=2), residual
 
 
@@ -155,19 +155,10 @@ def dots(
     """``slope[bag[i]] . table[feature[i]]`` for every i."""
     assert slope.is_contiguous()
     assert table.is_contiguous()
-    out = slope.new_empty(bag.numel())
-    _dots_kernel[(triton.cdiv(bag.numel(), _ENTRIES),)](
-        out,
-        slope,
-        table,
-        bag,
-        feature,
-        bag.numel(),
-        WIDTH=slope.shape[1],
-        ENTRIES=_ENTRIES,
-        BLOCK=_WIDTH_BLOCK,
-        ACC=_sum_type(table),
-    )
+    out, grid = slope.new_empty(bag.numel()), (triton.cdiv(bag.numel(), _ENTRIES),)
+    sizes = {"WIDTH": slope.shape[1], "ENTRIES": _ENTRIES, "BLOCK": _WIDTH_BLOCK}
+    with torch.cuda.device_of(out):
+        _dots_kernel[grid](out, slope, table, bag, feature, bag.numel(), **sizes, ACC=_sum_type(table))
     return out
 
 

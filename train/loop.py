@@ -133,7 +133,7 @@ def _whole_batch(number: int, settings: TrainSettings, *, around: Surroundings) 
 
 def _culprits(batch: Batch) -> str:
     """Which documents of a batch hold what no training survives."""
-    bad = ~(batch.source.isfinite().all(dim=1) & batch.target.isfinite().all(dim=1))
+    bad = ~(batch.source.isfinite().all(dim=1).cpu() & batch.target.isfinite().all(dim=1).cpu())
     documents = sorted(set(batch.document[bad.numpy()].tolist()))
     if not documents:
         return f"; the data of batch {batch.index} are finite, so the learning rate may be too high"

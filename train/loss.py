@@ -83,7 +83,7 @@ def _gradient(
 
 def spread(residual: Float[Tensor, "rows d_target"]) -> Float[Tensor, " statistics"]:
     """Sums that give ``sum ||e - mean(e)||^2``, to be added over processes first: rows, sum of e, sum of ||e||^2."""
-    rows = residual.new_tensor([residual.shape[0]], dtype=torch.float64)
+    rows = torch.full((1,), residual.shape[0], dtype=torch.float64, device=residual.device)
     squares = residual.square().sum(dim=1).double().sum().unsqueeze(0)
     return torch.cat([rows, residual.double().sum(dim=0), squares])
 

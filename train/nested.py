@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from train.constants import constant
 from train.decode import (
     Bags,
     Transposed,
@@ -88,7 +89,7 @@ def nested_step(
     part: Part | None = None,
     shard: Shard = WHOLE,
 ) -> StepResult:
-    """The loss of a batch and its gradient, all prefixes from one sparse decode; nothing waits for the device.
+    """The loss of a batch and its gradient, all prefixes from one sparse decode; top-k waits for no device.
 
     With a ``workspace`` the gradients are its arrays, overwritten by the next step. ``project`` leaves out of the
     decoder's gradient what points along its rows, which must then have norm 1. ``watch`` names features whose
@@ -111,7 +112,7 @@ def nested_step(
     code = _Code(selection, bags, transpose(selection, at.b_enc.numel()))
     fired = _differentiate(at, source, code=code, slope=slope, gradients=space.gradients, project=project)
     return StepResult(
-        loss=(sse * torch.tensor(shares, dtype=sse.dtype, device=sse.device)).sum(),
+        loss=(sse * constant(shares, sse.dtype, sse.device)).sum(),
         sse=sse,
         l0=shard.sum_(_l0(selection, bags, prefixes=len(loss.prefixes))),
         fired=fired,

@@ -72,7 +72,7 @@ def update_(
             [_contiguous(name, moments.first[name]) for name in names],
             [_contiguous(name, moments.second[name]) for name in names],
             [],
-            [torch.tensor(float(step), device=norm.device) for _ in names],
+            [torch.full((), float(step), device=norm.device) for _ in names],
             fused=True,
             grad_scale=_divisor(norm, settings.clip_norm),
             found_inf=(~norm.isfinite()).float(),

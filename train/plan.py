@@ -2,7 +2,8 @@
 
 Of a dictionary with P weights and F features, one transcoder needs
 
-    memory   16 P (weights, two moments, gradient; 18 P in bfloat16) + 8 F + pre-activations + batch + held-out rows
+    memory   16 P (weights, two moments, gradient; 18 P in bfloat16; 4 P more where processes exchange it)
+             + 8 F + pre-activations + batch + held-out rows
     disk     (12 P + 8 F) for each checkpoint kept, one more while it is written, the best; 4 P for the result
 """
 
@@ -92,7 +93,7 @@ def resolved_members(settings: TrainSettings, reader: CacheReader, units: Units)
 def check_fit(resolved: dict[str, TrainSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
     """Bytes of memory, and of disk beside what is there, that a run takes. Raises CapacityError if there are fewer."""
     memory = sum(memory_bytes(one, units, device=device) for one in resolved.values())
-    there = sum(path.stat().st_size for path in out.rglob("checkpoints/*"))
+    there = sum(path.stat().st_size for name in resolved for path in (out / name / "checkpoints").glob("*"))
     space = max(0, sum(disk_bytes(one, units) for one in resolved.values()) - there)
     for what, needed, free, remedy in (
         ("memory", memory, free_memory(device), "Use a smaller dict_size or batch_rows, or shard_dictionary"),
@@ -114,9 +115,12 @@ def memory_bytes(settings: TrainSettings, units: Units, *, device: str) -> int:
     block = min(settings.batch_rows, BLOCK_ROWS) if in_blocks else settings.batch_rows
     decoded = settings.batch_rows * len(settings.prefixes) * units.target_mean.numel()
     rows = (3 * settings.batch_rows + settings.held_out_rows) * width
-    weights = _weights(settings, units) // parts
+    weights, exchanged = _weights(settings, units) // parts, Ranks.current().world > parts
     return (
-        weights * (18 if low else 16) + 8 * features + block * features * (2 if low else 4) + 4 * (rows + 2 * decoded)
+        weights * ((18 if low else 16) + 4 * exchanged)
+        + 8 * features
+        + block * features * (2 if low else 4)
+        + 4 * (rows + 2 * decoded)
     )
 
 

@@ -111,8 +111,12 @@ class Run:
         return said
 
     def save(self) -> None:
-        """Save where it stands, out of turn; the log is left alone, so that it stays what it would have been."""
+        """Save where it stands, out of turn; the log is left alone, so that it stays what it would have been.
+
+        Raises NumericalError as ``take``, where a step that nobody looked at yet was not finite.
+        """
         if self._saved_step < self.state.step < self.settings.steps:
+            self._require_finite()
             self._save(None)
 
     def finish(self) -> dict[str, Any]:
@@ -133,7 +137,11 @@ class Run:
         """Remember the first batch whose loss or gradient was not finite; ``now`` looks, and waits."""
         bad = ~(figures.l2_loss + figures.aux_loss + figures.gradient_norm).isfinite()
         self._first_bad = torch.where(bad & (self._first_bad < 0), self.state.step - 1, self._first_bad)
-        if now and (batch := self.first_bad) >= 0:
+        if now:
+            self._require_finite()
+
+    def _require_finite(self) -> None:
+        if (batch := self.first_bad) >= 0:
             raise NumericalError(
                 f"loss or gradient of batch {batch} is not finite",
                 where=self.folder,

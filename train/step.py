@@ -1,4 +1,6 @@
-"""One step of training: state and batch in, state advanced in place, figures out. No files, no clock, no waiting.
+"""One step of training: state and batch in, state advanced in place, figures out. No files, no clock.
+
+One process alone waits for the device once a step, to learn how many features are dead.
 
 loss = l2_loss + aux_loss
 l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * target variance of the cache)
@@ -14,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.config import TrainSettings
+from train.constants import constant
 from train.dead import count_tokens_, dead_features, dead_share
 from train.loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.nested import NestedLoss, StepResult, nested_step
@@ -133,7 +136,7 @@ def train_step(
     )
     count_tokens_(state.since_fired, fired, tokens=part.whole)
     figures = Figures(
-        l2_loss=(fvu * fvu.new_tensor(recipe.nested.prefix_weights)).sum(),
+        l2_loss=(fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
         aux_loss=aux_loss,
         fvu=fvu,
         l0=l0,

@@ -21,7 +21,7 @@ def calibrated_threshold(weights: Weights, reader: CacheReader, *, top_k: int, v
     for rows in source.split(_BATCH_ROWS):
         pre = torch.addmm(weights.b_enc, rows.to(device, weights.b_enc.dtype), weights.W_enc)
         batches = [_largest(torch.cat([*batches, pre.relu_().flatten()]), wanted)]
-    return float(batches[0].min()) if batches[0].numel() else 0.0
+    return float(batches[0].min()) if batches[0].numel() >= max(1, wanted) else 0.0
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

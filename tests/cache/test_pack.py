@@ -7,7 +7,9 @@ import tensorstore
 import torch
 import zarr
 
+from cache import loader
 from cache.codec import decode_into, encoder
+from cache.config import CacheSettings
 from cache.disk import watch
 from cache.errors import DamagedError, InUseError, MismatchError, NestcoderError, UsageError
 from cache.journal import journal_path
@@ -16,6 +18,7 @@ from cache.pack import pack_cache
 from cache.reader import CacheReader
 from cache.repair import repair_cache
 from cache.verify import verify_cache
+from cache.writer import CacheWriter
 
 CODECS = ("zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4")
 FLOAT = {"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 128, "segment_rows": 256}
@@ -250,3 +253,26 @@ def test_a_chunk_of_any_size_and_no_other_decodes(codec, size):
     for wrong in (packed[:-1], packed[:7], b"", packed + b"x" if codec != "zstd" else packed[:-3]):
         with pytest.raises(DamagedError):
             decode(codec, wrong, size)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_do_not_unpack_one_chunk_over_each_other(tmp_path, monkeypatch, threads):
+    """Batches straddle pools: one thread gathers what another reads ahead."""
+    rows, width = 8192, 64
+    monkeypatch.setattr(loader, "POOL_BYTES", 2 * 512 * width * 4)
+    source = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).bfloat16()
+    source[:, ::3] = 1.0
+    number = np.arange(rows)
+    settings = CacheSettings(chunk_rows=512, shard_rows=1024, segment_rows=4096, codec="zstd")
+    sizes = {"d_source": width, "d_target": width, "train_rows": rows, "held_out_rows": 0}
+    with CacheWriter(tmp_path, identity={}, settings=settings, special_ids=[0], arrays={}, **sizes) as writer:
+        columns = (1 + number % 9).astype(np.int32), number // 32, (number % 16).astype(np.int32)
+        writer.append(source, source * 2, *columns, held_out=False, cursor=None)
+    whole = CacheReader.open(tmp_path).split("train").rows(slice(None))
+    for seed in range(25):
+        given = {"batch_rows": 384, "seed": seed, "epochs": 1, "threads": threads, "prefetch": 8, "mask_special": False}
+        with loader.open_loader(CacheReader.open(tmp_path), **given) as batches:
+            for batch in batches:
+                index = batches.rows_of(0, batch.index)
+                assert torch.equal(batch.source, whole.source[index])
+                assert torch.equal(batch.target, whole.target[index])

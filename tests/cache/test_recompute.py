@@ -1,6 +1,8 @@
 """A cache that keeps no target gives the one that the layer's MLP computes."""
 
+import importlib.util
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +12,19 @@ import zarr
 
 from cache.config import CacheSettings
 from cache.errors import DamagedError, NumericalError, UsageError
-from cache.loader import open_loader
+from cache.loader import Batch, open_loader
 from cache.pack import pack_cache
-from cache.reader import CacheReader
+from cache.reader import CacheReader, SplitView
 from cache.recompute import ACTIVATIONS, Mlp, mlp_of_arrays
 from cache.verify import verify_cache
 from cache.writer import CacheWriter
+from train.initial import initial_weights
+from train.loop import _culprits
+from train.units import units_of
+
+_spec = importlib.util.spec_from_file_location("cards", Path(__file__).parents[1] / "harvest" / "cards.py")
+cards = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cards)
 
 ROWS, HELD_OUT, WIDTH, INNER = 96, 20, 16, 40
 
@@ -178,3 +187,46 @@ def test_an_activation_without_a_formula_is_refused_by_name():
     with pytest.raises(UsageError, match="'mish' cannot be recomputed; known: gelu"):
         random_mlp(gated=False, activation="mish")
     assert all(torch.isfinite(act(torch.linspace(-9, 9, 50))).all() for act in ACTIVATIONS.values())
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_last_segment_of_hardly_a_row_is_committed(tmp_path, kept):
+    """Its spread is nothing, so the MLP is held against the size of the target."""
+    mlp, rows = random_mlp(gated=False), 32 + kept
+    source = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))
+    settings = CacheSettings(chunk_rows=8, shard_rows=16, segment_rows=32, dtype="bfloat16", target="recompute")
+    sizes = {"d_source": WIDTH, "d_target": WIDTH, "train_rows": rows, "held_out_rows": 0}
+    columns = np.ones(rows, np.int32), np.zeros(rows, np.int64), np.arange(rows, dtype=np.int32)
+
+    def write(path, target):
+        given = {"identity": {}, "settings": settings, "special_ids": [0], "arrays": mlp.arrays()}
+        with CacheWriter(path, **given, **sizes) as writer:
+            writer.append(source, target, *columns, held_out=False, cursor=0)
+            return writer.complete
+
+    assert write(tmp_path / "right", mlp.target(source))
+    wrong = mlp.target(source)
+    wrong[-kept:] *= 2
+    with pytest.raises(NumericalError, match="does not give the harvested target"):
+        write(tmp_path / "wrong", wrong)
+
+
+def test_training_takes_a_target_that_was_computed_on_a_card(written, monkeypatch):
+    reader = CacheReader.open(written.path["recompute"])
+    given = {"dict_size": 32, "skip": False, "view": "mlp_in", "seed": 0, "device": "cpu"}
+    units, sides = units_of(reader, "mlp_in"), SplitView.sides
+    expected = initial_weights(reader, units, **given)
+
+    def on_a_card(self, *rows, **options):
+        source, target = sides(self, *rows, **options)
+        return source, cards.put(target, "cuda:0")
+
+    monkeypatch.setattr(SplitView, "sides", on_a_card)
+    with cards.Cards():
+        made = initial_weights(reader, units, **given)
+        target = torch.ones(3, 2)
+        target[1, 0] = torch.nan
+        narrow = np.zeros(3, np.int32), np.array([7, 8, 9], np.int64)
+        said = _culprits(Batch(torch.ones(3, 2), cards.put(target, "cuda:0"), *narrow, index=4, epoch=1))
+    assert torch.equal(made.W_dec, expected.W_dec)
+    assert said == "; batch 4 (epoch 1) holds NaN or infinity in rows of document 8"

@@ -183,6 +183,13 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path: Path, place: Path) ->
     assert (tmp_path / "report" / "other_metrics.json").is_file()
 
 
+def test_two_runs_on_other_sites_compare_as_they_were_trained(tmp_path: Path, place: Path) -> None:
+    cache = write_cache(tmp_path / "cache", source_site="resid_mid", target_site="resid_post")
+    run(cache, place / "main", tmp_path / "report", against=place / "main", force=True)
+    document = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert document["ours"]["per_prefix"][-1]["difference"]["fvu"]["value"] == 0
+
+
 def test_a_cache_of_normalised_rows_needs_no_folding(tmp_path: Path, place: Path) -> None:
     plain = {"gain": torch.ones(WIDTH), "bias": torch.zeros(WIDTH)}
     cache = write_cache(tmp_path / "cache", **plain, source_site="ln2_normalized")

@@ -30,4 +30,6 @@ def test_half_duplicated_moves_the_twin_share_and_hardly_the_pair_share() -> Non
 
 
 def test_a_single_feature_has_no_twin() -> None:
-    assert redundancy(torch.ones(1, 4), (1,), block=8)["twin_share"] == 0
+    alone = redundancy(torch.ones(1, 4), (1,), block=8)
+    assert alone["twin_share"] == 0
+    assert alone["mean_max_cosine"] is None

@@ -38,6 +38,8 @@ class Cards(TorchFunctionMode):
             return card_of(args[0])
         if func is torch.Tensor.to:
             return self._moved(args, kwargs)
+        if func is torch.Tensor.cpu:
+            return self._moved((args[0], "cpu"), {})
         if kwargs.get("device") is not None:
             here = kwargs.pop("device")
             return tree_map(lambda one: put(one, here) if _is_tensor(one) else one, func(*args, **kwargs))

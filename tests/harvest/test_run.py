@@ -1,8 +1,10 @@
 """The whole harvest into real caches: what lies in them, resume, several layers, ranks, too little text."""
 
 import json
+import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,13 @@ from cache.errors import CapacityError, MismatchError, UsageError
 from cache.pack import pack_cache
 from cache.progress import Silent
 from cache.reader import CacheReader
+from cache.repair import repair_cache
+from cache.verify import verify_cache
+from cache.verify_remote import verify_remote
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
 from harvest.model import load_model
+from harvest.probe import harvest_probe
 from harvest.run import harvest_layers
 from harvest.tokens import ContextBatch
 
@@ -252,3 +258,65 @@ def test_a_batch_that_does_not_fit_goes_through_in_halves(model_folders):
     model.hugging.base_model.register_forward_pre_hook(small(0), with_kwargs=True)
     with pytest.raises(CapacityError, match="One context"):
         BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())
+
+
+@pytest.fixture
+def remote(monkeypatch, tmp_path):
+    """A cache's settings with a remote URL, and the file system behind it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield CACHE.model_copy(update={"remote": "memory://bucket"}), system
+    system.store.clear()
+
+
+def test_a_finished_cache_is_published_when_a_remote_is_named_later(model_folders, text, tmp_path, remote):
+    folder = tmp_path / "tiny" / "layer02" / "cache"
+    harvest(model_folders["gpt2"], {2: folder}, text)
+    harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0])
+    assert verify_remote("memory://bucket/tiny/layer02/cache").complete
+
+
+def test_a_fresh_harvest_begins_anew_afar_too(model_folders, text, tmp_path, remote):
+    folder = tmp_path / "tiny" / "layer02" / "cache"
+    harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0])
+    with pytest.raises(MismatchError):
+        harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0], train_tokens=500)
+    harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0], train_tokens=500, fresh=True)
+    assert len(CacheReader.open(folder).split("train")) == 500
+    assert CacheReader.open("memory://bucket/tiny/layer02/cache").fingerprint == CacheReader.open(folder).fingerprint
+
+
+def test_a_probe_finds_its_cache_afar(model_folders, text, tmp_path, remote):
+    folder = tmp_path / "tiny" / "layer02" / "cache"
+    harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0])
+    shutil.rmtree(folder)
+    given = {"settings": HARVEST, "caches": {2: folder}, "folders": {2: tmp_path / "probe"}, "device": "cpu"}
+    for settings, said in ((remote[0], "no token that is a word"), (CACHE, "no cache here")):
+        with pytest.raises(UsageError, match=said):
+            harvest_probe(
+                model=str(model_folders["gpt2"]), layers=[2], progress=Silent(), cache_settings=settings, **given
+            )
+
+
+def test_a_small_array_that_was_damaged_is_written_again(model_folders, text, tmp_path):
+    folder = tmp_path / "cache"
+    harvest(model_folders["gpt2"], {2: folder}, text)
+    before = tree(folder)
+    (folder / "rows.zarr/parameters/gain/c.0").write_bytes(b"x" * 8)
+    repair_cache(folder)
+    harvest(model_folders["gpt2"], {2: folder}, text)
+    shutil.rmtree(folder / "quarantine")
+    assert tree(folder) == before
+    assert not verify_cache(folder).faults
+
+
+def test_a_compressed_cache_is_not_refused_for_the_room_of_a_plain_one(model_folders, text, tmp_path, monkeypatch):
+    packed = CACHE.model_copy(update={"codec": "zstd"})
+    plain = harvest(model_folders["gpt2"], {2: tmp_path / "plain"}, text)[2]["cache"]
+    size = sum(path.stat().st_size for path in Path(plain).rglob("rows.zarr/**/c.*") if path.is_file())
+    monkeypatch.setattr("cache.disk.free_bytes", lambda _: int(0.8 * size))
+    with pytest.raises(CapacityError):
+        harvest(model_folders["gpt2"], {2: tmp_path / "again"}, text)
+    harvest(model_folders["gpt2"], {2: tmp_path / "packed"}, text, cache=packed)
+    assert CacheReader.open(tmp_path / "packed").fingerprint == CacheReader.open(plain).fingerprint

@@ -1,6 +1,8 @@
 """What stops a run, and what it leaves: data that are damaged or not finite, a loss that blows up, another process."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from cache.progress import Silent
 from train.checkpoint import Checkpoints
 from train.config import LogSettings, TrainSettings
 from train.loop import _culprits, train_layer
+from train.run import Run
 
 
 def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:
@@ -80,6 +83,27 @@ def _spoilt(batch: Batch, *, only: int) -> Batch:
     if batch.index == only:
         batch.source[3, 2] = torch.nan
     return batch
+
+
+def test_a_stop_behind_a_batch_that_was_not_finite_saves_nothing(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, where nobody looks at every step; what stops the run comes before somebody does."""
+    looked, read = Run._check, Loader.batch
+    monkeypatch.setattr(Run, "_check", lambda self, figures, now: looked(self, figures, now=self.state.step % 10 == 0))
+    monkeypatch.setattr(Loader, "batch", lambda self, number: _spoilt(read(self, number), only=13))
+
+    class Stopped(Silent):
+        steps = 0
+
+        def advance(self, *_: int, **__: float) -> None:
+            self.steps += 1
+            if self.steps == 16:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(NumericalError, match="batch 13 is not finite"):
+        train(small_cache, tmp_path / "run", quick, progress=Stopped())
+    assert not (tmp_path / "run" / "checkpoints" / "step-00000016.safetensors").exists()
 
 
 def test_rows_that_are_not_finite_are_named_by_document() -> None:

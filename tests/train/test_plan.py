@@ -7,9 +7,11 @@ import pytest
 
 from cache.errors import CapacityError
 from cache.progress import Silent
+from cache.reader import CacheReader
 from train.config import LogSettings, TrainSettings
 from train.loop import train_layer
-from train.plan import plan_train
+from train.plan import check_fit, disk_bytes, plan_train, resolved_members
+from train.units import units_of
 
 
 def test_the_plan_is_what_then_happens(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
@@ -36,6 +38,18 @@ def test_a_sweep_is_planned_together(small_cache: Path, tmp_path: Path, quick: T
     assert (three.transcoders, three.parameters) == (3, 3 * one.parameters)
     assert three.memory_bytes == 3 * one.memory_bytes
     assert set(asdict(three)) == set(asdict(one))
+
+
+def test_checkpoints_of_complete_runs_are_no_room_for_others(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings
+) -> None:
+    _train(cache=small_cache, settings=quick, device="cpu", out=tmp_path)
+    reader = CacheReader.open(small_cache)
+    units = units_of(reader, quick.source)
+    resolved = resolved_members(quick, reader, units)
+    needed = check_fit({"more": resolved[""]}, units=units, device="cpu", out=tmp_path)[1]
+    assert needed == disk_bytes(resolved[""], units)
+    assert check_fit(resolved, units=units, device="cpu", out=tmp_path)[1] < needed
 
 
 def test_what_will_not_fit_is_refused(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:

@@ -3,7 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache.reader import CacheReader
+from train.threshold import calibrated_threshold
 from train.topk import largest, select_above, select_batchtopk, select_topk
+from train.weights import random_weights
 
 
 @given(
@@ -47,3 +50,15 @@ def test_above_keeps_what_exceeds_the_threshold():
     pre = torch.randn(5, 40)
     selection = select_above(pre, threshold=0.5)
     assert torch.equal(selection.dense(40), torch.where(pre > 0.5, pre, 0.0))
+
+
+def test_fewer_firing_entries_than_wanted_are_all_kept_by_the_threshold(special_cache, small_cache):
+    """Where fewer fire than top_k a row, no threshold above 0 keeps as many."""
+    reader = CacheReader.open(small_cache)
+    weights = random_weights(12, 8, dict_size=4)
+    weights.b_enc.fill_(-1e3)
+    weights.b_enc[0] = 1e3
+    given = {"view": "mlp_in", "device": "cpu"}
+    assert calibrated_threshold(weights, reader, top_k=2, **given) == 0.0
+    assert calibrated_threshold(weights, reader, top_k=1, **given) > 0.0
+    assert calibrated_threshold(weights, CacheReader.open(special_cache), top_k=1, **given) == 0.0

@@ -1,0 +1,16 @@
+"""Small arrays that every step needs alike, made once on the device: sending them anew would wait for it each time."""
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+@lru_cache(maxsize=64)
+def constant(
+    values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Shaped[Tensor, " values"]:
+    """``values`` as an array that nobody may change."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
