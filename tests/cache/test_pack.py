@@ -269,7 +269,7 @@ def test_threads_do_not_unpack_one_chunk_over_each_other(tmp_path, monkeypatch, 
         columns = (1 + number % 9).astype(np.int32), number // 32, (number % 16).astype(np.int32)
         writer.append(source, source * 2, *columns, held_out=False, cursor=None)
     whole = CacheReader.open(tmp_path).split("train").rows(slice(None))
-    for seed in range(25):
+    for seed in range(12):
         given = {"batch_rows": 384, "seed": seed, "epochs": 1, "threads": threads, "prefetch": 8, "mask_special": False}
         with loader.open_loader(CacheReader.open(tmp_path), **given) as batches:
             for batch in batches:
