@@ -158,14 +158,20 @@ def journal_of(path: Path, manifest: Manifest, part: int) -> Journal:
     return read_journal(path / journal_path(part), geometry=geometry, fingerprint=fingerprint, part=part)
 
 
-def open_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
-    """The journal at ``path``, ready to be added to: begun if it is not there, a torn last line cut off."""
-    journal = read_journal(path, geometry=geometry, fingerprint=fingerprint, part=part)
+def commits_of(path: Path, manifest: Manifest) -> dict[tuple[str, int], Commit]:
+    """What all parts of the cache in folder ``path`` have committed. Raises as ``read_journal``."""
+    journals = [journal_of(path, manifest, part) for part in range(manifest.geometry.parts)]
+    return {key: commit for journal in journals for key, commit in journal.commits.items()}
+
+
+def open_journal(cache: Path, manifest: Manifest, part: int) -> Journal:
+    """The journal of a part, ready to be added to: begun if it is not there, a torn last line cut off."""
+    journal, path = journal_of(cache, manifest, part), cache / journal_path(part)
     if path.exists() and path.stat().st_size != journal.whole_bytes:
         disk.truncate(path, journal.whole_bytes)
     if not journal.lines:
         disk.make_folder(path.parent)
-        append(path, header(fingerprint, part))
+        append(path, header(manifest.fingerprint, part))
         disk.sync_folder(path.parent)
         journal.lines = 1
     return journal

@@ -15,7 +15,7 @@ from cache.checksum import Bytes, file_hash
 from cache.chunks import FileOut, chunks_of
 from cache.codec import Codec
 from cache.errors import DamagedError, MismatchError, UsageError
-from cache.journal import Commit, FileEntry, Journal, journal_path, open_journal
+from cache.journal import Commit, FileEntry, Journal, open_journal
 from cache.layout import Array
 from cache.manifest import MANIFEST, Manifest, read_bound, read_manifest
 from cache.progress import Progress, Silent
@@ -54,9 +54,7 @@ def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None
         said.begin("pack", total=promises.segments[1], unit="segments")
         before, after = list[FileEntry](), list[FileEntry]()
         for part, journal in promises.journals.items():
-            written = open_journal(
-                out / journal_path(part), geometry=manifest.geometry, fingerprint=manifest.fingerprint, part=part
-            )
+            written = open_journal(out, manifest, part)
             for commit in journal.commits.values():
                 before += commit.files
                 after += _pack_segment(path, out, commit, (promises.manifest, manifest), written=written)

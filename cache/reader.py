@@ -24,7 +24,7 @@ from cache.config import CacheSettings
 from cache.errors import DamagedError, MismatchError, UsageError
 from cache.held import Held
 from cache.int8 import restore
-from cache.journal import Commit, FileEntry, journal_of
+from cache.journal import Commit, FileEntry, commits_of
 from cache.layout import STORE, Array, Group
 from cache.manifest import MANIFEST, Manifest, first_difference, read_bound, read_manifest, read_parameter, refuse_links
 from cache.recompute import Mlp, mlp_of_arrays
@@ -195,10 +195,9 @@ class CacheReader:
             self.as_view(torch.zeros(0, manifest_width(self.manifest)), None)
 
     def _read_journals(self) -> None:
-        geometry, commits = self.manifest.geometry, dict[tuple[str, int], Commit]()
+        geometry = self.manifest.geometry
         refuse_links(self.path, geometry)
-        for part in range(geometry.parts):
-            commits |= journal_of(self.path, self.manifest, part).commits
+        commits = commits_of(self.path, self.manifest)
         wanted = sum(group.segments for group in geometry.groups.values())
         if len(commits) < wanted:
             what = f"This cache is not finished: it has {len(commits)} of {wanted} segments."
@@ -274,10 +273,9 @@ def is_here(path: Path) -> bool:
     if not (path / MANIFEST).exists():
         return False
     manifest = read_manifest(path)
-    journals = [journal_of(path, manifest, part) for part in range(manifest.geometry.parts)]
-    commits = [commit for journal in journals for commit in journal.commits.values()]
+    commits = commits_of(path, manifest)
     whole = len(commits) == sum(group.segments for group in manifest.geometry.groups.values())
-    return whole and all((path / entry.path).exists() for commit in commits for entry in commit.files)
+    return whole and all((path / entry.path).exists() for commit in commits.values() for entry in commit.files)
 
 
 def manifest_width(manifest: Manifest) -> int:

@@ -25,7 +25,7 @@ import xxhash
 
 from cache.chunks import checked
 from cache.errors import DamagedError, NestcoderError
-from cache.journal import Commit, FileEntry, Journal, journal_path, read_journal
+from cache.journal import Commit, FileEntry, Journal, journal_of, journal_path
 from cache.layout import STORE, Array, Geometry
 from cache.manifest import Manifest, read_manifest
 from cache.progress import Progress, Silent
@@ -143,11 +143,8 @@ def read_promises(path: Path) -> Promises:
     journals: dict[int, Journal] = {}
     faults: list[Fault] = []
     for part in range(manifest.geometry.parts):
-        journal = path / journal_path(part)
         try:
-            journals[part] = read_journal(
-                journal, geometry=manifest.geometry, fingerprint=manifest.fingerprint, part=part
-            )
+            journals[part] = journal_of(path, manifest, part)
         except NestcoderError as error:
             faults.append(Fault("unreadable", journal_path(part), error.what))
             continue

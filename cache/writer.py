@@ -22,7 +22,7 @@ from cache.checksum import Bytes, file_hash
 from cache.codec import least_bytes
 from cache.config import CacheSettings
 from cache.errors import CapacityError, MismatchError, NumericalError, UsageError
-from cache.journal import Commit, FileEntry, Point, journal_path, open_journal, read_journal
+from cache.journal import Commit, FileEntry, Point, journal_of, open_journal
 from cache.layout import GROUPS, STORE
 from cache.manifest import (
     MANIFEST,
@@ -85,10 +85,10 @@ class CacheWriter:
             stack.enter_context(disk.lock(self._path / "locks" / f"part-{part:05d}"))
             self._publisher = open_publisher(self._path, settings.remote, self.manifest, part=part)
             self._compare()
-            self._journal = read_journal(self._path / journal_path(part), **self._promising)
+            self._journal = journal_of(self._path, self.manifest, part)
             self._check_room()
             self._create(files)
-            self._journal = open_journal(self._path / journal_path(part), **self._promising)
+            self._journal = open_journal(self._path, self.manifest, part)
             if self._journal.commits:
                 held = len(self._journal.commits)
                 (progress or Silent()).note(f"kept {held} segments of an earlier run in {self._path}")
@@ -236,11 +236,6 @@ class CacheWriter:
     @property
     def _tag(self) -> str:
         return f"part-{self._part:05d}"
-
-    @property
-    def _promising(self) -> dict[str, Any]:
-        """What a journal of this part must say it is."""
-        return {"geometry": self._geometry, "fingerprint": self.manifest.fingerprint, "part": self._part}
 
     def _check_room(self) -> None:
         """Refuse what will not fit: exactly for plain rows, by the best ratio of any codec for compressed ones."""

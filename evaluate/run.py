@@ -138,6 +138,7 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
     splicer = Splicer(loaded, reader.identity["layer"], tuple(reader.special_ids))
 
     def measure(dictionary: Dictionary, mean: Float[Tensor, " d_target"]) -> dict[str, Any]:
+        """As ``Splice``; ``mean`` is in the target's units."""
         return spliced(
             replay,
             dictionary,
