@@ -12,7 +12,7 @@ bin := $(VENV)/bin
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo harvest train eval test lint format bench wheel clean
+.PHONY: help setup setup-dev demo harvest train eval test lint format bench lock wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 20
@@ -60,6 +60,10 @@ format: setup-dev  ## rewrite the code in the project's format
 
 bench: setup-dev  ## side-by-side benchmarks: make bench BENCH=step ARGS="--peers DIR"
 	for name in $(BENCH); do echo "== $$name"; $(bin)/python -m bench.$$name $(ARGS) || exit 1; done
+
+lock: setup-dev  ## renew uv.lock and constraints.txt from pyproject.toml: make lock ARGS=--upgrade
+	$(bin)/uv lock $(ARGS)
+	$(bin)/uv export --quiet --frozen --all-extras --no-emit-project --no-hashes --no-annotate --no-header --output-file constraints.txt
 
 wheel: setup-dev  ## a wheel whose packages live under nestcoder.*
 	$(bin)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
