@@ -1,8 +1,8 @@
-"""When a wheel is built, moves ``cache``, ``harvest``, ``train`` and ``evaluate`` under ``nestcoder``.
+"""When a wheel is built, moves every package beside ``nestcoder`` under it.
 
-In a checkout the stages are plain top-level packages. Installed under those names they would overwrite other
-distributions' files (Hugging Face has an ``evaluate``), so in a wheel they are ``nestcoder.cache`` and so on, and the
-imports of them, which all stand at the start of a line, are rewritten.
+In a checkout ``cache``, ``harvest``, ``train``, ``evaluate`` and the others are plain top-level packages. Installed
+under those names they would overwrite other distributions' files (Hugging Face has an ``evaluate``). So in a wheel they
+are ``nestcoder.cache`` and so on, and the imports of them, which all stand at the start of a line, are rewritten.
 """
 
 import re
@@ -12,11 +12,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-STAGES = ("cache", "harvest", "train", "evaluate")
-_IMPORT = re.compile(rf"^(\s*)from ({'|'.join(STAGES)})(?=[. ])", re.MULTILINE)
+PACKAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate")
+_IMPORT = re.compile(rf"^(\s*)from ({'|'.join(PACKAGES)})(?=[. ])", re.MULTILINE)
 
 
-class RenameStages(BuildHookInterface[Any]):
+class RenamePackages(BuildHookInterface[Any]):
     """The hook that hatchling calls."""
 
     PLUGIN_NAME = "custom"
@@ -26,7 +26,7 @@ class RenameStages(BuildHookInterface[Any]):
         if version != "standard":
             return
         copies = Path(tempfile.mkdtemp())
-        for package in ("nestcoder", *STAGES):
+        for package in ("nestcoder", *PACKAGES):
             for path in Path(self.root, package).rglob("*"):
                 if path.suffix in {".py", ".md"}:
                     inside = path.relative_to(self.root)

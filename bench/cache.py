@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cache.config import CacheSettings
 from cache.loader import POOL_BYTES, open_loader
-from cache.mixing import measure_mixing
 from cache.order import EpochOrder, derive_key, permute
 from cache.reader import CacheReader
+from cache.tools.mixing import measure_mixing
 from cache.writer import CacheWriter
 
 BATCH_ROWS = 4096

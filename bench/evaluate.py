@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.progress import Silent
 from cache.reader import Rows
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
-from evaluate.dictionary import Dictionary
-from evaluate.fvu import Fit
-from evaluate.judge import streamed_metrics
+from evaluate.measure import streamed_metrics
+from evaluate.metrics.fvu import Fit
+from evaluate.metrics.sparsity import Sparsity
 from evaluate.replay import HeldOut, Replay
-from evaluate.rule import TopK
-from evaluate.sparsity import Sparsity
-from train.weights import random_weights
+from transcoder.dictionary import Dictionary
+from transcoder.rules import TopK
+from transcoder.weights import random_weights
 
 SHAPES = {
     "gpt2: 768 wide, 12,288 features, k 64": (768, 64, (768, 2304, 5376, 12288)),

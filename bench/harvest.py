@@ -30,10 +30,10 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from cache.config import CacheSettings
-from cache.progress import Silent
+from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.run import harvest_layers
-from harvest.stdlib import stdlib_documents
+from harvest.text.stdlib import stdlib_documents
 
 LAYER, WIDTH = 8, 768
 TOKENIZER = Path(__file__).parents[1] / "models" / "gpt2-stdlib"

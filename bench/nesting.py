@@ -8,11 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from cache.progress import Silent
 from cache.reader import CacheReader
+from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
-from train.loop import train_layer
+from train.run import train_layer
 
 
 class Steps(Silent):

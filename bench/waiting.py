@@ -17,10 +17,10 @@ import torch
 from bench.step import processor
 from cache.config import CacheSettings
 from cache.loader import Loader, open_loader
-from cache.progress import Silent
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
-from train import loop
+from common.progress import Silent
+from train import run as loop
 from train.config import LogSettings, TrainSettings
 
 WIDTH, ROWS = 768, 131_072

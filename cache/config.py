@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cache.codec import Codec
-from cache.settings import Settings
+from cache.format.codec import Codec
+from common.settings import Settings
 
 _CHUNK_BYTES, _MOST_CHUNK_ROWS = 1_200_000, 1024
 Dtype = Literal["bfloat16", "float16", "float32", "int8"]

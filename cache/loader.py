@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from cache.buffers import Buffers
-from cache.errors import UsageError
 from cache.order import EpochOrder
 from cache.reader import CacheReader, SplitView, View
+from cache.storage.buffers import Buffers
+from common.errors import UsageError
 
 POOL_BYTES = 1_000_000_000
 _POOLS_REMEMBERED = 8

@@ -17,18 +17,26 @@ import torch
 from jaxtyping import Float, Int8, Int32, Int64, Shaped
 from torch import Tensor
 
-from cache.bits import TORCH_DTYPES, read_as, to_tensor
-from cache.buffers import Buffers
-from cache.columns import Column, UnpackedColumn
 from cache.config import CacheSettings
-from cache.errors import DamagedError, MismatchError, UsageError
-from cache.held import Held
-from cache.int8 import restore
-from cache.journal import Commit, FileEntry, commits_of
-from cache.layout import STORE, Array, Group
-from cache.manifest import MANIFEST, Manifest, first_difference, read_bound, read_manifest, read_parameter, refuse_links
-from cache.recompute import Mlp, mlp_of_arrays
-from cache.statistics import GroupStatistics, merge_groups, unpack
+from cache.format.dtypes import TORCH_DTYPES, read_as, to_tensor
+from cache.format.int8 import restore
+from cache.format.journal import Commit, FileEntry, commits_of
+from cache.format.layout import STORE, Array, Group
+from cache.format.manifest import (
+    MANIFEST,
+    Manifest,
+    first_difference,
+    read_bound,
+    read_manifest,
+    read_parameter,
+    refuse_links,
+)
+from cache.format.statistics import GroupStatistics, merge_groups, unpack
+from cache.storage.buffers import Buffers
+from cache.storage.chunk_lru import Held
+from cache.storage.columns import Column, UnpackedColumn
+from cache.storage.recompute import Mlp, mlp_of_arrays
+from common.errors import DamagedError, MismatchError, UsageError
 
 View = Literal["mlp_in", "ln2_normalized"]
 UNPACKED_BYTES = 3_000_000_000
@@ -158,14 +166,14 @@ class CacheReader:
         view: View = "mlp_in",
         device: str = "cpu",
     ) -> "CacheReader":
-        """Open the cache in folder ``path``, or at a URL that fsspec knows (see ``cache.remote``).
+        """Open the cache in folder ``path``, or at a URL that fsspec knows (see ``cache.storage.remote``).
 
         ``expect`` holds what the identity must say (any part of it). ``verify`` turns the checksums of rows on.
         ``device`` is where a target that is not stored is computed.
         Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field.
         """
         if isinstance(path, str) and "://" in path:
-            from cache.remote import open_remote
+            from cache.storage.remote import open_remote
 
             return open_remote(path, expect=expect, view=view, device=device)
         reader = cls(Path(path), read_manifest(Path(path)), verify=verify, view=view, device=device)
@@ -181,7 +189,7 @@ class CacheReader:
         settings = settings or CacheSettings()
         if not settings.remote or is_here(path):
             return cls.open(path, verify=settings.check_reads, device=device)
-        from cache.remote import open_remote, url_of
+        from cache.storage.remote import open_remote, url_of
 
         return open_remote(url_of(path, settings.remote), limit_bytes=settings.remote_bytes, device=device)
 

@@ -16,15 +16,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cache import disk
-from cache.bits import Activations, StoredRows, to_stored
-from cache.checksum import Bytes, file_hash
-from cache.codec import least_bytes
 from cache.config import CacheSettings
-from cache.errors import CapacityError, MismatchError, NumericalError, UsageError
-from cache.journal import Commit, FileEntry, Point, journal_of, open_journal
-from cache.layout import GROUPS, STORE
-from cache.manifest import (
+from cache.format.codec import least_bytes
+from cache.format.dtypes import Activations, StoredRows, to_stored
+from cache.format.journal import Commit, FileEntry, Point, journal_of, open_journal
+from cache.format.layout import GROUPS, STORE
+from cache.format.manifest import (
     MANIFEST,
     Manifest,
     first_difference,
@@ -33,10 +30,13 @@ from cache.manifest import (
     read_manifest,
     refuse_links,
 )
-from cache.progress import Progress, Silent
-from cache.publish import open_publisher
-from cache.recompute import mlp_of_arrays
-from cache.segment import SegmentBuffer
+from cache.storage.publish import open_publisher
+from cache.storage.recompute import mlp_of_arrays
+from cache.storage.segment import SegmentBuffer
+from common import disk
+from common.errors import CapacityError, MismatchError, NumericalError, UsageError
+from common.hashing import Bytes, file_hash
+from common.progress import Progress, Silent
 
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
@@ -48,8 +48,8 @@ class CacheWriter:
     that the cache holds already are passed over, and rows beyond the request are dropped. Nothing is lost by a kill but
     the rows since the last commit. With ``parts`` writers, each fills its own segments and none waits for another.
 
-    With ``settings.target`` recompute, ``arrays`` must hold the layer's MLP (``cache.recompute``); targets are given
-    nonetheless, for their statistics and to be held against what the MLP gives.
+    With ``settings.target`` recompute, ``arrays`` must hold the layer's MLP; targets are given nonetheless, for their
+    statistics and to be compared with what the MLP gives.
 
     Raises MismatchError when the folder holds another cache, InUseError when the part has a writer, CapacityError when
     the disk has no room for what is missing, DiskError when it refuses, NumericalError for a NaN or an infinity.

@@ -17,11 +17,11 @@ from jaxtyping import Float
 
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
-from evaluate.dictionary import Dictionary
-from evaluate.fvu import intervals
-from evaluate.judge import Judgement, judge
-from evaluate.other import Other, heading
+from evaluate.measure import Judgement, judge
+from evaluate.metrics.fvu import intervals
+from evaluate.reference import Other, heading
 from evaluate.replay import Replay
+from transcoder.dictionary import Dictionary
 
 VERSION = 1
 CHECK_PLACES, CHECK_ROWS = 16, 256

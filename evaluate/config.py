@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
-from cache.settings import Settings
+from common.settings import Settings
 
 
 class EvaluateSettings(Settings):

@@ -2,8 +2,8 @@
 
 import torch
 
-from cache.device import free_memory
-from evaluate.dictionary import Dictionary
+from common.device import free_memory
+from transcoder.dictionary import Dictionary
 
 _SHARE = 0.25
 _LEAST, _MOST_CPU, _MOST_GPU = 64, 2048, 16384

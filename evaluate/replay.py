@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from cache.errors import CapacityError, UsageError
-from cache.progress import Progress
 from cache.reader import CacheReader, SplitView
-from evaluate.dictionary import Dictionary
+from common.errors import CapacityError, UsageError
+from common.progress import Progress
 from evaluate.memory import is_out_of_memory
-from evaluate.metric import Metric, Replayed, State
+from evaluate.metrics.metric import Metric, Replayed, State
 from evaluate.together import merged
 from train.ranks import Ranks
+from transcoder.dictionary import Dictionary
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.config import CacheSettings
-from cache.device import choose_device
-from cache.errors import UsageError
-from cache.progress import Progress
 from cache.reader import CacheReader
-from evaluate import report, samples
-from evaluate.absorption import fit_letter_probes, measure_absorption
+from common.device import choose_device
+from common.errors import UsageError
+from common.progress import Progress
 from evaluate.compare import Judged, compare, early_l0
 from evaluate.config import EvaluateSettings
-from evaluate.dictionary import Dictionary
-from evaluate.figures import figures
-from evaluate.judge import Judgement, judge
+from evaluate.measure import Judgement, judge
 from evaluate.memory import batch_rows_for
-from evaluate.other import Asked, Other, check_belongs, of_transcoder, open_other
-from evaluate.probe_set import probe_folder, read_probe_set
+from evaluate.metrics.absorption import fit_letter_probes, measure_absorption
+from evaluate.metrics.probe_set import probe_folder, read_probe_set
+from evaluate.reference import Asked, Other, check_belongs, of_transcoder, open_other
 from evaluate.replay import Replay, open_held_out
-from evaluate.side_by_side import comparison_files
+from evaluate.report.comparison import comparison_files
+from evaluate.report.plots import figures
+from evaluate.report import report, samples
 from evaluate.together import least, wait
 from train.ranks import Ranks
-from train.transcoder import CONFIG_FILE, Transcoder, load_transcoder
+from transcoder.dictionary import Dictionary
+from transcoder.transcoder import CONFIG_FILE, Transcoder, load_transcoder
 
 _NOT_TRAINED = "Run harvest and train for this layer first, or name another run."
 
@@ -128,7 +128,7 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
     """Raises MismatchError for another model than the cache's."""
     # Only here does evaluation meet a language model; everything else runs without transformers.
     from evaluate.splice import Splicer, check_model, spliced
-    from harvest.model import load_model
+    from harvest.model.language_model import load_model
 
     made_by = reader.identity
     loaded = load_model(

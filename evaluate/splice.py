@@ -26,16 +26,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cache.errors import MismatchError, UsageError
 from cache.reader import CacheReader
+from common.errors import MismatchError, UsageError
 from evaluate.contexts import Contexts, held_out_contexts
-from evaluate.dictionary import Dictionary
-from evaluate.fvu import bootstrap_weights, intervals, weighted_sums_by
-from evaluate.metric import State, add, numbered
+from evaluate.metrics.fvu import bootstrap_weights, intervals, weighted_sums_by
+from evaluate.metrics.metric import State, add, numbered
 from evaluate.replay import Replay
 from evaluate.together import merged
-from harvest.model import LanguageModel
-from harvest.sites import block_of, module_at
+from harvest.model.language_model import LanguageModel
+from harvest.model.sites import block_of, module_at
+from transcoder.dictionary import Dictionary
 
 Replacement = Callable[[Tensor], Tensor]
 """Sources (rows, d_source), as the model computed them, to what the MLP is to put out at those rows."""

@@ -12,8 +12,8 @@ from functools import reduce
 import torch
 from torch import distributed
 
-from cache.errors import DiskError
-from evaluate.metric import State
+from common.errors import DiskError
+from evaluate.metrics.metric import State
 from train.ranks import Ranks
 
 

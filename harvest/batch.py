@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cache.errors import CapacityError
-from cache.progress import Progress
+from common.errors import CapacityError
+from common.progress import Progress
 from harvest.config import HarvestSettings, Site
-from harvest.forward import Captured, Key, compile_blocks, run_modules
-from harvest.model import LanguageModel
-from harvest.tokens import ContextBatch
+from harvest.model.forward import Captured, Key, compile_blocks, run_modules
+from harvest.model.language_model import LanguageModel
+from harvest.text.tokens import ContextBatch
 
 
 @dataclass(frozen=True)

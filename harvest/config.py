@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cache.settings import Settings
+from common.settings import Settings
 
 Site = Literal["mlp_in", "ln2_normalized", "mlp_out", "resid_pre", "resid_mid", "resid_post", "attn_out"]
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from cache import disk
-from cache.device import free_memory
-from cache.errors import CapacityError
+from common import disk
+from common.device import free_memory
+from common.errors import CapacityError
 from harvest.config import HarvestSettings
-from harvest.folder import ModelFolder
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
+from harvest.model.source import ModelFolder
 
 _CPU_TOKENS, _GPU_TOKENS = 4096, 65_536
 _FREE_SHARE = 0.5

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from cache import disk
 from cache.config import CacheSettings
-from cache.device import free_memory
-from cache.progress import Silent
+from common import disk
+from common.device import free_memory
+from common.progress import Silent
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
-from harvest.forward import Key
-from harvest.job import Job, make_job
 from harvest.memory import check_disk, choose_batch, missing_bytes, weight_bytes
-from harvest.model import load_found
-from harvest.placement import in_words, place
+from harvest.model.forward import Key
+from harvest.model.language_model import load_found
+from harvest.model.placement import in_words, place
+from harvest.request import Job, make_job
 
 _PROBE_SECONDS, _PROBE_BATCHES = 3.0, 64
 PARAMETERS = {

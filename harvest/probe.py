@@ -26,18 +26,18 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
 
-from cache import disk
 from cache.config import CacheSettings
-from cache.errors import MismatchError, UsageError
-from cache.progress import Progress
 from cache.reader import CacheReader
+from common import disk
+from common.errors import MismatchError, UsageError
+from common.progress import Progress
 from harvest.config import HarvestSettings
-from harvest.folder import check_layers, find_model
-from harvest.forward import Captured, Key, run_modules, use_attention
-from harvest.job import check_sites
 from harvest.memory import choose_batch
-from harvest.model import LanguageModel, load_found
-from harvest.tokenizer import ModelTokenizer
+from harvest.model.forward import Captured, Key, run_modules, use_attention
+from harvest.model.language_model import LanguageModel, load_found
+from harvest.model.source import check_layers, find_model
+from harvest.model.tokenizer import ModelTokenizer
+from harvest.request import check_sites
 
 VERSION, KIND = 1, "first-letter"
 PROMPT = " {word} has the first letter: {letter}\n"

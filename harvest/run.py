@@ -2,7 +2,7 @@
 
     text -> [thread: read, tokenise, pack] -> model -> [thread: copy to the host, write] -> caches
 
-Before the first row, and on a sample of the batches, ``harvest.proof`` shows that the tensors are the ones meant.
+Before the first row, and on a sample of the batches, ``harvest.model.proof`` shows that the tensors are the ones meant.
 Running again goes on where the slowest cache stopped; a cache that is further along passes over what it has.
 """
 
@@ -16,26 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache import disk
 from cache.config import CacheSettings
-from cache.errors import UsageError
-from cache.progress import Progress
-from cache.publish import publish_whole, withdraw
-from cache.recompute import Mlp
+from cache.storage.publish import publish_whole, withdraw
+from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
-from harvest.ahead import Ahead, Behind
+from common import disk
+from common.errors import UsageError
+from common.progress import Progress
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
-from harvest.families import first_proof
-from harvest.forward import Key, attention_of, use_attention
-from harvest.job import Job, make_job
 from harvest.memory import check_disk, choose_batch
-from harvest.mlp import mlp_of
-from harvest.model import LanguageModel, boot_bridge, load_found
-from harvest.proof import SiteProof, prove_sites
+from harvest.model.families import first_proof
+from harvest.model.forward import Key, attention_of, use_attention
+from harvest.model.language_model import LanguageModel, boot_bridge, load_found
+from harvest.model.mlp import mlp_of
+from harvest.model.proof import SiteProof, prove_sites
+from harvest.model.sites import norm_of
+from harvest.request import Job, make_job
 from harvest.sink import Sink, cut_alike, slowest_cursor, writing
-from harvest.sites import norm_of
-from harvest.tokens import ContextBatch
+from harvest.text.tokens import ContextBatch
+from harvest.threads import Ahead, Behind
 
 _BATCHES_AHEAD, _BATCHES_BEHIND = 4, 2
 _PROOF_CONTEXTS = 2

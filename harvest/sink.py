@@ -7,7 +7,7 @@ from typing import Any
 from cache.writer import CacheWriter
 from harvest.batch import BatchRows
 from harvest.config import HarvestSettings
-from harvest.tokens import ContextBatch
+from harvest.text.tokens import ContextBatch
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
     python models/train_language_models.py gpt2 --out models/gpt2-stdlib
 
-Everything is seeded; the text is ``harvest.stdlib`` less the documents that ``cache.split`` holds out, so the loss is
-measured on files never trained on, beside a unigram and an interpolated bigram model of the same tokens. Writes a
+Everything is seeded; the text is the standard library less the documents that the default split holds out, so the
+loss is measured on files never trained on, beside a unigram and an interpolated bigram model of the same tokens. Writes a
 Hugging Face folder (bfloat16 safetensors, tokenizer) and training.json.
 """
 
@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from cache.split import is_held_out
-from harvest.stdlib import stdlib_documents, stdlib_identity
+from harvest.text.split import is_held_out
+from harvest.text.stdlib import stdlib_documents, stdlib_identity
 
 VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 2048, 256, 96, 12, 4
 HELD_OUT_FRACTION, SPLIT_SEED = 0.05, 0

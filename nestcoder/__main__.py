@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cache.errors import NestcoderError, UsageError
+from common.errors import NestcoderError, UsageError
 
 _STAGES = ("cache", "harvest", "train", "evaluate")
 
@@ -37,7 +37,7 @@ def _leave(message: str, code: int) -> None:
 def _refuse_strangers() -> None:
     """A package of a stage's name from elsewhere (Hugging Face has an ``evaluate``) must not be taken for ours."""
     home = Path(__file__).resolve().parent.parent
-    inside = NestcoderError.__module__.removesuffix("cache.errors")  # "nestcoder." in an installed wheel
+    inside = NestcoderError.__module__.removesuffix("common.errors")  # "nestcoder." in an installed wheel
     for stage in _STAGES:
         spec = find_spec(inside + stage)
         place = Path(spec.origin).resolve() if spec and spec.origin else None

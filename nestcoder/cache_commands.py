@@ -4,20 +4,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.disk import in_bytes
-from nestcoder.stages import shown_progress
+from common.disk import in_bytes
+from nestcoder.commands import shown_progress
 
 if TYPE_CHECKING:
-    from cache.codec import Codec
-    from cache.info import CacheInfo, SideInfo
-    from cache.pack import Packing
+    from cache.format.codec import Codec
+    from cache.tools.info import CacheInfo, SideInfo
+    from cache.tools.pack import Packing
 
 Said = tuple[Any, str]
 
 
 def cache_info(path: str) -> Said:
     """What the cache holds."""
-    from cache.info import cache_info as read_info
+    from cache.tools.info import cache_info as read_info
 
     info = read_info(path)
     return asdict(info) | {"complete": info.complete}, "\n".join(_info_lines(info))
@@ -70,11 +70,11 @@ def _mixing_said(info: "CacheInfo") -> str:
 
 def cache_verify(path: str, *, fast: bool) -> Said:
     """Check the cache. Raises DamagedError that names every fault."""
-    from cache.verify import verify_cache
+    from cache.tools.verify import verify_cache
 
     with shown_progress() as progress:
         if "://" in path:
-            from cache.verify_remote import verify_remote
+            from cache.tools.verify_remote import verify_remote
 
             found = verify_remote(path, progress=progress)
         else:
@@ -93,7 +93,7 @@ def cache_verify(path: str, *, fast: bool) -> Said:
 
 def cache_pack(path: str, out: Path, codec: "Codec") -> Said:
     """Write the cache under another codec into another folder; ``none`` unpacks it."""
-    from cache.pack import pack_cache
+    from cache.tools.pack import pack_cache
 
     with shown_progress() as progress:
         done = pack_cache(Path(path), out, codec=codec, progress=progress)
@@ -112,11 +112,11 @@ def _packed_said(done: "Packing") -> str:
 
 def cache_repair(path: str) -> Said:
     """Set damaged shards aside and mark their rows for the next harvest."""
-    from cache.repair import QUARANTINE, repair_cache
+    from cache.tools.repair import QUARANTINE, repair_cache
 
     with shown_progress() as progress:
         if "://" in path:
-            from cache.verify_remote import repair_remote
+            from cache.tools.verify_remote import repair_remote
 
             done = repair_remote(path, progress=progress)
         else:

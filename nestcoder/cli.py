@@ -13,7 +13,7 @@ import click
 import nestcoder
 
 if TYPE_CHECKING:
-    from cache.codec import Codec
+    from cache.format.codec import Codec
     from nestcoder.config import PipelineSettings
     from nestcoder.runs import RunFolders
 
@@ -89,7 +89,7 @@ def harvest(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, probe: str | None
 ) -> None:
     """Run the model over text, all layers in one pass, and write each layer's activation cache."""
-    from nestcoder import stages
+    from nestcoder import commands as stages
 
     chosen = list(dict.fromkeys(layers))
     if probe:
@@ -112,7 +112,7 @@ def train(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, name: str
 ) -> None:
     """Train a nested-prefix transcoder on each layer's cache."""
-    from nestcoder import stages
+    from nestcoder import commands as stages
 
     chosen = list(dict.fromkeys(layers))
     if dry_run:
@@ -143,7 +143,7 @@ def evaluate(
     force: bool,
 ) -> None:
     """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
-    from nestcoder import stages
+    from nestcoder import commands as stages
 
     options = stages.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
     result, text = stages.evaluate(invocation, list(dict.fromkeys(layers)), device, options)

@@ -12,8 +12,8 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 
 from cache.config import CacheSettings
-from cache.errors import UsageError
-from cache.settings import Settings
+from common.errors import UsageError
+from common.settings import Settings
 from evaluate.config import EvaluateSettings
 from harvest.config import HarvestSettings
 from nestcoder.yamlfile import KeyPath, YamlFile, parse_scalar, read_yaml

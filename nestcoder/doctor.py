@@ -28,7 +28,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], str]:
     """(facts for ``--json``, text for people) about this machine; ``folder`` is where runs would be written."""
     import torch
 
-    from cache.device import choose_device
+    from common.device import choose_device
 
     devices, chosen = _devices(), str(choose_device("auto"))
     facts: dict[str, Any] = {
@@ -55,7 +55,7 @@ def _version(name: str) -> str | None:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    from cache.device import free_memory
+    from common.device import free_memory
 
     found: list[dict[str, Any]] = [
         {

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from cache.disk import in_bytes
+from common.disk import in_bytes
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -49,7 +49,7 @@ class _Rate(ProgressColumn):
 
 
 class TerminalProgress:
-    """A bar with rate, time left and the latest figures; see ``cache.progress.Progress``."""
+    """A bar with rate, time left and the latest figures; see ``common.progress.Progress``."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream)

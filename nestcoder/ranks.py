@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cache.errors import UsageError
+from common.errors import UsageError
 
 
 @dataclass(frozen=True)

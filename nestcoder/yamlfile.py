@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cache.errors import UsageError
+from common.errors import UsageError
 
 KeyPath = tuple[str | int, ...]
 

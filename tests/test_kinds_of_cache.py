@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from cache.config import CacheSettings
-from cache.pack import pack_cache
-from cache.progress import Silent
-from cache.recompute import Mlp
+from cache.storage.recompute import Mlp
+from cache.tools.pack import pack_cache
 from cache.writer import CacheWriter
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
 from train.config import LogSettings, TrainSettings
-from train.loop import train_layer
 from train.plan import plan_train
-from train.transcoder import load_transcoder
+from train.run import train_layer
+from transcoder.transcoder import load_transcoder
 
 WIDTH, INNER, TRAIN, HELD_OUT = 16, 32, 1024, 256
 SETTINGS = TrainSettings(prefixes=(16, 64), top_k=4, steps=20, warmup_steps=5, batch_rows=64, held_out_rows=64)

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 import xxhash
 
-from cache import disk
-from cache.errors import DamagedError, MismatchError
-from cache.progress import Progress
+from common import disk
+from common.errors import DamagedError, MismatchError
+from common.progress import Progress
+from common.sealed_tensors import FileSeal, read_tensors, write_tensors
 from train.optim import Moments
 from train.step import State
-from train.tensorfile import FileSeal, read_tensors, write_tensors
-from train.weights import Weights, feature_major
+from transcoder.weights import Weights, feature_major
 
 FORMAT_VERSION = 1
 

@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from cache.errors import UsageError
-from cache.settings import Settings
+from common.errors import UsageError
+from common.settings import Settings
 
 
 def _sixteenfold(width: int, top_k: int) -> dict[str, Any]:

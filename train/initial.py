@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.errors import UsageError
 from cache.loader import open_loader
 from cache.reader import CacheReader, View
+from common.errors import UsageError
 from train.optim import unit_rows_
 from train.units import Units
-from train.weights import Weights
+from transcoder.weights import Weights
 
 _ENCODER_NORM = 0.2
 _NOISE = 0.1

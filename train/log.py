@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cache import disk
-from cache.progress import Progress
+from common import disk
+from common.progress import Progress
 from train.config import LogSettings
 
 LOG_FILE = "metrics.jsonl"

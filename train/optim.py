@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from train.config import TrainSettings
-from train.sharded import WHOLE, Shard
-from train.weights import Weights
+from transcoder.sharded import WHOLE, Shard
+from transcoder.weights import Weights
 
 _DECAYED = ("W_enc", "W_skip")
 _EPSILON = 1e-8

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import torch
 
-from cache import disk
 from cache.config import CacheSettings
-from cache.device import free_memory
-from cache.errors import CapacityError
 from cache.reader import CacheReader
+from common import disk
+from common.device import free_memory
+from common.errors import CapacityError
 from train.config import TrainSettings, members
+from train.member import recipe_of, workspace_of
 from train.optim import Moments
 from train.ranks import Ranks
-from train.run import recipe_of, workspace_of
-from train.sharded import WHOLE
 from train.step import State, train_step
 from train.units import Units, units_of
-from train.weights import random_weights
 from train.workspace import BLOCK_ROWS
+from transcoder.sharded import WHOLE
+from transcoder.weights import random_weights
 
 _TIMED_STEPS = 3
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, distributed
 
-from train.topk import Selection
-from train.winners import keep_winners
+from transcoder.sparse_code import Selection
+from transcoder.winners import keep_winners
 
 
 @dataclass(frozen=True)

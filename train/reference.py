@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from train.nested import NestedLoss
-from train.topk import select
-from train.weights import Weights
+from train.loss import NestedLoss
+from transcoder.sparse_code import select
+from transcoder.weights import Weights
 
 
 def reference_prefixes(

@@ -4,7 +4,7 @@ One process alone waits for the device once a step, to learn how many features a
 
 loss = l2_loss + aux_loss
 l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * target variance of the cache)
-aux_loss as train/loss.py has it, where a feature is dead
+aux_loss as train/aux_loss.py has it, where a feature is dead
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.config import TrainSettings
-from train.constants import constant
 from train.dead import count_tokens_, dead_features, dead_share
-from train.loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
-from train.nested import NestedLoss, StepResult, nested_step
+from train.loss import NestedLoss, StepResult, nested_step
 from train.optim import Moments, learning_rate, update_
 from train.ranks import Part, Ranks
-from train.sharded import WHOLE, Shard
-from train.weights import Weights
 from train.workspace import Workspace
+from transcoder.constants import constant
+from transcoder.sharded import WHOLE, Shard
+from transcoder.weights import Weights
 
 
 @dataclass

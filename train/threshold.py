@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cache.reader import CacheReader, View
-from train.weights import Weights
+from transcoder.weights import Weights
 
 _ROWS, _BATCH_ROWS = 32_768, 1024
 

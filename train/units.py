@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.errors import NumericalError, UsageError
 from cache.reader import CacheReader, View
-from train.weights import Weights
+from common.errors import NumericalError, UsageError
+from transcoder.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from train.topk import Activation
-from train.weights import Weights
+from transcoder.sparse_code import Activation
+from transcoder.weights import Weights
 
 BLOCK_ROWS = 512
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from train.config import TrainSettings
-from train.nested import NestedLoss, equal_weights
+from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
 from train.ranks import Ranks
 from train.step import Recipe, State, train_step
-from train.weights import Weights
 from train.workspace import Workspace
+from transcoder.weights import Weights
 
 _DEAD_AFTER = 10**9
 

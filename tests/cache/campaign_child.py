@@ -16,9 +16,9 @@ import time
 import traceback
 from pathlib import Path
 
-from cache import disk
-from cache.errors import NestcoderError, UsageError
-from cache.verify import verify_cache
+from cache.tools.verify import verify_cache
+from common import disk
+from common.errors import NestcoderError, UsageError
 
 HERE = Path(__file__).parent
 

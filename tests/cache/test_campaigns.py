@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from cache import verify as verify_module
-from cache.verify import verify_cache
+from cache.tools import verify as verify_module
+from cache.tools.verify import verify_cache
 
 FULL = os.environ.get("NESTCODER_FULL") == "1"
 SMALL = {"train_rows": 20, "held_out_rows": 4}

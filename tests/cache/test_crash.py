@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from cache import disk
-from cache.errors import DiskError, UsageError
 from cache.reader import CacheReader
+from common import disk
+from common.errors import DiskError, UsageError
 
 STEP = int(os.environ.get("NESTCODER_CRASH_STEP", "13"))
 SIZES = {"train_rows": 21, "held_out_rows": 6}

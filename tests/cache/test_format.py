@@ -12,9 +12,9 @@ import torch
 import zarr
 
 from cache import order
-from cache.bits import to_array
-from cache.layout import GROUPS
-from cache.manifest import VERSION
+from cache.format.dtypes import to_array
+from cache.format.layout import GROUPS
+from cache.format.manifest import VERSION
 from cache.reader import CacheReader
 
 PAGE = (Path(__file__).parents[2] / "cache" / "FORMAT.md").read_text()

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from cache.errors import CapacityError
-from cache.held import Held
+from cache.storage.chunk_lru import Held
+from common.errors import CapacityError
 
 KEYS = [("source", number) for number in range(6)]
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.checksum import canonical_json, chunk_hash, file_hash
-from cache.errors import DamagedError, MismatchError, NestcoderError
-from cache.journal import journal_path, read_journal
-from cache.manifest import parse_manifest, read_manifest
+from cache.format.journal import journal_path, read_journal
+from cache.format.manifest import parse_manifest, read_manifest
 from cache.reader import CacheReader
-from cache.verify import verify_cache
+from cache.tools.verify import verify_cache
+from common.errors import DamagedError, MismatchError, NestcoderError
+from common.hashing import canonical_json, chunk_hash, file_hash
 
 FULL = os.environ.get("NESTCODER_FULL") == "1"
 JOURNAL = journal_path(0)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cache.info import cache_info
-from cache.mixing import measure_mixing
+from cache.tools.info import cache_info
+from cache.tools.mixing import measure_mixing
 
 
 def test_figures_of_a_cache(whole_cache, toy):

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 import zarr
 
-from cache.bits import to_array
-from cache.int8 import quantise, restore
+from cache.format.dtypes import to_array
+from cache.format.int8 import quantise, restore
 from cache.reader import CacheReader
 
 

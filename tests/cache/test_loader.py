@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from cache.buffers import Buffers
-from cache.columns import Column
 from cache.config import CacheSettings
-from cache.errors import DamagedError, UsageError
 from cache.loader import open_loader
 from cache.reader import CacheReader
+from cache.storage.buffers import Buffers
+from cache.storage.columns import Column
 from cache.writer import CacheWriter
+from common.errors import DamagedError, UsageError
 
 ROWS = 530
 

@@ -8,17 +8,17 @@ import torch
 import zarr
 
 from cache import loader
-from cache.codec import decode_into, encoder
 from cache.config import CacheSettings
-from cache.disk import watch
-from cache.errors import DamagedError, InUseError, MismatchError, NestcoderError, UsageError
-from cache.journal import journal_path
+from cache.format.codec import decode_into, encoder
+from cache.format.journal import journal_path
 from cache.loader import open_loader
-from cache.pack import pack_cache
 from cache.reader import CacheReader
-from cache.repair import repair_cache
-from cache.verify import verify_cache
+from cache.tools.pack import pack_cache
+from cache.tools.repair import repair_cache
+from cache.tools.verify import verify_cache
 from cache.writer import CacheWriter
+from common.disk import watch
+from common.errors import DamagedError, InUseError, MismatchError, NestcoderError, UsageError
 
 CODECS = ("zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4")
 FLOAT = {"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 128, "segment_rows": 256}
@@ -218,7 +218,7 @@ def test_every_flipped_bit_of_a_packed_cache_is_found(packed, flip):
 def test_sizes_that_make_no_sense_are_damage(packed):
     path = packed / journal_path(0)
     lines = [json.loads(line[17:]) for line in path.read_bytes().splitlines()]
-    from cache.journal import append
+    from cache.format.journal import append
 
     for sizes in ([], [10], [-1, 5], [1 << 40, 1], ["1", 2], None, [5.0, 5.0], "ab", 7):
         path.unlink()

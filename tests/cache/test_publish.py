@@ -7,12 +7,12 @@ import fsspec
 import pytest
 
 from cache.config import CacheSettings
-from cache.errors import MismatchError
-from cache.manifest import MANIFEST
-from cache.publish import publish_whole, withdraw
+from cache.format.manifest import MANIFEST
 from cache.reader import CacheReader
-from cache.repair import repair_cache
-from cache.verify_remote import repair_remote, verify_remote
+from cache.storage.publish import publish_whole, withdraw
+from cache.tools.repair import repair_cache
+from cache.tools.verify_remote import repair_remote, verify_remote
+from common.errors import MismatchError
 
 BUCKET = "memory://bucket"
 SETTINGS = CacheSettings(remote=BUCKET)

@@ -11,15 +11,15 @@ import torch
 import zarr
 
 from cache.config import CacheSettings
-from cache.errors import DamagedError, NumericalError, UsageError
 from cache.loader import Batch, open_loader
-from cache.pack import pack_cache
 from cache.reader import CacheReader, SplitView
-from cache.recompute import ACTIVATIONS, Mlp, mlp_of_arrays
-from cache.verify import verify_cache
+from cache.storage.recompute import ACTIVATIONS, Mlp, mlp_of_arrays
+from cache.tools.pack import pack_cache
+from cache.tools.verify import verify_cache
 from cache.writer import CacheWriter
+from common.errors import DamagedError, NumericalError, UsageError
 from train.initial import initial_weights
-from train.loop import _culprits
+from train.run import _culprits
 from train.units import units_of
 
 _spec = importlib.util.spec_from_file_location("cards", Path(__file__).parents[1] / "harvest" / "cards.py")

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from cache.config import CacheSettings
-from cache.errors import CapacityError, DamagedError, DiskError, MismatchError, UsageError
-from cache.info import cache_info
 from cache.loader import open_loader
 from cache.reader import CacheReader
-from cache.remote import open_remote
-from cache.verify import verify_cache
-from cache.verify_remote import verify_remote
+from cache.storage.remote import open_remote
+from cache.tools.info import cache_info
+from cache.tools.verify import verify_cache
+from cache.tools.verify_remote import verify_remote
+from common.errors import CapacityError, DamagedError, DiskError, MismatchError, UsageError
 
 PAGES = {"d_source": 64, "d_target": 32, "chunk_rows": 64, "shard_rows": 128, "segment_rows": 512}
 

@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 
-from cache.errors import DamagedError, InUseError, MismatchError
-from cache.repair import repair_cache
-from cache.verify import verify_cache
+from cache.tools.repair import repair_cache
+from cache.tools.verify import verify_cache
+from common.errors import DamagedError, InUseError, MismatchError
 
 SHARD = "rows.zarr/train/source/c.1.0"
 JOURNAL = "journal/part-00000.jsonl"

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.config import CacheSettings
+from cache.format.statistics import measure, merge
 from cache.reader import CacheReader
-from cache.statistics import measure, merge
 from cache.writer import CacheWriter
 
 

@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
-from cache.errors import DamagedError
-from cache.verify import verify_cache
+from cache.tools.verify import verify_cache
+from common.errors import DamagedError
 
 SHARD = "rows.zarr/train/source/c.1.0"
 

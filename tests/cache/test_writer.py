@@ -5,10 +5,10 @@ import pytest
 import torch
 import zarr
 
-from cache import disk
-from cache.errors import CapacityError, InUseError, MismatchError, NumericalError, UsageError
 from cache.order import derive_key, permute
 from cache.reader import CacheReader
+from common import disk
+from common.errors import CapacityError, InUseError, MismatchError, NumericalError, UsageError
 
 
 def test_rows_come_back_bit_for_bit(stream, tmp_path):

@@ -10,8 +10,8 @@ import torch
 
 from cache.config import CacheSettings
 from cache.writer import CacheWriter
-from train.transcoder import Transcoder, save_transcoder
-from train.weights import Weights, random_weights
+from transcoder.transcoder import Transcoder, save_transcoder
+from transcoder.weights import Weights, random_weights
 
 D_SOURCE, D_TARGET, DICT_SIZE = 12, 10, 64
 SPECIAL = 0

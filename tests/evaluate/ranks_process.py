@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cache.errors import CapacityError, NestcoderError
-from cache.progress import Silent
+from common.errors import CapacityError, NestcoderError
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
 from nestcoder.ranks import process_group, read_ranks

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.absorption import absorption_fraction, fit_letter_probes, measure_absorption, score_prefix
-from evaluate.dictionary import Dictionary
-from evaluate.probe_set import ProbeSet
-from evaluate.sparse import largest_sums, stacked
-from train.topk import Selection
-from train.weights import Weights
+from evaluate.metrics.absorption import absorption_fraction, fit_letter_probes, measure_absorption, score_prefix
+from evaluate.metrics.probe_set import ProbeSet
+from transcoder.code_parts import largest_sums, stacked
+from transcoder.dictionary import Dictionary
+from transcoder.sparse_code import Selection
+from transcoder.weights import Weights
 
 LETTERS, WORDS, STRENGTH, NOISE_DIMS = 26, 40, 3.0, 24
 

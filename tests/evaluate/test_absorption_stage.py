@@ -22,8 +22,8 @@ from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from nestcoder.cli import command_line
-from train.transcoder import Transcoder, save_transcoder
-from train.weights import Weights
+from transcoder.transcoder import Transcoder, save_transcoder
+from transcoder.weights import Weights
 
 LETTERS, WORDS, ABSORBED, STRENGTH, NOISE = 26, 20, 2, 3.0, 24
 D_SOURCE, D_TARGET = LETTERS * (1 + ABSORBED), LETTERS + NOISE

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.baselines import Baselines, rounding_errors, upper_panels, whole_square
-from evaluate.metric import Replayed
-from train.topk import Selection
+from evaluate.metrics.baselines import Baselines, rounding_errors, upper_panels, whole_square
+from evaluate.metrics.metric import Replayed
+from transcoder.sparse_code import Selection
 
 NOTHING = Selection(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
 

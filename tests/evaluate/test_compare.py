@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from cache.config import CacheSettings
-from cache.errors import MismatchError, UsageError
-from cache.progress import Silent
 from cache.writer import CacheWriter
+from common.errors import MismatchError, UsageError
+from common.progress import Silent
 from evaluate.compare import difference
 from evaluate.config import EvaluateSettings
-from evaluate.report import table_of_runs
+from evaluate.report.report import table_of_runs
 from evaluate.run import evaluate_layer
-from train.transcoder import Transcoder, save_transcoder
-from train.weights import Weights
+from transcoder.transcoder import Transcoder, save_transcoder
+from transcoder.weights import Weights
 
 WIDTH, THRESHOLD, MISSING, NOISE, ROWS = 32, 1.2, 8, 0.3, 8_000
 TAIL = 0.5 * math.erfc(THRESHOLD / math.sqrt(2))

@@ -4,9 +4,9 @@ from functools import partial
 
 import torch
 
-from evaluate.dictionary import Dictionary
-from train.topk import select_topk
-from train.weights import random_weights
+from transcoder.dictionary import Dictionary
+from transcoder.sparse_code import select_topk
+from transcoder.weights import random_weights
 
 
 def small(*, skip: bool = False) -> Dictionary:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cache.errors import DamagedError, MismatchError, UsageError
-from evaluate.foreign import Wanted, read_foreign
+from common.errors import DamagedError, MismatchError, UsageError
+from transcoder.formats.foreign import Wanted, read_foreign
 
 WANTED = Wanted(d_source=6, d_target=5, layer=8, dict_size=32, l0=4.0)
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.errors import NumericalError, UsageError
-from evaluate.fvu import Fit, bootstrap_weights, cosines, fvu_replicates, intervals, squared_errors
-from evaluate.metric import Replayed, State
-from train.topk import Selection
+from common.errors import NumericalError, UsageError
+from evaluate.metrics.fvu import Fit, bootstrap_weights, cosines, fvu_replicates, intervals, squared_errors
+from evaluate.metrics.metric import Replayed, State
+from transcoder.sparse_code import Selection
 
 
 def nothing(rows: int) -> Selection:

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import MismatchError, NumericalError, UsageError
-from evaluate.fold import fold_gain
-from evaluate.gemma_scope import check_convention, find_choices, locate, mean_l0, nearest, nominal_l0, read_gemma_scope
+from common.errors import MismatchError, NumericalError, UsageError
+from transcoder.formats.gemma_scope import (
+    check_convention,
+    find_choices,
+    locate,
+    mean_l0,
+    nearest,
+    nominal_l0,
+    read_gemma_scope,
+)
+from transcoder.norm import fold_gain
 
 WIDTH, THRESHOLD, MISSING, NOISE = 32, 1.2, 8, 0.3
 

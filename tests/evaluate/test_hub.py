@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import pytest
 
-from cache.errors import DamagedError, DiskError
-from evaluate.hub import HubRepository
+from common.errors import DamagedError, DiskError
+from transcoder.formats.hub import HubRepository
 
 NAME, COMMIT = "google/gemma-scope-2b-pt-transcoders", "a" * 40
 FILES = {

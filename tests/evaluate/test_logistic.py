@@ -2,8 +2,8 @@
 
 import torch
 
-from evaluate.logistic import f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
-from train.topk import Selection, select_topk
+from evaluate.metrics.logistic import f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
+from transcoder.sparse_code import Selection, select_topk
 
 
 def problem(rows: int = 300) -> tuple[torch.Tensor, torch.Tensor]:

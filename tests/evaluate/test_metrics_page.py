@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cache.progress import Silent
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
-from evaluate.report import VERSION
+from evaluate.report.report import VERSION
 from evaluate.run import evaluate_layer
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from cache.errors import DamagedError, NestcoderError, UsageError
-from evaluate.npz import read_npz
-from evaluate.tensorfile import read_json, read_tensors
+from common.errors import DamagedError, NestcoderError, UsageError
+from transcoder.formats.foreign_files import read_json, read_tensors
+from transcoder.formats.npz import read_npz
 
 GOOD = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5)}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cache.errors import DamagedError, MismatchError, UsageError
-from evaluate.probe_set import read_probe_set
+from common.errors import DamagedError, MismatchError, UsageError
+from evaluate.metrics.probe_set import read_probe_set
 
 
 def write(folder: Path, *, words: int = 4, about: dict | None = None, **changed: torch.Tensor) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evaluate.redundancy import redundancy
+from evaluate.metrics.redundancy import redundancy
 
 
 @pytest.mark.parametrize("block", [7, 16, 1000])

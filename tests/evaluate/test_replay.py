@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import CapacityError, UsageError
-from cache.progress import Silent
 from cache.reader import CacheReader
+from common.errors import CapacityError, UsageError
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
-from evaluate.dictionary import Dictionary
-from evaluate.judge import judge
+from evaluate.measure import judge
 from evaluate.memory import batch_rows_for, bytes_a_row
 from evaluate.replay import Replay, open_held_out
 from evaluate.run import of_transcoder
-from train.topk import Selection
-from train.transcoder import load_transcoder
+from transcoder.dictionary import Dictionary
+from transcoder.sparse_code import Selection
+from transcoder.transcoder import load_transcoder
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("NESTCODER_FULL") == "1"
@@ -29,7 +29,7 @@ FULL = os.environ.get("NESTCODER_FULL") == "1"
 FENCED = """
 import socket, sys
 from pathlib import Path
-from cache.progress import Silent
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
 
@@ -47,14 +47,14 @@ assert not {"transformers", "transformer_lens", "datasets", "wandb", "huggingfac
 BOUND = """
 import sys
 from pathlib import Path
-from cache.progress import Silent
+from common.progress import Silent
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
-from evaluate.dictionary import Dictionary
-from evaluate.judge import judge
+from transcoder.dictionary import Dictionary
+from evaluate.measure import judge
 from evaluate.replay import Replay, open_held_out
-from evaluate.rule import TopK
-from train.weights import random_weights
+from transcoder.rules import TopK
+from transcoder.weights import random_weights
 
 def megabytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import MismatchError, UsageError
-from cache.progress import Silent
 from cache.reader import CacheReader
+from common.errors import MismatchError, UsageError
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
-from train.transcoder import Transcoder, load_transcoder, save_transcoder
-from train.weights import random_weights
+from transcoder.transcoder import Transcoder, load_transcoder, save_transcoder
+from transcoder.weights import random_weights
 
 
 def evaluate(cache: Path, transcoder: Path, out: Path, *, device: str = "cpu", **settings: Any) -> dict[str, Any]:

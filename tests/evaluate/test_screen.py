@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate import screen
-from evaluate.dictionary import Dictionary
-from evaluate.rule import Thresholds, TopK, jumprelu
-from evaluate.screen import Screen, screening
-from train.topk import Selection, select_above, select_topk
-from train.weights import Weights, random_weights
+from transcoder import prefilter as screen
+from transcoder.dictionary import Dictionary
+from transcoder.prefilter import Screen, screening
+from transcoder.rules import Thresholds, TopK, jumprelu
+from transcoder.sparse_code import Selection, select_above, select_topk
+from transcoder.weights import Weights, random_weights
 
 D_SOURCE, DICT_SIZE, ROWS = 24, 512, 40
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.metric import Replayed
-from evaluate.sparsity import Sparsity
-from train.topk import select_topk
+from evaluate.metrics.metric import Replayed
+from evaluate.metrics.sparsity import Sparsity
+from transcoder.sparse_code import select_topk
 
 PREFIXES = (8, 24, 64)
 

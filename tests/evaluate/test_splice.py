@@ -10,19 +10,19 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PretrainedConfig
 
 from cache.config import CacheSettings
-from cache.errors import MismatchError, UsageError
-from cache.progress import Silent
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
+from common.errors import MismatchError, UsageError
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.contexts import Contexts, held_out_contexts
 from evaluate.run import evaluate_layer
 from evaluate.splice import Splicer, check_model
-from harvest.forward import run_modules
-from harvest.model import LanguageModel, load_model
-from harvest.sites import block_of, module_at
-from train.transcoder import Transcoder, save_transcoder
-from train.weights import Weights, random_weights
+from harvest.model.forward import run_modules
+from harvest.model.language_model import LanguageModel, load_model
+from harvest.model.sites import block_of, module_at
+from transcoder.transcoder import Transcoder, save_transcoder
+from transcoder.weights import Weights, random_weights
 
 LAYER, WIDTH, CONTEXT, BOS = 1, 64, 24, 0
 EMBEDDED = Path(__file__).parents[2] / "models" / "gpt2-stdlib"

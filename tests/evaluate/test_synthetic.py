@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.progress import Silent
+from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
 from models.make_synthetic_gemma_scope import make

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from models.make_synthetic_gemma_scope import make
-from train.transcoder import Transcoder, save_transcoder
-from train.weights import random_weights
+from transcoder.transcoder import Transcoder, save_transcoder
+from transcoder.weights import random_weights
 
 ROOT = Path(__file__).parents[2]
 WORLDS = (1, 2, 3)

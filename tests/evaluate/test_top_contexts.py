@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from evaluate.metric import Replayed, State
-from evaluate.top_contexts import TopContexts
-from train.topk import select_topk
+from evaluate.metrics.metric import Replayed, State
+from evaluate.metrics.top_contexts import TopContexts
+from transcoder.sparse_code import select_topk
 
 CONTEXTS = 3
 

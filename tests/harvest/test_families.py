@@ -8,18 +8,18 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.utils import logging as hugging_logging
 
 from cache.config import CacheSettings
-from cache.errors import NumericalError, UsageError
-from cache.progress import Silent
 from cache.reader import CacheReader
+from common.errors import NumericalError, UsageError
+from common.progress import Silent
 from evaluate.splice import Contexts, Splicer
 from harvest.config import HarvestSettings
-from harvest.families import family_of
-from harvest.forward import Key, run_modules
-from harvest.model import boot_bridge, load_model
+from harvest.model.families import family_of
+from harvest.model.forward import Key, run_modules
+from harvest.model.language_model import boot_bridge, load_model
+from harvest.model.proof import ALONE, prove_sites
+from harvest.model.sites import norm_of
 from harvest.plan import plan_harvest
-from harvest.proof import ALONE, prove_sites
 from harvest.run import harvest_layers
-from harvest.sites import norm_of
 
 LAYER = 1
 SMALL = {
@@ -209,6 +209,6 @@ def test_what_has_no_sites_is_refused_with_the_reason(name, architecture, why):
 
 
 def test_a_module_that_is_not_there_is_named(folders, monkeypatch):
-    monkeypatch.setattr("harvest.folder.family_of", lambda _: family_of(CONFIG_MAPPING["gpt_neox"](**SMALL)))
+    monkeypatch.setattr("harvest.model.source.family_of", lambda _: family_of(CONFIG_MAPPING["gpt_neox"](**SMALL)))
     with pytest.raises(UsageError, match=r"names a module that it does not have .*gpt_neox"):
         load_model(str(folders["llama"]), device="cpu")

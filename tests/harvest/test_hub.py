@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import pytest
 
-from cache.errors import DiskError, UsageError
-from cache.manifest import read_manifest
-from harvest.folder import find_model
-from harvest.hub import ALIASES, download
+from cache.format.manifest import read_manifest
+from common.errors import DiskError, UsageError
+from harvest.model.hub import ALIASES, download
+from harvest.model.source import find_model
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW = "1" * 40, "2" * 40

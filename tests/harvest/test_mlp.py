@@ -7,16 +7,16 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from cache.config import CacheSettings
-from cache.errors import NumericalError, UsageError
-from cache.progress import Silent
 from cache.reader import CacheReader
-from cache.verify import verify_cache
+from cache.tools.verify import verify_cache
+from common.errors import NumericalError, UsageError
+from common.progress import Silent
 from harvest import run as run_module
 from harvest.config import HarvestSettings
-from harvest.mlp import mlp_of
-from harvest.model import load_model
+from harvest.model.language_model import load_model
+from harvest.model.mlp import mlp_of
+from harvest.model.sites import block_of, module_at
 from harvest.run import harvest_layers
-from harvest.sites import block_of, module_at
 
 LAYER = 2
 FORMS = ("llama", "qwen3", "gemma", "gpt_neox", "phi")

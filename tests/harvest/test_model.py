@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 
-from cache.device import choose_device
-from cache.errors import DamagedError, DiskError, MismatchError, UsageError
-from harvest.folder import check_layers, find_model
-from harvest.hub import ALIASES
+from common.device import choose_device
+from common.errors import DamagedError, DiskError, MismatchError, UsageError
 from harvest.memory import token_bytes, weight_bytes
-from harvest.model import choose_dtype, load_model
-from harvest.tokenizer import load_tokenizer
+from harvest.model.hub import ALIASES
+from harvest.model.language_model import choose_dtype, load_model
+from harvest.model.source import check_layers, find_model
+from harvest.model.tokenizer import load_tokenizer
 
 
 def test_a_local_folder_is_described(model_folder, family):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.packing import Packer, pending_from_json, pending_to_json
+from harvest.text.packing import Packer, pending_from_json, pending_to_json
 
 BOS = 0
 documents = st.lists(st.lists(st.integers(1, 99), max_size=40), max_size=12)

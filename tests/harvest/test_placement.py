@@ -10,19 +10,19 @@ import pytest
 import torch
 from accelerate import dispatch_model
 
-from cache.errors import CapacityError
-from cache.progress import Silent
+from common.errors import CapacityError
+from common.progress import Silent
 from evaluate.contexts import Contexts
 from evaluate.splice import Splicer
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
-from harvest.folder import find_model
-from harvest.forward import Key, run_modules
 from harvest.memory import weight_bytes
-from harvest.model import boot_bridge, load_model
-from harvest.placement import in_words, place, spread
-from harvest.proof import ALONE, prove_sites
-from harvest.tokens import ContextBatch
+from harvest.model.forward import Key, run_modules
+from harvest.model.language_model import boot_bridge, load_model
+from harvest.model.placement import in_words, place, spread
+from harvest.model.proof import ALONE, prove_sites
+from harvest.model.source import find_model
+from harvest.text.tokens import ContextBatch
 
 _spec = importlib.util.spec_from_file_location("cards", Path(__file__).with_name("cards.py"))
 cards = importlib.util.module_from_spec(_spec)
@@ -73,7 +73,7 @@ def machine(monkeypatch, free):
     """A machine whose cards have so many free bytes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(free))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
-    monkeypatch.setattr("harvest.placement.free_memory", lambda device: free[device.index or 0])
+    monkeypatch.setattr("harvest.model.placement.free_memory", lambda device: free[device.index or 0])
 
 
 def test_several_cards_are_taken_for_auto_only_and_only_when_one_is_too_small(model_folder, monkeypatch):
@@ -97,7 +97,7 @@ def test_hugging_face_loads_by_the_map(model_folder, monkeypatch):
     where = find_model(str(model_folder))
     # Two devices that exist everywhere; meta holds no numbers.
     wanted = {path: {"cuda:0": "cpu", "cuda:1": "meta"}[device] for path, device in over_two(where).items()}
-    monkeypatch.setattr("harvest.model.place", lambda *_, **__: wanted)
+    monkeypatch.setattr("harvest.model.language_model.place", lambda *_, **__: wanted)
     assert load_model(str(model_folder), device="cpu", last_layer=LAYER).hugging.hf_device_map == wanted
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cache.config import CacheSettings
-from cache.device import choose_device, free_memory
-from cache.errors import CapacityError, UsageError
-from cache.progress import Silent
+from common.device import choose_device, free_memory
+from common.errors import CapacityError, UsageError
+from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.memory import check_disk, missing_bytes
 from harvest.plan import PARAMETERS, plan_harvest, which_fit

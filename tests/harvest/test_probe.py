@@ -10,14 +10,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cache.config import CacheSettings
-from cache.errors import MismatchError, UsageError
-from cache.manifest import read_manifest
-from cache.progress import Silent
+from cache.format.manifest import read_manifest
+from common.errors import MismatchError, UsageError
+from common.progress import Silent
 from harvest.config import HarvestSettings
-from harvest.folder import find_model
+from harvest.model.source import find_model
+from harvest.model.tokenizer import load_tokenizer
 from harvest.probe import choose_words, harvest_probe, probe_contexts
 from harvest.run import harvest_layers
-from harvest.tokenizer import load_tokenizer
 
 WORDS = [f"{a}{b}{c}" for a in "abcdef" for b in "aeiou" for c in "nt"]
 

@@ -11,19 +11,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cache.config import CacheSettings
-from cache.errors import CapacityError, MismatchError, UsageError
-from cache.pack import pack_cache
-from cache.progress import Silent
 from cache.reader import CacheReader
-from cache.repair import repair_cache
-from cache.verify import verify_cache
-from cache.verify_remote import verify_remote
+from cache.tools.pack import pack_cache
+from cache.tools.repair import repair_cache
+from cache.tools.verify import verify_cache
+from cache.tools.verify_remote import verify_remote
+from common.errors import CapacityError, MismatchError, UsageError
+from common.progress import Silent
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
-from harvest.model import load_model
+from harvest.model.language_model import load_model
 from harvest.probe import harvest_probe
 from harvest.run import harvest_layers
-from harvest.tokens import ContextBatch
+from harvest.text.tokens import ContextBatch
 
 CACHE = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=128, held_out_fraction=0.3)
 HARVEST = HarvestSettings(context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4)
@@ -315,7 +315,7 @@ def test_a_compressed_cache_is_not_refused_for_the_room_of_a_plain_one(model_fol
     packed = CACHE.model_copy(update={"codec": "zstd"})
     plain = harvest(model_folders["gpt2"], {2: tmp_path / "plain"}, text)[2]["cache"]
     size = sum(path.stat().st_size for path in Path(plain).rglob("rows.zarr/**/c.*") if path.is_file())
-    monkeypatch.setattr("cache.disk.free_bytes", lambda _: int(0.8 * size))
+    monkeypatch.setattr("common.disk.free_bytes", lambda _: int(0.8 * size))
     with pytest.raises(CapacityError):
         harvest(model_folders["gpt2"], {2: tmp_path / "again"}, text)
     harvest(model_folders["gpt2"], {2: tmp_path / "packed"}, text, cache=packed)

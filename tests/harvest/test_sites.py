@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cache.errors import MismatchError, NumericalError
-from harvest.forward import Key, run_bridge, run_modules
-from harvest.model import boot_bridge, load_model
-from harvest.proof import ALONE, equations, prove_sites, relative_error
-from harvest.sites import HOOKS, block_of, norm_of
+from common.errors import MismatchError, NumericalError
+from harvest.model.forward import Key, run_bridge, run_modules
+from harvest.model.language_model import boot_bridge, load_model
+from harvest.model.proof import ALONE, equations, prove_sites, relative_error
+from harvest.model.sites import HOOKS, block_of, norm_of
 
 LAYER = 2
 SITES = tuple(HOOKS)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache.errors import DiskError, UsageError
+from common.errors import DiskError, UsageError
 from harvest.config import HarvestSettings
-from harvest.stdlib import stdlib_files, stdlib_identity
-from harvest.text import open_documents
+from harvest.text.documents import open_documents
+from harvest.text.stdlib import stdlib_files, stdlib_identity
 
 TEXTS = [f"document {n}\nsecond line {n}" for n in range(23)]
 

@@ -9,10 +9,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from cache.errors import UsageError
-from cache.split import is_held_out
-from harvest.ahead import Ahead
-from harvest.tokens import ContextStream, StreamSettings
+from common.errors import UsageError
+from harvest.text.split import is_held_out
+from harvest.text.tokens import ContextStream, StreamSettings
+from harvest.threads import Ahead
 
 BOS = 0
 STREAM = StreamSettings(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cache.split import is_held_out
-from harvest.stdlib import stdlib_documents
+from harvest.text.split import is_held_out
+from harvest.text.stdlib import stdlib_documents
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 FAMILIES = ["gpt2", "gemma2"]

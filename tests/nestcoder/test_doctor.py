@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cache.device import choose_device
+from common.device import choose_device
 from nestcoder.doctor import examine, model_facts
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cache.errors import UsageError
+from common.errors import UsageError
 from nestcoder.ranks import Ranks, process_group, read_ranks
 
 

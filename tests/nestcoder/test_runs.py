@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import UsageError
+from common.errors import UsageError
 from nestcoder.runs import known_layers, model_folder_name, run_folders
 
 

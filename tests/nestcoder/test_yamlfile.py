@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.errors import UsageError
+from common.errors import UsageError
 from nestcoder.yamlfile import parse_scalar, parse_yaml, read_yaml, write_yaml
 
 

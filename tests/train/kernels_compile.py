@@ -7,7 +7,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from train import kernels
+from transcoder import kernels
 
 SIZES = {"ENTRIES": 8, "BLOCK": 256}
 CONSTANTS = {"WIDTH", "ENTRIES", "BLOCK", "ACC", "GROUPS"}

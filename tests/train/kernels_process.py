@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import torch
 
-from train import decode, kernels
-from train.nested import NestedLoss, nested_step
+from train.loss import NestedLoss, nested_step
 from train.reference import reference_step
-from train.topk import select_batchtopk
-from train.weights import random_weights
 from train.workspace import Workspace
+from transcoder import decode, kernels
+from transcoder.sparse_code import select_batchtopk
+from transcoder.weights import random_weights
 
 PREFIXES = (8, 20, 21, 40, 64)
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-7, torch.bfloat16: 1e-2}

@@ -5,13 +5,13 @@ from itertools import accumulate, pairwise
 import torch
 
 from train.config import TrainSettings
-from train.nested import NestedLoss, equal_weights
+from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
 from train.ranks import ALONE, Ranks
 from train.step import Recipe, State, train_step
-from train.weights import random_weights
-from train.winners import winners
 from train.workspace import Workspace
+from transcoder.weights import random_weights
+from transcoder.winners import winners
 
 PREFIXES = (9, 20, 64)
 SPLITS = {2: ((29, 0), (4, 25), (0, 0)), 3: ((0, 17, 12), (28, 0, 1), (9, 10, 10))}

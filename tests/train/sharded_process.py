@@ -6,10 +6,10 @@ import torch
 from parts_checks import check_parts
 from torch import distributed
 
-from train.loss import auxiliary
-from train.nested import NestedLoss, equal_weights, nested_step
-from train.sharded import Shard
-from train.weights import random_weights
+from train.aux_loss import auxiliary
+from train.loss import NestedLoss, equal_weights, nested_step
+from transcoder.sharded import Shard
+from transcoder.weights import random_weights
 
 PREFIXES = (3, 20, 41, 97)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import distributed
 
-from cache.progress import Silent
+from common.progress import Silent
 from train.config import LogSettings, TrainSettings
-from train.loop import train_layer
+from train.run import train_layer
 
 
 class Interrupting(Silent):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from cache.errors import DamagedError, MismatchError
-from cache.progress import Silent
+from common.errors import DamagedError, MismatchError
+from common.progress import Silent
 from train.checkpoint import Checkpoints, arrays_of
 from train.optim import Moments
 from train.step import State
-from train.weights import random_weights
+from transcoder.weights import random_weights
 
 IDENTITY = {"settings": {"lr": 0.1, "prefixes": [4, 8]}, "cache_fingerprint": "abc"}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from cache.errors import UsageError
+from common.errors import UsageError
 from train.config import PRESETS, TrainSettings, dead_after_tokens, members
 
 

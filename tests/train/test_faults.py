@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cache import disk
-from cache.errors import DamagedError, InUseError, MismatchError, NumericalError
 from cache.loader import Batch, Loader
-from cache.progress import Silent
+from common import disk
+from common.errors import DamagedError, InUseError, MismatchError, NumericalError
+from common.progress import Silent
 from train.checkpoint import Checkpoints
 from train.config import LogSettings, TrainSettings
-from train.loop import _culprits, train_layer
-from train.run import Run
+from train.member import Run
+from train.run import _culprits, train_layer
 
 
 def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.errors import UsageError
 from cache.reader import CacheReader, View
+from common.errors import UsageError
 from train.initial import initial_weights
 from train.units import units_of
-from train.weights import Weights
+from transcoder.weights import Weights
 
 
 def begin(cache: Path, *, dict_size: int, view: View = "mlp_in", seed: int = 0) -> Weights:

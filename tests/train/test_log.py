@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cache.progress import Silent
+from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.log import MetricsLog, WandbMirror, read_log
-from train.loop import train_layer
+from train.run import train_layer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from cache.errors import MismatchError, UsageError
-from cache.progress import Silent
 from cache.reader import CacheReader
+from common.errors import MismatchError, UsageError
+from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
-from train.loop import train_layer
-from train.transcoder import load_transcoder
+from train.run import train_layer
+from transcoder.transcoder import load_transcoder
 
 
 class Heard(Silent):

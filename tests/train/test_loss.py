@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.dead import count_tokens_, dead_features, dead_share
-from train.loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
-from train.weights import Weights, random_weights
+from transcoder.weights import Weights, random_weights
 
 DEAD = torch.tensor([1, 4, 5, 9])
 ALPHA, TOP_K = 1 / 32, 2

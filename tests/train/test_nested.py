@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from train.decode import decode_prefixes
-from train.nested import NestedLoss, equal_weights, nested_step
+from train.loss import NestedLoss, equal_weights, nested_step
 from train.reference import reference_prefixes, reference_step
-from train.topk import select
-from train.weights import Weights, random_weights
 from train.workspace import Workspace
+from transcoder.decode import decode_prefixes
+from transcoder.sparse_code import select
+from transcoder.weights import Weights, random_weights
 
 PREFIXES = (16, 40, 41, 96, 160)
 

@@ -7,7 +7,7 @@ import torch
 
 from train.config import TrainSettings
 from train.optim import Moments, learning_rate, update_
-from train.weights import Weights, random_weights
+from transcoder.weights import Weights, random_weights
 
 
 def rates(**values: object) -> list[float]:

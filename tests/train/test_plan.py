@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import CapacityError
-from cache.progress import Silent
 from cache.reader import CacheReader
+from common.errors import CapacityError
+from common.progress import Silent
 from train.config import LogSettings, TrainSettings
-from train.loop import train_layer
 from train.plan import check_fit, disk_bytes, plan_train, resolved_members
+from train.run import train_layer
 from train.units import units_of
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache.progress import Silent
+from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
-from train.loop import train_layer
+from train.run import train_layer
 
 PROCESS = Path(__file__).with_name("training_process.py")
 ROOT = Path(__file__).parents[2]

@@ -19,12 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache import disk
-from cache.progress import Silent
+from common import disk
+from common.progress import Silent
 from train.checkpoint import Checkpoints, Restored, arrays_of, state_of
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
-from train.loop import train_layer
+from train.run import train_layer
 from train.step import State
 
 KILLS = 100 if os.environ.get("NESTCODER_FULL") == "1" else 12

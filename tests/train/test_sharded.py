@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache.errors import UsageError
-from cache.progress import Silent
+from common.errors import UsageError
+from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
-from train.loop import train_layer
-from train.sharded import Shard
-from train.transcoder import load_transcoder
-from train.weights import random_weights
+from train.run import train_layer
+from transcoder.sharded import Shard
+from transcoder.transcoder import load_transcoder
+from transcoder.weights import random_weights
 
 
 def run_processes(script: str, world: int, arguments: list[str]) -> list[str]:

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from cache.reader import CacheReader
 from train.threshold import calibrated_threshold
-from train.topk import largest, select_above, select_batchtopk, select_topk
-from train.weights import random_weights
+from transcoder.sparse_code import largest, select_above, select_batchtopk, select_topk
+from transcoder.weights import random_weights
 
 
 @given(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cache.errors import DamagedError, MismatchError, NestcoderError, UsageError
-from train.transcoder import Transcoder, load_transcoder, save_transcoder
-from train.weights import random_weights
+from common.errors import DamagedError, MismatchError, NestcoderError, UsageError
+from transcoder.transcoder import Transcoder, load_transcoder, save_transcoder
+from transcoder.weights import random_weights
 
 PREFIXES = (8, 20, 48)
 

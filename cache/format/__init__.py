@@ -1,0 +1,1 @@
+"""What lies in a cache, byte by byte, as FORMAT.md says."""

@@ -1,0 +1,277 @@
+"""The journal: which segments exist. What is not in it does not exist, whatever lies in the folders.
+
+One file a writer (part). Each line is ``<xxh3-64 of the text> <JSON text>``, the first one names the fingerprint and
+the part, the others follow in turn and say what was committed (or taken back):
+
+    {"n": 1, "commit": "train", "segment": 0, "from": POINT, "next": POINT,
+     "files": [{path, size_bytes, xxh3, chunks, and of compressed ones sizes}]}
+    {"n": 2, "revoke": "train", "segment": 0}
+
+A POINT is where the caller's text must restart to meet a row again. A last line without its newline was torn by a
+crash and counts for nothing; anything else that does not read is damage.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from cache.format.codec import most_bytes
+from cache.format.layout import Array, Geometry
+from cache.format.manifest import Manifest
+from common import disk
+from common.errors import DamagedError, MismatchError, NestcoderError
+from common.hashing import canonical_json, chunk_hash
+
+_LINE = re.compile(rb"([0-9a-f]{16}) (\{.*\})")
+_HASH = re.compile(r"[0-9a-f]{32}")
+_HASHES = re.compile(r"(?:[0-9a-f]{16})*")
+_LIMIT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A committed file: path below the cache, size, xxh3-128 of the file, xxh3-64 of what each of its chunks holds.
+
+    ``sizes`` are the bytes of its chunks where they are compressed.
+    """
+
+    path: str
+    size_bytes: int
+    xxh3: str
+    chunks: str
+    sizes: tuple[int, ...] = ()
+
+    def chunk(self, number: int) -> str:
+        """The checksum of what a chunk of this file holds."""
+        return self.chunks[16 * number : 16 * number + 16]
+
+    def stretch(self, number: int, chunk_bytes: int) -> tuple[int, int]:
+        """Where a chunk lies in this file, and its bytes there; ``chunk_bytes`` is what it holds."""
+        if not self.sizes:
+            return number * chunk_bytes, chunk_bytes
+        return sum(self.sizes[:number]), self.sizes[number]
+
+    def described(self) -> dict[str, Any]:
+        """As a journal has it."""
+        return {key: value for key, value in vars(self).items() if value != ()}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in the text: the caller's own cursor, and how many rows of each group came before it."""
+
+    cursor: Any = None
+    train: int = 0
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A segment that is on the disk."""
+
+    group: str
+    segment: int
+    start: Point
+    next: Point
+    files: tuple[FileEntry, ...]
+
+
+@dataclass
+class Journal:
+    """What one part's journal at ``path`` says. ``whole_bytes`` is the length without a torn last line."""
+
+    path: Path
+    commits: dict[tuple[str, int], Commit] = field(default_factory=dict)
+    points: dict[tuple[str, int], Point] = field(default_factory=dict)
+    lines: int = 0
+    whole_bytes: int = 0
+
+    def add(self, commit: Commit) -> None:
+        """Commit a segment: it exists when this returns."""
+        append(self.path, commit_line(self.lines, commit))
+        self.lines += 1
+        self.commits[commit.group, commit.segment] = commit
+
+
+def journal_path(part: int) -> str:
+    """Where the journal of ``part`` lies, below the cache."""
+    return f"journal/part-{part:05d}.jsonl"
+
+
+def header(fingerprint: str, part: int) -> dict[str, Any]:
+    """The journal's first line."""
+    return {"n": 0, "journal": 1, "fingerprint": fingerprint, "part": part}
+
+
+def commit_line(number: int, commit: Commit) -> dict[str, Any]:
+    """The line that commits a segment."""
+    return {
+        "n": number,
+        "commit": commit.group,
+        "segment": commit.segment,
+        "from": vars(commit.start),
+        "next": vars(commit.next),
+        "files": [entry.described() for entry in commit.files],
+    }
+
+
+def revoke_line(number: int, group: str, segment: int) -> dict[str, Any]:
+    """The line that takes a segment back: it is to be written again."""
+    return {"n": number, "revoke": group, "segment": segment}
+
+
+def journal_line(line: dict[str, Any]) -> bytes:
+    """A line as a journal has it."""
+    text = canonical_json(line)
+    return chunk_hash(text).encode() + b" " + text + b"\n"
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Append a line, on the disk when this returns."""
+    disk.append_line(path, journal_line(line))
+
+
+def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
+    """What the journal at ``path`` promises; an absent one promises nothing.
+
+    Raises DamagedError naming the line that does not read, MismatchError when it belongs to another cache.
+    """
+    journal = Journal(path)
+    if not path.exists():
+        return journal
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
+        raise DamagedError("The journal is no plain file of a sane size.", where=path)
+    *lines, torn = path.read_bytes().split(b"\n")
+    if torn and not _is_torn(torn):
+        raise _damaged(path, len(lines), "has another byte for its end")
+    for number, line in enumerate(lines):
+        _apply(journal, _parse(line, path, number), path, geometry=geometry, header=header(fingerprint, part))
+        journal.whole_bytes += len(line) + 1
+    return journal
+
+
+def journal_of(path: Path, manifest: Manifest, part: int) -> Journal:
+    """The journal of a part of the cache in folder ``path``. Raises as ``read_journal``."""
+    geometry, fingerprint = manifest.geometry, manifest.fingerprint
+    return read_journal(path / journal_path(part), geometry=geometry, fingerprint=fingerprint, part=part)
+
+
+def commits_of(path: Path, manifest: Manifest) -> dict[tuple[str, int], Commit]:
+    """What all parts of the cache in folder ``path`` have committed. Raises as ``read_journal``."""
+    journals = [journal_of(path, manifest, part) for part in range(manifest.geometry.parts)]
+    return {key: commit for journal in journals for key, commit in journal.commits.items()}
+
+
+def open_journal(cache: Path, manifest: Manifest, part: int) -> Journal:
+    """The journal of a part, ready to be added to: begun if it is not there, a torn last line cut off."""
+    journal, path = journal_of(cache, manifest, part), cache / journal_path(part)
+    if path.exists() and path.stat().st_size != journal.whole_bytes:
+        disk.truncate(path, journal.whole_bytes)
+    if not journal.lines:
+        disk.make_folder(path.parent)
+        append(path, header(manifest.fingerprint, part))
+        disk.sync_folder(path.parent)
+        journal.lines = 1
+    return journal
+
+
+def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int) -> list[dict[str, Any]]:
+    """What a damaged journal still says: its lines that read and fit, with a header, numbered anew."""
+    path, first = Path(journal_path(part)), header(fingerprint, part)
+    journal, kept, lines = Journal(path, lines=1), [first], data.split(b"\n")
+    for line in [*lines, lines[-1][:-1]]:
+        try:
+            parsed: dict[str, Any] = json.loads(line[17:]) if _is_sound(line) else {}
+            if "journal" in parsed and parsed != first:
+                return [first]
+            _apply(journal, parsed, path, geometry=geometry, header=first)
+        except (ValueError, RecursionError, NestcoderError):
+            continue
+        kept.append(parsed | {"n": len(kept)})
+    return kept
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether a crash can have left this: a line without its end, or the zeros of a block never flushed.
+
+    A whole line whose newline became another byte is none.
+    """
+    return not _is_sound(tail[:-1]) or tail.endswith(b"\0")
+
+
+def _is_sound(line: bytes) -> bool:
+    match = _LINE.fullmatch(line)
+    return bool(match) and chunk_hash(line[17:]).encode() == line[:16]
+
+
+def _damaged(path: Path, number: int, how: str) -> DamagedError:
+    what = f"Line {number + 1} of the journal {how}."
+    return DamagedError(what, where=path, remedy="Run 'nestcoder cache repair' on the cache.")
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    if not _is_sound(line):
+        raise _damaged(path, number, "does not match its checksum")
+    try:
+        parsed: Any = json.loads(line[17:])
+    except (ValueError, RecursionError):
+        raise _damaged(path, number, "is no JSON") from None
+    if not isinstance(parsed, dict) or cast("dict[str, Any]", parsed).get("n") != number:
+        raise _damaged(path, number, "is out of turn")
+    return cast("dict[str, Any]", parsed)
+
+
+def _apply(journal: Journal, line: dict[str, Any], path: Path, *, geometry: Geometry, header: dict[str, Any]) -> None:
+    number, journal.lines = journal.lines, journal.lines + 1
+    if number == 0:
+        if line != header:
+            what = f"The journal is of cache {line.get('fingerprint')}, part {line.get('part')}, not of this one."
+            raise MismatchError(what, where=path)
+        return
+    try:
+        if "revoke" in line:
+            journal.commits.pop((line["revoke"], line["segment"]), None)
+            return
+        commit = _read_commit(line, geometry, header["part"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _damaged(path, number, "does not describe a segment of this cache") from None
+    key = (commit.group, commit.segment)
+    journal.commits[key] = commit
+    journal.points[key] = commit.start
+    journal.points.setdefault((commit.group, commit.segment + 1), commit.next)
+
+
+def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
+    group, segment = geometry.groups[line["commit"]], line["segment"]
+    if type(segment) is not int or segment not in geometry.part_segments(group.name, part):
+        raise ValueError(segment)
+    entries = tuple(
+        _read_entry(entry, array, file)
+        for (array, file), entry in zip(group.segment_files(segment), line["files"], strict=True)
+    )
+    return Commit(group.name, segment, _read_point(line["from"]), _read_point(line["next"]), entries)
+
+
+def _read_entry(value: dict[str, Any], array: Array, file: int) -> FileEntry:
+    told: dict[str, Any] = {**value, "sizes": tuple(value.get("sizes", ()))}
+    entry = FileEntry(**told)
+    count, compressed = array.chunks_in(file), array.codec != "none"
+    sizes = entry.sizes if compressed else (array.chunk_bytes,) * count
+    most = most_bytes(array.chunk_bytes)
+    if len(sizes) != count or not all(type(size) is int and 0 < size <= most for size in sizes):
+        raise ValueError(entry.path)
+    found = (entry.path, entry.size_bytes, len(entry.chunks), bool(entry.sizes))
+    if found != (array.file_path(file), sum(sizes) + array.index_bytes, 16 * count, compressed):
+        raise ValueError(entry.path)
+    if not _HASH.fullmatch(entry.xxh3) or not _HASHES.fullmatch(entry.chunks):
+        raise ValueError(entry.path)
+    return entry
+
+
+def _read_point(value: dict[str, Any]) -> Point:
+    for group in ("train", "held_out"):
+        if type(value[group]) is not int or value[group] < 0:
+            raise ValueError(group)
+    return Point(value["cursor"], value["train"], value["held_out"])

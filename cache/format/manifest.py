@@ -1,0 +1,295 @@
+"""The manifest: everything that determines a cache's bytes, written once, and the fingerprint over all of it.
+
+    fingerprint = xxh3-128 of the canonical JSON of
+                  {version, identity less "proof", format less "codec", special_ids, parameters}
+
+It names the rows, however they are compressed. ``identity`` is the harvest's own plain JSON: model, revision, weight
+hash, tokenizer, sites, text. ``parameters`` are small arrays that belong to the rows (a norm's gain and bias), zarr
+arrays beside them. A manifest is never trusted: every number is checked, and no path in it is ever followed.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from cache.config import CacheSettings
+from cache.format.layout import ITEM_BYTES, STORE, STORED_AS, Geometry, held_out_shard_rows, zarr_document
+from common.errors import DamagedError, MismatchError, UsageError
+from common.hashing import canonical_json, file_hash
+
+VERSION = 2
+MANIFEST = "manifest.json"
+_PARAMETERS = f"{STORE}/parameters/"
+_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+_LIMIT_BYTES = 64 << 20
+_PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
+_GEOMETRY_LIMIT = 1 << 48
+_FILES_LIMIT = 1 << 22
+_CHUNKS_LIMIT = 1 << 27
+_REPAIR = "Run 'nestcoder cache repair' on the cache."
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache is. ``files`` binds every file that is written before the first row: (bytes, xxh3-128) by path."""
+
+    identity: dict[str, Any]
+    geometry: Geometry
+    shuffle_seed: int
+    held_out_fraction: float
+    split_seed: int
+    special_ids: tuple[int, ...]
+    files: dict[str, tuple[int, str]]
+    written_with: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits: equal for two caches only if everything that determines their rows is."""
+        return file_hash([canonical_json(self.determining())])
+
+    def determining(self) -> dict[str, Any]:
+        """Everything that determines the rows, as plain JSON."""
+        return {
+            "version": VERSION,
+            "identity": {key: value for key, value in self.identity.items() if key != "proof"},
+            "format": {key: value for key, value in self.format().items() if key != "codec"},
+            "special_ids": list(self.special_ids),
+            "parameters": {path: file for path, file in self._bound().items() if path.startswith(_PARAMETERS)},
+        }
+
+    def format(self) -> dict[str, Any]:
+        """The part that the cache's own settings and sizes make up."""
+        seeds = {key: getattr(self, key) for key in ("shuffle_seed", "held_out_fraction", "split_seed")}
+        return asdict(self.geometry) | seeds
+
+    def to_json(self) -> bytes:
+        """The bytes of manifest.json; its last field is a checksum over the others."""
+        document = {
+            "format_name": "nestcoder cache",
+            "version": VERSION,
+            "identity": self.identity,
+            "format": self.format(),
+            "special_ids": list(self.special_ids),
+            "files": self._bound(),
+            "fingerprint": self.fingerprint,
+            "written_with": self.written_with,
+        }
+        document["checksum"] = file_hash([canonical_json(document)])
+        return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+    def _bound(self) -> dict[str, list[int | str]]:
+        return {path: [size, digest] for path, (size, digest) in sorted(self.files.items())}
+
+
+def make_geometry(
+    settings: CacheSettings, *, d_source: int, d_target: int, train_rows: int, held_out_rows: int, parts: int
+) -> Geometry:
+    """The layout that these settings give so many rows. Raises UsageError for sizes that no cache has."""
+    chunk_rows = settings.chunk_rows_of(max(1, max(d_source, d_target) * ITEM_BYTES[STORED_AS[settings.dtype]]))
+    rows = {"chunk_rows": chunk_rows, "shard_rows": settings.shard_rows, "segment_rows": settings.segment_rows}
+    geometry = Geometry(
+        dtype=settings.dtype,
+        codec=settings.codec,
+        d_source=d_source,
+        d_target=d_target,
+        target=settings.target,
+        train_rows=train_rows,
+        held_out_rows=held_out_rows,
+        **rows,
+        held_out_shard_rows=held_out_shard_rows(**rows, fraction=settings.held_out_fraction),
+        parts=parts,
+    )
+    problem = _geometry_problem(geometry)
+    if problem:
+        raise UsageError(f"A cache cannot be made of these sizes: {problem}.")
+    return geometry
+
+
+def _geometry_problem(geometry: Geometry) -> str:
+    sizes = {key: value for key, value in asdict(geometry).items() if key not in {"dtype", "codec", "target"}}
+    for key, value in sizes.items():
+        least = 0 if key in {"train_rows", "held_out_rows"} else 1
+        if type(value) is not int or not least <= value < _GEOMETRY_LIMIT:
+            return f"{key} is {value!r}"
+    if geometry.shard_rows % geometry.chunk_rows or geometry.segment_rows % geometry.shard_rows:
+        return "chunks, shards and segments are not multiples of each other"
+    if geometry.held_out_shard_rows % geometry.chunk_rows:
+        return "held-out shards are no multiple of a chunk"
+    if geometry.parts > 1 << 16 or max(geometry.d_source, geometry.d_target) > 1 << 24:
+        return "a width or the number of parts is absurd"
+    arrays = [array for group in geometry.groups.values() for array in group.arrays.values()]
+    if (
+        sum(array.files for array in arrays) > _FILES_LIMIT
+        or max(a.files * a.index_entries for a in arrays) > _CHUNKS_LIMIT
+    ):
+        return "the number of files or chunks is absurd"
+    return ""
+
+
+def parameter_files(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The zarr files of the small arrays, by path. Raises UsageError for a name or type that a cache does not hold."""
+    files: dict[str, bytes] = {}
+    for name, array in arrays.items():
+        if (
+            not _NAME.fullmatch(name)
+            or name == "zarr.json"
+            or array.dtype.name not in _PARAMETER_TYPES
+            or not array.ndim
+        ):
+            raise UsageError(f"A cache holds no array named '{name}' of {array.ndim} dimensions and {array.dtype}.")
+        folder = f"{STORE}/parameters/{name}"
+        files[f"{folder}/zarr.json"] = _parameter_json(array)
+        if array.size:
+            files[f"{folder}/c" + ".0" * array.ndim] = np.ascontiguousarray(array).tobytes()
+    return files
+
+
+def _parameter_json(array: np.ndarray) -> bytes:
+    little = {"name": "bytes", "configuration": {"endian": "little"}} if array.itemsize > 1 else {"name": "bytes"}
+    return zarr_document(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(array.shape),
+            "data_type": array.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in array.shape]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": "NaN" if array.dtype.kind == "f" else 0,
+            "codecs": [little],
+            "attributes": {},
+        }
+    )
+
+
+def read_manifest(cache: Path) -> Manifest:
+    """The manifest of the cache in this folder.
+
+    Raises UsageError when there is none, DamagedError when it does not read, MismatchError for an unknown version.
+    """
+    path = cache / MANIFEST
+    if not path.exists():
+        raise UsageError("There is no cache here.", where=cache, remedy="Run 'nestcoder harvest' first.")
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
+        raise DamagedError("The manifest is no plain file of a sane size.", where=path)
+    return parse_manifest(path.read_bytes(), where=path)
+
+
+def refuse_links(cache: Path, geometry: Geometry) -> None:
+    """Raises DamagedError when a folder of the cache is a link: its files would lie outside."""
+    arrays = [array.path for group in geometry.groups.values() for array in group.arrays.values()]
+    for folder in ("journal", STORE, *(f"{STORE}/{group}" for group in (*geometry.groups, "parameters")), *arrays):
+        if (cache / folder).is_symlink():
+            raise DamagedError("A folder of the cache is a link.", where=cache / folder, remedy=_REPAIR)
+
+
+def parse_manifest(data: bytes, *, where: object) -> Manifest:
+    """The manifest that ``data`` holds. Raises as ``read_manifest``."""
+    try:
+        loaded: Any = json.loads(data)
+        document = cast("dict[str, Any]", loaded)
+        version, checksum = document["version"], document.pop("checksum")
+        sound = file_hash([canonical_json(document)]) == checksum
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise DamagedError("The manifest does not read.", where=where, remedy=_REPAIR) from None
+    if not sound:
+        raise DamagedError("The manifest does not match its own checksum.", where=where, remedy=_REPAIR)
+    if version != VERSION:
+        what = f"This cache has format version {version!r}; this nestcoder reads version {VERSION}."
+        raise MismatchError(what, where=where, remedy="Use the nestcoder that wrote it, or harvest again.")
+    try:
+        manifest = _build(document)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it lacks something"
+        raise DamagedError(f"The manifest makes no sense ({reason}).", where=where) from None
+    if manifest.to_json() != data:
+        raise DamagedError("The manifest is not written as it was.", where=where, remedy=_REPAIR)
+    return manifest
+
+
+def _build(document: dict[str, Any]) -> Manifest:
+    form = dict(document["format"])
+    seeds = {key: form.pop(key) for key in ("shuffle_seed", "held_out_fraction", "split_seed")}
+    CacheSettings(**seeds, dtype=form["dtype"], codec=form["codec"], target=form["target"])
+    geometry = Geometry(**form)
+    problem = _geometry_problem(geometry)
+    if problem:
+        raise ValueError(problem)
+    files = {_plain_path(path): (_size(size), str(digest)) for path, (size, digest) in document["files"].items()}
+    computed = geometry.zarr_files()
+    for path, data in computed.items():
+        if files[path] != (len(data), file_hash([data])):
+            raise ValueError(f"{path} is not bound as this geometry has it")
+    for path in files.keys() - computed.keys():
+        if not path.startswith(_PARAMETERS):
+            raise ValueError(f"{path} is no file of this geometry")
+    special = tuple(_token(token) for token in document["special_ids"])
+    if not isinstance(document["identity"], dict) or not _is_plain(document["written_with"]):
+        raise ValueError("identity or written_with is no mapping")
+    manifest = Manifest(
+        document["identity"], geometry, **seeds, special_ids=special, files=files, written_with=document["written_with"]
+    )
+    if manifest.fingerprint != document["fingerprint"]:
+        raise ValueError("the fingerprint is not that of its contents")
+    return manifest
+
+
+def _plain_path(path: str) -> str:
+    parts = path.split("/")
+    if parts[0] != STORE or not all(re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", part) for part in parts):
+        raise ValueError(f"path {path!r}")
+    return path
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _GEOMETRY_LIMIT:
+        raise ValueError(f"number {value!r}")
+    return value
+
+
+def _token(value: Any) -> int:
+    if _size(value) >= 1 << 31:
+        raise ValueError(f"token {value!r}")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def read_bound(folder: Path, name: str, promised: tuple[int, str]) -> bytes:
+    """The bytes of a file of which size and xxh3-128 are promised. Raises DamagedError when they are not those."""
+    path = folder / name
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != promised[0]:
+        raise DamagedError("A file of the cache is missing, no plain file, or has another size.", where=path)
+    data = path.read_bytes()
+    if file_hash([data]) != promised[1]:
+        raise DamagedError("A file of the cache does not match its checksum.", where=path)
+    return data
+
+
+def read_parameter(described: bytes, data: bytes) -> np.ndarray:
+    """A small array from its zarr.json and its bytes. Raises ValueError when that is not what a cache holds."""
+    document = json.loads(described)
+    shape, item = document["shape"], document["data_type"]
+    if item not in _PARAMETER_TYPES or not 1 <= len(shape) <= 8:
+        raise ValueError(f"an array of {item!r}")
+    array = np.frombuffer(data, item).reshape([_size(length) for length in shape]).copy()
+    if _parameter_json(array) != described:
+        raise ValueError("metadata that a cache does not write")
+    return array
+
+
+def first_difference(ours: Any, theirs: Any, name: str = "") -> str:
+    """Names the first field in which two plain JSON values differ, with both values; '' when they are equal."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        left, right = cast("dict[str, Any]", ours), cast("dict[str, Any]", theirs)
+        for key in sorted(left.keys() | right.keys()):
+            found = first_difference(left.get(key), right.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+        return ""
+    return "" if ours == theirs and type(ours) is type(theirs) else f"{name} is {theirs!r}, not {ours!r}"

@@ -1,0 +1,1 @@
+"""How a cache's bytes come to memory: mapped, unpacked or fetched."""

@@ -1,0 +1,175 @@
+"""The arrays of a cache in memory: mapped as they lie, or, where that cannot be, chunk by chunk for a while.
+
+A column is one stretch of address space in which row r has its place, whether or not it is there yet. ``using`` makes
+chunks readable; each is held against its checksum the first time.
+"""
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from cache.format.chunks import THREADS, unpack_into
+from cache.format.journal import FileEntry
+from cache.format.layout import Array
+from cache.storage.chunk_lru import Held
+from cache.storage.mapping import Region, open_plain
+from common.errors import DamagedError
+from common.hashing import chunk_hash
+
+_AHEAD_BYTES, _LOCKS = 16 << 20, 64
+Chunks = Int64[np.ndarray, " n"]
+_REPAIR = "Run 'nestcoder cache repair' on the cache."
+
+
+class Column:
+    """One array of a group, its files mapped side by side as they are first needed."""
+
+    def __init__(self, cache: Path, array: Array, entries: dict[int, FileEntry], *, verify: bool) -> None:
+        self.array = array
+        self._cache, self._entries, self._verify = cache, entries, verify
+        self._file_bytes = array.file_rows * array.row_bytes
+        self._region = Region(array.files * self._file_bytes)
+        self._placed = np.zeros(array.files, bool)
+        self._checked = np.zeros(array.files * array.index_entries, bool)
+        self._lock = threading.Lock()
+        shape = (-1, array.width) if array.width else (-1,)
+        self.values: Shaped[np.ndarray, "rows ..."] = self._region.bytes.view(array.item).reshape(shape)
+
+    def need(self, chunks: Chunks) -> None:
+        """Make the rows of these chunks readable. Raises DamagedError that names the file that is not as promised."""
+        missing = chunks[~self._checked[chunks]]
+        if missing.size:
+            self._place_files(missing)
+            for chunk in np.unique(missing).tolist():
+                self._check(chunk)
+
+    @contextmanager
+    def using(self, chunks: Chunks) -> Generator[None]:
+        """Make the rows of these chunks readable while the block runs."""
+        self.need(chunks)
+        yield
+
+    def need_all(self) -> None:
+        """Make every row readable."""
+        self.need(np.arange(-(-self.array.rows // self.array.chunk_rows), dtype=np.int64))
+
+    def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
+        """Read chunks from the disk before they are needed, in this order, and check them while the next ones come."""
+        self._place_files(chunks)
+        size = self.array.chunk_bytes
+        ahead = -(-_AHEAD_BYTES // size)
+        for place in range(-ahead, len(chunks)):
+            if stopped():
+                return
+            if place + ahead < len(chunks):
+                self._region.read_ahead(offset=int(chunks[place + ahead]) * size, size_bytes=size)
+            if place >= 0:
+                self.need(chunks[place : place + 1])
+
+    def _place_files(self, chunks: Chunks) -> None:
+        with self._lock:
+            for number in np.unique(chunks // self.array.index_entries).tolist():
+                if not self._placed[number]:
+                    self._place(number)
+                    self._placed[number] = True
+
+    def _place(self, number: int) -> None:
+        path = self._cache / self.array.file_path(number)
+        size = self.array.chunks_in(number) * self.array.chunk_bytes
+        file_bytes = self.array.file_bytes(number)
+        self._region.place(path, offset=number * self._file_bytes, size_bytes=size, file_bytes=file_bytes)
+
+    def _memory(self, chunk: int) -> memoryview:
+        size = self.array.chunk_bytes
+        return self._region.bytes.data[chunk * size : (chunk + 1) * size]
+
+    def _check(self, chunk: int) -> None:
+        if self._verify:
+            number, inside = divmod(chunk, self.array.index_entries)
+            if chunk_hash(self._memory(chunk)) != self._entries[number].chunk(inside):
+                what = f"Chunk {inside} of a shard does not match its checksum."
+                raise DamagedError(what, where=self._where(number), remedy=_REPAIR)
+        self._checked[chunk] = True
+
+    def _where(self, number: int) -> str:
+        return str(self._cache / self.array.file_path(number))
+
+
+class PassingColumn(Column, ABC):
+    """A column whose chunks are brought one by one, several at once, and given up again when there are too many."""
+
+    connections: ClassVar[int] = THREADS
+
+    def __init__(self, cache: Path, array: Array, entries: dict[int, FileEntry], *, verify: bool, held: Held) -> None:
+        super().__init__(cache, array, entries, verify=verify)
+        self._held = held
+        self._bringing = [threading.Lock() for _ in range(_LOCKS)]
+
+    @abstractmethod
+    def _bring(self, chunk: int) -> None:
+        """Put the chunk at its place and check it; no other thread does so meanwhile."""
+
+    def _bring_once(self, chunk: int) -> None:
+        with self._bringing[chunk % _LOCKS]:
+            if not self._checked[chunk]:
+                self._bring(chunk)
+
+    def need(self, chunks: Chunks) -> None:
+        """Make the rows of these chunks readable. Raises DamagedError, and DiskError from afar."""
+        missing = np.unique(chunks[~self._checked[chunks]]).tolist()
+        if missing:
+            with ThreadPoolExecutor(min(self.connections, len(missing))) as pool:
+                list(pool.map(self._bring_once, missing))
+        # The narrow arrays are small, and needed all the time.
+        for chunk in missing if self.array.sharded else ():
+            self._held.add((self.array.path, chunk), self.array.chunk_bytes, partial(self._give_up, chunk))
+
+    @contextmanager
+    def using(self, chunks: Chunks) -> Generator[None]:
+        """``need`` them, and keep them while the block runs. Raises CapacityError as well."""
+        keys = [(self.array.path, chunk) for chunk in np.unique(chunks).tolist()]
+        size = self.array.chunk_bytes if self.array.sharded else 0
+        with self._held.in_use(keys, chunk_bytes=size):
+            self.need(chunks)
+            yield
+
+    def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
+        """Bring chunks before they are needed, some at a time, as far as there is room for them."""
+        for start in range(0, len(chunks), self.connections):
+            if stopped():
+                return
+            self.need(chunks[start : start + self.connections])
+
+    def _give_up(self, chunk: int) -> None:
+        size = self.array.chunk_bytes
+        with self._bringing[chunk % _LOCKS]:
+            self._checked[chunk] = False
+            self._region.forget(offset=chunk * size, size_bytes=size)
+
+
+class UnpackedColumn(PassingColumn):
+    """An array of a compressed cache: chunks are unpacked into memory."""
+
+    def _bring(self, chunk: int) -> None:
+        number, inside = divmod(chunk, self.array.index_entries)
+        start, size = self._entries[number].stretch(inside, self.array.chunk_bytes)
+        path = self._cache / self.array.file_path(number)
+        descriptor = open_plain(path, size_bytes=self._entries[number].size_bytes)
+        try:
+            data = os.pread(descriptor, size, start)
+        finally:
+            os.close(descriptor)
+        try:
+            unpack_into(self._memory(chunk), self.array, data)
+        except DamagedError as error:
+            raise DamagedError(error.what, where=path, remedy=_REPAIR) from None
+        self._check(chunk)

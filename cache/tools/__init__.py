@@ -1,0 +1,1 @@
+"""What is done to a whole cache: look at it, check it, repair it, pack it."""

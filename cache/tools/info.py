@@ -1,0 +1,129 @@
+"""What a cache is, in figures: rows, sites, documents, size, statistics, and how well its batches are mixed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cache.format.statistics import SideStatistics
+from cache.loader import open_loader
+from cache.reader import CacheReader, SplitView
+from cache.tools.mixing import Mixing, measure_mixing
+from cache.tools.verify import read_promises
+
+_BATCH_ROWS = 4096
+_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class SideInfo:
+    """Figures of source or target over the training rows whose token is not special."""
+
+    width: int
+    mean_square: float
+    variance_sum: float
+    largest_norm: float
+    largest_row: int
+    storage_floor: float
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """Figures of a cache. ``rows`` and ``committed`` by group; what needs every row is None until it is complete."""
+
+    path: str
+    fingerprint: str
+    identity: dict[str, Any]
+    dtype: str
+    rows: dict[str, int]
+    committed: dict[str, int]
+    bytes: int
+    files: int
+    parts: int
+    written_with: dict[str, str]
+    documents: dict[str, int] | None
+    special_rows: int | None
+    source: SideInfo | None
+    target: SideInfo | None
+    mixing: Mixing | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row that was asked for is there."""
+        return self.rows == self.committed
+
+
+def cache_info(path: Path | str) -> CacheInfo:
+    """Figures of the cache in a folder or at a URL. Raises what ``CacheReader.open`` raises.
+
+    An unfinished cache in a folder is no error.
+    """
+    remote = CacheReader.open(path) if isinstance(path, str) and "://" in path else None
+    promises = read_promises(remote.path if remote else Path(path))
+    geometry = promises.manifest.geometry
+    rows = {name: group.rows for name, group in geometry.groups.items()}
+    commits = [key for journal in promises.journals.values() for key in journal.commits]
+    committed = {
+        name: sum(group.rows_in(segment) for owner, segment in commits if owner == name)
+        for name, group in geometry.groups.items()
+    }
+    whole = _whole(remote or CacheReader.open(path)) if rows == committed else _Whole(None, None, None, None, None)
+    return CacheInfo(
+        path=str(path),
+        fingerprint=promises.manifest.fingerprint,
+        identity=promises.manifest.identity,
+        dtype=geometry.dtype,
+        rows=rows,
+        committed=committed,
+        bytes=sum(promise.entry.size_bytes for promise in promises.files.values()),
+        files=len(promises.files),
+        parts=geometry.parts,
+        written_with=promises.manifest.written_with,
+        **vars(whole),
+    )
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What only a complete cache can say."""
+
+    documents: dict[str, int] | None
+    special_rows: int | None
+    source: SideInfo | None
+    target: SideInfo | None
+    mixing: Mixing | None
+
+
+def _whole(reader: CacheReader) -> _Whole:
+    splits = {name: reader.split(name) for name in _GROUPS}
+    documents = {name: len(np.unique(split.document)) for name, split in splits.items()}
+    train = splits["train"]
+    if not len(train):
+        return _Whole(documents, None, None, None, None)
+    figures = train.statistics
+    target = _side(figures.target) if figures.target else None
+    special = len(train) - figures.source.rows
+    return _Whole(documents, special, _side(figures.source), target, _mixing(reader, train))
+
+
+_GROUPS: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
+
+
+def _side(side: SideStatistics) -> SideInfo:
+    return SideInfo(
+        width=len(side.mean),
+        mean_square=float(side.second_moment.mean()),
+        variance_sum=side.variance_sum,
+        largest_norm=float(side.largest_norms[0]),
+        largest_row=int(side.largest_rows[0]),
+        storage_floor=side.storage_floor,
+    )
+
+
+def _mixing(reader: CacheReader, train: SplitView) -> Mixing:
+    """Of 32 batches of 4,096 rows (or of what rows there are), spread over the loader's first epoch."""
+    batch_rows = min(_BATCH_ROWS, max(1, len(train) // 2))
+    places = np.unique(np.linspace(0, len(train) // batch_rows - 1, _BATCHES).astype(np.int64))
+    with open_loader(reader, batch_rows=batch_rows, seed=0) as loader:
+        return measure_mixing(train.document, [loader.rows_of(0, place) for place in places.tolist()])

@@ -1,0 +1,129 @@
+"""The same rows under another codec: a cache compressed for an archive, and back again, byte for byte.
+
+What comes out is a cache like any other, with the fingerprint of the one it was made from: it is read, verified,
+repaired and published as it lies. It is made as a harvest makes one, segment by segment, so an interrupted run goes on.
+Every byte that is read is checked on the way.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cache.format.chunks import FileOut, chunks_of
+from cache.format.codec import Codec
+from cache.format.journal import Commit, FileEntry, Journal, open_journal
+from cache.format.layout import Array
+from cache.format.manifest import MANIFEST, Manifest, read_bound, read_manifest
+from cache.tools.verify import Promises, read_promises
+from common import disk
+from common.errors import DamagedError, MismatchError, UsageError
+from common.hashing import Bytes, file_hash
+from common.progress import Progress, Silent
+
+_TAG = "pack"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What was written: ``files`` of rows, their bytes before and after."""
+
+    codec: str
+    files: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def ratio(self) -> float:
+        """Bytes after over bytes before."""
+        return self.bytes_after / max(1, self.bytes_before)
+
+
+def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None = None) -> Packing:
+    """Write the complete cache in ``path`` into the folder ``out`` under ``codec``, or go on writing it.
+
+    Raises UsageError for an unfinished cache or a folder that holds a finished one, MismatchError for one that holds
+    another cache, DamagedError, InUseError, DiskError.
+    """
+    promises, said = _promises(path), progress or Silent()
+    manifest = _repacked(promises.manifest, codec)
+    with ExitStack() as stack:
+        for part in range(manifest.geometry.parts):
+            stack.enter_context(disk.lock(out / "locks" / f"part-{part:05d}"))
+        _begin(path, out, promises.manifest, manifest)
+        said.begin("pack", total=promises.segments[1], unit="segments")
+        before, after = list[FileEntry](), list[FileEntry]()
+        for part, journal in promises.journals.items():
+            written = open_journal(out, manifest, part)
+            for commit in journal.commits.values():
+                before += commit.files
+                after += _pack_segment(path, out, commit, (promises.manifest, manifest), written=written)
+                said.advance(1)
+        said.end()
+    sizes = (sum(entry.size_bytes for entry in entries) for entries in (before, after))
+    return Packing(codec, len(after), *sizes)
+
+
+def _promises(path: Path) -> Promises:
+    """The promises of a complete cache."""
+    promises = read_promises(path)
+    if promises.faults:
+        raise DamagedError(f"{promises.faults[0]}.", where=path, remedy="Run 'nestcoder cache repair' first.")
+    committed, whole = promises.segments
+    if committed < whole:
+        what = f"This cache is not finished: it has {committed} of {whole} segments."
+        raise UsageError(what, where=path, remedy="Run the same harvest again; it goes on from there.")
+    return promises
+
+
+def _repacked(manifest: Manifest, codec: Codec) -> Manifest:
+    """The manifest of the same cache under another codec."""
+    geometry = replace(manifest.geometry, codec=codec)
+    files = manifest.files | {name: (len(data), file_hash([data])) for name, data in geometry.zarr_files().items()}
+    return replace(manifest, geometry=geometry, files=files)
+
+
+def _begin(path: Path, out: Path, held: Manifest, manifest: Manifest) -> None:
+    """Make the store with everything but rows, or check that what lies there is an unfinished one of this cache."""
+    if (out / MANIFEST).exists():
+        there = read_manifest(out)
+        if there != manifest:
+            what = f"The folder holds another cache: {there.fingerprint}, codec {there.geometry.codec}."
+            raise MismatchError(what, where=out, remedy="Choose another folder.")
+        committed, whole = read_promises(out).segments
+        if committed == whole:
+            raise UsageError("This cache is there already.", where=out, remedy="Choose another folder.")
+        return
+    computed = manifest.geometry.zarr_files()
+    for name in manifest.files:
+        disk.write_file(out / name, computed.get(name) or read_bound(path, name, held.files[name]), tag=_TAG)
+    disk.write_file(out / MANIFEST, manifest.to_json(), tag=_TAG)
+
+
+def _pack_segment(
+    path: Path, out: Path, commit: Commit, manifests: tuple[Manifest, Manifest], *, written: Journal
+) -> tuple[FileEntry, ...]:
+    """Write one segment, unless an earlier run did; the entries of its files."""
+    key = (commit.group, commit.segment)
+    if key in written.commits:
+        return written.commits[key].files
+    before, after = (manifest.geometry.groups[commit.group].segment_files(commit.segment) for manifest in manifests)
+    entries: list[FileEntry] = []
+
+    def files() -> Iterator[tuple[Path, Iterator[Bytes]]]:
+        for (array, number), (repacked, _), entry in zip(before, after, commit.files, strict=True):
+            file = FileOut(repacked, number, _chunks(path, array, number, entry))
+            yield out / file.path, file.pieces()
+            entries.append(file.entry)
+
+    disk.write_files(files(), tag=_TAG)
+    written.add(replace(commit, files=tuple(entries)))
+    return tuple(entries)
+
+
+def _chunks(path: Path, array: Array, number: int, entry: FileEntry) -> list[Bytes]:
+    data = read_bound(path, entry.path, (entry.size_bytes, entry.xxh3))
+    try:
+        return chunks_of(array, number, entry, data)
+    except DamagedError as error:
+        raise DamagedError(error.what, where=path / entry.path) from None

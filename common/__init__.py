@@ -1,0 +1,1 @@
+"""What every package stands on: errors, the disk, hashes, progress, devices, settings, processes."""

@@ -1,0 +1,31 @@
+"""Which device a name means on this machine, and what is free on it: one answer for every stage."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from common.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first GPU, or the CPU; a device that is not there is a UsageError that lists those that are."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if cards else "cpu")
+    known = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{index}" for index in range(cards))]
+    if name not in known:
+        raise UsageError(f"There is no device '{name}'.", remedy=f"On this machine: auto, {', '.join(known)}.")
+    return torch.device(name)
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Bytes that are free on the device; on a CPU, of the machine's memory that can be had without swapping."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,0 +1,118 @@
+"""How many features fire, and how often each one does.
+
+    L0_p(t)    = number of features below prefix p whose value at token t is above 0
+    density(f) = share of held-out tokens on which feature f fires
+
+Both come from two tables of counts: tokens by (prefix, L0), and firings by feature. A feature that never fires in N
+tokens is called dead only where N is large enough to say: where the average feature would have fired often by then.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evaluate.metrics.metric import Replayed, State, add
+from transcoder.decode import bags_of
+from transcoder.sparse_code import Selection
+
+DENSITY_EDGES = tuple(float(edge) for edge in np.linspace(-7, 0, 29))
+"""Edges of the bins of the density histogram, in powers of ten."""
+
+DENSE_ABOVE = 0.1
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """``least_mean_firings``: how often the average feature must have fired before a silent one is called dead."""
+
+    prefixes: tuple[int, ...]
+    least_mean_firings: float
+    device: str = "cpu"
+
+    def start(self) -> State:
+        """Empty tables."""
+        dict_size = self.prefixes[-1]
+        tokens = torch.zeros(len(self.prefixes), dict_size + 1, dtype=torch.int64, device=self.device)
+        return {"tokens": tokens, "firings": torch.zeros(dict_size, dtype=torch.int64, device=self.device)}
+
+    def measure(self, batch: Replayed) -> State:
+        """The batch's counts."""
+        dict_size = self.prefixes[-1]
+        fires = batch.selection.values > 0
+        counts = l0_by_prefix(batch.selection, self.prefixes)
+        tokens = torch.stack([column.bincount(minlength=dict_size + 1) for column in counts.unbind(1)])
+        return {"tokens": tokens, "firings": batch.selection.features[fires].bincount(minlength=dict_size)}
+
+    def combine(self, total: State, part: State) -> State:
+        return add(total, part)
+
+    def compute(self, state: State) -> dict[str, Any]:
+        """L0, density, dead and dense features: of the whole dictionary, by prefix, by the group a prefix adds."""
+        tokens, firings = state["tokens"].cpu().numpy(), state["firings"].cpu().numpy()
+        total = int(tokens[0].sum())
+        l0 = [l0_summary(row) for row in tokens]
+        reason = self._too_few(total, l0[-1]["mean"])
+        dead = [None if reason else float((firings[:end] == 0).mean()) for end in self.prefixes]
+        return {
+            "l0": l0[-1],
+            "l0_per_prefix": l0,
+            "l0_histogram_per_prefix": [[int(count) for count in np.trim_zeros(row, "b")] for row in tokens],
+            "dead_fraction": dead[-1],
+            "dead_fraction_per_prefix": dead,
+            "dead_reason": reason,
+            "dead_tokens": total,
+            "dense_fraction": float((firings > DENSE_ABOVE * total).mean()),
+            "density_log10_edges": list(DENSITY_EDGES),
+            "density_by_group": self._by_group(firings, total),
+        }
+
+    def _too_few(self, total: int, mean_l0: float) -> str | None:
+        expected = total * mean_l0 / self.prefixes[-1]
+        if expected >= self.least_mean_firings:
+            return None
+        few = f"the average feature fired {expected:.1f} times in {total:,} tokens"
+        return f"{few}: too few to call a silent one dead (at least {self.least_mean_firings:g} are asked for)"
+
+    def _by_group(self, firings: Int[np.ndarray, " dict_size"], total: int) -> list[dict[str, Any]]:
+        groups = zip((0, *self.prefixes[:-1]), self.prefixes, strict=True)
+        return [{"first": start, "end": end} | density_summary(firings[start:end], total) for start, end in groups]
+
+
+def l0_by_prefix(selection: Selection, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
+    """How many features below each prefix fire in every row."""
+    firing = torch.zeros(selection.values.numel() + 1, dtype=torch.int64, device=selection.values.device)
+    torch.cumsum(selection.values > 0, dim=0, out=firing[1:])
+    bounds = bags_of(selection, prefixes).offsets.long()
+    return firing[bounds].diff().view(-1, len(prefixes)).cumsum(dim=1)
+
+
+def l0_summary(tokens: Int[np.ndarray, " counts"]) -> dict[str, float]:
+    """Mean and quantiles of L0 from the number of tokens with each L0; a quantile is a value that occurs."""
+    cumulative, total = np.cumsum(tokens), int(tokens.sum())
+    mean = float(np.arange(len(tokens)) @ tokens / total)
+    named = {"median": 0.5, "p5": 0.05, "p95": 0.95}
+    return {"mean": mean} | {
+        name: float(np.searchsorted(cumulative, share * total - 1e-9)) for name, share in named.items()
+    }
+
+
+def density_summary(firings: Int[np.ndarray, " features"], total: int) -> dict[str, Any]:
+    """The histogram of log10 density, the features that never fired aside."""
+    fired = firings[firings > 0]
+    clipped = np.clip(log10_density(fired, total), DENSITY_EDGES[0], DENSITY_EDGES[-1])
+    histogram = np.histogram(clipped, bins=np.array(DENSITY_EDGES))[0]
+    return {
+        "features": len(firings),
+        "silent": int((firings == 0).sum()),
+        "dense": int((firings > DENSE_ABOVE * total).sum()),
+        "histogram": [int(count) for count in histogram],
+    }
+
+
+def log10_density(firings: Int[np.ndarray, " features"], total: int) -> Float[np.ndarray, " features"]:
+    """Of features that fired at all."""
+    return np.log10(firings / total)

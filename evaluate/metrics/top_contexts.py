@@ -1,0 +1,100 @@
+"""Where each feature fires most: its strongest activation in each of the few documents where it is strongest.
+
+Kept while rows are replayed, in dict_size x contexts entries; one document counts once, or a licence text that a
+hundred files repeat would be all there is to see.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evaluate.metrics.metric import Replayed, State
+
+_LARGEST_INT = (1 << 31) - 1
+_NOTHING: dict[str, float | int] = {"value": 0.0, "document": -1, "row": -1}
+
+
+@dataclass(frozen=True)
+class TopContexts:
+    """The ``contexts`` strongest documents of every feature: value, document and row, strongest first."""
+
+    dict_size: int
+    contexts: int
+    device: str = "cpu"
+
+    def start(self) -> State:
+        """Nothing yet: value 0, document and row -1."""
+        shape = (self.dict_size, self.contexts)
+        return {name: torch.full(shape, nothing, device=self.device) for name, nothing in _NOTHING.items()}
+
+    def measure(self, batch: Replayed) -> State:
+        """The strongest of one batch."""
+        fires = batch.selection.values > 0
+        values, features = batch.selection.values[fires].float(), batch.selection.features[fires].long()
+        rows = batch.selection.rows().long()[fires]
+        if not len(rows):
+            return self.start()
+        strongest = _strongest_by_document(values, features, batch.document[rows])
+        order = strongest[_by_feature_and_value(features[strongest], values[strongest])]
+        place = _place_within(features[order])
+        kept, place = order[place < self.contexts], place[place < self.contexts]
+        state = self.start()
+        for name, column in (("value", values), ("document", batch.document[rows]), ("row", batch.row[rows])):
+            state[name].index_put_((features[kept], place), column[kept].to(state[name].dtype))
+        return state
+
+    def combine(self, total: State, part: State) -> State:
+        """The strongest of both, written into ``total``; of a document that both know, the stronger row."""
+        part = {name: array.to(total[name].device) for name, array in part.items()}
+        changed = (part["value"][:, 0] > total["value"][:, -1]).nonzero()[:, 0]
+        best = self._best(*({name: array[changed] for name, array in side.items()} for side in (total, part)))
+        for name, array in best.items():
+            total[name][changed] = array
+        return total
+
+    def _best(self, known: State, new: State) -> State:
+        """Of some features' contexts, strongest first."""
+        same = (known["document"][:, :, None] == new["document"][:, None, :]) & (new["document"][:, None, :] >= 0)
+        weaker = known["value"][:, :, None] < new["value"][:, None, :]
+        joined = {name: torch.cat([known[name], new[name]], dim=1) for name in known}
+        beaten = torch.cat([(same & weaker).any(dim=2), (same & ~weaker).any(dim=1)], dim=1)
+        for name, nothing in _NOTHING.items():
+            joined[name].masked_fill_(beaten, nothing)
+        order = joined["value"].sort(dim=1, descending=True, stable=True).indices[:, : self.contexts]
+        return {name: array.gather(1, order) for name, array in joined.items()}
+
+    def compute(self, state: State) -> dict[str, Any]:
+        """The table itself, as arrays."""
+        return {name: array.cpu().numpy() for name, array in state.items()}
+
+
+def _strongest_by_document(
+    values: Float[Tensor, " entries"], features: Int[Tensor, " entries"], document: Int[Tensor, " entries"]
+) -> Int[Tensor, " strongest"]:
+    """The entry of largest value, the first of equals, of every (feature, document), by feature."""
+    known, place = torch.unique(document, return_inverse=True)
+    key, order = (features * len(known) + place).sort(stable=True)
+    _, pair, lengths = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    largest = torch.segment_reduce(values[order], "max", lengths=lengths)
+    reaching = (values[order] == largest[pair]).nonzero()[:, 0]
+    first = torch.ones_like(reaching, dtype=torch.bool)
+    first[1:] = pair[reaching][1:] != pair[reaching][:-1]
+    return order[reaching[first]]
+
+
+def _by_feature_and_value(
+    features: Int[Tensor, " entries"], values: Float[Tensor, " entries"]
+) -> Int[Tensor, " entries"]:
+    """By feature, and the largest value first; equals keep their order. (Positive floats order as their bits do.)"""
+    return (features << 32 | _LARGEST_INT - values.view(torch.int32).long()).sort(stable=True).indices
+
+
+def _place_within(features: Int[Tensor, " entries"]) -> Int[Tensor, " entries"]:
+    """The place of each entry among those of its feature, for features in order."""
+    number = torch.arange(len(features), device=features.device)
+    starts = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    starts[1:] = features[1:] != features[:-1]
+    return number - torch.where(starts, number, 0).cummax(dim=0).values

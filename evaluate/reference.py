@@ -1,0 +1,188 @@
+"""The dictionary that ours is compared with: found, read, and made to read the rows of our cache.
+
+A dictionary trained on the normalised residual gets the norm's gain and bias, which the cache stores, folded into its
+encoder: the same change of variables as feeding it (mlp_in - bias) / gain, and both dictionaries read the same rows.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from cache.reader import CacheReader
+from common.errors import MismatchError, UsageError
+from common.progress import Progress
+from evaluate.together import wait
+from train.ranks import Ranks
+from transcoder.dictionary import Dictionary, SourceView
+from transcoder.formats.foreign import Wanted, read_foreign
+from transcoder.formats.gemma_scope import (
+    MODEL,
+    REPOSITORY,
+    WIDTH,
+    check_convention,
+    check_widths,
+    locate,
+    read_gemma_scope,
+)
+from transcoder.formats.hub import HubRepository
+from transcoder.norm import fold_gain
+from transcoder.rules import TopK, jumprelu
+from transcoder.transcoder import Transcoder, load_transcoder
+
+DOWNLOAD = "download"
+
+
+@dataclass(frozen=True)
+class Other:
+    """``label`` names its files: google_metrics.json, other_metrics.json. ``origin`` is where it was read.
+
+    ``ours`` is one of our own runs, whose files say what it reads and which cache it was made for.
+    """
+
+    dictionary: Dictionary
+    label: str
+    origin: str
+    ours: bool = False
+
+    def convention(self, l0: float, *, force: bool) -> str:
+        """What its L0 on our rows says of whether it is rightly fed. Raises as ``check_convention``."""
+        if self.ours:
+            return f"{self.dictionary.name}: L0 is {l0:.1f}; a run of ours, fed what its config.json names"
+        return check_convention(self.dictionary, l0, force=force, where=self.origin)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asked to compare with; ``force`` lets doubtful things pass."""
+
+    gemma_scope: str | None = None
+    against: Path | None = None
+    force: bool = False
+
+
+def open_other(reader: CacheReader, *, ours: Dictionary, l0: float, asked: Asked, progress: Progress) -> Other:
+    """The dictionary that ``--gemma-scope`` or ``--against`` names, reading what the cache stores.
+
+    UsageError: both are given, or nothing is there. DamagedError: not what it should be. MismatchError: another model,
+    layer, width or convention. DiskError: the download failed.
+    """
+    gemma_scope, against = asked.gemma_scope, asked.against
+    if gemma_scope is not None and against is not None:
+        what = "Both --gemma-scope and --against were given."
+        raise UsageError(what, remedy="Compare with one dictionary at a time.")
+    geometry = reader.manifest.geometry
+    wanted = Wanted(
+        d_source=geometry.d_source,
+        d_target=geometry.d_target,
+        layer=int(reader.identity.get("layer", -1)),
+        dict_size=ours.dict_size,
+        l0=l0,
+        force=asked.force,
+    )
+    if gemma_scope is not None:
+        path = _google_file(gemma_scope, wanted, progress)
+        dictionary = read_gemma_scope(path, d_source=wanted.d_source, d_target=wanted.d_target)
+        other = Other(dictionary, "google", str(path))
+    else:
+        assert against is not None
+        other = _read(against, wanted, reader)
+    return other if other.ours else replace(other, dictionary=reading_the_cache(other.dictionary, reader))
+
+
+def reading_the_cache(dictionary: Dictionary, reader: CacheReader) -> Dictionary:
+    """The same dictionary fed by the rows as they are stored. Raises MismatchError where they do not hold its input."""
+    source, target = reader.identity.get("source_site"), reader.identity.get("target_site")
+    if target != "mlp_out":
+        raise MismatchError(f"The cache's target is {target}; the dictionary reconstructs mlp_out.", where=reader.path)
+    if source == dictionary.source_view:
+        # Stored rows are what ``mlp_in`` asks the reader for, whatever site they come from.
+        return replace(dictionary, source_view="mlp_in")
+    if source != "mlp_in":
+        what = f"The cache's source is {source}; the dictionary reads {dictionary.source_view}."
+        raise MismatchError(what, where=reader.path, remedy="Harvest with source mlp_in.")
+    if "gain" not in reader.arrays:
+        what = "The cache stores no gain of the norm, so the input before it cannot be recovered."
+        raise MismatchError(what, where=reader.path, remedy="Harvest again.")
+    gain, bias = (reader.arrays.get(name) for name in ("gain", "bias"))
+    return fold_gain(
+        dictionary,
+        gain=torch.from_numpy(gain).float(),
+        bias=None if bias is None else torch.from_numpy(bias).float(),
+    )
+
+
+def of_transcoder(trained: Transcoder, *, name: str) -> Dictionary:
+    """A transcoder under its evaluation rule: top-k, or its calibrated threshold."""
+    threshold = trained.threshold
+    rule = TopK(trained.top_k) if threshold is None else jumprelu(torch.full((trained.dict_size,), threshold))
+    return Dictionary(
+        name=name,
+        weights=trained.weights,
+        rule=rule,
+        prefixes=trained.prefixes,
+        source_view=source_view_of(trained),
+        top_k=trained.top_k if threshold is None else None,
+        tokens_trained=trained.config.get("tokens_trained"),
+    )
+
+
+def source_view_of(trained: Transcoder) -> SourceView:
+    """The view its config.json names. Raises MismatchError for one that no cache has."""
+    for view in get_args(SourceView):
+        if view == trained.source_view:
+            return view
+    raise MismatchError(f"The transcoder reads {trained.source_view}, which is no view of a cache.")
+
+
+def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, force: bool) -> None:
+    """Refuse rows that the transcoder in ``where`` was not made for. Raises MismatchError."""
+    geometry = reader.manifest.geometry
+    widths = (geometry.d_source, geometry.d_target)
+    if (trained.d_source, trained.d_target) != widths:
+        what = f"The transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}."
+        raise MismatchError(what, where=where, remedy=f"The cache is {reader.path}.")
+    made_for = trained.config.get("cache_fingerprint")
+    if made_for and made_for != reader.fingerprint and not force:
+        what = f"The transcoder was trained on the cache {made_for}, this one is {reader.fingerprint}."
+        raise MismatchError(what, where=where, remedy="Evaluate it on its own cache, or use --force.")
+
+
+def heading(other: Other) -> dict[str, Any]:
+    """What a report says of it before any figure."""
+    dictionary = other.dictionary
+    return {
+        "name": dictionary.name,
+        "origin": other.origin,
+        "dict_size": dictionary.dict_size,
+        "top_k": dictionary.top_k,
+        "nominal_l0": dictionary.nominal_l0,
+        "tokens_trained": dictionary.tokens_trained,
+    }
+
+
+def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
+    if gemma_scope != DOWNLOAD:
+        return locate(Path(gemma_scope), layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
+    check_widths((WIDTH, WIDTH), (wanted.d_source, wanted.d_target), REPOSITORY)
+    hub, ranks = HubRepository(progress=progress), Ranks.current()
+    if ranks.rank:
+        # The first rank's copy is whole by now, so nothing is fetched twice.
+        wait(ranks)
+    path, choice = hub.fetch_nearest(layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
+    if not ranks.rank:
+        wait(ranks)
+    what = f"{choice.path} is the nearest to our {wanted.dict_size:,} features and L0 of {wanted.l0:.1f}"
+    progress.note(f"Gemma Scope ({MODEL}): {what}; it lies in {path}")
+    return path
+
+
+def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Other:
+    """One of our own runs, or a file of another tool."""
+    folder = against.parent if against.name == "transcoder.safetensors" else against
+    if not (folder / "transcoder.safetensors").is_file():
+        return Other(read_foreign(against, wanted), "other", str(against))
+    trained = load_transcoder(folder)
+    check_belongs(trained, reader, where=folder, force=wanted.force)
+    return Other(of_transcoder(trained, name=folder.name), "other", str(against), ours=True)

@@ -1,0 +1,141 @@
+"""What a feature means: a few features with the held-out text around their strongest activations, for a terminal.
+
+The features are chosen without looking at them: in each prefix group, evenly over how often they fire, among those that
+fire in enough documents. Tokens are decoded by the tokenizer that the harvest stored with the cache.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tokenizers import Tokenizer
+
+from evaluate.replay import HeldOut
+from transcoder.dictionary import Dictionary
+
+BEFORE, AFTER = 14, 6
+"""Tokens shown before and after the one where the feature is strongest."""
+
+TOKENIZER = "tokenizer.json"
+
+Spell = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Text around a strongest activation; ``activations`` of the feature, a token each; ``at`` is the strongest one."""
+
+    document: int
+    row: int
+    at: int
+    tokens: list[str]
+    activations: list[float]
+
+
+@dataclass(frozen=True)
+class FeatureSample:
+    """``prefix`` is the shortest that has the feature; ``density`` its share of held-out tokens."""
+
+    feature: int
+    prefix: int
+    density: float
+    contexts: list[Context]
+
+
+def speller(arrays: Mapping[str, np.ndarray]) -> Spell:
+    """Token ids to text, by the cache's own tokenizer; ids in brackets where it has none."""
+    if TOKENIZER not in arrays:
+        return lambda token: f"[{token}]"
+    tokenizer = Tokenizer.from_str(arrays[TOKENIZER].tobytes().decode())
+    return lambda token: tokenizer.decode([token], skip_special_tokens=False)
+
+
+def chosen_features(
+    firings: Int[np.ndarray, " dict_size"],
+    documents: Int[np.ndarray, "dict_size contexts"],
+    *,
+    groups: Sequence[range],
+    count: int,
+) -> list[int]:
+    """``count`` features of each group, evenly over their frequency, among those strong in enough documents."""
+    chosen: list[int] = []
+    for group in groups:
+        known = np.array(group)[(documents[group.start : group.stop] >= 0).all(axis=1)]
+        by_frequency = known[np.argsort(firings[known], kind="stable")]
+        places = ((np.arange(count) + 0.5) / max(1, count) * len(by_frequency)).astype(int)
+        chosen += [int(by_frequency[place]) for place in np.unique(places) if place < len(by_frequency)]
+    return chosen
+
+
+def sample(
+    held_out: HeldOut,
+    dictionary: Dictionary,
+    *,
+    features: Sequence[int],
+    rows: Int[np.ndarray, "dict_size contexts"],
+    firings: Int[np.ndarray, " dict_size"],
+    spell: Spell,
+) -> list[FeatureSample]:
+    """Read back the text around each feature's strongest rows. ``firings`` are over all unmasked held-out rows."""
+    tokens = len(held_out.view) - held_out.masked
+    return [
+        FeatureSample(
+            feature=feature,
+            prefix=next(prefix for prefix in dictionary.prefixes if feature < prefix),
+            density=float(firings[feature] / tokens),
+            contexts=[_context(held_out, dictionary, feature, row=int(row), spell=spell) for row in rows[feature]],
+        )
+        for feature in features
+    ]
+
+
+def _context(held_out: HeldOut, dictionary: Dictionary, feature: int, *, row: int, spell: Spell) -> Context:
+    document, position = held_out.view.document, held_out.view.position
+    start = row
+    while start > 0 and row - start < BEFORE and position[start - 1] == position[start] - 1:
+        start -= 1
+    end = row + 1
+    while end < len(document) and end - row <= AFTER and position[end] == position[end - 1] + 1:
+        end += 1
+    rows = held_out.view.rows(slice(start, end), view=dictionary.source_view)
+    selection = dictionary.active(rows.source.float().to(dictionary.weights.W_enc.device))
+    is_it = selection.features == feature
+    activations = torch.zeros(end - start).index_put_(
+        (selection.rows()[is_it].long().cpu(),), selection.values[is_it].cpu()
+    )
+    return Context(
+        document=int(document[row]),
+        row=row,
+        at=row - start,
+        tokens=[spell(int(token)) for token in rows.tokens],
+        activations=[round(float(value), 4) for value in activations],
+    )
+
+
+def as_text(samples: Sequence[FeatureSample]) -> str:
+    """A feature a paragraph, a context a line; the strongest token in ⟦ ⟧, others that it fires on in ‹ ›."""
+    return "\n\n".join("\n".join([_heading(one), *map(_line, one.contexts)]) for one in samples) + "\n"
+
+
+def _heading(one: FeatureSample) -> str:
+    return f"feature {one.feature}  (prefix {one.prefix:,}; fires on {one.density:.2%} of tokens)"
+
+
+def _line(context: Context) -> str:
+    shown = [_marked(context, place) for place in range(len(context.tokens))]
+    return f"  {context.activations[context.at]:8.3f}  {''.join(shown)}"
+
+
+def _marked(context: Context, place: int) -> str:
+    text = context.tokens[place].replace("\n", "⏎").replace("\t", "⇥").replace("\r", "")
+    printable = "".join(letter if letter.isprintable() else "·" for letter in text)
+    if place == context.at:
+        return f"⟦{printable}⟧"
+    return f"‹{printable}›" if context.activations[place] > 0 else printable
+
+
+def as_json(samples: Sequence[FeatureSample]) -> list[dict[str, object]]:
+    """The same as plain data."""
+    return [asdict(one) for one in samples]

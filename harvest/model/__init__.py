@@ -1,0 +1,1 @@
+"""The language model: which one, where its tensors are, how it runs, and the proof."""

@@ -1,0 +1,119 @@
+"""Runs a model's first blocks and keeps the sites asked for: the fast way, and the bridge's plain way.
+
+The fast way calls Hugging Face's own modules, truncated after the last layer asked for, with the fastest attention
+that computes the same function, and picks the sites off the modules' ends. The plain way is TransformerLens's bridge
+by hook name; ``harvest.model.proof`` holds the fast way against it.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from common.errors import MismatchError
+from harvest.config import Site
+from harvest.model.language_model import LanguageModel
+from harvest.model.sites import HOOKS, block_of, module_at, norm_of
+
+Key = tuple[int, Site]
+"""A layer and a site of it."""
+Captured = dict[Key, Tensor]
+"""What a forward pass kept: (batch, pos, d) in the model's dtype (``ln2_normalized`` in float32)."""
+
+
+@torch.inference_mode()
+def run_modules(
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    keys: Sequence[Key],
+    positions: Int[Tensor, "batch pos"] | None = None,
+) -> Captured:
+    """The asked-for sites by way of Hugging Face's modules.
+
+    ``positions`` that start anew inside a context keep attention inside the documents that they mark.
+    Raises MismatchError when a site yields nothing.
+    """
+    captured: Captured = {}
+    with _recording(model, keys, captured):
+        model.hugging.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+    return _complete(captured, keys)
+
+
+@torch.inference_mode()
+def run_bridge(bridge: Any, tokens: Int[Tensor, "batch pos"], *, keys: Sequence[Key]) -> Captured:
+    """The asked-for sites by way of the plain bridge's hooks; raises MismatchError when a hook yields nothing."""
+    # Where one norm serves attention and MLP, the bridge calls it the first.
+    norm = "ln2" if hasattr(bridge.blocks[0], "ln2") else "ln1"
+    names = {key: HOOKS[key[1]].format(layer=key[0]).replace("ln2", norm) for key in keys}
+    last = max(layer for layer, _ in keys)
+    # A name that does not exist is left out in silence as long as another exists, so completeness is checked here.
+    try:
+        _, cache = bridge.run_with_cache(
+            tokens, names_filter=list(names.values()), return_type=None, stop_at_layer=last + 1
+        )
+    except KeyError:
+        cache = {}
+    return _complete({key: cache[name] for key, name in names.items() if name in cache}, keys)
+
+
+def use_attention(model: LanguageModel, kind: str) -> None:
+    """Switch Hugging Face's attention: ``eager`` or ``sdpa``."""
+    model.hugging.set_attn_implementation(kind)
+
+
+def attention_of(model: LanguageModel) -> str:
+    """Which of Hugging Face's attentions the model runs with."""
+    return str(model.hugging.config._attn_implementation)
+
+
+def compile_blocks(model: LanguageModel, keys: Sequence[Key]) -> None:
+    """Compile every block from which nothing is captured; hooks inside a compiled block would break its graph."""
+    captured = {layer for layer, _ in keys}
+    for layer in set(range(model.last_layer + 1)) - captured:
+        block_of(model, layer).compile()
+
+
+@contextmanager
+def _recording(model: LanguageModel, keys: Sequence[Key], captured: Captured) -> Generator[None]:
+    handles = [_record(model, key, captured) for key in keys]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _record(model: LanguageModel, key: Key, captured: Captured) -> Any:
+    layer, site = key
+    normalise = norm_of(model, layer).normalise if site == "ln2_normalized" else None
+    return _at(model, key, lambda tensor: captured.__setitem__(key, normalise(tensor) if normalise else tensor))
+
+
+def _at(model: LanguageModel, key: Key, keep: Callable[[Tensor], None]) -> Any:
+    layer, site = key
+    end = model.family.ends[site]
+    module = module_at(block_of(model, layer), end.path)
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(args[0] if args else kwargs["hidden_states"])
+
+    def after(_: Any, __: Any, output: Any) -> None:
+        keep(output[0] if isinstance(output, tuple) else output)
+
+    if end.side == "in":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def _complete(captured: Captured, keys: Sequence[Key]) -> Captured:
+    missing = [f"{site} of layer {layer}" for layer, site in keys if (layer, site) not in captured]
+    if missing:
+        raise MismatchError(
+            f"The model yields nothing at {', '.join(missing)}.",
+            remedy="The installed transformers or transformer_lens names its parts differently: see constraints.txt.",
+        )
+    return captured

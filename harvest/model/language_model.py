@@ -1,0 +1,121 @@
+"""Loading a language model: safetensors only, no code from a repository.
+
+Only the blocks up to the last one asked for are read: a harvest of layer 8 never holds layer 9.
+"""
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hugging_logging
+
+from common.device import choose_device
+from harvest.model.families import check_modules
+from harvest.model.placement import place
+from harvest.model.sites import Family
+from harvest.model.source import ModelFolder, find_model
+from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model, ready to run; ``hugging`` ends with block ``last_layer`` and keeps its embeddings.
+
+    ``device`` is where its embeddings are and tokens go.
+    """
+
+    where: ModelFolder
+    tokenizer: ModelTokenizer
+    hugging: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def family(self) -> Family:
+        """Where the model's sites are."""
+        return self.where.family
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Every device that holds some of the weights."""
+        return list(dict.fromkeys(parameter.device for parameter in self.hugging.parameters()))
+
+    @property
+    def last_layer(self) -> int:
+        """The deepest block that was loaded."""
+        return int(self.hugging.config.num_hidden_layers) - 1
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    last_layer: int | None = None,
+) -> LanguageModel:
+    """Load a model for inference, in evaluation mode and without gradients; ``last_layer`` None loads all of it.
+
+    Raises what ``find_model`` raises, and UsageError for a device that is not there or a layer beyond the model.
+    """
+    where = find_model(name, revision=revision)
+    return load_found(where, device=device, dtype=dtype, last_layer=last_layer)
+
+
+def load_found(where: ModelFolder, *, device: str, dtype: str, last_layer: int | None = None) -> LanguageModel:
+    """Load a model that ``find_model`` found; see ``load_model``.
+
+    On ``auto`` a model for which the first card has no room is spread over all of them; CapacityError when it does
+    not fit there either.
+    """
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(dtype, torch_device)
+    config = where.config_up_to(where.layers - 1 if last_layer is None else last_layer)
+    placed = place(where, config, torch_dtype, device=device)
+    # Loading draws a bar and reports the blocks that were left out on purpose.
+    hugging_logging.disable_progress_bar()
+    verbosity = hugging_logging.get_verbosity()
+    hugging_logging.set_verbosity_error()
+    try:
+        hugging = AutoModelForCausalLM.from_pretrained(
+            where.folder,
+            config=config,
+            dtype=torch_dtype,
+            device_map=placed,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    finally:
+        hugging_logging.set_verbosity(verbosity)
+    hugging = cast("Any", hugging) if placed else cast("Any", hugging).to(torch_device)
+    hugging = hugging.eval().requires_grad_(False)
+    check_modules(hugging, where.family)
+    return LanguageModel(where, load_tokenizer(where), hugging, device=torch_device, dtype=torch_dtype)
+
+
+def boot_bridge(model: LanguageModel) -> Any:
+    """The same model, sharing its weights, as a plain TransformerLens bridge: the reference for the site proof.
+
+    Plain means without ``enable_compatibility_mode``, which folds gains and centres weights.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    shared = {id(tensor): tensor for tensor in itertools.chain(model.hugging.parameters(), model.hugging.buffers())}
+    twin = copy.deepcopy(model.hugging, shared)
+    # The bridge wants a tokenizer object only to describe the model; ours is never used through it.
+    tokenizer = AutoTokenizer.from_pretrained(model.where.folder, trust_remote_code=False, local_files_only=True)
+    boot = cast("Any", TransformerBridge).boot_transformers
+    return boot(
+        str(model.where.folder), hf_model=twin, device=str(model.device), dtype=model.dtype, tokenizer=tokenizer
+    )
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on a GPU and float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return cast("torch.dtype", getattr(torch, name))

@@ -1,0 +1,106 @@
+"""On which cards a model's blocks lie when no single card has room for them."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from common.device import choose_device, free_memory
+from common.errors import CapacityError
+from harvest.model.source import ModelFolder
+
+DeviceMap = dict[str, str]
+"""A device by module path, as Hugging Face's ``device_map`` has it."""
+_WEIGHTS_SHARE = 0.8
+"""The share of a card's free memory that weights may take; activations and kernels' workspaces want the rest."""
+_STEPS = 40
+
+
+def place(where: ModelFolder, config: Any, dtype: torch.dtype, *, device: str) -> DeviceMap | None:
+    """Where the blocks that ``config`` counts go; None is all on the one device.
+
+    Several cards are taken only for ``auto``, and only when the first has not enough room. Raises CapacityError when
+    there is not enough.
+    """
+    chosen, cards = choose_device(device), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    needed, free = where.parameters_up_to(config.num_hidden_layers - 1) * dtype.itemsize, free_memory(chosen)
+    if device == "auto" and cards > 1 and needed > free * _WEIGHTS_SHARE:
+        budgets = {
+            f"cuda:{card}": int(free_memory(torch.device("cuda", card)) * _WEIGHTS_SHARE) for card in range(cards)
+        }
+        return spread(where, config, dtype, budgets=budgets)
+    if needed > free:
+        raise _too_large(where, dtype, needed, free, on=str(chosen))
+    return None
+
+
+def _too_large(where: ModelFolder, dtype: torch.dtype, needed: int, free: int, *, on: str) -> CapacityError:
+    return CapacityError(
+        f"The weights of {where.name} take {needed / 1e9:.1f} GB as {dtype}; {free / 1e9:.1f} GB are free on {on}.",
+        remedy="Choose harvest.dtype bfloat16, a smaller model, a shallower layer, or another device.",
+    )
+
+
+def spread(where: ModelFolder, config: Any, dtype: torch.dtype, *, budgets: dict[str, int]) -> DeviceMap:
+    """Runs of blocks over the devices, each filled to about the same share of its budget of bytes.
+
+    Raises CapacityError when they do not fit.
+    """
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    path, first = where.family.blocks, next(iter(budgets))
+    sizes = [_bytes_of(block) for block in skeleton.get_submodule(path)]
+    outside = _bytes_of(skeleton) - sum(sizes)
+    for step in range(1, _STEPS + 1):
+        room = {device: budget * step // _STEPS for device, budget in budgets.items()}
+        room[first] -= outside
+        if (found := _fill(sizes, room)) is not None:
+            around = _around(skeleton, path, first=first, last=found[-1])
+            return around | {f"{path}.{block}": device for block, device in enumerate(found)}
+    raise _too_large(where, dtype, outside + sum(sizes), sum(budgets.values()), on=" and ".join(budgets))
+
+
+def _bytes_of(module: Any) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _fill(sizes: Sequence[int], room: dict[str, int]) -> list[str] | None:
+    """Each block's device, in runs; None when there is not enough room."""
+    devices, chosen = iter(room), list[str]()
+    device, left = "", -1
+    for size in sizes:
+        while left < size:
+            device = next(devices, "")
+            if not device:
+                return None
+            left = room[device]
+        chosen.append(device)
+        left -= size
+    return chosen
+
+
+def _around(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
+    """The devices of all modules that are neither blocks nor hold them: the first, and the last for the final norm.
+
+    A norm that the bridge computes itself cannot fetch what comes from another card.
+    """
+    module, prefix, placed = skeleton, "", DeviceMap()
+    for name in path.split("."):
+        children = list(module.named_children())
+        at = [child for child, _ in children].index(name)
+        for number, (child, part) in enumerate(children):
+            if number != at:
+                is_final_norm = number > at and prefix and _bytes_of(part)
+                placed[f"{prefix}{child}"] = last if is_final_norm else first
+        module, prefix = getattr(module, name), f"{prefix}{name}."
+    return placed
+
+
+def in_words(placed: DeviceMap | None, where: ModelFolder, *, device: torch.device, layers: int) -> list[str]:
+    """Which blocks lie on which device, a line for each."""
+    path = where.family.blocks
+    devices = [placed[f"{path}.{block}"] if placed else str(device) for block in range(layers)]
+    runs = [(name, [block for block, _ in run]) for name, run in groupby(enumerate(devices), key=lambda at: at[1])]
+    return [f"blocks {run[0]} to {run[-1]} on {name}" for name, run in runs]

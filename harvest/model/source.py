@@ -1,0 +1,167 @@
+"""Which language model it is: an alias, a Hub name or a local folder, with everything that is recorded of it.
+
+A Hub name is first brought to a local folder at one commit, so there is one way of loading.
+"""
+
+import copy
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from transformers import AutoConfig
+
+from common.errors import DamagedError, UsageError
+from harvest.model.families import family_of
+from harvest.model.hub import ALIASES, download
+from harvest.model.sites import Family
+
+_PIECE_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on this disk: the name asked for, its folder, its Hub commit (None for a local folder), its config and
+    its family."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    config: Any
+    family: Family
+
+    @property
+    def architecture(self) -> str:
+        """Hugging Face's ``model_type``."""
+        return str(self.config.model_type)
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Size of the residual stream, which is d_source and d_target of every site."""
+        return int(self.config.hidden_size)
+
+    @property
+    def positions(self) -> int:
+        """The longest context that the model takes."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the embedding knows."""
+        return int(self.config.vocab_size)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files that transformers reads, by name; some repositories hold the weights a second time."""
+        return sorted(self.folder.glob("model*.safetensors"))
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of stored weights, from the files' headers."""
+        return self.parameters_up_to(self.layers - 1)
+
+    def parameters_up_to(self, last_layer: int) -> int:
+        """Number of stored weights outside the blocks, and in those up to ``last_layer``."""
+        block = re.compile(rf"(?:^|\.){self.family.blocks.split('.')[-1]}\.(\d+)\.")
+        found = ((block.search(name), size) for name, size in self._stored.items())
+        return sum(size for at, size in found if at is None or int(at[1]) <= last_layer)
+
+    def config_up_to(self, last_layer: int) -> Any:
+        """The configuration of the model cut after a block; some have lists with an entry for every block.
+
+        Raises UsageError when there is no such block.
+        """
+        check_layers([last_layer], self)
+        config = copy.deepcopy(self.config)
+        for name, value in vars(config).items():
+            if "layer" in name and isinstance(value, list) and len(value) == self.layers:
+                setattr(config, name, value[: last_layer + 1])
+        config.num_hidden_layers = last_layer + 1
+        return config
+
+    @cached_property
+    def _stored(self) -> dict[str, int]:
+        return {name: size for path in self.weight_files for name, size in _stored_weights(path)}
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """The xxh3-128 of the safetensors files' bytes, in order of name."""
+        digest = xxhash.xxh3_128()
+        for path in self.weight_files:
+            with path.open("rb") as file:
+                while piece := file.read(_PIECE_BYTES):
+                    digest.update(piece)
+        return digest.hexdigest()
+
+
+def find_model(name: str, *, revision: str | None = None) -> ModelFolder:
+    """Bring ``name`` to a local folder and check what it is.
+
+    Raises UsageError for an unknown or gated name and for an architecture that is not supported, DiskError when the
+    Hub cannot be reached, DamagedError when the folder has no safetensors weights.
+    """
+    if Path(name).is_dir():
+        folder, commit = Path(name), None
+    elif name.startswith((".", "/", "models/", "~")):
+        raise UsageError(
+            f"The model folder '{name}' does not exist.",
+            where=Path(name).expanduser().absolute(),
+            remedy=f"Give a folder in Hugging Face format, a Hub name, or one of: {', '.join(ALIASES)}.",
+        )
+    else:
+        folder = download(ALIASES.get(name, name), revision)
+        commit = folder.name
+    if not list(folder.glob("model*.safetensors")):
+        raise DamagedError(
+            "The model has no weights in model*.safetensors, and no other kind is ever read.",
+            where=folder,
+            remedy="Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder).",
+        )
+    config = _read_config(folder)
+    return ModelFolder(name=name, folder=folder, revision=commit, config=config, family=family_of(config))
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"The model's config.json cannot be read: {error}", where=folder) from None
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except ValueError:
+        raise UsageError(
+            f"The architecture '{kind}' is not supported: the installed transformers does not know it, and code from a "
+            "model's own folder is never run.",
+            where=folder,
+        ) from None
+
+
+def _stored_weights(path: Path) -> Iterator[tuple[str, int]]:
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            yield name, int(torch.Size(tensor["shape"]).numel())
+
+
+def check_layers(layers: list[int], where: ModelFolder) -> None:
+    """Raise UsageError when a layer is not one of the model's."""
+    for layer in layers:
+        if not 0 <= layer < where.layers:
+            raise UsageError(
+                f"Layer {layer} does not exist: {where.name} has layers 0 to {where.layers - 1}.",
+                where=where.folder,
+                remedy=f"Choose a layer from 0 to {where.layers - 1}.",
+            )

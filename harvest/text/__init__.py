@@ -1,0 +1,1 @@
+"""From text to batches of contexts: documents, tokens, packing, the held-out split."""

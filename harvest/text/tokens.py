@@ -1,0 +1,276 @@
+"""Text into batches of contexts for the model, in an order that depends on the text and the settings alone.
+
+Training and held-out documents fill contexts of their own, so a batch belongs to one side of the split. Every batch
+carries the cursor at which it begins: the state of the documents before the oldest document that is still needed, what
+was pending there, and how much had been handed out. A stream that begins at a cursor yields exactly that batch and
+those that followed, cut the same way, so that the model's sums come out the same to the last bit.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from common.errors import MismatchError, UsageError
+from harvest.text.documents import Content, Documents
+from harvest.text.packing import Context, Packer, Pending, pending_from_json, pending_to_json
+from harvest.text.split import is_held_out
+
+TRAIN, HELD_OUT = 0, 1
+_GROUP_DOCUMENTS, _FIRST_GROUP_CHARACTERS, _GROUP_CHARACTERS = 64, 1 << 12, 1 << 17
+"""Documents are tokenised together: a few at first, for which the model waits, then more and more."""
+_CURSOR_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ContextBatch:
+    """Contexts for one forward pass; short ones are filled up with BOS, marked by ``kept`` False and never stored."""
+
+    tokens: Int[np.ndarray, "contexts pos"]
+    documents: Int[np.ndarray, "contexts pos"]
+    kept: Bool[np.ndarray, "contexts pos"]
+    document_positions: Int[np.ndarray, "contexts pos"]
+    held_out: bool
+    cursor: dict[str, Any] | None
+    """Where a stream must begin to yield this batch again; None is the beginning of the text."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that are stored."""
+        return int(self.kept.sum())
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What decides which token stands where."""
+
+    context: int
+    bos: int
+    alone: bool
+    repeat: bool
+    rows: tuple[int, int]
+    """Training and held-out rows to yield in all, counted from the beginning of the text."""
+    batch_contexts: int
+    held_out_fraction: float
+    split_seed: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The stream as it stood before a document: all that is needed to go on from there."""
+
+    state: Any
+    document: int
+    epoch: int
+    pending: tuple[Pending, Pending]
+    contexts: tuple[int, int]
+    rows: tuple[int, int]
+
+
+_BEGINNING = _Snapshot(state=None, document=0, epoch=0, pending=((), ()), contexts=(0, 0), rows=(0, 0))
+
+
+class ContextStream:
+    """An iterator of ContextBatch from a cursor on (None: from the beginning).
+
+    ``rows_before`` counts what was yielded before the cursor.
+    ``first_document`` and ``document_step`` number the documents of a rank so that no two ranks share a number.
+    Raises UsageError when the text ends before the rows are complete, with the count.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: Any,
+        *,
+        settings: StreamSettings,
+        cursor: dict[str, Any] | None = None,
+        first_document: int = 0,
+        document_step: int = 1,
+    ) -> None:
+        self._documents, self._tokenizer, self._settings = documents, tokenizer, settings
+        self._first, self._step = first_document, document_step
+        start, self._emitted, self.rows_before = _read_cursor(cursor)
+        self._cursor, self._emitted_rows = cursor, self.rows_before
+        self._snapshots = deque([start])
+        self._packers = [
+            Packer(context=settings.context, bos=settings.bos, alone=settings.alone, pending=pending)
+            for pending in start.pending
+        ]
+        self._contexts, self._rows = list(start.contexts), list(start.rows)
+        self._waiting: tuple[list[Context], list[Context]] = ([], [])
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Training and held-out rows that there will be from the beginning of the text."""
+        return self._settings.rows
+
+    def __iter__(self) -> Iterator[ContextBatch]:
+        start = self._snapshots[0]
+        at, document, epoch = start.state, start.document, start.epoch
+        while not self._full():
+            for content, following in self._encoded(at):
+                self._remember(at, document, epoch)
+                yield from self._add(self._first + self._step * document, content)
+                at, document = following, document + 1
+                if self._full():
+                    break
+            else:
+                yield from self._end_of_text()
+                at, epoch = None, epoch + 1
+        yield from self._flush()
+
+    def _full(self) -> bool:
+        return all(done >= wanted for done, wanted in zip(self._rows, self._settings.rows, strict=True))
+
+    def _end_of_text(self) -> Iterator[ContextBatch]:
+        for side in (TRAIN, HELD_OUT):
+            for context in self._packers[side].flush():
+                yield from self._produce(side, context)
+        # Reading again only helps where the text has something for either side.
+        helps = all(done or not wanted for done, wanted in zip(self._rows, self._settings.rows, strict=True))
+        if self._full() or (self._settings.repeat and helps):
+            return
+        yield from self._flush()
+        wanted, (train, held_out) = self._settings.rows, self._rows
+        raise UsageError(
+            f"The text is too short: it has {train} training and {held_out} held-out tokens of the {wanted[0]} and "
+            f"{wanted[1]} asked for.",
+            where=self._where(),
+            remedy="Lower harvest.train_tokens or harvest.held_out_tokens, give more text, or set harvest.repeat.",
+        )
+
+    def _where(self) -> str:
+        identity = self._documents.identity()
+        return str(identity.get("name", identity["kind"]))
+
+    def _remember(self, state: Any, document: int, epoch: int) -> None:
+        pending = (self._packers[TRAIN].pending, self._packers[HELD_OUT].pending)
+        contexts, rows = (self._contexts[0], self._contexts[1]), (self._rows[0], self._rows[1])
+        self._snapshots.append(_Snapshot(state, document, epoch, pending=pending, contexts=contexts, rows=rows))
+
+    def _encoded(self, state: Any) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
+        group: list[tuple[Content, Any]] = []
+        characters, enough = 0, _FIRST_GROUP_CHARACTERS
+        for content, following in self._documents.read(state):
+            group.append((content, following))
+            characters += len(content)
+            if len(group) == _GROUP_DOCUMENTS or characters >= enough:
+                yield from self._encode(group)
+                group, characters, enough = [], 0, min(2 * enough, _GROUP_CHARACTERS)
+        yield from self._encode(group)
+
+    def _encode(self, group: list[tuple[Content, Any]]) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
+        sides = [self._side(content) for content, _ in group]
+        texts = [
+            content if isinstance(content, str) and self._rows[side] < self._settings.rows[side] else ""
+            for (content, _), side in zip(group, sides, strict=True)
+        ]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for (content, following), side, encoding in zip(group, sides, encodings, strict=True):
+            ids = encoding.ids if isinstance(content, str) else content
+            yield (side, self._checked(np.asarray(ids, dtype=np.int32))), following
+
+    def _side(self, content: Content) -> int:
+        data = content.encode() if isinstance(content, str) else np.asarray(content, dtype="<i4").tobytes()
+        held_out = is_held_out(data, fraction=self._settings.held_out_fraction, seed=self._settings.split_seed)
+        return HELD_OUT if held_out else TRAIN
+
+    def _checked(self, ids: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " tokens"]:
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._settings.vocabulary:
+            raise UsageError(
+                f"A token id {ids.max()} is beyond the model's vocabulary of {self._settings.vocabulary}.",
+                where=self._where(),
+                remedy="The ready token ids were made for another model; give text, or ids of this model's tokenizer.",
+            )
+        return ids
+
+    def _add(self, document: int, encoded: tuple[int, Int[np.ndarray, " tokens"]]) -> Iterator[ContextBatch]:
+        side, ids = encoded
+        if self._rows[side] >= self._settings.rows[side]:
+            return
+        for context in self._packers[side].add(document, ids):
+            yield from self._produce(side, context)
+
+    def _produce(self, side: int, context: Context) -> Iterator[ContextBatch]:
+        missing = self._settings.rows[side] - self._rows[side]
+        if missing <= 0:
+            return
+        context = context.first(missing)
+        self._contexts[side] += 1
+        self._rows[side] += len(context)
+        if self._contexts[side] > self._emitted[side]:
+            self._waiting[side].append(context)
+        if len(self._waiting[side]) == self._settings.batch_contexts or self._rows[side] == self._settings.rows[side]:
+            yield from self._emit(side)
+
+    def _flush(self) -> Iterator[ContextBatch]:
+        for side in (TRAIN, HELD_OUT):
+            yield from self._emit(side)
+
+    def _emit(self, side: int) -> Iterator[ContextBatch]:
+        contexts = self._waiting[side]
+        if not contexts:
+            return
+        self._emitted[side] += len(contexts)
+        self._emitted_rows += sum(len(context) for context in contexts)
+        while len(self._snapshots) > 1 and self._reaches(self._snapshots[1]):
+            self._snapshots.popleft()
+        yield _batch(contexts, bos=self._settings.bos, held_out=side == HELD_OUT, cursor=self._cursor)
+        contexts.clear()
+        self._cursor = _cursor_to_json(
+            self._snapshots[0], self._emitted, rows=self._emitted_rows, batch_contexts=self._settings.batch_contexts
+        )
+
+    def _reaches(self, snapshot: _Snapshot) -> bool:
+        return all(at <= done for at, done in zip(snapshot.contexts, self._emitted, strict=True))
+
+
+def _batch(contexts: list[Context], *, bos: int, held_out: bool, cursor: dict[str, Any] | None) -> ContextBatch:
+    shape = (len(contexts), max(len(context) for context in contexts))
+    tokens, documents = np.full(shape, bos, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    kept, positions = np.zeros(shape, dtype=np.bool_), np.tile(np.arange(shape[1]), (shape[0], 1))
+    for row, context in enumerate(contexts):
+        size = len(context)
+        tokens[row, :size], documents[row, :size], kept[row, :size] = context.tokens, context.documents, True
+        positions[row, :size] = context.document_positions()
+    return ContextBatch(tokens, documents, kept, document_positions=positions, held_out=held_out, cursor=cursor)
+
+
+def _cursor_to_json(snapshot: _Snapshot, emitted: list[int], *, rows: int, batch_contexts: int) -> dict[str, Any]:
+    return {
+        "version": _CURSOR_VERSION,
+        "state": snapshot.state,
+        "document": snapshot.document,
+        "epoch": snapshot.epoch,
+        "pending": [pending_to_json(pending) for pending in snapshot.pending],
+        "contexts": list(snapshot.contexts),
+        "rows": list(snapshot.rows),
+        "emitted": list(emitted),
+        "emitted_rows": rows,
+        "batch_contexts": batch_contexts,
+    }
+
+
+def _read_cursor(cursor: dict[str, Any] | None) -> tuple[_Snapshot, list[int], int]:
+    if cursor is None:
+        return _BEGINNING, [0, 0], 0
+    if cursor["version"] != _CURSOR_VERSION:
+        raise MismatchError(
+            f"The cache was begun by a nestcoder whose place in the text has version {cursor['version']}.",
+            remedy="Finish it with that nestcoder, or begin anew with --fresh.",
+        )
+    train, held_out = (pending_from_json(pending) for pending in cursor["pending"])
+    snapshot = _Snapshot(
+        state=cursor["state"],
+        document=cursor["document"],
+        epoch=cursor["epoch"],
+        pending=(train, held_out),
+        contexts=(cursor["contexts"][0], cursor["contexts"][1]),
+        rows=(cursor["rows"][0], cursor["rows"][1]),
+    )
+    return snapshot, list(cursor["emitted"]), int(cursor["emitted_rows"])

@@ -1,0 +1,117 @@
+"""The auxiliary loss, which gives dead features a gradient (Gao et al. 2024, with a transcoder's target).
+
+    e     = target - y                    of the whole dictionary, held fixed
+    e_hat = sum over the aux_top_k largest dead pre-activations of a row, rectified, of  a * W_dec[feature]
+    aux   = alpha * min(dead / aux_top_k, 1) * sum ||e_hat - e||^2 / sum ||e - mean(e)||^2
+
+e_hat holds neither ``b_dec`` nor the skip: both are in y already. Only dead features are touched.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from train.optim import remove_parallel_
+from transcoder.decode import transpose, weighted_sums_into
+from transcoder.sharded import WHOLE, Shard
+from transcoder.sparse_code import Selection
+from transcoder.weights import Weights
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """``sum ||e_hat - e||^2`` of a batch and its gradient in the dead features' weights, before any scaling.
+
+    The decoder's has no part along its rows, whose norm is held at 1.
+    """
+
+    error: Float[Tensor, ""]
+    encoder: Float[Tensor, "dead d_source"]
+    bias: Float[Tensor, " dead"]
+    decoder: Float[Tensor, "dead d_target"]
+
+
+def auxiliary(
+    weights: Weights,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    pre: Float[Tensor, "rows dead"],
+    residual: Float[Tensor, "rows d_target"],
+    dead: Int[Tensor, " dead"],
+    top_k: int,
+    shard: Shard = WHOLE,
+) -> Auxiliary:
+    """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient.
+
+    ``pre`` holds their pre-activations. With a ``shard``, ``dead`` are those of this process's features, and the
+    account is that of all processes' together.
+    """
+    values, places = _largest(pre, top_k, shard)
+    offsets = torch.arange(len(values) + 1, dtype=torch.int32, device=pre.device) * values.shape[1]
+    selection = Selection(values.flatten(), places.int().flatten(), offsets)
+    decoder = weights.W_dec.index_select(0, dead)
+    errors = torch.empty_like(residual)
+    weighted_sums_into(errors, decoder, selection.features, weight=selection.values, offsets=offsets)
+    error = shard.sum_(errors).add_(residual).square().sum(dim=1).double().sum()
+    d_pre = (torch.mm(errors.mul_(2), decoder.T).gather(1, places) * (values > 0)).flatten()
+    return _gradient(error, source.to(errors.dtype), selection=selection, errors=errors, d_pre=d_pre, decoder=decoder)
+
+
+def _gradient(
+    error: Float[Tensor, ""],
+    source: Float[Tensor, "rows d_source"],
+    *,
+    selection: Selection,
+    errors: Float[Tensor, "rows d_target"],
+    d_pre: Float[Tensor, " active"],
+    decoder: Float[Tensor, "dead d_target"],
+) -> Auxiliary:
+    """The gradient in the dead features' weights, given that in their pre-activations."""
+    dead = decoder.shape[0]
+    index = transpose(selection, dead)
+    order, offsets = index.order.long(), index.offsets
+    rows, d_pre = selection.rows()[order], d_pre[order]
+    d_encoder, d_decoder = source.new_empty(dead, source.shape[1]), torch.empty_like(decoder)
+    weighted_sums_into(d_encoder, source, rows, weight=d_pre, offsets=offsets)
+    weighted_sums_into(d_decoder, errors, rows, weight=selection.values[order], offsets=offsets)
+    remove_parallel_(d_decoder, decoder)
+    d_bias = torch.segment_reduce(d_pre, "sum", offsets=offsets.long())
+    return Auxiliary(error, d_encoder, d_bias, d_decoder)
+
+
+def spread(residual: Float[Tensor, "rows d_target"]) -> Float[Tensor, " statistics"]:
+    """Sums that give ``sum ||e - mean(e)||^2``, to be added over processes first: rows, sum of e, sum of ||e||^2."""
+    rows = torch.full((1,), residual.shape[0], dtype=torch.float64, device=residual.device)
+    squares = residual.square().sum(dim=1).double().sum().unsqueeze(0)
+    return torch.cat([rows, residual.double().sum(dim=0), squares])
+
+
+def variation(statistics: Float[Tensor, " statistics"]) -> Float[Tensor, ""]:
+    """``sum ||e - mean(e)||^2`` from the sums of ``spread``."""
+    return statistics[-1] - statistics[1:-1].square().sum() / statistics[0]
+
+
+def auxiliary_scale(*, alpha: float, dead: int, top_k: int, variation: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """What the squared error counts: less while few features are dead."""
+    return alpha * min(dead / top_k, 1.0) / variation.clamp(min=1e-30)
+
+
+def add_auxiliary_(
+    gradients: Weights, extra: Auxiliary, *, dead: Int[Tensor, " dead"], scale: Float[Tensor, ""]
+) -> None:
+    """Add the scaled gradient of the dead features to the whole gradient."""
+    pairs = ((gradients.W_enc.T, extra.encoder), (gradients.b_enc, extra.bias), (gradients.W_dec, extra.decoder))
+    for whole, part in pairs:
+        whole.index_add_(0, dead, part * scale.to(part.dtype))
+
+
+def _largest(
+    pre: Float[Tensor, "rows dead"], top_k: int, shard: Shard
+) -> tuple[Float[Tensor, "rows own"], Int[Tensor, "rows own"]]:
+    """The ``top_k`` largest of every row over all processes, rectified: those of this process, 0 where they lose."""
+    values, places = pre.topk(min(top_k, pre.shape[1]), dim=1, sorted=False)
+    if shard.world > 1:
+        values = values.masked_fill(~shard.winners(values, top_k), 0)
+    return values.relu(), places

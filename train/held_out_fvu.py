@@ -1,0 +1,71 @@
+"""Held-out FVU while a run is on: what the best checkpoint is chosen by.
+
+    FVU_p = sum ||target - y_p||^2 / sum ||target - mean||^2        both over the held-out rows, their own mean
+
+over the first ``held_out_rows`` rows of the held-out documents, special tokens left out by their ids, under the
+training rule of selection. Evaluation proper, over all of them and under the evaluation rule, is another stage.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cache.reader import CacheReader, View
+from train.aux_loss import spread, variation
+from train.loss import NestedLoss
+from train.units import Units
+from transcoder.decode import decode_prefixes
+from transcoder.sharded import WHOLE, Shard
+from transcoder.sparse_code import select
+from transcoder.weights import Weights
+
+_BATCH_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out rows in memory, in training units; ``variation`` is the sum of squares about their mean."""
+
+    source: Float[Tensor, "rows d_source"]
+    target: Float[Tensor, "rows d_target"]
+    variation: float
+
+    @staticmethod
+    def read(reader: CacheReader, units: Units, *, rows: int, view: View, device: str) -> "HeldOut | None":
+        """The first ``rows`` held-out rows; None where there are none."""
+        split = reader.split("held_out")
+        taken = split.rows(slice(0, min(rows, len(split))), view=view)
+        ordinary = torch.from_numpy(~np.isin(taken.tokens, list(reader.special_ids)))
+        if not bool(ordinary.any()):
+            return None
+        target = units.target(taken.target[ordinary].to(device))
+        return HeldOut(units.source(taken.source[ordinary].to(device)), target, float(variation(spread(target))))
+
+
+def held_out_fvu(weights: Weights, held_out: HeldOut, *, nested: NestedLoss, shard: Shard = WHOLE) -> list[float]:
+    """FVU of every prefix; ``weights`` are those of this process's features."""
+    errors = torch.zeros(len(nested.prefixes), dtype=torch.float64, device=held_out.source.device)
+    batches = zip(held_out.source.split(_BATCH_ROWS), held_out.target.split(_BATCH_ROWS), strict=True)
+    for source, target in batches:
+        errors += _squared_errors(weights, source, target=target, nested=nested, shard=shard)
+    return (errors / held_out.variation).tolist()
+
+
+def _squared_errors(
+    weights: Weights,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    target: Float[Tensor, "rows d_target"],
+    nested: NestedLoss,
+    shard: Shard,
+) -> Float[Tensor, " prefixes"]:
+    pre = torch.addmm(weights.b_enc, source, weights.W_enc)
+    candidates = select(pre, top_k=nested.top_k, activation=nested.activation)
+    selection = shard.keep(candidates, count=nested.kept(len(source)), per_row=nested.per_row)
+    base = weights.b_dec if weights.W_skip is None else torch.addmm(weights.b_dec, source, weights.W_skip)
+    decoded = decode_prefixes(selection, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
+    errors = decoded - target[:, None]
+    return errors.square().sum(dim=2).double().sum(dim=0)

@@ -1,0 +1,196 @@
+"""Every prefix reconstruction from one sparse decode, and the gradients, touching active features only.
+
+With g(f) the group of feature f (the first prefix that contains it) and a bag for every (row, group):
+
+    bag[r, g]  = sum over active f of row r in group g of  a[r, f] * W_dec[f]
+    y[r, p]    = b_dec + bag[r, 0] + ... + bag[r, p]                      running sum over groups
+    slope[r,g] = dL/dy[r, g] + dL/dy[r, g + 1] + ...                      reverse running sum
+    dL/da[r, f]   = slope[r, g(f)] . W_dec[f]                             gathered dot products
+    dL/dW_dec[f]  = sum over rows r that use f of  a[r, f] * slope[r, g(f)]
+    dL/dW_enc[:, f] = sum over rows r that use f of  dL/dpre[r, f] * source[r]
+
+The last two are the same bagged sum over the transposed index (feature-major): no atomics, so the result does not
+depend on the order in which threads run. On a CPU all of it is PyTorch, on CUDA kernels.py where Triton is there.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from transcoder.constants import constant
+from transcoder.sharded import WHOLE, Shard
+from transcoder.sparse_code import Selection
+
+_BLOCK = 512
+_HAS_TRITON = find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The active entries of a batch dealt over (row, group) bags: entry i lies in bag ``bag[i]``, ascending."""
+
+    bag: Int[Tensor, " active"]
+    offsets: Int[Tensor, " bags_plus_one"]
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """The same entries feature by feature: feature f owns ``order[offsets[f]:offsets[f + 1]]``, rows ascending."""
+
+    order: Int[Tensor, " active"]
+    offsets: Int[Tensor, " features_plus_one"]
+
+
+def bags_of(selection: Selection, prefixes: tuple[int, ...]) -> Bags:
+    """Deal a selection's entries over bags; entries of one bag are neighbours because features ascend within a row."""
+    ends = constant(prefixes, selection.features.dtype, selection.features.device)
+    group = torch.searchsorted(ends, selection.features, right=True, out_int32=True)
+    bag = selection.rows() * len(prefixes) + group
+    return Bags(bag, _starts(bag, selection.row_count * len(prefixes)))
+
+
+def transpose(selection: Selection, dict_size: int) -> Transposed:
+    """Sort the entries by feature, stably."""
+    features, order = selection.features.sort(stable=True)
+    return Transposed(order.to(features.dtype), _starts(features, dict_size))
+
+
+def decode_prefixes(
+    selection: Selection,
+    W_dec: Float[Tensor, "dict_size d_target"],
+    base: Float[Tensor, " d_target"] | Float[Tensor, "rows d_target"],
+    *,
+    prefixes: tuple[int, ...],
+    shard: Shard = WHOLE,
+) -> Float[Tensor, "rows prefixes d_target"]:
+    """Every prefix's reconstruction; ``base`` is what all of them share: ``b_dec``, and the skip where there is one."""
+    bags = bags_of(selection, shard.prefixes(prefixes))
+    sums = shard.sum_(bag_sums(selection, bags, W_dec)).unflatten(0, (-1, len(prefixes)))
+    sums[:, 0] += base
+    return running_sum_(sums)
+
+
+def bag_sums(
+    selection: Selection, bags: Bags, W_dec: Float[Tensor, "dict_size d_target"]
+) -> Float[Tensor, "bags d_target"]:
+    """The sum of every bag's decoder rows, weighted by the activations; in float32 at least."""
+    kept = torch.promote_types(W_dec.dtype, torch.float32)
+    if not uses_kernels(W_dec):
+        return weighted_sums(W_dec, selection.features, selection.values, offsets=bags.offsets).to(kept)
+    sums = W_dec.new_empty(bags.offsets.numel() - 1, W_dec.shape[1], dtype=kept)
+    weighted_sums_into(sums, W_dec, selection.features, weight=selection.values, offsets=bags.offsets)
+    return sums
+
+
+def weighted_sums(
+    table: Float[Tensor, "entries width"],
+    index: Int[Tensor, " active"],
+    weight: Float[Tensor, " active"],
+    *,
+    offsets: Int[Tensor, " sums_plus_one"],
+) -> Float[Tensor, "sums width"]:
+    """Row s is the sum of ``weight[i] * table[index[i]]`` over i from ``offsets[s]`` to ``offsets[s + 1]``."""
+    return embedding_bag(
+        index, table, offsets, mode="sum", per_sample_weights=weight.to(table.dtype), include_last_offset=True
+    )
+
+
+def weighted_sums_into(
+    out: Float[Tensor, "sums width"],
+    table: Float[Tensor, "entries width"],
+    index: Int[Tensor, " active"],
+    *,
+    weight: Float[Tensor, " active"],
+    offsets: Int[Tensor, " sums_plus_one"],
+) -> None:
+    """``weighted_sums`` in an array that is there already, on a CPU by blocks that stay in its caches."""
+    if not index.numel():
+        out.zero_()
+        return
+    if uses_kernels(out):
+        from transcoder.kernels import weighted_sums_
+
+        weighted_sums_(out, table, index, weight=weight, offsets=offsets)
+        return
+    if out.is_cuda:
+        out.copy_(weighted_sums(table, index, weight, offsets=offsets))
+        return
+    starts = [*offsets[::_BLOCK].tolist(), index.numel()]
+    for block, rows in enumerate(out.split(_BLOCK)):
+        first, last = starts[block], starts[block + 1]
+        within = offsets[block * _BLOCK :][: len(rows) + 1] - first
+        rows.copy_(weighted_sums(table, index[first:last], weight[first:last], offsets=within))
+
+
+def running_sum_(sums: Float[Tensor, "rows groups width"]) -> Float[Tensor, "rows groups width"]:
+    """Add up groups in place."""
+    for group in range(1, sums.shape[1]):
+        sums[:, group] += sums[:, group - 1]
+    return sums
+
+
+def reverse_running_sum_(
+    sums: Float[Tensor, "rows groups width"], weights: tuple[float, ...]
+) -> Float[Tensor, "rows groups width"]:
+    """In place, ``sums[:, g] = weights[g] * sums[:, g] + weights[g + 1] * sums[:, g + 1] + ...``."""
+    if weights[-1] != 1.0:
+        sums[:, -1] *= weights[-1]
+    for group in range(sums.shape[1] - 2, -1, -1):
+        torch.add(sums[:, group + 1], sums[:, group], alpha=weights[group], out=sums[:, group])
+    return sums
+
+
+def slopes_(
+    sums: Float[Tensor, "rows groups width"], left: Float[Tensor, "rows width"], *, weights: tuple[float, ...]
+) -> tuple[Float[Tensor, " groups"], Float[Tensor, "rows width"]]:
+    """Turn group sums into slopes in place, where ``left`` is what they should add up to.
+
+    Returns every prefix's squared error and the last one's residual. ``weights`` say what a prefix's squared error
+    counts; its derivative carries the 2.
+    """
+    doubled = tuple(2 * weight for weight in weights)
+    if uses_kernels(sums):
+        from transcoder.kernels import slopes_ as fused_slopes_
+
+        squares, residual = fused_slopes_(sums, left, weights=constant(doubled, sums.dtype, sums.device))
+        return squares.double().sum(dim=0), residual
+    sums[:, 0] -= left
+    # Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth.
+    sse = torch.linalg.vector_norm(running_sum_(sums), dim=2).double().square_().sum(dim=0)
+    residual = sums[:, -1].clone()
+    reverse_running_sum_(sums, doubled)
+    return sse, residual
+
+
+def uses_kernels(array: Tensor) -> bool:
+    """Whether the Triton kernels do the work for an array here."""
+    return _INTERPRETED or (array.is_cuda and _HAS_TRITON)
+
+
+def activation_gradients(
+    selection: Selection,
+    bags: Bags,
+    W_dec: Float[Tensor, "dict_size d_target"],
+    *,
+    slope: Float[Tensor, "bags d_target"],
+) -> Float[Tensor, " active"]:
+    """``slope[bag] . W_dec[feature]`` for every active entry."""
+    if uses_kernels(slope):
+        from transcoder.kernels import dots
+
+        return dots(slope, W_dec, bag=bags.bag, feature=selection.features)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        slope, W_dec, selection.features, bags.offsets[:-1].contiguous(), bags.bag, 0, -1
+    )
+
+
+def _starts(ascending: Int[Tensor, " active"], count: int) -> Int[Tensor, " starts"]:
+    """Where each of the numbers 0..count begins in an ascending list that holds some of them."""
+    numbers = torch.arange(count + 1, dtype=ascending.dtype, device=ascending.device)
+    return torch.searchsorted(ascending, numbers, out_int32=True)

@@ -1,0 +1,1 @@
+"""One module a file format of a transcoder, ours and others'."""

@@ -1,0 +1,72 @@
+"""Foreign safetensors and JSON files: any bytes give the right arrays or a typed error, and nothing is executed."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from common.errors import DamagedError, DiskError, UsageError
+
+JSON_LIMIT_BYTES = 64 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. UsageError: no such file. DamagedError: not a JSON object, or over 64 MiB."""
+    raw = _read_bytes(path, limit_bytes=JSON_LIMIT_BYTES)
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"Not a JSON file: {error}.", where=path) from error
+    if not isinstance(value, dict):
+        raise DamagedError(f"A JSON object was expected, not {type(value).__name__}.", where=path)
+    return value
+
+
+def read_tensors(path: Path, *, names: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+    """The tensors ``names`` of a safetensors file, and those of ``optional`` that it has.
+
+    UsageError: no such file. DamagedError: not a safetensors file, or a tensor is missing.
+    """
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            held = set(file.keys())
+            if missing := sorted(names - held):
+                raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(held)}.", where=path)
+            return {name: file.get_tensor(name) for name in sorted(names | (optional & held))}
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, struct.error) as error:
+        raise DamagedError(f"Not a readable safetensors file: {error}.", where=path) from error
+    except OSError as error:
+        raise DiskError(f"The file cannot be read: {error}.", where=path) from error
+
+
+def check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: Path) -> None:
+    """DamagedError unless every tensor has its shape, is a float and is finite."""
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name]:
+            what = f"{name} has shape {tuple(tensor.shape)}; {shapes[name]} was expected."
+            raise DamagedError(what, where=where)
+        if not tensor.is_floating_point():
+            raise DamagedError(f"{name} holds {tensor.dtype}; a float type was expected.", where=where)
+        if not torch.isfinite(tensor).all():
+            raise DamagedError(f"{name} holds NaN or infinity.", where=where)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError("There is no such file.", where=path)
+
+
+def _read_bytes(path: Path, *, limit_bytes: int) -> bytes:
+    _require_file(path)
+    try:
+        size = path.stat().st_size
+        if size > limit_bytes:
+            raise DamagedError(f"The file has {size:,} bytes; at most {limit_bytes:,} are expected.", where=path)
+        return path.read_bytes()
+    except OSError as error:
+        raise DiskError(f"The file cannot be read: {error}.", where=path) from error

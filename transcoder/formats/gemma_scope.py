@@ -1,0 +1,158 @@
+"""Google's Gemma Scope transcoders: their files, their convention, and the check that the convention was met.
+
+    google/gemma-scope-2b-pt-transcoders: layer_{L}/width_{W}/average_l0_{N}/params.npz, fp32
+    W_enc (d_source, dict_size)  b_enc (dict_size,)  threshold (dict_size,)
+    W_dec (dict_size, d_target)  b_dec (d_target,)
+
+Their input is the residual normalised before the MLP, *without* the norm's gain, which they folded into the MLP; their
+target is what the MLP adds to the residual, after the post norm. ``b_dec`` is not subtracted from the input. A file fed
+anything else fires far more or far fewer features than its folder's N says, so the L0 measured is held against N.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.errors import DamagedError, MismatchError, UsageError
+from transcoder.dictionary import Dictionary
+from transcoder.formats.npz import read_npz
+from transcoder.rules import jumprelu
+from transcoder.weights import Weights, feature_major
+
+REPOSITORY = "google/gemma-scope-2b-pt-transcoders"
+MODEL = "google/gemma-2-2b"
+WIDTH = 2304
+TOKENS_TRAINED = 4_000_000_000
+"""By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
+LEAST_L0_RATIO, MOST_L0_RATIO = 0.7, 1.4
+
+_ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+_PLACE = re.compile(r"(?:^|/)layer_(\d+)/width_(\d+)([km]?)/average_l0_(\d+)/params\.npz$")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One dictionary of the repository, as its path says: ``width_16k`` is 16,384 features."""
+
+    path: str
+    layer: int
+    width: int
+    l0: int
+
+
+def find_choices(paths: Iterable[str]) -> list[Choice]:
+    """The dictionaries among ``paths``; the rest is passed over."""
+    found = [(path, _PLACE.search(path)) for path in paths]
+    return [
+        Choice(path, layer=int(place[1]), width=int(place[2]) * _UNITS[place[3]], l0=int(place[4]))
+        for path, place in found
+        if place
+    ]
+
+
+def nearest(choices: list[Choice], *, layer: int, dict_size: int, l0: float) -> Choice:
+    """Of this layer's, the nearest in width by ratio, and among those the nearest in L0. UsageError: there is none."""
+    here = [choice for choice in choices if choice.layer == layer]
+    if not here:
+        layers = sorted({choice.layer for choice in choices})
+        raise UsageError(f"There is no Gemma Scope transcoder for layer {layer}; there are layers {layers}.")
+
+    def distance(choice: Choice) -> tuple[float, float, str]:
+        ratio = choice.width / dict_size
+        return max(ratio, 1 / ratio), abs(choice.l0 - l0), choice.path
+
+    return min(here, key=distance)
+
+
+def locate(path: Path, *, layer: int, dict_size: int, l0: float) -> Path:
+    """The params.npz meant by ``path``: itself, the one inside, or the nearest of a folder laid out as Google's."""
+    if not path.exists():
+        raise UsageError("There is no such file or folder.", where=path, remedy="Give a params.npz, or 'download'.")
+    if path.is_file():
+        return path
+    if (path / "params.npz").is_file():
+        return path / "params.npz"
+    # Absolute paths, so that a folder inside Google's layout is as good as its root.
+    choices = find_choices(found.absolute().as_posix() for found in path.rglob("params.npz"))
+    if not choices:
+        remedy = "Give a params.npz, or a folder with layer_L/width_W/average_l0_N/params.npz."
+        raise UsageError("The folder holds no Gemma Scope dictionary.", where=path, remedy=remedy)
+    return Path(nearest(choices, layer=layer, dict_size=dict_size, l0=l0).path)
+
+
+def nominal_l0(path: Path) -> float | None:
+    """The L0 that the file's folder promises; None where it promises nothing."""
+    found = re.fullmatch(r"average_l0_(\d+)", path.absolute().parent.name)
+    return float(found[1]) if found else None
+
+
+def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Dictionary:
+    """The dictionary in a params.npz, reading ``ln2_normalized``.
+
+    UsageError: no such file. DamagedError: not such a file. MismatchError: its widths are another model's.
+    """
+    arrays = read_npz(path, _ARRAYS)
+    dict_size = len(arrays["b_enc"])
+    shapes = {
+        "W_enc": (d_source, dict_size),
+        "b_enc": (dict_size,),
+        "W_dec": (dict_size, d_target),
+        "b_dec": (d_target,),
+        "threshold": (dict_size,),
+    }
+    if arrays["W_enc"].ndim == arrays["W_dec"].ndim == 2 and dict_size > 0:
+        check_widths((arrays["W_enc"].shape[0], arrays["W_dec"].shape[1]), (d_source, d_target), path)
+    for name, array in arrays.items():
+        if tuple(array.shape) != shapes[name] or dict_size == 0:
+            what = f"{name} has shape {tuple(array.shape)}; {shapes[name]} was expected."
+            raise DamagedError(what, where=path)
+    threshold = arrays.pop("threshold")
+    arrays["W_enc"] = feature_major(arrays["W_enc"])
+    return Dictionary(
+        name="gemma-scope",
+        weights=Weights(**arrays),
+        rule=jumprelu(threshold),
+        prefixes=(dict_size,),
+        source_view="ln2_normalized",
+        tokens_trained=TOKENS_TRAINED if d_source == d_target == WIDTH else None,
+        nominal_l0=nominal_l0(path),
+    )
+
+
+def check_widths(found: tuple[int, int], wanted: tuple[int, int], where: object) -> None:
+    """MismatchError unless the source and target widths are the cache's."""
+    if found != wanted:
+        what = f"The file maps {found[0]} to {found[1]} dimensions, the cache's rows {wanted[0]} to {wanted[1]}."
+        raise MismatchError(what, where=where, remedy=f"Gemma Scope's transcoders are for {MODEL} alone.")
+
+
+def check_convention(dictionary: Dictionary, measured_l0: float, *, force: bool, where: str = "") -> str:
+    """What the L0 measured says beside the nominal one. MismatchError outside 0.7 to 1.4 of it, unless ``force``."""
+    said = f"{dictionary.name}: L0 is {measured_l0:.1f}"
+    if dictionary.nominal_l0 is None:
+        return f"{said}; the file promises none, so its convention was not checked"
+    ratio = measured_l0 / dictionary.nominal_l0
+    said = f"{said}, {ratio:.2f} of the {dictionary.nominal_l0:g} that its folder promises"
+    if LEAST_L0_RATIO <= ratio <= MOST_L0_RATIO:
+        return said
+    bounds = f"outside {LEAST_L0_RATIO} to {MOST_L0_RATIO}"
+    if force:
+        return f"{said}: {bounds}, compared all the same because that was forced"
+    what = (
+        f"The comparison is refused: {said}. That is {bounds}: the dictionary is not being fed what it was trained on, "
+        "and none of its figures would mean anything."
+    )
+    remedy = (
+        "Check that the cache is of the file's model and layer, from mlp_in to mlp_out, on ordinary prose. "
+        "--force compares all the same."
+    )
+    raise MismatchError(what, where=where, remedy=remedy)
+
+
+def mean_l0(dictionary: Dictionary, source: torch.Tensor) -> float:
+    """Features that fire on a row, on average."""
+    return float((dictionary.active(source).values > 0).sum()) / max(1, len(source))

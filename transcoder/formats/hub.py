@@ -1,0 +1,129 @@
+"""Dictionaries on the Hugging Face Hub: listed there, fetched one file at a time, resumed where cut off.
+
+``huggingface_hub`` lists, names and authorises; but since its version 2 an interrupted download starts over, and these
+files have 300 MB. So the bytes are asked for here, from where the last run stopped: into ``<name>.<etag>.part``,
+renamed when the size (and the SHA-256, where the Hub gives it as the etag) is right.
+"""
+
+import hashlib
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import disk
+from common.errors import DamagedError, DiskError, InUseError
+from common.progress import Progress, Silent
+from transcoder.formats.gemma_scope import REPOSITORY, Choice, find_choices, nearest
+
+TRIES = 5
+_REMEDY = "Check the network (and HF_TOKEN) and run again, or download one params.npz and give its path."
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """Files end up below ``folder``, laid out as in the repository; the Hub's own endpoint and cache unless given."""
+
+    name: str = REPOSITORY
+    endpoint: str | None = None
+    folder: Path | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def paths(self) -> list[str]:
+        """Every file of the repository. DiskError: it cannot be listed."""
+        from huggingface_hub import HfApi
+
+        with _stated("The listing cannot be had", self.name):
+            return HfApi(endpoint=self.endpoint).list_repo_files(self.name)
+
+    def fetch_nearest(self, *, layer: int, dict_size: int, l0: float) -> tuple[Path, Choice]:
+        """The dictionary to compare with, and which one it is."""
+        choice = nearest(find_choices(self.paths()), layer=layer, dict_size=dict_size, l0=l0)
+        return self.fetch(choice.path), choice
+
+    def fetch(self, path: str) -> Path:
+        """The local copy of one file, whole. DiskError: the Hub or the disk refused. DamagedError: other bytes came."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        target = self._folder() / path
+        if target.is_file():
+            return target
+        with disk.lock(target.with_name("download.lock")), _stated("The download failed", f"{self.name}/{path}"):
+            url = hf_hub_url(self.name, path, endpoint=self.endpoint)
+            about = get_hf_file_metadata(url)
+            part = target.with_name(f"{target.name}.{(about.etag or 'unnamed')[:64]}.part")
+            self._complete(url, part, about.size)
+            _check_hash(part, about.etag)
+            disk.move(part, target)
+        return target
+
+    def _complete(self, url: str, part: Path, size: int | None) -> None:
+        """Append to ``part`` until it has ``size`` bytes; a connection that breaks after some progress is resumed."""
+        self.progress.begin(f"download {part.name}", total=size or 0, unit="bytes", done=_size(part))
+        for left in reversed(range(TRIES)):
+            before = _size(part)
+            try:
+                self._append(url, part, size)
+                break
+            except (OSError, DiskError):
+                raise
+            except Exception:
+                if not left or _size(part) == before:
+                    raise
+        self.progress.end()
+
+    def _append(self, url: str, part: Path, size: int | None) -> None:
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import build_hf_headers
+
+        have = _size(part)
+        if have == size:
+            return
+        headers = build_hf_headers() | ({"Range": f"bytes={have}-"} if have else {})
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
+            answer.raise_for_status()
+            # One that knows no ranges sends all of it, with 200. Pieces are written as they come; a cut loses none.
+            with part.open("ab" if answer.status_code == 206 else "wb") as file:
+                for piece in answer.iter_bytes():
+                    file.write(piece)
+                    self.progress.advance(len(piece))
+                file.flush()
+                os.fsync(file.fileno())
+        if size is not None and _size(part) != size:
+            got = _size(part)
+            disk.remove(part)
+            raise DiskError(f"{got:,} bytes came where {size:,} were announced.", where=url, remedy=_REMEDY)
+
+    def _folder(self) -> Path:
+        from huggingface_hub import constants
+
+        return (self.folder or Path(constants.HF_HOME) / "nestcoder") / self.name
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_hash(part: Path, etag: str | None) -> None:
+    """The Hub's etag of a large file is its SHA-256; of a small one it is a git hash, which is not checked."""
+    if etag is None or len(etag) != 64:
+        return
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != etag:
+        disk.remove(part)
+        raise DamagedError("The file that came has another SHA-256 than the Hub announced.", where=part, remedy=_REMEDY)
+
+
+@contextmanager
+def _stated(what: str, where: str) -> Generator[None]:
+    """Whatever the Hub's client raises, as one stated problem."""
+    try:
+        yield
+    except (DiskError, DamagedError, InUseError):
+        raise
+    except Exception as error:
+        said: Any = str(error).strip().splitlines() or [type(error).__name__]
+        raise DiskError(f"{what}: {said[0].rstrip('.')}.", where=where, remedy=_REMEDY) from error

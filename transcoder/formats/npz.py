@@ -1,0 +1,91 @@
+"""Float arrays from an untrusted .npz file: checked before anything is unpacked, and never unpickled.
+
+An .npz is a zip of .npy members. Every member's announced size must agree with the shape and dtype in its own header,
+and all of them together must be believable for a file of this length, before an array is allocated.
+"""
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from common.errors import DamagedError, DiskError, UsageError
+
+LARGEST_RATIO = 20
+"""Unpacked to packed; floats that carry anything compress by far less."""
+SLACK_BYTES = 1 << 20
+"""A small file may hold zeros, which compress by any ratio."""
+
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+)
+
+
+def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The float arrays ``names``, as float32 tensors.
+
+    UsageError: no such file. DamagedError: not such a file, an array missing, not floats, not finite, or sizes that
+    disagree. DiskError: it cannot be read.
+    """
+    if not path.is_file():
+        raise UsageError("There is no such file.", where=path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, names, path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: _as_tensor(arrays[name], name, path) for name in names}
+    except _UNREADABLE as error:
+        raise DamagedError(f"Not a readable .npz file: {error}.", where=path) from error
+    except OSError as error:
+        raise DiskError(f"The file cannot be read: {error}.", where=path) from error
+
+
+def _check_members(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path) -> None:
+    members = archive.infolist()
+    held = [member.filename for member in members]
+    if len(set(held)) != len(held):
+        raise DamagedError("Two members of the file have one name.", where=path)
+    if missing := [name for name in names if f"{name}.npy" not in held]:
+        raise DamagedError(f"The file has no array {', '.join(missing)}; it has {sorted(held)}.", where=path)
+    claimed, actual = sum(member.file_size for member in members), path.stat().st_size
+    if claimed > LARGEST_RATIO * actual + SLACK_BYTES:
+        what = f"The file has {actual:,} bytes and claims to hold {claimed:,}: that is no dictionary."
+        raise DamagedError(what, where=path)
+    for name in names:
+        _check_header(archive, f"{name}.npy", name, path)
+
+
+def _check_header(archive: zipfile.ZipFile, held: str, name: str, path: Path) -> None:
+    """DamagedError unless the member is a float array whose bytes are as many as its shape needs."""
+    file_size = archive.getinfo(held).file_size
+    with archive.open(held) as member:
+        version = npy.read_magic(member)
+        if version not in ((1, 0), (2, 0)):
+            raise DamagedError(f"{name} is in .npy version {version}, which no float array needs.", where=path)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(member)
+        header_bytes = member.tell()
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        raise DamagedError(f"{name} holds {dtype}; a float type was expected.", where=path)
+    if header_bytes + math.prod(shape) * dtype.itemsize != file_size:
+        raise DamagedError(f"{name} has {file_size:,} bytes, which is not what its shape {shape} needs.", where=path)
+
+
+def _as_tensor(array: np.ndarray, name: str, path: Path) -> Tensor:
+    if not np.isfinite(array).all():
+        raise DamagedError(f"{name} holds NaN or infinity.", where=path)
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
