@@ -27,9 +27,9 @@ from evaluate.metrics.absorption import fit_letter_probes, measure_absorption
 from evaluate.metrics.probe_set import probe_folder, read_probe_set
 from evaluate.reference import Asked, Other, check_belongs, of_transcoder, open_other
 from evaluate.replay import Replay, open_held_out
+from evaluate.report import report, samples
 from evaluate.report.comparison import comparison_files
 from evaluate.report.plots import figures
-from evaluate.report import report, samples
 from evaluate.together import least, wait
 from train.ranks import Ranks
 from transcoder.dictionary import Dictionary

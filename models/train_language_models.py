@@ -3,8 +3,8 @@
     python models/train_language_models.py gpt2 --out models/gpt2-stdlib
 
 Everything is seeded; the text is the standard library less the documents that the default split holds out, so the
-loss is measured on files never trained on, beside a unigram and an interpolated bigram model of the same tokens. Writes a
-Hugging Face folder (bfloat16 safetensors, tokenizer) and training.json.
+loss is measured on files never trained on, beside a unigram and an interpolated bigram model of the same tokens. Writes
+a Hugging Face folder (bfloat16 safetensors, tokenizer) and training.json.
 """
 
 import argparse
