@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.config import CacheSettings
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common.device import choose_device
 from common.errors import UsageError
@@ -59,7 +60,7 @@ def evaluate_layer(
     if not (transcoder / CONFIG_FILE).is_file():
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=_NOT_TRAINED)
     place = str(choose_device(device))
-    reader, trained = CacheReader.open_near(cache, cache_settings, device=place), load_transcoder(transcoder)
+    reader, trained = open_cache(cache, cache_settings, device=place), load_transcoder(transcoder)
     check_belongs(trained, reader, where=transcoder, force=force)
     dictionary = of_transcoder(trained, name=transcoder.name).to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)

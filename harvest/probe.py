@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cache.config import CacheSettings
-from cache.reader import CacheReader
+from cache.open import open_cache
 from common import disk
 from common.errors import MismatchError, UsageError
 from common.progress import Progress
@@ -77,7 +77,7 @@ def harvest_probe(
     """
     where = find_model(model, revision=settings.revision)
     check_layers(layers, where)
-    manifests = {layer: CacheReader.open_near(caches[layer], cache_settings).manifest for layer in layers}
+    manifests = {layer: open_cache(caches[layer], cache_settings).manifest for layer in layers}
     for layer, manifest in manifests.items():
         if manifest.identity.get("weights_hash") != where.weights_hash:
             raise MismatchError("The activation cache came from another model.", where=caches[layer])

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from cache.config import CacheSettings
-from cache.loader import Batch, open_loader
+from cache.loader import Batch, Loader
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common import disk
 from common.device import choose_device
@@ -59,7 +60,7 @@ def train_layer(
     with ExitStack() as held:
         if ranks.rank == 0:
             held.enter_context(disk.lock(out / ".lock"))
-        reader = CacheReader.open_near(cache, cache_settings, device=place)
+        reader = open_cache(cache, cache_settings, device=place)
         around = _surroundings(reader, settings, device=place, progress=progress, ranks=ranks)
         said = _complete(out, settings, around=around, log=log, fresh=fresh)
     return said.pop("") | ({"sweep": said} if said else {})
@@ -142,7 +143,7 @@ def _culprits(batch: Batch) -> str:
 
 
 def _loader(settings: TrainSettings, around: Surroundings, *, start: int) -> Any:
-    return open_loader(
+    return Loader(
         around.reader,
         split="train",
         batch_rows=settings.batch_rows,

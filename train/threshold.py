@@ -1,7 +1,6 @@
 """The threshold that a batchtopk transcoder is evaluated by: the one number at which training rows have ``top_k``
 active features on average. Exact over the rows it is taken from."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ def calibrated_threshold(weights: Weights, reader: CacheReader, *, top_k: int, v
     """From the first rows of the training split, special tokens left out; 0 where fewer than ``top_k`` fire at all."""
     split = reader.split("train")
     taken = split.rows(slice(0, min(_ROWS, len(split))), view=view)
-    source = taken.source[torch.from_numpy(~np.isin(taken.tokens, list(reader.special_ids)))]
+    source = taken.source[torch.from_numpy(split.is_ordinary(taken.tokens))]
     batches = [weights.b_enc.new_tensor(()).new_empty(0)]
     wanted = len(source) * top_k
     for rows in source.split(_BATCH_ROWS):
