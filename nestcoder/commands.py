@@ -17,6 +17,7 @@ from nestcoder.ranks import process_group, read_ranks
 from nestcoder.runs import known_layers
 
 if TYPE_CHECKING:
+    from harvest.request import HarvestRequest
     from nestcoder.cli import Invocation
 
 Said = tuple[Any, str]
@@ -39,59 +40,43 @@ def harvest(invocation: "Invocation", layers: list[int], device: str, *, fresh: 
     """Harvest ``layers`` in one pass, or go on where an earlier harvest stopped."""
     from harvest.run import harvest_layers
 
-    settings, ranks = invocation.settings, read_ranks()
     with shown_progress() as progress:
-        result = harvest_layers(
-            model=settings.model,
-            layers=layers,
-            settings=settings.harvest,
-            cache_settings=settings.cache,
-            folders={layer: invocation.folders(layer).cache for layer in layers},
-            device=ranks.device(device),
-            fresh=fresh,
-            progress=progress,
-            rank=ranks.rank,
-            world=ranks.world,
-        )
+        result = harvest_layers(_harvest_request(invocation, layers, device), fresh=fresh, progress=progress)
     return result, "\n".join(f"harvested: {invocation.folders(layer).cache}" for layer in layers)
+
+
+def _harvest_request(invocation: "Invocation", layers: list[int], device: str) -> "HarvestRequest":
+    from harvest.request import HarvestRequest
+
+    settings = invocation.settings
+    ranks = read_ranks()
+    return HarvestRequest(
+        model=settings.model,
+        folders={layer: invocation.folders(layer).cache for layer in layers},
+        settings=settings.harvest,
+        cache=settings.cache,
+        device=ranks.device(device),
+        rank=ranks.rank,
+        world=ranks.world,
+    )
 
 
 def plan_harvest(invocation: "Invocation", layers: list[int], device: str) -> Said:
     """What ``harvest`` would take: rows, bytes, memory, minutes."""
     from harvest.plan import plan_harvest as plan
 
-    settings, ranks = invocation.settings, read_ranks()
-    found = plan(
-        model=settings.model,
-        layers=layers,
-        settings=settings.harvest,
-        cache_settings=settings.cache,
-        folders={layer: invocation.folders(layer).cache for layer in layers},
-        device=ranks.device(device),
-        rank=ranks.rank,
-        world=ranks.world,
-    )
-    return asdict(found), as_lines(asdict(found))
+    found = asdict(plan(_harvest_request(invocation, layers, device)))
+    return found, as_lines(found)
 
 
 def harvest_probe(invocation: "Invocation", layers: list[int], device: str) -> Said:
     """Harvest the first-letter prompts beside each layer's finished cache."""
     from harvest.probe import harvest_probe as harvest_words
 
-    settings = invocation.settings
-    folders = {layer: invocation.folders(layer) for layer in layers}
+    folders = {layer: invocation.folders(layer).probe("first-letter") for layer in layers}
     with shown_progress() as progress:
-        result = harvest_words(
-            model=settings.model,
-            layers=layers,
-            settings=settings.harvest,
-            caches={layer: folder.cache for layer, folder in folders.items()},
-            cache_settings=settings.cache,
-            folders={layer: folder.probe("first-letter") for layer, folder in folders.items()},
-            device=device,
-            progress=progress,
-        )
-    return result, "\n".join(f"harvested: {folders[layer].probe('first-letter')}" for layer in layers)
+        result = harvest_words(_harvest_request(invocation, layers, device), folders=folders, progress=progress)
+    return result, "\n".join(f"harvested: {folder}" for folder in folders.values())
 
 
 def train(invocation: "Invocation", layers: list[int], device: str, *, name: str, fresh: bool) -> Said:
