@@ -5,8 +5,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
-from common.disk import in_bytes
 from common.errors import CapacityError
+from common.units import in_bytes
 
 Key = tuple[str, int]
 """An array's path and a chunk of it."""
