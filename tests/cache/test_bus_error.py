@@ -48,7 +48,7 @@ def test_a_cut_between_check_and_read_ends_with_a_sentence(pages, read):
 def test_a_file_that_changed_its_size_is_refused_before_the_next_pool(pages, size):
     reader = CacheReader.open(pages)
     with Loader(reader, batch_rows=500, seed=0) as loader:
-        next(loader)
+        loader.batch(0)
         loader._pools._reading.clear()
         os.truncate(pages / SHARD, size)
         with pytest.raises(DamagedError, match=rf"(?s)A shard has {size} bytes.*c\.1\.0"):
