@@ -83,7 +83,7 @@ def check_shapes(arrays: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
         if tuple(array.shape) != shapes[name]:
             raise MismatchError(f"{name} has shape {tuple(array.shape)} instead of {shapes[name]}", where=where)
         if array.dtype not in _DTYPES:
-            raise MismatchError(f"{name} is {array.dtype}, neither float32 nor an integer of 32 or 64 bits", where=where)
+            raise MismatchError(f"{name} is {array.dtype}, neither float32 nor int32 nor int64", where=where)
         if not bool(array.isfinite().all()):
             raise DamagedError(f"{name} holds NaN or infinity", where=where)
 

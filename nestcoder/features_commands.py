@@ -1,23 +1,25 @@
 """The ``features`` commands: what each of them says, as JSON and as text that a person wants to read."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from nestcoder.commands import shown_progress
-from nestcoder.progress import table
+from nestcoder.invocation import CommandResult
+from nestcoder.text import table
 
 if TYPE_CHECKING:
     from evaluate.features.evidence import Evidence
-    from nestcoder.cli import Invocation
-
-Said = tuple[Any, str]
+    from nestcoder.invocation import Invocation
 
 _SHOWN = {"strongest": 5, "uniform": 3}
 _FOUND = 30
 
 
-def collect(invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool) -> Said:
+def collect(
+    invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool
+) -> CommandResult:
     """Take the evidence of each layer's transcoder ``name``."""
     from evaluate.features.run import features_of_layer
 
@@ -37,29 +39,31 @@ def collect(invocation: "Invocation", layers: list[int], device: str, *, name: s
                 force=force,
                 progress=progress,
             )
-    return results, "\n".join(f"features: {invocation.folders(layer).features(name)}" for layer in layers)
+    return CommandResult(
+        results, "\n".join(f"features: {invocation.folders(layer).features(name)}" for layer in layers)
+    )
 
 
-def show(invocation: "Invocation", feature: str, name: str) -> Said:
+def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     """One feature's evidence."""
     from evaluate.features.page import feature_page
 
     layer, number = parse_feature(feature)
     page = feature_page(*_opened(invocation, layer, number, name))
-    return page, "\n".join(_page_lines(page))
+    return CommandResult(page, "\n".join(_page_lines(page)))
 
 
-def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> Said:
+def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> CommandResult:
     """Several features, a column each."""
     from evaluate.features.page import feature_page
 
     pages = [feature_page(*_opened(invocation, *parse_feature(feature), name)) for feature in features]
     heading = ["", *(page["id"] for page in pages)]
     rows = [[title, *(words(page) for page in pages)] for title, words in _COMPARED.items()]
-    return pages, "\n".join(table(heading, rows))
+    return CommandResult(pages, "\n".join(table(heading, rows)))
 
 
-def similar(invocation: "Invocation", feature: str, name: str) -> Said:
+def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     """The features nearest to one, by direction and by the rows that they share."""
     from evaluate.features.labels import label_of
     from evaluate.features.page import relatives
@@ -73,25 +77,25 @@ def similar(invocation: "Invocation", feature: str, name: str) -> Said:
             [f"{layer}/{one['feature']}", _score(one), label_of(evidence, one["feature"])] for one in found[kind][:10]
         ]
         lines += ["", title, *table(["feature", "", "label"], rows)] if rows else []
-    return found, "\n".join(lines)
+    return CommandResult(found, "\n".join(lines))
 
 
-def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> Said:
+def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> CommandResult:
     """Features whose label, or one of the tokens they fire on most, has ``text`` in it; the most exclusive first."""
     from evaluate.features.evidence import read_evidence
     from evaluate.features.find import find_features
 
     layers = [layer] if layer is not None else _layers_with(invocation, name)
-    found = [
+    found: list[dict[str, Any]] = [
         {"id": f"{one}/{hit.feature}", "label": hit.label, "firings": hit.firings, "share": hit.share}
         for one in layers
         for hit in find_features(read_evidence(invocation.folders(one).features(name)), text)
     ]
     if not found:
-        return found, f"No feature's label or tokens have '{text}' in them."
+        return CommandResult(found, f"No feature's label or tokens have '{text}' in them.")
     rows = [[hit["id"], f"{hit['firings']:,}", hit["label"]] for hit in found[:_FOUND]]
     more = [f"... and {len(found) - _FOUND:,} more (--json lists all)"] if len(found) > _FOUND else []
-    return found, "\n".join([*table(["feature", "firings", "label"], rows), *more])
+    return CommandResult(found, "\n".join([*table(["feature", "firings", "label"], rows), *more]))
 
 
 def parse_feature(text: str) -> tuple[int, int]:
@@ -103,8 +107,9 @@ def parse_feature(text: str) -> tuple[int, int]:
 
 
 def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tuple[Evidence, int]":
+    from common.run_layout import CONFIG_FILE
     from evaluate.features.evidence import check_made_of, read_evidence
-    from transcoder.transcoder import CONFIG_FILE, read_config
+    from transcoder.transcoder import read_config
 
     folders = invocation.folders(layer)
     evidence = read_evidence(folders.features(name))
@@ -117,7 +122,7 @@ def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tu
 
 
 def _layers_with(invocation: "Invocation", name: str) -> list[int]:
-    from nestcoder.runs import known_layers
+    from common.run_layout import known_layers
 
     known = known_layers(Path(invocation.settings.runs), invocation.settings.model)
     layers = [layer for layer in known if invocation.folders(layer).features(name).is_dir()]
@@ -180,7 +185,8 @@ def _score(relative: dict[str, Any]) -> str:
     return f"P {relative['given']:.2f}, lift {relative['lift']:.3g}"
 
 
-_COMPARED = {
+_Words = Callable[[dict[str, Any]], str]
+_COMPARED: dict[str, _Words] = {
     "label": lambda page: page["label"],
     "prefix": lambda page: f"{page['prefix']:,}",
     "firings": lambda page: f"{page['firings']:,} ({page['density']:.3%} of tokens)",

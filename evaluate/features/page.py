@@ -167,6 +167,6 @@ def _window(head: Mapping[str, Any]) -> int:
     return int(head["settings"]["context_tokens"])
 
 
-def rounded(value: float) -> float:
+def rounded(value: float | np.floating[Any]) -> float:
     """Four significant digits: fewer would show other orders, more would be noise."""
     return float(f"{float(value):.4g}")

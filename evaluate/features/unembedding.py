@@ -24,7 +24,7 @@ def read_unembedding(name: str, *, width: int, revision: str | None) -> Unembedd
         gain, centred = gain_of(final_norm(model), width)
     except ValueError as error:
         raise NumericalError(f"The final norm's gain cannot be told: {error}.", where=name) from None
-    return Unembedding(W_U.detach(), gain, centred=centred, origin=str(model.where.name))
+    return Unembedding(W_U.detach(), gain, centred=centred, origin=name)
 
 
 def final_norm(model: LanguageModel) -> torch.nn.Module:
