@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
-from nestcoder.commands import shown_progress
 from nestcoder.invocation import CommandResult
+from nestcoder.progress import shown_progress
 from nestcoder.text import table
 
 if TYPE_CHECKING:
