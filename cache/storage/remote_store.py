@@ -10,6 +10,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from common.errors import DamagedError, DiskError, UsageError
+from common.run_layout import remote_name
 
 _ATTEMPTS = 4
 """A connection that breaks once or twice is normal; one that breaks four times in a row is down."""
@@ -17,7 +18,7 @@ _ATTEMPTS = 4
 
 def url_of(path: Path, url: str) -> str:
     """Where below ``url`` the cache in ``path`` lies: runs/gpt2/layer08/cache at <url>/gpt2/layer08/cache."""
-    return "/".join([url.rstrip("/"), *path.resolve().parts[-3:]])
+    return f"{url.rstrip('/')}/{remote_name(path)}"
 
 
 class RemoteStore:
