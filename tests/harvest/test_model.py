@@ -9,7 +9,6 @@ import torch
 from common.device import choose_device
 from common.errors import DamagedError, DiskError, MismatchError, UsageError
 from harvest.memory import token_bytes, weight_bytes
-from harvest.model.hub import ALIASES
 from harvest.model.language_model import choose_dtype, load_model
 from harvest.model.source import check_layers, find_model
 from harvest.model.tokenizer import load_tokenizer
@@ -114,11 +113,6 @@ def test_devices_and_dtypes():
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("auto", torch.device("cuda", 0)) == torch.bfloat16
     assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
-
-
-def test_the_aliases_name_the_hub_s_repositories():
-    assert ALIASES["gemma-2-2b"] == "google/gemma-2-2b"
-    assert set(ALIASES) >= {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gemma-2-9b", "gemma-2-27b"}
 
 
 def test_eager_attention_is_counted(model_folder):
