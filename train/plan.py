@@ -17,8 +17,8 @@ from cache.config import CacheSettings
 from cache.reader import CacheReader
 from common import disk
 from common.device import free_memory
-from common.disk import in_bytes
 from common.errors import CapacityError
+from common.units import in_bytes
 from train.config import TrainSettings
 from train.member import workspace_of
 from train.optim import Moments
