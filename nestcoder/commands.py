@@ -36,19 +36,8 @@ def plan_harvest(invocation: Invocation, layers: list[int], device: str) -> Comm
     """What ``harvest`` would take: rows, bytes, memory, minutes."""
     from harvest.plan import plan_harvest as plan
 
-    settings = invocation.settings
-    ranks = read_ranks()
-    found = plan(
-        model=settings.model,
-        layers=layers,
-        settings=settings.harvest,
-        cache_settings=settings.cache,
-        folders={layer: invocation.folders(layer).cache for layer in layers},
-        device=ranks.device(device),
-        rank=ranks.rank,
-        world=ranks.world,
-    )
-    return CommandResult(asdict(found), as_lines(asdict(found)))
+    found = asdict(plan(stages.harvest_request(invocation.settings, layers, device)))
+    return CommandResult(found, as_lines(found))
 
 
 def harvest_probe(invocation: Invocation, layers: list[int], device: str) -> CommandResult:

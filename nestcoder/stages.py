@@ -11,13 +11,16 @@ are silent unless they are given a ``common.progress.Progress``. Under torchrun 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.progress import Progress, Silent
 from common.run_layout import RunFolders, known_layers, run_folders
 from nestcoder.config import PipelineSettings
 from nestcoder.ranks import process_group, read_ranks
+
+if TYPE_CHECKING:
+    from harvest.request import HarvestRequest
 
 
 def folders_of(settings: PipelineSettings, layer: int) -> RunFolders:
@@ -41,16 +44,20 @@ def run_harvest(
     """
     from harvest.run import harvest_layers
 
+    return harvest_layers(harvest_request(settings, layers, device), fresh=fresh, progress=progress)
+
+
+def harvest_request(settings: PipelineSettings, layers: Sequence[int], device: str = "auto") -> "HarvestRequest":
+    """What the settings ask the harvest stage for, and this process's share of it."""
+    from harvest.request import HarvestRequest
+
     ranks = read_ranks()
-    return harvest_layers(
+    return HarvestRequest(
         model=settings.model,
-        layers=list(layers),
-        settings=settings.harvest,
-        cache_settings=settings.cache,
         folders={layer: folders_of(settings, layer).cache for layer in layers},
+        settings=settings.harvest,
+        cache=settings.cache,
         device=ranks.device(device),
-        fresh=fresh,
-        progress=progress or Silent(),
         rank=ranks.rank,
         world=ranks.world,
     )
@@ -62,17 +69,8 @@ def run_harvest_probe(
     """Harvest the first-letter prompts beside each layer's finished cache, for the absorption metric."""
     from harvest.probe import harvest_probe
 
-    folders = {layer: folders_of(settings, layer) for layer in layers}
-    return harvest_probe(
-        model=settings.model,
-        layers=list(layers),
-        settings=settings.harvest,
-        caches={layer: folder.cache for layer, folder in folders.items()},
-        cache_settings=settings.cache,
-        folders={layer: folder.probe() for layer, folder in folders.items()},
-        device=device,
-        progress=progress or Silent(),
-    )
+    folders = {layer: folders_of(settings, layer).probe() for layer in layers}
+    return harvest_probe(harvest_request(settings, layers, device), folders=folders, progress=progress)
 
 
 def run_train(
