@@ -41,6 +41,9 @@ def problem(path: Path | None, *overrides: str) -> str:
         ("train.lr=.nan", "finite"),
         ("train.lr=1e999", "finite"),
         ("runs=$NO_SUCH_VARIABLE/runs", "NO_SUCH_VARIABLE"),
+        ("evaluate.bootstrap=1000000000000", "less than or equal to 100000"),
+        ("evaluate.samples_per_group=1e12", "less than or equal to 10000"),
+        ("evaluate.sample_contexts=1e12", "less than or equal to 1000"),
         ("evaluate.seed=-1", "greater than or equal to 0"),
     ],
 )
