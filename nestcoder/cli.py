@@ -182,6 +182,23 @@ def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
     invocation.show(cache_commands.cache_pack(path, folder, "none"))
 
 
+@command_line.command("verify")
+@click.argument("paths", type=str, nargs=-1, required=True)
+@click.option("--fast", is_flag=True, help="Sizes of a cache's shards only, no checksums of their bytes.")
+@click.pass_obj
+def verify_run(invocation: Invocation, *, paths: tuple[str, ...], fast: bool) -> None:
+    """Check all that runs left in or below PATHS: caches, probes, transcoders, checkpoints, logs, reports.
+
+    Exit code 3 names what is damaged.
+    """
+    from nestcoder.verify import verify as verify_paths
+
+    result, damage = verify_paths(paths, fast=fast)
+    invocation.show(result)
+    if damage:
+        raise damage
+
+
 @command_line.command()
 @click.pass_obj
 def doctor(invocation: Invocation) -> None:
