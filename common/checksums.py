@@ -33,16 +33,16 @@ def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, RecursionError):
         raise DamagedError("The list of checksums is not JSON.", where=path) from None
     entries = document.get("files") if isinstance(document, dict) else None
-    if not isinstance(entries, dict) or document.get("xxh3_128") != _hash_of(entries):
+    if not isinstance(entries, dict) or document.get("xxh3_128") != (_hash_of(entries) or 0):
         raise DamagedError("The list of checksums is not what was written (its own checksum differs).", where=path)
     return entries
 
 
-def _hash_of(entries: Mapping[str, Any]) -> str:
+def _hash_of(entries: Mapping[str, Any]) -> str | None:
     try:
         return file_hash([canonical_json(entries)])
     except ValueError:  # NaN, which no list that was written holds
-        return ""
+        return None
 
 
 def faults_of(folder: Path) -> list[str]:

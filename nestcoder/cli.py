@@ -251,9 +251,10 @@ def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
 @click.option("--fast", is_flag=True, help="Sizes of a cache's shards only, no checksums of their bytes.")
 @click.pass_obj
 def verify_run(invocation: Invocation, *, paths: tuple[str, ...], fast: bool) -> None:
-    """Check all that runs left in or below PATHS: caches, probes, transcoders, checkpoints, logs, reports.
+    """Check all that a run left.
 
-    Exit code 3 names what is damaged.
+    PATHS are folders of runs/ (or the whole of it), or URLs of caches. Every cache, probe, transcoder and report in or
+    below them is compared with its checksums; exit code 3 names what is damaged.
     """
     from nestcoder.verify import verify as verify_paths
 

@@ -35,7 +35,7 @@ def problem(path: Path | None, *overrides: str) -> str:
     ("override", "words"),
     [
         ('runs="a\\0b"', "NUL"),
-        ("train.seed=1180591620717411303424", "2^63"),
+        ("cache.split_seed=1180591620717411303424", "2^63"),
         ("train.steps=" + "9" * 5000, "5000 digits"),
         ("train.lr=.inf", "finite"),
         ("train.lr=.nan", "finite"),
