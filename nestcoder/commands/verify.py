@@ -78,6 +78,7 @@ _REMEDIES = {
     "cache": "A cache: run 'nestcoder cache repair' on it, then the same harvest again.",
     "probe": "A probe: run 'nestcoder harvest --probe first-letter' for its layer again.",
     "transcoder": "A transcoder: train it again (--fresh), or copy the file from a backup.",
+    "features": "Feature evidence: run 'nestcoder features' again.",
     "report": "A report: run 'nestcoder evaluate' again.",
 }
 
@@ -118,6 +119,7 @@ _SIGNS = {
     "cache": {"manifest.json", "rows.zarr", "journal"},
     "probe": {PROBE_FILE, PROBE_WEIGHTS_FILE},
     "report": {METRICS_FILE, CHECKSUMS_FILE},
+    "features": {"evidence.json", "evidence.safetensors"},
     "transcoder": {CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, CHECKPOINTS},
 }
 """Files and folders that only a folder of that kind has; one of them is enough, for the others may be lost."""
@@ -149,6 +151,13 @@ def _probe_faults(folder: Path) -> list[str]:
     return []
 
 
+def _features_faults(folder: Path) -> list[str]:
+    from evaluate.features.evidence import read_evidence
+
+    read_evidence(folder)
+    return []
+
+
 def _transcoder_faults(folder: Path) -> list[str]:
     from transcoder.transcoder import load_transcoder
 
@@ -160,4 +169,5 @@ _CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "probe": _probe_faults,
     "transcoder": _transcoder_faults,
     "report": faults_of,
+    "features": _features_faults,
 }

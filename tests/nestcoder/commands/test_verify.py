@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from common.errors import DamagedError, UsageError
 from common.progress import Silent
 from nestcoder.cli import command_line
-from nestcoder.verify import verify
+from nestcoder.commands.verify import verify
 
 FLIPS_A_FILE = 4
 # What no number is read from: locks, and a record of the site proof that the manifest has too.
@@ -26,7 +26,7 @@ NO_NUMBERS |= {"checkpoints", "metrics.jsonl", "config.json"}
 
 @pytest.fixture
 def runs(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("nestcoder.verify.shown_progress", lambda: nullcontext(Silent()))
+    monkeypatch.setattr("nestcoder.commands.verify.shown_progress", lambda: nullcontext(Silent()))
     return Path(shutil.copytree(tiny_run, tmp_path / "runs"))
 
 
