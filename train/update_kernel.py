@@ -1,8 +1,8 @@
-"""An update of one array as a Triton kernel, for CUDA: Adam, rows of norm 1 and the rounded copy in one pass over memory.
+"""One pass over memory for Adam, rows of norm 1 and the rounded copy of an array: a Triton kernel, for CUDA.
 
-It computes what ``optim.update_`` does with PyTorch's fused Adam and three passes after it, up to roundings in float32. A
-row of the decoder is in one program's registers, so that its norm is at hand when the row is written. Arrays without
-such rows are taken in blocks.
+It computes what ``optim.update_`` does with PyTorch's fused Adam and the passes after it, up to roundings in float32.
+A row of the decoder is in one program's registers, so that its norm is at hand when the row is written. Arrays whose
+rows have no norm to keep are taken in blocks.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 _FLAT_BLOCK = 1024
-_WIDEST_ROW = 16_384
 _jit: Any = triton.jit
 
 
@@ -81,11 +80,6 @@ def _update_kernel(
     tl.store(weights + places, value, mask=inside)
     if ROUNDED:
         tl.store(rounded + places, value.to(rounded.dtype.element_ty), mask=inside)
-
-
-def can_update(weights: Float[Tensor, "..."]) -> bool:
-    """Whether the kernel takes an array: master weights in float32, of rows that fit a program's registers."""
-    return weights.dtype == torch.float32 and weights.shape[-1] <= _WIDEST_ROW
 
 
 def update_array_(

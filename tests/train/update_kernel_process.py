@@ -6,8 +6,13 @@ import sys
 import torch
 from torch.optim.adam import adam
 
+from train import optim
+from train.config import TrainSettings
 from train.optim import unit_rows_
-from train.update_kernel import AdamStep, can_update, update_array_
+from train.resolved import resolve
+from train.update_kernel import AdamStep, update_array_
+from train.workspace import Workspace
+from transcoder.weights import Weights, random_weights
 
 BETA1, BETA2, EPSILON, LR = 0.9, 0.999, 1e-8, 0.01
 
@@ -56,7 +61,6 @@ def check(shape, device, *, taken=0, decay=0.0, decoupled=False, norm=3.0, unit_
         lr=LR,
         decoupled=decoupled,
     )
-    assert can_update(weights)
     update_array_(
         weights,
         gradient,
@@ -77,6 +81,34 @@ def check(shape, device, *, taken=0, decay=0.0, decoupled=False, norm=3.0, unit_
         torch.testing.assert_close(rounded, weights.to(dtype), rtol=last_place, atol=0.0)
 
 
+def check_whole_update(device, *, bad=False, **changes):
+    """Three updates of all arrays, the step's way, beside PyTorch's passes."""
+    settings = resolve(TrainSettings(prefixes=(8, 24), top_k=2, steps=9, **changes), model="", d_target=10)
+    ways = {}
+    for kernel in (True, False):
+        optim.in_one_pass = lambda _, kernel=kernel: kernel
+        torch.manual_seed(4)
+        weights = random_weights(12, 10, dict_size=24, skip=True).to(device)
+        moments = optim.Moments.zero(weights)
+        rounded = Workspace.like(weights, rows=4, dtype=torch.bfloat16).weights
+        norms = []
+        for step in range(3):
+            drawn = {name: torch.randn_like(array) for name, array in weights.tensors().items()}
+            gradients = Weights(**drawn)
+            gradients.b_dec[0] += float("nan") if bad and step == 1 else 0.0
+            given = {"moments": moments, "settings": settings, "step": step, "rounded": rounded}
+            norms.append(optim.update_(weights, gradients, **given))
+        ways[kernel] = {**weights.tensors(), "norms": torch.stack(norms)}
+        ways[kernel] |= {
+            f"{which} {name}": array for which in ("first", "second") for name, array in getattr(moments, which).items()
+        }
+        if kernel:
+            for name, array in rounded.tensors().items():
+                torch.testing.assert_close(array.float(), weights.tensors()[name], rtol=2**-7, atol=0.0)
+    for name, array in ways[True].items():
+        torch.testing.assert_close(array, ways[False][name], rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 def main(device):
     check((1500,), device)
     check((5, 300), device, taken=7, dtype=torch.bfloat16)
@@ -86,6 +118,10 @@ def main(device):
     check((6, 40), device, taken=3, unit_rows=True)
     for norm in (float("nan"), float("inf")):
         check((6, 40), device, norm=norm, unit_rows=True, dtype=torch.bfloat16)
+    check_whole_update(device)
+    check_whole_update(device, bad=True, clip_norm=None)
+    check_whole_update(device, weight_decay=0.1)
+    check_whole_update(device, weight_decay=0.1, optimizer="adamw", schedule="cosine")
     print("equal")
 
 
