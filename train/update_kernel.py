@@ -37,7 +37,7 @@ def _update_kernel(
     gradient: tl.tensor,
     first: tl.tensor,
     second: tl.tensor,
-    rounded: tl.tensor,
+    rounded: Any,
     norm: tl.tensor,
     divisor: tl.tensor,
     count: tl.tensor,
