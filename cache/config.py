@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache.format.codec import Codec
-from common.settings import Settings
+from common.settings import PathText, Settings
 
 _CHUNK_BYTES = 1_200_000
 """Large enough that a disk reads it at full speed, small enough that a damaged one, or a copy of one, is cheap."""
@@ -36,8 +36,13 @@ class CacheSettings(Settings):
     split_seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seeds which documents are held out."""
     check_reads: bool = True
+<<<<<<< HEAD
     """Compare each chunk with its checksum the first time that it is read."""
     remote: str = ""
+=======
+    """Hold each chunk against its checksum the first time that it is read."""
+    remote: PathText = ""
+>>>>>>> main
     """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
     what is not in runs/ is read from there."""
     remote_bytes: int = Field(default=20_000_000_000, ge=1)
