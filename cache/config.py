@@ -36,13 +36,8 @@ class CacheSettings(Settings):
     split_seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seeds which documents are held out."""
     check_reads: bool = True
-<<<<<<< HEAD
     """Compare each chunk with its checksum the first time that it is read."""
-    remote: str = ""
-=======
-    """Hold each chunk against its checksum the first time that it is read."""
     remote: PathText = ""
->>>>>>> main
     """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
     what is not in runs/ is read from there."""
     remote_bytes: int = Field(default=20_000_000_000, ge=1)
