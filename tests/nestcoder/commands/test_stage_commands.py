@@ -43,7 +43,7 @@ def test_an_evaluation_ends_with_its_table_and_where_the_report_lies(invocation:
 
 def test_the_first_features_are_shown_and_the_rest_is_in_the_report(invocation: Invocation) -> None:
     samples = invocation.folders(8).report("main") / "samples.txt"
-    samples.write_text("\n\n".join(f"feature {number}\n" + "context\n" * 5 for number in range(9)))
+    samples.write_text("\n\n".join(f"feature {number}" + "\ncontext" * 5 for number in range(9)))
     text = "\n".join(stage_commands.report_lines(invocation, [8], "main"))
     assert text.count("feature ") == 6
     assert text.count("context") == 6 * 3
