@@ -34,12 +34,15 @@ class PipelineSettings(Settings):
     log: LogSettings = LogSettings()
 
 
-def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> PipelineSettings:
+def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> PipelineSettings:
     """Read ``path`` (None: defaults alone), lay ``KEY=VALUE`` overrides on top and check it all.
+
+        settings = nestcoder.load_settings("pipeline.yaml", ["train.steps=500", "model=gpt2"])
+        settings.train.steps  # 500
 
     Raises UsageError that lists every problem, each with file and line (or the override) and a suggestion.
     """
-    file = read_yaml(path) if path else YamlFile(name="the defaults", data={}, lines={})
+    file = read_yaml(Path(path)) if path else YamlFile(name="the defaults", data={}, lines={})
     sources = {override_path: f"--set {text}" for text in overrides for override_path in [_lay_over(file.data, text)]}
     try:
         return PipelineSettings.model_validate_json(json.dumps(file.data))
