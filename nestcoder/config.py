@@ -15,6 +15,7 @@ from cache.config import CacheSettings
 from common.errors import UsageError
 from common.settings import Settings
 from evaluate.config import EvaluateSettings
+from evaluate.features.config import FeatureSettings
 from harvest.config import HarvestSettings
 from nestcoder.yamlfile import KeyPath, YamlFile, parse_scalar, read_yaml
 from train.config import LogSettings, TrainSettings
@@ -31,6 +32,7 @@ class PipelineSettings(Settings):
     cache: CacheSettings = CacheSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    features: FeatureSettings = FeatureSettings()
     log: LogSettings = LogSettings()
 
 
