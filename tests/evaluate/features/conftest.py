@@ -15,9 +15,8 @@ from evaluate.features.config import FeatureSettings
 from evaluate.features.contexts import Text
 from evaluate.features.evidence import Evidence
 from evaluate.features.firings import Firings, by_feature
-from evaluate.reference import of_transcoder
-from transcoder.dictionary import Dictionary
-from transcoder.transcoder import Transcoder, load_transcoder
+from transcoder.formats.native import load_transcoder
+from transcoder.transcoder import Transcoder
 
 SPECIAL = 0
 
@@ -28,7 +27,7 @@ class Toy:
 
     reader: CacheReader
     trained: Transcoder
-    dictionary: Dictionary
+    dictionary: Transcoder
     settings: FeatureSettings
     blocks: list[CodeBlock]
     evidence: Evidence
@@ -53,7 +52,7 @@ class Toy:
 @pytest.fixture(scope="session")
 def toy(toy_cache: Path, toy_transcoder: Path) -> Toy:
     reader, trained = CacheReader.open(toy_cache), load_transcoder(toy_transcoder)
-    dictionary = of_transcoder(trained, name="toy")
+    dictionary = trained
     settings = FeatureSettings(
         block_rows=256, context_tokens=3, top_contexts=4, interval_contexts=2, uniform_contexts=3, silent_contexts=2
     )
