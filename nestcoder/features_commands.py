@@ -40,7 +40,7 @@ def collect(
                 progress=progress,
             )
     return CommandResult(
-        results, "\n".join(f"features: {invocation.folders(layer).features(name)}" for layer in layers)
+        results, "\n".join(f"features: {invocation.folders(layer).features(name) / 'index.html'}" for layer in layers)
     )
 
 

@@ -15,23 +15,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from train.config import TrainSettings
 from train.parameters import Parameters
+from train.resolved import ResolvedSettings
 from transcoder.sharded import WHOLE, Shard
 
 _DECAYED = ("W_enc", "W_skip")
 _EPSILON = 1e-8
 
 
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of step ``step``, 0-based. ``settings`` are resolved."""
-    assert settings.lr
+def learning_rate(settings: ResolvedSettings, step: int) -> float:
+    """The rate of step ``step``, 0-based."""
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
         return settings.lr
-    length = settings.decay_steps or settings.steps - settings.warmup_steps
-    done = max(0, step + 1 - (settings.steps - length)) / length
+    done = max(0, step + 1 - (settings.steps - settings.decay_steps)) / settings.decay_steps
     left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return settings.min_lr + (settings.lr - settings.min_lr) * left
 
@@ -54,7 +52,7 @@ def update_(
     gradients: Parameters,
     *,
     moments: Moments,
-    settings: TrainSettings,
+    settings: ResolvedSettings,
     step: int,
     shard: Shard = WHOLE,
 ) -> Float[Tensor, ""]:

@@ -16,14 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
-from train.config import TrainSettings
 from train.dead import count_tokens_, dead_features, dead_share
 from train.loss import NestedLoss, StepResult, nested_step
 from train.optim import Moments, learning_rate, update_
 from train.parameters import Parameters
 from train.ranks import Part, Ranks
+from train.resolved import ResolvedSettings
 from train.workspace import Workspace
 from transcoder.constants import constant
+from transcoder.rules.registry import make_rule
 from transcoder.sharded import WHOLE, Shard
 
 
@@ -58,12 +59,21 @@ class State:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run's steps have in common. ``settings`` are resolved."""
+    """What a run's steps have in common."""
 
-    settings: TrainSettings
+    settings: ResolvedSettings
     nested: NestedLoss
-    aux_top_k: int
-    dead_after_tokens: int
+
+    @staticmethod
+    def of(settings: ResolvedSettings, *, target_variance: float) -> "Recipe":
+        """``target_variance`` is the sum over the target's dimensions, in the units of training."""
+        nested = NestedLoss(
+            prefixes=settings.prefixes,
+            rule=make_rule(settings.activation, settings.top_k),
+            target_variance=target_variance,
+            prefix_weights=settings.prefix_weights,
+        )
+        return Recipe(settings, nested)
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ def train_step(
         aux_loss=aux_loss,
         fvu=fvu,
         l0=l0,
-        dead=shard.mean(dead_share(state.since_fired, after_tokens=recipe.dead_after_tokens), len(state.since_fired)),
+        dead=shard.mean(dead_share(state.since_fired, after_tokens=settings.dead_after_tokens), len(state.since_fired)),
         gradient_norm=norm,
         lr=learning_rate(settings, state.step),
     )
@@ -158,7 +168,7 @@ def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
     """The features that the auxiliary loss is to revive."""
     if not recipe.settings.aux_alpha:
         return state.since_fired.new_empty(0, dtype=torch.int64)
-    return dead_features(state.since_fired, after_tokens=recipe.dead_after_tokens)
+    return dead_features(state.since_fired, after_tokens=recipe.settings.dead_after_tokens)
 
 
 def _add_auxiliary_(
@@ -185,13 +195,13 @@ def _add_auxiliary_(
         pre=result.watched,
         residual=result.residual,
         dead=dead,
-        top_k=recipe.aux_top_k,
+        top_k=recipe.settings.aux_top_k,
         shard=shard,
     )
     statistics, error = spread(result.residual) * bool(part.rows), extra.error * bool(part.rows)
     part.ranks.sum_([statistics, error])
     scale = auxiliary_scale(
-        alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.aux_top_k, variation=variation(statistics)
+        alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.settings.aux_top_k, variation=variation(statistics)
     )
     add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (part.share or 1.0))
     return error * scale

@@ -6,12 +6,15 @@ from typing import Any
 
 from cache.config import CacheSettings
 from cache.reader import CacheReader
+from common import disk
 from common.device import choose_device
 from common.errors import UsageError
 from common.progress import Progress
+from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import collect_evidence
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import write_evidence
+from evaluate.features.report import REPORT_FILE, as_markdown
 from evaluate.features.self_check import check_evidence
 from evaluate.reference import check_belongs
 from transcoder.formats.native import CONFIG_FILE, load_transcoder
@@ -56,4 +59,6 @@ def features_of_layer(
     checked = check_evidence(evidence, reader, dictionary)
     evidence = replace(evidence, head={**evidence.head, "self_check": checked})
     write_evidence(out, evidence)
+    disk.write_file(out / REPORT_FILE, as_markdown(evidence).encode())
+    write_dashboard(out, evidence, progress=progress)
     return dict(evidence.head)

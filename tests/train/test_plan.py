@@ -53,9 +53,9 @@ def test_checkpoints_of_complete_runs_are_no_room_for_others(
 
 
 def test_what_will_not_fit_is_refused(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
-    huge = TrainSettings.model_validate(quick.model_dump() | {"prefixes": (16, 1 << 40)})
+    huge = TrainSettings.model_validate(quick.model_dump() | {"prefixes": (16, 1 << 30)})
     for ask in (plan_train, _train):
-        with pytest.raises(CapacityError, match="GiB of memory"):
+        with pytest.raises(CapacityError, match=r"Training takes \d+ GB of memory, and"):
             ask(cache=small_cache, settings=huge, device="cpu", out=tmp_path / "run")
 
 
