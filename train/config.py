@@ -64,8 +64,6 @@ class CommonTrainSettings(Settings):
     steps: Count = 3000
     batch_rows: Count = 2048
     """Rows a step, over all processes; rows of special tokens among them are left out."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; master weights and the optimiser are always float32."""
     optimizer: Literal["adam", "adamw"] = "adam"
     min_lr: NonNegativeFloat = 0.0
     """What linear and cosine schedules arrive at on the last step."""
@@ -116,6 +114,9 @@ class TrainSettings(CommonTrainSettings):
     """What each prefix counts in the loss, scaled to sum to 1; equal where not given."""
     top_k: Count | None = None
     """Active features a row; 16 where neither this nor a preset says."""
+    compute_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the matrix products; master weights and the optimiser are always float32. ``auto`` is bfloat16 on a GPU that
+    computes in it (NVIDIA's since Ampere), and float32 elsewhere; a run records which it was."""
     lr: PositiveFloat | None = None
     """The full rate; 0.04 / sqrt(width of the target) where not given, so 0.004 at 96 and 0.0014 at 768."""
     warmup_steps: CountOrZero | None = None

@@ -24,7 +24,7 @@ from cache.config import CacheSettings
 from cache.loader import Batch, open_loader
 from cache.reader import CacheReader
 from common import disk
-from common.device import choose_device
+from common.device import choose_device, has_bfloat16
 from common.errors import NumericalError
 from common.progress import Progress
 from train.config import LogSettings, TrainSettings
@@ -70,7 +70,10 @@ def _complete(
     out: Path, settings: TrainSettings, *, around: Surroundings, log: LogSettings, fresh: bool
 ) -> dict[str, dict[str, Any]]:
     """config.json of every transcoder, by name, having trained those that were not complete."""
-    resolved = resolved_members(settings, around.reader, around.units)
+    resolved = resolved_members(settings, around.reader, around.units, device=around.device)
+    if settings.compute_dtype == "auto":
+        able = "computes" if has_bfloat16(around.device) else "does not compute"
+        around.progress.note(f"train.compute_dtype: {resolved[''].compute_dtype}; {around.device} {able} in bfloat16")
     for one in resolved.values():
         around.shard.check(dict_size=one.dict_size, top_k=one.top_k)
     if fresh and around.ranks.rank == 0:

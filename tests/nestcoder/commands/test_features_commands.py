@@ -12,7 +12,7 @@ from cache.config import CacheSettings
 from cache.writer import CacheWriter
 from common.errors import UsageError
 from nestcoder.cli import command_line
-from nestcoder.features_commands import parse_feature
+from nestcoder.commands.features_commands import parse_feature
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
