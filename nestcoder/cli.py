@@ -46,7 +46,7 @@ _CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 def command_line(
     context: click.Context, *, config: Path | None, overrides: tuple[str, ...], model: str | None, as_json: bool
 ) -> None:
-    """Harvest activations once, train nested-prefix transcoders from disk, judge them on held-out text."""
+    """Harvest activations once, train nested-prefix transcoders from disk, measure them on held-out text."""
     model_override = [f"model={json.dumps(model)}"] if model else []
     context.obj = Invocation(config, [*overrides, *model_override], as_json)
 

@@ -121,6 +121,7 @@ def _update_in_one_pass_(
         lr=lr,
         decoupled=settings.optimizer == "adamw",
     )
+    divisor = _divisor(norm, settings.clip_norm)
     copies = {} if rounded is None else rounded.tensors()
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         for name in names:
@@ -131,7 +132,7 @@ def _update_in_one_pass_(
                 second=moments.second[name],
                 rounded=copies.get(name),
                 norm=norm,
-                divisor=_divisor(norm, settings.clip_norm),
+                divisor=divisor,
                 step=numbers,
                 weight_decay=weight_decay,
                 unit_rows=name == "W_dec",

@@ -143,7 +143,16 @@ def train_step(
         part=part,
         shard=shard,
     )
-    aux_loss = _add_auxiliary_(state.weights, source, dead=dead, result=result, recipe=recipe, part=part, shard=shard)
+    aux_loss = _add_auxiliary_(
+        state.weights,
+        source,
+        dead=dead,
+        result=result,
+        recipe=recipe,
+        part=part,
+        dtype=workspace.pre.dtype,
+        shard=shard,
+    )
     fvu = result.sse * bool(part.rows) / (max(1, part.whole) * recipe.nested.target_variance)
     l0 = result.l0 * part.share
     if ranks.world > 1 or not part.rows:
@@ -193,6 +202,7 @@ def _add_auxiliary_(
     result: StepResult,
     recipe: Recipe,
     part: Part,
+    dtype: torch.dtype,
     shard: Shard,
 ) -> Float[Tensor, ""]:
     """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
@@ -210,6 +220,7 @@ def _add_auxiliary_(
         residual=result.residual,
         dead=dead,
         top_k=recipe.settings.aux_top_k,
+        dtype=dtype,
         shard=shard,
     )
     statistics, error = spread(result.residual) * bool(part.rows), extra.error * bool(part.rows)

@@ -16,6 +16,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from train import update_kernel
 from transcoder import kernels
 
 INTS = {"index": "*i32", "offsets": "*i32", "bag": "*i32", "feature": "*i32", "owners": "*i32"}
@@ -26,7 +27,7 @@ def compiled(kernel, types, constants, *, warps):
     """The kernel as the launcher would compile it for aligned arrays, and for a width that is a multiple of 16."""
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    divisible = [name for name in names if name == "width" or signature[name].startswith("*")]
+    divisible = [name for name in names if name in ("width", "count") or signature[name].startswith("*")]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
@@ -77,6 +78,19 @@ def main():
         found[f"_grad_sums_kernel {table}"] = report(
             compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4)
         )
+    for width in (768, 2304):
+        arrays = dict.fromkeys(("weights", "gradient", "first", "second", "norm", "divisor"), "*fp32")
+        numbers = dict.fromkeys(("rest1", "rest2", "epsilon", "step_size", "root", "decay"), "fp32")
+        types = {**arrays, **numbers, "rounded": "*bf16", "count": "i32", "width": "i32"}
+        constants = {
+            "DECOUPLED": False,
+            "UNIT": True,
+            "ROUNDED": True,
+            "ROUNDED_DTYPE": tl.bfloat16,
+            "BLOCK": 1 << (width - 1).bit_length(),
+        }
+        warps = constants["BLOCK"] // 512
+        found[f"_update_kernel {width}"] = report(compiled(update_kernel._update_kernel, types, constants, warps=warps))
     print(json.dumps(found))
 
 

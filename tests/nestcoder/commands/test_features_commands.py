@@ -102,3 +102,10 @@ def test_a_feature_beyond_the_dictionary_and_a_layer_without_evidence_are_refuse
     without = _call(runs, "features", "show", "4/1")
     assert "nestcoder features" in str(without.exception)
     assert _call(runs, "features").exit_code == 2
+
+
+def test_several_processes_are_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    refused = _call(runs, "features", "--layer", "3")
+    assert "one process" in str(refused.exception)
