@@ -112,7 +112,7 @@ def parse_feature(text: str) -> tuple[int, int]:
 def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tuple[Evidence, int]":
     from common.run_layout import CONFIG_FILE
     from evaluate.features.evidence import check_made_of, read_evidence
-    from transcoder.transcoder import read_config
+    from transcoder.formats.native import read_config
 
     folders = invocation.folders(layer)
     evidence = read_evidence(folders.features(name))

@@ -159,7 +159,7 @@ def _features_faults(folder: Path) -> list[str]:
 
 
 def _transcoder_faults(folder: Path) -> list[str]:
-    from transcoder.transcoder import load_transcoder
+    from transcoder.formats.native import load_transcoder
 
     load_transcoder(folder)
     return []

@@ -53,7 +53,12 @@ def main():
     found = {}
     for table, kept in (("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp64", "fp64")):
         floats = {"out": f"*{kept}", "pieces": f"*{kept}", "table": f"*{table}", "weight": f"*{table}"}
-        types = {**floats, **INTS, "slope": f"*{table}", **dict.fromkeys(("width", "bags", "windows", "active"), "i32")}
+        types = {
+            **floats,
+            **INTS,
+            "grad_sums": f"*{table}",
+            **dict.fromkeys(("width", "bags", "windows", "active"), "i32"),
+        }
         for width in (768, 2304):
             tile = kernels.tile_for(width)
             constants = {
@@ -68,10 +73,10 @@ def main():
                 given = {key: value for key, value in constants.items() if key in kernel.arg_names}
                 binary = compiled(kernel, types, given, warps=tile.warps)
                 found[f"{name} {table} {width}"] = report(binary)
-        slopes = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
-        types = {**slopes, "width": "i32", "blocks": "i32"}
-        found[f"_slopes_kernel {table}"] = report(
-            compiled(kernels._slopes_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4)
+        grad_sums = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
+        types = {**grad_sums, "width": "i32", "blocks": "i32"}
+        found[f"_grad_sums_kernel {table}"] = report(
+            compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4)
         )
     for width in (768, 2304):
         arrays = dict.fromkeys(("weights", "gradient", "first", "second", "norm", "divisor"), "*fp32")

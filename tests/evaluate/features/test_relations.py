@@ -14,7 +14,7 @@ def _cosine(vectors: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("side", ["decoder", "encoder"])
 def test_the_nearest_are_those_of_largest_cosine(toy, side: str) -> None:
-    directions = toy.trained.W_dec if side == "decoder" else toy.trained.W_enc.T
+    directions = toy.trained.W_dec if side == "decoder" else toy.trained.W_enc
     cosine = _cosine(directions.double().numpy())
     np.fill_diagonal(cosine, -2)
     found, score = toy.evidence.arrays[f"{side}_feature"], toy.evidence.arrays[f"{side}_score"]

@@ -13,8 +13,9 @@ from cache.writer import CacheWriter
 from common.errors import UsageError
 from nestcoder.cli import command_line
 from nestcoder.commands.features_commands import parse_feature
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import random_weights
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ) as writer:
         writer.append(**columns, held_out=False, cursor=0)
         writer.append(**columns, held_out=True, cursor=1)
-    weights = random_weights(8, 6, dict_size=32, seed=5)
-    save_transcoder(Transcoder(weights, prefixes=(8, 32), top_k=4), layer / "transcoder" / "main", config={})
+    arrays = random_arrays(8, 6, dict_size=32, seed=5)
+    save_transcoder(Transcoder(**arrays, rule=TopK(4), prefixes=(8, 32)), layer / "transcoder" / "main", config={})
     assert _call(runs, "features", "--layer", "3").exit_code == 0
     return runs
 
