@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from common.known_models import KNOWN_MODELS
 from common.settings import Settings
+from transcoder.rules.registry import trainable
 
 # Tensors and files count features, rows and steps in 31 bits; what is larger is a slip of the pen.
 Count = Annotated[int, Field(gt=0, lt=2**31)]
@@ -48,9 +49,9 @@ class LogSettings(Settings):
 class CommonTrainSettings(Settings):
     """Settings that always have a value, whether stated or not."""
 
-    activation: Literal["topk", "batchtopk"] = "topk"
-    """``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch, over all processes
-    that share it, and stores a threshold to evaluate by."""
+    activation: str = "topk"
+    """A selection rule by its name: ``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch,
+    over all processes that share it, and stores a threshold to evaluate by."""
     skip: bool = False
     """Add an affine map of the source, zero at first, to every prefix."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"
@@ -130,6 +131,7 @@ class TrainSettings(CommonTrainSettings):
     def _check(self) -> "TrainSettings":
         _check_preset(self)
         _check_not_empty(self)
+        _check_activation(self)
         _check_nesting(self)
         _check_weights(self)
         _check_schedule(self)
@@ -153,6 +155,12 @@ def _check_not_empty(settings: TrainSettings) -> None:
     for key in ("prefixes", "group_sizes", "prefix_weights"):
         if getattr(settings, key) == ():
             raise ValueError(f"{key} is empty: give at least one number, or leave the key out")
+
+
+def _check_activation(settings: TrainSettings) -> None:
+    """Refuse a selection rule that is unknown, or that training does not have."""
+    if settings.activation not in trainable():
+        raise ValueError(f"activation {settings.activation!r} is unknown; there are {', '.join(trainable())}")
 
 
 def _check_nesting(settings: TrainSettings) -> None:

@@ -7,11 +7,11 @@ import torch
 
 from train.config import TrainSettings
 from train.optim import Moments
+from train.parameters import Parameters
 from train.ranks import Ranks
 from train.resolved import resolve
 from train.step import Recipe, State, train_step
 from train.workspace import Workspace
-from transcoder.weights import Weights
 
 _DEAD_AFTER = 10**9
 
@@ -21,17 +21,17 @@ def training_step(of: Any, *, dead_share: float, **changes: Any) -> Callable[[],
     rows, width, dict_size = of.sizes
     stated = TrainSettings(prefixes=of.prefixes, top_k=of.top_k, lr=1e-4, dead_after_tokens=_DEAD_AFTER, **changes)
     settings = resolve(stated, model="", d_target=width)
-    weights = Weights(of.encoder.clone().T, of.bias.clone(), of.decoder.clone(), torch.zeros(width))
+    weights = Parameters(of.encoder.clone(), of.bias.clone(), of.decoder.clone(), torch.zeros(width))
     since_fired = torch.zeros(dict_size, dtype=torch.int64)
     _kill(weights, since_fired, share=dead_share)
     state = State(weights, Moments.zero(weights), since_fired)
     recipe = Recipe.of(settings, target_variance=float(of.target.var(dim=0).sum()))
     dtype = getattr(torch, settings.compute_dtype)
-    space = Workspace.like(weights, rows=rows, dtype=dtype, activation=settings.activation)
+    space = Workspace.like(weights, rows=rows, rule=recipe.nested.rule, dtype=dtype)
     return lambda: train_step(state, of.source, target=of.target, recipe=recipe, workspace=space, ranks=Ranks())
 
 
-def _kill(weights: Weights, since_fired: torch.Tensor, *, share: float) -> None:
+def _kill(weights: Parameters, since_fired: torch.Tensor, *, share: float) -> None:
     """Let a share of the features, spread over the dictionary, be dead: too low a bias to be among the largest."""
     dead = torch.randperm(len(since_fired), generator=torch.Generator().manual_seed(1))[: int(share * len(since_fired))]
     weights.b_enc[dead] -= 10
