@@ -64,8 +64,6 @@ class CommonTrainSettings(Settings):
     steps: Count = 3000
     batch_rows: Count = 2048
     """Rows a step, over all processes; rows of special tokens among them are left out."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; master weights and the optimiser are always float32."""
     optimizer: Literal["adam", "adamw"] = "adam"
     min_lr: NonNegativeFloat = 0.0
     """What linear and cosine schedules arrive at on the last step."""
@@ -92,6 +90,8 @@ class CommonTrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check_common(self) -> "CommonTrainSettings":
+        if self.activation not in trainable():
+            raise ValueError(f"activation {self.activation!r} is unknown; there are {', '.join(trainable())}")
         if self.save_best and not self.held_out_rows:
             raise ValueError("save_best needs held_out_rows: without them no checkpoint is the best")
         return self
@@ -114,6 +114,9 @@ class TrainSettings(CommonTrainSettings):
     """What each prefix counts in the loss, scaled to sum to 1; equal where not given."""
     top_k: Count | None = None
     """Active features a row; 16 where neither this nor a preset says."""
+    compute_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the matrix products; master weights and the optimiser are always float32. ``auto`` is bfloat16 on a GPU that
+    computes in it (NVIDIA's since Ampere), and float32 elsewhere; a run records which it was."""
     lr: PositiveFloat | None = None
     """The full rate; 0.04 / sqrt(width of the target) where not given, so 0.004 at 96 and 0.0014 at 768."""
     warmup_steps: CountOrZero | None = None
@@ -131,7 +134,6 @@ class TrainSettings(CommonTrainSettings):
     def _check(self) -> "TrainSettings":
         _check_preset(self)
         _check_not_empty(self)
-        _check_activation(self)
         _check_nesting(self)
         _check_weights(self)
         _check_schedule(self)
@@ -155,12 +157,6 @@ def _check_not_empty(settings: TrainSettings) -> None:
     for key in ("prefixes", "group_sizes", "prefix_weights"):
         if getattr(settings, key) == ():
             raise ValueError(f"{key} is empty: give at least one number, or leave the key out")
-
-
-def _check_activation(settings: TrainSettings) -> None:
-    """Refuse a selection rule that is unknown, or that training does not have."""
-    if settings.activation not in trainable():
-        raise ValueError(f"activation {settings.activation!r} is unknown; there are {', '.join(trainable())}")
 
 
 def _check_nesting(settings: TrainSettings) -> None:

@@ -32,7 +32,7 @@ from train.threshold import calibrated_rule
 from train.units import Units
 from train.workspace import Workspace
 from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
-from transcoder.rules.rule import Rule
+from transcoder.rules.registry import make_rule
 from transcoder.transcoder import Transcoder
 
 _FROM_CACHE = ("model", "model_revision", "layer", "source_site", "target_site")
@@ -61,7 +61,7 @@ class Member:
         self._saved_step = self.state.step
 
         self._recipe = Recipe.of(settings, target_variance=float(context.units.target_mean.numel()))
-        self._workspace = workspace_of(self.state.weights, settings, self._recipe.nested.rule)
+        self._workspace = workspace_of(self.state.weights, settings)
         self._first_bad = torch.tensor(-1, device=context.device)
         self._overfitting = OverfittingWatch()
         self._held_out_fvu: float | None = None
@@ -258,10 +258,12 @@ def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | Non
     return config if identity.is_of(config, where=folder / CONFIG_FILE) else None
 
 
-def workspace_of(weights: Parameters, settings: ResolvedSettings, rule: Rule) -> Workspace:
+def workspace_of(weights: Parameters, settings: ResolvedSettings) -> Workspace:
     """Room for the run's steps."""
     dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
-    return Workspace.like(weights, rows=settings.batch_rows, rule=rule, dtype=dtype)
+    return Workspace.like(
+        weights, rows=settings.batch_rows, dtype=dtype, rule=make_rule(settings.activation, settings.top_k)
+    )
 
 
 def _numbers(reader: CacheReader, name: str) -> list[float] | None:

@@ -17,7 +17,7 @@ import torch
 from cache.config import CacheSettings
 from cache.reader import CacheReader
 from common import disk
-from common.device import free_memory
+from common.device import free_memory, has_bfloat16
 from common.errors import CapacityError
 from common.units import in_bytes
 from train.config import TrainSettings
@@ -66,7 +66,7 @@ def plan_train(
     """
     reader = CacheReader.open_near(cache, cache_settings, device=device)
     units = units_of(reader, settings.source)
-    resolved = resolved_members(settings, reader, units)
+    resolved = resolved_members(settings, reader, units, device=device)
     memory, space = check_fit(resolved, units=units, device=device, out=out)
     first = resolved[""]
     return TrainPlan(
@@ -88,10 +88,17 @@ def plan_train(
     )
 
 
-def resolved_members(settings: TrainSettings, reader: CacheReader, units: Units) -> dict[str, ResolvedSettings]:
-    """The transcoders of a run by name, with everything that follows from the cache stated."""
-    model, d_target = str(reader.identity.get("model", "")), units.target_mean.numel()
-    return {name: resolve(stated, model=model, d_target=d_target) for name, stated in members(settings).items()}
+def resolved_members(
+    settings: TrainSettings, reader: CacheReader, units: Units, *, device: str
+) -> dict[str, ResolvedSettings]:
+    """The transcoders of a run by name, with everything that follows from the cache and the device stated."""
+    model = str(reader.identity.get("model", ""))
+    d_target = units.target_mean.numel()
+    dtype = "bfloat16" if has_bfloat16(device) else "float32"
+    return {
+        name: resolve(stated, model=model, d_target=d_target, device_dtype=dtype)
+        for name, stated in members(settings).items()
+    }
 
 
 def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
@@ -153,8 +160,8 @@ def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) ->
         torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)
     )
     times: list[float] = []
+    workspace = workspace_of(weights, settings)
     recipe = Recipe.of(settings, target_variance=float(d_target))
-    workspace = workspace_of(weights, settings, recipe.nested.rule)
     for _ in range(1 + _TIMED_STEPS):
         began = time.perf_counter()
         metrics = train_step(

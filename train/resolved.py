@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
@@ -26,6 +26,8 @@ from train.config import (
     presets,
 )
 
+ComputeDtype = Literal["float32", "bfloat16"]
+
 _DEFAULT_TOP_K = 16
 _DEFAULT_WARMUP_STEPS = 100
 _ROUNDING = 1e-9
@@ -38,6 +40,7 @@ class ResolvedSettings(CommonTrainSettings):
     prefix_weights: tuple[NonNegativeFloat, ...]
     """One a prefix; they sum to 1."""
     top_k: Count
+    compute_dtype: ComputeDtype
     lr: PositiveFloat
     warmup_steps: CountOrZero
     decay_steps: Count
@@ -62,8 +65,13 @@ class ResolvedSettings(CommonTrainSettings):
         return {"dict_size": self.dict_size, **self.model_dump(mode="json")}
 
 
-def resolve(settings: TrainSettings, *, model: str, d_target: int) -> ResolvedSettings:
-    """State what follows from the cache's ``model`` and the target's width. Raises UsageError where it cannot work."""
+def resolve(
+    settings: TrainSettings, *, model: str, d_target: int, device_dtype: ComputeDtype = "float32"
+) -> ResolvedSettings:
+    """State what follows from the cache's ``model``, the target's width and the device.
+
+    ``device_dtype`` is what ``auto`` stands for. Raises UsageError where the settings cannot work.
+    """
     preset = _preset(settings, PurePath(model).name, width=d_target)
     prefixes = _prefixes(settings, preset, d_target=d_target)
     warmup_steps = _warmup_steps(settings)
@@ -72,6 +80,7 @@ def resolve(settings: TrainSettings, *, model: str, d_target: int) -> ResolvedSe
         "prefixes": prefixes,
         "prefix_weights": _weights(settings.prefix_weights, count=len(prefixes)),
         "top_k": settings.top_k or preset.get("top_k", _DEFAULT_TOP_K),
+        "compute_dtype": device_dtype if settings.compute_dtype == "auto" else settings.compute_dtype,
         "lr": settings.lr or 0.04 / math.sqrt(d_target),
         "warmup_steps": warmup_steps,
         "decay_steps": settings.decay_steps or max(1, settings.steps - warmup_steps),

@@ -24,7 +24,7 @@ from cache.config import CacheSettings
 from cache.loader import Batch, Loader, open_loader
 from cache.reader import CacheReader
 from common import disk
-from common.device import choose_device
+from common.device import choose_device, has_bfloat16
 from common.errors import NumericalError
 from common.progress import Progress
 from train.config import LogSettings, TrainSettings
@@ -83,7 +83,11 @@ def _complete(
     out: Path, settings: TrainSettings, *, context: TrainingContext, log: LogSettings, fresh: bool
 ) -> dict[str, dict[str, Any]]:
     """config.json of every transcoder, by name, having trained those that were not complete."""
-    resolved = resolved_members(settings, context.reader, context.units)
+    resolved = resolved_members(settings, context.reader, context.units, device=context.device)
+    if settings.compute_dtype == "auto":
+        able = "computes" if has_bfloat16(context.device) else "does not compute"
+        dtype = resolved[""].compute_dtype
+        context.progress.note(f"train.compute_dtype: {dtype}; {context.device} {able} in bfloat16.")
     for chosen in resolved.values():
         context.shard.check(dict_size=chosen.dict_size, top_k=chosen.top_k)
     if fresh and context.ranks.rank == 0:

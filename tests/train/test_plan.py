@@ -47,7 +47,7 @@ def test_checkpoints_of_complete_runs_are_no_room_for_others(
     _train(cache=small_cache, settings=quick, device="cpu", out=tmp_path)
     reader = CacheReader.open(small_cache)
     units = units_of(reader, quick.source)
-    resolved = resolved_members(quick, reader, units)
+    resolved = resolved_members(quick, reader, units, device="cpu")
     needed = check_fit({"more": resolved[""]}, units=units, device="cpu", out=tmp_path)[1]
     assert needed == disk_bytes(resolved[""], units)
     assert check_fit(resolved, units=units, device="cpu", out=tmp_path)[1] < needed
