@@ -7,21 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.known_models import KNOWN_MODELS
 from common.units import in_bytes
 from nestcoder.invocation import CommandResult
 from nestcoder.text import table
 
 _PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "zarr", "numcodecs", "safetensors", "numpy")
 
-_WIDTHS = {
-    "gpt2": 768,
-    "gpt2-medium": 1024,
-    "gpt2-large": 1280,
-    "gpt2-xl": 1600,
-    "gemma-2-2b": 2304,
-    "gemma-2-9b": 3584,
-    "gemma-2-27b": 4608,
-}
 _DTYPES = ("bfloat16", "float32")
 _ROOM = 1.2  # activations and the library's own memory beside the weights
 
@@ -91,9 +83,9 @@ def model_facts(devices: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 dtype: [device for device, models in fitting.items() if models[name][dtype]["fits"]]
                 for dtype in _DTYPES
             },
-            "cache_bytes_per_million_tokens": 1_000_000 * 2 * 2 * width,
+            "cache_bytes_per_million_tokens": 1_000_000 * 2 * 2 * known.width,
         }
-        for name, width in _WIDTHS.items()
+        for name, known in KNOWN_MODELS.items()
     }
 
 

@@ -4,15 +4,6 @@ from pathlib import Path
 
 from common.hub_errors import hub_errors
 
-ALIASES = {
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "gemma-2-2b": "google/gemma-2-2b",
-    "gemma-2-9b": "google/gemma-2-9b",
-    "gemma-2-27b": "google/gemma-2-27b",
-}
 _WANTED = ["config.json", "generation_config.json", "model*.safetensors", "model*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*", "adapter_config.json"]  # fmt: skip
 

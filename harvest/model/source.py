@@ -15,8 +15,9 @@ import xxhash
 from transformers import AutoConfig
 
 from common.errors import DamagedError, DiskError, UsageError
+from common.known_models import KNOWN_MODELS, repository_of
 from harvest.model.families import family_of
-from harvest.model.hub import ALIASES, download
+from harvest.model.hub import download
 from harvest.model.sites import Family
 from harvest.model.weight_files import check_folder, stored_weights, weight_files
 
@@ -120,10 +121,10 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
         raise UsageError(
             f"The model folder '{name}' does not exist.",
             where=Path(name).expanduser().absolute(),
-            remedy=f"Give a folder in Hugging Face format, a Hub name, or one of: {', '.join(ALIASES)}.",
+            remedy=f"Give a folder in Hugging Face format, a Hub name, or one of: {', '.join(KNOWN_MODELS)}.",
         )
     else:
-        folder = download(ALIASES.get(name, name), revision)
+        folder = download(repository_of(name), revision)
         commit = folder.name
     check_folder(folder)
     config = _read_config(folder)

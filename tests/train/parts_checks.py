@@ -5,9 +5,9 @@ from itertools import accumulate, pairwise
 import torch
 
 from train.config import TrainSettings
-from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
 from train.ranks import ALONE, Ranks
+from train.resolved import resolve
 from train.step import Recipe, State, train_step
 from train.workspace import Workspace
 from transcoder.weights import random_weights
@@ -27,9 +27,10 @@ def state():
 
 
 def step(at, source, target, *, activation, ranks):
-    settings = TrainSettings(prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, preset="none", warmup_steps=0)
-    nested = NestedLoss(PREFIXES, 6, 7.5, equal_weights(PREFIXES), activation)
-    recipe = Recipe(settings, nested, aux_top_k=5, dead_after_tokens=10**5)
+    stated = TrainSettings(
+        prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, warmup_steps=0, dead_after_tokens=10**5
+    )
+    recipe = Recipe.of(resolve(stated, model="", d_target=10), target_variance=7.5)
     space = Workspace.like(at.weights, rows=29, activation=activation)
     figures = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
     return {key: value for key, value in figures.said().items() if key != "lr"}
