@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from common.known_models import KNOWN_MODELS
 from common.settings import Settings
+from transcoder.rules.registry import trainable
 
 # Tensors and files count features, rows and steps in 31 bits; what is larger is a slip of the pen.
 Count = Annotated[int, Field(gt=0, lt=2**31)]
@@ -48,9 +49,9 @@ class LogSettings(Settings):
 class CommonTrainSettings(Settings):
     """Settings that always have a value, whether stated or not."""
 
-    activation: Literal["topk", "batchtopk"] = "topk"
-    """``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch, over all processes
-    that share it, and stores a threshold to evaluate by."""
+    activation: str = "topk"
+    """A selection rule by its name: ``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch,
+    over all processes that share it, and stores a threshold to evaluate by."""
     skip: bool = False
     """Add an affine map of the source, zero at first, to every prefix."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"
@@ -89,6 +90,8 @@ class CommonTrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check_common(self) -> "CommonTrainSettings":
+        if self.activation not in trainable():
+            raise ValueError(f"activation {self.activation!r} is unknown; there are {', '.join(trainable())}")
         if self.save_best and not self.held_out_rows:
             raise ValueError("save_best needs held_out_rows: without them no checkpoint is the best")
         return self

@@ -24,15 +24,17 @@ from train.identity import RunIdentity
 from train.initial import initial_weights
 from train.log import LOG_FILE, MetricsLog, WandbMirror
 from train.optim import Moments
+from train.parameters import Parameters
 from train.ranks import Ranks
 from train.resolved import ResolvedSettings
 from train.step import Figures, Recipe, State, train_step
-from train.threshold import calibrated_threshold
+from train.threshold import calibrated_rule
 from train.units import Units
 from train.workspace import Workspace
+from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
+from transcoder.rules.registry import make_rule
 from transcoder.sharded import Shard
-from transcoder.transcoder import CONFIG_FILE, WEIGHTS_FILE, Transcoder, read_config, save_transcoder
-from transcoder.weights import Weights
+from transcoder.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -181,18 +183,12 @@ class Run:
     def _transcoder(self, state: State) -> Transcoder:
         """What has been trained, in the cache's units, with a threshold where the rule needs one."""
         settings, around = self.settings, self._around
-        weights, threshold = around.units.folded(state.weights), None
-        if settings.activation == "batchtopk":
-            threshold = calibrated_threshold(
-                weights, around.reader, top_k=settings.top_k, view=settings.source, device=around.home
-            )
-        return Transcoder(
-            weights,
-            settings.prefixes,
-            top_k=settings.top_k,
-            activation=settings.activation,
-            threshold=threshold,
-            source_view=settings.source,
+        weights = around.units.folded(state.weights)
+        rule = calibrated_rule(
+            weights, self._recipe.nested.rule, around.reader, view=settings.source, device=around.home
+        )
+        return Transcoder.from_arrays(
+            weights.tensors(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
         )
 
     def _facts(self, state: State) -> dict[str, Any]:
@@ -252,10 +248,12 @@ def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | Non
     return config if identity.is_of(config, where=folder / CONFIG_FILE) else None
 
 
-def workspace_of(weights: Weights, settings: ResolvedSettings) -> Workspace:
+def workspace_of(weights: Parameters, settings: ResolvedSettings) -> Workspace:
     """Room for the run's steps."""
     dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
-    return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype, activation=settings.activation)
+    return Workspace.like(
+        weights, rows=settings.batch_rows, dtype=dtype, rule=make_rule(settings.activation, settings.top_k)
+    )
 
 
 def _numbers(reader: CacheReader, name: str) -> list[float] | None:

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
+from train.parameters import Parameters
 from train.resolved import ResolvedSettings
 from transcoder.decode import uses_kernels
 from transcoder.sharded import WHOLE, Shard
-from transcoder.weights import Weights
 
 _DECAYED = ("W_enc", "W_skip")
 _EPSILON = 1e-8
@@ -37,25 +37,25 @@ def learning_rate(settings: ResolvedSettings, step: int) -> float:
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's running means of the gradient and of its square, by name, laid out as Weights are."""
+    """Adam's running means of the gradient and of its square, by name, laid out as the parameters are."""
 
     first: dict[str, Tensor]
     second: dict[str, Tensor]
 
     @staticmethod
-    def zero(weights: Weights) -> "Moments":
+    def zero(weights: Parameters) -> "Moments":
         arrays = weights.tensors()
         return Moments(*({name: torch.zeros_like(array) for name, array in arrays.items()} for _ in range(2)))
 
 
 def update_(
-    weights: Weights,
-    gradients: Weights,
+    weights: Parameters,
+    gradients: Parameters,
     *,
     moments: Moments,
     settings: ResolvedSettings,
     step: int,
-    rounded: Weights | None = None,
+    rounded: Parameters | None = None,
     shard: Shard = WHOLE,
 ) -> Float[Tensor, ""]:
     """Take step ``step`` in place; returns the whole gradient's norm before clipping. ``gradients`` are used up.
@@ -64,17 +64,18 @@ def update_(
     update is ``in_one_pass``, ``rounded`` gets the new weights in its own dtype; otherwise it is left alone.
     """
     arrays = weights.tensors()
-    grads = {name: _contiguous(name, array) for name, array in gradients.tensors().items()}
-    norm = shard.norm(gradients).to(gradients.b_dec.dtype)
+    grads = gradients.tensors()
+    assert all(array.is_contiguous() for array in (*arrays.values(), *grads.values()))
+    norm = shard.norm(grads).to(gradients.b_dec.dtype)
     if in_one_pass(weights):
         _update_in_one_pass_(arrays, grads, moments=moments, settings=settings, step=step, rounded=rounded, norm=norm)
         return norm
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         adam(
-            [_contiguous(name, arrays[name]) for name in names],
+            [arrays[name] for name in names],
             [grads[name] for name in names],
-            [_contiguous(name, moments.first[name]) for name in names],
-            [_contiguous(name, moments.second[name]) for name in names],
+            [moments.first[name] for name in names],
+            [moments.second[name] for name in names],
             [],
             [torch.full((), float(step), device=norm.device) for _ in names],
             fused=True,
@@ -93,7 +94,7 @@ def update_(
     return norm
 
 
-def in_one_pass(weights: Weights) -> bool:
+def in_one_pass(weights: Parameters) -> bool:
     """Whether one kernel does all of an update here: masters in float32, and rows that fit a program's registers."""
     return uses_kernels(weights.W_dec) and weights.W_dec.dtype == torch.float32 and weights.W_dec.shape[1] <= 16_384
 
@@ -105,7 +106,7 @@ def _update_in_one_pass_(
     moments: Moments,
     settings: ResolvedSettings,
     step: int,
-    rounded: Weights | None,
+    rounded: Parameters | None,
     norm: Float[Tensor, ""],
 ) -> None:
     from train.update_kernel import AdamStep, update_array_
@@ -120,17 +121,18 @@ def _update_in_one_pass_(
         lr=lr,
         decoupled=settings.optimizer == "adamw",
     )
+    divisor = _divisor(norm, settings.clip_norm)
     copies = {} if rounded is None else rounded.tensors()
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         for name in names:
             update_array_(
-                _contiguous(name, arrays[name]),
+                arrays[name],
                 gradients[name],
-                first=_contiguous(name, moments.first[name]),
-                second=_contiguous(name, moments.second[name]),
-                rounded=_contiguous(name, copies[name]) if name in copies else None,
+                first=moments.first[name],
+                second=moments.second[name],
+                rounded=copies.get(name),
                 norm=norm,
-                divisor=_divisor(norm, settings.clip_norm),
+                divisor=divisor,
                 step=numbers,
                 weight_decay=weight_decay,
                 unit_rows=name == "W_dec",
@@ -159,10 +161,3 @@ def remove_parallel_(gradient: Float[Tensor, "rows width"], unit: Float[Tensor, 
 def unit_rows_(matrix: Float[Tensor, "rows width"]) -> None:
     """Scale every row to norm 1."""
     matrix.div_(torch.linalg.vector_norm(matrix, dim=1, keepdim=True).clamp_(min=1e-12))
-
-
-def _contiguous(name: str, array: Tensor) -> Tensor:
-    """The array as it lies in memory: the encoder is kept feature-major."""
-    laid_out = array.T if name == "W_enc" else array
-    assert laid_out.is_contiguous()
-    return laid_out

@@ -22,13 +22,14 @@ from common.units import in_bytes
 from train.config import TrainSettings
 from train.member import workspace_of
 from train.optim import Moments
+from train.parameters import random_parameters
 from train.ranks import Ranks
 from train.resolved import ResolvedSettings, members, resolve
 from train.step import Recipe, State, train_step
 from train.units import Units, units_of
 from train.workspace import BLOCK_ROWS
+from transcoder.rules.registry import RULES
 from transcoder.sharded import WHOLE
-from transcoder.weights import random_weights
 
 _TIMED_STEPS = 3
 
@@ -121,7 +122,7 @@ def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> in
     parts = Ranks.current().world if settings.shard_dictionary else 1
     features, low = settings.dict_size // parts, settings.compute_dtype == "bfloat16"
     width = units.source_mean.numel() + units.target_mean.numel()
-    in_blocks = device == "cpu" and settings.activation == "topk"
+    in_blocks = device == "cpu" and RULES[settings.activation].load().scope != "batch"
     block = min(settings.batch_rows, BLOCK_ROWS) if in_blocks else settings.batch_rows
     decoded = settings.batch_rows * len(settings.prefixes) * units.target_mean.numel()
     rows = (3 * settings.batch_rows + settings.held_out_rows) * width
@@ -149,7 +150,7 @@ def _weights(settings: ResolvedSettings, units: Units) -> int:
 def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) -> float:
     """The time of a step on random rows, all features alive."""
     d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
-    weights = random_weights(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
+    weights = random_parameters(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
     state = State(weights, Moments.zero(weights), torch.zeros(settings.dict_size, dtype=torch.int64, device=device))
     source, target = (
         torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)

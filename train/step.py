@@ -20,19 +20,20 @@ from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, v
 from train.dead import count_tokens_, dead_features, dead_share, tokens_left
 from train.loss import NestedLoss, StepResult, nested_step
 from train.optim import Moments, in_one_pass, learning_rate, update_
+from train.parameters import Parameters
 from train.ranks import Part, Ranks
 from train.resolved import ResolvedSettings
 from train.workspace import Workspace
 from transcoder.constants import constant
+from transcoder.rules.registry import make_rule
 from transcoder.sharded import WHOLE, Shard
-from transcoder.weights import Weights
 
 
 @dataclass
 class State:
     """All that a run changes: a checkpoint holds exactly this. ``step`` counts steps, and so batches, done."""
 
-    weights: Weights
+    weights: Parameters
     moments: Moments
     since_fired: Int[Tensor, " dict_size"]
     step: int = 0
@@ -42,16 +43,21 @@ class State:
 
     def dealt(self, shard: Shard, *, device: str) -> "State":
         """This process's features of it, on a device."""
-        return self._mapped(lambda arrays: shard.take(arrays).to(device), shard.own(self.since_fired).to(device))
+        return self._mapped(
+            lambda arrays: {name: array.to(device) for name, array in shard.take(arrays).items()},
+            shard.own(self.since_fired).to(device),
+        )
 
     def whole(self, shard: Shard, *, dict_size: int) -> "State":
         """Put together again from every process's features, in main memory."""
-        silent = shard.interleave(self.since_fired, dict_size).cpu()
-        return self._mapped(lambda arrays: shard.whole(arrays, dict_size=dict_size), silent)
+        since_fired = shard.interleave(self.since_fired, dict_size).cpu()
+        return self._mapped(lambda arrays: shard.whole(arrays, dict_size=dict_size), since_fired)
 
-    def _mapped(self, change: Callable[[Weights], Weights], since_fired: Tensor) -> "State":
-        first, second = (change(Weights(**part)).tensors() for part in (self.moments.first, self.moments.second))
-        return State(change(self.weights), Moments(first, second), since_fired, self.step, self.tokens)
+    def _mapped(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], since_fired: Tensor) -> "State":
+        """The same with ``change`` done to the weights and to both moments."""
+        weights = Parameters(**change(self.weights.tensors()))
+        moments = Moments(change(self.moments.first), change(self.moments.second))
+        return State(weights, moments, since_fired, self.step, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,9 @@ class Recipe:
         """``target_variance`` is the sum over the target's dimensions, in the units of training."""
         nested = NestedLoss(
             prefixes=settings.prefixes,
-            top_k=settings.top_k,
+            rule=make_rule(settings.activation, settings.top_k),
             target_variance=target_variance,
             prefix_weights=settings.prefix_weights,
-            activation=settings.activation,
         )
         return Recipe(settings, nested)
 
@@ -138,7 +143,16 @@ def train_step(
         part=part,
         shard=shard,
     )
-    aux_loss = _add_auxiliary_(state.weights, source, dead=dead, result=result, recipe=recipe, part=part, shard=shard)
+    aux_loss = _add_auxiliary_(
+        state.weights,
+        source,
+        dead=dead,
+        result=result,
+        recipe=recipe,
+        part=part,
+        dtype=workspace.pre.dtype,
+        shard=shard,
+    )
     fvu = result.sse * bool(part.rows) / (max(1, part.whole) * recipe.nested.target_variance)
     l0 = result.l0 * part.share
     if ranks.world > 1 or not part.rows:
@@ -181,13 +195,14 @@ def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
 
 
 def _add_auxiliary_(
-    weights: Weights,
+    weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
     dead: Int[Tensor, " dead"],
     result: StepResult,
     recipe: Recipe,
     part: Part,
+    dtype: torch.dtype,
     shard: Shard,
 ) -> Float[Tensor, ""]:
     """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
@@ -205,6 +220,7 @@ def _add_auxiliary_(
         residual=result.residual,
         dead=dead,
         top_k=recipe.settings.aux_top_k,
+        dtype=dtype,
         shard=shard,
     )
     statistics, error = spread(result.residual) * bool(part.rows), extra.error * bool(part.rows)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _FLAT_BLOCK = 1024
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _jit: Any = triton.jit
 
 
@@ -37,7 +38,7 @@ def _update_kernel(
     gradient: tl.tensor,
     first: tl.tensor,
     second: tl.tensor,
-    rounded: Any,
+    rounded: tl.tensor,
     norm: tl.tensor,
     divisor: tl.tensor,
     count: tl.tensor,
@@ -51,6 +52,7 @@ def _update_kernel(
     DECOUPLED: tl.constexpr,
     UNIT: tl.constexpr,
     ROUNDED: tl.constexpr,
+    ROUNDED_DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     columns = tl.arange(0, BLOCK)
@@ -79,7 +81,7 @@ def _update_kernel(
         value = value / tl.maximum(tl.sqrt(tl.sum(value * value, axis=0)), 1e-12)
     tl.store(weights + places, value, mask=inside)
     if ROUNDED:
-        tl.store(rounded + places, value.to(rounded.dtype.element_ty), mask=inside)
+        tl.store(rounded + places, value.to(ROUNDED_DTYPE), mask=inside)
 
 
 def update_array_(
@@ -124,6 +126,7 @@ def update_array_(
             DECOUPLED=step.decoupled,
             UNIT=unit_rows,
             ROUNDED=rounded is not None,
+            ROUNDED_DTYPE=_TRITON_DTYPES[(weights if rounded is None else rounded).dtype],
             BLOCK=block,
             num_warps=min(16, max(1, block // 512)),
         )

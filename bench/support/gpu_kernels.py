@@ -22,14 +22,15 @@ from step_systems import Problem, problem
 
 from transcoder import decode, kernels
 from transcoder.decode import Bags, bags_of, transpose
-from transcoder.sparse_code import Selection, select_topk
+from transcoder.rules.topk import select_topk
+from transcoder.sparse_code import SparseCode
 
 
 @dataclass(frozen=True)
 class Entries:
     """A selection with both of its ways of being walked."""
 
-    selection: Selection
+    selection: SparseCode
     bags: Bags
     rows_by_feature: torch.Tensor
     values_by_feature: torch.Tensor

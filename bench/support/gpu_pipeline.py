@@ -254,15 +254,13 @@ def measure_evaluate(bench: Bench, rows: Rows) -> None:
 def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, Any]:
     """Rows a second, and how far the FVU is from that of the device before."""
     from bench.evaluate import in_memory, sparse_replay
-    from transcoder.dictionary import Dictionary
-    from transcoder.rules import TopK
-    from transcoder.weights import Weights, random_weights
+    from transcoder.rules.topk import TopK
+    from transcoder.transcoder import Transcoder, random_arrays
 
     top_k, prefixes = bench.sizes.replay
     width, count = bench.sizes.width, bench.sizes.replay_rows if device != "cpu" else bench.sizes.replay_rows // 8
-    drawn = random_weights(width, width, dict_size=prefixes[-1])
-    weights = Weights(**{name: array.to(device) for name, array in drawn.tensors().items()})
-    dictionary = Dictionary("bench", weights, TopK(top_k), prefixes, top_k=top_k)
+    arrays = random_arrays(width, width, dict_size=prefixes[-1])
+    dictionary = Transcoder(**arrays, rule=TopK(top_k), prefixes=prefixes).to(device)
     same = in_memory(bench.sizes.replay_rows // 8, width)
     fvu = sparse_replay(same, dictionary, 2048, whole=True, device=device)[-1]
     view = in_memory(count, width)

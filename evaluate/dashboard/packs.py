@@ -15,6 +15,7 @@ from collections.abc import Generator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from evaluate.features.contexts import NO_ROW
 from evaluate.features.evidence import Evidence
@@ -85,14 +86,21 @@ class _Vocabulary:
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._places: dict[int, int] = {}
+        self._place = np.full(max(evidence.words, default=0) + 1, -1, dtype=np.int64)
+        self._tokens: list[int] = []
 
-    def places(self, tokens: list[int]) -> list[int]:
-        places = self._places
-        return [places.setdefault(token, len(places)) for token in tokens]
+    def places(self, tokens: Int[np.ndarray, " tokens"]) -> list[int]:
+        places = self._place[tokens]
+        if (places < 0).any():
+            for token in tokens[places < 0].tolist():
+                if self._place[token] < 0:
+                    self._place[token] = len(self._tokens)
+                    self._tokens.append(token)
+            places = self._place[tokens]
+        return places.tolist()
 
     def texts(self) -> list[str]:
-        return [self._evidence.word(token) for token in self._places]
+        return [self._evidence.word(token) for token in self._tokens]
 
 
 def pack(evidence: Evidence, features: range) -> dict[str, Any]:
@@ -126,29 +134,41 @@ def _tokens(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary
     """Place in the vocabulary, count, share, lift, recall."""
     columns = [evidence.arrays[f"{side}_{name}"][feature].tolist() for name in ("count", "share", "lift", "recall")]
     tokens = evidence.arrays[f"{side}_token"][feature]
-    tokens = tokens[tokens != NO_TOKEN].tolist()
+    tokens = tokens[tokens != NO_TOKEN]
     rows = zip(vocabulary.places(tokens), *columns, strict=False)
     return [[place, count, *map(rounded, rates)] for place, count, *rates in rows]
 
 
 def _logits(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary) -> list[list[Any]]:
     """Place in the vocabulary, logit."""
-    places = vocabulary.places(evidence.arrays[f"{side}_token"][feature].tolist())
+    places = vocabulary.places(evidence.arrays[f"{side}_token"][feature])
     logits = evidence.arrays[f"{side}_logit"][feature].tolist()
     return [[place, rounded(logit)] for place, logit in zip(places, logits, strict=True)]
 
 
 def _contexts(evidence: Evidence, feature: int, kind: str, vocabulary: _Vocabulary) -> list[list[Any]]:
     """Document, row, place of the row in the window, tokens, and (place, value, place, value...) where it fires."""
-    text = evidence.text
-    width = evidence.head["settings"]["context_tokens"]
-    rows = evidence.arrays[f"context_{kind}"][feature]
+    text, arrays = evidence.text, evidence.arrays
+    rows = arrays[f"context_{kind}"][feature]
+    rows = rows[rows != NO_ROW]
+    own = slice(*arrays["entry_offsets"][feature : feature + 2])
+    firing, values = arrays["entry_row"][own], significant(arrays["entry_value"][own])
+
+    firsts, ends = text.windows(rows, evidence.head["settings"]["context_tokens"])
+    lows, highs = np.searchsorted(firing, (firsts, ends))
     found: list[list[Any]] = []
-    for row in rows[rows != NO_ROW].tolist():
-        first, end = text.window(row, width)
-        values = evidence.values(feature, first, end)
-        fires = np.flatnonzero(values)
-        pairs = [part for place in fires.tolist() for part in (place, rounded(values[place]))]
-        places = vocabulary.places(text.tokens[first:end].tolist())
+    for row, first, end, low, high in np.stack([rows, firsts, ends, lows, highs], axis=1).tolist():
+        pairs: list[float] = [0] * (2 * (high - low))
+        pairs[::2] = (firing[low:high] - first).tolist()
+        pairs[1::2] = values[low:high].tolist()
+        places = vocabulary.places(text.tokens[first:end])
         found.append([int(text.document[row]), row, row - first, places, pairs])
     return found
+
+
+def significant(values: Float[np.ndarray, " values"]) -> Float[np.ndarray, " values"]:
+    """Positive values with four significant digits; see ``evaluate.features.page.rounded``."""
+    exact = values.astype(np.float64)
+    # A whole number over a power of ten is the nearest float to that decimal, which JSON then writes in full and short.
+    scale = 10.0 ** (3 - np.floor(np.log10(exact)))
+    return np.round(exact * scale) / scale

@@ -4,7 +4,7 @@ import pytest
 
 from common.known_models import KNOWN_MODELS, KnownModel, repository_of
 from harvest.plan import which_fit
-from nestcoder.doctor import model_facts
+from nestcoder.commands.doctor import model_facts
 from train.config import TrainSettings, presets
 from train.resolved import resolve
 

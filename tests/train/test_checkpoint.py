@@ -13,9 +13,9 @@ from train.checkpoint import Checkpoints, arrays_of
 from train.config import TrainSettings
 from train.identity import RunIdentity
 from train.optim import Moments
+from train.parameters import random_parameters
 from train.resolved import resolve
 from train.step import State
-from transcoder.weights import random_weights
 
 
 def identity(fingerprint: str = "abc", *, lr: float = 0.1) -> RunIdentity:
@@ -35,7 +35,7 @@ class Notes(Silent):
 
 
 def state_at(step: int) -> State:
-    weights = random_weights(3, 4, dict_size=8, skip=True, seed=step)
+    weights = random_parameters(3, 4, dict_size=8, skip=True, seed=step)
     moments = Moments.zero(weights)
     moments.first["W_enc"].add_(step)
     return State(weights, moments, torch.arange(8), step=step, tokens=10 * step)
@@ -67,7 +67,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         found = arrays_of(restored.state)[name]
         assert torch.equal(found, array)
         assert found.dtype == array.dtype
-    assert restored.state.weights.W_enc.T.is_contiguous()
+    assert restored.state.weights.W_enc.is_contiguous()
 
 
 def test_nothing_saved_is_none(tmp_path: Path) -> None:

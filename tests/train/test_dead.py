@@ -6,11 +6,11 @@ from train import step as train_step_module
 from train.config import TrainSettings
 from train.dead import count_tokens_, dead_features, tokens_left
 from train.optim import Moments
+from train.parameters import random_parameters
 from train.ranks import Ranks
 from train.resolved import resolve
 from train.step import Recipe, State, train_step
 from train.workspace import Workspace
-from transcoder.weights import random_weights
 
 ROWS, WIDTH, DICT_SIZE = 32, 12, 64
 
@@ -29,10 +29,10 @@ def trained(*, always_look, looks, monkeypatch):
     """The state after steps in which features die, and the numbers of the steps that looked for dead ones."""
     stated = TrainSettings(prefixes=(16, DICT_SIZE), top_k=4, lr=0.01, steps=24, dead_after_tokens=5 * ROWS)
     recipe = Recipe.of(resolve(stated, model="", d_target=WIDTH), target_variance=float(WIDTH))
-    weights = random_weights(WIDTH, WIDTH, dict_size=DICT_SIZE, seed=3)
+    weights = random_parameters(WIDTH, WIDTH, dict_size=DICT_SIZE, seed=3)
     weights.b_enc[7] = -100.0
     state = State(weights, Moments.zero(weights), torch.zeros(DICT_SIZE, dtype=torch.int64))
-    workspace = Workspace.like(weights, rows=ROWS)
+    workspace = Workspace.like(weights, rows=ROWS, rule=recipe.nested.rule)
     look = train_step_module.tokens_left
     monkeypatch.setattr(
         train_step_module, "tokens_left", lambda *given, **named: (looks.append(state.step), look(*given, **named))[1]

@@ -9,6 +9,16 @@ from train.config import TrainSettings
 from train.resolved import members, read_record, resolve
 
 
+def test_auto_is_what_the_device_computes_in_and_is_recorded_as_that() -> None:
+    stated = TrainSettings(compute_dtype="auto")
+    assert resolve(stated, model="", d_target=96).compute_dtype == "float32"
+    resolved = resolve(stated, model="", d_target=96, device_dtype="bfloat16")
+    assert resolved.record()["compute_dtype"] == "bfloat16"
+    assert read_record(resolved.record(), d_target=96, where="") == resolved
+    for dtype in ("float32", "bfloat16"):
+        assert resolve(TrainSettings(compute_dtype=dtype), model="", d_target=96).compute_dtype == dtype
+
+
 def test_a_preset_of_another_width_can_be_asked_for() -> None:
     layer_run = resolve(TrainSettings(preset="layer-18432"), model="any", d_target=1152)
     assert (layer_run.prefixes, layer_run.top_k) == ((1152, 3456, 8064, 18432), 96)

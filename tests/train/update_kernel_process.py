@@ -9,10 +9,11 @@ from torch.optim.adam import adam
 from train import optim
 from train.config import TrainSettings
 from train.optim import unit_rows_
+from train.parameters import Parameters, random_parameters
 from train.resolved import resolve
 from train.update_kernel import AdamStep, update_array_
 from train.workspace import Workspace
-from transcoder.weights import Weights, random_weights
+from transcoder.rules.topk import TopK
 
 BETA1, BETA2, EPSILON, LR = 0.9, 0.999, 1e-8, 0.01
 
@@ -88,13 +89,13 @@ def check_whole_update(device, *, bad=False, **changes):
     for kernel in (True, False):
         optim.in_one_pass = lambda _, kernel=kernel: kernel
         torch.manual_seed(4)
-        weights = random_weights(12, 10, dict_size=24, skip=True).to(device)
+        weights = random_parameters(12, 10, dict_size=24, skip=True).to(device)
         moments = optim.Moments.zero(weights)
-        rounded = Workspace.like(weights, rows=4, dtype=torch.bfloat16).weights
+        rounded = Workspace.like(weights, rows=4, rule=TopK(2), dtype=torch.bfloat16).weights
         norms = []
         for step in range(3):
             drawn = {name: torch.randn_like(array) for name, array in weights.tensors().items()}
-            gradients = Weights(**drawn)
+            gradients = Parameters(**drawn)
             gradients.b_dec[0] += float("nan") if bad and step == 1 else 0.0
             given = {"moments": moments, "settings": settings, "step": step, "rounded": rounded}
             norms.append(optim.update_(weights, gradients, **given))

@@ -16,6 +16,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from train import update_kernel
 from transcoder import kernels
 
 INTS = {"index": "*i32", "offsets": "*i32", "bag": "*i32", "feature": "*i32", "owners": "*i32"}
@@ -26,7 +27,7 @@ def compiled(kernel, types, constants, *, warps):
     """The kernel as the launcher would compile it for aligned arrays, and for a width that is a multiple of 16."""
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    divisible = [name for name in names if name == "width" or signature[name].startswith("*")]
+    divisible = [name for name in names if name in ("width", "count") or signature[name].startswith("*")]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
@@ -52,7 +53,12 @@ def main():
     found = {}
     for table, kept in (("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp64", "fp64")):
         floats = {"out": f"*{kept}", "pieces": f"*{kept}", "table": f"*{table}", "weight": f"*{table}"}
-        types = {**floats, **INTS, "slope": f"*{table}", **dict.fromkeys(("width", "bags", "windows", "active"), "i32")}
+        types = {
+            **floats,
+            **INTS,
+            "grad_sums": f"*{table}",
+            **dict.fromkeys(("width", "bags", "windows", "active"), "i32"),
+        }
         for width in (768, 2304):
             tile = kernels.tile_for(width)
             constants = {
@@ -67,11 +73,24 @@ def main():
                 given = {key: value for key, value in constants.items() if key in kernel.arg_names}
                 binary = compiled(kernel, types, given, warps=tile.warps)
                 found[f"{name} {table} {width}"] = report(binary)
-        slopes = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
-        types = {**slopes, "width": "i32", "blocks": "i32"}
-        found[f"_slopes_kernel {table}"] = report(
-            compiled(kernels._slopes_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4)
+        grad_sums = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
+        types = {**grad_sums, "width": "i32", "blocks": "i32"}
+        found[f"_grad_sums_kernel {table}"] = report(
+            compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4)
         )
+    for width in (768, 2304):
+        arrays = dict.fromkeys(("weights", "gradient", "first", "second", "norm", "divisor"), "*fp32")
+        numbers = dict.fromkeys(("rest1", "rest2", "epsilon", "step_size", "root", "decay"), "fp32")
+        types = {**arrays, **numbers, "rounded": "*bf16", "count": "i32", "width": "i32"}
+        constants = {
+            "DECOUPLED": False,
+            "UNIT": True,
+            "ROUNDED": True,
+            "ROUNDED_DTYPE": tl.bfloat16,
+            "BLOCK": 1 << (width - 1).bit_length(),
+        }
+        warps = constants["BLOCK"] // 512
+        found[f"_update_kernel {width}"] = report(compiled(update_kernel._update_kernel, types, constants, warps=warps))
     print(json.dumps(found))
 
 

@@ -30,13 +30,13 @@ def test_kernels_compile_for_a_card_that_is_not_there(capability, tmp_path):
     done = run("kernels_compile.py", capability, tmp_path)
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout)
-    assert len(reports) == 28
+    assert len(reports) == 30
     for name, report in reports.items():
         assert report["spilled"] == 0, name
         assert report["wide_addresses"], name
-        # 64 numbers of float64 in a tile need twice the registers; 128 still leave four blocks of four warps a core.
-        assert report["registers"] <= (128 if "fp64" in name else 80), name
-        if "_sums" in name or "_dots" in name:
+        # float64 takes two registers a number, an update has four arrays at hand; 128 leave room for 16 warps a core.
+        assert report["registers"] <= (128 if "fp64" in name or "_update" in name else 80), name
+        if any(kernel in name for kernel in ("_sums", "_dots", "_update")):
             assert report["widest_load_bits"] == 128, name
 
 

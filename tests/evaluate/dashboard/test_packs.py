@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluate.dashboard.packs import PACK_FEATURES, index, pack, packs, script
-from evaluate.features.page import feature_page
+from evaluate.dashboard.packs import PACK_FEATURES, index, pack, packs, script, significant
+from evaluate.features.page import feature_page, rounded
 
 
 def _unpacked(data: bytes) -> tuple[str, Any]:
@@ -65,3 +65,8 @@ def test_packs_hold_all_features_once(toy) -> None:
     pages = [len(_unpacked(data)[1]["pages"]) for _, data in files]
     assert sum(pages) == toy.dictionary.dict_size
     assert max(pages) <= PACK_FEATURES
+
+
+def test_four_digits_are_those_of_a_page() -> None:
+    values = np.geomspace(1e-6, 9e4, 500).astype(np.float32)
+    assert significant(values).tolist() == [rounded(value) for value in values]
