@@ -102,8 +102,10 @@ class LineProgress:
             self._print_line()
 
     def note(self, text: str) -> None:
-        lines = [wrapped for line in text.split("\n") for wrapped in textwrap.wrap(printable(line), _WIDTH) or [""]]
-        print("\n".join(lines), file=self._stream, flush=True)
+        for line in printable(text).split("\n"):
+            # At spaces alone: a path that is broken at its hyphens can be neither read nor copied.
+            wrapped = textwrap.wrap(line, _WIDTH, break_on_hyphens=False)
+            print("\n".join(wrapped), file=self._stream, flush=True)
 
     def end(self) -> None:
         if self._open:
