@@ -119,7 +119,7 @@ def activation_dots(of: Problem, dtype: torch.dtype) -> dict[str, object]:
 
 
 def whole_update(of: Problem) -> dict[str, object]:
-    """Adam, unit rows and the copy in bfloat16 of all arrays: in one pass, and as PyTorch does it, one after another."""
+    """Adam, unit rows and the copy in bfloat16 of all arrays: in one pass, and as PyTorch does it, each alone."""
     _, width, dict_size = of.sizes
     device = of.source.device
     settings = resolve(TrainSettings(prefixes=of.prefixes, top_k=of.top_k), model="", d_target=width)
