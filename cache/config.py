@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache.format.codec import Codec
-from common.settings import Settings
+from common.settings import PathText, Settings
 
 _CHUNK_BYTES = 1_200_000
 """Large enough that a disk reads it at full speed, small enough that a damaged one, or a copy of one, is cheap."""
@@ -40,7 +40,7 @@ class CacheSettings(Settings):
     weak_disk: bool = False
     """Go on where the file system offers no locks (then see to it that one process writes to a folder at a time) or
     cannot flush folders (then a power cut may lose the last files). It changes no row and is recorded nowhere."""
-    remote: str = ""
+    remote: PathText = ""
     """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
     what is not in runs/ is read from there."""
     remote_bytes: int = Field(default=20_000_000_000, ge=1)

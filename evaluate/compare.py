@@ -21,7 +21,7 @@ from evaluate.measure import Judgement, judge
 from evaluate.metrics.fvu import intervals
 from evaluate.reference import Other, heading
 from evaluate.replay import Replay
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 VERSION = 1
 CHECK_PLACES, CHECK_ROWS = 16, 256
@@ -34,7 +34,7 @@ Replicates = Float[np.ndarray, "replicates_plus_one prefixes"]
 class Judged:
     """A dictionary and what was found of it; ``absorption`` as in metrics.json."""
 
-    dictionary: Dictionary
+    dictionary: Transcoder
     judgement: Judgement
     absorption: Mapping[str, Any]
 
@@ -54,7 +54,7 @@ def compare(
     replay: Replay,
     reader: CacheReader,
     settings: EvaluateSettings,
-    absorption: Callable[[Dictionary], dict[str, Any]],
+    absorption: Callable[[Transcoder], dict[str, Any]],
     force: bool,
 ) -> Comparison:
     """Judge ``other`` on the rows of ``ours``. MismatchError when it is not fed what it was trained on."""
@@ -75,7 +75,7 @@ def compare(
     )
 
 
-def early_l0(replay: Replay, dictionary: Dictionary) -> float:
+def early_l0(replay: Replay, dictionary: Transcoder) -> float:
     """Mean L0 of a few rows from all over the split, the same on every rank."""
     total = len(replay.held_out.view)
     starts = range(0, total, max(CHECK_ROWS, total // CHECK_PLACES))
@@ -100,12 +100,12 @@ def replicates_of(judgement: Judgement) -> dict[str, Replicates]:
 
 
 def _judged(
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     *,
     replay: Replay,
     reader: CacheReader,
     settings: EvaluateSettings,
-    absorption: Callable[[Dictionary], dict[str, Any]],
+    absorption: Callable[[Transcoder], dict[str, Any]],
 ) -> Judged:
     judgement = judge(replay, dictionary, reader=reader, settings=settings, baselines=False)
     return Judged(dictionary, judgement, absorption(dictionary))
@@ -118,12 +118,13 @@ def _doubt(fvu: float) -> str:
     return f", but its FVU of {fvu:.2f} is no better than the mean's: it may be of another model or layer"
 
 
-def _no_match(ours: Dictionary, l0: float) -> str | None:
+def _no_match(ours: Transcoder, l0: float) -> str | None:
     """Why ours cannot be judged at their L0; None when it can."""
-    if ours.top_k is None:
+    top_k = ours.rule.row_limit
+    if top_k is None:
         return "ours selects by a threshold, which has no k to set"
-    if max(1, round(l0)) == ours.top_k:
-        return f"ours has k = {ours.top_k}, which is their L0 already"
+    if max(1, round(l0)) == top_k:
+        return f"ours has k = {top_k}, which is their L0 already"
     if round(l0) > ours.dict_size:
         return f"their L0 of {l0:.1f} is more than our {ours.dict_size} features"
     return None
@@ -151,9 +152,13 @@ def _document(
             "target": reader.identity.get("target_site"),
         },
         "tokens_trained": trained,
-        "ours": {"name": ours.dictionary.name, "top_k": ours.dictionary.top_k, "per_prefix": _rows(ours, theirs)},
+        "ours": {
+            "name": ours.dictionary.name,
+            "top_k": ours.dictionary.rule.row_limit,
+            "per_prefix": _rows(ours, theirs),
+        },
         "ours_at_their_l0": {
-            "top_k": matched.dictionary.top_k if matched else None,
+            "top_k": matched.dictionary.rule.row_limit if matched else None,
             "reason": reason,
             "per_prefix": _rows(matched, theirs) if matched else None,
         },

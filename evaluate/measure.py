@@ -18,7 +18,7 @@ from evaluate.metrics.redundancy import redundancy
 from evaluate.metrics.sparsity import Sparsity
 from evaluate.metrics.top_contexts import TopContexts
 from evaluate.replay import Replay
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 _REDUNDANCY_BLOCK = 2048
 
@@ -43,7 +43,7 @@ class Judgement:
 
 
 def judge(
-    replay: Replay, dictionary: Dictionary, *, reader: CacheReader, settings: EvaluateSettings, baselines: bool = True
+    replay: Replay, dictionary: Transcoder, *, reader: CacheReader, settings: EvaluateSettings, baselines: bool = True
 ) -> Judgement:
     """One pass over the held-out rows. The affine baseline belongs to the cache: a second dictionary needs it not."""
     metrics = streamed_metrics(dictionary, reader, settings=settings, device=replay.device, baselines=baselines)
@@ -60,7 +60,7 @@ def judge(
 
 
 def streamed_metrics(
-    dictionary: Dictionary, reader: CacheReader, *, settings: EvaluateSettings, device: str, baselines: bool
+    dictionary: Transcoder, reader: CacheReader, *, settings: EvaluateSettings, device: str, baselines: bool
 ) -> dict[str, Metric]:
     """Everything that one pass over the rows measures."""
     centre = centre_of(reader, dictionary)
@@ -71,13 +71,13 @@ def streamed_metrics(
     }
     if baselines:
         source_centre = _mean(reader.statistics.source.mean, device)
-        metrics["baselines"] = Baselines(source_centre, centre, dictionary.weights.b_dec)
+        metrics["baselines"] = Baselines(source_centre, centre, dictionary.b_dec)
     return metrics
 
 
-def centre_of(reader: CacheReader, dictionary: Dictionary) -> Float[Tensor, " d_target"]:
+def centre_of(reader: CacheReader, dictionary: Transcoder) -> Float[Tensor, " d_target"]:
     """A point near the mean of the target, to hold sums around: the cache's mean where it has one."""
-    target, bias = reader.statistics.target, dictionary.weights.b_dec
+    target, bias = reader.statistics.target, dictionary.b_dec
     return bias.double() if target is None else _mean(target.mean, str(bias.device))
 
 
@@ -91,7 +91,7 @@ def _mean(mean: Float[np.ndarray, " width"], device: str) -> Float[Tensor, " wid
     return torch.from_numpy(np.array(mean, dtype=np.float64)).to(device)
 
 
-def _top_level(dictionary: Dictionary, said: Mapping[str, dict[str, Any]], *, masked: int) -> dict[str, Any]:
+def _top_level(dictionary: Transcoder, said: Mapping[str, dict[str, Any]], *, masked: int) -> dict[str, Any]:
     sparsity = dict(said["sparsity"])
     return {
         "prefixes": list(dictionary.prefixes),
@@ -100,7 +100,7 @@ def _top_level(dictionary: Dictionary, said: Mapping[str, dict[str, Any]], *, ma
         "l0_per_prefix": [prefix["mean"] for prefix in sparsity["l0_per_prefix"]],
         **{name: sparsity.pop(name) for name in ("dead_fraction", "dead_fraction_per_prefix", "dense_fraction")},
         "sparsity": sparsity,
-        "redundancy": redundancy(dictionary.weights.W_dec, dictionary.prefixes, block=_REDUNDANCY_BLOCK),
+        "redundancy": redundancy(dictionary.W_dec, dictionary.prefixes, block=_REDUNDANCY_BLOCK),
         "baselines": said.get("baselines"),
         "tokens_masked": masked,
     }

@@ -17,7 +17,7 @@ from evaluate.memory import is_out_of_memory
 from evaluate.metrics.metric import Metric, Replayed, State
 from evaluate.together import merged
 from train.ranks import Ranks
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Replay:
     ranks: Ranks = field(default_factory=Ranks.current)
     piece_rows: int = 0
 
-    def run(self, dictionary: Dictionary, metrics: Mapping[str, Metric]) -> dict[str, State]:
+    def run(self, dictionary: Transcoder, metrics: Mapping[str, Metric]) -> dict[str, State]:
         """The state of every metric over all rows and ranks."""
         self.piece_rows = self.piece_rows or self.batch_rows
         states = {name: metric.start() for name, metric in metrics.items()}
@@ -75,7 +75,7 @@ class Replay:
         return [range(start, min(start + step, total)) for start in mine]
 
     def _measure(
-        self, dictionary: Dictionary, metrics: Mapping[str, Metric], start: int, end: int
+        self, dictionary: Transcoder, metrics: Mapping[str, Metric], start: int, end: int
     ) -> Iterator[dict[str, State]]:
         while start < end:
             stop = min(start + self.piece_rows, end)
@@ -87,7 +87,7 @@ class Replay:
             start = stop
 
     def _measured(
-        self, dictionary: Dictionary, metrics: Mapping[str, Metric], start: int, stop: int
+        self, dictionary: Transcoder, metrics: Mapping[str, Metric], start: int, stop: int
     ) -> dict[str, State] | None:
         """What every metric says of these rows; None where they did not fit, of which nothing is held any more then."""
         try:
@@ -98,14 +98,14 @@ class Replay:
                 raise
             return None
 
-    def batch(self, dictionary: Dictionary, start: int, end: int) -> Replayed | None:
+    def batch(self, dictionary: Transcoder, start: int, end: int) -> Replayed | None:
         """These rows without special tokens, and what the dictionary makes of them; None where nothing is left."""
         rows = self.held_out.view.rows(slice(start, end), view=dictionary.source_view)
         kept = torch.from_numpy(np.flatnonzero(self.held_out.view.is_ordinary(rows.tokens)))
         if not len(kept):
             return None
         stored, target = rows.source[kept].to(self.device), rows.target[kept].to(self.device).float()
-        selection, source = dictionary.active(stored), stored.float()
+        selection, source = dictionary.sparse_code(stored), stored.float()
         return Replayed(
             source=source,
             target=target,

@@ -26,15 +26,15 @@ from evaluate.measure import Judgement, judge
 from evaluate.memory import batch_rows_for
 from evaluate.metrics.absorption import fit_letter_probes, measure_absorption
 from evaluate.metrics.probe_set import probe_folder, read_probe_set
-from evaluate.reference import Asked, Other, check_belongs, of_transcoder, open_other
+from evaluate.reference import Asked, Other, check_belongs, open_other
 from evaluate.replay import Replay, open_held_out
 from evaluate.report import report, samples
 from evaluate.report.comparison import comparison_files
 from evaluate.report.plots import figures
 from evaluate.together import least, wait
 from train.ranks import Ranks
-from transcoder.dictionary import Dictionary
-from transcoder.transcoder import CONFIG_FILE, Transcoder, load_transcoder
+from transcoder.formats.native import CONFIG_FILE, load_transcoder
+from transcoder.transcoder import Transcoder
 
 _NOT_TRAINED = "Run harvest and train for this layer first, or name another run."
 
@@ -60,9 +60,10 @@ def evaluate_layer(
     if not (transcoder / CONFIG_FILE).is_file():
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=_NOT_TRAINED)
     place = str(choose_device(device))
-    reader, trained = open_cache(cache, cache_settings, device=place), load_transcoder(transcoder)
-    check_belongs(trained, reader, where=transcoder, force=force)
-    dictionary = of_transcoder(trained, name=transcoder.name).to(place)
+    reader = open_cache(cache, cache_settings, device=place)
+    dictionary = load_transcoder(transcoder)
+    check_belongs(dictionary, reader, where=transcoder, force=force)
+    dictionary = dictionary.to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)
     # Whatever may be refused is refused before hours go into replaying.
     asked = Asked(gemma_scope=gemma_scope, against=against, force=force)
@@ -70,7 +71,7 @@ def evaluate_layer(
     absorption = absorption_scorer(reader, probe_folder(cache))
     splice = _splice(lm, replay, reader, settings=settings, device=device) if lm else None
     judgement = judge(replay, dictionary, reader=reader, settings=settings)
-    metrics = _heading(reader, trained, dictionary) | judgement.metrics
+    metrics = _heading(reader, dictionary) | judgement.metrics
     metrics["documents"] = replay.held_out.documents
     metrics["absorption_first_letter"] = absorption(dictionary)
     metrics["language_model"] = splice(dictionary, judgement.mean_target) if splice else None
@@ -95,7 +96,7 @@ def evaluate_layer(
 
 
 def _opponent(
-    asked: Asked, ours: Dictionary, *, replay: Replay, reader: CacheReader, progress: Progress
+    asked: Asked, ours: Transcoder, *, replay: Replay, reader: CacheReader, progress: Progress
 ) -> Other | None:
     """The dictionary to compare with, where one is asked for, found and seen to be rightly fed."""
     if asked.gemma_scope is None and asked.against is None:
@@ -106,7 +107,7 @@ def _opponent(
     return other
 
 
-def absorption_scorer(reader: CacheReader, folder: Path) -> Callable[[Dictionary], dict[str, Any]]:
+def absorption_scorer(reader: CacheReader, folder: Path) -> Callable[[Transcoder], dict[str, Any]]:
     """Scores dictionaries on the probe cache in ``folder``; gives a reason where there is none."""
     if not (folder / "probe.json").is_file():
         reason = "there is no probe cache: run 'nestcoder harvest --probe first-letter'"
@@ -114,14 +115,14 @@ def absorption_scorer(reader: CacheReader, folder: Path) -> Callable[[Dictionary
     words = read_probe_set(folder, fingerprint=reader.fingerprint)
     probes = fit_letter_probes(words)
 
-    def score(dictionary: Dictionary) -> dict[str, Any]:
+    def score(dictionary: Transcoder) -> dict[str, Any]:
         source = reader.as_view(words.source, dictionary.source_view)
-        return measure_absorption(dictionary.to("cpu"), replace(words, source=source), probes)
+        return measure_absorption(dictionary.on("cpu"), replace(words, source=source), probes)
 
     return score
 
 
-Splice = Callable[[Dictionary, Float[Tensor, " d_target"]], dict[str, Any]]
+Splice = Callable[[Transcoder, Float[Tensor, " d_target"]], dict[str, Any]]
 """What the language model loses with a dictionary, and with the mean that is given, in place of its MLP."""
 
 
@@ -138,7 +139,7 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
     check_model(loaded, reader)
     splicer = Splicer(loaded, reader.identity["layer"], tuple(reader.special_ids))
 
-    def measure(dictionary: Dictionary, mean: Float[Tensor, " d_target"]) -> dict[str, Any]:
+    def measure(dictionary: Transcoder, mean: Float[Tensor, " d_target"]) -> dict[str, Any]:
         """As ``Splice``; ``mean`` is in the target's units."""
         return spliced(
             replay,
@@ -154,13 +155,13 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
     return measure
 
 
-def _batch_rows(settings: EvaluateSettings, dictionary: Dictionary, device: str) -> int:
+def _batch_rows(settings: EvaluateSettings, dictionary: Transcoder, device: str) -> int:
     """The same on every rank, so that batches are the same whatever the number of ranks."""
     found = settings.batch_rows or batch_rows_for(dictionary, device)
     return least(found, device=device, ranks=Ranks.current())
 
 
-def _heading(reader: CacheReader, trained: Transcoder, dictionary: Dictionary) -> dict[str, Any]:
+def _heading(reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
     """What was evaluated, on what, when."""
     known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context")
     return {
@@ -169,12 +170,12 @@ def _heading(reader: CacheReader, trained: Transcoder, dictionary: Dictionary) -
         "transcoder": {
             "name": dictionary.name,
             "dict_size": dictionary.dict_size,
-            "top_k": dictionary.top_k,
-            "activation": trained.activation,
-            "threshold": trained.threshold,
+            "top_k": dictionary.rule.row_limit,
+            "activation": dictionary.rule.name,
+            "threshold": dictionary.rule.as_config().get("threshold"),
             "source_view": dictionary.source_view,
             "tokens_trained": dictionary.tokens_trained,
-            "weights": trained.config.get("weights"),
+            "weights": dictionary.config.get("weights"),
         },
         "cache": {"fingerprint": reader.fingerprint} | {key: reader.identity.get(key) for key in known},
     }
@@ -185,7 +186,7 @@ def _files(
     judgement: Judgement,
     *,
     replay: Replay,
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     reader: CacheReader,
     settings: EvaluateSettings,
 ) -> dict[str, bytes]:

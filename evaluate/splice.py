@@ -35,7 +35,7 @@ from evaluate.replay import Replay
 from evaluate.together import merged
 from harvest.model.language_model import LanguageModel
 from harvest.model.sites import module_at
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 Replacement = Callable[[Tensor], Tensor]
 """Sources (rows, d_source), as the model computed them, to what the MLP is to put out at those rows."""
@@ -144,7 +144,7 @@ class Splicer:
 
 def spliced(
     replay: Replay,
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     *,
     splicer: Splicer,
     reader: CacheReader,
@@ -182,13 +182,13 @@ def check_model(model: LanguageModel, reader: CacheReader) -> None:
         raise UsageError(what, where=reader.path, remedy="Leave out --lm")
 
 
-def _replacements(dictionary: Dictionary, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:
+def _replacements(dictionary: Transcoder, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:
     """Zero, mean, and every prefix."""
 
     def prefix(place: int) -> Replacement:
         def reconstruct(source: Tensor) -> Tensor:
             seen = reader.as_view(source.cpu(), dictionary.source_view).to(source.device).float()
-            return dictionary.reconstruct(dictionary.active(seen), seen)[:, place]
+            return dictionary.reconstruct(dictionary.sparse_code(seen), seen)[:, place]
 
         return reconstruct
 

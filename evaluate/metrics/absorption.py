@@ -29,9 +29,8 @@ from torch import Tensor
 
 from evaluate.metrics.logistic import Probes, f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
 from evaluate.metrics.probe_set import LETTERS, ProbeSet
-from transcoder.code_parts import columns_of, firing_below, largest_sums, rows_of, stacked
-from transcoder.dictionary import Dictionary
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode, columns_of, firing_below, largest_sums, rows_of, stacked
+from transcoder.transcoder import Transcoder
 
 MIN_PROBE_F1 = 0.6
 MIN_LETTERS = 20
@@ -93,7 +92,7 @@ def fit_letter_probes(words: ProbeSet) -> LetterProbes:
     return LetterProbes(direction=direction, f1=f1_scores(predicted[words.test], labels[words.test]), right=right)
 
 
-def measure_absorption(dictionary: Dictionary, words: ProbeSet, probes: LetterProbes) -> dict[str, Any]:
+def measure_absorption(dictionary: Transcoder, words: ProbeSet, probes: LetterProbes) -> dict[str, Any]:
     """The scores of every prefix of ``dictionary``, whose ``source_view`` the source of ``words`` must be in.
 
     ``score`` is the mean absorption fraction of the whole dictionary; null with a ``reason`` when fewer than 20 letters
@@ -103,16 +102,14 @@ def measure_absorption(dictionary: Dictionary, words: ProbeSet, probes: LetterPr
     if reason := _refusal(words, probes):
         empty = {"score": None, "full_absorption_rate": None, "reason": reason}
         return summary | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
-    code = stacked([dictionary.active(some) for some in words.source.split(ENCODED_WORDS)])
-    per_prefix = [
-        score_prefix(code, words, probes, dictionary.weights.W_dec[:prefix]) for prefix in dictionary.prefixes
-    ]
+    code = stacked([dictionary.sparse_code(some) for some in words.source.split(ENCODED_WORDS)])
+    per_prefix = [score_prefix(code, words, probes, dictionary.W_dec[:prefix]) for prefix in dictionary.prefixes]
     whole = {name: per_prefix[-1][name] for name in ("score", "full_absorption_rate")}
     return summary | whole | {"reason": None, "per_prefix": per_prefix}
 
 
 def score_prefix(
-    code: Selection, words: ProbeSet, probes: LetterProbes, W_dec: Float[Tensor, "prefix d_target"]
+    code: SparseCode, words: ProbeSet, probes: LetterProbes, W_dec: Float[Tensor, "prefix d_target"]
 ) -> dict[str, Any]:
     """Absorption of the features that ``W_dec`` has rows for; main features are found anew for every prefix."""
     norms = W_dec.norm(dim=1)
@@ -132,7 +129,7 @@ def score_prefix(
     return _prefix_summary(len(W_dec), scores, main)
 
 
-def find_main_features(code: Selection, words: ProbeSet, *, dict_size: int) -> MainFeatures:
+def find_main_features(code: SparseCode, words: ProbeSet, *, dict_size: int) -> MainFeatures:
     """Rank by an L1 probe on training words; take the next feature while it adds more than .03 of F1 there."""
     labels = label_matrix(words.letter, LETTERS)
     weight = fit_l1(rows_of(code, ~words.test), labels[~words.test], dict_size=dict_size, share=L1_SHARE)
@@ -161,7 +158,7 @@ def _f1_by_count(
 
 
 def _score_letter(
-    code: Selection, along: Float[Tensor, " words"], *, cosine: Float[Tensor, " prefix"], main: Int[Tensor, " main"]
+    code: SparseCode, along: Float[Tensor, " words"], *, cosine: Float[Tensor, " prefix"], main: Int[Tensor, " main"]
 ) -> LetterScore:
     """Fraction and full absorption of the words in ``code``, whose activations are in units of decoder norm."""
     rows, features = code.rows().long(), code.features.long()
@@ -210,7 +207,7 @@ def _refusal(words: ProbeSet, probes: LetterProbes) -> str | None:
     )
 
 
-def _describe(dictionary: Dictionary, words: ProbeSet, probes: LetterProbes) -> dict[str, Any]:
+def _describe(dictionary: Transcoder, words: ProbeSet, probes: LetterProbes) -> dict[str, Any]:
     """What the score rests on, and why it is exploratory where it is."""
     parameters = words.about.get("model_parameters")
     doubts: list[str] = []

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
 State = dict[str, Tensor]
 
@@ -35,7 +35,7 @@ class Replayed:
     target: Float[Tensor, "rows d_target"]
     document: Int[Tensor, " rows"]
     row: Int[Tensor, " rows"]
-    selection: Selection
+    selection: SparseCode
     reconstructed: Float[Tensor, "rows prefixes d_target"]
 
 

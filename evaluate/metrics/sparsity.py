@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evaluate.metrics.metric import Replayed, State, add
 from transcoder.decode import bags_of
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
 DENSITY_EDGES = tuple(float(edge) for edge in np.linspace(-7, 0, 29))
 """Edges of the bins of the density histogram, in powers of ten."""
@@ -82,7 +82,7 @@ class Sparsity:
         return [{"first": start, "end": end} | density_summary(firings[start:end], total) for start, end in groups]
 
 
-def l0_by_prefix(selection: Selection, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
+def l0_by_prefix(selection: SparseCode, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
     """How many features below each prefix fire in every row."""
     firing = torch.zeros(selection.values.numel() + 1, dtype=torch.int64, device=selection.values.device)
     torch.cumsum(selection.values > 0, dim=0, out=firing[1:])

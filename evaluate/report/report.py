@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common import disk
+from common.checksums import CHECKSUMS_FILE, checksums_of
 from common.errors import DamagedError
 
 VERSION = 1
@@ -33,7 +34,7 @@ def write_report(out: Path, files: Mapping[str, bytes]) -> Path | None:
     """Put ``files`` into the folder ``out``; where an earlier evaluation was moved to, if there was one."""
     aside, earlier = out.with_name(f".{out.name}.unfinished"), None
     disk.remove(aside)
-    for name, data in files.items():
+    for name, data in (*files.items(), (CHECKSUMS_FILE, checksums_of(files))):
         disk.write_file(aside / name, data)
     if out.exists():
         earlier = _dated(out)

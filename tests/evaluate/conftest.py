@@ -1,6 +1,7 @@
 """A small real cache of a known nonlinear map, and a transcoder for it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,19 @@ import pytest
 import torch
 
 from cache.config import CacheSettings
+from cache.reader import CacheReader
 from cache.writer import CacheWriter
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import Weights, random_weights
+from common.progress import Silent
+from evaluate.features.code import Code, CodeBlock, join
+from evaluate.features.collect import block_starts, encode_part, evidence_of
+from evaluate.features.config import FeatureSettings
+from evaluate.features.contexts import Text
+from evaluate.features.evidence import Evidence
+from evaluate.features.firings import Firings, by_feature
+from train.parameters import Parameters, random_parameters
+from transcoder.formats.native import load_transcoder, save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder
 
 D_SOURCE, D_TARGET, DICT_SIZE = 12, 10, 64
 SPECIAL = 0
@@ -20,8 +31,8 @@ BLOCK = 16_384
 IDENTITY = {"model": "toy", "layer": 3, "source_site": "mlp_in", "target_site": "mlp_out", "context": 16}
 
 
-def toy_weights(d_source: int = D_SOURCE, d_target: int = D_TARGET) -> Weights:
-    return random_weights(d_source, d_target, dict_size=DICT_SIZE, seed=5)
+def toy_weights(d_source: int = D_SOURCE, d_target: int = D_TARGET) -> Parameters:
+    return random_parameters(d_source, d_target, dict_size=DICT_SIZE, seed=5)
 
 
 def toy_rows(rows: int, *, seed: int, d_source: int, d_target: int) -> dict[str, np.ndarray | torch.Tensor]:
@@ -29,7 +40,7 @@ def toy_rows(rows: int, *, seed: int, d_source: int, d_target: int) -> dict[str,
     generator = torch.Generator().manual_seed(seed)
     source = torch.randn(rows, d_source, generator=generator)
     weights = toy_weights(d_source, d_target)
-    code = (source @ weights.W_enc + weights.b_enc).relu()
+    code = (source @ weights.W_enc.T + weights.b_enc).relu()
     target = code @ weights.W_dec + 0.3 * torch.randn(rows, d_target, generator=generator) + 2
     position = np.arange(rows, dtype=np.int32) % 16
     special = torch.from_numpy(position == 0)
@@ -98,6 +109,61 @@ def toy_transcoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "transcoder"
     weights = toy_weights()
     weights.b_dec.fill_(2.0)
-    transcoder = Transcoder(weights=weights, prefixes=(8, 24, DICT_SIZE), top_k=20)
+    transcoder = Transcoder(**weights.tensors(), rule=TopK(20), prefixes=(8, 24, DICT_SIZE))
     save_transcoder(transcoder, folder, config={"tokens_trained": 12345})
     return folder
+
+
+@dataclass
+class Toy:
+    """Feature evidence of the toy cache; its ``dense`` code, where special rows are zero; the ``kept`` other rows."""
+
+    reader: CacheReader
+    trained: Transcoder
+    dictionary: Transcoder
+    settings: FeatureSettings
+    blocks: list[CodeBlock]
+    evidence: Evidence
+    dense: np.ndarray
+    kept: np.ndarray
+    source: torch.Tensor
+    target: torch.Tensor
+
+    @property
+    def code(self) -> Code:
+        return join(self.blocks)
+
+    @property
+    def firings(self) -> Firings:
+        return by_feature(self.code, self.dictionary.dict_size)
+
+    @property
+    def text(self) -> Text:
+        return self.evidence.text
+
+
+@pytest.fixture(scope="session")
+def toy(toy_cache: Path, toy_transcoder: Path) -> Toy:
+    reader, trained = CacheReader.open(toy_cache), load_transcoder(toy_transcoder)
+    dictionary = trained
+    settings = FeatureSettings(
+        block_rows=256, context_tokens=3, top_contexts=4, interval_contexts=2, uniform_contexts=3, silent_contexts=2
+    )
+    blocks = encode_part(reader, dictionary, settings, block_starts(reader, settings), progress=Silent())
+    view = reader.split("held_out")
+    rows = view.rows(slice(0, len(view)))
+    kept = np.flatnonzero(rows.tokens != SPECIAL)
+    dense = trained.encode(rows.source.float()).numpy()
+    dense[rows.tokens == SPECIAL] = 0
+    return Toy(
+        reader=reader,
+        trained=trained,
+        dictionary=dictionary,
+        settings=settings,
+        blocks=blocks,
+        evidence=evidence_of(blocks, reader, dictionary, settings, origin=trained.config),
+        dense=dense,
+        kept=kept,
+        source=rows.source.float(),
+        target=rows.target.float(),
+    )

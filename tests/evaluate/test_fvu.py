@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from common.errors import NumericalError, UsageError
 from evaluate.metrics.fvu import Fit, bootstrap_weights, cosines, fvu_replicates, intervals, squared_errors
 from evaluate.metrics.metric import Replayed, State
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
 
-def nothing(rows: int) -> Selection:
-    return Selection(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(rows + 1, dtype=torch.int32))
+def nothing(rows: int) -> SparseCode:
+    return SparseCode(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(rows + 1, dtype=torch.int32))
 
 
 def batch_of(target: torch.Tensor, reconstructed: torch.Tensor, document: torch.Tensor | None = None) -> Replayed:

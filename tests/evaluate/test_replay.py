@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from evaluate.config import EvaluateSettings
 from evaluate.measure import judge
 from evaluate.memory import batch_rows_for, bytes_a_row
 from evaluate.replay import Replay, open_held_out
-from evaluate.run import of_transcoder
-from transcoder.dictionary import Dictionary
-from transcoder.sparse_code import Selection
-from transcoder.transcoder import load_transcoder
+from transcoder.formats.native import load_transcoder
+from transcoder.rules.rule import Rule
+from transcoder.sparse_code import SparseCode
+from transcoder.transcoder import Transcoder
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("NESTCODER_FULL") == "1"
@@ -50,11 +49,10 @@ from pathlib import Path
 from common.progress import Silent
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder, random_arrays
 from evaluate.measure import judge
 from evaluate.replay import Replay, open_held_out
-from transcoder.rules import TopK
-from transcoder.weights import random_weights
+from transcoder.rules.topk import TopK
 
 def megabytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -68,7 +66,9 @@ class Watching(Silent):
 
 path, width, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 reader, watching = CacheReader.open(Path(path)), Watching()
-dictionary = Dictionary("large", random_weights(width, width, dict_size=18_432), TopK(96), (1152, 3456, 8064, 18432))
+dictionary = Transcoder(
+    **random_arrays(width, width, dict_size=18_432), rule=TopK(96), prefixes=(1152, 3456, 8064, 18432)
+)
 judge(Replay(open_held_out(reader), rows, "cpu", watching), dictionary, reader=reader, settings=EvaluateSettings())
 half = len(watching.own) // 2
 print(len(watching.own), max(watching.own[:half]), max(watching.own[half:]), megabytes("VmHWM"))
@@ -92,11 +92,11 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def dictionary(toy_transcoder: Path) -> Dictionary:
-    return of_transcoder(load_transcoder(toy_transcoder), name="toy")
+def dictionary(toy_transcoder: Path) -> Transcoder:
+    return load_transcoder(toy_transcoder)
 
 
-def judged(cache: Path, dictionary: Dictionary, progress: Silent) -> dict[str, Any]:
+def judged(cache: Path, dictionary: Transcoder, progress: Silent) -> dict[str, Any]:
     reader = CacheReader.open(cache)
     replay = Replay(open_held_out(reader), 256, "cpu", progress)
     return judge(replay, dictionary, reader=reader, settings=EvaluateSettings(bootstrap=10)).metrics
@@ -109,20 +109,26 @@ OUT_OF_MEMORY = (
 )
 
 
-def limited_to(rows: int, dictionary: Dictionary, error: Exception = OUT_OF_MEMORY[0]) -> Dictionary:
+def limited_to(rows: int, dictionary: Transcoder, error: Exception = OUT_OF_MEMORY[0]) -> Transcoder:
     """The same dictionary on a device that has room for so many rows."""
 
-    def rule(pre: torch.Tensor) -> Selection:
-        if len(pre) > rows:
-            raise error
-        return dictionary.rule(pre)
+    class Limited(Rule):
+        """The same rule, where there is room."""
 
-    return replace(dictionary, rule=rule)
+        name = "limited"
+        scope = "row"
+
+        def select(self, pre: torch.Tensor) -> SparseCode:
+            if len(pre) > rows:
+                raise error
+            return dictionary.rule(pre)
+
+    return dictionary.replaced(rule=Limited())
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_out_of_memory_halves_the_batch_and_changes_no_number(
-    toy_cache: Path, dictionary: Dictionary, error: Exception
+    toy_cache: Path, dictionary: Transcoder, error: Exception
 ) -> None:
     heard, limited = Heard(), limited_to(40, dictionary, error)
     whole, halved = judged(toy_cache, dictionary, Silent()), judged(toy_cache, limited, heard)
@@ -131,13 +137,13 @@ def test_out_of_memory_halves_the_batch_and_changes_no_number(
     np.testing.assert_allclose(halved["fvu_per_prefix"], whole["fvu_per_prefix"], rtol=1e-6)
 
 
-def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Dictionary) -> None:
+def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Transcoder) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         judged(toy_cache, limited_to(40, dictionary, RuntimeError("shapes cannot be multiplied")), Silent())
 
 
 def test_a_batch_of_special_tokens_alone_is_passed_over(
-    write_toy_cache: Any, dictionary: Dictionary, tmp_path: Path
+    write_toy_cache: Any, dictionary: Transcoder, tmp_path: Path
 ) -> None:
     reader = CacheReader.open(write_toy_cache(tmp_path / "cache", held_out_rows=48))
     found = [
@@ -150,7 +156,7 @@ def test_a_batch_of_special_tokens_alone_is_passed_over(
     np.testing.assert_allclose(found[0].fvu, found[1].fvu, rtol=1e-6)
 
 
-def test_a_device_without_room_for_a_row_is_said(toy_cache: Path, dictionary: Dictionary) -> None:
+def test_a_device_without_room_for_a_row_is_said(toy_cache: Path, dictionary: Transcoder) -> None:
     with pytest.raises(CapacityError, match="not even one row"):
         judged(toy_cache, limited_to(0, dictionary), Silent())
 
@@ -187,7 +193,7 @@ def test_no_held_out_rows_is_said(write_toy_cache: Any, tmp_path: Path) -> None:
         open_held_out(CacheReader.open(cache))
 
 
-def test_the_batch_fits_in_free_memory(dictionary: Dictionary) -> None:
+def test_the_batch_fits_in_free_memory(dictionary: Transcoder) -> None:
     rows = batch_rows_for(dictionary, "cpu")
     assert rows & (rows - 1) == 0
     assert bytes_a_row(dictionary) > 4 * dictionary.dict_size

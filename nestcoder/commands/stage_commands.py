@@ -1,0 +1,104 @@
+"""What the commands of the stages print: each calls its stage and words the result."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nestcoder import stages
+from nestcoder.invocation import CommandResult, Invocation
+from nestcoder.progress import shown_progress
+from nestcoder.ranks import read_ranks
+from nestcoder.text import as_lines
+
+_SHOWN_FEATURES = 6
+_SHOWN_CONTEXTS = 3
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of ``evaluate`` beside layers and device."""
+
+    name: str
+    lm: bool
+    gemma_scope: str | None
+    against: Path | None
+    force: bool
+
+
+def harvest(invocation: Invocation, layers: list[int], device: str, *, fresh: bool) -> CommandResult:
+    """Harvest ``layers`` in one pass, or go on where an earlier harvest stopped."""
+    with shown_progress() as progress:
+        result = stages.run_harvest(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
+    return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).cache}" for layer in layers))
+
+
+def plan_harvest(invocation: Invocation, layers: list[int], device: str) -> CommandResult:
+    """What ``harvest`` would take: rows, bytes, memory, minutes."""
+    from harvest.plan import plan_harvest as plan
+
+    found = asdict(plan(stages.harvest_request(invocation.settings, layers, device)))
+    return CommandResult(found, as_lines(found))
+
+
+def harvest_probe(invocation: Invocation, layers: list[int], device: str) -> CommandResult:
+    """Harvest the first-letter prompts beside each layer's finished cache."""
+    with shown_progress() as progress:
+        result = stages.run_harvest_probe(invocation.settings, layers, device=device, progress=progress)
+    return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).probe()}" for layer in layers))
+
+
+def train(invocation: Invocation, layers: list[int], device: str, *, name: str, fresh: bool) -> CommandResult:
+    """Train one transcoder (or the settings' sweep) a layer."""
+    with shown_progress() as progress:
+        results = stages.run_train(
+            invocation.settings, layers, name=name, device=device, fresh=fresh, progress=progress
+        )
+    lines = [f"trained: {invocation.folders(layer).transcoder(name)}" for layer in layers]
+    return CommandResult(results, "\n".join(lines))
+
+
+def plan_train(invocation: Invocation, layers: list[int], device: str, *, name: str) -> CommandResult:
+    """What ``train`` would take for each layer: steps, epochs, memory, disk, minutes."""
+    from common.device import choose_device
+    from train.plan import plan_train as plan
+
+    settings = invocation.settings
+    chosen_device = str(choose_device(read_ranks().device(device)))
+    plans: dict[int, dict[str, Any]] = {}
+    for layer in layers:
+        folders = invocation.folders(layer)
+        found = plan(
+            cache=folders.cache,
+            cache_settings=settings.cache,
+            settings=settings.train,
+            device=chosen_device,
+            out=folders.transcoder(name),
+        )
+        plans[layer] = asdict(found)
+    return CommandResult(plans, "\n\n".join(f"layer {layer}\n{as_lines(found)}" for layer, found in plans.items()))
+
+
+def evaluate(invocation: Invocation, layers: list[int], device: str, options: EvaluateOptions) -> CommandResult:
+    """Evaluate the transcoder ``options.name`` of each layer; one table for all."""
+    from evaluate.report.report import table_of_runs
+
+    chosen = layers or stages.trained_layers(invocation.settings, options.name)
+    with shown_progress() as progress:
+        results = stages.run_evaluate(invocation.settings, chosen, device=device, progress=progress, **vars(options))
+    return CommandResult(results, "\n".join([table_of_runs(results), *report_lines(invocation, chosen, options.name)]))
+
+
+def report_lines(invocation: Invocation, layers: list[int], name: str) -> list[str]:
+    """Where the reports lie, after a few features' top contexts where there is one layer to speak of."""
+    reports = [invocation.folders(layer).report(name) for layer in layers]
+    samples = reports[0] / "samples.txt"
+    shown: list[str] = []
+    if len(reports) == 1 and samples.is_file():
+        features = samples.read_text(encoding="utf-8").strip().split("\n\n")[:_SHOWN_FEATURES]
+        if any(features):
+            shown = ["", "Where some features fire most:", "", *("\n".join(_shortened(text)) for text in features)]
+    return [*shown, "", *(f"report: {report}" for report in reports)]
+
+
+def _shortened(feature: str) -> list[str]:
+    return feature.splitlines()[: 1 + _SHOWN_CONTEXTS]
