@@ -12,8 +12,6 @@
 Our own broken invariants are assertions, never one of these.
 """
 
-from common.printable import printable
-
 
 class NestcoderError(Exception):
     """A stated problem: what is wrong, where, what to do about it; shown as three lines, never with a traceback."""
@@ -21,10 +19,9 @@ class NestcoderError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = "", remedy: str = "") -> None:
-        # Names from files and arguments end up in these texts, and a name may hold what commands a terminal.
-        self.what = printable(what, keep_lines=True)
-        self.where = printable(str(where))
-        self.remedy = printable(remedy, keep_lines=True)
+        self.what = what
+        self.where = str(where)
+        self.remedy = remedy
         super().__init__("\n".join(line for line in (self.what, self.where, self.remedy) if line))
 
 

@@ -29,10 +29,11 @@ def read_file(path: Path, *, limit_bytes: int) -> bytes | None:
         if error.errno == errno.ELOOP:
             raise DamagedError("A file is a link, which is not followed.", where=path) from None
         raise _unreadable(error, path) from None
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(descriptor)
+        raise DamagedError("This is no plain file.", where=path)
     with os.fdopen(descriptor, "rb") as file:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode):
-            raise DamagedError("This is no plain file.", where=path)
         if state.st_size > limit_bytes:
             raise DamagedError(
                 f"A file has {state.st_size} bytes, more than the {limit_bytes} it can have.", where=path

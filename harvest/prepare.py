@@ -10,6 +10,7 @@ from cache.format.codec import least_bytes
 from cache.format.layout import Geometry
 from cache.format.manifest import MANIFEST, first_difference, make_geometry, read_manifest
 from cache.reader import CacheReader
+from cache.writer import refuse_other_parts
 from common.device import choose_device
 from common.errors import MismatchError, UsageError
 from common.progress import Progress
@@ -105,8 +106,9 @@ class PreparedHarvest:
         cache = self.request.cache
         wanted_seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
         seeds = (manifest.shuffle_seed, manifest.held_out_fraction, manifest.split_seed)
-        # Rows are the same under every codec: what was packed is finished too.
-        geometry = replace(manifest.geometry, codec=self.geometry.codec)
+        # Rows are the same under every codec: what was packed is finished too. And what any number of processes has
+        # finished holds the rows that were asked for.
+        geometry = replace(manifest.geometry, codec=self.geometry.codec, parts=self.geometry.parts)
         return reader if seeds == wanted_seeds and geometry == self.geometry else None
 
     def refuse_another(self, layer: int) -> None:
@@ -114,11 +116,13 @@ class PreparedHarvest:
         folder = self.request.folders[layer]
         if not (folder / MANIFEST).exists():
             return
-        existing = {key: value for key, value in read_manifest(folder).identity.items() if key != "proof"}
+        manifest = read_manifest(folder)
+        existing = {key: value for key, value in manifest.identity.items() if key != "proof"}
         difference = first_difference({"identity": self.identity(layer)}, {"identity": existing})
         if difference:
             what = f"The cache here was made differently: {difference}."
             raise MismatchError(what, where=folder, remedy="Choose another folder, or --fresh to begin anew.")
+        refuse_other_parts(manifest, self.geometry.parts, where=folder)
 
     def stream(self, *, batch_contexts: int, cursor: dict[str, Any] | None) -> ContextStream:
         """This process's share of the text, from a cursor on, in batches."""

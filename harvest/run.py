@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cache.format.seal import seal_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
@@ -69,6 +70,8 @@ def harvest_layers(
     if remote:
         for layer in finished:
             publish_whole(request.folders[layer], remote, part=request.rank)
+    for layer in finished:
+        seal_finished(request.folders[layer], request.rank)
 
     results = {
         layer: _facts(request.folders[layer], reader.fingerprint, {"rows": 0}, reader.identity["proof"])
@@ -77,6 +80,7 @@ def harvest_layers(
     if missing:
         for layer in missing:
             prepared.refuse_another(layer)
+        _check_promises(request, missing)
         check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
         model, own_loss = _load(prepared, max(missing), progress)
         results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
@@ -108,6 +112,14 @@ def _load(
         progress.note(line)
     model.cut(last_layer)
     return model, own_loss.as_dict()
+
+
+def _check_promises(request: HarvestRequest, layers: Sequence[int]) -> None:
+    """Raise DiskError now, and not after the model was loaded, where a file system cannot do what a cache needs."""
+    if request.cache.weak_disk:
+        disk.accept_weak_disk(True)
+    for layer in layers:
+        disk.check_promises(request.folders[layer])
 
 
 def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:
