@@ -134,7 +134,8 @@ def probe_contexts(tokenizer: ModelTokenizer, words: ProbeWords, *, positions: i
         for encoding in encoded:
             if len(examples) + len(encoding.ids) + 2 <= positions:
                 examples += encoding.ids
-        contexts.append(torch.tensor([tokenizer.bos, *examples, token]))
+        start = [tokenizer.bos] if tokenizer.begins_with_bos else []
+        contexts.append(torch.tensor([*start, *examples, token]))
     return contexts
 
 
