@@ -55,6 +55,9 @@ class InMemory:
         position = self.document[which].astype(np.int32)
         return Rows(self.source[which], self.target[which], self.tokens[which], self.document[which], position)
 
+    def is_ordinary(self, tokens: np.ndarray) -> np.ndarray:
+        return np.ones(len(tokens), dtype=bool)
+
 
 def in_memory(rows: int, width: int) -> InMemory:
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +100,7 @@ def squares(rows: torch.Tensor) -> torch.Tensor:
 def sparse_replay(
     view: InMemory, dictionary: Transcoder, batch_rows: int, *, whole: bool, device: str = "cpu"
 ) -> list[float]:
-    replay = Replay(HeldOut(view, ()), batch_rows, device, Silent())  # type: ignore[arg-type]
+    replay = Replay(HeldOut(view), batch_rows, device, Silent())  # type: ignore[arg-type]
     width = view.target.shape[1]
     fit = Fit(torch.zeros(width, device=device), dictionary.prefixes, 0)
     metrics: dict[str, Any] = {"fit": fit, "sparsity": Sparsity(dictionary.prefixes, 1.0)}
