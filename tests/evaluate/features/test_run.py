@@ -10,8 +10,8 @@ from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import read_evidence
-from evaluate.features.page import feature_page
 from evaluate.features.run import features_of_layer
+from evaluate.features.text.page import feature_page
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.relu import ReLU
 from transcoder.rules.rule import Rule
