@@ -23,8 +23,8 @@ from evaluate.compare import Judged, compare, early_l0
 from evaluate.config import EvaluateSettings
 from evaluate.measure import Judgement, judge
 from evaluate.memory import batch_rows_for
-from evaluate.metrics.absorption import fit_letter_probes, measure_absorption
-from evaluate.metrics.probe_set import probe_folder, read_probe_set
+from evaluate.absorption.score import fit_letter_probes, measure_absorption
+from evaluate.absorption.probe_set import probe_folder, read_probe_set
 from evaluate.reference import Asked, Other, check_belongs, of_transcoder, open_other
 from evaluate.replay import Replay, open_held_out
 from evaluate.report import report, samples

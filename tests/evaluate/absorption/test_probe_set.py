@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import DamagedError, MismatchError, UsageError
-from evaluate.metrics.probe_set import read_probe_set
+from evaluate.absorption.probe_set import read_probe_set
 
 
 def write(folder: Path, *, words: int = 4, about: dict | None = None, **changed: torch.Tensor) -> Path:

@@ -2,7 +2,7 @@
 
 import torch
 
-from evaluate.metrics.logistic import f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
+from evaluate.absorption.logistic import f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
 from transcoder.sparse_code import Selection, select_topk
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.metrics.absorption import absorption_fraction, fit_letter_probes, measure_absorption, score_prefix
-from evaluate.metrics.probe_set import ProbeSet
+from evaluate.absorption.score import absorption_fraction, fit_letter_probes, measure_absorption, score_prefix
+from evaluate.absorption.probe_set import ProbeSet
 from transcoder.code_parts import largest_sums, stacked
 from transcoder.dictionary import Dictionary
 from transcoder.sparse_code import Selection
