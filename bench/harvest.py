@@ -29,9 +29,9 @@ import torch
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from cache.config import CacheSettings
 from common.progress import Silent
 from harvest.config import HarvestSettings
+from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 from harvest.text.stdlib import stdlib_documents
 
@@ -81,18 +81,15 @@ def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int])
     # Whole contexts on either side, so that the model sees as many tokens as the bare one.
     clock, held_out = Clock(), context
     with tempfile.TemporaryDirectory() as scratch:
-        done = harvest_layers(
+        request = HarvestRequest(
             model=str(folder),
-            layers=layers,
+            folders={layer: Path(scratch) / str(layer) for layer in layers},
             settings=HarvestSettings(
                 context=context, train_tokens=tokens - held_out, held_out_tokens=held_out, batch_contexts=batch
             ),
-            cache_settings=CacheSettings(),
-            folders={layer: Path(scratch) / str(layer) for layer in layers},
             device="cpu",
-            fresh=False,
-            progress=clock,
-        )[LAYER]
+        )
+        done = harvest_layers(request, progress=clock)[LAYER]
     return {
         "seconds": clock.seconds,
         "tokens": tokens,

@@ -37,6 +37,7 @@ from common import disk
 from common.errors import CapacityError, MismatchError, NumericalError, UsageError
 from common.hashing import Bytes, file_hash
 from common.progress import Progress, Silent
+from common.units import in_bytes
 
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
@@ -243,7 +244,7 @@ class CacheWriter:
         plain = sum(group.segment_bytes(segment) for name, group in groups for segment in self._missing(name))
         needed = least_bytes(plain, self._geometry.codec, self._geometry.dtype)
         if needed > (free := disk.free_bytes(self._path)):
-            what = f"The cache needs {disk.in_bytes(needed)} more; {disk.in_bytes(free)} are free."
+            what = f"The cache needs {in_bytes(needed)} more; {in_bytes(free)} are free."
             raise CapacityError(what, where=self._path, remedy="Ask for fewer rows, or put it on a larger disk.")
 
     def _missing(self, group: str) -> list[int]:

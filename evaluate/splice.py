@@ -34,7 +34,7 @@ from evaluate.metrics.metric import State, add, numbered
 from evaluate.replay import Replay
 from evaluate.together import merged
 from harvest.model.language_model import LanguageModel
-from harvest.model.sites import block_of, module_at
+from harvest.model.sites import module_at
 from transcoder.dictionary import Dictionary
 
 Replacement = Callable[[Tensor], Tensor]
@@ -93,7 +93,7 @@ class Splicer:
 
     @property
     def _before(self) -> list[Any]:
-        return [block_of(self.model, layer) for layer in range(self.layer)]
+        return [self.model.block(layer) for layer in range(self.layer)]
 
     @contextmanager
     def _begun(self, before: Any) -> Generator[None]:
@@ -119,7 +119,7 @@ class Splicer:
         if replacement is None:
             yield
             return
-        family, block = self.model.family, block_of(self.model, self.layer)
+        family, block = self.model.family, self.model.block(self.layer)
         seen: dict[str, Tensor] = {}
 
         def before(_: Any, args: tuple[Any, ...]) -> None:
@@ -172,10 +172,10 @@ def spliced(
 def check_model(model: LanguageModel, reader: CacheReader) -> None:
     """The model must be the one that made the cache, at sites that a splice knows. Raises MismatchError, UsageError."""
     identity = reader.identity
-    for name, ours in (("weights_hash", model.where.weights_hash), ("tokenizer_hash", model.tokenizer.hash)):
+    for name, ours in (("weights_hash", model.source.weights_hash), ("tokenizer_hash", model.tokenizer.hash)):
         if identity.get(name) != ours:
             what = f"the language model is not the one that made the cache: {name} is {ours}, not {identity.get(name)}"
-            raise MismatchError(what, where=model.where.folder)
+            raise MismatchError(what, where=model.source.folder)
     sites = (identity.get("source_site"), identity.get("target_site"))
     if sites != ("mlp_in", "mlp_out"):
         what = f"only mlp_in -> mlp_out can be spliced into the model; this cache is {sites[0]} -> {sites[1]}"

@@ -42,10 +42,11 @@ class BatchRows:
 
 
 class BatchForward:
-    """Runs batches; what does not fit the device's memory at once goes through in halves."""
+    """Runs batches; a batch that does not fit the device's memory goes through in halves."""
 
     def __init__(self, model: LanguageModel, settings: HarvestSettings, keys: Sequence[Key]) -> None:
-        self._model, self._keys = model, keys
+        self._model = model
+        self._keys = keys
         self._within_documents = settings.attention == "document"
         self._contexts: int | None = None
         if settings.compile:
@@ -56,7 +57,7 @@ class BatchForward:
         while True:
             size = min(self._contexts or len(batch.tokens), len(batch.tokens))
             try:
-                parts = [self._forward(batch, start, size) for start in range(0, len(batch.tokens), size)]
+                pieces = [self._forward(batch, start, size) for start in range(0, len(batch.tokens), size)]
                 break
             except torch.OutOfMemoryError:
                 self._contexts = size // 2
@@ -67,28 +68,33 @@ class BatchForward:
                 )
             torch.cuda.empty_cache()
             progress.note(f"out of memory with {size} contexts at once: going on with {self._contexts}")
-        return _to_host(batch, {key: _joined([part[key] for part in parts]) for key in self._keys})
+        return _to_host(batch, {key: _joined([piece[key] for piece in pieces]) for key in self._keys})
 
     def _forward(self, batch: ContextBatch, start: int, size: int) -> dict[Key, Float[Tensor, "rows d"]]:
-        part, device = slice(start, start + size), self._model.device
-        tokens = torch.from_numpy(batch.tokens[part]).to(device)
-        positions = torch.from_numpy(batch.document_positions[part]).to(device) if self._within_documents else None
+        contexts = slice(start, start + size)
+        device = self._model.device
+        tokens = torch.from_numpy(batch.tokens[contexts]).to(device)
+        positions = None
+        if self._within_documents:
+            positions = torch.from_numpy(batch.document_positions[contexts]).to(device)
         captured: Captured = run_modules(self._model, tokens, keys=self._keys, positions=positions)
-        kept = batch.kept[part]
+
+        kept = batch.kept[contexts]
         if kept.all():
             return {key: tensor.flatten(0, 1) for key, tensor in captured.items()}
-        where = torch.from_numpy(kept)
-        return {key: tensor[where.to(tensor.device)] for key, tensor in captured.items()}
+        mask = torch.from_numpy(kept)
+        return {key: tensor[mask.to(tensor.device)] for key, tensor in captured.items()}
 
 
-def _joined(parts: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "rows d"]:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(pieces: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "rows d"]:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _to_host(batch: ContextBatch, tensors: dict[Key, Float[Tensor, "rows d"]]) -> BatchRows:
     """Start copying to pinned memory, so that the model goes on while the rows travel and are written."""
     if all(tensor.device.type == "cpu" for tensor in tensors.values()):
         return BatchRows(batch, tensors)
+    # An asynchronous copy needs pinned memory on the host.
     pinned = {key: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for key, t in tensors.items()}
     for key, tensor in tensors.items():
         pinned[key].copy_(tensor, non_blocking=True)

@@ -7,26 +7,30 @@ import torch
 from common import disk
 from common.device import free_memory
 from common.errors import CapacityError
+from harvest.compat import attention_name
 from harvest.config import HarvestSettings
 from harvest.model.language_model import LanguageModel
-from harvest.model.source import ModelFolder
+from harvest.model.source import ModelSource
 
-_CPU_TOKENS, _GPU_TOKENS = 4096, 65_536
+_CPU_TOKENS = 4096
+"""Tokens of a batch on a CPU, where a larger one is no faster."""
+_GPU_TOKENS = 65_536
+"""Tokens of a batch on a GPU at the most: enough to keep any card busy."""
 _FREE_SHARE = 0.5
 """The share of free GPU memory that activations may take; kernels' workspaces and fragments want the rest."""
 
 
-def weight_bytes(where: ModelFolder, dtype: torch.dtype, *, layers: int | None = None) -> int:
+def weight_bytes(source: ModelSource, dtype: torch.dtype, *, layers: int | None = None) -> int:
     """Bytes of the weights in ``dtype``, or of those outside the blocks and in the first ``layers`` of them."""
-    return where.parameters_up_to((layers or where.layers) - 1) * dtype.itemsize
+    return source.parameters_up_to((layers or source.layers) - 1) * dtype.itemsize
 
 
-def token_bytes(where: ModelFolder, dtype: torch.dtype, *, context: int, sites: int, eager: bool) -> int:
-    """Bytes that one token holds at the peak: one block's intermediates, the kept sites, eager attention's scores."""
-    config = where.config
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * where.width
+def token_bytes(source: ModelSource, dtype: torch.dtype, *, context: int, sites: int, eager: bool) -> int:
+    """Bytes that one token takes at the peak: a block's intermediates, the kept sites, eager attention's scores."""
+    config = source.config
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * source.width
     scores = 3 * int(config.num_attention_heads) * context * 4 if eager else 0
-    return (8 * where.width + 3 * int(inner) + sites * where.width) * dtype.itemsize + scores
+    return (8 * source.width + 3 * int(inner) + sites * source.width) * dtype.itemsize + scores
 
 
 def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int) -> int:
@@ -38,8 +42,8 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
         return settings.batch_contexts
     if model.device.type != "cuda":
         return max(1, _CPU_TOKENS // settings.context)
-    eager = model.hugging.config._attn_implementation == "eager"
-    each = token_bytes(model.where, model.dtype, context=settings.context, sites=2 * layers, eager=eager)
+    eager = attention_name(model.hugging) == "eager"
+    each = token_bytes(model.source, model.dtype, context=settings.context, sites=2 * layers, eager=eager)
     free = min(free_memory(device) for device in model.devices)
     fits = int(free * _FREE_SHARE) // (each * settings.context)
     if not fits:
@@ -53,13 +57,14 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
 
 def missing_bytes(cache_bytes: int, folder: Path) -> int:
     """Bytes that a cache of ``cache_bytes`` in ``folder`` still lacks."""
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
-    return max(0, cache_bytes - held)
+    present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    return max(0, cache_bytes - present)
 
 
 def check_disk(cache_bytes: int, folders: list[Path]) -> None:
     """Raise CapacityError when the disk has no room for what the caches of ``cache_bytes`` each still lack."""
-    needed, free = sum(missing_bytes(cache_bytes, folder) for folder in folders), disk.free_bytes(folders[0])
+    needed = sum(missing_bytes(cache_bytes, folder) for folder in folders)
+    free = disk.free_bytes(folders[0])
     if needed > free:
         raise CapacityError(
             f"The caches need {needed / 1e9:.2f} GB more; {free / 1e9:.2f} GB are free.",

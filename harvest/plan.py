@@ -2,24 +2,24 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache.config import CacheSettings
 from common import disk
 from common.device import free_memory
 from common.progress import Silent
 from harvest.batch import BatchForward
-from harvest.config import HarvestSettings
 from harvest.memory import check_disk, choose_batch, missing_bytes, weight_bytes
 from harvest.model.forward import Key
 from harvest.model.language_model import load_found
 from harvest.model.placement import in_words, place
-from harvest.request import Job, make_job
+from harvest.prepare import PreparedHarvest, prepare
+from harvest.request import HarvestRequest
 
-_PROBE_SECONDS, _PROBE_BATCHES = 3.0, 64
+_TIMED_SECONDS = 3.0
+"""How long the model is timed: enough for a steady rate, short for somebody who waits for a plan."""
+_TIMED_BATCHES = 64
 PARAMETERS = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -58,80 +58,71 @@ class HarvestPlan:
     finished_layers: list[int]
 
 
-def plan_harvest(
-    *,
-    model: str,
-    layers: list[int],
-    settings: HarvestSettings,
-    cache_settings: CacheSettings,
-    folders: dict[int, Path],
-    device: str,
-    rank: int = 0,
-    world: int = 1,
-) -> HarvestPlan:
-    """Say what ``harvest_layers`` would take, and write nothing.
+def plan_harvest(request: HarvestRequest) -> HarvestPlan:
+    """Measure what ``harvest_layers`` would take, and write nothing.
 
     Raises what it would raise before its first row, CapacityError when disk or memory do not suffice.
     """
-    job = make_job(
-        model=model,
-        layers=layers,
-        settings=settings,
-        cache_settings=cache_settings,
-        device=device,
-        rank=rank,
-        world=world,
-    )
-    finished = [layer for layer in layers if job.finished(folders[layer], layer)]
-    missing = [layer for layer in layers if layer not in finished]
-    size, deepest = job.geometry.size_bytes, max(missing, default=0)
-    weights = weight_bytes(job.where, job.dtype, layers=deepest + 1)
-    batch, speed, placement = 0, float("inf"), list[str]()
+    prepared = prepare(request)
+    source = prepared.source
+    finished = [layer for layer in request.layers if prepared.finished(layer)]
+    missing = [layer for layer in request.layers if layer not in finished]
+    size = prepared.geometry.size_bytes
+    deepest = max(missing, default=0)
+
+    batch = 0
+    speed = float("inf")
+    placement: list[str] = []
     if missing:
-        check_disk(job.least_bytes, [folders[layer] for layer in missing])
-        placed = place(job.where, job.where.config_up_to(deepest), job.dtype, device=device)
-        placement = in_words(placed, job.where, device=job.device, layers=deepest + 1)
-        batch, speed = _probe(job, missing, device=device)
+        check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
+        placed = place(source, source.config_up_to(deepest), prepared.dtype, device=request.device)
+        placement = in_words(placed, source, device=prepared.device, layers=deepest + 1)
+        batch, speed = _time_batches(prepared, missing)
+
+    settings = request.settings
     rows = settings.train_tokens + settings.held_out_tokens
     return HarvestPlan(
-        model=job.where.name,
-        architecture=job.where.architecture,
-        parameters=job.where.parameters,
-        layers=layers,
-        device=str(job.device),
+        model=source.name,
+        architecture=source.architecture,
+        parameters=source.parameters,
+        layers=request.layers,
+        device=str(prepared.device),
         placement=placement,
-        dtype=str(job.dtype).removeprefix("torch."),
+        dtype=str(prepared.dtype).removeprefix("torch."),
         source=settings.source,
         target=settings.target,
         train_rows=settings.train_tokens,
         held_out_rows=settings.held_out_tokens,
         bytes_per_layer=size,
-        bytes_to_write=sum(missing_bytes(size, folders[layer]) for layer in missing),
-        free_disk_bytes=disk.free_bytes(folders[layers[0]]),
-        weight_bytes=weights,
-        free_memory_bytes=free_memory(job.device),
+        bytes_to_write=sum(missing_bytes(size, request.folders[layer]) for layer in missing),
+        free_disk_bytes=disk.free_bytes(request.folders[request.layers[0]]),
+        weight_bytes=weight_bytes(source, prepared.dtype, layers=deepest + 1),
+        free_memory_bytes=free_memory(prepared.device),
         batch_contexts=batch,
         tokens_per_second=speed,
-        seconds=rows / world / speed,
+        seconds=rows / request.world / speed,
         finished_layers=finished,
     )
 
 
-def _probe(job: Job, layers: list[int], *, device: str) -> tuple[int, float]:
+def _time_batches(prepared: PreparedHarvest, layers: list[int]) -> tuple[int, float]:
     """Contexts a batch, and tokens a second through the model, measured on the run's own text."""
-    model = load_found(job.where, device=device, dtype=job.settings.dtype, last_layer=max(layers))
-    batch = choose_batch(model, job.settings, layers=len(layers))
-    keys: list[Key] = [(layer, site) for layer in layers for site in job.settings.sites]
-    forward = BatchForward(model, job.settings, keys)
-    stream = iter(job.stream(batch_contexts=batch, cursor=None))
-    started, rows = time.perf_counter(), 0
-    for number, text in zip(range(_PROBE_BATCHES), stream, strict=False):
+    settings = prepared.settings
+    model = load_found(prepared.source, device=prepared.request.device, dtype=settings.dtype, last_layer=max(layers))
+    batch = choose_batch(model, settings, layers=len(layers))
+    keys: list[Key] = [(layer, site) for layer in layers for site in settings.sites]
+    forward = BatchForward(model, settings, keys)
+    stream = iter(prepared.stream(batch_contexts=batch, cursor=None))
+    started = time.perf_counter()
+    rows = 0
+    for number, text in zip(range(_TIMED_BATCHES), stream, strict=False):
         if number == 1:
             # The first batch warms up.
-            started, rows = time.perf_counter(), 0
+            started = time.perf_counter()
+            rows = 0
         forward.run(text, Silent()).arrive()
         rows += text.rows
-        if time.perf_counter() - started > _PROBE_SECONDS:
+        if time.perf_counter() - started > _TIMED_SECONDS:
             break
     return batch, max(rows, 1) / (time.perf_counter() - started)
 

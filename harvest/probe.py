@@ -26,22 +26,26 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
 
-from cache.config import CacheSettings
 from cache.reader import CacheReader
 from common import disk
 from common.errors import MismatchError, UsageError
-from common.progress import Progress
+from common.progress import Progress, Silent
 from harvest.config import HarvestSettings
 from harvest.memory import choose_batch
 from harvest.model.forward import Captured, Key, run_modules, use_attention
 from harvest.model.language_model import LanguageModel, load_found
 from harvest.model.source import check_layers, find_model
 from harvest.model.tokenizer import ModelTokenizer
-from harvest.request import check_sites
+from harvest.prepare import check_sites
+from harvest.request import HarvestRequest
 
-VERSION, KIND = 1, "first-letter"
+VERSION = 1
+KIND = "first-letter"
 PROMPT = " {word} has the first letter: {letter}\n"
-EXAMPLES, WORDS_PER_LETTER, TEST_SHARE, SEED = 10, 500, 0.2, 0
+EXAMPLES = 10
+WORDS_PER_LETTER = 500
+TEST_SHARE = 0.2
+SEED = 0
 _WORD = re.compile(r"[Ġ▁]([a-z]{2,})")
 
 
@@ -60,37 +64,32 @@ class ProbeWords:
 
 
 def harvest_probe(
-    *,
-    model: str,
-    layers: list[int],
-    settings: HarvestSettings,
-    caches: dict[int, Path],
-    folders: dict[int, Path],
-    device: str,
-    progress: Progress,
-    cache_settings: CacheSettings | None = None,
+    request: HarvestRequest, *, folders: dict[int, Path], progress: Progress | None = None
 ) -> dict[int, dict[str, Any]]:
-    """Write the probe of every layer beside its finished activation cache, all layers in one pass.
+    """Write the probe of every layer into ``folders``, all layers in one pass; the caches must be finished.
 
     Raises UsageError when a layer has no activation cache or the tokenizer has no words, MismatchError when the
     cache came from another model.
     """
-    where = find_model(model, revision=settings.revision)
-    check_layers(layers, where)
-    manifests = {layer: CacheReader.open_near(caches[layer], cache_settings).manifest for layer in layers}
+    settings = request.settings
+    source = find_model(request.model, revision=settings.revision)
+    check_layers(request.layers, source)
+    manifests = {layer: CacheReader.open_near(path, request.cache).manifest for layer, path in request.folders.items()}
     for layer, manifest in manifests.items():
-        if manifest.identity.get("weights_hash") != where.weights_hash:
-            raise MismatchError("The activation cache came from another model.", where=caches[layer])
-    check_sites(where, settings)
-    loaded = load_found(where, device=device, dtype=settings.dtype, last_layer=max(layers))
+        if manifest.identity.get("weights_hash") != source.weights_hash:
+            raise MismatchError("The activation cache came from another model.", where=request.folders[layer])
+    check_sites(source, settings)
+
+    model = load_found(source, device=request.device, dtype=settings.dtype, last_layer=max(request.layers))
     if any(manifest.identity["proof"]["attention"] == "eager" for manifest in manifests.values()):
-        use_attention(loaded, "eager")
-    words = choose_words(loaded.tokenizer)
-    keys: list[Key] = [(layer, site) for layer in layers for site in settings.sites]
-    rows = _run(loaded, words, keys, settings=settings, progress=progress)
+        use_attention(model, "eager")
+    words = choose_words(model.tokenizer)
+    keys: list[Key] = [(layer, site) for layer in request.layers for site in settings.sites]
+    rows = _run(model, words, keys, settings=settings, progress=progress or Silent())
+
     results: dict[int, dict[str, Any]] = {}
-    for layer in layers:
-        about = _about(loaded, words, settings, layer, manifests[layer].fingerprint)
+    for layer in request.layers:
+        about = _about(model, words, settings, layer, manifests[layer].fingerprint)
         _write(folders[layer], words, rows[layer, settings.source], rows[layer, settings.target], about)
         results[layer] = {"probe": str(folders[layer]), "words": len(words.words)}
     return results
@@ -142,7 +141,7 @@ def probe_contexts(tokenizer: ModelTokenizer, words: ProbeWords, *, positions: i
 def _run(
     model: LanguageModel, words: ProbeWords, keys: Sequence[Key], *, settings: HarvestSettings, progress: Progress
 ) -> dict[Key, Float[Tensor, "words d"]]:
-    contexts = probe_contexts(model.tokenizer, words, positions=model.where.positions)
+    contexts = probe_contexts(model.tokenizer, words, positions=model.source.positions)
     batch = choose_batch(model, settings, layers=len(keys))
     kept: dict[Key, list[Tensor]] = {key: [] for key in keys}
     progress.begin("harvest the first-letter probe", total=len(contexts), unit="words")
@@ -175,8 +174,8 @@ def _about(
         "examples": EXAMPLES,
         "site_source": settings.source,
         "site_target": settings.target,
-        "model": model.where.name,
-        "model_parameters": model.where.parameters,
+        "model": model.source.name,
+        "model_parameters": model.source.parameters,
         "layer": layer,
         "fingerprint": fingerprint,
         "seed": SEED,

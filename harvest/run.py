@@ -16,158 +16,161 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.config import CacheSettings
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
 from common import disk
 from common.errors import UsageError
-from common.progress import Progress
+from common.progress import Progress, Silent
 from harvest.batch import BatchForward
-from harvest.config import HarvestSettings
 from harvest.memory import check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
 from harvest.model.language_model import LanguageModel, boot_bridge, load_found
 from harvest.model.mlp import mlp_of
 from harvest.model.proof import SiteProof, prove_sites
-from harvest.model.sites import norm_of
-from harvest.request import Job, make_job
+from harvest.prepare import PreparedHarvest, prepare
+from harvest.request import HarvestRequest
 from harvest.sink import Sink, cut_alike, slowest_cursor, writing
 from harvest.text.tokens import ContextBatch
-from harvest.threads import Ahead, Behind
+from harvest.threads import BackgroundWriter, Prefetcher
 
-_BATCHES_AHEAD, _BATCHES_BEHIND = 4, 2
+_PREFETCHED_BATCHES = 4
+"""Batches tokenised ahead of the model: enough to bridge one slow document, little beside the activations."""
+_UNWRITTEN_BATCHES = 2
+"""Batches that wait for the disk: each holds every kept tensor, so memory bounds them."""
 _PROOF_CONTEXTS = 2
-_FIRST_SAMPLE, _SAMPLE_EVERY = 16, 1024
+"""Contexts of a proof: it runs the model a second time, eagerly, so a harvest can afford few."""
+_FIRST_SAMPLE = 16
+"""The first batch that is proved again. Earlier ones are like those of the first proof; small harvests pay nothing."""
+_SAMPLE_EVERY = 1024
+"""Further proofs come at every power of two and every so many batches: below a thousandth of the work."""
 
 
 def harvest_layers(
-    *,
-    model: str,
-    layers: list[int],
-    settings: HarvestSettings,
-    cache_settings: CacheSettings,
-    folders: dict[int, Path],
-    device: str,
-    fresh: bool,
-    progress: Progress,
-    rank: int = 0,
-    world: int = 1,
+    request: HarvestRequest, *, fresh: bool = False, progress: Progress | None = None
 ) -> dict[int, dict[str, Any]]:
-    """Fill the cache of every layer in ``folders``, or go on filling it, and say what was done, by layer.
+    """Fill the cache of every layer, or go on filling it; returns what was done, by layer.
 
-    ``rank`` of ``world`` processes reads its share of the text and commits its share of the rows; no process waits for
-    another. Raises UsageError for a model, layer, device or text that cannot be had, MismatchError when a folder holds
-    another cache, NumericalError when the site proof fails, DiskError and InUseError as the disk says.
+    No process waits for another. Raises UsageError for a model, layer, device or text that cannot be used,
+    MismatchError when a folder holds another cache, NumericalError when the site proof fails, DiskError and InUseError
+    as the disk says.
     """
-    job = make_job(
-        model=model,
-        layers=layers,
-        settings=settings,
-        cache_settings=cache_settings,
-        device=device,
-        rank=rank,
-        world=world,
-    )
+    progress = progress or Silent()
+    prepared = prepare(request)
+    remote = request.cache.remote
     if fresh:
-        _remove(folders, world, remote=cache_settings.remote)
-    finished = {layer: reader for layer in layers if (reader := job.finished(folders[layer], layer))}
-    missing = [layer for layer in layers if layer not in finished]
-    if cache_settings.remote:
+        _remove(request)
+
+    finished = {layer: reader for layer in request.layers if (reader := prepared.finished(layer))}
+    missing = [layer for layer in request.layers if layer not in finished]
+    if remote:
         for layer in finished:
-            publish_whole(folders[layer], cache_settings.remote, part=rank)
+            publish_whole(request.folders[layer], remote, part=request.rank)
+
     results = {
-        layer: _facts(folders[layer], reader.fingerprint, {"rows": 0}, reader.identity["proof"])
+        layer: _facts(request.folders[layer], reader.fingerprint, {"rows": 0}, reader.identity["proof"])
         for layer, reader in finished.items()
     }
     if missing:
         for layer in missing:
-            job.refuse_another(folders[layer], layer)
-        check_disk(job.least_bytes, [folders[layer] for layer in missing])
-        loaded = load_found(job.where, device=device, dtype=settings.dtype, last_layer=max(missing))
-        results |= _Harvest(job, loaded, progress).fill(missing, folders)
-    return {layer: results[layer] for layer in layers}
+            prepared.refuse_another(layer)
+        check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
+        model = load_found(
+            prepared.source, device=request.device, dtype=request.settings.dtype, last_layer=max(missing)
+        )
+        results |= _Harvest(prepared, model, progress).fill(missing)
+    return {layer: results[layer] for layer in request.layers}
 
 
-def _facts(folder: Path, fingerprint: str, figures: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:
-    return {"cache": str(folder), "fingerprint": fingerprint, **figures, "proof": proof}
+def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:
+    return {"cache": str(folder), "fingerprint": fingerprint, **counts, "proof": proof}
 
 
-def _remove(folders: dict[int, Path], world: int, *, remote: str) -> None:
-    if world > 1:
+def _remove(request: HarvestRequest) -> None:
+    if request.world > 1:
         raise UsageError(
             "--fresh cannot be given to several processes at once: one would remove what another writes.",
-            remedy=f"Remove {', '.join(str(folder) for folder in folders.values())} and leave --fresh out.",
+            remedy=f"Remove {', '.join(str(path) for path in request.folders.values())} and leave --fresh out.",
         )
-    for folder in folders.values():
-        if remote:
-            withdraw(folder, remote)
+    for folder in request.folders.values():
+        if request.cache.remote:
+            withdraw(folder, request.cache.remote)
         remove_cache(folder)
 
 
 class _Harvest:
     """One process's harvest."""
 
-    def __init__(self, job: Job, model: LanguageModel, progress: Progress) -> None:
-        self._job, self._model, self._progress = job, model, progress
+    def __init__(self, prepared: PreparedHarvest, model: LanguageModel, progress: Progress) -> None:
+        self._prepared = prepared
+        self._request = prepared.request
+        self._model = model
+        self._progress = progress
         self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
         self._mlps: dict[int, Mlp] = {}
 
-    def fill(self, layers: Sequence[int], folders: dict[int, Path]) -> dict[int, dict[str, Any]]:
+    def fill(self, layers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Prove the sites, then fill the caches."""
-        if self._job.cache.target == "recompute":
+        if self._request.cache.target == "recompute":
             self._mlps = {layer: mlp_of(self._model, layer) for layer in layers}
         self._prove(layers)
         with ExitStack() as stack:
-            sinks = [Sink(layer, stack.enter_context(self._open(layer, folders[layer]))) for layer in layers]
-            figures: dict[int, dict[str, float | int]] = {layer: {"rows": 0} for layer in layers}
+            sinks = [Sink(layer, stack.enter_context(self._open(layer))) for layer in layers]
+            counts: dict[int, dict[str, float | int]] = {layer: {"rows": 0} for layer in layers}
             for group in cut_alike([sink for sink in sinks if not sink.writer.complete]):
-                figures |= dict.fromkeys((sink.layer for sink in group), self._pass(group))
-            return {sink.layer: self._report(sink, folders[sink.layer], figures[sink.layer]) for sink in sinks}
+                counts |= dict.fromkeys((sink.layer for sink in group), self._pass(group))
+            return {sink.layer: self._report(sink, counts[sink.layer]) for sink in sinks}
 
-    def _report(self, sink: Sink, folder: Path, figures: dict[str, float | int]) -> dict[str, Any]:
+    def _report(self, sink: Sink, counts: dict[str, float | int]) -> dict[str, Any]:
+        folder = self._request.folders[sink.layer]
         proof = self._proofs[sink.layer].record()
-        path = folder / f"proof-{self._job.rank:05d}.json"
+        path = folder / f"proof-{self._request.rank:05d}.json"
         disk.write_file(path, json.dumps(proof, indent=1).encode() + b"\n")
-        return _facts(folder, sink.writer.manifest.fingerprint, figures, proof)
+        return _facts(folder, sink.writer.manifest.fingerprint, counts, proof)
 
-    def _open(self, layer: int, folder: Path) -> CacheWriter:
-        job, norm = self._job, norm_of(self._model, layer)
+    def _open(self, layer: int) -> CacheWriter:
+        prepared = self._prepared
+        norm = self._model.norm(layer)
         arrays = {
             "gain": norm.gain.cpu().numpy(),
             "bias": norm.bias.cpu().numpy(),
-            "tokenizer.json": np.frombuffer(job.tokenizer.json.encode(), dtype=np.uint8),
+            "tokenizer.json": np.frombuffer(prepared.tokenizer.json.encode(), dtype=np.uint8),
             **(self._mlps[layer].arrays() if layer in self._mlps else {}),
         }
         return CacheWriter(
-            folder,
-            identity=job.identity(layer) | {"proof": self._proofs[layer].record()},
-            settings=job.cache,
-            d_source=job.where.width,
-            d_target=job.where.width,
-            train_rows=job.settings.train_tokens,
-            held_out_rows=job.settings.held_out_tokens,
-            special_ids=list(job.tokenizer.special_ids),
+            self._request.folders[layer],
+            identity=prepared.identity(layer) | {"proof": self._proofs[layer].record()},
+            settings=self._request.cache,
+            d_source=prepared.source.width,
+            d_target=prepared.source.width,
+            train_rows=prepared.settings.train_tokens,
+            held_out_rows=prepared.settings.held_out_tokens,
+            special_ids=list(prepared.tokenizer.special_ids),
             arrays=arrays,
-            part=job.rank,
-            parts=job.world,
+            part=self._request.rank,
+            parts=self._request.world,
             progress=self._progress,
         )
 
     def _pass(self, sinks: list[Sink]) -> dict[str, float | int]:
-        """One pass over the text for all ``sinks``; returns rows, seconds, how long the model stood still, and what
-        the threads beside it computed."""
-        batch_contexts = sinks[0].batch_contexts or choose_batch(self._model, self._job.settings, layers=len(sinks))
-        stream = self._job.stream(batch_contexts=batch_contexts, cursor=slowest_cursor(sinks))
-        keys: list[Key] = [(sink.layer, site) for sink in sinks for site in self._job.settings.sites]
-        forward = BatchForward(self._model, self._job.settings, keys)
+        """One pass over the text for all ``sinks``.
+
+        Returns rows, seconds, how long the model stood still, and the CPU seconds of the threads beside it.
+        """
+        settings = self._request.settings
+        batch_contexts = sinks[0].batch_contexts or choose_batch(self._model, settings, layers=len(sinks))
+        stream = self._prepared.stream(batch_contexts=batch_contexts, cursor=slowest_cursor(sinks))
+        keys: list[Key] = [(sink.layer, site) for sink in sinks for site in settings.sites]
+        forward = BatchForward(self._model, settings, keys)
+
         title = f"harvest layer {', '.join(str(sink.layer) for sink in sinks)}"
         self._progress.begin(title, total=sum(stream.rows), unit="tokens", done=stream.rows_before)
         started = time.perf_counter()
-        work = writing(sinks, self._job.settings)
-        with Ahead(stream, depth=_BATCHES_AHEAD) as batches, Behind(work, depth=_BATCHES_BEHIND) as rows:
+        batches = Prefetcher(stream, depth=_PREFETCHED_BATCHES)
+        rows = BackgroundWriter(writing(sinks, settings), depth=_UNWRITTEN_BATCHES)
+        with batches, rows:
             for number, batch in enumerate(batches):
                 rows.put(forward.run(batch, self._progress))
                 if _is_sampled(number):
@@ -188,7 +191,7 @@ class _Harvest:
 
     def _prove(self, layers: Sequence[int]) -> None:
         """Prove the sites on the text's first contexts, the same for every rank; fall back to eager attention."""
-        batch = next(iter(self._job.first_contexts(_PROOF_CONTEXTS)))
+        batch = next(iter(self._prepared.first_contexts(_PROOF_CONTEXTS)))
         with first_proof(self._model.hugging.config):
             proofs = self._measure(batch, layers)
         if any(proof.bridge_failures for proof in proofs) and attention_of(self._model) != "eager":
@@ -201,7 +204,7 @@ class _Harvest:
         self._keep([proof.worst(self._proofs[proof.layer]) for proof in self._measure(batch, layers)])
 
     def _measure(self, batch: ContextBatch, layers: Sequence[int]) -> list[SiteProof]:
-        settings = self._job.settings
+        settings = self._request.settings
         tokens = torch.from_numpy(batch.tokens[:_PROOF_CONTEXTS]).to(self._model.device)
         return prove_sites(
             self._model,
@@ -220,4 +223,5 @@ class _Harvest:
 
 
 def _is_sampled(number: int) -> bool:
-    return number >= _FIRST_SAMPLE and (number & (number - 1) == 0 or number % _SAMPLE_EVERY == 0)
+    is_power_of_two = number & (number - 1) == 0
+    return number >= _FIRST_SAMPLE and (is_power_of_two or number % _SAMPLE_EVERY == 0)

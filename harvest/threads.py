@@ -1,4 +1,4 @@
-"""Threads around the model: ``Ahead`` reads and tokenises before it, ``Behind`` writes after it."""
+"""Threads beside the model: a ``Prefetcher`` reads and tokenises text, a ``BackgroundWriter`` writes rows."""
 
 import queue
 import threading
@@ -10,20 +10,21 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
-    """Iterates like ``items``, at most ``depth`` ahead; an error of the thread is raised in its place in the order.
+class Prefetcher(Generic[T]):
+    """Iterates like ``items``, at most ``depth`` items ahead; the thread's error is raised where its item would come.
 
     ``waited_seconds`` is how long the consumer stood still, ``cpu_seconds`` what the thread computed, once it has
     ended. Leaving the context ends the thread.
     """
 
     def __init__(self, items: Iterable[T], *, depth: int) -> None:
-        self.waited_seconds = self.cpu_seconds = 0.0
+        self.waited_seconds = 0.0
+        self.cpu_seconds = 0.0
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(items,), name="tokenise-ahead", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
 
-    def __enter__(self) -> "Ahead[T]":
+    def __enter__(self) -> "Prefetcher[T]":
         self._thread.start()
         return self
 
@@ -66,8 +67,8 @@ class Ahead(Generic[T]):
         return False
 
 
-class Behind(Generic[T]):
-    """Hands items to ``work`` in a thread, in order, at most ``depth`` behind.
+class BackgroundWriter(Generic[T]):
+    """Hands items to ``work`` in a thread, in order, with at most ``depth`` items waiting.
 
     An error of ``work`` ends the thread and is raised by the next ``put`` or at the end of the context, so that
     nothing goes on as if it had been written. ``waited_seconds`` is how long ``put`` stood still, ``cpu_seconds`` what
@@ -75,13 +76,14 @@ class Behind(Generic[T]):
     """
 
     def __init__(self, work: Callable[[T], None], *, depth: int) -> None:
-        self.waited_seconds = self.cpu_seconds = 0.0
+        self.waited_seconds = 0.0
+        self.cpu_seconds = 0.0
         self._work = work
         self._queue: queue.Queue[T | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="write-behind", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="background-writer", daemon=True)
 
-    def __enter__(self) -> "Behind[T]":
+    def __enter__(self) -> "BackgroundWriter[T]":
         self._thread.start()
         return self
 

@@ -1,12 +1,15 @@
 """``python -m nestcoder``: runs the command line and turns stated problems into three lines and an exit code."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from common.errors import NestcoderError, UsageError
+from common.errors import CapacityError, DamagedError, DiskError, NestcoderError, UsageError
+from nestcoder.streams import protect_standard_streams
+from nestcoder.text import printable
 
 _STAGES = ("cache", "harvest", "train", "evaluate")
 
@@ -15,35 +18,73 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code (``nestcoder --help`` lists them)."""
     from nestcoder.cli import command_line
 
+    protect_standard_streams()
     try:
-        _refuse_strangers()
+        _refuse_foreign_packages()
         command_line.main(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
     except NestcoderError as error:
         _leave(str(error), error.exit_code)
     except click.ClickException as error:
-        error.show()
+        print(printable(_usage_text(error)), file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        _leave("Interrupted; run the same command again to go on.", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _leave_interrupted(error)
+    except (OSError, MemoryError, RuntimeError) as error:
+        stated = _stated(error)
+        if stated is None:
+            raise
+        _leave(str(stated), stated.exit_code)
 
 
 def _leave(message: str, code: int) -> None:
     """Print the problem as what, where, what to do; leave."""
-    first, *rest = message.split("\n")
+    first, *rest = printable(message).split("\n")
     print("\n".join([f"nestcoder: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
     sys.exit(code)
 
 
-def _refuse_strangers() -> None:
+def _usage_text(error: click.ClickException) -> str:
+    """A wrong option or argument as click words it, with the command's usage before it."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None:
+        return f"Error: {error.format_message()}"
+    return f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n\nError: {error.format_message()}"
+
+
+def _leave_interrupted(error: BaseException) -> None:
+    """Leave after Ctrl-C; click also says Abort where some file ended too early, and that is no interrupt."""
+    if isinstance(error.__cause__, EOFError):
+        what = f"A file ends before its contents do ({error.__cause__})."
+        _leave(str(DamagedError(what, remedy="Fetch or write the file again.")), DamagedError.exit_code)
+    _leave("Interrupted; run the same command again to go on.", 130)
+
+
+def _stated(error: Exception) -> NestcoderError | None:
+    """A problem of files, disk, network or memory that no stage has put into words; None for a bug."""
+    if isinstance(error, OSError):
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return DiskError(
+            f"The system refused: {reason}.",
+            where=error.filename or "",
+            remedy="Nothing that was finished is lost; put it right and run the same command again.",
+        )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        first = (str(error).splitlines() or [""])[0]
+        return CapacityError(f"Memory ran out. {first}".strip(), remedy="Take smaller batches, or another device.")
+    return None
+
+
+def _refuse_foreign_packages() -> None:
     """A package of a stage's name from elsewhere (Hugging Face has an ``evaluate``) must not be taken for ours."""
     home = Path(__file__).resolve().parent.parent
-    inside = NestcoderError.__module__.removesuffix("common.errors")  # "nestcoder." in an installed wheel
+    prefix = NestcoderError.__module__.removesuffix("common.errors")  # "nestcoder." in an installed wheel
     for stage in _STAGES:
-        spec = find_spec(inside + stage)
-        place = Path(spec.origin).resolve() if spec and spec.origin else None
-        if place is None or home not in place.parents:
+        spec = find_spec(prefix + stage)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found is None or home not in found.parents:
             what = f"The package '{stage}' that Python finds is not nestcoder's."
-            raise UsageError(what, where=place or "not found", remedy=f"Run 'python -m nestcoder' from {home}.")
+            raise UsageError(what, where=found or "not found", remedy=f"Run 'python -m nestcoder' from {home}.")
 
 
 if __name__ == "__main__":

@@ -1,65 +1,64 @@
-"""The ``cache`` commands: what each of them says, as JSON and as text that a person wants to read."""
+"""What the ``cache`` commands print: each calls its tool and words the result."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common.disk import in_bytes
-from nestcoder.commands import shown_progress
+from common.units import in_bytes
+from nestcoder.invocation import CommandResult
+from nestcoder.progress import shown_progress
 
 if TYPE_CHECKING:
     from cache.format.codec import Codec
     from cache.tools.info import CacheInfo, SideInfo
-    from cache.tools.pack import Packing
-
-Said = tuple[Any, str]
 
 
-def cache_info(path: str) -> Said:
+def cache_info(path: str) -> CommandResult:
     """What the cache holds."""
     from cache.tools.info import cache_info as read_info
 
     info = read_info(path)
-    return asdict(info) | {"complete": info.complete}, "\n".join(_info_lines(info))
+    return CommandResult(asdict(info) | {"complete": info.complete}, "\n".join(_info_lines(info)))
 
 
 def _info_lines(info: "CacheInfo") -> list[str]:
-    said = info.identity
-    widths = [f"{name} {said.get(f'{name}_site', '')} {side.width}" for name, side in _sides(info)]
-    text = said.get("dataset")
+    identity = info.identity
+    widths = [f"{name} {identity.get(f'{name}_site', '')} {array.width}" for name, array in _arrays(info)]
+    text = identity.get("dataset")
     facts = {
         "cache": info.path,
-        "model": f"{said.get('model', '?')}, layer {said.get('layer', '?')}",
+        "model": f"{identity.get('model', '?')}, layer {identity.get('layer', '?')}",
         "sites": ", ".join([*widths, info.dtype]),
         "text": str(text.get("name") or text.get("kind", "")) if isinstance(text, dict) else str(text or ""),
-        "rows": "   ".join(_rows_said(info, group) for group in info.rows),
+        "rows": "   ".join(_row_counts(info, group) for group in info.rows),
         "size": f"{in_bytes(info.bytes)} in {info.files} files",
-        **{name: _side_said(side) for name, side in _sides(info)},
+        **{name: _array_statistics(array) for name, array in _arrays(info)},
         "special": f"{info.special_rows:,} training rows of special tokens, masked" if info.special_rows else "",
-        "mixing": _mixing_said(info),
+        "mixing": _mixing_score(info),
         "fingerprint": info.fingerprint,
     }
     return [f"{name:<11}  {value}" for name, value in facts.items() if value]
 
 
-def _sides(info: "CacheInfo") -> "list[tuple[str, SideInfo]]":
-    return [(name, side) for name, side in (("source", info.source), ("target", info.target)) if side]
+def _arrays(info: "CacheInfo") -> "list[tuple[str, SideInfo]]":
+    return [(name, array) for name, array in (("source", info.source), ("target", info.target)) if array]
 
 
-def _rows_said(info: "CacheInfo", group: str) -> str:
-    rows, committed = info.rows[group], info.committed[group]
+def _row_counts(info: "CacheInfo", group: str) -> str:
+    rows = info.rows[group]
+    committed = info.committed[group]
     count = f"{rows:,}" if rows == committed else f"{committed:,} of {rows:,} (run the harvest again to go on)"
     documents = f" of {info.documents[group]:,} documents" if info.documents else ""
     return f"{group.replace('_', ' ')} {count}{documents}"
 
 
-def _side_said(side: "SideInfo") -> str:
-    largest = f"largest norm {side.largest_norm:.4g} (row {side.largest_row})"
-    floor = f"storing lost {side.storage_floor:.1e} of it" if side.storage_floor else "stored without loss"
-    return f"mean square {side.mean_square:.4g}, variance {side.variance_sum:.4g}, {floor}, {largest}"
+def _array_statistics(array: "SideInfo") -> str:
+    largest = f"largest norm {array.largest_norm:.4g} (row {array.largest_row})"
+    floor = f"storing lost {array.storage_floor:.1e} of it" if array.storage_floor else "stored without loss"
+    return f"mean square {array.mean_square:.4g}, variance {array.variance_sum:.4g}, {floor}, {largest}"
 
 
-def _mixing_said(info: "CacheInfo") -> str:
+def _mixing_score(info: "CacheInfo") -> str:
     if not info.mixing:
         return ""
     found = info.mixing
@@ -68,7 +67,7 @@ def _mixing_said(info: "CacheInfo") -> str:
     return f"{found.score:.3f} of a uniform shuffle ({documents}; same-document pairs {pairs:.2f} times as many)"
 
 
-def cache_verify(path: str, *, fast: bool) -> Said:
+def cache_verify(path: str, *, fast: bool) -> CommandResult:
     """Check the cache. Raises DamagedError that names every fault."""
     from cache.tools.verify import verify_cache
 
@@ -88,29 +87,22 @@ def cache_verify(path: str, *, fast: bool) -> Said:
         "" if found.complete else f"It is not finished: {found.segments[0]} of {found.segments[1]} segments are there.",
         f"{len(found.leftovers)} files of an interrupted harvest are not counted." if found.leftovers else "",
     ]
-    return asdict(found) | {"complete": found.complete}, "\n".join(line for line in lines if line)
+    return CommandResult(asdict(found) | {"complete": found.complete}, "\n".join(line for line in lines if line))
 
 
-def cache_pack(path: str, out: Path, codec: "Codec") -> Said:
+def cache_pack(path: str, out: Path, codec: "Codec") -> CommandResult:
     """Write the cache under another codec into another folder; ``none`` unpacks it."""
     from cache.tools.pack import pack_cache
 
     with shown_progress() as progress:
         done = pack_cache(Path(path), out, codec=codec, progress=progress)
     verb = "Unpacked" if codec == "none" else "Packed"
-    return _packing_said(done), f"{verb} into {out}: {_packed_said(done)}."
-
-
-def _packing_said(done: "Packing") -> dict[str, Any]:
-    return asdict(done) | {"ratio": done.ratio}
-
-
-def _packed_said(done: "Packing") -> str:
     sizes = f"{in_bytes(done.bytes_before)} as {in_bytes(done.bytes_after)}"
-    return f"{done.files} files of rows, {sizes}, ratio {done.ratio:.3f}, codec {done.codec}"
+    text = f"{verb} into {out}: {done.files} files of rows, {sizes}, ratio {done.ratio:.3f}, codec {done.codec}."
+    return CommandResult(asdict(done) | {"ratio": done.ratio}, text)
 
 
-def cache_repair(path: str) -> Said:
+def cache_repair(path: str) -> CommandResult:
     """Set damaged shards aside and mark their rows for the next harvest."""
     from cache.tools.repair import QUARANTINE, repair_cache
 
@@ -122,7 +114,7 @@ def cache_repair(path: str) -> Said:
         else:
             done = repair_cache(Path(path), progress=progress)
     if not done.faults:
-        return asdict(done), "Nothing is damaged."
+        return CommandResult(asdict(done), "Nothing is damaged.")
     lines = [f"{len(done.faults)} faults:", *(f"  {fault}" for fault in done.faults)]
     if done.quarantined:
         lines.append(f"{len(done.quarantined)} files were moved to {Path(path) / QUARANTINE}.")
@@ -132,4 +124,4 @@ def cache_repair(path: str) -> Said:
     lines.append(f"To harvest again: {done.rows} rows (segments {segments})." if segments else "No rows were lost.")
     again = "it uploads or redoes these" if "://" in path else "it redoes these and nothing else"
     lines.append(f"Run the same harvest again: {again}.")
-    return asdict(done), "\n".join(lines)
+    return CommandResult(asdict(done), "\n".join(lines))

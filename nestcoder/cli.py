@@ -4,18 +4,16 @@ Only click is imported at the top, so that ``--help`` answers at once.
 """
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-import nestcoder
+from nestcoder import __version__
+from nestcoder.invocation import CommandResult, Invocation
 
 if TYPE_CHECKING:
     from cache.format.codec import Codec
-    from nestcoder.config import PipelineSettings
-    from nestcoder.runs import RunFolders
 
 _EPILOG = """\b
 Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
@@ -25,34 +23,9 @@ Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
 """
 
 
-class Invocation:
-    """What the options before the command say; the settings file is read when a command first asks for it."""
-
-    def __init__(self, config: Path | None, overrides: list[str], as_json: bool) -> None:
-        self._config, self._overrides, self._as_json = config, overrides, as_json
-
-    @cached_property
-    def settings(self) -> "PipelineSettings":
-        """pipeline.yaml (or ``--config``) with ``--set`` on top. Raises UsageError."""
-        from nestcoder.config import load_settings
-
-        usual = Path("pipeline.yaml")
-        return load_settings(self._config or (usual if usual.exists() else None), self._overrides)
-
-    def folders(self, layer: int) -> "RunFolders":
-        """The folders of a layer of the settings' model."""
-        from nestcoder.runs import run_folders
-
-        return run_folders(Path(self.settings.runs), self.settings.model, layer)
-
-    def say(self, result: Any, text: str) -> None:
-        """A command's result: one JSON object on standard output with ``--json``, else text for people."""
-        click.echo(json.dumps(result, indent=1, default=str) if self._as_json else text)
-
-
 def _layers(*, required: bool) -> Any:
-    said = "Layer, counted from 0; repeat it for several."
-    return click.option("--layer", "layers", type=click.IntRange(min=0), multiple=True, required=required, help=said)
+    text = "Layer, counted from 0; repeat it for several."
+    return click.option("--layer", "layers", type=click.IntRange(min=0), multiple=True, required=required, help=text)
 
 
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
@@ -68,7 +41,7 @@ _CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 @click.option("--model", help="Shorthand for --set model=...: a folder, a Hub name, or an alias such as gpt2.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output.")
-@click.version_option(nestcoder.__version__, prog_name="nestcoder")
+@click.version_option(__version__, prog_name="nestcoder")
 @click.pass_context
 def command_line(
     context: click.Context, *, config: Path | None, overrides: tuple[str, ...], model: str | None, as_json: bool
@@ -89,16 +62,16 @@ def harvest(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, probe: str | None
 ) -> None:
     """Run the model over text, all layers in one pass, and write each layer's activation cache."""
-    from nestcoder import commands as stages
+    from nestcoder import commands
 
     chosen = list(dict.fromkeys(layers))
     if probe:
-        result, text = stages.harvest_probe(invocation, chosen, device)
+        result = commands.harvest_probe(invocation, chosen, device)
     elif dry_run:
-        result, text = stages.plan_harvest(invocation, chosen, device)
+        result = commands.plan_harvest(invocation, chosen, device)
     else:
-        result, text = stages.harvest(invocation, chosen, device, fresh=fresh)
-    invocation.say(result, text)
+        result = commands.harvest(invocation, chosen, device, fresh=fresh)
+    invocation.show(result)
 
 
 @command_line.command()
@@ -112,14 +85,14 @@ def train(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, name: str
 ) -> None:
     """Train a nested-prefix transcoder on each layer's cache."""
-    from nestcoder import commands as stages
+    from nestcoder import commands
 
     chosen = list(dict.fromkeys(layers))
     if dry_run:
-        result, text = stages.plan_train(invocation, chosen, device, name=name)
+        result = commands.plan_train(invocation, chosen, device, name=name)
     else:
-        result, text = stages.train(invocation, chosen, device, name=name, fresh=fresh)
-    invocation.say(result, text)
+        result = commands.train(invocation, chosen, device, name=name, fresh=fresh)
+    invocation.show(result)
 
 
 @command_line.command()
@@ -143,11 +116,11 @@ def evaluate(
     force: bool,
 ) -> None:
     """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
-    from nestcoder import commands as stages
+    from nestcoder import commands
 
-    options = stages.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
-    result, text = stages.evaluate(invocation, list(dict.fromkeys(layers)), device, options)
-    invocation.say(result, text)
+    options = commands.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
+    result = commands.evaluate(invocation, list(dict.fromkeys(layers)), device, options)
+    invocation.show(result)
 
 
 @command_line.group()
@@ -162,7 +135,7 @@ def info(invocation: Invocation, *, path: str) -> None:
     """What PATH (a folder or URL) holds: model, sites, rows, statistics, mixing."""
     from nestcoder import cache_commands
 
-    invocation.say(*cache_commands.cache_info(path))
+    invocation.show(cache_commands.cache_info(path))
 
 
 @cache.command()
@@ -173,7 +146,7 @@ def verify(invocation: Invocation, *, path: str, fast: bool) -> None:
     """Check every byte against its checksum; exit code 3 names what is damaged."""
     from nestcoder import cache_commands
 
-    invocation.say(*cache_commands.cache_verify(path, fast=fast))
+    invocation.show(cache_commands.cache_verify(path, fast=fast))
 
 
 @cache.command()
@@ -183,7 +156,7 @@ def repair(invocation: Invocation, *, path: str) -> None:
     """Set damaged shards aside, so that the next harvest redoes exactly those."""
     from nestcoder import cache_commands
 
-    invocation.say(*cache_commands.cache_repair(path))
+    invocation.show(cache_commands.cache_repair(path))
 
 
 @cache.command()
@@ -195,7 +168,7 @@ def pack(invocation: Invocation, *, path: str, archive: Path, codec: "Codec") ->
     """Write PATH as a compressed cache, without loss, and say the ratio."""
     from nestcoder import cache_commands
 
-    invocation.say(*cache_commands.cache_pack(path, archive, codec))
+    invocation.show(cache_commands.cache_pack(path, archive, codec))
 
 
 @cache.command()
@@ -206,7 +179,7 @@ def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
     """Turn a compressed cache back into one whose rows are mapped as they lie."""
     from nestcoder import cache_commands
 
-    invocation.say(*cache_commands.cache_pack(path, folder, "none"))
+    invocation.show(cache_commands.cache_pack(path, folder, "none"))
 
 
 @command_line.command()
@@ -215,7 +188,7 @@ def doctor(invocation: Invocation) -> None:
     """Devices, memory, disk, versions, which models fit, and what would be chosen."""
     from nestcoder.doctor import examine
 
-    invocation.say(*examine(Path.cwd()))
+    invocation.show(examine(Path.cwd()))
 
 
 @command_line.group()
@@ -230,4 +203,4 @@ def show(invocation: Invocation) -> None:
     from nestcoder.yamlfile import write_yaml
 
     settings = invocation.settings.model_dump(mode="json")
-    invocation.say(settings, write_yaml(settings))
+    invocation.show(CommandResult(settings, write_yaml(settings)))

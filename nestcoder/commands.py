@@ -1,32 +1,22 @@
-"""What each command does: names the folders, calls the stage, and words the result for people.
+"""What the commands of the stages print: each calls its stage and words the result."""
 
-Every function returns (result for ``--json``, text for people).
-"""
-
-import signal
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common.errors import UsageError
-from nestcoder.progress import LineProgress, TerminalProgress, duration, make_progress
-from nestcoder.ranks import process_group, read_ranks
-from nestcoder.runs import known_layers
+from nestcoder import stages
+from nestcoder.invocation import CommandResult, Invocation
+from nestcoder.progress import shown_progress
+from nestcoder.ranks import read_ranks
+from nestcoder.text import as_lines
 
-if TYPE_CHECKING:
-    from nestcoder.cli import Invocation
-
-Said = tuple[Any, str]
-
-_SHOWN_FEATURES, _SHOWN_CONTEXTS = 6, 3
+_SHOWN_FEATURES = 6
+_SHOWN_CONTEXTS = 3
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What ``evaluate`` may be asked beside the layers."""
+    """The options of ``evaluate`` beside layers and device."""
 
     name: str
     lm: bool
@@ -35,93 +25,45 @@ class EvaluateOptions:
     force: bool
 
 
-def harvest(invocation: "Invocation", layers: list[int], device: str, *, fresh: bool) -> Said:
+def harvest(invocation: Invocation, layers: list[int], device: str, *, fresh: bool) -> CommandResult:
     """Harvest ``layers`` in one pass, or go on where an earlier harvest stopped."""
-    from harvest.run import harvest_layers
-
-    settings, ranks = invocation.settings, read_ranks()
     with shown_progress() as progress:
-        result = harvest_layers(
-            model=settings.model,
-            layers=layers,
-            settings=settings.harvest,
-            cache_settings=settings.cache,
-            folders={layer: invocation.folders(layer).cache for layer in layers},
-            device=ranks.device(device),
-            fresh=fresh,
-            progress=progress,
-            rank=ranks.rank,
-            world=ranks.world,
-        )
-    return result, "\n".join(f"harvested: {invocation.folders(layer).cache}" for layer in layers)
+        result = stages.run_harvest(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
+    return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).cache}" for layer in layers))
 
 
-def plan_harvest(invocation: "Invocation", layers: list[int], device: str) -> Said:
+def plan_harvest(invocation: Invocation, layers: list[int], device: str) -> CommandResult:
     """What ``harvest`` would take: rows, bytes, memory, minutes."""
     from harvest.plan import plan_harvest as plan
 
-    settings, ranks = invocation.settings, read_ranks()
-    found = plan(
-        model=settings.model,
-        layers=layers,
-        settings=settings.harvest,
-        cache_settings=settings.cache,
-        folders={layer: invocation.folders(layer).cache for layer in layers},
-        device=ranks.device(device),
-        rank=ranks.rank,
-        world=ranks.world,
-    )
-    return asdict(found), as_lines(asdict(found))
+    found = asdict(plan(stages.harvest_request(invocation.settings, layers, device)))
+    return CommandResult(found, as_lines(found))
 
 
-def harvest_probe(invocation: "Invocation", layers: list[int], device: str) -> Said:
+def harvest_probe(invocation: Invocation, layers: list[int], device: str) -> CommandResult:
     """Harvest the first-letter prompts beside each layer's finished cache."""
-    from harvest.probe import harvest_probe as harvest_words
-
-    settings = invocation.settings
-    folders = {layer: invocation.folders(layer) for layer in layers}
     with shown_progress() as progress:
-        result = harvest_words(
-            model=settings.model,
-            layers=layers,
-            settings=settings.harvest,
-            caches={layer: folder.cache for layer, folder in folders.items()},
-            cache_settings=settings.cache,
-            folders={layer: folder.probe("first-letter") for layer, folder in folders.items()},
-            device=device,
-            progress=progress,
-        )
-    return result, "\n".join(f"harvested: {folders[layer].probe('first-letter')}" for layer in layers)
+        result = stages.run_harvest_probe(invocation.settings, layers, device=device, progress=progress)
+    return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).probe()}" for layer in layers))
 
 
-def train(invocation: "Invocation", layers: list[int], device: str, *, name: str, fresh: bool) -> Said:
+def train(invocation: Invocation, layers: list[int], device: str, *, name: str, fresh: bool) -> CommandResult:
     """Train one transcoder (or the settings' sweep) a layer."""
-    from train.run import train_layer
-
-    settings, ranks = invocation.settings, read_ranks()
-    results: dict[int, Any] = {}
-    with shown_progress() as progress, process_group(ranks, ranks.device(device)):
-        for layer in layers:
-            folders = invocation.folders(layer)
-            results[layer] = train_layer(
-                cache=folders.cache,
-                cache_settings=settings.cache,
-                out=folders.transcoder(name),
-                settings=settings.train,
-                device=ranks.device(device),
-                fresh=fresh,
-                progress=progress,
-                log=settings.log,
-            )
-    return results, "\n".join(f"trained: {invocation.folders(layer).transcoder(name)}" for layer in layers)
+    with shown_progress() as progress:
+        results = stages.run_train(
+            invocation.settings, layers, name=name, device=device, fresh=fresh, progress=progress
+        )
+    lines = [f"trained: {invocation.folders(layer).transcoder(name)}" for layer in layers]
+    return CommandResult(results, "\n".join(lines))
 
 
-def plan_train(invocation: "Invocation", layers: list[int], device: str, *, name: str) -> Said:
+def plan_train(invocation: Invocation, layers: list[int], device: str, *, name: str) -> CommandResult:
     """What ``train`` would take for each layer: steps, epochs, memory, disk, minutes."""
     from common.device import choose_device
     from train.plan import plan_train as plan
 
-    settings, place = invocation.settings, str(choose_device(read_ranks().device(device)))
+    settings = invocation.settings
+    chosen_device = str(choose_device(read_ranks().device(device)))
     plans: dict[int, dict[str, Any]] = {}
     for layer in layers:
         folders = invocation.folders(layer)
@@ -129,42 +71,25 @@ def plan_train(invocation: "Invocation", layers: list[int], device: str, *, name
             cache=folders.cache,
             cache_settings=settings.cache,
             settings=settings.train,
-            device=place,
+            device=chosen_device,
             out=folders.transcoder(name),
         )
         plans[layer] = asdict(found)
-    return plans, "\n\n".join(f"layer {layer}\n{as_lines(found)}" for layer, found in plans.items())
+    return CommandResult(plans, "\n\n".join(f"layer {layer}\n{as_lines(found)}" for layer, found in plans.items()))
 
 
-def evaluate(invocation: "Invocation", layers: list[int], device: str, options: EvaluateOptions) -> Said:
+def evaluate(invocation: Invocation, layers: list[int], device: str, options: EvaluateOptions) -> CommandResult:
     """Evaluate the transcoder ``options.name`` of each layer; one table for all."""
     from evaluate.report.report import table_of_runs
-    from evaluate.run import evaluate_layer
 
-    settings, ranks = invocation.settings, read_ranks()
-    chosen = layers or _trained_layers(invocation, options.name)
-    results: dict[int, Any] = {}
-    with shown_progress() as progress, process_group(ranks, ranks.device(device)):
-        for layer in chosen:
-            folders = invocation.folders(layer)
-            results[layer] = evaluate_layer(
-                cache=folders.cache,
-                cache_settings=settings.cache,
-                transcoder=folders.transcoder(options.name),
-                out=folders.report(options.name),
-                settings=settings.evaluate,
-                device=ranks.device(device),
-                lm=settings.model if options.lm else None,
-                gemma_scope=options.gemma_scope,
-                against=options.against,
-                force=options.force,
-                progress=progress,
-            )
-    return results, "\n".join([table_of_runs(results), *_where_to_read(invocation, chosen, options.name)])
+    chosen = layers or stages.trained_layers(invocation.settings, options.name)
+    with shown_progress() as progress:
+        results = stages.run_evaluate(invocation.settings, chosen, device=device, progress=progress, **vars(options))
+    return CommandResult(results, "\n".join([table_of_runs(results), *_report_lines(invocation, chosen, options.name)]))
 
 
-def _where_to_read(invocation: "Invocation", layers: list[int], name: str) -> list[str]:
-    """A few features' top contexts where there is one layer to speak of, and where the reports lie."""
+def _report_lines(invocation: Invocation, layers: list[int], name: str) -> list[str]:
+    """Where the reports lie, after a few features' top contexts where there is one layer to speak of."""
     reports = [invocation.folders(layer).report(name) for layer in layers]
     samples = reports[0] / "samples.txt"
     shown: list[str] = []
@@ -177,44 +102,3 @@ def _where_to_read(invocation: "Invocation", layers: list[int], name: str) -> li
 
 def _shortened(feature: str) -> list[str]:
     return feature.splitlines()[: 1 + _SHOWN_CONTEXTS]
-
-
-def _trained_layers(invocation: "Invocation", name: str) -> list[int]:
-    runs, model = Path(invocation.settings.runs), invocation.settings.model
-    layers = [layer for layer in known_layers(runs, model) if name in invocation.folders(layer).trained()]
-    if not layers:
-        what = f"No layer of {model} has a trained transcoder named '{name}'."
-        raise UsageError(what, where=runs, remedy="Run 'make harvest LAYER=8' and 'make train LAYER=8' first.")
-    return layers
-
-
-@contextmanager
-def shown_progress() -> Generator[TerminalProgress | LineProgress]:
-    """Progress on standard error while the block runs; SIGTERM unwinds it as Ctrl-C does, and leaves with 143."""
-    progress = make_progress()
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield progress
-    finally:
-        progress.end()
-        signal.signal(signal.SIGTERM, before)
-
-
-def as_lines(facts: dict[str, Any]) -> str:
-    """Facts, one a line, for people: counts with separators, bytes in GB, seconds in minutes."""
-    width = max(len(name) for name in facts)
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {_worded(name, value)}" for name, value in facts.items())
-
-
-def _worded(name: str, value: Any) -> str:
-    if name.startswith("bytes_") or name.endswith("_bytes"):
-        return f"{value / 1e9:,.3f} GB"
-    if name.endswith("seconds"):
-        return duration(value)
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value) or "none"
-    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)

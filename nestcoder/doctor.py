@@ -7,7 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from nestcoder.progress import table
+from common.units import in_bytes
+from nestcoder.invocation import CommandResult
+from nestcoder.text import table
 
 _PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "zarr", "numcodecs", "safetensors", "numpy")
 
@@ -24,8 +26,8 @@ _DTYPES = ("bfloat16", "float32")
 _ROOM = 1.2  # activations and the library's own memory beside the weights
 
 
-def examine(folder: Path) -> tuple[dict[str, Any], str]:
-    """(facts for ``--json``, text for people) about this machine; ``folder`` is where runs would be written."""
+def examine(folder: Path) -> CommandResult:
+    """Facts about this machine; ``folder`` is where runs would be written."""
     import torch
 
     from common.device import choose_device
@@ -42,7 +44,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], str]:
         "chosen": {"device": chosen, "dtype": "float32" if chosen == "cpu" else "bfloat16"},
         "models": model_facts(devices),
     }
-    return facts, _as_text(facts)
+    return CommandResult(facts, _as_text(facts))
 
 
 def _version(name: str) -> str | None:
@@ -98,15 +100,15 @@ def model_facts(devices: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _as_text(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number or 'missing'}" for name, number in facts["versions"].items())
     chosen = facts["chosen"]
-    devices = [(d["device"], d["name"], _gb(d["free_bytes"]), _gb(d["all_bytes"])) for d in facts["devices"]]
+    devices = [(d["device"], d["name"], in_bytes(d["free_bytes"]), in_bytes(d["all_bytes"])) for d in facts["devices"]]
     models = [
         (
             name,
             *(
-                f"{_gb(size)} {', '.join(model['fits'][dtype]) or '-'}"
+                f"{in_bytes(size)} {', '.join(model['fits'][dtype]) or '-'}"
                 for dtype, size in model["weights_bytes"].items()
             ),
-            _gb(model["cache_bytes_per_million_tokens"]),
+            in_bytes(model["cache_bytes_per_million_tokens"]),
         )
         for name, model in facts["models"].items()
     ]
@@ -114,7 +116,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         [
             f"Python {facts['python']} on {facts['system']}; {facts['processors']} processors",
             versions,
-            f"{_gb(facts['disk_free_bytes'])} free on this disk",
+            f"{in_bytes(facts['disk_free_bytes'])} free on this disk",
             "",
             *table(("device", "name", "free", "in all"), devices),
             "",
@@ -123,7 +125,3 @@ def _as_text(facts: dict[str, Any]) -> str:
             *table(("model", "bfloat16, fits on", "float32, fits on", "cache a million tokens"), models),
         ]
     )
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -1,41 +1,24 @@
 """Progress as people read it, on standard error: a bar on a terminal, a plain line now and then in a log."""
 
+import signal
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from common.disk import in_bytes
+from common.units import amount_done, duration, rate, short_number
+from nestcoder.text import printable
 
 _LINE_EVERY_SECONDS = 10.0
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def figure(value: float) -> str:
-    """A number in at most eight characters."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def rate(value: float, unit: str) -> str:
-    """So many units a second, without an exponent."""
-    if unit == "bytes":
-        return f"{in_bytes(value)}/s"
-    return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.2f} {unit}/s"
-
-
-def share(done: int, total: int, unit: str) -> str:
-    """``3 of 1,000 steps``; bytes in units that people read."""
-    return f"{in_bytes(done)} of {in_bytes(total)}" if unit == "bytes" else f"{done:,} of {total:,} {unit}"
+_WIDTH = 119
+"""Longest line in a log."""
 
 
 class _Rate(ProgressColumn):
@@ -70,10 +53,12 @@ class TerminalProgress:
         task = self._bar.task_ids[0]
         self._bar.advance(task, amount)
         if figures:
-            self._bar.update(task, figures="  ".join(f"{name} {figure(value)}" for name, value in figures.items()))
+            self._bar.update(
+                task, figures="  ".join(f"{name} {short_number(value)}" for name, value in figures.items())
+            )
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(printable(text), highlight=False, markup=False)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -85,41 +70,58 @@ class LineProgress:
     """One line every ten seconds, first and last always; for logs, pipes and batch systems."""
 
     def __init__(self, stream: TextIO, every_seconds: float = _LINE_EVERY_SECONDS) -> None:
-        self._stream, self._every = stream, every_seconds
-        self._task, self._unit, self._total, self._done = "", "", 0, 0
-        self._started = self._printed = 0.0
-        self._start_done = 0
-        self._figures: dict[str, float] = {}
+        self._stream = stream
+        self._every_seconds = every_seconds
         self._open = False
+        self._task = ""
+        self._unit = ""
+        self._total = 0
+        self._done = 0
+        self._done_at_start = 0
+        self._figures: dict[str, float] = {}
+        self._started = 0.0
+        self._printed = 0.0
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
         self.end()
-        self._task, self._unit, self._total, self._done, self._start_done = task, unit, total, done, done
-        self._started, self._printed, self._open, self._figures = time.monotonic(), 0.0, True, {}
-        self.note(f"{task}: {share(done, total, unit)}")
+        self._open = True
+        self._task = task
+        self._unit = unit
+        self._total = total
+        self._done = done
+        self._done_at_start = done
+        self._figures = {}
+        self.note(f"{task}: {amount_done(done, total, unit)}")
+        self._started = time.monotonic()
         self._printed = self._started
 
     def advance(self, amount: int, **figures: float) -> None:
         self._done += amount
         self._figures.update(figures)
-        if time.monotonic() - self._printed >= self._every:
-            self._line()
+        if time.monotonic() - self._printed >= self._every_seconds:
+            self._print_line()
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        lines = [wrapped for line in text.split("\n") for wrapped in textwrap.wrap(printable(line), _WIDTH) or [""]]
+        print("\n".join(lines), file=self._stream, flush=True)
 
     def end(self) -> None:
         if self._open:
-            self._line()
+            self._print_line()
             self._open = False
 
-    def _line(self) -> None:
+    def _print_line(self) -> None:
+        """How far the task is; the latest figures as far as the line has room for them."""
         now = time.monotonic()
-        speed = (self._done - self._start_done) / max(now - self._started, 1e-9)
+        speed = (self._done - self._done_at_start) / max(now - self._started, 1e-9)
         left = f", {duration((self._total - self._done) / speed)} left" if speed and self._done < self._total else ""
-        figures = "".join(f"  {name} {figure(value)}" for name, value in self._figures.items())
-        head = f"{self._task}: {share(self._done, self._total, self._unit)}, {duration(now - self._started)}"
-        self.note(f"{head}, {rate(speed, self._unit)}{left}{figures}")
+        so_far = amount_done(self._done, self._total, self._unit)
+        line = f"{self._task}: {so_far}, {duration(now - self._started)}, {rate(speed, self._unit)}{left}"
+        for name, value in self._figures.items():
+            figure = f"  {name} {short_number(value)}"
+            if len(line) + len(figure) <= _WIDTH:
+                line += figure
+        self.note(line)
         self._printed = now
 
 
@@ -128,8 +130,17 @@ def make_progress() -> TerminalProgress | LineProgress:
     return TerminalProgress(sys.stderr) if sys.stderr.isatty() else LineProgress(sys.stderr)
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of left-aligned columns, two spaces between."""
-    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
-    cells = ([text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in (heading, *rows))
-    return ["  ".join(line).rstrip() for line in cells]
+@contextmanager
+def shown_progress() -> Generator[TerminalProgress | LineProgress]:
+    """Progress on standard error while the block runs; SIGTERM unwinds it as Ctrl-C does, and leaves with 143."""
+    progress = make_progress()
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield progress
+    finally:
+        progress.end()
+        signal.signal(signal.SIGTERM, before)

@@ -1,28 +1,35 @@
 """Reads the small part of YAML that settings need, and knows on which line every value stands.
 
-Numbers follow YAML 1.2 (``4e-4`` is a float, ``1e6`` the integer 1000000, ``010`` ten); only ``true`` and ``false`` are
-booleans; a duplicate key, an alias, a tag or a document over 1 MiB is refused. Nothing is ever constructed but
-dict, list, str, int, float, bool and None.
+ruamel.yaml parses; only its tree of nodes is used, so nothing is ever constructed but dict, list, str, int, float, bool
+and None. Numbers follow YAML 1.2 (``4e-4`` is a float, ``1e6`` the integer 1000000, ``010`` ten); only ``true`` and
+``false`` are booleans; a duplicate key, an alias, a tag or a document over 1 MB is refused.
 """
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from common.errors import UsageError
 
 KeyPath = tuple[str | int, ...]
 
-_LIMIT_BYTES = 1 << 20
+_LIMIT_BYTES = 1_000_000
 _DEEPEST = 20
+_MOST_DIGITS = 40
+"""Python itself refuses to read integers of more than 4,300 digits; no setting needs more than twenty."""
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, bool | float | None] = {
     "": None, "null": None, "~": None, "true": True, "false": False, ".inf": float("inf"), "-.inf": float("-inf"),
+    ".nan": float("nan"),
 }  # fmt: skip
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")}
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def read_yaml(path: Path) -> YamlFile:
     except OSError as error:
         raise UsageError(f"The settings file cannot be read: {error.strerror}.", where=path) from None
     if len(content) > _LIMIT_BYTES:
-        raise UsageError("The settings file is larger than 1 MiB.", where=path)
+        raise UsageError("The settings file is larger than 1 MB.", where=path)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -59,15 +66,13 @@ def parse_yaml(text: str, name: str) -> YamlFile:
     """Parse settings text; ``name`` is what messages call it. Raises UsageError."""
     lines: dict[KeyPath, int] = {}
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise _refusal(name, event.start_mark, "Anchors and aliases are not part of the settings language.")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        raise _refusal(name, error.problem_mark, f"This is not YAML: {error.problem}.") from None
-    except (yaml.YAMLError, RecursionError) as error:
+        node = YAML(typ="safe", pure=True).compose(text)
+        data = {} if node is None else _plain(node, (), lines, name)
+    except MarkedYAMLError as error:
+        problem = str(error.problem).split("\n")[0].rstrip(".")
+        raise _refusal(name, error.problem_mark, f"This is not YAML: {problem}.") from None
+    except (YAMLError, RecursionError) as error:
         raise UsageError(f"This is not YAML: {str(error).splitlines()[0]}.", where=name) from None
-    data = {} if node is None else _plain(node, (), lines, name)
     if not isinstance(data, dict):
         raise UsageError("A settings file holds sections, one a line: 'train:' and so on.", where=name)
     return YamlFile(name=name, data=data, lines=lines)
@@ -78,21 +83,26 @@ def parse_scalar(text: str) -> Any:
     return parse_yaml(f"value: {text}", f"--set ... {text}").data["value"]
 
 
-def _plain(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:
+def _plain(node: Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
+    if node.anchor:
+        raise _refusal(name, node.start_mark, "Anchors and aliases are not part of the settings language.")
     if len(path) > _DEEPEST:
         raise _refusal(name, node.start_mark, "Settings are nested at most a few levels.")
-    if isinstance(node, yaml.MappingNode):
+    if node.tag not in _TAGS:
+        raise _refusal(name, node.start_mark, f"The tag '{node.tag}' is not part of the settings language.")
+    if isinstance(node, MappingNode):
         return _mapping(node, path, lines, name)
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, SequenceNode):
         return [_plain(item, (*path, index), lines, name) for index, item in enumerate(node.value)]
+    assert isinstance(node, ScalarNode)
     return _scalar(node, name)
 
 
-def _mapping(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], name: str) -> dict[str, Any]:
+def _mapping(node: MappingNode, path: KeyPath, lines: dict[KeyPath, int], name: str) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
+        if not isinstance(key_node, ScalarNode):
             raise _refusal(name, key_node.start_mark, "A key is one word.")
         key = str(key_node.value)
         if key in data:
@@ -102,15 +112,15 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], n
     return data
 
 
-def _scalar(node: yaml.Node, name: str) -> str | int | float | bool | None:
-    text, plain = str(node.value), getattr(node, "style", None) is None
-    if node.tag.startswith("tag:yaml.org,2002:python") or not node.tag.startswith("tag:yaml.org,2002:"):
-        raise _refusal(name, node.start_mark, f"The tag '{node.tag}' is not part of the settings language.")
-    if not plain:
+def _scalar(node: ScalarNode, name: str) -> str | int | float | bool | None:
+    text = str(node.value)
+    if getattr(node, "style", None) is not None:  # quoted
         return text
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
+        if len(text) > _MOST_DIGITS:
+            raise _refusal(name, node.start_mark, f"A number of {len(text)} digits is no setting.")
         return int(text)
     if _FLOAT.fullmatch(text):
         value = float(text)
@@ -118,10 +128,17 @@ def _scalar(node: yaml.Node, name: str) -> str | int | float | bool | None:
     return text
 
 
-def _refusal(name: str, mark: yaml.Mark | None, what: str) -> UsageError:
+def _refusal(name: str, mark: StringMark | None, what: str) -> UsageError:
     return UsageError(what, where=f"{name}:{mark.line + 1}" if mark else name)
 
 
 def write_yaml(data: dict[str, Any]) -> str:
     """Settings as YAML text, in the order given."""
-    return str(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)).rstrip()
+    writer = YAML(typ="safe", pure=True)
+    writer.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    writer.default_flow_style = False
+    writer.width = 100
+    writer.allow_unicode = False  # it would write U+0085 as it is, and read it back as a space
+    stream = io.StringIO()
+    writer.dump(data, stream)
+    return stream.getvalue().rstrip()

@@ -27,6 +27,7 @@ from cache.storage.columns import Column, PassingColumn
 from common import disk
 from common.errors import DamagedError, DiskError, UsageError
 from common.hashing import file_hash
+from common.run_layout import remote_name
 
 _ATTEMPTS = 4
 _MOST_CHUNKS = 24_000
@@ -35,7 +36,7 @@ _MOST_CHUNKS = 24_000
 
 def url_of(path: Path, url: str) -> str:
     """Where below ``url`` the cache in ``path`` lies: runs/gpt2/layer08/cache at <url>/gpt2/layer08/cache."""
-    return "/".join([url.rstrip("/"), *path.resolve().parts[-3:]])
+    return f"{url.rstrip('/')}/{remote_name(path)}"
 
 
 class Remote:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.errors import DamagedError, MismatchError
+from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE, RunFolders
 from transcoder.formats.foreign_files import read_json, read_tensors
 
 VERSION = 1
@@ -40,9 +41,9 @@ def read_probe_set(folder: Path, *, fingerprint: str | None = None) -> ProbeSet:
     UsageError: a file is absent. DamagedError: it is unreadable or of other shapes than promised. MismatchError: an
     unknown version or kind, or another cache's ``fingerprint``.
     """
-    about = read_json(folder / "probe.json")
+    about = read_json(folder / PROBE_FILE)
     _check_identity(about, folder, fingerprint)
-    tensors = read_tensors(folder / "probe.safetensors", names={"source", "target", "letter", "split"})
+    tensors = read_tensors(folder / PROBE_WEIGHTS_FILE, names={"source", "target", "letter", "split"})
     _check_tensors(tensors, about, folder)
     return ProbeSet(
         source=tensors["source"].float(),
@@ -90,4 +91,4 @@ def _problem_with(tensors: dict[str, Tensor], words: int) -> str | None:
 
 def probe_folder(cache: Path) -> Path:
     """Where the probe cache of the activation cache ``cache`` lies."""
-    return cache.parent / "probe" / "first-letter"
+    return RunFolders.of_cache(cache).probe()

@@ -1,4 +1,4 @@
-"""Which family an architecture is: an entry of the table, or derived from what TransformerLens says of it.
+"""Which family an architecture is: an entry of the table, or derived from TransformerLens's description of it.
 
 TransformerLens's bridge describes, for every architecture that it wraps, which of Hugging Face's modules are a block's
 attention, MLP and norms. A family derived from that is a claim. The site proof tries it on the model's own numbers
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from common.errors import CapacityError, NestcoderError, UsageError
+from harvest.compat import describe_architecture
 from harvest.model.sites import FAMILIES, End, Family, module_at
 
 _WIDTHS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
@@ -22,12 +23,12 @@ _REMEDY = (
 
 
 def family_of(config: Any) -> Family:
-    """The family of a Hugging Face configuration. Raises UsageError for one that has no sites to speak of."""
+    """The family of a Hugging Face configuration. Raises UsageError for one whose sites cannot be found."""
     return FAMILIES.get(config.model_type) or _derive(config)
 
 
 def refused(config: Any, why: str) -> UsageError:
-    """The sentence for an architecture whose sites cannot be told."""
+    """The error for an architecture whose sites cannot be found."""
     return UsageError(f"The architecture '{config.model_type}' is not supported: {why}.", remedy=_REMEDY)
 
 
@@ -37,17 +38,19 @@ def _derive(config: Any) -> Family:
     blocks = _describe(config).get("blocks")
     if not isinstance(blocks, BlockBridge):
         raise refused(config, "TransformerLens describes no ordinary transformer blocks in it")
-    parts, parallel = blocks.submodules, isinstance(blocks, ParallelBlockBridge)
-    mlp, attention = parts.get("mlp"), parts.get("ln1_post") or parts.get("attn")
+    modules = blocks.submodules
+    parallel = isinstance(blocks, ParallelBlockBridge)
+    mlp = modules.get("mlp")
+    attention = modules.get("ln1_post") or modules.get("attn")
     # Where attention and MLP are parallel, one norm may serve both.
-    norm = parts.get("ln2") or (parts.get("ln1") if parallel else None)
+    norm = modules.get("ln2") or (modules.get("ln1") if parallel else None)
     if isinstance(mlp, MoEBridge):
         raise refused(config, "its MLPs are mixtures of experts, and a transcoder stands in for one MLP")
     if not (mlp and mlp.name and attention and attention.name):
         raise refused(config, "TransformerLens names no module in it that is a block's MLP, or none that is attention")
     if norm is None:
         raise refused(config, "no norm stands before its MLP, so it has neither mlp_in nor ln2_normalized apart")
-    post = parts.get("ln2_post")
+    post = modules.get("ln2_post")
     return Family(
         blocks=str(blocks.name),
         norm=str(norm.name),
@@ -62,33 +65,26 @@ def _derive(config: Any) -> Family:
 
 def _adds_one(norm: Any) -> bool:
     """Whether the gain is 1 + weight; TransformerLens 3 says it of all norms in the configuration alone."""
-    said_of_all = norm.uses_rms_norm and getattr(norm.config, "rmsnorm_uses_offset", False)
-    return bool(getattr(norm, "uses_weight_offset", said_of_all))
+    of_every_norm = norm.uses_rms_norm and getattr(norm.config, "rmsnorm_uses_offset", False)
+    return bool(getattr(norm, "uses_weight_offset", of_every_norm))
 
 
 def _describe(config: Any) -> dict[str, Any]:
     """TransformerLens's components by name."""
-    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-    from transformer_lens.model_bridge.sources import _bridge_builder as builder
-    from transformer_lens.model_bridge.sources import transformers as source
-
     missing = [name for name in _WIDTHS if not isinstance(getattr(config, name, None), int)]
     if missing:
         raise refused(config, f"its configuration does not say {', '.join(missing)}")
     try:
-        name = source.determine_architecture_from_hf_config(config)
-        described = builder.build_bridge_config_from_hf(config, name, "", torch.float32)
-        adapter = ArchitectureAdapterFactory.select_architecture_adapter(described)
+        components, loader = describe_architecture(config)
     except Exception as error:
         raise refused(config, f"TransformerLens does not describe it ({type(error).__name__})") from None
-    loader = source.get_hf_model_class_for_architecture(name).__name__
     if loader != "AutoModelForCausalLM":
         raise refused(config, f"it is no causal model of text alone ({loader} loads it)")
-    return dict(adapter.component_mapping or {})
+    return components
 
 
 def check_modules(hugging: Any, family: Family) -> None:
-    """Hold the family against the loaded model's modules. Raises UsageError that names what is not there."""
+    """Check that the loaded model has the family's modules. Raises UsageError that names what is missing."""
     try:
         for block in module_at(hugging, family.blocks):
             for path in (family.norm, family.mlp, family.post_norm or "", family.attention_out.path):
@@ -115,5 +111,6 @@ def first_proof(config: Any) -> Generator[None]:
     except Exception as error:
         if config.model_type in FAMILIES:
             raise
-        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise refused(config, f"the proof of its sites could not be computed ({said})") from error
+        first_line = str(error).splitlines()[0] if str(error) else ""
+        why = f"the proof of its sites could not be computed ({type(error).__name__}: {first_line})"
+        raise refused(config, why) from error

@@ -14,9 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from common.errors import MismatchError
+from harvest.compat import attention_name
 from harvest.config import Site
 from harvest.model.language_model import LanguageModel
-from harvest.model.sites import HOOKS, block_of, module_at, norm_of
+from harvest.model.sites import HOOKS, module_at
 
 Key = tuple[int, Site]
 """A layer and a site of it."""
@@ -67,14 +68,14 @@ def use_attention(model: LanguageModel, kind: str) -> None:
 
 def attention_of(model: LanguageModel) -> str:
     """Which of Hugging Face's attentions the model runs with."""
-    return str(model.hugging.config._attn_implementation)
+    return attention_name(model.hugging)
 
 
 def compile_blocks(model: LanguageModel, keys: Sequence[Key]) -> None:
     """Compile every block from which nothing is captured; hooks inside a compiled block would break its graph."""
     captured = {layer for layer, _ in keys}
     for layer in set(range(model.last_layer + 1)) - captured:
-        block_of(model, layer).compile()
+        model.block(layer).compile()
 
 
 @contextmanager
@@ -89,14 +90,14 @@ def _recording(model: LanguageModel, keys: Sequence[Key], captured: Captured) ->
 
 def _record(model: LanguageModel, key: Key, captured: Captured) -> Any:
     layer, site = key
-    normalise = norm_of(model, layer).normalise if site == "ln2_normalized" else None
+    normalise = model.norm(layer).normalise if site == "ln2_normalized" else None
     return _at(model, key, lambda tensor: captured.__setitem__(key, normalise(tensor) if normalise else tensor))
 
 
 def _at(model: LanguageModel, key: Key, keep: Callable[[Tensor], None]) -> Any:
     layer, site = key
     end = model.family.ends[site]
-    module = module_at(block_of(model, layer), end.path)
+    module = module_at(model.block(layer), end.path)
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(args[0] if args else kwargs["hidden_states"])

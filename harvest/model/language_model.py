@@ -15,8 +15,8 @@ from transformers.utils import logging as hugging_logging
 from common.device import choose_device
 from harvest.model.families import check_modules
 from harvest.model.placement import place
-from harvest.model.sites import Family
-from harvest.model.source import ModelFolder, find_model
+from harvest.model.sites import Family, Norm, module_at, read_norm
+from harvest.model.source import ModelSource, find_model
 from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
 
 
@@ -27,7 +27,7 @@ class LanguageModel:
     ``device`` is where its embeddings are and tokens go.
     """
 
-    where: ModelFolder
+    source: ModelSource
     tokenizer: ModelTokenizer
     hugging: Any
     device: torch.device
@@ -36,7 +36,7 @@ class LanguageModel:
     @property
     def family(self) -> Family:
         """Where the model's sites are."""
-        return self.where.family
+        return self.source.family
 
     @property
     def devices(self) -> list[torch.device]:
@@ -47,6 +47,14 @@ class LanguageModel:
     def last_layer(self) -> int:
         """The deepest block that was loaded."""
         return int(self.hugging.config.num_hidden_layers) - 1
+
+    def block(self, layer: int) -> Any:
+        """Transformer block ``layer``."""
+        return module_at(self.hugging, self.family.blocks)[layer]
+
+    def norm(self, layer: int) -> Norm:
+        """The norm in front of the MLP of ``layer``."""
+        return read_norm(module_at(self.block(layer), self.family.norm), self.family, width=self.source.width)
 
 
 def load_model(
@@ -61,11 +69,11 @@ def load_model(
 
     Raises what ``find_model`` raises, and UsageError for a device that is not there or a layer beyond the model.
     """
-    where = find_model(name, revision=revision)
-    return load_found(where, device=device, dtype=dtype, last_layer=last_layer)
+    source = find_model(name, revision=revision)
+    return load_found(source, device=device, dtype=dtype, last_layer=last_layer)
 
 
-def load_found(where: ModelFolder, *, device: str, dtype: str, last_layer: int | None = None) -> LanguageModel:
+def load_found(source: ModelSource, *, device: str, dtype: str, last_layer: int | None = None) -> LanguageModel:
     """Load a model that ``find_model`` found; see ``load_model``.
 
     On ``auto`` a model for which the first card has no room is spread over all of them; CapacityError when it does
@@ -73,15 +81,15 @@ def load_found(where: ModelFolder, *, device: str, dtype: str, last_layer: int |
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    config = where.config_up_to(where.layers - 1 if last_layer is None else last_layer)
-    placed = place(where, config, torch_dtype, device=device)
+    config = source.config_up_to(source.layers - 1 if last_layer is None else last_layer)
+    placed = place(source, config, torch_dtype, device=device)
     # Loading draws a bar and reports the blocks that were left out on purpose.
     hugging_logging.disable_progress_bar()
     verbosity = hugging_logging.get_verbosity()
     hugging_logging.set_verbosity_error()
     try:
         hugging = AutoModelForCausalLM.from_pretrained(
-            where.folder,
+            source.folder,
             config=config,
             dtype=torch_dtype,
             device_map=placed,
@@ -93,8 +101,8 @@ def load_found(where: ModelFolder, *, device: str, dtype: str, last_layer: int |
         hugging_logging.set_verbosity(verbosity)
     hugging = cast("Any", hugging) if placed else cast("Any", hugging).to(torch_device)
     hugging = hugging.eval().requires_grad_(False)
-    check_modules(hugging, where.family)
-    return LanguageModel(where, load_tokenizer(where), hugging, device=torch_device, dtype=torch_dtype)
+    check_modules(hugging, source.family)
+    return LanguageModel(source, load_tokenizer(source), hugging, device=torch_device, dtype=torch_dtype)
 
 
 def boot_bridge(model: LanguageModel) -> Any:
@@ -107,10 +115,10 @@ def boot_bridge(model: LanguageModel) -> Any:
     shared = {id(tensor): tensor for tensor in itertools.chain(model.hugging.parameters(), model.hugging.buffers())}
     twin = copy.deepcopy(model.hugging, shared)
     # The bridge wants a tokenizer object only to describe the model; ours is never used through it.
-    tokenizer = AutoTokenizer.from_pretrained(model.where.folder, trust_remote_code=False, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(model.source.folder, trust_remote_code=False, local_files_only=True)
     boot = cast("Any", TransformerBridge).boot_transformers
     return boot(
-        str(model.where.folder), hf_model=twin, device=str(model.device), dtype=model.dtype, tokenizer=tokenizer
+        str(model.source.folder), hf_model=twin, device=str(model.device), dtype=model.dtype, tokenizer=tokenizer
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cache.storage.recompute import Mlp
 from common.errors import UsageError
 from harvest.model.language_model import LanguageModel
-from harvest.model.sites import block_of, epsilon_of, module_at
+from harvest.model.sites import epsilon_of, module_at
 
 _PARTS = (
     ("up_proj", "down_proj"),
@@ -30,18 +30,18 @@ def mlp_of(model: LanguageModel, layer: int) -> Mlp:
     Raises UsageError for an MLP of another form.
     """
     family = model.family
-    module = module_at(block_of(model, layer), family.mlp)
+    module = module_at(model.block(layer), family.mlp)
     parts = next(((up, down) for up, down in _PARTS if hasattr(module, up) and hasattr(module, down)), None)
     gate = getattr(module, "gate_proj", None)
     if parts is None or (gate is not None and gate.bias is not None):
         raise UsageError(
-            f"The MLP of {model.where.name} is not of a form from which targets can be recomputed.",
+            f"The MLP of {model.source.name} is not of a form from which targets can be recomputed.",
             where=f"{type(module).__name__}: {', '.join(name for name, _ in module.named_children())}",
             remedy="Set cache.target to stored.",
         )
     up, down = (getattr(module, part) for part in parts)
-    config = model.where.config
-    post = module_at(block_of(model, layer), family.post_norm) if family.post_norm else None
+    config = model.source.config
+    post = module_at(model.block(layer), family.post_norm) if family.post_norm else None
     return Mlp(
         activation=next(str(found) for name in _ACTIVATIONS if (found := getattr(config, name, None))),
         epsilon=epsilon_of(post) if post is not None else 0.0,

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from common.device import choose_device, free_memory
 from common.errors import CapacityError
-from harvest.model.source import ModelFolder
+from harvest.model.source import ModelSource
 
 DeviceMap = dict[str, str]
 """A device by module path, as Hugging Face's ``device_map`` has it."""
@@ -18,39 +18,42 @@ _WEIGHTS_SHARE = 0.8
 _STEPS = 40
 
 
-def place(where: ModelFolder, config: Any, dtype: torch.dtype, *, device: str) -> DeviceMap | None:
+def place(source: ModelSource, config: Any, dtype: torch.dtype, *, device: str) -> DeviceMap | None:
     """Where the blocks that ``config`` counts go; None is all on the one device.
 
     Several cards are taken only for ``auto``, and only when the first has not enough room. Raises CapacityError when
     there is not enough.
     """
-    chosen, cards = choose_device(device), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    needed, free = where.parameters_up_to(config.num_hidden_layers - 1) * dtype.itemsize, free_memory(chosen)
+    chosen = choose_device(device)
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    needed = source.parameters_up_to(config.num_hidden_layers - 1) * dtype.itemsize
+    free = free_memory(chosen)
     if device == "auto" and cards > 1 and needed > free * _WEIGHTS_SHARE:
         budgets = {
             f"cuda:{card}": int(free_memory(torch.device("cuda", card)) * _WEIGHTS_SHARE) for card in range(cards)
         }
-        return spread(where, config, dtype, budgets=budgets)
+        return spread(source, config, dtype, budgets=budgets)
     if needed > free:
-        raise _too_large(where, dtype, needed, free, on=str(chosen))
+        raise _too_large(source, dtype, needed, free, on=str(chosen))
     return None
 
 
-def _too_large(where: ModelFolder, dtype: torch.dtype, needed: int, free: int, *, on: str) -> CapacityError:
+def _too_large(source: ModelSource, dtype: torch.dtype, needed: int, free: int, *, on: str) -> CapacityError:
     return CapacityError(
-        f"The weights of {where.name} take {needed / 1e9:.1f} GB as {dtype}; {free / 1e9:.1f} GB are free on {on}.",
+        f"The weights of {source.name} take {needed / 1e9:.1f} GB as {dtype}; {free / 1e9:.1f} GB are free on {on}.",
         remedy="Choose harvest.dtype bfloat16, a smaller model, a shallower layer, or another device.",
     )
 
 
-def spread(where: ModelFolder, config: Any, dtype: torch.dtype, *, budgets: dict[str, int]) -> DeviceMap:
+def spread(source: ModelSource, config: Any, dtype: torch.dtype, *, budgets: dict[str, int]) -> DeviceMap:
     """Runs of blocks over the devices, each filled to about the same share of its budget of bytes.
 
     Raises CapacityError when they do not fit.
     """
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    path, first = where.family.blocks, next(iter(budgets))
+    path = source.family.blocks
+    first = next(iter(budgets))
     sizes = [_bytes_of(block) for block in skeleton.get_submodule(path)]
     outside = _bytes_of(skeleton) - sum(sizes)
     for step in range(1, _STEPS + 1):
@@ -59,7 +62,7 @@ def spread(where: ModelFolder, config: Any, dtype: torch.dtype, *, budgets: dict
         if (found := _fill(sizes, room)) is not None:
             around = _around(skeleton, path, first=first, last=found[-1])
             return around | {f"{path}.{block}": device for block, device in enumerate(found)}
-    raise _too_large(where, dtype, outside + sum(sizes), sum(budgets.values()), on=" and ".join(budgets))
+    raise _too_large(source, dtype, outside + sum(sizes), sum(budgets.values()), on=" and ".join(budgets))
 
 
 def _bytes_of(module: Any) -> int:
@@ -68,8 +71,10 @@ def _bytes_of(module: Any) -> int:
 
 def _fill(sizes: Sequence[int], room: dict[str, int]) -> list[str] | None:
     """Each block's device, in runs; None when there is not enough room."""
-    devices, chosen = iter(room), list[str]()
-    device, left = "", -1
+    devices = iter(room)
+    chosen = list[str]()
+    device = ""
+    left = -1
     for size in sizes:
         while left < size:
             device = next(devices, "")
@@ -86,7 +91,9 @@ def _around(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
 
     A norm that the bridge computes itself cannot fetch what comes from another card.
     """
-    module, prefix, placed = skeleton, "", DeviceMap()
+    module = skeleton
+    prefix = ""
+    placed = DeviceMap()
     for name in path.split("."):
         children = list(module.named_children())
         at = [child for child, _ in children].index(name)
@@ -94,13 +101,14 @@ def _around(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
             if number != at:
                 is_final_norm = number > at and prefix and _bytes_of(part)
                 placed[f"{prefix}{child}"] = last if is_final_norm else first
-        module, prefix = getattr(module, name), f"{prefix}{name}."
+        module = getattr(module, name)
+        prefix = f"{prefix}{name}."
     return placed
 
 
-def in_words(placed: DeviceMap | None, where: ModelFolder, *, device: torch.device, layers: int) -> list[str]:
+def in_words(placed: DeviceMap | None, source: ModelSource, *, device: torch.device, layers: int) -> list[str]:
     """Which blocks lie on which device, a line for each."""
-    path = where.family.blocks
+    path = source.family.blocks
     devices = [placed[f"{path}.{block}"] if placed else str(device) for block in range(layers)]
     runs = [(name, [block for block, _ in run]) for name, run in groupby(enumerate(devices), key=lambda at: at[1])]
     return [f"blocks {run[0]} to {run[-1]} on {name}" for name, run in runs]

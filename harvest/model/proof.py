@@ -26,7 +26,7 @@ from common.errors import NumericalError
 from harvest.config import Site
 from harvest.model.forward import Captured, Key, attention_of, run_bridge, run_modules
 from harvest.model.language_model import LanguageModel
-from harvest.model.sites import block_of, module_at, norm_of
+from harvest.model.sites import module_at
 
 RELATION_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """For equations inside one forward pass: a few roundings."""
@@ -98,7 +98,8 @@ def prove_sites(
     """
     needed: tuple[Site, ...] = ("ln2_normalized", "mlp_in", *model.family.summands, "resid_post")
     wanted: list[Key] = [(layer, site) for layer in layers for site in dict.fromkeys((*needed, *sites))]
-    fast, plain = run_modules(model, tokens, keys=wanted), run_bridge(bridge, tokens, keys=wanted)
+    fast = run_modules(model, tokens, keys=wanted)
+    plain = run_bridge(bridge, tokens, keys=wanted)
     special = torch.tensor(model.tokenizer.special_ids, device=tokens.device)
     rows = ~torch.isin(tokens, special)
     if not bool(rows.any()):
@@ -112,7 +113,8 @@ def prove_sites(
 
 def _alone(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]) -> dict[int, Pairs]:
     """Each layer's mlp_in of the contexts' second halves, behind the first as another document and by themselves."""
-    half, length = tokens.shape[1] // 2, tokens.shape[1]
+    half = tokens.shape[1] // 2
+    length = tokens.shape[1]
     places = torch.cat([torch.arange(half), torch.arange(length - half)]).to(tokens.device).expand(len(tokens), -1)
     keys: list[Key] = [(layer, "mlp_in") for layer in layers]
     behind = run_modules(model, tokens, keys=keys, positions=places)
@@ -125,7 +127,8 @@ def _prove_layer(
 ) -> SiteProof:
     relations = equations(model, layer, fast)
     if mlp:
-        source, target = fast[layer, "mlp_in"], fast[layer, "mlp_out"]
+        source = fast[layer, "mlp_in"]
+        target = fast[layer, "mlp_out"]
         relations["recomputed = mlp_out"] = (mlp.target(source.flatten(0, 1)).view_as(target), target)
     bridge = {f"{site} = bridge": (fast[at, site], plain[at, site]) for at, site in fast if at == layer}
     pairs = {name: (_at(a, rows), _at(b, rows)) for name, (a, b) in {**relations, **bridge}.items()} | alone
@@ -138,7 +141,7 @@ def _prove_layer(
         tolerances=tolerances,
         dtype=str(model.dtype).removeprefix("torch."),
         attention=attention_of(model),
-        modules=f"{model.where.architecture}: {model.family.blocks}.{layer} of {', '.join(filter(None, parts))}",
+        modules=f"{model.source.architecture}: {model.family.blocks}.{layer} of {', '.join(filter(None, parts))}",
         rows=int(rows.sum()),
     )
 
@@ -147,7 +150,9 @@ def _prove_layer(
 def equations(model: LanguageModel, layer: int, captured: Captured) -> Pairs:
     """Both sides of each equation inside one forward pass, (batch, pos, d) each."""
     site = {name: tensor for (at, name), tensor in captured.items() if at == layer}
-    family, block, norm = model.family, block_of(model, layer), norm_of(model, layer)
+    family = model.family
+    block = model.block(layer)
+    norm = model.norm(layer)
     out = module_at(block, family.mlp)(site["mlp_in"])
     if family.post_norm:
         out = module_at(block, family.post_norm)(out)
@@ -167,7 +172,8 @@ def _at(tensor: Float[Tensor, "batch pos d"], rows: Bool[Tensor, "batch pos"]) -
 
 def relative_error(a: Float[Tensor, "rows d"], b: Float[Tensor, "rows d"]) -> float:
     """``|a - b| / |b|`` in float64; infinite when ``b`` is zero and ``a`` is not."""
-    difference, size = (a.to(b.device).double() - b.double()).norm(), b.double().norm()
+    difference = (a.to(b.device).double() - b.double()).norm()
+    size = b.double().norm()
     if size == 0:
         return 0.0 if difference == 0 else float("inf")
     return float(difference / size)

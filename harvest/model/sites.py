@@ -9,13 +9,13 @@
 Where attention and MLP both read the block's input (Pythia), there is no resid_mid: ln2_normalized is of resid_pre, and
 resid_post = resid_pre + attn_out + mlp_out.
 
-Two architectures stand in ``FAMILIES``; ``harvest.model.families`` derives the others. Whatever is said here of one,
-``harvest.model.proof`` holds it against the model before a row is written.
+``FAMILIES`` lists two architectures; ``harvest.model.families`` derives the others. Whatever this file states of an
+architecture, ``harvest.model.proof`` checks on the model's own numbers before a row is written.
 """
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from harvest.config import Site
-
-if TYPE_CHECKING:
-    from harvest.model.language_model import LanguageModel
 
 HOOKS: dict[Site, str] = {
     "mlp_in": "blocks.{layer}.mlp.hook_in",
@@ -112,11 +109,6 @@ def module_at(root: Any, path: str) -> Any:
     return reduce(getattr, path.split("."), root) if path else root
 
 
-def block_of(model: "LanguageModel", layer: int) -> Any:
-    """Transformer block ``layer`` of a model."""
-    return module_at(model.hugging, model.family.blocks)[layer]
-
-
 @dataclass(frozen=True)
 class Norm:
     """The norm in front of a layer's MLP, as ``normalise(x) * gain + bias``; float32."""
@@ -138,15 +130,14 @@ class Norm:
         return normalised.float() * self.gain.to(normalised.device) + self.bias.to(normalised.device)
 
 
-def norm_of(model: "LanguageModel", layer: int) -> Norm:
-    """The norm in front of the MLP of ``layer``."""
-    family = model.family
-    module = module_at(block_of(model, layer), family.norm)
-    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
-    flat = torch.zeros(model.where.width)
+def read_norm(module: Any, family: Family, *, width: int) -> Norm:
+    """The norm that a module of Hugging Face's computes; one without weights has gain 1 and bias 0."""
+    weight = getattr(module, "weight", None)
+    bias = getattr(module, "bias", None)
+    zeros = torch.zeros(width)
     return Norm(
-        gain=flat + 1 if weight is None else family.offset + weight.detach().float(),
-        bias=flat if bias is None else bias.detach().float(),
+        gain=zeros + 1 if weight is None else family.offset + weight.detach().float(),
+        bias=zeros if bias is None else bias.detach().float(),
         epsilon=epsilon_of(module),
         centred=family.centred,
     )

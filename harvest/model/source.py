@@ -26,7 +26,7 @@ _PIECE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class ModelSource:
     """A model on this disk: the name asked for, its folder, its Hub commit (None for a local folder), its config and
     its family."""
 
@@ -105,14 +105,15 @@ class ModelFolder:
         return digest.hexdigest()
 
 
-def find_model(name: str, *, revision: str | None = None) -> ModelFolder:
+def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     """Bring ``name`` to a local folder and check what it is.
 
     Raises UsageError for an unknown or gated name and for an architecture that is not supported, DiskError when the
     Hub cannot be reached, DamagedError when the folder has no safetensors weights.
     """
     if Path(name).is_dir():
-        folder, commit = Path(name), None
+        folder = Path(name)
+        commit = None
     elif name.startswith((".", "/", "models/", "~")):
         raise UsageError(
             f"The model folder '{name}' does not exist.",
@@ -129,7 +130,7 @@ def find_model(name: str, *, revision: str | None = None) -> ModelFolder:
             remedy="Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder).",
         )
     config = _read_config(folder)
-    return ModelFolder(name=name, folder=folder, revision=commit, config=config, family=family_of(config))
+    return ModelSource(name=name, folder=folder, revision=commit, config=config, family=family_of(config))
 
 
 def _read_config(folder: Path) -> Any:
@@ -156,12 +157,12 @@ def _stored_weights(path: Path) -> Iterator[tuple[str, int]]:
             yield name, int(torch.Size(tensor["shape"]).numel())
 
 
-def check_layers(layers: list[int], where: ModelFolder) -> None:
+def check_layers(layers: list[int], source: ModelSource) -> None:
     """Raise UsageError when a layer is not one of the model's."""
     for layer in layers:
-        if not 0 <= layer < where.layers:
+        if not 0 <= layer < source.layers:
             raise UsageError(
-                f"Layer {layer} does not exist: {where.name} has layers 0 to {where.layers - 1}.",
-                where=where.folder,
-                remedy=f"Choose a layer from 0 to {where.layers - 1}.",
+                f"Layer {layer} does not exist: {source.name} has layers 0 to {source.layers - 1}.",
+                where=source.folder,
+                remedy=f"Choose a layer from 0 to {source.layers - 1}.",
             )

@@ -48,7 +48,8 @@ class StdlibDocuments:
     """The running interpreter's standard library; the state is the number of documents read."""
 
     def __init__(self, *, rank: int = 0, world: int = 1) -> None:
-        self._rank, self._world = rank, world
+        self._rank = rank
+        self._world = world
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "stdlib", **asdict(stdlib_identity())}
@@ -65,7 +66,9 @@ class DatasetDocuments:
     """A streamed Hugging Face dataset; the state is its own ``state_dict``, exact because nothing is shuffled."""
 
     def __init__(self, dataset: Any, *, column: str, identity: dict[str, Any]) -> None:
-        self._dataset, self._column, self._identity = dataset, column, identity
+        self._dataset = dataset
+        self._column = column
+        self._identity = identity
 
     def identity(self) -> dict[str, Any]:
         return self._identity
@@ -139,7 +142,8 @@ def _open_files(files: list[Path], settings: HarvestSettings, *, rank: int, worl
 
 
 def _files_identity(files: list[Path], column: str, more: dict[str, str]) -> dict[str, Any]:
-    digest, size = xxhash.xxh3_128(), 0
+    digest = xxhash.xxh3_128()
+    size = 0
     for path in files:
         with path.open("rb") as file:
             while piece := file.read(1 << 22):
@@ -156,7 +160,8 @@ def _open_hub(settings: HarvestSettings, *, rank: int, world: int) -> DatasetDoc
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    name, page = settings.dataset, f"https://huggingface.co/datasets/{settings.dataset}"
+    name = settings.dataset
+    page = f"https://huggingface.co/datasets/{settings.dataset}"
     column = settings.tokens_column or settings.text_column
     try:
         commit = HfApi().dataset_info(name, revision=settings.dataset_revision).sha

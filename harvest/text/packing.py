@@ -50,7 +50,9 @@ class Packer:
     """Fills contexts with documents; ``pending`` is the context that is not full yet."""
 
     def __init__(self, *, context: int, bos: int, alone: bool, pending: Pending = ()) -> None:
-        self._context, self._bos, self._alone = context, bos, alone
+        self._context = context
+        self._bos = bos
+        self._alone = alone
         self._pieces = list(pending)
         self._filled = sum(len(piece.tokens) for piece in pending)
 
@@ -86,7 +88,9 @@ class Packer:
             self._filled += len(tokens)
 
     def _take(self) -> Context:
-        pieces, self._pieces, self._filled = self._pieces, [], 0
+        pieces = self._pieces
+        self._pieces = []
+        self._filled = 0
         lengths = [len(piece.tokens) for piece in pieces]
         offsets = np.cumsum([0, *lengths[:-1]])
         return Context(

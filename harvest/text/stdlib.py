@@ -59,8 +59,11 @@ def stdlib_documents() -> Iterator[tuple[str, str]]:
 
 def stdlib_identity() -> StdlibIdentity:
     """The identity of this interpreter's corpus, computed from its bytes."""
-    digest, files, characters = xxhash.xxh3_128(), 0, 0
+    digest = xxhash.xxh3_128()
+    files = 0
+    characters = 0
     for name, text in stdlib_documents():
         digest.update(f"{name}\0{text}\0".encode())
-        files, characters = files + 1, characters + len(text)
+        files = files + 1
+        characters = characters + len(text)
     return StdlibIdentity(python=sys.version.split()[0], files=files, characters=characters, hash=digest.hexdigest())

@@ -19,9 +19,12 @@ from harvest.text.documents import Content, Documents
 from harvest.text.packing import Context, Packer, Pending, pending_from_json, pending_to_json
 from harvest.text.split import is_held_out
 
-TRAIN, HELD_OUT = 0, 1
-_GROUP_DOCUMENTS, _FIRST_GROUP_CHARACTERS, _GROUP_CHARACTERS = 64, 1 << 12, 1 << 17
-"""Documents are tokenised together: a few at first, for which the model waits, then more and more."""
+TRAIN = 0
+HELD_OUT = 1
+_GROUP_DOCUMENTS = 64
+_FIRST_GROUP_CHARACTERS = 1 << 12
+_GROUP_CHARACTERS = 1 << 17
+"""Documents are tokenised in groups: small ones at first, for which the model waits, then larger ones."""
 _CURSOR_VERSION = 1
 
 
@@ -92,16 +95,21 @@ class ContextStream:
         first_document: int = 0,
         document_step: int = 1,
     ) -> None:
-        self._documents, self._tokenizer, self._settings = documents, tokenizer, settings
-        self._first, self._step = first_document, document_step
+        self._documents = documents
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._first = first_document
+        self._step = document_step
         start, self._emitted, self.rows_before = _read_cursor(cursor)
-        self._cursor, self._emitted_rows = cursor, self.rows_before
+        self._cursor = cursor
+        self._emitted_rows = self.rows_before
         self._snapshots = deque([start])
         self._packers = [
             Packer(context=settings.context, bos=settings.bos, alone=settings.alone, pending=pending)
             for pending in start.pending
         ]
-        self._contexts, self._rows = list(start.contexts), list(start.rows)
+        self._contexts = list(start.contexts)
+        self._rows = list(start.rows)
         self._waiting: tuple[list[Context], list[Context]] = ([], [])
 
     @property
@@ -111,17 +119,21 @@ class ContextStream:
 
     def __iter__(self) -> Iterator[ContextBatch]:
         start = self._snapshots[0]
-        at, document, epoch = start.state, start.document, start.epoch
+        at = start.state
+        document = start.document
+        epoch = start.epoch
         while not self._full():
             for content, following in self._encoded(at):
                 self._remember(at, document, epoch)
                 yield from self._add(self._first + self._step * document, content)
-                at, document = following, document + 1
+                at = following
+                document = document + 1
                 if self._full():
                     break
             else:
                 yield from self._end_of_text()
-                at, epoch = None, epoch + 1
+                at = None
+                epoch = epoch + 1
         yield from self._flush()
 
     def _full(self) -> bool:
@@ -136,7 +148,8 @@ class ContextStream:
         if self._full() or (self._settings.repeat and helps):
             return
         yield from self._flush()
-        wanted, (train, held_out) = self._settings.rows, self._rows
+        wanted = self._settings.rows
+        (train, held_out) = self._rows
         raise UsageError(
             f"The text is too short: it has {train} training and {held_out} held-out tokens of the {wanted[0]} and "
             f"{wanted[1]} asked for.",
@@ -150,18 +163,22 @@ class ContextStream:
 
     def _remember(self, state: Any, document: int, epoch: int) -> None:
         pending = (self._packers[TRAIN].pending, self._packers[HELD_OUT].pending)
-        contexts, rows = (self._contexts[0], self._contexts[1]), (self._rows[0], self._rows[1])
+        contexts = (self._contexts[0], self._contexts[1])
+        rows = (self._rows[0], self._rows[1])
         self._snapshots.append(_Snapshot(state, document, epoch, pending=pending, contexts=contexts, rows=rows))
 
     def _encoded(self, state: Any) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
         group: list[tuple[Content, Any]] = []
-        characters, enough = 0, _FIRST_GROUP_CHARACTERS
+        characters = 0
+        enough = _FIRST_GROUP_CHARACTERS
         for content, following in self._documents.read(state):
             group.append((content, following))
             characters += len(content)
             if len(group) == _GROUP_DOCUMENTS or characters >= enough:
                 yield from self._encode(group)
-                group, characters, enough = [], 0, min(2 * enough, _GROUP_CHARACTERS)
+                group = []
+                characters = 0
+                enough = min(2 * enough, _GROUP_CHARACTERS)
         yield from self._encode(group)
 
     def _encode(self, group: list[tuple[Content, Any]]) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
@@ -232,11 +249,15 @@ class ContextStream:
 
 def _batch(contexts: list[Context], *, bos: int, held_out: bool, cursor: dict[str, Any] | None) -> ContextBatch:
     shape = (len(contexts), max(len(context) for context in contexts))
-    tokens, documents = np.full(shape, bos, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    kept, positions = np.zeros(shape, dtype=np.bool_), np.tile(np.arange(shape[1]), (shape[0], 1))
+    tokens = np.full(shape, bos, dtype=np.int64)
+    documents = np.zeros(shape, dtype=np.int64)
+    kept = np.zeros(shape, dtype=np.bool_)
+    positions = np.tile(np.arange(shape[1]), (shape[0], 1))
     for row, context in enumerate(contexts):
         size = len(context)
-        tokens[row, :size], documents[row, :size], kept[row, :size] = context.tokens, context.documents, True
+        tokens[row, :size] = context.tokens
+        documents[row, :size] = context.documents
+        kept[row, :size] = True
         positions[row, :size] = context.document_positions()
     return ContextBatch(tokens, documents, kept, document_positions=positions, held_out=held_out, cursor=cursor)
 

@@ -20,7 +20,7 @@ from evaluate.run import evaluate_layer
 from evaluate.splice import Splicer, check_model
 from harvest.model.forward import run_modules
 from harvest.model.language_model import LanguageModel, load_model
-from harvest.model.sites import block_of, module_at
+from harvest.model.sites import module_at
 from transcoder.transcoder import Transcoder, save_transcoder
 from transcoder.weights import Weights, random_weights
 
@@ -76,7 +76,7 @@ def write_cache(model: LanguageModel, folder: Path) -> Path:
         "document": np.arange(tokens.numel(), dtype=np.int64) // 12,
         "position": np.tile(np.arange(CONTEXT, dtype=np.int32), 6),
     }
-    identity = {"model": str(folder), "weights_hash": model.where.weights_hash, "tokenizer_hash": model.tokenizer.hash}
+    identity = {"model": str(folder), "weights_hash": model.source.weights_hash, "tokenizer_hash": model.tokenizer.hash}
     identity |= {"layer": LAYER, "source_site": "mlp_in", "target_site": "mlp_out", "model_dtype": "float32"}
     with CacheWriter(
         folder.parent / "cache",
@@ -106,7 +106,7 @@ def context(cache: Path) -> Contexts:
 
 
 def own_mlp(model: LanguageModel) -> Any:
-    family, block = model.family, block_of(model, LAYER)
+    family, block = model.family, model.block(LAYER)
 
     def replacement(source: torch.Tensor) -> torch.Tensor:
         out = module_at(block, family.mlp).forward(source)
@@ -142,7 +142,7 @@ def test_a_transcoder_that_is_the_mlp_costs_nothing(tmp_path: Path) -> None:
     """An MLP with ReLU is a transcoder all of whose features may fire."""
     config = GPT2Config(**CONFIGS["gpt2"].to_diff_dict() | {"activation_function": "relu"})
     model = load_model(str(write_model(tmp_path / "model", config)), device="cpu", dtype="float32")
-    mlp = block_of(model, LAYER).mlp
+    mlp = model.block(LAYER).mlp
     arrays = (mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias)
     weights = Weights(*(array.detach().clone() for array in arrays))
     save_transcoder(Transcoder(weights, (128, 256), top_k=256), tmp_path / "main", config={})
@@ -190,7 +190,7 @@ def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, con
     def ablate(_: Any, __: Any, output: Any) -> Any:
         return (expected, *output[1:]) if isinstance(output, tuple) else expected
 
-    handle = block_of(model, LAYER).register_forward_hook(ablate)
+    handle = model.block(LAYER).register_forward_hook(ablate)
     try:
         ablated = splicer.log_probabilities(context)
     finally:

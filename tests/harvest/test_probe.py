@@ -1,6 +1,7 @@
 """The first-letter probe: which words, which row, what lies on disk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from cache.config import CacheSettings
 from cache.format.manifest import read_manifest
 from common.errors import MismatchError, UsageError
-from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.model.source import find_model
 from harvest.model.tokenizer import load_tokenizer
 from harvest.probe import choose_words, harvest_probe, probe_contexts
+from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
 WORDS = [f"{a}{b}{c}" for a in "abcdef" for b in "aeiou" for c in "nt"]
@@ -75,13 +75,10 @@ def test_a_context_ends_with_its_word_and_never_shows_it_before(folder):
 
 
 def test_the_probe_is_the_model_at_the_word(folder, text, tmp_path):
-    given = {"model": str(folder), "settings": settings(text), "device": "cpu"}
-    harvest_layers(
-        **given, cache_settings=CacheSettings(), layers=[1], folders={1: tmp_path / "cache"}, fresh=False,
-        progress=Silent(),
-    )  # fmt: skip
+    request = HarvestRequest(str(folder), {1: tmp_path / "cache"}, settings=settings(text), device="cpu")
+    harvest_layers(request)
     out = tmp_path / "probe" / "first-letter"
-    harvest_probe(**given, layers=[1], caches={1: tmp_path / "cache"}, folders={1: out}, progress=Silent())
+    harvest_probe(request, folders={1: out})
     tensors, about = load_file(out / "probe.safetensors"), json.loads((out / "probe.json").read_text())
     assert about["fingerprint"] == read_manifest(tmp_path / "cache").fingerprint
     assert tensors["source"].dtype == torch.bfloat16
@@ -100,17 +97,12 @@ def test_the_probe_is_the_model_at_the_word(folder, text, tmp_path):
 
 
 def test_a_probe_needs_the_cache_it_belongs_to(folder, text, model_folders, tmp_path):
-    given = {"settings": settings(text), "device": "cpu"}
-    here = {"layers": [1], "caches": {1: tmp_path / "cache"}, "folders": {1: tmp_path / "p"}, "progress": Silent()}
+    request = HarvestRequest(str(folder), {1: tmp_path / "cache"}, settings=settings(text), device="cpu")
     with pytest.raises(UsageError, match="no cache"):
-        harvest_probe(model=str(folder), **given, **here)
-    harvest_layers(
-        model=str(model_folders["gpt2"]), **given, cache_settings=CacheSettings(), layers=[1],
-        folders={1: tmp_path / "cache"}, fresh=False,
-        progress=Silent(),
-    )  # fmt: skip
+        harvest_probe(request, folders={1: tmp_path / "p"})
+    harvest_layers(replace(request, model=str(model_folders["gpt2"])))
     with pytest.raises(MismatchError, match="another model"):
-        harvest_probe(model=str(folder), **given, **here)
+        harvest_probe(request, folders={1: tmp_path / "p"})
 
 
 def test_a_tokenizer_without_words_is_said(model_folders):

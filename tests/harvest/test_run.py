@@ -18,12 +18,10 @@ from cache.tools.verify import verify_cache
 from cache.tools.verify_remote import verify_remote
 from common.errors import CapacityError, MismatchError, UsageError
 from common.progress import Silent
-from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
-from harvest.model.language_model import load_model
 from harvest.probe import harvest_probe
+from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
-from harvest.text.tokens import ContextBatch
 
 CACHE = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=128, held_out_fraction=0.3)
 HARVEST = HarvestSettings(context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4)
@@ -59,18 +57,8 @@ def text(tmp_path) -> Path:
 
 def harvest(model, folders, text, *, progress=None, fresh=False, rank=0, world=1, cache=CACHE, **changes):
     settings = HARVEST.model_copy(update={"dataset": str(text), **changes})
-    return harvest_layers(
-        model=str(model),
-        layers=list(folders),
-        settings=settings,
-        cache_settings=cache,
-        folders=folders,
-        device="cpu",
-        fresh=fresh,
-        progress=progress or Silent(),
-        rank=rank,
-        world=world,
-    )
+    request = HarvestRequest(str(model), folders, settings=settings, cache=cache, device="cpu", rank=rank, world=world)
+    return harvest_layers(request, fresh=fresh, progress=progress)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -228,38 +216,6 @@ def test_a_dead_rank_s_part_is_finished_by_a_rerun_and_the_others_are_left_alone
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
-def test_a_batch_that_does_not_fit_goes_through_in_halves(model_folders):
-    model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=1)
-    settings = HARVEST
-    notes = []
-
-    class Notes(Silent):
-        def note(self, text):
-            notes.append(text)
-
-    def small(limit):
-        def refuse(_, args, kwargs):
-            if len(kwargs["input_ids"]) > limit:
-                raise torch.OutOfMemoryError("planted")
-
-        return refuse
-
-    tokens = np.random.default_rng(0).integers(1, 200, (6, 32))
-    batch = ContextBatch(
-        tokens=tokens, documents=tokens, kept=np.ones_like(tokens, dtype=np.bool_),
-        document_positions=tokens, held_out=False, cursor=None,
-    )  # fmt: skip
-    whole = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())
-    handle = model.hugging.base_model.register_forward_pre_hook(small(2), with_kwargs=True)
-    halves = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Notes())
-    handle.remove()
-    assert [note.split(": ")[1] for note in notes] == ["going on with 3", "going on with 1"]
-    assert torch.allclose(whole.site(1, "mlp_in"), halves.site(1, "mlp_in"), atol=1e-5)
-    model.hugging.base_model.register_forward_pre_hook(small(0), with_kwargs=True)
-    with pytest.raises(CapacityError, match="One context"):
-        BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())
-
-
 @pytest.fixture
 def remote(monkeypatch, tmp_path):
     """A cache's settings with a remote URL, and the file system behind it."""
@@ -291,12 +247,10 @@ def test_a_probe_finds_its_cache_afar(model_folders, text, tmp_path, remote):
     folder = tmp_path / "tiny" / "layer02" / "cache"
     harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0])
     shutil.rmtree(folder)
-    given = {"settings": HARVEST, "caches": {2: folder}, "folders": {2: tmp_path / "probe"}, "device": "cpu"}
-    for settings, said in ((remote[0], "no token that is a word"), (CACHE, "no cache here")):
-        with pytest.raises(UsageError, match=said):
-            harvest_probe(
-                model=str(model_folders["gpt2"]), layers=[2], progress=Silent(), cache_settings=settings, **given
-            )
+    for cache, words in ((remote[0], "no token that is a word"), (CACHE, "no cache here")):
+        request = HarvestRequest(str(model_folders["gpt2"]), {2: folder}, settings=HARVEST, cache=cache, device="cpu")
+        with pytest.raises(UsageError, match=words):
+            harvest_probe(request, folders={2: tmp_path / "probe"})
 
 
 def test_a_small_array_that_was_damaged_is_written_again(model_folders, text, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str, cwd: Path = ROOT, module: str = "nestcoder") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-m", "nestcoder", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -44,13 +44,6 @@ def test_help_is_quick() -> None:
         return time.perf_counter() - started
 
     assert min(seconds() for _ in range(5)) < 0.5
-
-
-@pytest.mark.parametrize("module", ["harvest", "train", "evaluate", "cache"])
-def test_each_stage_runs_as_a_module(module: str) -> None:
-    done = run("--help", module=module)
-    assert done.returncode == 0
-    assert "Usage" in done.stdout
 
 
 @pytest.mark.parametrize(

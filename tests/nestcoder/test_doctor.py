@@ -7,7 +7,9 @@ from nestcoder.doctor import examine, model_facts
 
 
 def test_facts_and_text_agree_with_the_arithmetic(tmp_path: Path) -> None:
-    facts, text = examine(tmp_path)
+    result = examine(tmp_path)
+    facts = result.data
+    text = result.text
     cpu = facts["devices"][0]
     assert 0 < cpu["free_bytes"] <= cpu["all_bytes"]
     for name, model in facts["models"].items():

@@ -2,19 +2,7 @@
 
 import io
 
-import pytest
-
-from nestcoder.progress import LineProgress, TerminalProgress, duration, figure
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3661, "1:01:01")])
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (12345.6, "12,346"), (0.0003, "0.0003")])
-def test_figure(value: float, text: str) -> None:
-    assert figure(value) == text
+from nestcoder.progress import LineProgress, TerminalProgress
 
 
 def test_lines_hold_no_carriage_return_and_end_with_the_total() -> None:
@@ -70,3 +58,16 @@ def test_bytes_are_worded_for_people() -> None:
     assert first == "verify: 0 B of 2.5 GB"
     assert last.startswith("verify: 2.5 GB of 2.5 GB, 0:00, ")
     assert last.endswith("B/s")
+
+
+def test_lines_of_a_log_stay_short_and_obey_nobody() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream, every_seconds=0.0)
+    progress.begin("train", total=10**9, unit="steps")
+    progress.advance(5, **{f"fvu_of_prefix_{number}": 0.123 for number in range(30)})
+    progress.note("column '\x1b[2J\r' " + "word " * 60)
+    progress.end()
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) < 120
+    assert "fvu_of_prefix_0 0.123" in lines[1]
+    assert "column '\\x1b[2J\\r'" in stream.getvalue()

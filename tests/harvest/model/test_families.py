@@ -10,15 +10,14 @@ from transformers.utils import logging as hugging_logging
 from cache.config import CacheSettings
 from cache.reader import CacheReader
 from common.errors import NumericalError, UsageError
-from common.progress import Silent
 from evaluate.splice import Contexts, Splicer
 from harvest.config import HarvestSettings
 from harvest.model.families import family_of
 from harvest.model.forward import Key, run_modules
 from harvest.model.language_model import boot_bridge, load_model
 from harvest.model.proof import ALONE, prove_sites
-from harvest.model.sites import norm_of
 from harvest.plan import plan_harvest
+from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
 LAYER = 1
@@ -108,7 +107,7 @@ def test_a_derived_family_is_proved_and_its_sites_are_what_plain_hooks_see(folde
     found = run_modules(model, batch, keys=keys)
     for site, tensor in expected.items():
         assert torch.equal(found[LAYER, site], tensor), site
-    norm = norm_of(model, LAYER)
+    norm = model.norm(LAYER)
     assert torch.equal(norm.gain, plain_norm.weight.float() + (name == "gemma"))
     assert (norm.bias != 0).any() == (name in PARALLEL)
     sites = list(model.family.ends)
@@ -125,20 +124,18 @@ def settings(text, **changes):
 
 
 def given(folder, text, out, **changes):
-    return {
-        "model": str(folder), "layers": [LAYER], "settings": settings(text, **changes), "folders": {LAYER: out},
-        "cache_settings": CacheSettings(held_out_fraction=0.3), "device": "cpu",
-    }  # fmt: skip
+    cache = CacheSettings(held_out_fraction=0.3)
+    return HarvestRequest(str(folder), {LAYER: out}, settings=settings(text, **changes), cache=cache, device="cpu")
 
 
 def harvest(folder, text, out, **changes):
-    return harvest_layers(**given(folder, text, out, **changes), fresh=False, progress=Silent())
+    return harvest_layers(given(folder, text, out, **changes))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
 def test_a_derived_family_goes_through_plan_harvest_and_splice(folders, name, text, tmp_path):
     folder = folders[name]
-    plan = plan_harvest(**given(folder, text, tmp_path / "c", attention="document"))
+    plan = plan_harvest(given(folder, text, tmp_path / "c", attention="document"))
     model = load_model(str(folder), device="cpu")
     outside = sum(p.numel() for n, p in model.hugging.named_parameters() if "layers.2." not in n)
     assert (plan.architecture, plan.weight_bytes) == (name, 4 * outside)

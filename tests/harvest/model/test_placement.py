@@ -1,4 +1,4 @@
-"""A model over several cards: which block lies where, and that nothing on the way assumes one device."""
+"""A model over several cards: which block lies source, and that nothing on the way assumes one device."""
 
 import importlib.util
 import re
@@ -32,36 +32,36 @@ LAYER = 2
 FLOAT = torch.float32
 
 
-def over_two(where, share=0.75):
+def over_two(source, share=0.75):
     """The first three blocks over two cards that each have room for ``share`` of the weights."""
-    budget = int(weight_bytes(where, FLOAT, layers=LAYER + 1) * share)
-    return spread(where, where.config_up_to(LAYER), FLOAT, budgets={"cuda:0": budget, "cuda:1": budget})
+    budget = int(weight_bytes(source, FLOAT, layers=LAYER + 1) * share)
+    return spread(source, source.config_up_to(LAYER), FLOAT, budgets={"cuda:0": budget, "cuda:1": budget})
 
 
 def test_every_weight_has_a_place_within_the_budget(model_folder):
-    where = find_model(str(model_folder))
-    placed, held = over_two(where), {"cuda:0": 0, "cuda:1": 0}
+    source = find_model(str(model_folder))
+    placed, held = over_two(source), {"cuda:0": 0, "cuda:1": 0}
     for name, parameter in load_model(str(model_folder), device="cpu", last_layer=LAYER).hugging.named_parameters():
         (path,) = (path for path in placed if name.startswith(f"{path}."))
         held[placed[path]] += parameter.nbytes
-    total = weight_bytes(where, FLOAT, layers=LAYER + 1)
+    total = weight_bytes(source, FLOAT, layers=LAYER + 1)
     assert sum(held.values()) == total
     assert all(0 < size <= 0.75 * total for size in held.values())
 
 
 def test_blocks_lie_in_runs_filled_alike_and_the_final_norm_with_the_last(model_folder):
-    where = find_model(str(model_folder))
-    tenth = weight_bytes(where, FLOAT) // 10
+    source = find_model(str(model_folder))
+    tenth = weight_bytes(source, FLOAT) // 10
     budgets = {f"cuda:{card}": 9 * tenth for card in range(3)}
-    placed = spread(where, where.config, FLOAT, budgets=budgets)
-    path = where.family.blocks
+    placed = spread(source, source.config, FLOAT, budgets=budgets)
+    path = source.family.blocks
     blocks = [placed[f"{path}.{block}"] for block in range(4)]
     assert blocks == sorted(blocks)
     assert len(set(blocks)) > 1, "room for all on the first card is no reason to fill it first"
     final = next(name for name in placed if re.search(r"ln_f$|model\.norm$", name))
     assert placed[final] == blocks[-1]
-    assert in_words(placed, where, device=torch.device("cpu"), layers=4)[0].startswith("blocks 0 to ")
-    assert in_words(None, where, device=torch.device("cpu"), layers=3) == ["blocks 0 to 2 on cpu"]
+    assert in_words(placed, source, device=torch.device("cpu"), layers=4)[0].startswith("blocks 0 to ")
+    assert in_words(None, source, device=torch.device("cpu"), layers=3) == ["blocks 0 to 2 on cpu"]
 
 
 def test_too_little_room_on_all_cards_together_is_said(model_folder):
@@ -77,26 +77,26 @@ def machine(monkeypatch, free):
 
 
 def test_several_cards_are_taken_for_auto_only_and_only_when_one_is_too_small(model_folder, monkeypatch):
-    where = find_model(str(model_folder))
-    weights = weight_bytes(where, FLOAT)
+    source = find_model(str(model_folder))
+    weights = weight_bytes(source, FLOAT)
     machine(monkeypatch, [2 * weights, 2 * weights])
-    assert place(where, where.config, FLOAT, device="auto") is None
+    assert place(source, source.config, FLOAT, device="auto") is None
     machine(monkeypatch, [weights, weights])
-    placed = place(where, where.config, FLOAT, device="auto")
+    placed = place(source, source.config, FLOAT, device="auto")
     assert placed is not None
     assert set(placed.values()) == {"cuda:0", "cuda:1"}
-    assert place(where, where.config, FLOAT, device="cuda:1") is None
+    assert place(source, source.config, FLOAT, device="cuda:1") is None
     machine(monkeypatch, [weights // 4, weights // 4])
     with pytest.raises(CapacityError, match="are free on cuda:0 and cuda:1"):
-        place(where, where.config, FLOAT, device="auto")
+        place(source, source.config, FLOAT, device="auto")
     with pytest.raises(CapacityError, match="are free on cuda:1"):
-        place(where, where.config, FLOAT, device="cuda:1")
+        place(source, source.config, FLOAT, device="cuda:1")
 
 
 def test_hugging_face_loads_by_the_map(model_folder, monkeypatch):
-    where = find_model(str(model_folder))
+    source = find_model(str(model_folder))
     # Two devices that exist everywhere; meta holds no numbers.
-    wanted = {path: {"cuda:0": "cpu", "cuda:1": "meta"}[device] for path, device in over_two(where).items()}
+    wanted = {path: {"cuda:0": "cpu", "cuda:1": "meta"}[device] for path, device in over_two(source).items()}
     monkeypatch.setattr("harvest.model.language_model.place", lambda *_, **__: wanted)
     assert load_model(str(model_folder), device="cpu", last_layer=LAYER).hugging.hf_device_map == wanted
 
@@ -123,7 +123,7 @@ def test_sites_and_proof_of_a_model_on_two_cards_are_those_of_one(model_folder):
     keys: list[Key] = [(layer, site) for layer in (0, LAYER) for site in model.family.ends]
     alone = run_modules(model, tokens, keys=keys)
     with cards.Cards():
-        spread_out = on_cards(model, over_two(model.where))
+        spread_out = on_cards(model, over_two(model.source))
         assert {str(device) for device in spread_out.devices} == {"cuda:0", "cuda:1"}
         there = tokens.to(spread_out.device)
         found = run_modules(spread_out, there, keys=keys)
@@ -149,7 +149,7 @@ def test_a_batch_with_padding_comes_off_two_cards(model_folder):
     alone = BatchForward(model, settings, keys).run(batch, Silent())
     with cards.Cards():
         # Past the last step, which copies from real cards.
-        rows = BatchForward(on_cards(model, over_two(model.where)), settings, keys)._forward(batch, 0, 2)
+        rows = BatchForward(on_cards(model, over_two(model.source)), settings, keys)._forward(batch, 0, 2)
     assert [cards.card_of(rows[key]).index for key in keys] == [0, 1]
     for layer, site in keys:
         assert len(rows[layer, site]) == 57
@@ -167,7 +167,7 @@ def test_a_splice_into_a_model_on_two_cards_is_one_into_one(model_folder):
 
     alone = begun(Splicer(model, LAYER, model.tokenizer.special_ids), contexts)
     with cards.Cards():
-        spread_out = on_cards(model, over_two(model.where))
+        spread_out = on_cards(model, over_two(model.source))
         there = Contexts(*(each.to(spread_out.device) for each in vars(contexts).values()))
         splicer = Splicer(spread_out, LAYER, model.tokenizer.special_ids)
         found = begun(splicer, there)

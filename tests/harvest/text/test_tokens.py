@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from common.errors import UsageError
 from harvest.text.split import is_held_out
 from harvest.text.tokens import ContextStream, StreamSettings
-from harvest.threads import Ahead
 
 BOS = 0
 STREAM = StreamSettings(
@@ -141,16 +140,3 @@ def test_document_positions_restart():
             document, position = batch.documents[row][batch.kept[row]], batch.document_positions[row][batch.kept[row]]
             restarts = np.flatnonzero(np.diff(document)) + 1
             assert (position[restarts] == 0).all()
-
-
-def test_ahead_gives_the_same_and_raises_the_thread_s_error():
-    with Ahead(range(1, 100), depth=3) as items:
-        assert list(items) == list(range(1, 100))
-    with Ahead(stream(rows=(10_000, 40)), depth=2) as items, pytest.raises(UsageError, match="too short"):
-        list(items)
-
-
-def test_ahead_ends_its_thread_when_left_early():
-    with Ahead(iter(range(1, 10_000)), depth=2) as items:
-        assert next(iter(items)) == 1
-    assert not items._thread.is_alive()

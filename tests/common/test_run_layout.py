@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from nestcoder.runs import known_layers, model_folder_name, run_folders
+from common.run_layout import RunFolders, known_layers, model_folder_name, remote_name, run_folders
 
 
 def test_folders_are_where_the_readme_says() -> None:
@@ -23,7 +23,7 @@ def test_names_that_could_leave_are_refused(name: str) -> None:
         run_folders(Path("runs"), "gpt2", 1).transcoder(name)
 
 
-@pytest.mark.parametrize("model", ["..", "/", "a/..", "mod el"])
+@pytest.mark.parametrize("model", ["", "/", "absent/..", "mod el", "." * 300])
 def test_models_that_name_no_folder_are_refused(model: str) -> None:
     with pytest.raises(UsageError):
         model_folder_name(model)
@@ -38,3 +38,21 @@ def test_layers_and_transcoders_on_disk_are_found(tmp_path: Path) -> None:
     assert known_layers(tmp_path, "gpt2") == [2, 10]
     assert run_folders(tmp_path, "gpt2", 2).trained() == ["main"]
     assert known_layers(tmp_path, "gemma") == []
+
+
+def test_a_folder_is_named_alike_by_every_path_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my model").mkdir()
+    snapshot = (
+        tmp_path / "hub" / "models--google--gemma-2-2b" / "snapshots" / "c5ebcd40d208330abc697524c919956e692655cf"
+    )
+    snapshot.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my model")
+    assert {model_folder_name(str(path)) for path in (Path(), Path("../my model"), Path.cwd())} == {"my-model"}
+    assert model_folder_name("..") == tmp_path.name
+    assert model_folder_name(str(snapshot)) == "gemma-2-2b"
+
+
+def test_what_lies_beside_a_cache_and_at_a_remote(tmp_path: Path) -> None:
+    folders = run_folders(tmp_path, "gpt2", 8)
+    assert RunFolders.of_cache(folders.cache) == folders
+    assert remote_name(folders.cache) == "gpt2/layer08/cache"

@@ -11,7 +11,6 @@ import pytest
 from common.errors import DiskError, UsageError
 from harvest.config import HarvestSettings
 from harvest.text.documents import open_documents
-from harvest.text.stdlib import stdlib_files, stdlib_identity
 
 TEXTS = [f"document {n}\nsecond line {n}" for n in range(23)]
 
@@ -85,16 +84,6 @@ def test_the_identity_is_the_bytes(tmp_path):
     assert open_documents(HarvestSettings(dataset=name)).identity()["hash"] != before["hash"]
 
 
-def test_the_standard_library_is_its_files_and_goes_on_from_a_state():
-    documents = open_documents(HarvestSettings())
-    whole = read(documents)
-    assert 0 < len(whole) <= len(stdlib_files())
-    assert [text for text, _ in read(documents, 500)] == [text for text, _ in whole[500:]]
-    assert documents.identity() == {"kind": "stdlib", **vars(stdlib_identity())}
-    shares = [read(open_documents(HarvestSettings(), rank=rank, world=3)) for rank in range(3)]
-    assert sum(len(share) for share in shares) == len(whole)
-
-
 def test_a_missing_column_names_those_there_are(tmp_path):
     documents = open_documents(HarvestSettings(dataset=write(tmp_path, "jsonl"), text_column="body"))
     with pytest.raises(UsageError, match="it has: text, ids"):
@@ -131,11 +120,3 @@ def test_a_hub_name_without_a_network_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DiskError, match="cannot be reached"):
         open_documents(HarvestSettings(dataset="someone/some-text"))
-
-
-def test_settings_that_disagree_are_refused():
-    with pytest.raises(ValueError, match="standard library is text"):
-        HarvestSettings(tokens_column="ids")
-    with pytest.raises(ValueError, match="at least 2 tokens"):
-        HarvestSettings(context=1)
-    assert HarvestSettings(train_tokens=16e6).train_tokens == 16_000_000

@@ -10,12 +10,12 @@ from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.tools.verify import verify_cache
 from common.errors import NumericalError, UsageError
-from common.progress import Silent
 from harvest import run as run_module
 from harvest.config import HarvestSettings
 from harvest.model.language_model import load_model
 from harvest.model.mlp import mlp_of
-from harvest.model.sites import block_of, module_at
+from harvest.model.sites import module_at
+from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
 LAYER = 2
@@ -43,7 +43,7 @@ def folders(model_folders, tmp_path_factory):
 def test_it_gives_what_hugging_faces_module_gives(folders, name, dtype):
     model = load_model(str(folders[name]), device="cpu", dtype=dtype)
     source = torch.randn(7, 64, generator=torch.Generator().manual_seed(1)).to(model.dtype)
-    block, family = block_of(model, LAYER), model.family
+    block, family = model.block(LAYER), model.family
     expected = module_at(block, family.mlp)(source)
     if family.post_norm:
         expected = module_at(block, family.post_norm)(expected)
@@ -65,16 +65,8 @@ def harvested(folders, family, tmp_path):
         asked = HarvestSettings(
             dataset=str(text), context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4, **changes
         )
-        harvest_layers(
-            model=str(folders[family]),
-            layers=[LAYER],
-            settings=asked,
-            cache_settings=cache,
-            folders={LAYER: folder},
-            device="cpu",
-            fresh=False,
-            progress=Silent(),
-        )
+        request = HarvestRequest(str(folders[family]), {LAYER: folder}, settings=asked, cache=cache, device="cpu")
+        harvest_layers(request)
         return CacheReader.open(folder)
 
     return harvest
@@ -104,7 +96,7 @@ def test_another_layers_mlp_fails_the_proof(harvested, tmp_path, monkeypatch):
 
 def test_an_mlp_of_another_form_is_refused_by_its_parts(folders):
     model = load_model(str(folders["llama"]), device="cpu", dtype="float32")
-    mlp = block_of(model, LAYER).mlp
+    mlp = model.block(LAYER).mlp
     mlp.other_proj = mlp.up_proj
     del mlp.up_proj
     with pytest.raises(UsageError, match=r"not of a form.*\n.*gate_proj, down_proj"):

@@ -17,7 +17,7 @@ from common.errors import DiskError, UsageError
 from harvest.model.hub import ALIASES, download
 from harvest.model.source import find_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OLD, NEW = "1" * 40, "2" * 40
 BRANCHES = {"main": NEW, "v1": OLD, OLD: OLD, NEW: NEW}
 

@@ -1,0 +1,107 @@
+"""What a run leaves, and the name of every file and folder of it. Stages and the command line spell none of them again.
+
+<runs>/<model>/layer08/cache/                  the activation cache (cache/FORMAT.md)
+<runs>/<model>/layer08/probe/<kind>/           activations at prompts, for the absorption metric
+<runs>/<model>/layer08/transcoder/<name>/      weights, settings, checkpoints, log
+<runs>/<model>/layer08/report/<name>/<date>/   one evaluation
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UsageError
+
+WEIGHTS_FILE = "transcoder.safetensors"
+CONFIG_FILE = "config.json"
+"""Written last: a folder that has it holds a trained transcoder."""
+LOG_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+PROBE_WEIGHTS_FILE = "probe.safetensors"
+PROBE_FILE = "probe.json"
+METRICS_FILE = "metrics.json"
+LOCK_FILE = ".lock"
+FIRST_LETTER = "first-letter"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LAYER = re.compile(r"layer([0-9]{2,})")
+_HUB_SNAPSHOT = re.compile(r".*/models--(?:[^/]*--)?([^/]+)/snapshots/[^/]+")
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """The folders of one layer of one model."""
+
+    layer_folder: Path
+
+    @staticmethod
+    def of_cache(cache: Path) -> "RunFolders":
+        """The folders beside an activation cache."""
+        return RunFolders(cache.parent)
+
+    @property
+    def cache(self) -> Path:
+        return self.layer_folder / "cache"
+
+    def probe(self, kind: str = FIRST_LETTER) -> Path:
+        return self.layer_folder / "probe" / kind
+
+    def transcoder(self, name: str) -> Path:
+        return self.layer_folder / "transcoder" / checked_name(name)
+
+    def report(self, name: str) -> Path:
+        return self.layer_folder / "report" / checked_name(name)
+
+    def trained(self) -> list[str]:
+        """Names of the transcoders whose training is complete."""
+        found = self.layer_folder.glob(f"transcoder/**/{WEIGHTS_FILE}")
+        return sorted(path.parent.relative_to(self.layer_folder / "transcoder").as_posix() for path in found)
+
+
+def run_folders(runs: Path, model: str, layer: int) -> RunFolders:
+    """The folders for ``layer`` of ``model``, which may be a path or a Hub name: its last part names the folder."""
+    return RunFolders(runs / model_folder_name(model) / f"layer{layer:02d}")
+
+
+def model_folder_name(model: str) -> str:
+    """The folder name of a model: the last part of its path or Hub name; of a snapshot in the Hub's cache, the model's.
+
+    A folder is named alike by its relative and its absolute path. Raises UsageError for a name that could leave the
+    runs folder.
+    """
+    if _is_folder(model):
+        absolute = os.path.normpath(Path(model).absolute())
+        snapshot = _HUB_SNAPSHOT.fullmatch(absolute)
+        # A folder may be called anything; what is unusual in its name becomes a dash.
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", snapshot[1] if snapshot else Path(absolute).name).lstrip("._-")
+    else:
+        name = Path(model.rstrip("/")).name
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"'{model}' cannot name a folder.", remedy="Give a Hub name or a folder with a plain name.")
+    return name
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except OSError:  # a name that is too long, for example
+        return False
+
+
+def checked_name(name: str) -> str:
+    """``name`` itself; raises UsageError unless every part is plain letters, digits, dot, dash, underscore."""
+    if not all(_NAME.fullmatch(part) for part in name.split("/")):
+        raise UsageError(f"'{name}' is no run name.", remedy="Use letters, digits, '.', '-' and '_'.")
+    return name
+
+
+def known_layers(runs: Path, model: str) -> list[int]:
+    """Layers of ``model`` that have any folder, ascending."""
+    folder = runs / model_folder_name(model)
+    return sorted(int(match[1]) for path in folder.glob("layer*") if (match := _LAYER.fullmatch(path.name)))
+
+
+def remote_name(cache: Path) -> str:
+    """Where below a remote a cache lies, as below the runs folder: ``gpt2/layer08/cache``."""
+    return "/".join(cache.resolve().parts[-3:])

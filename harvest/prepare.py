@@ -1,0 +1,190 @@
+"""A request whose model is found and whose text is open. No weights are loaded for it, and nothing is written."""
+
+import posixpath
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cache.format.codec import least_bytes
+from cache.format.layout import Geometry
+from cache.format.manifest import MANIFEST, first_difference, make_geometry, read_manifest
+from cache.reader import CacheReader
+from common.device import choose_device
+from common.errors import MismatchError, UsageError
+from harvest.config import HarvestSettings
+from harvest.model.language_model import choose_dtype
+from harvest.model.source import ModelSource, check_layers, find_model
+from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
+from harvest.request import HarvestRequest
+from harvest.text.documents import Documents, open_documents
+from harvest.text.tokens import ContextStream, StreamSettings
+
+
+@dataclass(frozen=True)
+class PreparedHarvest:
+    """The request, and what was found for it: the model, its tokenizer, the text, the device and dtype."""
+
+    request: HarvestRequest
+    source: ModelSource
+    tokenizer: ModelTokenizer
+    documents: Documents
+    dataset: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def settings(self) -> HarvestSettings:
+        """The settings of the harvest."""
+        return self.request.settings
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the rows will lie on the disk, the same for every layer."""
+        return make_geometry(
+            self.request.cache,
+            d_source=self.source.width,
+            d_target=self.source.width,
+            train_rows=self.settings.train_tokens,
+            held_out_rows=self.settings.held_out_tokens,
+            parts=self.request.world,
+        )
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that a layer's cache takes at the least, whatever its codec saves."""
+        return least_bytes(self.geometry.size_bytes, self.geometry.codec, self.geometry.dtype)
+
+    def identity(self, layer: int) -> dict[str, Any]:
+        """Everything that determines the cache's bytes, but device and batch, which only move rounding."""
+        source = self.source
+        settings = self.settings
+        return {
+            "model": posixpath.normpath(source.name),
+            "model_revision": source.revision,
+            "model_parameters": source.parameters,
+            "weights_hash": source.weights_hash,
+            "tokenizer_hash": self.tokenizer.hash,
+            "architecture": source.architecture,
+            "model_dtype": str(self.dtype).removeprefix("torch."),
+            "layer": layer,
+            "layers_of_model": source.layers,
+            "source_site": settings.source,
+            "target_site": settings.target,
+            "context": settings.context,
+            "packing": settings.packing,
+            "attention": settings.attention,
+            "bos": self.tokenizer.bos,
+            "dataset": self.dataset,
+            "repeat": settings.repeat,
+        }
+
+    def finished(self, layer: int) -> CacheReader | None:
+        """The layer's cache when it is complete and just what would be harvested, else None."""
+        folder = self.request.folders[layer]
+        try:
+            reader = CacheReader.open(folder, expect=self.identity(layer))
+        except (UsageError, MismatchError):
+            return None
+        manifest = reader.manifest
+        if not all((folder / name).is_file() for name in manifest.files):
+            return None  # a small array was damaged, and set aside
+        cache = self.request.cache
+        wanted_seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
+        seeds = (manifest.shuffle_seed, manifest.held_out_fraction, manifest.split_seed)
+        # Rows are the same under every codec: what was packed is finished too.
+        geometry = replace(manifest.geometry, codec=self.geometry.codec)
+        return reader if seeds == wanted_seeds and geometry == self.geometry else None
+
+    def refuse_another(self, layer: int) -> None:
+        """Raise MismatchError when the layer's folder holds another cache, before a model is loaded for it."""
+        folder = self.request.folders[layer]
+        if not (folder / MANIFEST).exists():
+            return
+        existing = {key: value for key, value in read_manifest(folder).identity.items() if key != "proof"}
+        difference = first_difference({"identity": self.identity(layer)}, {"identity": existing})
+        if difference:
+            what = f"The cache here was made differently: {difference}."
+            raise MismatchError(what, where=folder, remedy="Choose another folder, or --fresh to begin anew.")
+
+    def stream(self, *, batch_contexts: int, cursor: dict[str, Any] | None) -> ContextStream:
+        """This process's share of the text, from a cursor on, in batches."""
+        rank = self.request.rank
+        rows = (self.geometry.part_rows("train", rank), self.geometry.part_rows("held_out", rank))
+        return self._stream(self.documents, batch_contexts, rows, cursor)
+
+    def first_contexts(self, contexts: int) -> ContextStream:
+        """The text's first training contexts, the same ones for every process."""
+        documents = open_documents(self.settings) if self.request.world > 1 else self.documents
+        rows = min(contexts * self.settings.context, self.settings.train_tokens)
+        return self._stream(documents, contexts, (rows, 0), None)
+
+    def _stream(
+        self, documents: Documents, batch_contexts: int, rows: tuple[int, int], cursor: dict[str, Any] | None
+    ) -> ContextStream:
+        settings = StreamSettings(
+            context=self.settings.context,
+            bos=self.tokenizer.bos,
+            alone=self.settings.packing == "document",
+            repeat=self.settings.repeat,
+            rows=rows,
+            batch_contexts=batch_contexts,
+            held_out_fraction=self.request.cache.held_out_fraction,
+            split_seed=self.request.cache.split_seed,
+            vocabulary=self.source.vocabulary,
+        )
+        return ContextStream(
+            documents,
+            self.tokenizer.backend,
+            settings=settings,
+            cursor=cursor,
+            first_document=self.request.rank,
+            document_step=self.request.world,
+        )
+
+
+def prepare(request: HarvestRequest) -> PreparedHarvest:
+    """Find the model and open the text. Raises UsageError for a model, layer, device or text that cannot be used."""
+    device = choose_device(request.device)
+    settings = request.settings
+    source = find_model(request.model, revision=settings.revision)
+    check_layers(request.layers, source)
+    check_sites(source, settings)
+    _check_recomputable(request)
+    if settings.context > source.positions:
+        raise UsageError(
+            f"harvest.context is {settings.context}; {source.name} has {source.positions} positions.",
+            remedy=f"Set harvest.context to at most {source.positions}.",
+        )
+    if settings.held_out_tokens and not request.cache.held_out_fraction:
+        raise UsageError("cache.held_out_fraction is 0, so no document can fill harvest.held_out_tokens.")
+    documents = open_documents(settings, rank=request.rank, world=request.world)
+    return PreparedHarvest(
+        request=request,
+        source=source,
+        tokenizer=load_tokenizer(source),
+        documents=documents,
+        dataset=documents.identity(),
+        device=device,
+        dtype=choose_dtype(settings.dtype, device),
+    )
+
+
+def check_sites(source: ModelSource, settings: HarvestSettings) -> None:
+    """Raise UsageError when the model does not have a site that is asked for."""
+    for site in settings.sites:
+        if site not in source.family.ends:
+            raise UsageError(
+                f"{source.name} adds attention and MLP to the residual stream at once, so it has no {site}.",
+                where=source.folder,
+                remedy=f"Choose harvest.source and harvest.target among {', '.join(source.family.ends)}.",
+            )
+
+
+def _check_recomputable(request: HarvestRequest) -> None:
+    settings = request.settings
+    if request.cache.target == "recompute" and settings.sites != ("mlp_in", "mlp_out"):
+        raise UsageError(
+            f"{settings.target} cannot be recomputed from {settings.source}: what an MLP makes of mlp_in is mlp_out.",
+            remedy="Set cache.target to stored, or harvest.source to mlp_in and harvest.target to mlp_out.",
+        )

@@ -1,0 +1,158 @@
+"""The three stages as functions of the settings: what the commands call, and what Python code may call.
+
+    settings = nestcoder.load_settings("pipeline.yaml", ["train.steps=500"])
+    nestcoder.run_harvest(settings, [8])
+    nestcoder.run_train(settings, [8])
+    metrics = nestcoder.run_evaluate(settings, [8])[8]
+
+They write where the commands write (``common/run_layout.py``), go on where an earlier call or command was stopped, and
+are silent unless they are given a ``common.progress.Progress``. Under torchrun every process calls them alike.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UsageError
+from common.progress import Progress, Silent
+from common.run_layout import RunFolders, known_layers, run_folders
+from nestcoder.config import PipelineSettings
+from nestcoder.ranks import process_group, read_ranks
+
+if TYPE_CHECKING:
+    from harvest.request import HarvestRequest
+
+
+def folders_of(settings: PipelineSettings, layer: int) -> RunFolders:
+    """Where the cache, transcoders and reports of a layer lie."""
+    return run_folders(Path(settings.runs), settings.model, layer)
+
+
+def run_harvest(
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Harvest ``layers`` in one pass over the text; what was done, by layer (cache, rows, seconds, proof, ...).
+
+    ``fresh`` removes what an earlier harvest left. Raises errors of ``common/errors.py``.
+
+        nestcoder.run_harvest(nestcoder.load_settings("pipeline.yaml"), [4, 8])[8]["cache"]
+    """
+    from harvest.run import harvest_layers
+
+    return harvest_layers(harvest_request(settings, layers, device), fresh=fresh, progress=progress)
+
+
+def harvest_request(settings: PipelineSettings, layers: Sequence[int], device: str = "auto") -> "HarvestRequest":
+    """What the settings ask the harvest stage for, and this process's share of it."""
+    from harvest.request import HarvestRequest
+
+    ranks = read_ranks()
+    return HarvestRequest(
+        model=settings.model,
+        folders={layer: folders_of(settings, layer).cache for layer in layers},
+        settings=settings.harvest,
+        cache=settings.cache,
+        device=ranks.device(device),
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+
+
+def run_harvest_probe(
+    settings: PipelineSettings, layers: Sequence[int], *, device: str = "auto", progress: Progress | None = None
+) -> dict[int, dict[str, Any]]:
+    """Harvest the first-letter prompts beside each layer's finished cache, for the absorption metric."""
+    from harvest.probe import harvest_probe
+
+    folders = {layer: folders_of(settings, layer).probe() for layer in layers}
+    return harvest_probe(harvest_request(settings, layers, device), folders=folders, progress=progress)
+
+
+def run_train(
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    name: str = "main",
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Train a transcoder (and those of the settings' sweep) on each layer's cache; its config.json, by layer.
+
+    nestcoder.run_train(nestcoder.load_settings(overrides=["train.top_k=32"]), [8], name="k32")
+    """
+    from train.run import train_layer
+
+    ranks = read_ranks()
+    results: dict[int, dict[str, Any]] = {}
+    with process_group(ranks, ranks.device(device)):
+        for layer in layers:
+            folders = folders_of(settings, layer)
+            results[layer] = train_layer(
+                cache=folders.cache,
+                cache_settings=settings.cache,
+                out=folders.transcoder(name),
+                settings=settings.train,
+                device=ranks.device(device),
+                fresh=fresh,
+                progress=progress or Silent(),
+                log=settings.log,
+            )
+    return results
+
+
+def run_evaluate(
+    settings: PipelineSettings,
+    layers: Sequence[int] = (),
+    *,
+    name: str = "main",
+    device: str = "auto",
+    lm: bool = False,
+    gemma_scope: str | None = None,
+    against: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Evaluate the transcoder ``name`` of each layer (none given: of every trained layer); its metrics.json, by layer.
+
+    ``lm`` also splices it into the language model; ``gemma_scope`` (a path, or "download") or ``against`` (a path)
+    compares it with another dictionary, and ``force`` does so although a check fails.
+
+        nestcoder.run_evaluate(nestcoder.load_settings("pipeline.yaml"))[8]["fvu_per_prefix"]
+    """
+    from evaluate.run import evaluate_layer
+
+    ranks = read_ranks()
+    results: dict[int, dict[str, Any]] = {}
+    with process_group(ranks, ranks.device(device)):
+        for layer in layers or trained_layers(settings, name):
+            folders = folders_of(settings, layer)
+            results[layer] = evaluate_layer(
+                cache=folders.cache,
+                cache_settings=settings.cache,
+                transcoder=folders.transcoder(name),
+                out=folders.report(name),
+                settings=settings.evaluate,
+                device=ranks.device(device),
+                lm=settings.model if lm else None,
+                gemma_scope=gemma_scope,
+                against=against,
+                force=force,
+                progress=progress or Silent(),
+            )
+    return results
+
+
+def trained_layers(settings: PipelineSettings, name: str) -> list[int]:
+    """Layers that have a trained transcoder of that name. Raises UsageError where there is none."""
+    runs = Path(settings.runs)
+    layers = [layer for layer in known_layers(runs, settings.model) if name in folders_of(settings, layer).trained()]
+    if not layers:
+        what = f"No layer of {settings.model} has a trained transcoder named '{name}'."
+        raise UsageError(what, where=runs, remedy="Run 'make harvest LAYER=8' and 'make train LAYER=8' first.")
+    return layers

@@ -1,0 +1,74 @@
+"""Standard streams that cannot end a command: a reader that has gone, a full log disk, a stream that was never open."""
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from common.errors import DiskError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+def protect_standard_streams() -> None:
+    """Give this process an output and an error stream that work goes on without.
+
+    Standard error tells how far the work is and takes warnings of libraries: where it cannot be written, what would be
+    written is dropped. Standard output takes the result: where its reader has gone (``| head -1``) the rest is dropped,
+    any other failure is a DiskError when the result is written.
+    """
+    _open_missing_streams()
+    sys.stdout = _protected(sys.stdout, descriptor=1, may_fail=False)
+    sys.stderr = _protected(sys.stderr, descriptor=2, may_fail=True)
+
+
+def _open_missing_streams() -> None:
+    """Open /dev/null under every standard number that is closed (``2>&-``).
+
+    Else the next file that is opened gets the number, and a library's warning is written into a shard.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, hence this one
+
+
+def _protected(stream: TextIO | None, *, descriptor: int, may_fail: bool) -> TextIO:
+    if stream is not None:
+        stream.flush()
+    raw = _Tolerant(descriptor, may_fail=may_fail)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=True)
+
+
+class _Tolerant(io.RawIOBase):
+    """A descriptor that is written as long as it can be; after a first failure nothing more is."""
+
+    def __init__(self, descriptor: int, *, may_fail: bool) -> None:
+        self._descriptor = descriptor
+        self._may_fail = may_fail
+        self._broken = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: "Buffer", /) -> int:
+        size = memoryview(data).nbytes
+        if self._broken:
+            return size
+        try:
+            return os.write(self._descriptor, data)
+        except OSError as error:
+            self._broken = True
+            if self._may_fail or isinstance(error, BrokenPipeError):
+                return size
+            what = f"The result could not be written to standard output: {os.strerror(error.errno or 0)}."
+            raise DiskError(what, remedy="The work itself is done; run the same command again to see it.") from None

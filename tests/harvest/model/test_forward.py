@@ -1,0 +1,113 @@
+"""The sites against independent plain Hugging Face hooks, for both families, in float32 and bfloat16."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from common.errors import MismatchError
+from harvest.model.forward import Key, run_bridge, run_modules
+from harvest.model.language_model import boot_bridge, load_model
+from harvest.model.proof import relative_error
+from harvest.model.sites import HOOKS
+
+LAYER = 2
+SITES = tuple(HOOKS)
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request) -> str:
+    return request.param
+
+
+def tokens(model, *, contexts=3, length=40):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(3, 200, (contexts, length), generator=generator)
+    drawn[:, 0] = model.tokenizer.bos
+    return drawn
+
+
+def oracle(folder, family, dtype, batch):
+    """mlp_in, mlp_out, the residual stream and the norm by hooks on a whole model that this project never touched."""
+    hugging = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    found = {}
+
+    def out(name):
+        return lambda _, __, output: found.__setitem__(name, output[0] if isinstance(output, tuple) else output)
+
+    if family == "gpt2":
+        block = hugging.transformer.h[LAYER]
+        block.ln_2.register_forward_pre_hook(lambda _, args: found.__setitem__("resid_mid", args[0]))
+        block.ln_2.register_forward_hook(out("mlp_in"))
+        block.mlp.register_forward_hook(out("mlp_out"))
+        block.attn.register_forward_hook(out("attn_out"))
+        gain, bias = block.ln_2.weight, block.ln_2.bias
+    else:
+        block = hugging.model.layers[LAYER]
+        block.pre_feedforward_layernorm.register_forward_pre_hook(
+            lambda _, args: found.__setitem__("resid_mid", args[0])
+        )
+        block.pre_feedforward_layernorm.register_forward_hook(out("mlp_in"))
+        block.post_feedforward_layernorm.register_forward_hook(out("mlp_out"))
+        block.post_attention_layernorm.register_forward_hook(out("attn_out"))
+        gain, bias = 1 + block.pre_feedforward_layernorm.weight, torch.zeros(())
+    with torch.inference_mode():
+        states = hugging(batch, output_hidden_states=True).hidden_states
+        found["resid_pre"], found["resid_post"] = states[LAYER], states[LAYER + 1]
+        found["ln2_normalized"] = (found["mlp_in"].float() - bias.float()) / gain.float()
+    return found
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_is_what_plain_hooks_see(model_folder, family, dtype, site):
+    model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
+    batch = tokens(model)
+    ours = run_modules(model, batch, keys=[(LAYER, site)])[LAYER, site]
+    theirs = oracle(model_folder, family, dtype, batch)[site]
+    if site == "ln2_normalized":
+        # The oracle divides a rounded mlp_in by the gain: exact up to that rounding.
+        assert relative_error(ours.flatten(0, 1), theirs.flatten(0, 1)) < (1e-5 if dtype == "float32" else 3e-2)
+    else:
+        assert torch.equal(ours, theirs)
+
+
+def test_every_site_equals_the_bridge(model_folder, family, dtype):
+    model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
+    batch = tokens(model)
+    keys: list[Key] = [(layer, site) for layer in (0, LAYER) for site in SITES]
+    fast, plain = run_modules(model, batch, keys=keys), run_bridge(boot_bridge(model), batch, keys=keys)
+    worst = max(relative_error(fast[key].flatten(0, 1), plain[key].flatten(0, 1)) for key in keys)
+    assert worst < (1e-5 if dtype == "float32" else 3e-2)
+    if family == "gemma2":
+        assert worst == 0.0
+
+
+def test_the_bridge_leaves_the_model_s_weights_alone(model_folder):
+    model = load_model(str(model_folder), device="cpu")
+    before = {name: weight.clone() for name, weight in model.hugging.named_parameters()}
+    bridge = boot_bridge(model)
+    run_bridge(bridge, tokens(model), keys=[(1, "mlp_in")])
+    after = dict(model.hugging.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch):
+    model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=LAYER)
+    monkeypatch.setitem(HOOKS, "mlp_in", "blocks.{layer}.mlp.hook_nothing")
+    with pytest.raises(MismatchError, match="yields nothing at mlp_in of layer 2"):
+        run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in"), (LAYER, "mlp_out")])
+    with pytest.raises(MismatchError, match="yields nothing"):
+        run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in")])
+
+
+def test_attention_within_documents_is_each_document_alone(model_folder):
+    model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
+    batch = tokens(model, contexts=1, length=30)
+    batch[0, 12] = model.tokenizer.bos
+    positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
+    key: Key = (LAYER, "mlp_out")
+    together = run_modules(model, batch, keys=[key], positions=positions)[key][0]
+    alone = torch.cat([run_modules(model, part, keys=[key])[key][0] for part in batch.split([12, 18], dim=1)])
+    assert relative_error(together, alone) < 1e-5
+    across = run_modules(model, batch, keys=[key])[key][0]
+    assert relative_error(across[12:], alone[12:]) > 1e-2

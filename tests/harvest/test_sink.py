@@ -1,0 +1,30 @@
+"""Sinks: which caches one pass can fill, and where it begins."""
+
+from types import SimpleNamespace
+
+from harvest.sink import Sink, cut_alike, slowest_cursor
+
+
+def sink(layer, cursor):
+    return Sink(layer, SimpleNamespace(cursor=cursor, complete=False))
+
+
+def cursor(emitted, batch_contexts=4):
+    return {"emitted": emitted, "emitted_rows": 32 * sum(emitted), "batch_contexts": batch_contexts}
+
+
+def test_caches_whose_batches_were_cut_differently_need_passes_of_their_own():
+    sinks = [sink(1, cursor([4, 0])), sink(2, cursor([8, 0], 2)), sink(3, cursor([8, 0])), sink(4, None)]
+    assert [[one.layer for one in group] for group in cut_alike(sinks)] == [[1, 3], [2], [4]]
+
+
+def test_a_pass_begins_where_the_slowest_stopped():
+    sinks = [sink(1, cursor([8, 4])), sink(2, cursor([4, 4]))]
+    assert slowest_cursor(sinks) == cursor([4, 4])
+    assert slowest_cursor([*sinks, sink(3, None)]) is None
+
+
+def test_a_cache_waits_for_its_place_in_the_text():
+    waiting = sink(1, cursor([4, 0]))
+    batches = [SimpleNamespace(cursor=at) for at in (None, cursor([4, 0]), cursor([4, 4]))]
+    assert [waiting.takes(batch) for batch in batches] == [False, True, True]

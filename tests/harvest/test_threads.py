@@ -1,0 +1,57 @@
+"""The threads beside the model: order, errors, and an end."""
+
+import pytest
+
+from harvest.threads import BackgroundWriter, Prefetcher
+
+
+class PlantedError(Exception):
+    """Raised by the work of a thread."""
+
+
+def failing(items, at):
+    for item in items:
+        if item == at:
+            raise PlantedError
+        yield item
+
+
+def test_a_prefetcher_gives_the_same_and_raises_the_threads_error_in_its_place():
+    with Prefetcher(range(1, 100), depth=3) as items:
+        assert list(items) == list(range(1, 100))
+    seen = []
+    with Prefetcher(failing(range(1, 100), at=7), depth=2) as items, pytest.raises(PlantedError):
+        seen.extend(items)
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_prefetcher_ends_its_thread_when_left_early():
+    with Prefetcher(iter(range(1, 10_000)), depth=2) as items:
+        assert next(iter(items)) == 1
+    assert not items._thread.is_alive()
+
+
+def test_a_background_writer_works_in_order():
+    seen = []
+    with BackgroundWriter(seen.append, depth=2) as writer:
+        for item in range(50):
+            writer.put(item)
+    assert seen == list(range(50))
+
+
+def test_a_background_writers_error_is_raised_and_nothing_after_it_is_written():
+    seen = []
+
+    def work(item):
+        if item == 3:
+            raise PlantedError
+        seen.append(item)
+
+    def write_all():
+        with BackgroundWriter(work, depth=1) as writer:
+            for item in range(50):
+                writer.put(item)
+
+    with pytest.raises(PlantedError):
+        write_all()
+    assert seen == [0, 1, 2]
