@@ -155,8 +155,7 @@ def _rows(measurement: Measurement, theirs: Measurement) -> list[dict[str, Any]]
     shared = [name for name in measurement.replicates if name in theirs.replicates]
     for index in range(len(measurement.dictionary.prefixes)):
         differences = {
-            name: difference(measurement.replicates[name][:, index], theirs.replicates[name][:, -1])
-            for name in shared
+            name: difference(measurement.replicates[name][:, index], theirs.replicates[name][:, -1]) for name in shared
         }
         rows.append(_prefix_fields(measurement, index) | {"difference": differences} | verdicts(differences))
     return rows

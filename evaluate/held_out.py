@@ -56,5 +56,7 @@ def open_held_out(reader: CacheReader) -> HeldOut:
     """The held-out split. Raises UsageError when it has no row that counts."""
     held_out = HeldOut(reader.split("held_out"), tuple(reader.special_ids))
     if not held_out.counted:
-        raise UsageError("The cache has no held-out rows to evaluate on.", remedy="Harvest with held_out_tokens above 0.")
+        raise UsageError(
+            "The cache has no held-out rows to evaluate on.", remedy="Harvest with held_out_tokens above 0."
+        )
     return held_out

@@ -1,17 +1,10 @@
-"""How many rows fit at a time, and what it looks like when they do not."""
-
-import torch
+"""How many rows fit at a time."""
 
 from common.device import free_memory
 from transcoder.dictionary import Dictionary
 
 _SHARE = 0.25
 _LEAST, _MOST_CPU, _MOST_GPU = 64, 2048, 16384
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is a GPU's, numpy's, or torch's own on a CPU, which has no type."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def bytes_a_row(dictionary: Dictionary) -> int:

@@ -1,7 +1,7 @@
 """Linear probes of the first letter, and the space in which absorption is scored.
 
-A letter can be scored where a linear probe reads it. Of a transcoder two spaces are known: the source, which its encoder
-reads, and the target, which its decoder writes. The target is used where at least 20 letters can be read off it, as in
+A letter can be scored where a linear probe reads it. A transcoder has two spaces: the source, which its encoder reads,
+and the target, which its decoder writes. The target is used where at least 20 letters can be read off it, as in
 the definition's own paper; else the source, where they can be read there. What an MLP reads tells the letter of a word
 far more often than what it adds: of SmolLM2's layer 8, probes read 25 letters off the source and 2 off the target.
 """

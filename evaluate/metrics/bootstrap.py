@@ -1,7 +1,7 @@
 """Intervals: a Poisson bootstrap over documents.
 
-Replicate b gives document d the weight w(b, d) ~ Poisson(1), a pure function of (seed, b, d), and keeps the same sums as
-the estimate, weighted by it. Row 0 of every sum has weights 1 and is the estimate. Two dictionaries that are evaluated
+Replicate b gives document d the weight w(b, d) ~ Poisson(1), a pure function of (seed, b, d), and keeps the sums of the
+estimate, weighted by it. Row 0 of every sum has weights 1 and is the estimate. Two dictionaries that are evaluated
 on the same rows share their weights, so differences of their replicates are a paired bootstrap.
 """
 

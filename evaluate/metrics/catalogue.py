@@ -3,9 +3,9 @@
 To add one: write its class (``metric.Metric``), name it here, and describe its fields in docs/metrics.md.
 """
 
+from evaluate.absorption.first_letter import FirstLetterAbsorption
 from evaluate.metrics.baselines import Baselines
 from evaluate.metrics.concentration import Concentration
-from evaluate.absorption.first_letter import FirstLetterAbsorption
 from evaluate.metrics.fvu import Fvu
 from evaluate.metrics.language_model import SplicedLoss
 from evaluate.metrics.metric import Metric

@@ -108,9 +108,7 @@ class Fvu(Metric):
     def measure(self, batch: Replayed) -> State:
         """The batch's sums, document by document, and its largest rows."""
         documents, place = numbered(batch.document)
-        found = error_sums(
-            batch.reconstructed, batch.target, place, documents=len(documents), centre=self.centre
-        )
+        found = error_sums(batch.reconstructed, batch.target, place, documents=len(documents), centre=self.centre)
         relative = found.errors / found.squares[:, None]
         counts = (found.squares > 0)[:, None]
         values = {

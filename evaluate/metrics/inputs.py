@@ -20,7 +20,7 @@ AbsorptionScorer = Callable[[Dictionary], dict[str, Any]]
 """A dictionary to the ``absorption_first_letter`` fields."""
 
 Splice = Callable[[Dictionary, Float[Tensor, " d_target"]], tuple[dict[str, Any], Replicates]]
-"""A dictionary, and the target's mean, to the ``language_model`` fields and the rise in cross-entropy of every prefix."""
+"""A dictionary, and the target's mean, to the ``language_model`` fields and every prefix's rise in cross-entropy."""
 
 
 @dataclass(frozen=True)

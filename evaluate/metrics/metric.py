@@ -5,8 +5,8 @@
     state = metric.combine(state, metric.measure(batch))    for every batch and process, in any order
     findings = metric.compute(state)
 
-A state is a few named arrays whose shapes do not depend on how many rows were seen. Because ``measure`` changes nothing,
-a batch that ran out of memory can be measured again in halves; because states merge, processes can share the rows.
+A state is a few named arrays whose shapes do not depend on how many rows were seen. ``measure`` changes nothing, so a
+batch that ran out of memory can be measured again in halves; states merge, so processes can share the rows.
 
 A metric that reads no rows (of the decoder alone, say) keeps the empty state and does its work in ``compute``.
 """

@@ -39,7 +39,6 @@ class Redundancy(Metric):
         return Findings({"redundancy": redundancy(self.W_dec, self.prefixes, block=_BLOCK)})
 
 
-
 def redundancy(W_dec: Float[Tensor, "dict_size d_target"], prefixes: tuple[int, ...], *, block: int) -> dict[str, Any]:
     """The three numbers of every prefix, the whole dictionary's at the top level; a single feature has no cosine."""
     highest, pairs = _largest_cosines(normalize(W_dec.float(), dim=1), prefixes, block=block)

@@ -5,6 +5,7 @@ hundred files repeat would be all there is to see.
 """
 
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

@@ -5,9 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from common.run_layout import METRICS_FILE
 from evaluate.compare import Comparison
 from evaluate.report.plots import as_files, new_figure, plot_interval
-from evaluate.report.report import METRICS_FILE, as_json
+from evaluate.report.report import as_json
 from evaluate.report.summary import FEW_DOCUMENTS, FORMS, number, share
 
 Document = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """What an evaluation leaves behind: a folder that appears complete or not at all.
 
-It holds metrics.json (docs/metrics.md is its contract), summary.txt, samples.json and samples.txt, plots as PNG and SVG,
+It holds metrics.json (docs/metrics.md is its contract), summary.txt, samples.json, samples.txt, plots as PNG and SVG,
 and with a comparison what ``evaluate.compare`` adds. Every evaluation writes into a folder of its own first and renames
 it, so two that end at the same time both publish whole reports. The report that was there before is moved to a folder
 that bears its date, never overwritten; whatever is wrong with it cannot fail a new one.
@@ -19,9 +19,9 @@ from typing import Any
 
 from common import disk
 from common.errors import DiskError
+from common.run_layout import METRICS_FILE
 
 VERSION = 1
-METRICS_FILE = "metrics.json"
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)")
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}

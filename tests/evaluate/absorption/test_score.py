@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.absorption.score import absorption_fraction, fit_letter_probes, measure_absorption, score_prefix
+from evaluate.absorption.letters import fit_letter_probes, readability
 from evaluate.absorption.probe_set import ProbeSet
+from evaluate.absorption.score import absorption_fraction, measure_absorption, score_prefix
 from transcoder.code_parts import largest_sums, stacked
 from transcoder.dictionary import Dictionary
 from transcoder.sparse_code import Selection
@@ -106,7 +107,7 @@ def identity_dictionary(words: ProbeSet, prefixes: tuple[int, ...]) -> Dictionar
 
 def test_every_prefix_is_scored_on_its_own_features() -> None:
     words = toy_words()
-    result = measure_absorption(identity_dictionary(words, (13, 50)), words, fit_letter_probes(words))
+    result = measure_absorption(identity_dictionary(words, (13, 50)), words, readability(words))
     assert [entry["prefix"] for entry in result["per_prefix"]] == [13, 50]
     assert result["score"] == result["per_prefix"][-1]["score"] == 0
     letters = result["per_prefix"][0]["per_letter"]
@@ -120,11 +121,13 @@ def test_too_few_letters_are_refused_with_a_reason() -> None:
     words = toy_words()
     target = words.target.clone()
     target[:, :10] = torch.randn(len(target), 10, generator=torch.Generator().manual_seed(5))
-    noisy = ProbeSet(source=words.source, target=target, letter=words.letter, test=words.test, about={})
-    result = measure_absorption(identity_dictionary(noisy, (20, 50)), noisy, fit_letter_probes(noisy))
+    noisy = ProbeSet(source=target, target=target, letter=words.letter, test=words.test, about={})
+    result = measure_absorption(identity_dictionary(noisy, (20, 50)), noisy, readability(noisy))
     assert result["score"] is None
     assert [entry["score"] for entry in result["per_prefix"]] == [None, None]
-    assert "20 are needed" in result["reason"]
+    assert result["space"] is None
+    assert "16 of 26 letters" in result["reason"]
+    assert "cannot be read off this layer" in result["reason"]
 
 
 def fraction_of_one_word(main: float, absorbers: float, along: float) -> float:

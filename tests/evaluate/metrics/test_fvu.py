@@ -68,9 +68,7 @@ def arrays(batch: Replayed) -> tuple[np.ndarray, np.ndarray]:
     return y, (y[:, None] - batch.reconstructed.numpy().astype(np.float64)) ** 2
 
 
-def test_pooled_fvu_and_cosine_are_their_definitions(
-    batch: Replayed, arrays: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_pooled_fvu_and_cosine_are_their_definitions(batch: Replayed, arrays: tuple[np.ndarray, np.ndarray]) -> None:
     y, error = arrays
     predicted = batch.reconstructed.numpy().astype(np.float64)
     norms = np.linalg.norm(predicted, axis=2) * np.linalg.norm(y, axis=1)[:, None]
@@ -84,9 +82,7 @@ def test_pooled_fvu_and_cosine_are_their_definitions(
     assert result["tokens_used"] == 3000
 
 
-def test_fvu_without_the_largest_rows_is_its_definition(
-    batch: Replayed, arrays: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_fvu_without_the_largest_rows_is_its_definition(batch: Replayed, arrays: tuple[np.ndarray, np.ndarray]) -> None:
     y, error = arrays
     distance = ((y - y.mean(0)) ** 2).sum(1)
     kept = np.argsort(-distance, kind="stable")[3:]
