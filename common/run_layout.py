@@ -4,6 +4,7 @@
 <runs>/<model>/layer08/probe/<kind>/           activations at prompts, for the absorption metric
 <runs>/<model>/layer08/transcoder/<name>/      weights, settings, checkpoints, log
 <runs>/<model>/layer08/report/<name>/<date>/   one evaluation
+<runs>/<model>/layer08/features/<name>/        evidence of every feature, and the pages that show it
 """
 
 import os
@@ -52,6 +53,9 @@ class RunFolders:
 
     def report(self, name: str) -> Path:
         return self.layer_folder / "report" / checked_name(name)
+
+    def features(self, name: str) -> Path:
+        return self.layer_folder / "features" / checked_name(name)
 
     def trained(self) -> list[str]:
         """Names of the transcoders whose training is complete."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from common import disk
 from common.errors import DamagedError, MismatchError
 
-_DTYPES = {torch.float32: "F32", torch.int64: "I64"}
+_DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 _PIECE_BYTES = 1 << 24
 
 
@@ -45,7 +45,7 @@ class FileSeal:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Tensor]) -> FileSeal:
-    """Write float32 and int64 arrays whole or not at all, durably, readable by all, and return the seal."""
+    """Write float32, int32 and int64 arrays whole or not at all, durably, readable by all, and return the seal."""
     digest, size = xxhash.xxh3_128(), 0
 
     def sealed() -> Generator[bytes]:
@@ -83,7 +83,7 @@ def check_shapes(arrays: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
         if tuple(array.shape) != shapes[name]:
             raise MismatchError(f"{name} has shape {tuple(array.shape)} instead of {shapes[name]}", where=where)
         if array.dtype not in _DTYPES:
-            raise MismatchError(f"{name} is {array.dtype}, neither float32 nor int64", where=where)
+            raise MismatchError(f"{name} is {array.dtype}, neither float32 nor int32 nor int64", where=where)
         if not bool(array.isfinite().all()):
             raise DamagedError(f"{name} holds NaN or infinity", where=where)
 

@@ -1,17 +1,56 @@
-"""nestcoder: harvest activations once, train nested-prefix transcoders from disk, judge them honestly."""
+"""nestcoder: harvest activations once, train nested-prefix transcoders from disk, measure them on held-out text.
+
+    import nestcoder
+
+    rows = nestcoder.open_cache("runs/gpt2-stdlib/layer08/cache").split("held_out").rows(slice(0, 512))
+    transcoder = nestcoder.load_transcoder("runs/gpt2-stdlib/layer08/transcoder/main")
+    features = transcoder.encode(rows.source.float())
+
+docs/python.md has the rest: the three stages as functions, and the settings they take.
+"""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transcoder.transcoder import load_transcoder as load_transcoder
+    from nestcoder.face import (
+        CacheReader,
+        NestcoderError,
+        PipelineSettings,
+        Transcoder,
+        load_settings,
+        load_transcoder,
+        open_cache,
+        run_evaluate,
+        run_harvest,
+        run_harvest_probe,
+        run_train,
+    )
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "CacheReader",
+    "NestcoderError",
+    "PipelineSettings",
+    "Transcoder",
+    "load_settings",
+    "load_transcoder",
+    "open_cache",
+    "run_evaluate",
+    "run_harvest",
+    "run_harvest_probe",
+    "run_train",
+]
+
 
 def __getattr__(name: str) -> object:
-    """``load_transcoder`` is imported when first asked for, so that ``import nestcoder`` stays instant."""
-    if name == "load_transcoder":
-        from transcoder.transcoder import load_transcoder
+    """The names of ``nestcoder.face`` are imported when first asked for, so that ``import nestcoder`` stays instant."""
+    if name in __all__:
+        from nestcoder import face
 
-        return load_transcoder
+        return getattr(face, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -123,6 +123,70 @@ def evaluate(
     invocation.show(result)
 
 
+@command_line.group(invoke_without_command=True)
+@_layers(required=False)
+@_device
+@_name
+@click.option("--lm", is_flag=True, help="Also read the language model's unembedding, for the logits.")
+@click.option("--force", is_flag=True, help="Take the evidence on another cache than the transcoder's.")
+@click.pass_context
+def features(context: click.Context, *, layers: tuple[int, ...], device: str, name: str, lm: bool, force: bool) -> None:
+    """Take the evidence of every feature of each --layer, and write the pages that show it."""
+    from nestcoder import features_commands
+
+    if context.invoked_subcommand:
+        return
+    if not layers:
+        raise click.UsageError("Give --layer, or one of the commands below.", context)
+    chosen = list(dict.fromkeys(layers))
+    context.obj.show(features_commands.collect(context.obj, chosen, device, name=name, lm=lm, force=force))
+
+
+@features.command("show")
+@click.argument("feature")
+@_name
+@click.pass_obj
+def show_feature(invocation: Invocation, *, feature: str, name: str) -> None:
+    """Everything about one FEATURE, written as 8/123."""
+    from nestcoder import features_commands
+
+    invocation.show(features_commands.show(invocation, feature, name))
+
+
+@features.command("compare")
+@click.argument("features", nargs=-1, required=True)
+@_name
+@click.pass_obj
+def compare_features(invocation: Invocation, *, features: tuple[str, ...], name: str) -> None:
+    """Several FEATURES side by side, each written as 8/123."""
+    from nestcoder import features_commands
+
+    invocation.show(features_commands.compare(invocation, features, name))
+
+
+@features.command("similar")
+@click.argument("feature")
+@_name
+@click.pass_obj
+def similar_features(invocation: Invocation, *, feature: str, name: str) -> None:
+    """The features nearest to FEATURE: by direction, by the rows they fire on, coarser and finer."""
+    from nestcoder import features_commands
+
+    invocation.show(features_commands.similar(invocation, feature, name))
+
+
+@features.command("find")
+@click.argument("text")
+@click.option("--layer", type=click.IntRange(min=0), help="Only this layer [default: all that have evidence].")
+@_name
+@click.pass_obj
+def find_feature(invocation: Invocation, *, text: str, layer: int | None, name: str) -> None:
+    """Features whose label or tokens have TEXT in them."""
+    from nestcoder import features_commands
+
+    invocation.show(features_commands.find(invocation, text, layer, name))
+
+
 @command_line.group()
 def cache() -> None:
     """Look at an activation cache, check it, mend it, pack it for an archive."""

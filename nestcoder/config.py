@@ -15,6 +15,7 @@ from cache.config import CacheSettings
 from common.errors import UsageError
 from common.settings import Settings
 from evaluate.config import EvaluateSettings
+from evaluate.features.config import FeatureSettings
 from harvest.config import HarvestSettings
 from nestcoder.yamlfile import KeyPath, YamlFile, parse_scalar, read_yaml
 from train.config import LogSettings, TrainSettings
@@ -31,15 +32,19 @@ class PipelineSettings(Settings):
     cache: CacheSettings = CacheSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    features: FeatureSettings = FeatureSettings()
     log: LogSettings = LogSettings()
 
 
-def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> PipelineSettings:
+def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> PipelineSettings:
     """Read ``path`` (None: defaults alone), lay ``KEY=VALUE`` overrides on top and check it all.
+
+        settings = nestcoder.load_settings("pipeline.yaml", ["train.steps=500", "model=gpt2"])
+        settings.train.steps  # 500
 
     Raises UsageError that lists every problem, each with file and line (or the override) and a suggestion.
     """
-    file = read_yaml(path) if path else YamlFile(name="the defaults", data={}, lines={})
+    file = read_yaml(Path(path)) if path else YamlFile(name="the defaults", data={}, lines={})
     sources = {override_path: f"--set {text}" for text in overrides for override_path in [_lay_over(file.data, text)]}
     try:
         return PipelineSettings.model_validate_json(json.dumps(file.data))

@@ -1,5 +1,6 @@
 """A wheel lives beside other distributions' packages: its stages are under nestcoder, and run from there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+
+import nestcoder
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate")
@@ -59,6 +62,22 @@ def test_the_wheel_answers_as_the_checkout_does(installed: Path) -> None:
     done = run(installed, "-m", "nestcoder", "--json", "--set", "train.top_k=8", "config", "show")
     assert done.returncode == 0, done.stderr
     assert '"top_k": 8' in done.stdout
+
+
+def test_the_wheel_has_the_same_public_face(installed: Path) -> None:
+    """Every name, from the wheel's own modules, and one of them at work."""
+    code = (
+        "import nestcoder, json\n"
+        "names = {name: getattr(nestcoder, name).__module__ for name in nestcoder.__all__}\n"
+        "try: nestcoder.open_cache('absent')\n"
+        "except nestcoder.NestcoderError as error: print(json.dumps([names, error.what]))\n"
+    )
+    done = run(installed, "-W", "error", "-c", code)
+    assert done.returncode == 0, done.stderr
+    names, what = json.loads(done.stdout)
+    assert list(names) == nestcoder.__all__
+    assert {module.split(".")[0] for module in names.values()} == {"nestcoder"}
+    assert "no cache" in what
 
 
 def test_the_whole_pipeline_runs_from_the_wheel(installed: Path) -> None:

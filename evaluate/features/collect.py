@@ -1,0 +1,226 @@
+"""Everything about every feature, from one replay of the rows of a cache: no language model, no network.
+
+The rows are encoded once, in blocks (``evaluate.features.code``); what follows reads their sparse code alone, which is
+in memory: 20 bytes an entry, so 20 x rows x active features. Arrays of the result:
+
+    firings, mean, largest, fvu_lost, fvu_lost_prefix             one number a feature
+    histogram, percentiles, intervals, positions                  one row a feature; ``positions_base``: of all rows
+    context_<kind>                                                rows shown, by kind (``evaluate.features.contexts``)
+    on_*, before_*, after_*                                       tokens (``evaluate.features.tokens``)
+    decoder_*, encoder_*                                          nearest by cosine (``evaluate.features.relations``)
+    near_*, coarser_*                                             features that fire on the same rows
+    raised_*, lowered_*                                           logits, where an unembedding was given
+    text_*                                                        token, document and position of the rows
+    entry_*                                                       values of each feature in its contexts' windows
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cache.reader import CacheReader
+from common.progress import Progress
+from evaluate.features.code import Code, CodeBlock, counted, encode_blocks, join
+from evaluate.features.config import FeatureSettings
+from evaluate.features.contexts import NO_ROW, Text, choose_contexts, text_of
+from evaluate.features.evidence import Evidence
+from evaluate.features.firings import HISTOGRAM_BINS, PERCENTILES, Firings, by_feature
+from evaluate.features.logits import Unembedding, logit_effects
+from evaluate.features.relations import Neighbours, cosines, nearest_by_cosine, shared_rows
+from evaluate.features.tokens import TokenTable, positions, token_table
+from evaluate.features.words import speller_of
+from transcoder.dictionary import Dictionary
+
+_SIDES = {"before": -1, "on": 0, "after": 1}
+
+
+def collect_evidence(
+    reader: CacheReader,
+    dictionary: Dictionary,
+    settings: FeatureSettings,
+    *,
+    origin: Mapping[str, Any],
+    progress: Progress,
+    unembedding: Unembedding | None = None,
+) -> Evidence:
+    """The evidence of every feature. ``origin`` is the config.json of the transcoder that ``dictionary`` is made of.
+
+    Raises UsageError when no row counts, DamagedError for rows that are not what was written.
+    """
+    starts = block_starts(reader, settings)
+    blocks = encode_part(reader, dictionary, settings, starts, progress=progress)
+    return evidence_of(blocks, reader, dictionary, settings, origin=origin, unembedding=unembedding)
+
+
+def block_starts(reader: CacheReader, settings: FeatureSettings) -> list[int]:
+    """Where the blocks of rows begin. Parts of a run are any division of this list."""
+    return list(range(0, _rows(reader, settings), settings.block_rows))
+
+
+def encode_part(
+    reader: CacheReader, dictionary: Dictionary, settings: FeatureSettings, starts: list[int], *, progress: Progress
+) -> list[CodeBlock]:
+    """The blocks that begin at ``starts``."""
+    return encode_blocks(
+        reader.split(settings.split),
+        dictionary,
+        starts,
+        rows=_rows(reader, settings),
+        block_rows=settings.block_rows,
+        special_ids=tuple(reader.special_ids),
+        progress=progress,
+    )
+
+
+def evidence_of(
+    blocks: list[CodeBlock],
+    reader: CacheReader,
+    dictionary: Dictionary,
+    settings: FeatureSettings,
+    *,
+    origin: Mapping[str, Any],
+    unembedding: Unembedding | None = None,
+) -> Evidence:
+    """The evidence in all blocks of the rows, in whatever order and from however many parts they come."""
+    code = join(blocks)
+    firings = by_feature(code, dictionary.dict_size)
+    text = _text(reader, settings)
+    contexts = choose_contexts(firings, text, settings)
+    arrays = {
+        **_counts(code, firings, text, reader, settings),
+        **{f"context_{kind}": rows for kind, rows in contexts.items()},
+        **_tokens(firings, text, settings),
+        **_relations(code, firings, dictionary, settings),
+        "text_token": text.tokens,
+        "text_document": text.document,
+        "text_position": text.position,
+        **_entries(firings, text, contexts, settings),
+    }
+    shown = [text.tokens.astype(np.int64)]
+    if unembedding:
+        effects = logit_effects(dictionary.weights.W_dec, unembedding, settings.logits)
+        arrays |= effects
+        shown += [effects["raised_token"].ravel(), effects["lowered_token"].ravel()]
+    spell = speller_of(reader.arrays)
+    return Evidence(
+        head=_head(code, reader, dictionary, settings, origin=origin, text=text, unembedding=unembedding),
+        arrays=arrays,
+        words={token: spell(token) for token in np.unique(np.concatenate(shown)).tolist()},
+    )
+
+
+def _rows(reader: CacheReader, settings: FeatureSettings) -> int:
+    return min(settings.rows, len(reader.split(settings.split)))
+
+
+def _text(reader: CacheReader, settings: FeatureSettings) -> Text:
+    view, rows = reader.split(settings.split), _rows(reader, settings)
+    tokens = view.tokens[:rows]
+    return text_of(tokens, view.document[:rows], view.position[:rows], counted(tokens, tuple(reader.special_ids)))
+
+
+def _counts(
+    code: Code, firings: Firings, text: Text, reader: CacheReader, settings: FeatureSettings
+) -> dict[str, np.ndarray]:
+    by_position, base = positions(firings, text, _context(reader, text))
+    return {
+        "firings": firings.counts,
+        "largest": firings.largest,
+        "mean": firings.sums(firings.value) / np.maximum(1, firings.counts),
+        "fvu_lost": firings.sums(firings.lost) / code.total_square,
+        "fvu_lost_prefix": firings.sums(firings.lost_prefix) / code.total_square,
+        "histogram": firings.tally(firings.bins(HISTOGRAM_BINS), HISTOGRAM_BINS),
+        "percentiles": firings.percentiles(PERCENTILES),
+        "intervals": firings.tally(firings.bins(settings.intervals), settings.intervals),
+        "positions": by_position,
+        "positions_base": base,
+    }
+
+
+def _context(reader: CacheReader, text: Text) -> int:
+    """Tokens of a context, as the harvest set them, or the longest that occurs."""
+    return int(reader.identity.get("context") or text.position.max(initial=0) + 1)
+
+
+def _tokens(firings: Firings, text: Text, settings: FeatureSettings) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for side, offset in _SIDES.items():
+        table = token_table(firings, text, offset=offset, count=settings.tokens)
+        arrays |= _columns(side, table)
+    return arrays
+
+
+def _columns(prefix: str, table: TokenTable | Neighbours) -> dict[str, np.ndarray]:
+    return {f"{prefix}_{name}": column for name, column in vars(table).items()}
+
+
+def _relations(
+    code: Code, firings: Firings, dictionary: Dictionary, settings: FeatureSettings
+) -> dict[str, np.ndarray]:
+    weights = dictionary.weights
+    encoder = weights.W_enc.T
+    shared = shared_rows(code, firings, dictionary.prefixes, settings.relatives)
+    coarser = shared.coarser.feature
+    return {
+        **_columns("decoder", nearest_by_cosine(weights.W_dec, settings.relatives)),
+        **_columns("encoder", nearest_by_cosine(encoder, settings.relatives)),
+        **_columns("near", shared.near),
+        "near_count": shared.near_count,
+        **_columns("coarser", shared.coarser),
+        "coarser_count": shared.coarser_count,
+        "coarser_decoder_cosine": cosines(weights.W_dec, coarser),
+        "coarser_encoder_cosine": cosines(encoder, coarser),
+    }
+
+
+def _entries(
+    firings: Firings, text: Text, contexts: Mapping[str, np.ndarray], settings: FeatureSettings
+) -> dict[str, np.ndarray]:
+    """Of every feature's firings those in the window of one of its contexts."""
+    kept = np.zeros(len(firings.row) + 1, dtype=np.int64)
+    for rows in contexts.values():
+        feature, place = np.nonzero(rows != NO_ROW)
+        first, end = text.windows(rows[feature, place], settings.context_tokens)
+        bounds = firings.fires_within(feature, first, end)
+        # A window covers a slice of entries: +1 where it begins, -1 where it ends, and a running sum counts covers.
+        np.add.at(kept, bounds[:, 0], 1)
+        np.add.at(kept, bounds[:, 1], -1)
+    inside: Bool[np.ndarray, " entries"] = np.cumsum(kept)[:-1] > 0
+    counts = np.bincount(firings.feature[inside], minlength=firings.dict_size)
+    offsets: Int[np.ndarray, " features_plus_one"] = np.concatenate([[0], np.cumsum(counts)])
+    return {"entry_offsets": offsets, "entry_row": firings.row[inside], "entry_value": firings.value[inside]}
+
+
+def _head(
+    code: Code,
+    reader: CacheReader,
+    dictionary: Dictionary,
+    settings: FeatureSettings,
+    *,
+    origin: Mapping[str, Any],
+    text: Text,
+    unembedding: Unembedding | None,
+) -> dict[str, Any]:
+    known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context")
+    return {
+        "transcoder": {
+            "name": dictionary.name,
+            "dict_size": dictionary.dict_size,
+            "prefixes": list(dictionary.prefixes),
+            "top_k": dictionary.top_k,
+            "source_view": dictionary.source_view,
+            "tokens_trained": dictionary.tokens_trained,
+            "weights": origin.get("weights"),
+        },
+        "cache": {"fingerprint": reader.fingerprint} | {key: reader.identity.get(key) for key in known},
+        "settings": settings.model_dump(mode="json"),
+        "special_ids": sorted(int(token) for token in reader.special_ids),
+        "rows": len(text.tokens),
+        "tokens": code.tokens,
+        "documents": len(np.unique(text.document[text.counted])),
+        "fvu_per_prefix": [float(square / code.total_square) for square in code.error_square],
+        "l0": len(code.row) / code.tokens,
+        "logits": unembedding and {"from": unembedding.origin},
+    }

@@ -1,0 +1,72 @@
+"""A label for a feature without any model: the tokens that it fires on, and those beside them, in words.
+
+It says what was counted and nothing else, so it is a baseline for better labels, and text to search in.
+"""
+
+from evaluate.features.evidence import Evidence
+from evaluate.features.tokens import NO_TOKEN
+
+_MOST = 0.5
+"""Share of the firings from which one token is named alone, and a token beside it is named at all."""
+_FEW = 0.3
+"""Share of the firings below which the three most frequent tokens do not describe the feature."""
+_LIFT = 2.0
+"""How many times more often than anywhere a token must stand beside the feature to be named."""
+_VISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+NEVER = "never fires here"
+
+
+def visible(text: str) -> str:
+    """A token's text on one line: line breaks and tabs as signs, what cannot be printed as a dot."""
+    return "".join(_VISIBLE.get(letter) or (letter if letter.isprintable() else "·") for letter in text)
+
+
+def quoted(text: str) -> str:
+    """The same between backticks, as a token is written in a label."""
+    return f"`{visible(text)}`"
+
+
+def label_of(evidence: Evidence, feature: int) -> str:
+    """For example: fires on ` import` (93 %), before ` numpy` (51 %)."""
+    if not evidence.arrays["firings"][feature]:
+        return NEVER
+    parts = [_on(evidence, feature), _beside(evidence, feature, "before", "after")]
+    parts.append(_beside(evidence, feature, "after", "before"))
+    label = ", ".join(part for part in parts if part)
+    lifted = _lifted(evidence, feature)
+    return f"{label}; lifts {lifted}" if lifted else label
+
+
+def _on(evidence: Evidence, feature: int) -> str:
+    tokens, shares = _listed(evidence, feature, "on")
+    if shares[0] >= _MOST:
+        return f"fires on {quoted(tokens[0])} ({shares[0]:.0%})".replace("%", " %")
+    named = ", ".join(quoted(token) for token in tokens[:3])
+    share = sum(shares[:3])
+    if share < _FEW:
+        return f"fires on many tokens, such as {named}"
+    return f"fires on {named} ({share:.0%})".replace("%)", " %)")
+
+
+def _beside(evidence: Evidence, feature: int, side: str, word: str) -> str:
+    """The token on one side, where it is mostly one and there more often than anywhere."""
+    tokens, shares = _listed(evidence, feature, side)
+    if not tokens or shares[0] < _MOST or evidence.arrays[f"{side}_lift"][feature, 0] < _LIFT:
+        return ""
+    return f"{word} {quoted(tokens[0])} ({shares[0]:.0%})".replace("%)", " %)")
+
+
+def _lifted(evidence: Evidence, feature: int) -> str:
+    """The tokens whose logits rise most, of those that occur in the rows: others may never have been trained."""
+    if "raised_token" not in evidence.arrays:
+        return ""
+    raised = [int(token) for token in evidence.arrays["raised_token"][feature] if evidence.occurs[token]]
+    return ", ".join(quoted(evidence.word(token)) for token in raised[:3])
+
+
+def _listed(evidence: Evidence, feature: int, side: str) -> tuple[list[str], list[float]]:
+    ids = evidence.arrays[f"{side}_token"][feature]
+    there = ids != NO_TOKEN
+    return [evidence.word(int(token)) for token in ids[there]], evidence.arrays[f"{side}_share"][feature][
+        there
+    ].tolist()

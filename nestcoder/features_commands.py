@@ -1,0 +1,208 @@
+"""The ``features`` commands: what each of them says, as JSON and as text that a person wants to read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UsageError
+from nestcoder.invocation import CommandResult
+from nestcoder.progress import shown_progress
+from nestcoder.text import table
+
+if TYPE_CHECKING:
+    from evaluate.features.evidence import Evidence
+    from nestcoder.invocation import Invocation
+
+_SHOWN = {"strongest": 5, "uniform": 3}
+_FOUND = 30
+
+
+def collect(
+    invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool
+) -> CommandResult:
+    """Take the evidence of each layer's transcoder ``name``."""
+    from evaluate.features.run import features_of_layer
+
+    settings = invocation.settings
+    results: dict[int, Any] = {}
+    with shown_progress() as progress:
+        for layer in layers:
+            folders = invocation.folders(layer)
+            results[layer] = features_of_layer(
+                cache=folders.cache,
+                cache_settings=settings.cache,
+                transcoder=folders.transcoder(name),
+                out=folders.features(name),
+                settings=settings.features,
+                device=device,
+                lm=settings.model if lm else None,
+                force=force,
+                progress=progress,
+            )
+    return CommandResult(
+        results, "\n".join(f"features: {invocation.folders(layer).features(name)}" for layer in layers)
+    )
+
+
+def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
+    """One feature's evidence."""
+    from evaluate.features.page import feature_page
+
+    layer, number = parse_feature(feature)
+    page = feature_page(*_opened(invocation, layer, number, name))
+    return CommandResult(page, "\n".join(_page_lines(page)))
+
+
+def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> CommandResult:
+    """Several features, a column each."""
+    from evaluate.features.page import feature_page
+
+    pages = [feature_page(*_opened(invocation, *parse_feature(feature), name)) for feature in features]
+    heading = ["", *(page["id"] for page in pages)]
+    rows = [[title, *(words(page) for page in pages)] for title, words in _COMPARED.items()]
+    return CommandResult(pages, "\n".join(table(heading, rows)))
+
+
+def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
+    """The features nearest to one, by direction and by the rows that they share."""
+    from evaluate.features.labels import label_of
+    from evaluate.features.page import relatives
+
+    layer, number = parse_feature(feature)
+    evidence, number = _opened(invocation, layer, number, name)
+    found = relatives(evidence, number)
+    lines = [f"{feature}  {label_of(evidence, number)}"]
+    for kind, title in _RELATIVES.items():
+        rows = [
+            [f"{layer}/{one['feature']}", _score(one), label_of(evidence, one["feature"])] for one in found[kind][:10]
+        ]
+        lines += ["", title, *table(["feature", "", "label"], rows)] if rows else []
+    return CommandResult(found, "\n".join(lines))
+
+
+def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> CommandResult:
+    """Features whose label, or one of the tokens they fire on most, has ``text`` in it; the most exclusive first."""
+    from evaluate.features.evidence import read_evidence
+    from evaluate.features.find import find_features
+
+    layers = [layer] if layer is not None else _layers_with(invocation, name)
+    found: list[dict[str, Any]] = [
+        {"id": f"{one}/{hit.feature}", "label": hit.label, "firings": hit.firings, "share": hit.share}
+        for one in layers
+        for hit in find_features(read_evidence(invocation.folders(one).features(name)), text)
+    ]
+    if not found:
+        return CommandResult(found, f"No feature's label or tokens have '{text}' in them.")
+    rows = [[hit["id"], f"{hit['firings']:,}", hit["label"]] for hit in found[:_FOUND]]
+    more = [f"... and {len(found) - _FOUND:,} more (--json lists all)"] if len(found) > _FOUND else []
+    return CommandResult(found, "\n".join([*table(["feature", "firings", "label"], rows), *more]))
+
+
+def parse_feature(text: str) -> tuple[int, int]:
+    """Layer and number of a feature written as 8/123. Raises UsageError."""
+    layer, slash, number = text.partition("/")
+    if not (slash and layer.isascii() and layer.isdigit() and number.isascii() and number.isdigit()):
+        raise UsageError(f"'{text}' is no feature.", remedy="Write its layer and its number, for example 8/123.")
+    return int(layer), int(number)
+
+
+def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tuple[Evidence, int]":
+    from common.run_layout import CONFIG_FILE
+    from evaluate.features.evidence import check_made_of, read_evidence
+    from transcoder.transcoder import read_config
+
+    folders = invocation.folders(layer)
+    evidence = read_evidence(folders.features(name))
+    if (folders.transcoder(name) / CONFIG_FILE).is_file():
+        check_made_of(evidence, read_config(folders.transcoder(name)), where=folders.features(name))
+    if number >= evidence.dict_size:
+        what = f"There is no feature {number}: the transcoder has {evidence.dict_size:,} of them, from 0."
+        raise UsageError(what, where=folders.features(name))
+    return evidence, number
+
+
+def _layers_with(invocation: "Invocation", name: str) -> list[int]:
+    from common.run_layout import known_layers
+
+    known = known_layers(Path(invocation.settings.runs), invocation.settings.model)
+    layers = [layer for layer in known if invocation.folders(layer).features(name).is_dir()]
+    if not layers:
+        what = f"No layer of {invocation.settings.model} has feature evidence named '{name}'."
+        raise UsageError(what, where=invocation.settings.runs, remedy="Run 'nestcoder features --layer N' first.")
+    return layers
+
+
+def _page_lines(page: dict[str, Any]) -> list[str]:
+    lines = [f"feature {page['id']}  {page['label']}", ""]
+    facts = {title: words(page) for title, words in _COMPARED.items() if title != "label"}
+    width = max(map(len, facts))
+    lines += [f"{title:<{width}}  {fact}" for title, fact in facts.items() if fact]
+    for kind, count in _SHOWN.items():
+        shown = page["contexts"][kind][:count]
+        lines += ["", f"{kind}:", *map(_context_line, shown)] if shown else []
+    coarser, finer = page["relatives"]["coarser"][:3], page["relatives"]["finer"][:5]
+    lines += ["", "coarser: " + _named(coarser, page)] if coarser else []
+    lines += ["finer: " + _named(finer, page)] if finer else []
+    return lines
+
+
+def _named(relatives: list[dict[str, Any]], page: dict[str, Any]) -> str:
+    layer = page["id"].partition("/")[0]
+    return ", ".join(f"{layer}/{one['feature']} ({_score(one)})" for one in relatives)
+
+
+def _context_line(context: dict[str, Any]) -> str:
+    from evaluate.features.labels import visible
+
+    shown = ""
+    for place, (token, value) in enumerate(zip(context["tokens"], context["values"], strict=True)):
+        text = visible(token)
+        if place == context["at"]:
+            text = f"⟦{text}⟧"
+        elif value > 0:
+            text = f"‹{text}›"
+        shown += text
+    return f"  {context['values'][context['at']]:8.3f}  {shown}"
+
+
+def _tokens(page: dict[str, Any], side: str) -> str:
+    from evaluate.features.labels import quoted
+
+    listed = page["tokens"][side][:4]
+    return ", ".join(f"{quoted(one['token'])} {one['share']:.0%} (x {one['lift']:.3g})" for one in listed)
+
+
+def _logits(page: dict[str, Any], side: str) -> str:
+    from evaluate.features.labels import quoted
+
+    listed = (page["logits"] or {}).get(side, [])[:5]
+    return ", ".join(f"{quoted(one['token'])} {one['logit']:+.2f}" for one in listed)
+
+
+def _score(relative: dict[str, Any]) -> str:
+    if "cosine" in relative:
+        return f"cosine {relative['cosine']:.2f}"
+    return f"P {relative['given']:.2f}, lift {relative['lift']:.3g}"
+
+
+_Words = Callable[[dict[str, Any]], str]
+_COMPARED: dict[str, _Words] = {
+    "label": lambda page: page["label"],
+    "prefix": lambda page: f"{page['prefix']:,}",
+    "firings": lambda page: f"{page['firings']:,} ({page['density']:.3%} of tokens)",
+    "largest": lambda page: f"{page['largest']:.4g} (median {page['percentiles']['50']:.4g})",
+    "FVU lost": lambda page: f"{page['fvu_lost']:.2e} (in its prefix {page['fvu_lost_prefix']:.2e})",
+    "fires on": lambda page: _tokens(page, "on"),
+    "after": lambda page: _tokens(page, "before"),
+    "before": lambda page: _tokens(page, "after"),
+    "lifts": lambda page: _logits(page, "raised"),
+    "lowers": lambda page: _logits(page, "lowered"),
+}
+
+_RELATIVES = {
+    "decoder": "Nearest by decoder",
+    "encoder": "Nearest by encoder",
+    "near": "Fire on the same rows",
+    "coarser": "Coarser, in shorter prefixes",
+    "finer": "Finer, in longer prefixes",
+}

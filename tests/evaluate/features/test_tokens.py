@@ -1,0 +1,38 @@
+"""Tokens and positions, counted one by one."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from evaluate.features.firings import POSITION_BINS
+
+
+@pytest.mark.parametrize(("side", "offset"), [("before", -1), ("on", 0), ("after", 1)])
+def test_tokens_beside_a_feature_are_counted_one_by_one(toy, side: str, offset: int) -> None:
+    text, arrays = toy.text, toy.evidence.arrays
+    rows = [row for row in toy.kept if text.run_start[row] <= row + offset < text.run_end[row]]
+    base = Counter(text.tokens[toy.kept].tolist())
+    beside = Counter(text.tokens[np.array(rows) + offset].tolist())
+    for feature in range(0, toy.dictionary.dict_size, 9):
+        firing = [row for row in rows if toy.dense[row, feature] > 0]
+        counts = Counter(text.tokens[np.array(firing, dtype=int) + offset].tolist())
+        expected = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: toy.settings.tokens]
+        for place, (token, count) in enumerate(expected):
+            assert arrays[f"{side}_token"][feature, place] == token
+            assert arrays[f"{side}_count"][feature, place] == count
+            share = count / len(firing)
+            assert arrays[f"{side}_share"][feature, place] == pytest.approx(share)
+            assert arrays[f"{side}_lift"][feature, place] == pytest.approx(share / (base[token] / len(toy.kept)))
+            assert arrays[f"{side}_recall"][feature, place] == pytest.approx(count / beside[token])
+        assert (arrays[f"{side}_token"][feature, len(expected) :] == -1).all()
+
+
+def test_positions_are_counted_by_stretch_of_the_context(toy) -> None:
+    stretch = toy.text.position * POSITION_BINS // 16
+    for feature in (0, 30):
+        firing = toy.dense[:, feature] > 0
+        expected = [int((firing & (stretch == place)).sum()) for place in range(POSITION_BINS)]
+        assert toy.evidence.arrays["positions"][feature].tolist() == expected
+    base = [int((stretch[toy.kept] == place).sum()) for place in range(POSITION_BINS)]
+    assert toy.evidence.arrays["positions_base"].tolist() == base
