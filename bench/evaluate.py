@@ -30,9 +30,8 @@ from evaluate.measure import streamed_metrics
 from evaluate.metrics.fvu import Fit
 from evaluate.metrics.sparsity import Sparsity
 from evaluate.replay import HeldOut, Replay
-from transcoder.dictionary import Dictionary
-from transcoder.rules import TopK
-from transcoder.weights import random_weights
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 SHAPES = {
     "gpt2: 768 wide, 12,288 features, k 64": (768, 64, (768, 2304, 5376, 12288)),
@@ -64,8 +63,8 @@ def in_memory(rows: int, width: int) -> InMemory:
 
 
 @torch.inference_mode()
-def dense_replay(view: InMemory, dictionary: Dictionary, batch_rows: int, *, by_group: bool) -> list[float]:
-    weights, prefixes = dictionary.weights, dictionary.prefixes
+def dense_replay(view: InMemory, dictionary: Transcoder, batch_rows: int, *, by_group: bool) -> list[float]:
+    prefixes = dictionary.prefixes
     mean = view.target.float().mean(0)
     errors, total = torch.zeros(len(prefixes), dtype=torch.float64), 0.0
     pre, code = (torch.zeros(batch_rows, dictionary.dict_size) for _ in range(2))
@@ -73,16 +72,16 @@ def dense_replay(view: InMemory, dictionary: Dictionary, batch_rows: int, *, by_
     for start in range(0, len(view), batch_rows):
         rows = view.rows(slice(start, start + batch_rows), view="mlp_in")
         source, target = rows.source.float(), rows.target.float()
-        torch.addmm(weights.b_enc, source, weights.W_enc, out=pre[: len(source)])
+        torch.addmm(dictionary.b_enc, source, dictionary.W_enc.T, out=pre[: len(source)])
         values, indices = pre[: len(source)].topk(dictionary.top_k or 1, dim=1, sorted=False)
         code.scatter_(1, indices, values.relu_())
         fired += indices[values > 0].bincount(minlength=dictionary.dict_size)
-        predicted, begin = weights.b_dec.repeat(len(source), 1), 0
+        predicted, begin = dictionary.b_dec.repeat(len(source), 1), 0
         for place, prefix in enumerate(prefixes):
             if by_group:
-                predicted.addmm_(code[: len(source), begin:prefix], weights.W_dec[begin:prefix])
+                predicted.addmm_(code[: len(source), begin:prefix], dictionary.W_dec[begin:prefix])
             else:
-                torch.addmm(weights.b_dec, code[: len(source), :prefix], weights.W_dec[:prefix], out=predicted)
+                torch.addmm(dictionary.b_dec, code[: len(source), :prefix], dictionary.W_dec[:prefix], out=predicted)
             errors[place] += squares(predicted - target)
             begin = prefix
         code.scatter_(1, indices, 0.0)
@@ -95,7 +94,7 @@ def squares(rows: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(rows, dim=1).double().square().sum()
 
 
-def sparse_replay(view: InMemory, dictionary: Dictionary, batch_rows: int, *, whole: bool) -> list[float]:
+def sparse_replay(view: InMemory, dictionary: Transcoder, batch_rows: int, *, whole: bool) -> list[float]:
     replay = Replay(HeldOut(view, ()), batch_rows, "cpu", Silent())  # type: ignore[arg-type]
     width = view.target.shape[1]
     fit = Fit(torch.zeros(width), dictionary.prefixes, 0)
@@ -119,8 +118,8 @@ def seconds(call: Callable[[], list[float]], expected: list[float]) -> tuple[flo
 
 def compare(width: int, top_k: int, prefixes: tuple[int, ...], *, asked: argparse.Namespace) -> dict[str, list[float]]:
     """Median wall and CPU seconds of each way."""
-    weights = random_weights(width, width, dict_size=prefixes[-1])
-    dictionary = Dictionary("bench", weights, TopK(top_k), prefixes, top_k=top_k)
+    arrays = random_arrays(width, width, dict_size=prefixes[-1])
+    dictionary = Transcoder(**arrays, rule=TopK(top_k), prefixes=prefixes)
     view = in_memory(asked.rows, width)
     calls = {
         "dense": partial(dense_replay, view, dictionary, asked.batch_rows, by_group=False),

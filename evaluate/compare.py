@@ -23,7 +23,7 @@ from evaluate.metrics.bootstrap import intervals
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.reference import Reference, reference_fields
 from evaluate.replay import Replay
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 VERSION = 1
 
@@ -48,7 +48,7 @@ def compare(
     ours: Measurement, reference: Reference, *, replay: Replay, inputs: MetricInputs, force: bool
 ) -> Comparison:
     """Measure ``reference`` on the rows of ``ours``. Raises MismatchError when it is not fed what it was trained on."""
-    theirs = measure(replay, _for_reference(inputs, reference.dictionary.to(replay.device)))
+    theirs = measure(replay, _for_reference(inputs, reference.dictionary.on(replay.device)))
     l0 = float(theirs.metrics["l0"])
     convention = reference.convention(l0, force=force) + _doubt(float(theirs.metrics["fvu"]))
     matched = None
@@ -63,7 +63,7 @@ def compare(
     )
 
 
-def early_l0(replay: Replay, dictionary: Dictionary) -> float:
+def early_l0(replay: Replay, dictionary: Transcoder) -> float:
     """Mean L0 of a few rows from all over the split, the same on every process."""
     total = len(replay.held_out.view)
     starts = range(0, total, max(_CHECK_ROWS, total // _CHECK_STARTS))
@@ -94,7 +94,7 @@ def verdicts(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"better": better, "disagree": {"ours", "theirs"} <= set(better.values())}
 
 
-def _for_reference(inputs: MetricInputs, dictionary: Dictionary) -> MetricInputs:
+def _for_reference(inputs: MetricInputs, dictionary: Transcoder) -> MetricInputs:
     return replace(inputs, dictionary=dictionary, is_reference=True)
 
 
@@ -105,12 +105,13 @@ def _doubt(fvu: float) -> str:
     return f", but its FVU of {fvu:.2f} is no better than the mean's: it may be of another model or layer"
 
 
-def _no_match(ours: Dictionary, l0: float) -> str | None:
+def _no_match(ours: Transcoder, l0: float) -> str | None:
     """Why ours cannot be measured at their L0; None when it can."""
-    if ours.top_k is None:
+    top_k = ours.rule.row_limit
+    if top_k is None:
         return "ours selects by a threshold, which has no k to set"
-    if max(1, round(l0)) == ours.top_k:
-        return f"ours has k = {ours.top_k}, which is their L0 already"
+    if max(1, round(l0)) == top_k:
+        return f"ours has k = {top_k}, which is their L0 already"
     if round(l0) > ours.dict_size:
         return f"their L0 of {l0:.1f} is more than our {ours.dict_size} features"
     return None
@@ -138,9 +139,13 @@ def _document(
             "target": inputs.reader.identity.get("target_site"),
         },
         "tokens_trained": trained,
-        "ours": {"name": ours.dictionary.name, "top_k": ours.dictionary.top_k, "per_prefix": _rows(ours, theirs)},
+        "ours": {
+            "name": ours.dictionary.name,
+            "top_k": ours.dictionary.rule.row_limit,
+            "per_prefix": _rows(ours, theirs),
+        },
         "ours_at_their_l0": {
-            "top_k": matched.dictionary.top_k if matched else None,
+            "top_k": matched.dictionary.rule.row_limit if matched else None,
             "reason": reason,
             "per_prefix": _rows(matched, theirs) if matched else None,
         },

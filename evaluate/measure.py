@@ -8,7 +8,7 @@ from evaluate.metrics.catalogue import METRICS
 from evaluate.metrics.inputs import MetricInputs, Replicates
 from evaluate.metrics.metric import Metric, State
 from evaluate.replay import Replay
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Measurement:
     """``metrics`` as they are in metrics.json; ``replicates`` of two dictionaries are paired; ``states`` by the name of
     the metric's class, for what reads more than the report says."""
 
-    dictionary: Dictionary
+    dictionary: Transcoder
     metrics: dict[str, Any]
     replicates: Mapping[str, Replicates]
     states: Mapping[str, State]

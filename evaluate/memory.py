@@ -1,19 +1,19 @@
 """How many rows fit at a time."""
 
 from common.device import free_memory
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 _SHARE = 0.25
 _LEAST, _MOST_CPU, _MOST_GPU = 64, 2048, 16384
 
 
-def bytes_a_row(dictionary: Dictionary) -> int:
+def bytes_a_row(dictionary: Transcoder) -> int:
     """Pre-activations and their selection, the reconstructions and their float64 differences."""
-    d_source, d_target = dictionary.weights.W_enc.shape[0], dictionary.weights.W_dec.shape[1]
-    return 4 * 3 * dictionary.dict_size + (4 * len(dictionary.prefixes) + 32) * d_target + 32 * d_source
+    target_bytes = (4 * len(dictionary.prefixes) + 32) * dictionary.d_target
+    return 4 * 3 * dictionary.dict_size + target_bytes + 32 * dictionary.d_source
 
 
-def batch_rows_for(dictionary: Dictionary, device: str) -> int:
+def batch_rows_for(dictionary: Transcoder, device: str) -> int:
     """A power of two that leaves most of the free memory alone."""
     fitting = int(free_memory(device) * _SHARE) // bytes_a_row(dictionary)
     most = _MOST_GPU if device.startswith("cuda") else _MOST_CPU

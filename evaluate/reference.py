@@ -6,7 +6,7 @@ encoder: the same change of variables as feeding it (mlp_in - bias) / gain, and 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -16,7 +16,6 @@ from common.progress import Progress
 from common.run_layout import WEIGHTS_FILE
 from evaluate.together import wait
 from train.ranks import Ranks
-from transcoder.dictionary import Dictionary, SourceView
 from transcoder.formats.foreign import Wanted, read_foreign
 from transcoder.formats.gemma_scope import (
     MODEL,
@@ -28,9 +27,9 @@ from transcoder.formats.gemma_scope import (
     read_gemma_scope,
 )
 from transcoder.formats.hub import HubRepository
+from transcoder.formats.native import load_transcoder
 from transcoder.norm import fold_gain
-from transcoder.rules import TopK, jumprelu
-from transcoder.transcoder import Transcoder, load_transcoder
+from transcoder.transcoder import Transcoder
 
 DOWNLOAD = "download"
 
@@ -42,7 +41,7 @@ class Reference:
     ``is_own_run``: it is one of our own runs, whose files say what it reads and which cache it was made for.
     """
 
-    dictionary: Dictionary
+    dictionary: Transcoder
     label: str
     origin: str
     is_own_run: bool = False
@@ -64,7 +63,7 @@ class CompareRequest:
 
 
 def open_reference(
-    reader: CacheReader, *, ours: Dictionary, l0: float, request: CompareRequest, progress: Progress
+    reader: CacheReader, *, ours: Transcoder, l0: float, request: CompareRequest, progress: Progress
 ) -> Reference:
     """The dictionary that ``--gemma-scope`` or ``--against`` names, reading what the cache stores.
 
@@ -97,7 +96,7 @@ def open_reference(
     return replace(reference, dictionary=reading_the_cache(reference.dictionary, reader))
 
 
-def reading_the_cache(dictionary: Dictionary, reader: CacheReader) -> Dictionary:
+def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder:
     """The same dictionary fed by the rows as they are stored. Raises MismatchError where they do not hold its input."""
     source = reader.identity.get("source_site")
     target = reader.identity.get("target_site")
@@ -105,7 +104,7 @@ def reading_the_cache(dictionary: Dictionary, reader: CacheReader) -> Dictionary
         raise MismatchError(f"The cache's target is {target}; the dictionary reconstructs mlp_out.", where=reader.path)
     if source == dictionary.source_view:
         # Stored rows are what ``mlp_in`` asks the reader for, whatever site they come from.
-        return replace(dictionary, source_view="mlp_in")
+        return dictionary.replaced(source_view="mlp_in")
     if source != "mlp_in":
         what = f"The cache's source is {source}; the dictionary reads {dictionary.source_view}."
         raise MismatchError(what, where=reader.path, remedy="Harvest with source mlp_in.")
@@ -118,29 +117,6 @@ def reading_the_cache(dictionary: Dictionary, reader: CacheReader) -> Dictionary
         gain=torch.from_numpy(gain).float(),
         bias=None if bias is None else torch.from_numpy(bias).float(),
     )
-
-
-def of_transcoder(trained: Transcoder, *, name: str) -> Dictionary:
-    """A transcoder under its evaluation rule: top-k, or its calibrated threshold."""
-    threshold = trained.threshold
-    rule = TopK(trained.top_k) if threshold is None else jumprelu(torch.full((trained.dict_size,), threshold))
-    return Dictionary(
-        name=name,
-        weights=trained.weights,
-        rule=rule,
-        prefixes=trained.prefixes,
-        source_view=source_view_of(trained),
-        top_k=trained.top_k if threshold is None else None,
-        tokens_trained=trained.config.get("tokens_trained"),
-    )
-
-
-def source_view_of(trained: Transcoder) -> SourceView:
-    """The view its config.json names. Raises MismatchError for one that no cache has."""
-    for view in get_args(SourceView):
-        if view == trained.source_view:
-            return view
-    raise MismatchError(f"The transcoder reads {trained.source_view}, which is no view of a cache.")
 
 
 def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, force: bool) -> None:
@@ -163,7 +139,7 @@ def reference_fields(reference: Reference) -> dict[str, Any]:
         "name": dictionary.name,
         "origin": reference.origin,
         "dict_size": dictionary.dict_size,
-        "top_k": dictionary.top_k,
+        "top_k": dictionary.rule.row_limit,
         "nominal_l0": dictionary.nominal_l0,
         "tokens_trained": dictionary.tokens_trained,
     }
@@ -193,4 +169,4 @@ def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Reference:
         return Reference(read_foreign(against, wanted), "other", str(against))
     trained = load_transcoder(folder)
     check_belongs(trained, reader, where=folder, force=wanted.force)
-    return Reference(of_transcoder(trained, name=folder.name), "other", str(against), is_own_run=True)
+    return Reference(trained, "other", str(against), is_own_run=True)

@@ -18,7 +18,7 @@ from evaluate.held_out import HeldOut
 from evaluate.metrics.metric import Metric, Replayed, State
 from evaluate.together import merged
 from train.ranks import Ranks
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Replay:
         refusal = CapacityError("Not even one row fits in the device's memory.", where=self.device)
         return Halving(self.progress, "rows", refusal, self.batch_rows)
 
-    def run(self, dictionary: Dictionary, metrics: Mapping[str, Metric]) -> dict[str, State]:
+    def run(self, dictionary: Transcoder, metrics: Mapping[str, Metric]) -> dict[str, State]:
         """The state of every metric over all rows and processes."""
         states = {name: metric.start() for name, metric in metrics.items()}
         batches = self._batches()
@@ -61,7 +61,7 @@ class Replay:
         starts = range(self.ranks.rank * step, total, self.ranks.world * step)
         return [range(start, min(start + step, total)) for start in starts]
 
-    def batch(self, dictionary: Dictionary, start: int, end: int) -> Replayed | None:
+    def batch(self, dictionary: Transcoder, start: int, end: int) -> Replayed | None:
         """These rows without special tokens, and what the dictionary makes of them; None where nothing is left."""
         kept = torch.from_numpy(np.flatnonzero(~self.held_out.special[start:end]))
         if not len(kept):
@@ -69,7 +69,7 @@ class Replay:
         rows = self.held_out.view.rows(slice(start, end), view=dictionary.source_view)
         stored = rows.source[kept].to(self.device)
         source = stored.float()
-        selection = dictionary.active(stored)
+        selection = dictionary.sparse_code(stored)
         return Replayed(
             source=source,
             target=rows.target[kept].to(self.device).float(),

@@ -14,7 +14,7 @@ from cache.reader import CacheReader
 from common.device import choose_device
 from common.errors import UsageError
 from common.progress import Progress
-from common.run_layout import CHECKPOINTS, METRICS_FILE, RunFolders
+from common.run_layout import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolders
 from evaluate.absorption.first_letter import absorption_scorer
 from evaluate.compare import compare, early_l0
 from evaluate.config import EvaluateSettings
@@ -22,7 +22,7 @@ from evaluate.held_out import open_held_out
 from evaluate.measure import Measurement, measure
 from evaluate.memory import batch_rows_for
 from evaluate.metrics.inputs import MetricInputs, Splice
-from evaluate.reference import CompareRequest, Reference, check_belongs, of_transcoder, open_reference
+from evaluate.reference import CompareRequest, Reference, check_belongs, open_reference
 from evaluate.replay import Replay
 from evaluate.report import report, samples
 from evaluate.report.comparison import comparison_files
@@ -31,8 +31,8 @@ from evaluate.report.summary import summary
 from evaluate.together import least, wait
 from evaluate.token_text import speller
 from train.ranks import Ranks
-from transcoder.dictionary import Dictionary
-from transcoder.transcoder import CONFIG_FILE, Transcoder, load_transcoder
+from transcoder.formats.native import load_transcoder
+from transcoder.transcoder import Transcoder
 
 
 def evaluate_layer(
@@ -56,9 +56,8 @@ def evaluate_layer(
     _check_trained(transcoder)
     device_name = str(choose_device(device))
     reader = CacheReader.open_near(cache, cache_settings, device=device_name)
-    trained = load_transcoder(transcoder)
-    check_belongs(trained, reader, where=transcoder, force=force)
-    dictionary = of_transcoder(trained, name=transcoder.name).to(device_name)
+    dictionary = load_transcoder(transcoder).on(device_name)
+    check_belongs(dictionary, reader, where=transcoder, force=force)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, device_name), device_name, progress)
 
     # Whatever may be refused is refused before hours go into replaying.
@@ -76,7 +75,7 @@ def evaluate_layer(
     _note_damaged_report(out, progress)
 
     measurement = measure(replay, inputs)
-    metrics = _heading(reader, trained, dictionary) | measurement.metrics
+    metrics = _heading(reader, dictionary) | measurement.metrics
     comparison = reference and compare(measurement, reference, replay=replay, inputs=inputs, force=force)
     if replay.ranks.rank == 0:
         files = _files(metrics, measurement, inputs)
@@ -111,13 +110,13 @@ def _note_damaged_report(out: Path, progress: Progress) -> None:
 
 
 def _reference(
-    request: CompareRequest, ours: Dictionary, *, replay: Replay, reader: CacheReader, progress: Progress
+    request: CompareRequest, ours: Transcoder, *, replay: Replay, reader: CacheReader, progress: Progress
 ) -> Reference | None:
     """The dictionary to compare with, where one is asked for, found and seen to be rightly fed."""
     if request.gemma_scope is None and request.against is None:
         return None
     reference = open_reference(reader, ours=ours, l0=early_l0(replay, ours), request=request, progress=progress)
-    l0 = early_l0(replay, reference.dictionary.to(replay.device))
+    l0 = early_l0(replay, reference.dictionary.on(replay.device))
     progress.note(f"{reference.convention(l0, force=request.force)} (a few rows)")
     return reference
 
@@ -138,13 +137,13 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
     return SplicedModel(splicer, reader, replay, settings).measure
 
 
-def _batch_rows(settings: EvaluateSettings, dictionary: Dictionary, device: str) -> int:
+def _batch_rows(settings: EvaluateSettings, dictionary: Transcoder, device: str) -> int:
     """The same in every process, so that batches are the same whatever the number of processes."""
     found = settings.batch_rows or batch_rows_for(dictionary, device)
     return least(found, device=device, ranks=Ranks.current())
 
 
-def _heading(reader: CacheReader, trained: Transcoder, dictionary: Dictionary) -> dict[str, Any]:
+def _heading(reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
     """What was evaluated, on what, when."""
     known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context")
     return {
@@ -153,12 +152,12 @@ def _heading(reader: CacheReader, trained: Transcoder, dictionary: Dictionary) -
         "transcoder": {
             "name": dictionary.name,
             "dict_size": dictionary.dict_size,
-            "top_k": dictionary.top_k,
-            "activation": trained.activation,
-            "threshold": trained.threshold,
+            "top_k": dictionary.rule.row_limit,
+            "activation": dictionary.rule.name,
+            "threshold": dictionary.rule.as_config().get("threshold"),
             "source_view": dictionary.source_view,
             "tokens_trained": dictionary.tokens_trained,
-            "weights": trained.config.get("weights"),
+            "weights": dictionary.config.get("weights"),
         },
         "cache": {"fingerprint": reader.fingerprint} | {key: reader.identity.get(key) for key in known},
     }

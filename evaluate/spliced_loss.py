@@ -32,7 +32,7 @@ from evaluate.metrics.metric import State, numbered
 from evaluate.replay import Replay
 from evaluate.splice import Replacement, Splicer
 from evaluate.together import merged
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 _BATCH_BYTES = {"cpu": 1 << 24, "cuda": 1 << 26}
 """Of float32 log-probabilities that one pass may yield: decides how many contexts go through the model at once.
@@ -50,7 +50,7 @@ class SplicedModel:
     replay: Replay
     settings: EvaluateSettings
 
-    def measure(self, dictionary: Dictionary, mean: Float[Tensor, " d_target"]) -> tuple[dict[str, Any], Replicates]:
+    def measure(self, dictionary: Transcoder, mean: Float[Tensor, " d_target"]) -> tuple[dict[str, Any], Replicates]:
         """The ``language_model`` fields, and the rise in cross-entropy of every prefix; ``mean`` is mu."""
         device = self.splicer.model.device
         replacements = _replacements(dictionary, self.reader, mean)
@@ -77,13 +77,13 @@ class SplicedModel:
         return contexts[self.replay.ranks.rank :: self.replay.ranks.world]
 
 
-def _replacements(dictionary: Dictionary, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:
+def _replacements(dictionary: Transcoder, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:
     """Zero, mean, and every prefix."""
 
     def prefix(index: int) -> Replacement:
         def reconstruct(source: Tensor) -> Tensor:
             seen = reader.as_view(source.cpu(), dictionary.source_view).to(source.device).float()
-            return dictionary.reconstruct(dictionary.active(seen), seen)[:, index]
+            return dictionary.reconstruct(dictionary.sparse_code(seen), seen)[:, index]
 
         return reconstruct
 

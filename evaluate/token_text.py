@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from tokenizers import Tokenizer
 
-_TOKENIZER = "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 
 Speller = Callable[[int], str]
 
 
 def speller(arrays: Mapping[str, np.ndarray]) -> Speller:
     """One token as text; its id in brackets where the cache has no tokenizer."""
-    if _TOKENIZER not in arrays:
+    if TOKENIZER not in arrays:
         return lambda token: f"[{token}]"
-    tokenizer = Tokenizer.from_str(arrays[_TOKENIZER].tobytes().decode())
+    tokenizer = Tokenizer.from_str(arrays[TOKENIZER].tobytes().decode())
     return lambda token: tokenizer.decode([token], skip_special_tokens=False)

@@ -10,7 +10,8 @@ from cache.reader import CacheReader
 from common.errors import NestcoderError
 from nestcoder.config import PipelineSettings, load_settings
 from nestcoder.stages import run_evaluate, run_harvest, run_harvest_probe, run_train
-from transcoder.transcoder import Transcoder, load_transcoder
+from transcoder.formats.native import load_transcoder
+from transcoder.transcoder import Transcoder
 
 __all__ = [
     "CacheReader",

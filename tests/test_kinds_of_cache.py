@@ -19,7 +19,7 @@ from evaluate.run import evaluate_layer
 from train.config import LogSettings, TrainSettings
 from train.plan import plan_train
 from train.run import train_layer
-from transcoder.transcoder import load_transcoder
+from transcoder.formats.native import load_transcoder
 
 WIDTH, INNER, TRAIN, HELD_OUT = 16, 32, 1024, 256
 SETTINGS = TrainSettings(prefixes=(16, 64), top_k=4, steps=20, warmup_steps=5, batch_rows=64, held_out_rows=64)
@@ -58,7 +58,7 @@ def learned(cache: Path, out: Path, cache_settings: CacheSettings | None = None)
         **common, transcoder=out / "main", out=out / "report", settings=EvaluateSettings(bootstrap=5), lm=None,
         gemma_scope=None, against=None, force=False, progress=Silent(),
     )  # fmt: skip
-    return metrics, load_transcoder(out / "main").weights.W_enc
+    return metrics, load_transcoder(out / "main").W_enc
 
 
 @pytest.fixture(scope="module")

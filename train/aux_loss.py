@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.optim import remove_parallel_
+from train.parameters import Parameters
 from transcoder.decode import transpose, weighted_sums_into
 from transcoder.sharded import WHOLE, Shard
-from transcoder.sparse_code import Selection
-from transcoder.weights import Weights
+from transcoder.sparse_code import SparseCode
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Auxiliary:
 
 
 def auxiliary(
-    weights: Weights,
+    weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
     pre: Float[Tensor, "rows dead"],
@@ -50,32 +50,32 @@ def auxiliary(
     """
     values, places = _largest(pre, top_k, shard)
     offsets = torch.arange(len(values) + 1, dtype=torch.int32, device=pre.device) * values.shape[1]
-    selection = Selection(values.flatten(), places.int().flatten(), offsets)
+    code = SparseCode(values.flatten(), places.int().flatten(), offsets)
     decoder = weights.W_dec.index_select(0, dead)
     errors = torch.empty_like(residual)
-    weighted_sums_into(errors, decoder, selection.features, weight=selection.values, offsets=offsets)
+    weighted_sums_into(errors, decoder, code.features, weight=code.values, offsets=offsets)
     error = shard.sum_(errors).add_(residual).square().sum(dim=1).double().sum()
     d_pre = (torch.mm(errors.mul_(2), decoder.T).gather(1, places) * (values > 0)).flatten()
-    return _gradient(error, source.to(errors.dtype), selection=selection, errors=errors, d_pre=d_pre, decoder=decoder)
+    return _gradient(error, source.to(errors.dtype), code=code, errors=errors, d_pre=d_pre, decoder=decoder)
 
 
 def _gradient(
     error: Float[Tensor, ""],
     source: Float[Tensor, "rows d_source"],
     *,
-    selection: Selection,
+    code: SparseCode,
     errors: Float[Tensor, "rows d_target"],
     d_pre: Float[Tensor, " active"],
     decoder: Float[Tensor, "dead d_target"],
 ) -> Auxiliary:
     """The gradient in the dead features' weights, given that in their pre-activations."""
     dead = decoder.shape[0]
-    index = transpose(selection, dead)
+    index = transpose(code, dead)
     order, offsets = index.order.long(), index.offsets
-    rows, d_pre = selection.rows()[order], d_pre[order]
+    rows, d_pre = code.rows()[order], d_pre[order]
     d_encoder, d_decoder = source.new_empty(dead, source.shape[1]), torch.empty_like(decoder)
     weighted_sums_into(d_encoder, source, rows, weight=d_pre, offsets=offsets)
-    weighted_sums_into(d_decoder, errors, rows, weight=selection.values[order], offsets=offsets)
+    weighted_sums_into(d_decoder, errors, rows, weight=code.values[order], offsets=offsets)
     remove_parallel_(d_decoder, decoder)
     d_bias = torch.segment_reduce(d_pre, "sum", offsets=offsets.long())
     return Auxiliary(error, d_encoder, d_bias, d_decoder)
@@ -99,10 +99,10 @@ def auxiliary_scale(*, alpha: float, dead: int, top_k: int, variation: Float[Ten
 
 
 def add_auxiliary_(
-    gradients: Weights, extra: Auxiliary, *, dead: Int[Tensor, " dead"], scale: Float[Tensor, ""]
+    gradients: Parameters, extra: Auxiliary, *, dead: Int[Tensor, " dead"], scale: Float[Tensor, ""]
 ) -> None:
     """Add the scaled gradient of the dead features to the whole gradient."""
-    pairs = ((gradients.W_enc.T, extra.encoder), (gradients.b_enc, extra.bias), (gradients.W_dec, extra.decoder))
+    pairs = ((gradients.W_enc, extra.encoder), (gradients.b_enc, extra.bias), (gradients.W_dec, extra.decoder))
     for whole, part in pairs:
         whole.index_add_(0, dead, part * scale.to(part.dtype))
 

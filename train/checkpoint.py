@@ -24,8 +24,8 @@ from common.errors import DamagedError, MismatchError
 from common.progress import Progress
 from common.sealed_tensors import FileSeal, read_tensors, write_tensors
 from train.optim import Moments
+from train.parameters import Parameters
 from train.step import State
-from transcoder.weights import Weights, feature_major
 
 FORMAT_VERSION = 1
 
@@ -132,28 +132,34 @@ _INDEX = "index.json"
 
 def arrays_of(state: State) -> dict[str, torch.Tensor]:
     """The arrays of a state by name."""
-    return {
+    arrays = {
         **state.weights.tensors(),
         **{f"{name}.first": array for name, array in state.moments.first.items()},
         **{f"{name}.second": array for name, array in state.moments.second.items()},
         "since_fired": state.since_fired,
     }
+    return {name: _as_in_file(name, array) for name, array in arrays.items()}
 
 
 def state_of(arrays: Mapping[str, torch.Tensor], *, step: int, tokens: int) -> State:
     """The inverse of ``arrays_of``, in memory of its own: a matrix product on arrays that begin elsewhere within a
     cache line, as those of a mapped file do, can differ in the last bit."""
     laid_out = {
-        name: feature_major(array) if name.startswith("W_enc") else array.clone() for name, array in arrays.items()
+        name: _as_in_file(name, array).clone(memory_format=torch.contiguous_format) for name, array in arrays.items()
     }
     names = [name for name in laid_out if "." not in name and name != "since_fired"]
     return State(
-        weights=Weights(**{name: laid_out[name] for name in names}),
+        weights=Parameters(**{name: laid_out[name] for name in names}),
         moments=Moments(*({name: laid_out[f"{name}.{part}"] for name in names} for part in ("first", "second"))),
         since_fired=laid_out["since_fired"],
         step=step,
         tokens=tokens,
     )
+
+
+def _as_in_file(name: str, array: torch.Tensor) -> torch.Tensor:
+    """The encoder is (d_source, dict_size) in files and feature-major in memory: transposed both ways."""
+    return array.T if name.startswith("W_enc") else array
 
 
 def software(device: torch.device) -> dict[str, Any]:

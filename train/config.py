@@ -23,6 +23,7 @@ from pydantic import (
 
 from common.errors import UsageError
 from common.settings import Settings
+from transcoder.rules.registry import trainable
 
 
 def _sixteenfold(width: int, top_k: int) -> dict[str, Any]:
@@ -71,9 +72,9 @@ class TrainSettings(Settings):
     """What each prefix counts in the loss, scaled to sum to 1; equal where not given."""
     top_k: PositiveInt | None = None
     """Active features a row; 16 where neither this nor a preset says."""
-    activation: Literal["topk", "batchtopk"] = "topk"
-    """``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch, over all processes
-    that share it, and stores a threshold to evaluate by."""
+    activation: str = "topk"
+    """A selection rule by its name: ``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch,
+    over all processes that share it, and stores a threshold to evaluate by."""
     skip: bool = False
     """Add an affine map of the source, zero at first, to every prefix."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"
@@ -125,6 +126,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> "TrainSettings":
         _check_preset(self)
+        _check_activation(self)
         _check_nesting(self)
         _check_weights(self)
         _check_schedule(self)
@@ -167,6 +169,12 @@ def _check_preset(settings: TrainSettings) -> None:
     """A preset must be one of those there are."""
     if settings.preset not in ("auto", "none", *PRESETS):
         raise ValueError(f"preset {settings.preset!r} is unknown; there are auto, none, {', '.join(PRESETS)}")
+
+
+def _check_activation(settings: TrainSettings) -> None:
+    """Refuse a selection rule that is unknown, or that training does not have."""
+    if settings.activation not in trainable():
+        raise ValueError(f"activation {settings.activation!r} is unknown; there are {', '.join(trainable())}")
 
 
 def _check_nesting(settings: TrainSettings) -> None:

@@ -16,11 +16,10 @@ from torch import Tensor
 from cache.reader import CacheReader, View
 from train.aux_loss import spread, variation
 from train.loss import NestedLoss
+from train.parameters import Parameters
 from train.units import Units
 from transcoder.decode import decode_prefixes
 from transcoder.sharded import WHOLE, Shard
-from transcoder.sparse_code import select
-from transcoder.weights import Weights
 
 _BATCH_ROWS = 2048
 
@@ -45,7 +44,7 @@ class HeldOut:
         return HeldOut(units.source(taken.source[ordinary].to(device)), target, float(variation(spread(target))))
 
 
-def held_out_fvu(weights: Weights, held_out: HeldOut, *, nested: NestedLoss, shard: Shard = WHOLE) -> list[float]:
+def held_out_fvu(weights: Parameters, held_out: HeldOut, *, nested: NestedLoss, shard: Shard = WHOLE) -> list[float]:
     """FVU of every prefix; ``weights`` are those of this process's features."""
     errors = torch.zeros(len(nested.prefixes), dtype=torch.float64, device=held_out.source.device)
     batches = zip(held_out.source.split(_BATCH_ROWS), held_out.target.split(_BATCH_ROWS), strict=True)
@@ -55,17 +54,17 @@ def held_out_fvu(weights: Weights, held_out: HeldOut, *, nested: NestedLoss, sha
 
 
 def _squared_errors(
-    weights: Weights,
+    weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
     target: Float[Tensor, "rows d_target"],
     nested: NestedLoss,
     shard: Shard,
 ) -> Float[Tensor, " prefixes"]:
-    pre = torch.addmm(weights.b_enc, source, weights.W_enc)
-    candidates = select(pre, top_k=nested.top_k, activation=nested.activation)
-    selection = shard.keep(candidates, count=nested.kept(len(source)), per_row=nested.per_row)
+    pre = torch.addmm(weights.b_enc, source, weights.W_enc.T)
+    candidates = nested.rule.select_training(pre, batch_rows=len(source))
+    code = shard.keep(candidates, rule=nested.rule, batch_rows=len(source))
     base = weights.b_dec if weights.W_skip is None else torch.addmm(weights.b_dec, source, weights.W_skip)
-    decoded = decode_prefixes(selection, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
+    decoded = decode_prefixes(code, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
     errors = decoded - target[:, None]
     return errors.square().sum(dim=2).double().sum(dim=0)

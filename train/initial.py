@@ -2,8 +2,8 @@
 
 With x and y the source and the target of a row drawn at random, less their means, a feature has
 
-    W_enc[:, f] = 0.2 * x / |x|     b_enc = -W_enc.T @ mean(source)
-    W_dec[f]    = y / |y|           b_dec = mean(target)
+    W_enc[f] = 0.2 * x / |x|     b_enc = -W_enc @ mean(source)
+    W_dec[f] = y / |y|           b_dec = mean(target)
 
 so it begins as "where the source is like this row's, so is the target". Of directions that are drawn from nothing most
 are like nothing in the data: a quarter of such a dictionary ended dead, and the rest explained less.
@@ -17,8 +17,8 @@ from cache.loader import open_loader
 from cache.reader import CacheReader, View
 from common.errors import UsageError
 from train.optim import unit_rows_
+from train.parameters import Parameters
 from train.units import Units
-from transcoder.weights import Weights
 
 _ENCODER_NORM = 0.2
 _NOISE = 0.1
@@ -27,7 +27,7 @@ _BATCH_ROWS = 4096
 
 def initial_weights(
     reader: CacheReader, units: Units, *, dict_size: int, skip: bool, view: View, seed: int, device: str
-) -> Weights:
+) -> Parameters:
     """Features from rows that ``seed`` draws; the skip begins at zero."""
     generator = torch.Generator().manual_seed(seed)
     source, target = _drawn_rows(reader, count=dict_size, view=view, seed=seed)
@@ -41,8 +41,7 @@ def initial_weights(
     }
     if skip:
         arrays["W_skip"] = torch.zeros(source.shape[1], target.shape[1])
-    moved = {name: array.to(device) for name, array in arrays.items()}
-    return Weights(**moved | {"W_enc": moved["W_enc"].T})
+    return Parameters(**arrays).to(device)
 
 
 def _drawn_rows(

@@ -24,14 +24,17 @@ from train.initial import initial_weights
 from train.log import LOG_FILE, MetricsLog, WandbMirror
 from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
+from train.parameters import Parameters
 from train.ranks import Ranks
 from train.step import Figures, Recipe, State, train_step
-from train.threshold import calibrated_threshold
+from train.threshold import calibrated_rule
 from train.units import Units
 from train.workspace import Workspace
+from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
+from transcoder.rules.registry import make_rule
+from transcoder.rules.rule import Rule
 from transcoder.sharded import Shard
-from transcoder.transcoder import CONFIG_FILE, WEIGHTS_FILE, Transcoder, read_config, save_transcoder
-from transcoder.weights import Weights
+from transcoder.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Run:
         restored = self._checkpoints.restore(device=around.home) or Restored(first_state(settings, around), 0)
         self.state = restored.state.dealt(around.shard, device=around.device)
         self._saved_step = self.state.step
-        self._recipe, self._workspace = recipe_of(settings, around.units), workspace_of(self.state.weights, settings)
+        self._recipe = recipe_of(settings, around.units)
+        self._workspace = workspace_of(self.state.weights, settings, self._recipe.nested.rule)
         self._first_bad = torch.tensor(-1, device=around.device)
         if self._writes:
             self._log = MetricsLog(folder / LOG_FILE, size_bytes=restored.log_bytes)
@@ -180,19 +184,12 @@ class Run:
         """What has been trained, in the cache's units, with a threshold where the rule needs one."""
         settings, around = self.settings, self._around
         assert settings.prefixes
-        assert settings.top_k
-        weights, threshold = around.units.folded(state.weights), None
-        if settings.activation == "batchtopk":
-            threshold = calibrated_threshold(
-                weights, around.reader, top_k=settings.top_k, view=settings.source, device=around.home
-            )
-        return Transcoder(
-            weights,
-            settings.prefixes,
-            top_k=settings.top_k,
-            activation=settings.activation,
-            threshold=threshold,
-            source_view=settings.source,
+        weights = around.units.folded(state.weights)
+        rule = calibrated_rule(
+            weights, self._recipe.nested.rule, around.reader, view=settings.source, device=around.home
+        )
+        return Transcoder.from_arrays(
+            weights.tensors(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
         )
 
     def _facts(self, state: State) -> dict[str, Any]:
@@ -225,10 +222,9 @@ def recipe_of(settings: TrainSettings, units: Units) -> Recipe:
         settings=settings,
         nested=NestedLoss(
             prefixes=settings.prefixes,
-            top_k=settings.top_k,
+            rule=make_rule(settings.activation, settings.top_k),
             target_variance=float(d_target),
             prefix_weights=weights,
-            activation=settings.activation,
         ),
         aux_top_k=settings.aux_top_k or max(1, d_target // 2),
         dead_after_tokens=dead_after_tokens(settings),
@@ -271,10 +267,10 @@ def complete_config(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
     return config
 
 
-def workspace_of(weights: Weights, settings: TrainSettings) -> Workspace:
+def workspace_of(weights: Parameters, settings: TrainSettings, rule: Rule) -> Workspace:
     """Room for the run's steps."""
     dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
-    return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype, activation=settings.activation)
+    return Workspace.like(weights, rows=settings.batch_rows, rule=rule, dtype=dtype)
 
 
 def _numbers(reader: CacheReader, name: str) -> list[float] | None:

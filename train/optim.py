@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from train.config import TrainSettings
+from train.parameters import Parameters
 from transcoder.sharded import WHOLE, Shard
-from transcoder.weights import Weights
 
 _DECAYED = ("W_enc", "W_skip")
 _EPSILON = 1e-8
@@ -38,20 +38,20 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's running means of the gradient and of its square, by name, laid out as Weights are."""
+    """Adam's running means of the gradient and of its square, by name, laid out as the parameters are."""
 
     first: dict[str, Tensor]
     second: dict[str, Tensor]
 
     @staticmethod
-    def zero(weights: Weights) -> "Moments":
+    def zero(weights: Parameters) -> "Moments":
         arrays = weights.tensors()
         return Moments(*({name: torch.zeros_like(array) for name, array in arrays.items()} for _ in range(2)))
 
 
 def update_(
-    weights: Weights,
-    gradients: Weights,
+    weights: Parameters,
+    gradients: Parameters,
     *,
     moments: Moments,
     settings: TrainSettings,
@@ -63,14 +63,15 @@ def update_(
     A gradient that is not finite changes nothing but the decoder's rounding; the caller sees it in the norm.
     """
     arrays = weights.tensors()
-    grads = {name: _contiguous(name, array) for name, array in gradients.tensors().items()}
-    norm = shard.norm(gradients).to(gradients.b_dec.dtype)
+    grads = gradients.tensors()
+    assert all(array.is_contiguous() for array in (*arrays.values(), *grads.values()))
+    norm = shard.norm(grads).to(gradients.b_dec.dtype)
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         adam(
-            [_contiguous(name, arrays[name]) for name in names],
+            [arrays[name] for name in names],
             [grads[name] for name in names],
-            [_contiguous(name, moments.first[name]) for name in names],
-            [_contiguous(name, moments.second[name]) for name in names],
+            [moments.first[name] for name in names],
+            [moments.second[name] for name in names],
             [],
             [torch.full((), float(step), device=norm.device) for _ in names],
             fused=True,
@@ -111,10 +112,3 @@ def remove_parallel_(gradient: Float[Tensor, "rows width"], unit: Float[Tensor, 
 def unit_rows_(matrix: Float[Tensor, "rows width"]) -> None:
     """Scale every row to norm 1."""
     matrix.div_(torch.linalg.vector_norm(matrix, dim=1, keepdim=True).clamp_(min=1e-12))
-
-
-def _contiguous(name: str, array: Tensor) -> Tensor:
-    """The array as it lies in memory: the encoder is kept feature-major."""
-    laid_out = array.T if name == "W_enc" else array
-    assert laid_out.is_contiguous()
-    return laid_out

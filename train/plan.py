@@ -21,12 +21,13 @@ from common.errors import CapacityError
 from train.config import TrainSettings, members
 from train.member import recipe_of, workspace_of
 from train.optim import Moments
+from train.parameters import random_parameters
 from train.ranks import Ranks
 from train.step import State, train_step
 from train.units import Units, units_of
 from train.workspace import BLOCK_ROWS
+from transcoder.rules.registry import RULES
 from transcoder.sharded import WHOLE
-from transcoder.weights import random_weights
 
 _TIMED_STEPS = 3
 
@@ -111,7 +112,7 @@ def memory_bytes(settings: TrainSettings, units: Units, *, device: str) -> int:
     parts = Ranks.current().world if settings.shard_dictionary else 1
     features, low = settings.dict_size // parts, settings.compute_dtype == "bfloat16"
     width = units.source_mean.numel() + units.target_mean.numel()
-    in_blocks = device == "cpu" and settings.activation == "topk"
+    in_blocks = device == "cpu" and RULES[settings.activation].load().scope != "batch"
     block = min(settings.batch_rows, BLOCK_ROWS) if in_blocks else settings.batch_rows
     decoded = settings.batch_rows * len(settings.prefixes) * units.target_mean.numel()
     rows = (3 * settings.batch_rows + settings.held_out_rows) * width
@@ -142,13 +143,14 @@ def _seconds_a_step(settings: TrainSettings, units: Units, *, device: str) -> fl
     """The time of a step on random rows, all features alive."""
     assert settings.dict_size
     d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
-    weights = random_weights(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
+    weights = random_parameters(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
     state = State(weights, Moments.zero(weights), torch.zeros(settings.dict_size, dtype=torch.int64, device=device))
     source, target = (
         torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)
     )
     times: list[float] = []
-    workspace, recipe = workspace_of(weights, settings), recipe_of(settings, units)
+    recipe = recipe_of(settings, units)
+    workspace = workspace_of(weights, settings, recipe.nested.rule)
     for _ in range(1 + _TIMED_STEPS):
         began = time.perf_counter()
         figures = train_step(

@@ -12,9 +12,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, distributed
 
-from transcoder.sparse_code import Selection
-from transcoder.winners import keep_winners
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -62,10 +59,6 @@ class Ranks:
         """Until every process is here."""
         if self.world > 1:
             distributed.barrier()
-
-    def keep(self, candidates: Selection, count: int) -> Selection:
-        """Of the candidates in all rows of a batch, those that are among its ``count`` largest."""
-        return keep_winners(candidates, count, rows=1, rank=self.rank, world=self.world)
 
     def _reduced(self, array: Tensor, op: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> Tensor:
         distributed.all_reduce(array, op=op)

@@ -8,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.loss import NestedLoss
-from transcoder.sparse_code import select
-from transcoder.weights import Weights
+from train.parameters import Parameters
 
 
 def reference_prefixes(
-    weights: Weights,
+    weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
     code: Float[Tensor, "rows dict_size"],
@@ -25,20 +24,20 @@ def reference_prefixes(
 
 
 def reference_step(
-    weights: Weights,
+    weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
     target: Float[Tensor, "rows d_target"],
     loss: NestedLoss,
-) -> tuple[Float[Tensor, ""], Float[Tensor, " prefixes"], Weights]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, " prefixes"], Parameters]:
     """The loss, the squared error of every prefix, and the gradient."""
     leaves = {name: array.detach().requires_grad_() for name, array in weights.tensors().items()}
-    at = Weights(**leaves)
-    pre = source @ at.W_enc + at.b_enc
-    active = select(pre.detach(), top_k=loss.top_k, activation=loss.activation).dense(pre.shape[1]) > 0
-    reconstructed = reference_prefixes(at, source, code=pre.relu() * active, prefixes=loss.prefixes)
+    traced = Parameters(**leaves)
+    pre = source @ traced.W_enc.T + traced.b_enc
+    active = loss.rule.select_training(pre.detach(), batch_rows=len(pre)).dense(pre.shape[1]) > 0
+    reconstructed = reference_prefixes(traced, source, code=pre.relu() * active, prefixes=loss.prefixes)
     sse = (reconstructed - target[:, None]).square().sum(dim=(0, 2))
     value = sum(weight * error for weight, error in zip(loss.weight_of(len(source)), sse, strict=True))
     assert isinstance(value, Tensor)
     gradients = torch.autograd.grad(value, list(leaves.values()))
-    return value.detach(), sse.detach(), Weights(**dict(zip(leaves, gradients, strict=True)))
+    return value.detach(), sse.detach(), Parameters(**dict(zip(leaves, gradients, strict=True)))

@@ -20,18 +20,18 @@ from train.config import TrainSettings
 from train.dead import count_tokens_, dead_features, dead_share
 from train.loss import NestedLoss, StepResult, nested_step
 from train.optim import Moments, learning_rate, update_
+from train.parameters import Parameters
 from train.ranks import Part, Ranks
 from train.workspace import Workspace
 from transcoder.constants import constant
 from transcoder.sharded import WHOLE, Shard
-from transcoder.weights import Weights
 
 
 @dataclass
 class State:
     """All that a run changes: a checkpoint holds exactly this. ``step`` counts steps, and so batches, done."""
 
-    weights: Weights
+    weights: Parameters
     moments: Moments
     since_fired: Int[Tensor, " dict_size"]
     step: int = 0
@@ -39,16 +39,21 @@ class State:
 
     def dealt(self, shard: Shard, *, device: str) -> "State":
         """This process's features of it, on a device."""
-        return self._mapped(lambda arrays: shard.take(arrays).to(device), shard.own(self.since_fired).to(device))
+        return self._mapped(
+            lambda arrays: {name: array.to(device) for name, array in shard.take(arrays).items()},
+            shard.own(self.since_fired).to(device),
+        )
 
     def whole(self, shard: Shard, *, dict_size: int) -> "State":
         """Put together again from every process's features, in main memory."""
-        silent = shard.interleave(self.since_fired, dict_size).cpu()
-        return self._mapped(lambda arrays: shard.whole(arrays, dict_size=dict_size), silent)
+        since_fired = shard.interleave(self.since_fired, dict_size).cpu()
+        return self._mapped(lambda arrays: shard.whole(arrays, dict_size=dict_size), since_fired)
 
-    def _mapped(self, change: Callable[[Weights], Weights], since_fired: Tensor) -> "State":
-        first, second = (change(Weights(**part)).tensors() for part in (self.moments.first, self.moments.second))
-        return State(change(self.weights), Moments(first, second), since_fired, self.step, self.tokens)
+    def _mapped(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], since_fired: Tensor) -> "State":
+        """The same with ``change`` done to the weights and to both moments."""
+        weights = Parameters(**change(self.weights.tensors()))
+        moments = Moments(change(self.moments.first), change(self.moments.second))
+        return State(weights, moments, since_fired, self.step, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
 
 
 def _add_auxiliary_(
-    weights: Weights,
+    weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
     dead: Int[Tensor, " dead"],

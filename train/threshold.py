@@ -1,30 +1,35 @@
-"""The threshold that a batchtopk transcoder is evaluated by: the one number at which training rows have ``top_k``
-active features on average. Exact over the rows it is taken from."""
+"""Calibration: what a rule must learn from training rows before it can be evaluated, such as batchtopk's threshold."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cache.reader import CacheReader, View
-from transcoder.weights import Weights
+from train.parameters import Parameters
+from transcoder.rules.rule import Rule
 
-_ROWS, _BATCH_ROWS = 32_768, 1024
+_ROWS = 32_768
+"""Training rows that a rule is calibrated on."""
+_BATCH_ROWS = 1024
+"""Rows whose pre-activations exist at a time."""
 
 
-def calibrated_threshold(weights: Weights, reader: CacheReader, *, top_k: int, view: View, device: str) -> float:
-    """From the first rows of the training split, special tokens left out; 0 where fewer than ``top_k`` fire at all."""
+def calibrated_rule(weights: Parameters, rule: Rule, reader: CacheReader, *, view: View, device: str) -> Rule:
+    """The rule to evaluate by, from the first rows of the training split, special tokens left out.
+
+    ``weights`` are in the units of the cache. A rule that needs no calibration comes back as it is, and nothing is
+    computed.
+    """
     split = reader.split("train")
     taken = split.rows(slice(0, min(_ROWS, len(split))), view=view)
     source = taken.source[torch.from_numpy(~np.isin(taken.tokens, list(reader.special_ids)))]
-    batches = [weights.b_enc.new_tensor(()).new_empty(0)]
-    wanted = len(source) * top_k
-    for rows in source.split(_BATCH_ROWS):
-        pre = torch.addmm(weights.b_enc, rows.to(device, weights.b_enc.dtype), weights.W_enc)
-        batches = [_largest(torch.cat([*batches, pre.relu_().flatten()]), wanted)]
-    return float(batches[0].min()) if batches[0].numel() >= max(1, wanted) else 0.0
 
+    def batches() -> Iterator[Float[Tensor, "rows dict_size"]]:
+        """Pre-activations, made as they are asked for."""
+        for rows in source.split(_BATCH_ROWS):
+            yield torch.addmm(weights.b_enc, rows.to(device, weights.b_enc.dtype), weights.W_enc.T)
 
-def _largest(values: Tensor, count: int) -> Tensor:
-    """The ``count`` largest positive ones, in any order."""
-    positive = values[values > 0]
-    return positive if positive.numel() <= count else positive.topk(count, sorted=False).values
+    return rule.calibrated(batches(), rows=len(source))

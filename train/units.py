@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cache.reader import CacheReader, View
 from common.errors import NumericalError, UsageError
-from transcoder.weights import Weights
+from train.parameters import Parameters
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Units:
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
         return rows.float().mul_(self.target_scale)
 
-    def folded(self, weights: Weights) -> Weights:
+    def folded(self, weights: Parameters) -> Parameters:
         """The same transcoder in the cache's units."""
         across = self.source_scale / self.target_scale
         factors = {"W_enc": across, "b_enc": 1 / self.target_scale, "b_dec": 1 / self.target_scale, "W_skip": across}
-        return Weights(**{name: array * factors.get(name, 1.0) for name, array in weights.tensors().items()})
+        return Parameters(**{name: array * factors.get(name, 1.0) for name, array in weights.tensors().items()})
 
 
 def units_of(reader: CacheReader, view: View) -> Units:

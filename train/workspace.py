@@ -1,7 +1,8 @@
 """The large arrays that a step writes into, made once and used by every step.
 
 Fresh arrays of this size cost more in page faults than the arithmetic that fills them, and peak memory with them. On a
-CPU, under ``topk``, the pre-activations exist for ``BLOCK_ROWS`` rows at a time: no (rows x dict_size) array is made.
+CPU, where a row's features do not depend on other rows, the pre-activations exist for ``BLOCK_ROWS`` rows at a time: no
+(rows x dict_size) array is made.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoder.sparse_code import Activation
-from transcoder.weights import Weights
+from train.parameters import Parameters
+from transcoder.rules.rule import Rule
 
 BLOCK_ROWS = 512
 
@@ -21,16 +22,14 @@ class Workspace:
     """``pre`` for a block of rows, the gradient, and the weights in the compute dtype where that is not their own."""
 
     pre: Float[Tensor, "block_rows dict_size"]
-    gradients: Weights
-    weights: Weights | None
+    gradients: Parameters
+    weights: Parameters | None
 
     @staticmethod
-    def like(
-        weights: Weights, *, rows: int, dtype: torch.dtype | None = None, activation: Activation = "topk"
-    ) -> "Workspace":
+    def like(weights: Parameters, *, rows: int, rule: Rule, dtype: torch.dtype | None = None) -> "Workspace":
         """Room for batches of up to ``rows`` rows, computing in ``dtype`` (the weights' own where None)."""
         dtype = dtype or weights.W_dec.dtype
-        block_rows = min(rows, BLOCK_ROWS) if activation == "topk" and not weights.W_dec.is_cuda else rows
+        block_rows = min(rows, BLOCK_ROWS) if rule.scope != "batch" and not weights.W_dec.is_cuda else rows
         pre = weights.b_enc.new_empty(block_rows, weights.b_enc.numel(), dtype=dtype)
         return Workspace(
             pre=pre,
@@ -38,7 +37,7 @@ class Workspace:
             weights=None if dtype == weights.W_dec.dtype else _empty_like(weights, dtype),
         )
 
-    def compute_weights(self, weights: Weights) -> Weights:
+    def compute_weights(self, weights: Parameters) -> Parameters:
         """The weights in the compute dtype: a fresh rounding of the masters, or the masters themselves."""
         if self.weights is None:
             return weights
@@ -47,6 +46,6 @@ class Workspace:
         return self.weights
 
 
-def _empty_like(weights: Weights, dtype: torch.dtype) -> Weights:
+def _empty_like(weights: Parameters, dtype: torch.dtype) -> Parameters:
     """Arrays of the same shapes and memory layouts."""
-    return Weights(**{name: torch.empty_like(array, dtype=dtype) for name, array in weights.tensors().items()})
+    return Parameters(**{name: torch.empty_like(array, dtype=dtype) for name, array in weights.tensors().items()})

@@ -2,12 +2,12 @@
 
 With g(f) the group of feature f (the first prefix that contains it) and a bag for every (row, group):
 
-    bag[r, g]  = sum over active f of row r in group g of  a[r, f] * W_dec[f]
-    y[r, p]    = b_dec + bag[r, 0] + ... + bag[r, p]                      running sum over groups
-    slope[r,g] = dL/dy[r, g] + dL/dy[r, g + 1] + ...                      reverse running sum
-    dL/da[r, f]   = slope[r, g(f)] . W_dec[f]                             gathered dot products
-    dL/dW_dec[f]  = sum over rows r that use f of  a[r, f] * slope[r, g(f)]
-    dL/dW_enc[:, f] = sum over rows r that use f of  dL/dpre[r, f] * source[r]
+    bag[r, g]       = sum over active f of row r in group g of  a[r, f] * W_dec[f]
+    y[r, p]         = b_dec + bag[r, 0] + ... + bag[r, p]                   running sum over groups
+    grad_sums[r, g] = dL/dy[r, g] + dL/dy[r, g + 1] + ...                   reverse running sum
+    dL/da[r, f]     = grad_sums[r, g(f)] . W_dec[f]                         gathered dot products
+    dL/dW_dec[f]    = sum over rows r that use f of  a[r, f] * grad_sums[r, g(f)]
+    dL/dW_enc[f]    = sum over rows r that use f of  dL/dpre[r, f] * source[r]
 
 The last two are the same bagged sum over the transposed index (feature-major): no atomics, so the result does not
 depend on the order in which threads run. On a CPU all of it is PyTorch, on CUDA kernels.py where Triton is there.
@@ -24,7 +24,7 @@ from torch.nn.functional import embedding_bag
 
 from transcoder.constants import constant
 from transcoder.sharded import WHOLE, Shard
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
 _BLOCK = 512
 _HAS_TRITON = find_spec("triton") is not None
@@ -47,22 +47,22 @@ class Transposed:
     offsets: Int[Tensor, " features_plus_one"]
 
 
-def bags_of(selection: Selection, prefixes: tuple[int, ...]) -> Bags:
-    """Deal a selection's entries over bags; entries of one bag are neighbours because features ascend within a row."""
-    ends = constant(prefixes, selection.features.dtype, selection.features.device)
-    group = torch.searchsorted(ends, selection.features, right=True, out_int32=True)
-    bag = selection.rows() * len(prefixes) + group
-    return Bags(bag, _starts(bag, selection.row_count * len(prefixes)))
+def bags_of(code: SparseCode, prefixes: tuple[int, ...]) -> Bags:
+    """Deal a code's entries over bags; entries of one bag are neighbours because features ascend within a row."""
+    ends = constant(prefixes, code.features.dtype, code.features.device)
+    group = torch.searchsorted(ends, code.features, right=True, out_int32=True)
+    bag = code.rows() * len(prefixes) + group
+    return Bags(bag, _starts(bag, code.row_count * len(prefixes)))
 
 
-def transpose(selection: Selection, dict_size: int) -> Transposed:
+def transpose(code: SparseCode, dict_size: int) -> Transposed:
     """Sort the entries by feature, stably."""
-    features, order = selection.features.sort(stable=True)
+    features, order = code.features.sort(stable=True)
     return Transposed(order.to(features.dtype), _starts(features, dict_size))
 
 
 def decode_prefixes(
-    selection: Selection,
+    code: SparseCode,
     W_dec: Float[Tensor, "dict_size d_target"],
     base: Float[Tensor, " d_target"] | Float[Tensor, "rows d_target"],
     *,
@@ -70,21 +70,22 @@ def decode_prefixes(
     shard: Shard = WHOLE,
 ) -> Float[Tensor, "rows prefixes d_target"]:
     """Every prefix's reconstruction; ``base`` is what all of them share: ``b_dec``, and the skip where there is one."""
-    bags = bags_of(selection, shard.prefixes(prefixes))
-    sums = shard.sum_(bag_sums(selection, bags, W_dec)).unflatten(0, (-1, len(prefixes)))
+    bags = bags_of(code, shard.prefixes(prefixes))
+    sums = shard.sum_(bag_sums(code, bags, W_dec)).unflatten(0, (-1, len(prefixes)))
     sums[:, 0] += base
     return running_sum_(sums)
 
 
 def bag_sums(
-    selection: Selection, bags: Bags, W_dec: Float[Tensor, "dict_size d_target"]
+    code: SparseCode, bags: Bags, W_dec: Float[Tensor, "dict_size d_target"]
 ) -> Float[Tensor, "bags d_target"]:
     """The sum of every bag's decoder rows, weighted by the activations; in float32 at least."""
     kept = torch.promote_types(W_dec.dtype, torch.float32)
-    if not uses_kernels(W_dec):
-        return weighted_sums(W_dec, selection.features, selection.values, offsets=bags.offsets).to(kept)
+    # The kernels know no autograd; the training step, which differentiates by hand, runs without it.
+    if not uses_kernels(W_dec) or _is_differentiated(code.values, W_dec):
+        return weighted_sums(W_dec, code.features, code.values, offsets=bags.offsets).to(kept)
     sums = W_dec.new_empty(bags.offsets.numel() - 1, W_dec.shape[1], dtype=kept)
-    weighted_sums_into(sums, W_dec, selection.features, weight=selection.values, offsets=bags.offsets)
+    weighted_sums_into(sums, W_dec, code.features, weight=code.values, offsets=bags.offsets)
     return sums
 
 
@@ -146,19 +147,19 @@ def reverse_running_sum_(
     return sums
 
 
-def slopes_(
+def grad_sums_(
     sums: Float[Tensor, "rows groups width"], left: Float[Tensor, "rows width"], *, weights: tuple[float, ...]
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, "rows width"]]:
-    """Turn group sums into slopes in place, where ``left`` is what they should add up to.
+    """Turn group sums into the sums of gradients in place, where ``left`` is what they should add up to.
 
     Returns every prefix's squared error and the last one's residual. ``weights`` say what a prefix's squared error
     counts; its derivative carries the 2.
     """
     doubled = tuple(2 * weight for weight in weights)
     if uses_kernels(sums):
-        from transcoder.kernels import slopes_ as fused_slopes_
+        from transcoder.kernels import grad_sums_ as fused_grad_sums_
 
-        squares, residual = fused_slopes_(sums, left, weights=constant(doubled, sums.dtype, sums.device))
+        squares, residual = fused_grad_sums_(sums, left, weights=constant(doubled, sums.dtype, sums.device))
         return squares.double().sum(dim=0), residual
     sums[:, 0] -= left
     # Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth.
@@ -173,20 +174,24 @@ def uses_kernels(array: Tensor) -> bool:
     return _INTERPRETED or (array.is_cuda and _HAS_TRITON)
 
 
+def _is_differentiated(*arrays: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
+
+
 def activation_gradients(
-    selection: Selection,
+    code: SparseCode,
     bags: Bags,
     W_dec: Float[Tensor, "dict_size d_target"],
     *,
-    slope: Float[Tensor, "bags d_target"],
+    grad_sums: Float[Tensor, "bags d_target"],
 ) -> Float[Tensor, " active"]:
-    """``slope[bag] . W_dec[feature]`` for every active entry."""
-    if uses_kernels(slope):
+    """``grad_sums[bag] . W_dec[feature]`` for every active entry."""
+    if uses_kernels(grad_sums):
         from transcoder.kernels import dots
 
-        return dots(slope, W_dec, bag=bags.bag, feature=selection.features)
+        return dots(grad_sums, W_dec, bag=bags.bag, feature=code.features)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        slope, W_dec, selection.features, bags.offsets[:-1].contiguous(), bags.bag, 0, -1
+        grad_sums, W_dec, code.features, bags.offsets[:-1].contiguous(), bags.bag, 0, -1
     )
 
 

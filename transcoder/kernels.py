@@ -1,8 +1,8 @@
 """The three operations of decode.py as Triton kernels, for CUDA. Their PyTorch twins there are the reference.
 
     sums      out[s] = sum over s's entries of  weight * table[index]     decode, and both weight gradients
-    slopes    (row, group) sums to squared errors, residual and slopes      one pass over memory for five
-    dots      slope[bag] . W_dec[feature] for every active entry           gradient of the activations
+    grad_sums (row, group) sums to squared errors, residual and gradients   one pass over memory for five
+    dots      grad_sums[bag] . W_dec[feature] for every active entry           gradient of the activations
 
 A program owns what it writes and adds in one order: no atomics, the same bits every time. Sums are kept in float32
 (float64 for float64 tables) whatever the tables' dtype. ``TRITON_INTERPRET=1`` runs all of it without a GPU.
@@ -51,7 +51,7 @@ def _sums_kernel(
 
 
 @_jit
-def _slopes_kernel(
+def _grad_sums_kernel(
     sums: tl.tensor,
     left: tl.tensor,
     weight: tl.tensor,
@@ -74,17 +74,17 @@ def _slopes_kernel(
         tl.store(squares + (row * GROUPS + group) * blocks + block, tl.sum(error * error, axis=0))
     tl.store(residual + row * width + columns, error, mask=inside)
     tl.debug_barrier()
-    slope = tl.zeros_like(error)
+    total = tl.zeros_like(error)
     for back in tl.static_range(GROUPS):  # pyright: ignore[reportGeneralTypeIssues]
         group = GROUPS - 1 - back
-        slope += tl.load(weight + group) * tl.load(own + group * width, mask=inside, other=0.0)
-        tl.store(own + group * width, slope, mask=inside)
+        total += tl.load(weight + group) * tl.load(own + group * width, mask=inside, other=0.0)
+        tl.store(own + group * width, total, mask=inside)
 
 
 @_jit
 def _dots_kernel(
     out: tl.tensor,
-    slope: tl.tensor,
+    grad_sums: tl.tensor,
     table: tl.tensor,
     bag: tl.tensor,
     feature: tl.tensor,
@@ -102,7 +102,7 @@ def _dots_kernel(
     for start in range(0, WIDTH, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = there[:, None] & (columns < WIDTH)[None, :]
-        left = tl.load(slope + bags[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(ACC)
+        left = tl.load(grad_sums + bags[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(ACC)
         right = tl.load(table + rows[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(ACC)
         total += tl.sum(left * right, axis=1)
     tl.store(out + entries, total, mask=there)
@@ -124,39 +124,39 @@ def weighted_sums_(
         _sums_kernel[grid](out, table, index, weight, offsets, out.shape[1], **sizes, ACC=_sum_type(table))
 
 
-def slopes_(
+def grad_sums_(
     sums: Float[Tensor, "rows groups width"],
     left: Float[Tensor, "rows width"],
     *,
     weights: Float[Tensor, " groups"],
 ) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows width"]]:
-    """Turn every row's group sums into slopes; returns the squared error of every (row, prefix), and the residual."""
+    """Turn group sums into sums of gradients; returns the squared error of every (row, prefix), and the residual."""
     assert sums.is_contiguous()
     rows, groups, width = sums.shape
     blocks = -(-width // _WIDTH_BLOCK)
     squares = sums.new_empty(rows, groups, blocks)
     residual = torch.empty_like(left, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(sums):
-        _slopes_kernel[(rows, blocks)](
+        _grad_sums_kernel[(rows, blocks)](
             sums, left.contiguous(), weights, squares, residual, width, blocks, GROUPS=groups, BLOCK=_WIDTH_BLOCK
         )
     return squares.sum(dim=2), residual
 
 
 def dots(
-    slope: Float[Tensor, "bags width"],
+    grad_sums: Float[Tensor, "bags width"],
     table: Float[Tensor, "features width"],
     *,
     bag: Int[Tensor, " active"],
     feature: Int[Tensor, " active"],
 ) -> Float[Tensor, " active"]:
-    """``slope[bag[i]] . table[feature[i]]`` for every i."""
-    assert slope.is_contiguous()
+    """``grad_sums[bag[i]] . table[feature[i]]`` for every i."""
+    assert grad_sums.is_contiguous()
     assert table.is_contiguous()
-    out, grid = slope.new_empty(bag.numel()), (triton.cdiv(bag.numel(), _ENTRIES),)
-    sizes = {"WIDTH": slope.shape[1], "ENTRIES": _ENTRIES, "BLOCK": _WIDTH_BLOCK}
+    out, grid = grad_sums.new_empty(bag.numel()), (triton.cdiv(bag.numel(), _ENTRIES),)
+    sizes = {"WIDTH": grad_sums.shape[1], "ENTRIES": _ENTRIES, "BLOCK": _WIDTH_BLOCK}
     with torch.cuda.device_of(out):
-        _dots_kernel[grid](out, slope, table, bag, feature, bag.numel(), **sizes, ACC=_sum_type(table))
+        _dots_kernel[grid](out, grad_sums, table, bag, feature, bag.numel(), **sizes, ACC=_sum_type(table))
     return out
 
 

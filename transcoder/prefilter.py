@@ -8,8 +8,8 @@
 
 A bound exceeds what it bounds by at most 2 (|x_i| r_j + s_j). Whatever fires therefore has a bound that reaches
 
-    Thresholds   0, where b_j is taken less the feature's threshold
-    TopK         the top_k-th largest of what the bounds leave certain; of each strided chunk of features its largest
+    a floor      0, where b_j is taken less the feature's floor (JumpReLU, ReLU, a calibrated batch top-k)
+    a row limit  the limit-th largest of what the bounds leave certain; of each strided chunk of features its largest
 
 and only the features whose bound does, some more than fire, are computed in float32, from which the rule selects.
 
@@ -24,9 +24,8 @@ from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 
 from transcoder.decode import Bags, activation_gradients
-from transcoder.rules import Thresholds, TopK
-from transcoder.sparse_code import Selection
-from transcoder.weights import Weights
+from transcoder.rules.rule import Rule
+from transcoder.sparse_code import SparseCode
 
 BLOCK_ROWS = 512
 """Rows whose bounds exist at a time."""
@@ -38,32 +37,34 @@ _SUM, _PART, _NUMBER = 2.0**-22, 2.0**-13, 2.0**-7
 
 
 @dataclass(frozen=True)
-class Screen:
+class Prefilter:
     """``columns`` are w_j, r_j and b_j + s_j in two parts; ``spread`` and ``slack`` the largest r_j, s_j of a chunk."""
 
-    weights: Weights
-    rule: TopK | Thresholds
+    W_enc: Float[Tensor, "dict_size d_source"]
+    b_enc: Float[Tensor, " dict_size"]
+    rule: Rule
     columns: BFloat16[Tensor, "dict_size d_source_plus_3"]
     spread: Float[Tensor, " chunks"]
     slack: Float[Tensor, " chunks"]
 
     @staticmethod
-    def of(weights: Weights, rule: TopK | Thresholds) -> "Screen":
-        """The bounds of a dictionary whose size is a multiple of 16."""
-        rows, bias, size = weights.W_enc.T, weights.b_enc, weights.b_enc.abs()
-        if isinstance(rule, Thresholds):
-            bias, size = bias - rule.threshold, size + rule.threshold
-        rounded, rounding = rows.bfloat16(), rows.shape[1] * _SUM
-        spread = _upwards((rows - rounded.float()).norm(dim=1) + rounding * rows.norm(dim=1))
+    def of(W_enc: Float[Tensor, "dict_size d_source"], b_enc: Float[Tensor, " dict_size"], rule: Rule) -> "Prefilter":
+        """The bounds of an encoder whose size is a multiple of 16."""
+        bias, size = b_enc, b_enc.abs()
+        floor = rule.floor(b_enc)
+        if floor is not None:
+            bias, size = bias - floor, size + floor
+        rounded, rounding = W_enc.bfloat16(), W_enc.shape[1] * _SUM
+        spread = _upwards((W_enc - rounded.float()).norm(dim=1) + rounding * W_enc.norm(dim=1))
         slack = (rounding + _PART) * size
         first = bias.bfloat16()
         second = _upwards(bias - first.float() + slack)
         columns = torch.cat([rounded, torch.stack([spread, first, second], dim=1)], dim=1)
         largest = (column.float().view(_CHUNK, -1).amax(dim=0) for column in (spread, slack))
-        return Screen(weights, rule, columns, *largest)
+        return Prefilter(W_enc, b_enc, rule, columns, *largest)
 
-    def select(self, source: BFloat16[Tensor, "rows d_source"]) -> Selection:
-        """What the rule selects from ``source @ W_enc + b_enc``, entries that do not fire left out."""
+    def select(self, source: BFloat16[Tensor, "rows d_source"]) -> SparseCode:
+        """What the rule selects from ``source @ W_enc.T + b_enc``, entries that do not fire left out."""
         exact = source.float()
         norm = _upwards(exact.norm(dim=1, keepdim=True))
         bounds = torch.cat([source, norm, torch.ones_like(norm).expand(-1, 2)], dim=1) @ self.columns.T
@@ -77,38 +78,42 @@ class Screen:
         self, bounds: BFloat16[Tensor, "rows dict_size"], norm: Float[Tensor, "rows 1"]
     ) -> BFloat16[Tensor, "rows 1"]:
         """What the bound of a feature that fires reaches, in every row."""
-        if isinstance(self.rule, Thresholds):
+        limit = self.rule.row_limit
+        if limit is None:
             return torch.zeros_like(norm, dtype=torch.bfloat16)
         largest = bounds.view(torch.int16).view(len(bounds), _CHUNK, -1).amax(dim=1).view(torch.bfloat16).float()
         certain = largest - _NUMBER * largest.abs() - 2 * (norm * self.spread + self.slack)
-        return certain.topk(self.rule.top_k, dim=1, sorted=False).values.amin(dim=1, keepdim=True).relu().bfloat16()
+        return certain.topk(limit, dim=1, sorted=False).values.amin(dim=1, keepdim=True).relu().bfloat16()
 
     def _computed(
         self,
         source: Float[Tensor, "rows d_source"],
         features: Int[Tensor, " entries"],
         offsets: Int[Tensor, " rows_plus_one"],
-    ) -> Selection:
+    ) -> SparseCode:
         """The pre-activations of some features of every row; feature by feature, which reads the weights once."""
-        code = Selection(torch.empty(len(features)), features, offsets)
+        code = SparseCode(torch.empty(len(features)), features, offsets)
         by_feature, order = features.sort()
         bags, sorted_code = Bags(code.rows()[order], offsets), replace(code, features=by_feature)
-        found = activation_gradients(sorted_code, bags, self.weights.W_enc.T, slope=source)
-        code.values[order] = found + self.weights.b_enc[by_feature.long()]
+        found = activation_gradients(sorted_code, bags, self.W_enc, grad_sums=source)
+        code.values[order] = found + self.b_enc[by_feature.long()]
         return code
 
 
-def screening(weights: Weights, rule: object) -> Screen | None:
+def prefilter_of(
+    W_enc: Float[Tensor, "dict_size d_source"], b_enc: Float[Tensor, " dict_size"], rule: Rule
+) -> Prefilter | None:
     """Where it is faster: on a CPU that multiplies bfloat16, for a large dictionary."""
-    dict_size, W_enc = weights.b_enc.numel(), weights.W_enc
+    dict_size = b_enc.numel()
     if W_enc.is_cuda or W_enc.dtype != torch.float32 or not _multiplies_bfloat16():
         return None
     if dict_size < _LEAST_DICT_SIZE or dict_size % _CHUNK:
         return None
-    if isinstance(rule, Thresholds) or (isinstance(rule, TopK) and 2 * rule.top_k * _CHUNK <= dict_size):
-        screen = Screen.of(weights, rule)
-        return screen if bool(screen.columns.isfinite().all()) else None
-    return None
+    limit = rule.row_limit
+    if rule.floor(b_enc) is None and (limit is None or 2 * limit * _CHUNK > dict_size):
+        return None
+    prefilter = Prefilter.of(W_enc, b_enc, rule)
+    return prefilter if bool(prefilter.columns.isfinite().all()) else None
 
 
 def _multiplies_bfloat16() -> bool:

@@ -4,14 +4,15 @@ Interleaved, every process owns the same share of every prefix, and so of the wo
 
     1. each picks its own ``top_k`` candidates a row; one all-gather of their values tells all which of them win
     2. each decodes its winners into (row, group) sums; one all-reduce adds them up
-    3. errors, slopes and the gradients of the features that it owns are local; those of b_dec and the skip come out
-       the same everywhere
+    3. errors and the gradients of the features that it owns are local; those of b_dec and the skip come out the same
+       everywhere
 
-The candidates are exact, not a capacity: the sharded step is the single process's step to rounding.
+The candidates are exact, not a capacity: no other candidate of a process could be among the winners, so the sharded
+step is the single process's step to rounding.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +20,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, distributed
 
 from common.errors import UsageError
-from transcoder.sparse_code import Selection
-from transcoder.weights import Weights
-from transcoder.winners import keep_winners, winners
+from transcoder.rules.rule import Rule
+from transcoder.sparse_code import SparseCode
+
+_BY_FEATURE = ("W_enc", "b_enc", "W_dec")
+"""The arrays with one row a feature; the others are the same in every process."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +59,18 @@ class Shard:
         """This process's own copy of its features' rows of an array of one row a feature."""
         return rows if self.world == 1 else rows[self.rank :: self.world].clone()
 
-    def take(self, weights: Weights) -> Weights:
-        """This process's features of a whole dictionary."""
-        return Weights(
-            W_enc=self.own(weights.W_enc.T).T,
-            b_enc=self.own(weights.b_enc),
-            W_dec=self.own(weights.W_dec),
-            b_dec=weights.b_dec,
-            W_skip=weights.W_skip,
-        )
+    def take(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's features of a whole dictionary's arrays."""
+        return {name: self.own(array) if name in _BY_FEATURE else array for name, array in arrays.items()}
 
-    def whole(self, weights: Weights, *, dict_size: int) -> Weights:
+    def whole(self, arrays: Mapping[str, Tensor], *, dict_size: int) -> dict[str, Tensor]:
         """The whole dictionary put together again, array by array, in the main memory of every process."""
         if self.world == 1:
-            return weights
-        return Weights(
-            W_enc=self.interleave(weights.W_enc.T, dict_size).cpu().T,
-            b_enc=self.interleave(weights.b_enc, dict_size).cpu(),
-            W_dec=self.interleave(weights.W_dec, dict_size).cpu(),
-            b_dec=weights.b_dec.cpu(),
-            W_skip=None if weights.W_skip is None else weights.W_skip.cpu(),
-        )
+            return dict(arrays)
+        return {
+            name: (self.interleave(array, dict_size) if name in _BY_FEATURE else array).cpu()
+            for name, array in arrays.items()
+        }
 
     def interleave(self, rows: Tensor, dict_size: int) -> Tensor:
         """One row a feature of the whole dictionary, from every process's rows."""
@@ -85,9 +79,9 @@ class Shard:
         longest = math.ceil(dict_size / self.world)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
-        parts = rows.new_empty(self.world, longest, *rows.shape[1:])
-        distributed.all_gather(list(parts.unbind()), padded)
-        return parts.transpose(0, 1).flatten(0, 1)[:dict_size].contiguous()
+        gathered = rows.new_empty(self.world, longest, *rows.shape[1:])
+        distributed.all_gather(list(gathered.unbind()), padded)
+        return gathered.transpose(0, 1).flatten(0, 1)[:dict_size].contiguous()
 
     def sum_(self, array: Tensor) -> Tensor:
         """Add up every process's array in place."""
@@ -107,23 +101,53 @@ class Shard:
         """Which of this process's candidates are among the ``count`` largest of a row over all features."""
         return winners(values, count, rank=self.rank, world=self.world)
 
-    def keep(self, candidates: Selection, *, count: int, per_row: bool) -> Selection:
-        """The candidates that win over all features, ``count`` a row or in all."""
-        rows = candidates.row_count if per_row else 1
-        return keep_winners(candidates, count, rows=rows, rank=self.rank, world=self.world)
+    def keep(self, candidates: SparseCode, *, rule: Rule, batch_rows: int) -> SparseCode:
+        """The candidates that win over all features."""
+        return keep_winners(candidates, rule, batch_rows=batch_rows, rank=self.rank, world=self.world)
 
-    def norm(self, gradients: Weights) -> Float[Tensor, ""]:
+    def norm(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """The norm of the whole dictionary's gradient."""
-        shared = {"b_dec", "W_skip"}
-        squares = {name: _sum_of_squares(array) for name, array in gradients.tensors().items()}
-        own = self.sum_(torch.stack([square for name, square in squares.items() if name not in shared]).sum())
-        return (own + sum(square for name, square in squares.items() if name in shared)).sqrt()
-
-
-def _sum_of_squares(array: Tensor) -> Float[Tensor, ""]:
-    """Row by row, then in float64."""
-    rows = array.T if array.ndim == 2 and array.stride(0) == 1 else array
-    return torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1).double().square_().sum()
+        squares = {name: _sum_of_squares(array) for name, array in gradients.items()}
+        own = self.sum_(torch.stack([square for name, square in squares.items() if name in _BY_FEATURE]).sum())
+        return (own + sum(square for name, square in squares.items() if name not in _BY_FEATURE)).sqrt()
 
 
 WHOLE = Shard()
+
+
+def winners(
+    values: Float[Tensor, "rows candidates"], count: int, *, rank: int, world: int
+) -> Bool[Tensor, "rows candidates"]:
+    """Which of this process's candidates, at most ``count`` a row, are among a row's ``count`` largest of all.
+
+    Exactly ``count`` win a row: of equals the first ones, in the order of the processes. Where there is a NaN all win,
+    so that it is not lost.
+    """
+    rows, own = values.shape
+    # Back ends differ in which dtypes they can send; all send float32 and float64.
+    exact = values.to(torch.promote_types(values.dtype, torch.float32))
+    padded = torch.nn.functional.pad(exact, (0, count - own), value=float("-inf"))
+    gathered = padded.new_empty(world, rows, count)
+    distributed.all_gather(list(gathered.unbind()), padded)
+    offered = gathered.transpose(0, 1).flatten(1)
+    least = offered.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    above = ~(offered <= least)
+    equal = offered == least
+    won = above | (equal & (equal.cumsum(dim=1) <= count - above.sum(dim=1, keepdim=True)))
+    return won[:, rank * count :][:, :own]
+
+
+def keep_winners(candidates: SparseCode, rule: Rule, *, batch_rows: int, rank: int, world: int) -> SparseCode:
+    """The candidates that the rule keeps where several processes make them. Counting them waits for the device."""
+    if world == 1 or rule.scope == "feature" or not rule.kept(batch_rows):
+        return candidates
+    contests = candidates.row_count if rule.scope == "row" else 1
+    won = winners(candidates.values.view(contests, -1), rule.kept(batch_rows), rank=rank, world=world).flatten()
+    before = torch.zeros(won.numel() + 1, dtype=torch.int32, device=won.device)
+    torch.cumsum(won, dim=0, dtype=torch.int32, out=before[1:])
+    return SparseCode(candidates.values[won], candidates.features[won], before[candidates.offsets.long()])
+
+
+def _sum_of_squares(array: Tensor) -> Float[Tensor, ""]:
+    """Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth."""
+    return torch.linalg.vector_norm(array.reshape(len(array), -1), dim=1).double().square_().sum()

@@ -1,101 +1,130 @@
-"""A trained transcoder: what it computes, and the two files it lives in.
+"""The transcoder: its arrays, the rule that selects features, and every prefix's reconstruction.
 
-    pre = source @ W_enc + b_enc
-    a   = the top_k largest of pre, rectified              (batchtopk: pre where it exceeds the threshold, else 0)
-    y_p = b_dec + a[:, :p] @ W_dec[:p]  (+ source @ W_skip)
+    pre = source @ W_enc.T + b_enc
+    a   = rule(pre)                                             the active features, as sparse rows
+    y_p = b_dec + a[:, :p] @ W_dec[:p]  (+ source @ W_skip)     for every prefix p
 
 The selection is made once, over the whole dictionary; a prefix uses what of it lies below its end. ``b_dec`` is never
-subtracted from the source, which lives in another space.
-
-``transcoder.safetensors`` holds the arrays in float32, decoder rows of norm 1, in the units of the cache;
-``config.json`` holds everything else, and the size and hash of the first.
+subtracted from the source, which lives in another space. Our transcoders, Google's and anybody else's are all this one
+class, so that no metric can treat them differently.
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from common import disk
-from common.errors import DamagedError, MismatchError, UsageError
-from common.sealed_tensors import FileSeal, check_shapes, read_tensors, write_tensors
+from common.errors import UsageError
 from transcoder.decode import decode_prefixes
-from transcoder.sparse_code import Activation, Selection, select_above, select_topk
-from transcoder.weights import Weights, feature_major
+from transcoder.prefilter import BLOCK_ROWS, Prefilter, prefilter_of
+from transcoder.rules.rule import Rule
+from transcoder.rules.topk import TopK
+from transcoder.sparse_code import SparseCode, stacked
 
-FORMAT_VERSION = 1
-WEIGHTS_FILE, CONFIG_FILE = "transcoder.safetensors", "config.json"
+SourceView = Literal["mlp_in", "ln2_normalized"]
+"""What the encoder reads: what the MLP consumes, or the same before the norm's gain and bias."""
 
 
-@dataclass(frozen=True)
-class Transcoder:
-    """A nested transcoder. ``config`` is its config.json, empty for one that was not loaded.
+class Transcoder(nn.Module):
+    """A nested transcoder, as a torch module.
 
-    Sources are in the view that ``source_view`` names. ``prefix`` is the one in use: the last, unless truncated.
+        W_enc   (dict_size, d_source)    one row a feature, as W_dec
+        b_enc   (dict_size,)
+        W_dec   (dict_size, d_target)
+        b_dec   (d_target,)
+        W_skip  (d_source, d_target)     only where there is a skip
+
+    Sources are in the view that ``source_view`` names. ``prefixes`` are cumulative and end at ``dict_size``;
+    ``prefix`` is the one in use: the last, unless truncated. ``tokens_trained`` and ``nominal_l0`` are None where they
+    are not known. ``config`` is its config.json, empty for one that was not loaded.
+
+    Every method is differentiable, but no array asks for a gradient until ``requires_grad_()``: a transcoder is read
+    far more often than tuned.
     """
 
-    weights: Weights
-    prefixes: tuple[int, ...]
-    top_k: int
-    activation: Activation = "topk"
-    threshold: float | None = None
-    source_view: str = "mlp_in"
-    prefix: int = 0
-    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    W_skip: nn.Parameter | None
 
-    def __post_init__(self) -> None:
-        assert self.prefixes[-1] == self.weights.b_enc.numel()
-        if not self.prefix:
-            object.__setattr__(self, "prefix", self.prefixes[-1])
+    def __init__(
+        self,
+        W_enc: Float[Tensor, "dict_size d_source"],
+        b_enc: Float[Tensor, " dict_size"],
+        W_dec: Float[Tensor, "dict_size d_target"],
+        b_dec: Float[Tensor, " d_target"],
+        W_skip: Float[Tensor, "d_source d_target"] | None = None,
+        *,
+        rule: Rule,
+        prefixes: tuple[int, ...] | None = None,
+        prefix: int | None = None,
+        name: str = "transcoder",
+        source_view: SourceView = "mlp_in",
+        tokens_trained: int | None = None,
+        nominal_l0: float | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.W_enc = _parameter(W_enc)
+        self.b_enc = _parameter(b_enc)
+        self.W_dec = _parameter(W_dec)
+        self.b_dec = _parameter(b_dec)
+        self.register_parameter("W_skip", None if W_skip is None else _parameter(W_skip))
+        self.rule = rule
+        self.prefixes = (self.dict_size,) if prefixes is None else tuple(prefixes)
+        self.prefix = self.prefixes[-1] if prefix is None else prefix
+        self.name = name
+        self.source_view: SourceView = source_view
+        self.tokens_trained = tokens_trained
+        self.nominal_l0 = nominal_l0
+        self.config: Mapping[str, Any] = {} if config is None else config
+        self._prefilter: tuple[object, Prefilter | None] | None = None
+        assert self.prefixes[-1] == self.dict_size, "the last prefix is the whole dictionary"
+        assert list(self.prefixes) == sorted(set(self.prefixes)), "prefixes are cumulative and strictly increasing"
 
-    @property
-    def W_enc(self) -> Float[Tensor, "d_source dict_size"]:  # noqa: N802 (the paper's name)
-        return self.weights.W_enc
-
-    @property
-    def b_enc(self) -> Float[Tensor, " dict_size"]:
-        return self.weights.b_enc
-
-    @property
-    def W_dec(self) -> Float[Tensor, "dict_size d_target"]:  # noqa: N802 (the paper's name)
-        return self.weights.W_dec
-
-    @property
-    def b_dec(self) -> Float[Tensor, " d_target"]:
-        return self.weights.b_dec
-
-    @property
-    def W_skip(self) -> Float[Tensor, "d_source d_target"] | None:  # noqa: N802 (the paper's name)
-        return self.weights.W_skip
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, Tensor], *, rule: Rule, **facts: Any) -> "Transcoder":
+        """From arrays by name and the constructor's other arguments."""
+        given: dict[str, Any] = {**arrays, **facts}
+        return Transcoder(**given, rule=rule)
 
     @property
     def dict_size(self) -> int:
-        return self.weights.b_enc.numel()
+        return self.b_enc.numel()
 
     @property
     def d_source(self) -> int:
-        return self.weights.W_enc.shape[0]
+        return self.W_enc.shape[1]
 
     @property
     def d_target(self) -> int:
-        return self.weights.b_dec.numel()
+        return self.b_dec.numel()
+
+    @property
+    def top_k(self) -> int | None:
+        """The number that its rule of selection is named for; None for a rule without one."""
+        return self.rule.top_k
+
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """The features that each prefix adds to the one before."""
+        return tuple(range(start, end) for start, end in zip((0, *self.prefixes[:-1]), self.prefixes, strict=True))
+
+    def arrays(self) -> dict[str, nn.Parameter]:
+        """The arrays by name, in a fixed order; ``W_skip`` only where there is one."""
+        return dict(self.named_parameters(recurse=False))
 
     def pre_activations(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows dict_size"]:
-        """What the selection is made from, in the weights' dtype."""
-        return torch.addmm(self.b_enc, source.to(self.b_enc.dtype), self.W_enc)
+        """What the rule selects from, in the weights' dtype."""
+        return torch.addmm(self.b_enc, source.to(self.b_enc.dtype), self.W_enc.T)
 
-    def select(self, source: Float[Tensor, "rows d_source"]) -> Selection:
-        """The sparse code under the evaluation rule, over the whole dictionary whatever the prefix."""
-        pre = self.pre_activations(source)
-        if self.threshold is not None:
-            return select_above(pre, threshold=self.threshold)
-        return select_topk(pre, top_k=self.top_k)
+    def select(self, source: Float[Tensor, "rows d_source"]) -> SparseCode:
+        """The sparse code, over the whole dictionary whatever the prefix."""
+        return self.rule(self.pre_activations(source))
 
     def encode(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows features"]:
         """The code with its zeros written out; as many features as the prefix in use has."""
@@ -119,139 +148,94 @@ class Transcoder:
         end = self._checked(prefix)
         return self.reconstructions(source)[:, self.prefixes.index(end)]
 
-    __call__ = forward
-
     def reconstructions(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows prefixes d_target"]:
         """The reconstruction by every prefix, from one sparse decode."""
-        return decode_prefixes(self.select(source), self.W_dec, self._base(source), prefixes=self.prefixes)
+        return self.reconstruct(self.select(source), source)
+
+    def reconstruct(
+        self, code: SparseCode, source: Float[Tensor, "rows d_source"]
+    ) -> Float[Tensor, "rows prefixes d_target"]:
+        """The reconstruction by every prefix from the sparse code of ``source``."""
+        return decode_prefixes(code, self.W_dec, self._base(source), prefixes=self.prefixes)
+
+    @torch.no_grad()
+    def sparse_code(self, source: Float[Tensor, "rows d_source"]) -> SparseCode:
+        """The same selection as ``select`` for many rows, without gradients: what evaluation uses.
+
+        On a CPU the pre-activations exist for a block of rows at a time. For rows in bfloat16, as caches store them,
+        and where it is faster, only those that may matter exist at all (transcoder/prefilter.py).
+        """
+        if source.dtype == torch.bfloat16 and (prefilter := self._current_prefilter()):
+            return stacked([prefilter.select(rows) for rows in source.split(BLOCK_ROWS)])
+        blocks = source.to(self.W_enc.dtype).split(len(source) if source.is_cuda else BLOCK_ROWS)
+        pre = self.W_enc.new_empty(len(blocks[0]), self.dict_size)
+        W_enc = self.W_enc.T
+        return stacked([self.rule(torch.addmm(self.b_enc, rows, W_enc, out=pre[: len(rows)])) for rows in blocks])
 
     def truncate(self, prefix: int) -> "Transcoder":
         """The same transcoder using one prefix: the same selection, sliced. Raises UsageError for another number."""
-        return replace(self, prefix=self._checked(prefix))
+        return self.replaced(prefix=self._checked(prefix))
 
-    def to(self, device: str | torch.device) -> "Transcoder":
-        """The same transcoder on a device."""
-        moved = {name: array.to(device) for name, array in self.weights.tensors().items()}
-        return replace(self, weights=Weights(**moved))
+    def at_top_k(self, top_k: int) -> "Transcoder":
+        """The same arrays, evaluated with the ``top_k`` largest features of every row: for comparing at equal L0."""
+        return self.replaced(rule=TopK(top_k), name=f"{self.name} at k = {top_k}")
+
+    def on(self, device: str | torch.device) -> "Transcoder":
+        """A transcoder on ``device`` in float32, sharing the arrays that are there; unlike ``to``, this one stays."""
+        moved = {name: array.to(device, torch.float32) for name, array in self.arrays().items()}
+        return self.replaced(rule=deepcopy(self.rule).to(device), **moved)
+
+    def replaced(self, **changes: Any) -> "Transcoder":
+        """A transcoder that shares this one's arrays and differs in ``changes``, named as in the constructor."""
+        facts = ("rule", "prefixes", "prefix", "name", "source_view", "tokens_trained", "nominal_l0", "config")
+        same: dict[str, Any] = {**self.arrays(), **{name: getattr(self, name) for name in facts}}
+        return Transcoder(**(same | changes))
 
     def _base(self, source: Tensor | None) -> Tensor:
+        """What all prefixes share."""
         if self.W_skip is None:
             return self.b_dec
         if source is None:
-            raise UsageError("this transcoder has a skip: decode needs the source too", remedy="Give decode source=")
+            raise UsageError("This transcoder has a skip: decode needs the source too.", remedy="Give decode source=.")
         return torch.addmm(self.b_dec, source.to(self.b_dec.dtype), self.W_skip)
 
     def _checked(self, prefix: int | None) -> int:
         end = self.prefix if prefix is None else prefix
         if end not in self.prefixes or end > self.prefix:
-            there = [known for known in self.prefixes if known <= self.prefix]
-            raise UsageError(f"{end} is not a prefix of this transcoder; it has {there}")
+            known = [prefix for prefix in self.prefixes if prefix <= self.prefix]
+            raise UsageError(f"{end} is not a prefix of this transcoder; it has {known}.")
         return end
 
+    def _current_prefilter(self) -> Prefilter | None:
+        """The prefilter of the encoder as it is now, made again after the encoder was moved or changed."""
+        state = (self.rule, *((array.data_ptr(), array._version) for array in (self.W_enc, self.b_enc)))
+        if self._prefilter is None or self._prefilter[0] != state:
+            self._prefilter = (state, prefilter_of(self.W_enc.detach(), self.b_enc.detach(), self.rule))
+        return self._prefilter[1]
 
-def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Write both files, config.json last, and return what it says. ``config`` adds where the transcoder comes from."""
-    arrays = {name: array.float() for name, array in transcoder.weights.tensors().items()}
-    if transcoder.threshold is not None:
-        arrays["threshold"] = torch.tensor(transcoder.threshold)
-    seal = write_tensors(folder / WEIGHTS_FILE, arrays)
-    said = {
-        "format_version": FORMAT_VERSION,
-        "dict_size": transcoder.dict_size,
-        "top_k": transcoder.top_k,
-        "prefixes": list(transcoder.prefixes),
-        "activation": transcoder.activation,
-        "threshold": transcoder.threshold,
-        "d_source": transcoder.d_source,
-        "d_target": transcoder.d_target,
-        "skip": transcoder.W_skip is not None,
-        "source_view": transcoder.source_view,
-        **config,
-        "weights": {"file": WEIGHTS_FILE, **seal.said()},
+
+def _parameter(array: Tensor) -> nn.Parameter:
+    """The same array as a parameter; one that is a parameter already is shared, with its gradient."""
+    return array if isinstance(array, nn.Parameter) else nn.Parameter(array, requires_grad=False)
+
+
+def random_arrays(
+    d_source: int,
+    d_target: int,
+    *,
+    dict_size: int,
+    skip: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Unit encoder and decoder rows, zero biases and skip: for timing steps, for benches and for tests."""
+    generator = torch.Generator().manual_seed(seed)
+    encoder = torch.randn(dict_size, d_source, generator=generator, dtype=dtype)
+    decoder = torch.randn(dict_size, d_target, generator=generator, dtype=dtype)
+    arrays = {
+        "W_enc": nn.functional.normalize(encoder, dim=1),
+        "b_enc": torch.zeros(dict_size, dtype=dtype),
+        "W_dec": nn.functional.normalize(decoder, dim=1),
+        "b_dec": torch.zeros(d_target, dtype=dtype),
     }
-    disk.write_file(folder / CONFIG_FILE, (json.dumps(said, indent=1) + "\n").encode())
-    return said
-
-
-def load_transcoder(path: str | Path, *, device: str = "cpu") -> Transcoder:
-    """The transcoder in a folder (or given its transcoder.safetensors), with its config.json as ``config``.
-
-    Raises DamagedError for missing or altered files, MismatchError for files of another kind or format version.
-    """
-    folder = Path(path).parent if Path(path).name == WEIGHTS_FILE else Path(path)
-    config = read_config(folder)
-    seal = FileSeal.parse(config.get("weights"), where=folder / CONFIG_FILE)
-    arrays = read_tensors(folder / WEIGHTS_FILE, seal, device=device)
-    check_shapes(arrays, _shapes(config), where=folder / WEIGHTS_FILE)
-    arrays.pop("threshold", None)
-    arrays["W_enc"] = feature_major(arrays["W_enc"])
-    return Transcoder(
-        weights=Weights(**arrays),
-        prefixes=tuple(config["prefixes"]),
-        top_k=config["top_k"],
-        activation=config["activation"],
-        threshold=config["threshold"],
-        source_view=config["source_view"],
-        config=config,
-    )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a saved transcoder, checked. Raises DamagedError or MismatchError."""
-    where = folder / CONFIG_FILE
-    if not where.is_file():
-        raise DamagedError("there is no trained transcoder here: config.json is missing", where=folder)
-    try:
-        config = json.loads(where.read_bytes())
-    except ValueError as error:
-        raise DamagedError(f"the file is not JSON: {error}", where=where) from error
-    if not isinstance(config, dict) or "format_version" not in config:
-        raise MismatchError("the file is not a nestcoder transcoder's config.json", where=where)
-    if config["format_version"] != FORMAT_VERSION:
-        raise MismatchError(f"format version {config['format_version']!r} is unknown to this release", where=where)
-    wrong = [key for key, is_right in _RIGHT.items() if not (key in config and is_right(config[key]))]
-    if wrong or config["prefixes"][-1] != config["dict_size"]:
-        raise DamagedError(f"config.json makes no sense: {', '.join(wrong) or 'prefixes and dict_size'}", where=where)
-    return config
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 31
-
-
-def _are_prefixes(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(map(_is_count, value))
-        and all(earlier < later for earlier, later in pairwise(value))
-    )
-
-
-_RIGHT: dict[str, Callable[[Any], bool]] = {
-    "dict_size": _is_count,
-    "top_k": _is_count,
-    "d_source": _is_count,
-    "d_target": _is_count,
-    "prefixes": _are_prefixes,
-    "activation": lambda value: value in ("topk", "batchtopk"),
-    "threshold": lambda value: value is None or isinstance(value, float),
-    "skip": lambda value: isinstance(value, bool),
-    "source_view": lambda value: value in ("mlp_in", "ln2_normalized"),
-}
-
-
-def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The arrays that a config promises."""
-    d_source, d_target, dict_size = config["d_source"], config["d_target"], config["dict_size"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (d_source, dict_size),
-        "b_enc": (dict_size,),
-        "W_dec": (dict_size, d_target),
-        "b_dec": (d_target,),
-    }
-    if config["skip"]:
-        shapes["W_skip"] = (d_source, d_target)
-    if config["threshold"] is not None:
-        shapes["threshold"] = ()
-    return shapes
+    return arrays | ({"W_skip": torch.zeros(d_source, d_target, dtype=dtype)} if skip else {})

@@ -8,10 +8,11 @@ import torch
 from train.config import TrainSettings
 from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
+from train.parameters import Parameters
 from train.ranks import Ranks
 from train.step import Recipe, State, train_step
 from train.workspace import Workspace
-from transcoder.weights import Weights
+from transcoder.rules.registry import make_rule
 
 _DEAD_AFTER = 10**9
 
@@ -20,19 +21,19 @@ def training_step(of: Any, *, dead_share: float, **changes: Any) -> Callable[[],
     """A whole step: forward, loss, backward, clipping, Adam, unit decoder rows, counting of dead features."""
     rows, width, dict_size = of.sizes
     settings = TrainSettings(prefixes=of.prefixes, top_k=of.top_k, lr=1e-4, preset="none", **changes)
-    weights = Weights(of.encoder.clone().T, of.bias.clone(), of.decoder.clone(), torch.zeros(width))
+    weights = Parameters(of.encoder.clone(), of.bias.clone(), of.decoder.clone(), torch.zeros(width))
     since_fired = torch.zeros(dict_size, dtype=torch.int64)
     _kill(weights, since_fired, share=dead_share)
     state = State(weights, Moments.zero(weights), since_fired)
     variance = float(of.target.var(dim=0).sum())
-    nested = NestedLoss(of.prefixes, of.top_k, variance, equal_weights(of.prefixes), settings.activation)
+    nested = NestedLoss(of.prefixes, make_rule(settings.activation, of.top_k), variance, equal_weights(of.prefixes))
     recipe = Recipe(settings, nested, aux_top_k=width // 2, dead_after_tokens=_DEAD_AFTER)
     dtype = getattr(torch, settings.compute_dtype)
-    space = Workspace.like(weights, rows=rows, dtype=dtype, activation=settings.activation)
+    space = Workspace.like(weights, rows=rows, rule=nested.rule, dtype=dtype)
     return lambda: train_step(state, of.source, target=of.target, recipe=recipe, workspace=space, ranks=Ranks())
 
 
-def _kill(weights: Weights, since_fired: torch.Tensor, *, share: float) -> None:
+def _kill(weights: Parameters, since_fired: torch.Tensor, *, share: float) -> None:
     """Let a share of the features, spread over the dictionary, be dead: too low a bias to be among the largest."""
     dead = torch.randperm(len(since_fired), generator=torch.Generator().manual_seed(1))[: int(share * len(since_fired))]
     weights.b_enc[dead] -= 10

@@ -10,7 +10,7 @@ from evaluate.absorption.probe_set import DESCRIPTION, read_probe_set
 from evaluate.absorption.score import measure_absorption
 from evaluate.metrics.inputs import AbsorptionScorer, MetricInputs
 from evaluate.metrics.metric import Findings, Metric, State
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 _NO_PROBE = "there is no probe cache: run 'nestcoder harvest --probe first-letter'"
 
@@ -19,7 +19,7 @@ _NO_PROBE = "there is no probe cache: run 'nestcoder harvest --probe first-lette
 class FirstLetterAbsorption(Metric):
     """Reads no held-out rows: the probe cache has rows of its own."""
 
-    dictionary: Dictionary
+    dictionary: Transcoder
     scorer: AbsorptionScorer
 
     @classmethod
@@ -37,11 +37,11 @@ def absorption_scorer(reader: CacheReader, folder: Path) -> AbsorptionScorer:
     words = read_probe_set(folder, fingerprint=reader.fingerprint)
     probes: dict[str, Readability] = {}
 
-    def score(dictionary: Dictionary) -> dict[str, Any]:
+    def score(dictionary: Transcoder) -> dict[str, Any]:
         view = dictionary.source_view
         seen = replace(words, source=reader.as_view(words.source, view))
         if view not in probes:
             probes[view] = readability(seen)
-        return measure_absorption(dictionary.to("cpu"), seen, probes[view])
+        return measure_absorption(dictionary.on("cpu"), seen, probes[view])
 
     return score

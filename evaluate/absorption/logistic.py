@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from transcoder.decode import transpose, weighted_sums
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
 LBFGS_ITERATIONS = 200
 """Far more than any of these fits needs: they stop at the tolerance."""
@@ -77,7 +77,7 @@ def fit_chosen(x: Float[Tensor, "classes rows k"], labels: Bool[Tensor, "classes
 
 
 def fit_l1(
-    code: Selection, labels: Bool[Tensor, "rows classes"], *, dict_size: int, share: float
+    code: SparseCode, labels: Bool[Tensor, "rows classes"], *, dict_size: int, share: float
 ) -> Float[Tensor, "dict_size classes"]:
     """L1-penalised weights on sparse activations, by FISTA (Beck and Teboulle 2009), the bias fitted along.
 
@@ -118,11 +118,11 @@ class _Point:
         return _Point(self.weight + push * (self.weight - before.weight), self.bias + push * (self.bias - before.bias))
 
 
-def _transposed(code: Selection, dict_size: int) -> Selection:
+def _transposed(code: SparseCode, dict_size: int) -> SparseCode:
     """The same matrix feature by feature: its ``features`` are row numbers."""
     by_feature = transpose(code, dict_size)
     order = by_feature.order.long()
-    return Selection(code.values[order], code.rows()[order], by_feature.offsets)
+    return SparseCode(code.values[order], code.rows()[order], by_feature.offsets)
 
 
 def f1_scores(
@@ -133,12 +133,12 @@ def f1_scores(
     return (2 * hits / (predicted.sum(0) + labels.sum(0)).clamp_min(1)).float()
 
 
-def sparse_times(matrix: Selection, weight: Float[Tensor, "columns classes"]) -> Float[Tensor, "rows classes"]:
+def sparse_times(matrix: SparseCode, weight: Float[Tensor, "columns classes"]) -> Float[Tensor, "rows classes"]:
     """The sparse matrix times ``weight``."""
     return weighted_sums(weight, matrix.features, matrix.values, offsets=matrix.offsets)
 
 
-def _largest_eigenvalue(code: Selection, by_feature: Selection) -> float:
+def _largest_eigenvalue(code: SparseCode, by_feature: SparseCode) -> float:
     """Of X^T X, by forty power iterations, with a tenth to spare.
 
     X is non-negative, so a start at one is never orthogonal to the leading eigenvector.

@@ -45,9 +45,8 @@ from torch import Tensor
 from evaluate.absorption.letters import MIN_LETTERS, LetterProbes, Readability
 from evaluate.absorption.logistic import f1_scores, fit_chosen, fit_l1, label_matrix, sparse_times
 from evaluate.absorption.probe_set import LETTERS, ProbeSet
-from transcoder.code_parts import columns_of, firing_below, largest_sums, rows_of, stacked
-from transcoder.dictionary import Dictionary
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode, columns_of, firing_below, largest_sums, rows_of, stacked
+from transcoder.transcoder import Transcoder
 
 F1_JUMP = 0.03
 MAX_MAIN = 10
@@ -82,7 +81,7 @@ class LetterScore:
     words: int
 
 
-def measure_absorption(dictionary: Dictionary, words: ProbeSet, readable: Readability) -> dict[str, Any]:
+def measure_absorption(dictionary: Transcoder, words: ProbeSet, readable: Readability) -> dict[str, Any]:
     """The scores of every prefix of ``dictionary``, whose ``source_view`` the source of ``words`` must be in.
 
     ``score`` is the mean absorption fraction of the whole dictionary; null with a ``reason`` where letters cannot be
@@ -94,15 +93,15 @@ def measure_absorption(dictionary: Dictionary, words: ProbeSet, readable: Readab
         empty = {"score": None, "full_absorption_rate": None, "reason": readable.reason}
         return fields | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
 
-    code = stacked([dictionary.active(rows) for rows in words.source.split(ENCODED_WORDS)])
-    directions = dictionary.weights.W_dec if probes.space == "target" else dictionary.weights.W_enc.T
+    code = stacked([dictionary.sparse_code(rows) for rows in words.source.split(ENCODED_WORDS)])
+    directions = dictionary.W_dec if probes.space == "target" else dictionary.W_enc
     per_prefix = [score_prefix(code, words, probes, directions[:prefix]) for prefix in dictionary.prefixes]
     names = ("score", "full_absorption_rate", "reason")
     return fields | {name: per_prefix[-1][name] for name in names} | {"per_prefix": per_prefix}
 
 
 def score_prefix(
-    code: Selection, words: ProbeSet, probes: LetterProbes, directions: Float[Tensor, "prefix width"]
+    code: SparseCode, words: ProbeSet, probes: LetterProbes, directions: Float[Tensor, "prefix width"]
 ) -> dict[str, Any]:
     """Absorption of the features that ``directions`` has a row for: decoder rows where the probes are on the target,
     encoder rows where they are on the source. Main features are found anew for every prefix."""
@@ -135,7 +134,7 @@ def score_prefix(
 
 
 def _carried_source(
-    inside: Selection, words: ProbeSet, probes: LetterProbes, cosine: Float[Tensor, "prefix letters"]
+    inside: SparseCode, words: ProbeSet, probes: LetterProbes, cosine: Float[Tensor, "prefix letters"]
 ) -> Float[Tensor, "words letters"]:
     """Y of the source: each word's projection in the unit of what features carry; 0 for a letter that none carries."""
     train = ~words.test
@@ -151,7 +150,7 @@ def _carried_source(
     return kappa.clamp_min(0) * (projection - projection[train].mean(dim=0))
 
 
-def find_main_features(code: Selection, words: ProbeSet, *, dict_size: int) -> MainFeatures:
+def find_main_features(code: SparseCode, words: ProbeSet, *, dict_size: int) -> MainFeatures:
     """Rank by an L1 probe on training words; take the next feature while it adds more than .03 of F1 there."""
     labels = label_matrix(words.letter, LETTERS)
     weight = fit_l1(rows_of(code, ~words.test), labels[~words.test], dict_size=dict_size, share=L1_SHARE)
@@ -180,7 +179,7 @@ def _f1_by_count(
 
 
 def _score_letter(
-    code: Selection, along: Float[Tensor, " words"], *, cosine: Float[Tensor, " prefix"], main: Int[Tensor, " main"]
+    code: SparseCode, along: Float[Tensor, " words"], *, cosine: Float[Tensor, " prefix"], main: Int[Tensor, " main"]
 ) -> LetterScore:
     """Fraction and full absorption of the words in ``code``, whose activations are in units of decoder norm."""
     rows, features = code.rows().long(), code.features.long()
@@ -219,7 +218,7 @@ def _one_carries(
     return aligned & (along > 0) & (largest >= MIN_SHARE * along)
 
 
-def _describe(dictionary: Dictionary, words: ProbeSet, readable: Readability) -> dict[str, Any]:
+def _describe(dictionary: Transcoder, words: ProbeSet, readable: Readability) -> dict[str, Any]:
     """What the score rests on, and why it is exploratory where it is."""
     parameters = words.about.get("model_parameters")
     probes = readable.best

@@ -53,7 +53,7 @@ class Baselines(Metric):
         return cls(
             source_centre=torch.from_numpy(np.array(source, dtype=np.float64)).to(inputs.device),
             target_centre=inputs.centre,
-            bias=inputs.dictionary.weights.b_dec,
+            bias=inputs.dictionary.b_dec,
             storage_floor=None if stored is None else stored.storage_floor,
             counted=not inputs.is_reference,
         )

@@ -11,15 +11,15 @@ from torch import Tensor
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
 from evaluate.held_out import HeldOut
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 Replicates = Float[np.ndarray, "replicates_plus_one prefixes"]
 """A number of every prefix: the estimate, then every bootstrap replicate. Those of two dictionaries are paired."""
 
-AbsorptionScorer = Callable[[Dictionary], dict[str, Any]]
+AbsorptionScorer = Callable[[Transcoder], dict[str, Any]]
 """A dictionary to the ``absorption_first_letter`` fields."""
 
-Splice = Callable[[Dictionary, Float[Tensor, " d_target"]], tuple[dict[str, Any], Replicates]]
+Splice = Callable[[Transcoder, Float[Tensor, " d_target"]], tuple[dict[str, Any], Replicates]]
 """A dictionary, and the target's mean, to the ``language_model`` fields and every prefix's rise in cross-entropy."""
 
 
@@ -28,7 +28,7 @@ class MetricInputs:
     """``is_reference``: the dictionary is compared with ours. What belongs to the cache alone, such as the baselines,
     is then left out: it was measured with ours. ``splice`` is None without a language model."""
 
-    dictionary: Dictionary
+    dictionary: Transcoder
     held_out: HeldOut
     reader: CacheReader
     settings: EvaluateSettings

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from evaluate.metrics.inputs import MetricInputs, Splice
 from evaluate.metrics.metric import Findings, Metric, Replayed, State
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
 class SplicedLoss(Metric):
     """``splice`` runs the model; without one there is nothing to say."""
 
-    dictionary: Dictionary
+    dictionary: Transcoder
     centre: Float[Tensor, " d_target"]
     splice: Splice | None
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from evaluate.metrics.inputs import MetricInputs, Replicates
 from transcoder.decode import bags_of
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
 State = dict[str, Tensor]
 
@@ -44,7 +44,7 @@ class Replayed:
     target: Float[Tensor, "rows d_target"]
     document: Int[Tensor, " rows"]
     row: Int[Tensor, " rows"]
-    selection: Selection
+    selection: SparseCode
     reconstructed: Float[Tensor, "rows prefixes d_target"]
     prefixes: tuple[int, ...]
 
@@ -96,7 +96,7 @@ def add(total: State, addition: State) -> State:
     return total
 
 
-def l0_by_prefix(selection: Selection, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
+def l0_by_prefix(selection: SparseCode, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
     """How many features below each prefix fire in every row."""
     firing = torch.zeros(selection.values.numel() + 1, dtype=torch.int64, device=selection.values.device)
     torch.cumsum(selection.values > 0, dim=0, out=firing[1:])

@@ -33,7 +33,7 @@ class Redundancy(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "Redundancy":
-        return cls(inputs.dictionary.weights.W_dec, inputs.dictionary.prefixes)
+        return cls(inputs.dictionary.W_dec, inputs.dictionary.prefixes)
 
     def compute(self, state: State) -> Findings:  # noqa: ARG002
         return Findings({"redundancy": redundancy(self.W_dec, self.prefixes, block=_BLOCK)})

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from evaluate.held_out import HeldOut
 from evaluate.token_text import Speller
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 BEFORE, AFTER = 14, 6
 """Tokens shown before and after the one where the feature is strongest."""
@@ -59,7 +59,7 @@ def chosen_features(
 
 def sample(
     held_out: HeldOut,
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     *,
     features: Sequence[int],
     rows: Int[np.ndarray, "dict_size contexts"],
@@ -78,7 +78,7 @@ def sample(
     ]
 
 
-def _context(held_out: HeldOut, dictionary: Dictionary, feature: int, *, row: int, spell: Speller) -> Context:
+def _context(held_out: HeldOut, dictionary: Transcoder, feature: int, *, row: int, spell: Speller) -> Context:
     document = held_out.view.document
     position = held_out.view.position
     start = row
@@ -88,7 +88,7 @@ def _context(held_out: HeldOut, dictionary: Dictionary, feature: int, *, row: in
     while end < len(document) and end - row <= AFTER and position[end] == position[end - 1] + 1:
         end += 1
     rows = held_out.view.rows(slice(start, end), view=dictionary.source_view)
-    selection = dictionary.active(rows.source.float().to(dictionary.weights.W_enc.device))
+    selection = dictionary.sparse_code(rows.source.float().to(dictionary.W_enc.device))
     of_feature = selection.features == feature
     activations = torch.zeros(end - start).index_put_(
         (selection.rows()[of_feature].long().cpu(),), selection.values[of_feature].cpu()

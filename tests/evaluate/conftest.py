@@ -10,8 +10,10 @@ import torch
 
 from cache.config import CacheSettings
 from cache.writer import CacheWriter
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import Weights, random_weights
+from train.parameters import Parameters, random_parameters
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder
 
 D_SOURCE, D_TARGET, DICT_SIZE = 12, 10, 64
 SPECIAL = 0
@@ -20,8 +22,8 @@ BLOCK = 16_384
 IDENTITY = {"model": "toy", "layer": 3, "source_site": "mlp_in", "target_site": "mlp_out", "context": 16}
 
 
-def toy_weights(d_source: int = D_SOURCE, d_target: int = D_TARGET) -> Weights:
-    return random_weights(d_source, d_target, dict_size=DICT_SIZE, seed=5)
+def toy_weights(d_source: int = D_SOURCE, d_target: int = D_TARGET) -> Parameters:
+    return random_parameters(d_source, d_target, dict_size=DICT_SIZE, seed=5)
 
 
 def toy_rows(rows: int, *, seed: int, d_source: int, d_target: int) -> dict[str, np.ndarray | torch.Tensor]:
@@ -29,7 +31,7 @@ def toy_rows(rows: int, *, seed: int, d_source: int, d_target: int) -> dict[str,
     generator = torch.Generator().manual_seed(seed)
     source = torch.randn(rows, d_source, generator=generator)
     weights = toy_weights(d_source, d_target)
-    code = (source @ weights.W_enc + weights.b_enc).relu()
+    code = (source @ weights.W_enc.T + weights.b_enc).relu()
     target = code @ weights.W_dec + 0.3 * torch.randn(rows, d_target, generator=generator) + 2
     position = np.arange(rows, dtype=np.int32) % 16
     special = torch.from_numpy(position == 0)
@@ -98,6 +100,6 @@ def toy_transcoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "transcoder"
     weights = toy_weights()
     weights.b_dec.fill_(2.0)
-    transcoder = Transcoder(weights=weights, prefixes=(8, 24, DICT_SIZE), top_k=20)
+    transcoder = Transcoder(**weights.tensors(), rule=TopK(20), prefixes=(8, 24, DICT_SIZE))
     save_transcoder(transcoder, folder, config={"tokens_trained": 12345})
     return folder

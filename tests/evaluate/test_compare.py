@@ -17,8 +17,9 @@ from evaluate.compare import difference
 from evaluate.config import EvaluateSettings
 from evaluate.report.report import table_of_runs
 from evaluate.run import evaluate_layer
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import Weights
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder
 
 WIDTH, THRESHOLD, MISSING, NOISE, ROWS = 32, 1.2, 8, 0.3, 8_000
 TAIL = 0.5 * math.erfc(THRESHOLD / math.sqrt(2))
@@ -88,8 +89,8 @@ def write_google(root: Path, *, l0: int = round(TRUE_L0)) -> Path:
 def write_transcoder(folder: Path, *, top_k: int = 6) -> Path:
     """Ours: the true dictionary, its features in order, under top-k; it reads what the MLP reads."""
     encoder = ENCODER / GAIN[:, None]
-    weights = Weights(encoder, -(BIAS @ encoder), DECODER, torch.full((WIDTH,), 0.7))
-    transcoder = Transcoder(weights=weights, prefixes=(8, 16, WIDTH), top_k=top_k)
+    arrays = (encoder.T.contiguous(), -(BIAS @ encoder), DECODER, torch.full((WIDTH,), 0.7))
+    transcoder = Transcoder(*arrays, rule=TopK(top_k), prefixes=(8, 16, WIDTH))
     save_transcoder(transcoder, folder, config={"tokens_trained": 5000})
     return folder
 

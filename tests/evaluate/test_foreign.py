@@ -64,7 +64,7 @@ def test_every_layout_gives_the_same_dictionary(tmp_path: Path, write: Callable[
     expected = (pre * (pre > known["threshold"])) @ known["W_dec"] + known["b_dec"]
     assert found.source_view == "ln2_normalized"
     torch.testing.assert_close(
-        found.reconstruct(found.active(source), source)[:, -1].double(), expected, atol=1e-5, rtol=1e-5
+        found.reconstruct(found.sparse_code(source), source)[:, -1].double(), expected, atol=1e-5, rtol=1e-5
     )
 
 
@@ -76,7 +76,7 @@ def test_a_plain_transcoder_has_threshold_0(tmp_path: Path) -> None:
     assert found.source_view == "mlp_in"
     source = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
     pre = source @ tensors["W_enc"] + tensors["b_enc"]
-    torch.testing.assert_close(found.active(source).dense(24), pre.relu(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.sparse_code(source).dense(24), pre.relu(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def fvu(reconstructed: torch.Tensor, target: torch.Tensor) -> float:
 def test_l0_and_fvu_are_those_of_the_closed_form(tmp_path: Path) -> None:
     dictionary = read_gemma_scope(write_file(tmp_path), d_source=WIDTH, d_target=WIDTH)
     source, target, _, _ = data()
-    found = fvu(dictionary.reconstruct(dictionary.active(source), source)[:, -1], target)
+    found = fvu(dictionary.reconstruct(dictionary.sparse_code(source), source)[:, -1], target)
     assert mean_l0(dictionary, source) == pytest.approx(Truth.l0, rel=0.02)
     assert found == pytest.approx(Truth.fvu, rel=0.02)
 
@@ -92,8 +92,8 @@ def test_folding_the_gain_reads_the_mlps_input_as_exactly(tmp_path: Path, with_b
     mlp_in = normalised * gain + bias if with_bias else normalised * gain
     folded = fold_gain(dictionary, gain=gain, bias=bias if with_bias else None)
     assert folded.source_view == "mlp_in"
-    expected = dictionary.reconstruct(dictionary.active(normalised), normalised)
-    torch.testing.assert_close(folded.reconstruct(folded.active(mlp_in), mlp_in), expected, atol=1e-4, rtol=1e-4)
+    expected = dictionary.reconstruct(dictionary.sparse_code(normalised), normalised)
+    torch.testing.assert_close(folded.reconstruct(folded.sparse_code(mlp_in), mlp_in), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_gained_input_trips_the_check(tmp_path: Path) -> None:

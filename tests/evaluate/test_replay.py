@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from evaluate.held_out import open_held_out
 from evaluate.measure import Measurement, measure
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.replay import Replay
-from evaluate.run import of_transcoder
-from transcoder.dictionary import Dictionary
-from transcoder.sparse_code import Selection
-from transcoder.transcoder import load_transcoder
+from transcoder.formats.native import load_transcoder
+from transcoder.rules.rule import Rule
+from transcoder.sparse_code import SparseCode
+from transcoder.transcoder import Transcoder
 
 ROOT = Path(__file__).parents[2]
 FULL = os.environ.get("NESTCODER_FULL") == "1"
@@ -52,13 +51,13 @@ from pathlib import Path
 from common.progress import Silent
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 from evaluate.held_out import open_held_out
 from evaluate.measure import measure
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.replay import Replay
-from transcoder.rules import TopK
-from transcoder.weights import random_weights
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 def megabytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -72,7 +71,9 @@ class Watching(Silent):
 
 path, width, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 reader, watching = CacheReader.open(Path(path)), Watching()
-dictionary = Dictionary("large", random_weights(width, width, dict_size=18_432), TopK(96), (1152, 3456, 8064, 18432))
+dictionary = Transcoder(
+    **random_arrays(width, width, dict_size=18_432), rule=TopK(96), prefixes=(1152, 3456, 8064, 18432)
+)
 held_out = open_held_out(reader)
 nothing = {"score": None, "reason": "not asked for"}
 inputs = MetricInputs(dictionary, held_out, reader, EvaluateSettings(), "cpu", absorption=lambda _: nothing)
@@ -99,11 +100,11 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def dictionary(toy_transcoder: Path) -> Dictionary:
-    return of_transcoder(load_transcoder(toy_transcoder), name="toy")
+def dictionary(toy_transcoder: Path) -> Transcoder:
+    return load_transcoder(toy_transcoder)
 
 
-def measured(cache: Path, dictionary: Dictionary, progress: Silent, *, batch_rows: int = 256) -> Measurement:
+def measured(cache: Path, dictionary: Transcoder, progress: Silent, *, batch_rows: int = 256) -> Measurement:
     reader = CacheReader.open(cache)
     held_out = open_held_out(reader)
     inputs = MetricInputs(
@@ -119,20 +120,26 @@ OUT_OF_MEMORY = (
 )
 
 
-def limited_to(rows: int, dictionary: Dictionary, error: Exception = OUT_OF_MEMORY[0]) -> Dictionary:
+def limited_to(rows: int, dictionary: Transcoder, error: Exception = OUT_OF_MEMORY[0]) -> Transcoder:
     """The same dictionary on a device that has room for so many rows."""
 
-    def rule(pre: torch.Tensor) -> Selection:
-        if len(pre) > rows:
-            raise error
-        return dictionary.rule(pre)
+    class Limited(Rule):
+        """The same rule, where there is room."""
 
-    return replace(dictionary, rule=rule)
+        name = "limited"
+        scope = "row"
+
+        def select(self, pre: torch.Tensor) -> SparseCode:
+            if len(pre) > rows:
+                raise error
+            return dictionary.rule(pre)
+
+    return dictionary.replaced(rule=Limited())
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_out_of_memory_halves_the_batch_and_changes_no_number(
-    toy_cache: Path, dictionary: Dictionary, error: Exception
+    toy_cache: Path, dictionary: Transcoder, error: Exception
 ) -> None:
     heard = Heard()
     whole = measured(toy_cache, dictionary, Silent()).metrics
@@ -142,13 +149,13 @@ def test_out_of_memory_halves_the_batch_and_changes_no_number(
     np.testing.assert_allclose(halved["fvu_per_prefix"], whole["fvu_per_prefix"], rtol=1e-6)
 
 
-def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Dictionary) -> None:
+def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Transcoder) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         measured(toy_cache, limited_to(40, dictionary, RuntimeError("shapes cannot be multiplied")), Silent())
 
 
 def test_a_batch_of_special_tokens_alone_is_passed_over(
-    write_toy_cache: Any, dictionary: Dictionary, tmp_path: Path
+    write_toy_cache: Any, dictionary: Transcoder, tmp_path: Path
 ) -> None:
     cache = write_toy_cache(tmp_path / "cache", held_out_rows=48)
     single, whole = (measured(cache, dictionary, Silent(), batch_rows=rows) for rows in (1, 48))
@@ -157,7 +164,7 @@ def test_a_batch_of_special_tokens_alone_is_passed_over(
         np.testing.assert_allclose(single.replicates[name], values, rtol=1e-5)
 
 
-def test_a_device_without_room_for_a_row_is_said(toy_cache: Path, dictionary: Dictionary) -> None:
+def test_a_device_without_room_for_a_row_is_said(toy_cache: Path, dictionary: Transcoder) -> None:
     with pytest.raises(CapacityError, match="Not even one row"):
         measured(toy_cache, limited_to(0, dictionary), Silent())
 

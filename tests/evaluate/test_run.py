@@ -13,8 +13,9 @@ from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
-from transcoder.transcoder import Transcoder, load_transcoder, save_transcoder
-from transcoder.weights import random_weights
+from transcoder.formats.native import load_transcoder, save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 
 def evaluate(cache: Path, transcoder: Path, out: Path, *, device: str = "cpu", **settings: Any) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def test_every_number_is_that_of_a_dense_replay(metrics: dict[str, Any], toy_cac
     rows = reader.split("held_out").rows(slice(None))
     kept = torch.from_numpy(rows.tokens != 0)
     x, y = rows.source[kept].double(), rows.target[kept].double()
-    pre = x @ trained.W_enc.double() + trained.b_enc.double()
+    pre = x @ trained.W_enc.double().T + trained.b_enc.double()
     code = pre.relu() * torch.zeros_like(pre).scatter_(1, pre.topk(trained.top_k).indices, 1.0)
     total = ((y - y.mean(0)) ** 2).sum()
     for place, prefix in enumerate(trained.prefixes):
@@ -116,7 +117,7 @@ def test_an_earlier_evaluation_is_moved_to_its_date(toy_cache: Path, toy_transco
 
 
 def test_another_width_is_a_mismatch(toy_cache: Path, tmp_path: Path) -> None:
-    other = Transcoder(weights=random_weights(7, 10, dict_size=8), prefixes=(8,), top_k=2)
+    other = Transcoder(**random_arrays(7, 10, dict_size=8), rule=TopK(2))
     save_transcoder(other, tmp_path / "other", config={})
     with pytest.raises(MismatchError, match="7 dimensions"):
         evaluate(toy_cache, tmp_path / "other", tmp_path / "main")

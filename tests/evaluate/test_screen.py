@@ -7,24 +7,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.parameters import Parameters, random_parameters
 from transcoder import prefilter as screen
-from transcoder.dictionary import Dictionary
-from transcoder.prefilter import Screen, screening
-from transcoder.rules import Thresholds, TopK, jumprelu
-from transcoder.sparse_code import Selection, select_above, select_topk
-from transcoder.weights import Weights, random_weights
+from transcoder.prefilter import Prefilter, prefilter_of
+from transcoder.rules.batchtopk import BatchTopK
+from transcoder.rules.relu import ReLU
+from transcoder.rules.rule import Rule
+from transcoder.rules.threshold import JumpReLU, select_above
+from transcoder.rules.topk import TopK, select_topk
+from transcoder.sparse_code import SparseCode
+from transcoder.transcoder import Transcoder
 
 D_SOURCE, DICT_SIZE, ROWS = 24, 512, 40
 
 
-def encoder(*, seed: int, unlike: float, biased: float) -> Weights:
+def encoder(*, seed: int, unlike: float, biased: float) -> Parameters:
     """Features whose norms differ by up to e^unlike, with biases; some repeat others, some never fire, one is 0."""
     generator = torch.Generator().manual_seed(seed)
-    weights = random_weights(D_SOURCE, 4, dict_size=DICT_SIZE, seed=seed)
-    weights.W_enc.mul_((unlike * torch.randn(DICT_SIZE, generator=generator)).exp())
+    weights = random_parameters(D_SOURCE, 4, dict_size=DICT_SIZE, seed=seed)
+    weights.W_enc.mul_((unlike * torch.randn(DICT_SIZE, 1, generator=generator)).exp())
     weights.b_enc.normal_(std=biased, generator=generator)
-    weights.W_enc[:, 100:120], weights.b_enc[100:120] = weights.W_enc[:, :20], weights.b_enc[:20]
-    weights.W_enc[:, 200], weights.b_enc[300:310] = 0, -1e6
+    weights.W_enc[100:120], weights.b_enc[100:120] = weights.W_enc[:20], weights.b_enc[:20]
+    weights.W_enc[200], weights.b_enc[300:310] = 0, -1e6
     return weights
 
 
@@ -34,12 +38,12 @@ def rows_of(*, seed: int, scale: float) -> torch.Tensor:
     return source.bfloat16()
 
 
-def thresholds(seed: int) -> Thresholds:
-    return jumprelu(torch.randn(DICT_SIZE, generator=torch.Generator().manual_seed(seed)).mul(3))
+def thresholds(seed: int) -> JumpReLU:
+    return JumpReLU(torch.randn(DICT_SIZE, generator=torch.Generator().manual_seed(seed)).mul(3))
 
 
-def pre_activations(weights: Weights, source: torch.Tensor) -> torch.Tensor:
-    return source.double() @ weights.W_enc.double() + weights.b_enc.double()
+def pre_activations(weights: Parameters, source: torch.Tensor) -> torch.Tensor:
+    return source.double() @ weights.W_enc.double().T + weights.b_enc.double()
 
 
 hostile = given(
@@ -55,10 +59,10 @@ hostile = given(
 @pytest.mark.parametrize("top_k", [1, 7, 16])
 def test_top_k_is_found_to_the_last_feature(top_k: int, seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
-    found = Screen.of(weights, TopK(top_k)).select(source).dense(DICT_SIZE)
+    found = Prefilter.of(weights.W_enc, weights.b_enc, TopK(top_k)).select(source).dense(DICT_SIZE)
     pre = pre_activations(weights, source)
     expected = pre.topk(top_k, dim=1).values.relu()
-    size = source.double().norm(dim=1, keepdim=True) * weights.W_enc.norm(dim=0).max() + weights.b_enc.abs().max()
+    size = source.double().norm(dim=1, keepdim=True) * weights.W_enc.norm(dim=1).max() + weights.b_enc.abs().max()
     assert ((found > 0).sum(1) <= top_k).all()
     # The same values: where two features tie to float32's precision, either may stand for both.
     assert ((found.topk(top_k, dim=1).values - expected).abs() <= 1e-6 * size).all()
@@ -70,9 +74,9 @@ def test_top_k_is_found_to_the_last_feature(top_k: int, seed: int, unlike: float
 def test_what_exceeds_its_threshold_is_found(seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     rule = thresholds(seed)
-    found = Screen.of(weights, rule).select(source).dense(DICT_SIZE)
+    found = Prefilter.of(weights.W_enc, weights.b_enc, rule).select(source).dense(DICT_SIZE)
     pre = pre_activations(weights, source)
-    size = source.double().norm(dim=1, keepdim=True) * weights.W_enc.norm(dim=0) + weights.b_enc.abs() + rule.threshold
+    size = source.double().norm(dim=1, keepdim=True) * weights.W_enc.norm(dim=1) + weights.b_enc.abs() + rule.threshold
     clear = (pre - rule.threshold).abs() > 1e-6 * size
     assert torch.equal((found > 0)[clear], (pre > rule.threshold)[clear])
     assert ((found - pre).abs() * (found > 0) <= 1e-6 * size).all()
@@ -83,7 +87,7 @@ def test_what_exceeds_its_threshold_is_found(seed: int, unlike: float, biased: f
 def test_bounds_hold_and_exceed_by_no_more_than_stated(seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     rule = thresholds(seed)
-    made = Screen.of(weights, rule)
+    made = Prefilter.of(weights.W_enc, weights.b_enc, rule)
     r, first, second = made.columns[:, D_SOURCE:].double().T
     norm = source.double().norm(dim=1, keepdim=True)
     bound = source.double() @ made.columns[:, :D_SOURCE].double().T + norm * r + first + second
@@ -94,41 +98,41 @@ def test_bounds_hold_and_exceed_by_no_more_than_stated(seed: int, unlike: float,
 
 
 @pytest.mark.parametrize("rule", [TopK(8), thresholds(3)])
-def test_rows_as_stored_and_in_float32_are_selected_alike(
-    monkeypatch: pytest.MonkeyPatch, rule: TopK | Thresholds
-) -> None:
+def test_rows_as_stored_and_in_float32_are_selected_alike(monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
     """A dictionary screens rows in bfloat16 where that pays, in blocks of any size."""
     monkeypatch.setattr(screen, "_LEAST_DICT_SIZE", DICT_SIZE)
     monkeypatch.setattr(screen, "_multiplies_bfloat16", lambda: True)
-    weights = random_weights(D_SOURCE, 4, dict_size=DICT_SIZE, seed=1)
-    dictionary = Dictionary("some", weights, rule, (100, DICT_SIZE))
+    weights = random_parameters(D_SOURCE, 4, dict_size=DICT_SIZE, seed=1)
+    dictionary = Transcoder(**weights.tensors(), rule=rule, prefixes=(100, DICT_SIZE))
     source = rows_of(seed=1, scale=1.0).repeat(30, 1)
-    assert screening(dictionary.weights, rule)
-    stored, plain = (dictionary.active(rows).dense(DICT_SIZE) for rows in (source, source.float()))
+    assert prefilter_of(dictionary.W_enc, dictionary.b_enc, rule)
+    stored, plain = (dictionary.sparse_code(rows).dense(DICT_SIZE) for rows in (source, source.float()))
     torch.testing.assert_close(stored, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("weights", "rule"),
     [
-        (random_weights(4, 4, dict_size=512), TopK(4)),
-        (random_weights(4, 4, dict_size=4100), TopK(4)),
-        (random_weights(4, 4, dict_size=4096, dtype=torch.float64), TopK(4)),
-        (random_weights(4, 4, dict_size=4096), TopK(200)),
-        (random_weights(4, 4, dict_size=4096), lambda pre: select_topk(pre, top_k=4)),
+        (random_parameters(4, 4, dict_size=512), TopK(4)),
+        (random_parameters(4, 4, dict_size=4100), TopK(4)),
+        (random_parameters(4, 4, dict_size=4096, dtype=torch.float64), TopK(4)),
+        (random_parameters(4, 4, dict_size=4096), TopK(200)),
+        (random_parameters(4, 4, dict_size=4096), BatchTopK(4)),
     ],
 )
-def test_where_it_would_not_pay_there_is_no_screen(weights: Weights, rule: Any) -> None:
-    assert screening(weights, rule) is None
+def test_where_it_would_not_pay_there_is_no_screen(weights: Parameters, rule: Any) -> None:
+    assert prefilter_of(weights.W_enc, weights.b_enc, rule) is None
 
 
 def test_rules_select_as_training_does() -> None:
     pre = torch.randn(30, 64, generator=torch.Generator().manual_seed(0))
     for rule, expected in (
         (TopK(5), select_topk(pre, top_k=5)),
-        (jumprelu(torch.full((64,), 0.4)), select_above(pre, threshold=0.4)),
-        (jumprelu(torch.full((64,), -1.0)), select_above(pre, threshold=0.0)),
+        (JumpReLU(torch.full((64,), 0.4)), select_above(pre, 0.4)),
+        (JumpReLU(torch.full((64,), -1.0)), select_above(pre, 0.0)),
+        (BatchTopK(3, threshold=0.4), select_above(pre, 0.4)),
+        (ReLU(), select_above(pre, 0.0)),
     ):
         torch.testing.assert_close(rule(pre).dense(64), expected.dense(64))
-        everything = Selection(pre.flatten(), torch.arange(64).repeat(30).int(), torch.arange(0, 1921, 64).int())
+        everything = SparseCode(pre.flatten(), torch.arange(64).repeat(30).int(), torch.arange(0, 1921, 64).int())
         torch.testing.assert_close(rule.among(everything).dense(64), expected.dense(64))

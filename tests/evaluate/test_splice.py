@@ -21,8 +21,9 @@ from evaluate.splice import Splicer, check_model
 from harvest.model.forward import run_modules
 from harvest.model.language_model import LanguageModel, load_model
 from harvest.model.sites import module_at
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import Weights, random_weights
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 LAYER, WIDTH, CONTEXT, BOS = 1, 64, 24, 0
 EMBEDDED = Path(__file__).parents[2] / "models" / "gpt2-stdlib"
@@ -144,8 +145,9 @@ def test_a_transcoder_that_is_the_mlp_costs_nothing(tmp_path: Path) -> None:
     model = load_model(str(write_model(tmp_path / "model", config)), device="cpu", dtype="float32")
     mlp = model.block(LAYER).mlp
     arrays = (mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias)
-    weights = Weights(*(array.detach().clone() for array in arrays))
-    save_transcoder(Transcoder(weights, (128, 256), top_k=256), tmp_path / "main", config={})
+    W_enc, *others = (array.detach().clone() for array in arrays)
+    transcoder = Transcoder(W_enc.T.contiguous(), *others, rule=TopK(256), prefixes=(128, 256))
+    save_transcoder(transcoder, tmp_path / "main", config={})
     metrics = evaluate_layer(
         cache=write_cache(model, tmp_path / "model"), transcoder=tmp_path / "main", out=tmp_path / "report",
         settings=EvaluateSettings(bootstrap=0), device="cpu", lm=str(tmp_path / "model"), gemma_scope=None,
@@ -201,14 +203,14 @@ def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, con
 def test_the_whole_stage_says_what_the_definition_says(
     folder: Path, cache: Path, splicer: Splicer, tmp_path: Path
 ) -> None:
-    weights = random_weights(WIDTH, WIDTH, dict_size=96, seed=0)
-    save_transcoder(Transcoder(weights=weights, prefixes=(32, 96), top_k=8), tmp_path / "main", config={})
+    arrays = random_arrays(WIDTH, WIDTH, dict_size=96, seed=0)
+    transcoder = Transcoder(**arrays, rule=TopK(8), prefixes=(32, 96))
+    save_transcoder(transcoder, tmp_path / "main", config={})
     metrics = evaluate_layer(
         cache=cache, transcoder=tmp_path / "main", out=tmp_path / "report", settings=EvaluateSettings(bootstrap=20),
         device="cpu", lm=str(folder), gemma_scope=None, against=None, force=False, progress=Silent(),
     )["language_model"]  # fmt: skip
     clean, replaced, kl = [], [], []
-    transcoder = Transcoder(weights=weights, prefixes=(32, 96), top_k=8)
     for context in held_out_contexts(CacheReader.open(cache), tokens=10_000, batch_tokens=1, device="cpu"):
         counted = ~splicer.kept(context.tokens)[0, :-1]
         own = splicer.log_probabilities(context)[0, :-1][counted]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from models.make_synthetic_gemma_scope import make
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import random_weights
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 ROOT = Path(__file__).parents[2]
 WORLDS = (1, 2, 3)
@@ -36,8 +37,8 @@ def reports(given: dict[str, str], toy_cache: Path, tmp_path_factory: pytest.Tem
     """A report of every number of processes, with Google's format and with another run: ``<world>-<kind>``."""
     root = tmp_path_factory.mktemp("together")
     make(toy_cache, root / "scope", l0=5)
-    weights = random_weights(12, 10, dict_size=32, seed=9)
-    save_transcoder(Transcoder(weights=weights, prefixes=(8, 32), top_k=6), root / "second", config={})
+    arrays = random_arrays(12, 10, dict_size=32, seed=9)
+    save_transcoder(Transcoder(**arrays, rule=TopK(6), prefixes=(8, 32)), root / "second", config={})
     asked = {"google": {"gemma_scope": str(root / "scope")}, "other": {"against": str(root / "second")}}
     jobs = [
         {**given, **asked[kind], "world": world, "out": str(root / f"{world}-{kind}")}

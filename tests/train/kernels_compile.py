@@ -25,15 +25,15 @@ def main():
     ints = dict.fromkeys(("index", "offsets", "bag", "feature"), "*i32")
     for table, kept in (("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
         sizes = {**SIZES, "ACC": getattr(tl, {"fp32": "float32", "fp64": "float64"}[kept])}
-        floats = {"out": f"*{kept}", "table": f"*{table}", "weight": f"*{table}", "slope": f"*{table}"}
+        floats = {"out": f"*{kept}", "table": f"*{table}", "weight": f"*{table}", "grad_sums": f"*{table}"}
         given = {**floats, **ints, "width": "i32", "active": "i32", "blocks": "i32"}
         sums = ("out", "table", "index", "weight", "offsets", "width")
         assert compiled(kernels._sums_kernel, {name: given[name] for name in sums}, sizes)
-        dots = ("out", "slope", "table", "bag", "feature", "active")
+        dots = ("out", "grad_sums", "table", "bag", "feature", "active")
         assert compiled(kernels._dots_kernel, {name: given[name] for name in dots}, {"WIDTH": 768, **sizes})
-        slopes = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
-        types = {**slopes, "width": "i32", "blocks": "i32"}
-        assert compiled(kernels._slopes_kernel, types, {"GROUPS": 4, "BLOCK": 256})
+        grad_sums = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
+        types = {**grad_sums, "width": "i32", "blocks": "i32"}
+        assert compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256})
     print("compiled")
 
 

@@ -6,11 +6,12 @@ from itertools import pairwise
 import torch
 
 from train.loss import NestedLoss, nested_step
+from train.parameters import random_parameters
 from train.reference import reference_step
 from train.workspace import Workspace
 from transcoder import decode, kernels
-from transcoder.sparse_code import select_batchtopk
-from transcoder.weights import random_weights
+from transcoder.rules.batchtopk import select_batchtopk
+from transcoder.rules.registry import make_rule
 
 PREFIXES = (8, 20, 21, 40, 64)
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-7, torch.bfloat16: 1e-2}
@@ -33,19 +34,19 @@ def check_operations(dtype, device):
     sums = torch.empty(35, 300, dtype=torch.promote_types(dtype, torch.float32), device=device)
     kernels.weighted_sums_(sums, table, selection.features, weight=selection.values, offsets=bags.offsets)
     assert relative(sums, expected.flatten(0, 1)) < TOLERANCE[dtype]
-    slope = sums.to(dtype)
-    found = kernels.dots(slope, table, bag=bags.bag, feature=selection.features)
-    wanted = (slope.double()[bags.bag] * table.double()[selection.features]).sum(dim=1)
+    grad_sums = sums.to(dtype)
+    found = kernels.dots(grad_sums, table, bag=bags.bag, feature=selection.features)
+    wanted = (grad_sums.double()[bags.bag] * table.double()[selection.features]).sum(dim=1)
     assert relative(found, wanted) < TOLERANCE[dtype]
-    check_slopes(sums.unflatten(0, (7, 5)))
+    check_grad_sums(sums.unflatten(0, (7, 5)))
 
 
-def check_slopes(sums):
+def check_grad_sums(sums):
     left = torch.randn_like(sums[:, 0])
     weights = torch.tensor([0.1, 0.2, 0.0, 0.4, 0.3], dtype=sums.dtype, device=sums.device)
     errors = sums.cumsum(dim=1) - left[:, None]
     expected = (errors * weights[:, None]).flip(1).cumsum(dim=1).flip(1)
-    squares, residual = kernels.slopes_(sums, left, weights=weights)
+    squares, residual = kernels.grad_sums_(sums, left, weights=weights)
     tolerance = TOLERANCE[sums.dtype]
     assert relative(squares, errors.square().sum(dim=2)) < tolerance
     assert relative(residual, errors[:, -1]) < tolerance
@@ -54,13 +55,13 @@ def check_slopes(sums):
 
 def check_step(activation, dtype, device, tolerance):
     torch.manual_seed(1)
-    whole = random_weights(12, 10, dict_size=64, skip=True, seed=1, dtype=dtype)
+    whole = random_parameters(12, 10, dict_size=64, skip=True, seed=1, dtype=dtype)
     weights = type(whole)(**{name: array.to(device) for name, array in whole.tensors().items()})
     source, target = torch.randn(2, 11, 12, dtype=dtype, device=device)
     target = target[:, :10]
-    loss = NestedLoss(PREFIXES, 6, 7.5, prefix_weights=(0.1, 0.2, 0.3, 0.4, 0.0), activation=activation)
+    loss = NestedLoss(PREFIXES, make_rule(activation, 6), 7.5, prefix_weights=(0.1, 0.2, 0.3, 0.4, 0.0))
     value, sse, gradients = reference_step(weights, source, target=target, loss=loss)
-    workspace = Workspace.like(weights, rows=16)
+    workspace = Workspace.like(weights, rows=16, rule=loss.rule)
     assert decode.uses_kernels(source)
     results = [nested_step(weights, source, target=target, loss=loss, workspace=workspace) for _ in range(2)]
     assert relative(results[0].loss, value) < tolerance

@@ -7,11 +7,12 @@ import torch
 from train.config import TrainSettings
 from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
+from train.parameters import random_parameters
 from train.ranks import ALONE, Ranks
 from train.step import Recipe, State, train_step
 from train.workspace import Workspace
-from transcoder.weights import random_weights
-from transcoder.winners import winners
+from transcoder.rules.registry import make_rule
+from transcoder.sharded import winners
 
 PREFIXES = (9, 20, 64)
 SPLITS = {2: ((29, 0), (4, 25), (0, 0)), 3: ((0, 17, 12), (28, 0, 1), (9, 10, 10))}
@@ -19,7 +20,7 @@ SPLITS = {2: ((29, 0), (4, 25), (0, 0)), 3: ((0, 17, 12), (28, 0, 1), (9, 10, 10
 
 def state():
     """Every fourth feature is dead, so that the auxiliary loss is at work."""
-    weights = random_weights(12, 10, dict_size=64, skip=True, seed=1)
+    weights = random_parameters(12, 10, dict_size=64, skip=True, seed=1)
     weights.b_enc[::4] -= 2
     silent = torch.zeros(64, dtype=torch.int64)
     silent[::4] = 10**6
@@ -28,9 +29,9 @@ def state():
 
 def step(at, source, target, *, activation, ranks):
     settings = TrainSettings(prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, preset="none", warmup_steps=0)
-    nested = NestedLoss(PREFIXES, 6, 7.5, equal_weights(PREFIXES), activation)
+    nested = NestedLoss(PREFIXES, make_rule(activation, 6), 7.5, equal_weights(PREFIXES))
     recipe = Recipe(settings, nested, aux_top_k=5, dead_after_tokens=10**5)
-    space = Workspace.like(at.weights, rows=29, activation=activation)
+    space = Workspace.like(at.weights, rows=29, rule=nested.rule)
     figures = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
     return {key: value for key, value in figures.said().items() if key != "lr"}
 

@@ -8,8 +8,9 @@ from torch import distributed
 
 from train.aux_loss import auxiliary
 from train.loss import NestedLoss, equal_weights, nested_step
+from train.parameters import Parameters, random_parameters
+from transcoder.rules.registry import make_rule
 from transcoder.sharded import Shard
-from transcoder.weights import random_weights
 
 PREFIXES = (3, 20, 41, 97)
 
@@ -20,41 +21,39 @@ def relative(value, expected):
 
 def check(activation: str, *, skip: bool) -> None:
     torch.manual_seed(0)
-    weights = random_weights(12, 10, dict_size=97, skip=skip, seed=1, dtype=torch.float64)
+    weights = random_parameters(12, 10, dict_size=97, skip=skip, seed=1, dtype=torch.float64)
     for array in weights.tensors().values():
         array.add_(torch.randn_like(array), alpha=0.1)
     source, target = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
-    loss = NestedLoss(
-        PREFIXES, top_k=6, target_variance=7.5, prefix_weights=equal_weights(PREFIXES), activation=activation
-    )
+    loss = NestedLoss(PREFIXES, make_rule(activation, 6), 7.5, prefix_weights=equal_weights(PREFIXES))
     single = nested_step(weights, source, target=target, loss=loss)
     shard = Shard.current()
-    mine = shard.take(weights)
+    mine = Parameters(**shard.take(weights.tensors()))
     result = nested_step(mine, source, target=target, loss=loss, shard=shard)
     assert relative(result.loss, single.loss) < 1e-12
     assert relative(result.sse, single.sse) < 1e-12
     assert relative(result.l0, single.l0) < 1e-12
     assert torch.equal(result.fired, single.fired[shard.rank :: shard.world])
     assert relative(result.residual, single.residual) < 1e-12
-    whole = shard.whole(result.gradients, dict_size=97).tensors()
+    whole = shard.whole(result.gradients.tensors(), dict_size=97)
     for name, expected in single.gradients.tensors().items():
         assert relative(whole[name], expected) < 1e-12, name
     norm = torch.stack([array.norm() for array in single.gradients.tensors().values()]).norm()
-    assert relative(shard.norm(result.gradients), norm) < 1e-12
-    again = shard.whole(mine, dict_size=97).tensors()
+    assert relative(shard.norm(result.gradients.tensors()), norm) < 1e-12
+    again = shard.whole(mine.tensors(), dict_size=97)
     assert all(torch.equal(again[name], array) for name, array in weights.tensors().items())
 
 
 def check_auxiliary(dead: list[int]) -> None:
     """With few dead features some processes have none, and still take part."""
     torch.manual_seed(0)
-    weights = random_weights(12, 10, dict_size=97, seed=1, dtype=torch.float64)
+    weights = random_parameters(12, 10, dict_size=97, seed=1, dtype=torch.float64)
     source, residual = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
     shard = Shard.current()
     whole, own = torch.tensor(dead), torch.tensor([f // shard.world for f in dead if f % shard.world == shard.rank])
-    mine, own = shard.take(weights), own.long()
+    mine, own = Parameters(**shard.take(weights.tensors())), own.long()
     given = {"residual": residual, "top_k": 4}
-    pre, own_pre = source @ weights.W_enc, source @ mine.W_enc
+    pre, own_pre = source @ weights.W_enc.T, source @ mine.W_enc.T
     single = auxiliary(weights, source, pre=pre[:, whole], dead=whole, **given)
     result = auxiliary(mine, source, pre=own_pre[:, own], dead=own, shard=shard, **given)
     assert relative(result.error, single.error) < 1e-12

@@ -13,8 +13,8 @@ from common.errors import DamagedError, MismatchError
 from common.progress import Silent
 from train.checkpoint import Checkpoints, arrays_of
 from train.optim import Moments
+from train.parameters import random_parameters
 from train.step import State
-from transcoder.weights import random_weights
 
 IDENTITY = {"settings": {"lr": 0.1, "prefixes": [4, 8]}, "cache_fingerprint": "abc"}
 
@@ -28,7 +28,7 @@ class Notes(Silent):
 
 
 def state_at(step: int) -> State:
-    weights = random_weights(3, 4, dict_size=8, skip=True, seed=step)
+    weights = random_parameters(3, 4, dict_size=8, skip=True, seed=step)
     moments = Moments.zero(weights)
     moments.first["W_enc"].add_(step)
     return State(weights, moments, torch.arange(8), step=step, tokens=10 * step)
@@ -62,7 +62,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         found = arrays_of(restored.state)[name]
         assert torch.equal(found, array)
         assert found.dtype == array.dtype
-    assert restored.state.weights.W_enc.T.is_contiguous()
+    assert restored.state.weights.W_enc.is_contiguous()
 
 
 def test_nothing_saved_is_none(tmp_path: Path) -> None:

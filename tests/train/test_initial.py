@@ -8,11 +8,11 @@ import torch
 from cache.reader import CacheReader, View
 from common.errors import UsageError
 from train.initial import initial_weights
+from train.parameters import Parameters
 from train.units import units_of
-from transcoder.weights import Weights
 
 
-def begin(cache: Path, *, dict_size: int, view: View = "mlp_in", seed: int = 0) -> Weights:
+def begin(cache: Path, *, dict_size: int, view: View = "mlp_in", seed: int = 0) -> Parameters:
     reader = CacheReader.open(cache)
     units = units_of(reader, view)
     return initial_weights(reader, units, dict_size=dict_size, skip=True, view=view, seed=seed, device="cpu")
@@ -31,14 +31,14 @@ def test_encoder_and_decoder_of_a_feature_are_of_one_row(small_cache: Path, view
     source = unit(rows.source[ordinary] - units.source_mean)
     target = unit(rows.target[ordinary] - units.target_mean)
     weights = begin(small_cache, dict_size=64, view=view)
-    alike = (unit(weights.W_enc.T) @ source.T) + (unit(weights.W_dec) @ target.T)
+    alike = (unit(weights.W_enc) @ source.T) + (unit(weights.W_dec) @ target.T)
     best = alike.max(dim=1)
     assert float(best.values.min()) > 1.8  # two cosines; a little noise is in each
     assert best.indices.unique().numel() > 50  # some rows have the same direction
     torch.testing.assert_close(weights.W_dec.norm(dim=1), torch.ones(64))
-    torch.testing.assert_close(weights.W_enc.norm(dim=0), torch.full((64,), 0.2))
+    torch.testing.assert_close(weights.W_enc.norm(dim=1), torch.full((64,), 0.2))
     mean = units.source_mean.float() * units.source_scale
-    torch.testing.assert_close(weights.b_enc, -weights.W_enc.T @ mean)
+    torch.testing.assert_close(weights.b_enc, -weights.W_enc @ mean)
     torch.testing.assert_close(weights.b_dec, units.target_mean.float() * units.target_scale)
     assert weights.W_skip is not None
     assert weights.W_skip.shape == (12, 8)
@@ -54,7 +54,7 @@ def test_the_seed_decides(small_cache: Path) -> None:
 def test_more_features_than_rows_are_all_different(small_cache: Path) -> None:
     """Two that were alike would stay alike for ever: the same gradient would reach both."""
     weights = begin(small_cache, dict_size=3000)
-    assert weights.W_enc.T.unique(dim=0).shape == (3000, 12)
+    assert weights.W_enc.unique(dim=0).shape == (3000, 12)
     assert weights.W_dec.unique(dim=0).shape == (3000, 8)
 
 

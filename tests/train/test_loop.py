@@ -13,7 +13,7 @@ from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
 from train.run import train_layer
-from transcoder.transcoder import load_transcoder
+from transcoder.formats.native import load_transcoder
 
 
 class Heard(Silent):

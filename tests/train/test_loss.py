@@ -6,41 +6,41 @@ from torch import Tensor
 
 from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.dead import count_tokens_, dead_features, dead_share
-from transcoder.weights import Weights, random_weights
+from train.parameters import Parameters, random_parameters
 
 DEAD = torch.tensor([1, 4, 5, 9])
 ALPHA, TOP_K = 1 / 32, 2
 
 
-def problem() -> tuple[Weights, Tensor, Tensor]:
-    weights = random_weights(6, 5, dict_size=12, seed=3, dtype=torch.float64, skip=True)
+def problem() -> tuple[Parameters, Tensor, Tensor]:
+    weights = random_parameters(6, 5, dict_size=12, seed=3, dtype=torch.float64, skip=True)
     weights.b_dec.add_(torch.arange(5.0))
     generator = torch.Generator().manual_seed(0)
     source = torch.randn(20, 6, generator=generator, dtype=torch.float64)
     return weights, source, torch.randn(20, 5, generator=generator, dtype=torch.float64)
 
 
-def defined(weights: Weights, source: Tensor, e: Tensor) -> Tensor:
+def defined(weights: Parameters, source: Tensor, e: Tensor) -> Tensor:
     """alpha * min(dead / k_aux, 1) * MSE(e_hat, e) / Var(e), in five lines."""
-    pre = source @ weights.W_enc[:, DEAD] + weights.b_enc[DEAD]
+    pre = source @ weights.W_enc[DEAD].T + weights.b_enc[DEAD]
     kept = pre >= pre.topk(TOP_K, dim=1).values[:, -1:]
     e_hat = (pre.relu() * kept) @ weights.W_dec[DEAD]
     return ALPHA * min(len(DEAD) / TOP_K, 1) * (e_hat - e).square().mean() / (e - e.mean(dim=0)).square().mean()
 
 
-def computed(weights: Weights, source: Tensor, e: Tensor) -> tuple[Tensor, Weights]:
-    pre = (source @ weights.W_enc + weights.b_enc)[:, DEAD]
+def computed(weights: Parameters, source: Tensor, e: Tensor) -> tuple[Tensor, Parameters]:
+    pre = (source @ weights.W_enc.T + weights.b_enc)[:, DEAD]
     extra = auxiliary(weights, source, pre=pre, residual=-e, dead=DEAD, top_k=TOP_K)
     scale = auxiliary_scale(alpha=ALPHA, dead=len(DEAD), top_k=TOP_K, variation=variation(spread(-e)))
     zeros = {name: torch.zeros_like(array) for name, array in weights.tensors().items()}
-    add_auxiliary_(gradients := Weights(**zeros), extra, dead=DEAD, scale=scale)
+    add_auxiliary_(gradients := Parameters(**zeros), extra, dead=DEAD, scale=scale)
     return extra.error * scale, gradients
 
 
 def test_value_and_gradients_are_the_definition() -> None:
     weights, source, e = problem()
     leaves = {name: array.clone().requires_grad_() for name, array in weights.tensors().items()}
-    value = defined(Weights(**leaves), source, e)
+    value = defined(Parameters(**leaves), source, e)
     expected = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
     loss, gradients = computed(weights, source, e)
     torch.testing.assert_close(loss, value.detach(), rtol=1e-12, atol=0)
@@ -59,7 +59,7 @@ def test_only_dead_features_are_touched() -> None:
     _, gradients = computed(*problem())
     alive = torch.ones(12, dtype=torch.bool)
     alive[DEAD] = False
-    assert not gradients.W_enc[:, alive].any()
+    assert not gradients.W_enc[alive].any()
     assert not gradients.b_enc[alive].any()
     assert not gradients.W_dec[alive].any()
 

@@ -6,28 +6,27 @@ import pytest
 import torch
 
 from train.loss import NestedLoss, equal_weights, nested_step
+from train.parameters import Parameters, random_parameters
 from train.reference import reference_prefixes, reference_step
 from train.workspace import Workspace
 from transcoder.decode import decode_prefixes
-from transcoder.sparse_code import select
-from transcoder.weights import Weights, random_weights
+from transcoder.rules.registry import make_rule
 
 PREFIXES = (16, 40, 41, 96, 160)
 
 
 def problem(*, activation, skip, prefix_weights=None, dtype=torch.float64):
     torch.manual_seed(3)
-    weights = random_weights(12, 10, dict_size=160, skip=skip, seed=1, dtype=dtype)
+    weights = random_parameters(12, 10, dict_size=160, skip=skip, seed=1, dtype=dtype)
     for array in weights.tensors().values():
         array.add_(torch.randn_like(array), alpha=0.1)
     source, target = torch.randn(33, 12, dtype=dtype), torch.randn(33, 10, dtype=dtype)
     source[7] *= 1e-3  # under batchtopk this row gets few features
     loss = NestedLoss(
         prefixes=PREFIXES,
-        top_k=6,
+        rule=make_rule(activation, 6),
         target_variance=7.5,
         prefix_weights=prefix_weights or equal_weights(PREFIXES),
-        activation=activation,
     )
     return weights, source, target, loss
 
@@ -54,7 +53,7 @@ def test_loss_and_gradients_equal_the_dense_reference(activation, skip, prefix_w
 def test_counts_are_those_of_the_dense_code(activation):
     weights, source, target, loss = problem(activation=activation, skip=False)
     result = nested_step(weights, source, target=target, loss=loss)
-    code = select(source @ weights.W_enc + weights.b_enc, top_k=6, activation=activation).dense(160)
+    code = loss.rule.select(source @ weights.W_enc.T + weights.b_enc).dense(160)
     assert result.l0.tolist() == [float((code[:, :p] > 0).sum()) / 33 for p in PREFIXES]
     assert torch.equal(result.fired, (code > 0).any(dim=0))
 
@@ -71,7 +70,7 @@ def test_every_prefix_moves_the_gradient():
 def test_residual_is_the_whole_dictionarys_error():
     weights, source, target, loss = problem(activation="topk", skip=True)
     result = nested_step(weights, source, target=target, loss=loss)
-    code = result.selection.dense(160)
+    code = result.code.dense(160)
     expected = reference_prefixes(weights, source, code=code, prefixes=PREFIXES)[:, -1] - target
     assert relative(result.residual, expected) < 1e-12
 
@@ -81,13 +80,13 @@ def test_watched_pre_activations_are_those_of_their_features(activation):
     weights, source, target, loss = problem(activation=activation, skip=False)
     watch = torch.tensor([3, 50, 159])
     result = nested_step(weights, source, target=target, loss=loss, watch=watch)
-    assert relative(result.watched, (source @ weights.W_enc + weights.b_enc)[:, watch]) < 1e-12
+    assert relative(result.watched, (source @ weights.W_enc.T + weights.b_enc)[:, watch]) < 1e-12
     assert nested_step(weights, source, target=target, loss=loss).watched.shape == (33, 0)
 
 
 def test_decode_prefixes_equals_a_product_for_each_prefix():
     weights, source, _, loss = problem(activation="batchtopk", skip=False)
-    selection = select(source @ weights.W_enc + weights.b_enc, top_k=loss.top_k, activation="batchtopk")
+    selection = loss.rule.select(source @ weights.W_enc.T + weights.b_enc)
     decoded = decode_prefixes(selection, weights.W_dec, weights.b_dec, prefixes=PREFIXES)
     expected = reference_prefixes(weights, source, code=selection.dense(160), prefixes=PREFIXES)
     assert relative(decoded, expected) < 1e-12
@@ -95,9 +94,9 @@ def test_decode_prefixes_equals_a_product_for_each_prefix():
 
 def test_sums_of_squares_are_exact_in_float32():
     # One float32 sum over half a million squares would be off in the fourth digit.
-    weights = random_weights(4, 64, dict_size=16)
+    weights = random_parameters(4, 64, dict_size=16)
     target = torch.full((8192, 64), 1.1)
-    loss = NestedLoss(prefixes=(16,), top_k=1, target_variance=1.0, prefix_weights=(1.0,))
+    loss = NestedLoss(prefixes=(16,), rule=make_rule("topk", 1), target_variance=1.0, prefix_weights=(1.0,))
     result = nested_step(weights, torch.zeros(8192, 4), target=target, loss=loss)
     assert float(result.sse[0]) == pytest.approx(float(target.double().square().sum()), rel=1e-6)
 
@@ -112,7 +111,7 @@ def test_the_step_is_the_same_every_time():
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
 def test_a_workspace_changes_nothing(activation):
     weights, source, target, loss = problem(activation=activation, skip=True)
-    workspace = Workspace.like(weights, rows=40)
+    workspace = Workspace.like(weights, rows=40, rule=loss.rule)
     nested_step(
         weights,
         torch.randn(40, 12, dtype=torch.float64),
@@ -127,9 +126,9 @@ def test_a_workspace_changes_nothing(activation):
 
 
 def test_blocks_of_rows_and_features_change_nothing():
-    weights = random_weights(6, 5, dict_size=1200, dtype=torch.float64)
+    weights = random_parameters(6, 5, dict_size=1200, dtype=torch.float64)
     source, target = torch.randn(1100, 6, dtype=torch.float64), torch.randn(1100, 5, dtype=torch.float64)
-    loss = NestedLoss(prefixes=(100, 1200), top_k=4, target_variance=1.0, prefix_weights=(0.5, 0.5))
+    loss = NestedLoss(prefixes=(100, 1200), rule=make_rule("topk", 4), target_variance=1.0, prefix_weights=(0.5, 0.5))
     value, _, gradients = reference_step(weights, source, target=target, loss=loss)
     result = nested_step(weights, source, target=target, loss=loss)
     assert float(result.loss) == pytest.approx(float(value), rel=1e-12)
@@ -150,9 +149,9 @@ def test_projection_leaves_nothing_along_unit_rows():
 def test_bfloat16_compute_is_as_close_as_its_rounding(activation):
     weights, source, target, loss = problem(activation=activation, skip=True, dtype=torch.float32)
     rounded = {name: array.bfloat16().float() for name, array in weights.tensors().items()}
-    weights, source = Weights(**rounded), source.bfloat16().float()
+    weights, source = Parameters(**rounded), source.bfloat16().float()
     exact = nested_step(weights, source, target=target, loss=loss)
-    workspace = Workspace.like(weights, rows=33, dtype=torch.bfloat16)
+    workspace = Workspace.like(weights, rows=33, rule=loss.rule, dtype=torch.bfloat16)
     result = nested_step(weights, source.bfloat16(), target=target, loss=loss, workspace=workspace)
     assert relative(result.sse, exact.sse) < 0.01
     for name, array in result.gradients.tensors().items():

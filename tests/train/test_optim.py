@@ -7,7 +7,7 @@ import torch
 
 from train.config import TrainSettings
 from train.optim import Moments, learning_rate, update_
-from transcoder.weights import Weights, random_weights
+from train.parameters import Parameters, random_parameters
 
 
 def rates(**values: object) -> list[float]:
@@ -43,13 +43,10 @@ def test_constant_stays() -> None:
     assert set(rates(schedule="constant")[10:]) == {1.0}
 
 
-def gradient_like(weights: Weights, seed: int) -> Weights:
+def gradient_like(weights: Parameters, seed: int) -> Parameters:
     generator = torch.Generator().manual_seed(seed)
-    shaped = {
-        name: torch.randn(array.T.shape if name == "W_enc" else array.shape, generator=generator)
-        for name, array in weights.tensors().items()
-    }
-    return Weights(**shaped | {"W_enc": shaped["W_enc"].T})
+    shaped = {name: torch.randn(array.shape, generator=generator) for name, array in weights.tensors().items()}
+    return Parameters(**shaped)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
@@ -58,7 +55,7 @@ def gradient_like(weights: Weights, seed: int) -> Weights:
 def test_update_is_adam_then_unit_rows(optimizer: str, clip_norm: float | None, weight_decay: float) -> None:
     values = {"optimizer": optimizer, "clip_norm": clip_norm, "weight_decay": weight_decay, "lr": 0.01}
     settings = TrainSettings.model_validate(values | {"schedule": "constant", "warmup_steps": 0})
-    weights = random_weights(5, 4, dict_size=6, skip=True, seed=1)
+    weights = random_parameters(5, 4, dict_size=6, skip=True, seed=1)
     exact = {name: array.clone().double() for name, array in weights.tensors().items()}
     first, second = ({name: torch.zeros_like(array) for name, array in exact.items()} for _ in range(2))
     moments = Moments.zero(weights)
@@ -83,7 +80,7 @@ def test_update_is_adam_then_unit_rows(optimizer: str, clip_norm: float | None, 
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights() -> None:
-    weights = random_weights(5, 4, dict_size=6)
+    weights = random_parameters(5, 4, dict_size=6)
     before = {name: array.clone() for name, array in weights.tensors().items()}
     gradients, moments = gradient_like(weights, 0), Moments.zero(weights)
     gradients.b_enc[2] = math.nan

@@ -9,10 +9,10 @@ from common.errors import UsageError
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.log import read_log
+from train.parameters import random_parameters
 from train.run import train_layer
+from transcoder.formats.native import load_transcoder
 from transcoder.sharded import Shard
-from transcoder.transcoder import load_transcoder
-from transcoder.weights import random_weights
 
 
 def run_processes(script: str, world: int, arguments: list[str]) -> list[str]:
@@ -45,9 +45,9 @@ def test_features_are_dealt_in_turn():
     for features in range(20):
         owned = [len(range(rank, features, 3)) for rank in range(3)]
         assert [shard.owned(features) for shard in shards] == owned
-    weights = random_weights(4, 5, dict_size=10, skip=True)
-    assert torch.equal(shards[1].take(weights).W_dec, weights.W_dec[[1, 4, 7]])
-    assert torch.equal(shards[2].take(weights).W_enc, weights.W_enc[:, [2, 5, 8]])
+    weights = random_parameters(4, 5, dict_size=10, skip=True)
+    assert torch.equal(shards[1].take(weights.tensors())["W_dec"], weights.W_dec[[1, 4, 7]])
+    assert torch.equal(shards[2].take(weights.tensors())["W_enc"], weights.W_enc[[2, 5, 8]])
 
 
 def test_a_share_too_small_for_a_row_is_refused():
@@ -57,9 +57,9 @@ def test_a_share_too_small_for_a_row_is_refused():
 
 
 def test_one_process_is_the_whole_dictionary():
-    weights = random_weights(4, 5, dict_size=10)
+    weights = random_parameters(4, 5, dict_size=10)
     assert Shard().prefixes((3, 10)) == (3, 10)
-    assert torch.equal(Shard().whole(weights, dict_size=10).W_enc, weights.W_enc)
+    assert torch.equal(Shard().whole(weights.tensors(), dict_size=10)["W_enc"], weights.W_enc)
 
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
@@ -78,8 +78,8 @@ def test_sharded_training_is_one_process_training(activation, small_cache, quick
     arguments = [str(tmp_path / "meet"), str(small_cache), str(tmp_path / "two"), dealt]
     assert run_processes("sharded_training_process.py", 2, arguments) == ["trained"] * 2
     one, two = (load_transcoder(tmp_path / name) for name in ("one", "two"))
-    for name, expected in one.weights.tensors().items():
-        torch.testing.assert_close(two.weights.tensors()[name], expected, rtol=2e-3, atol=2e-4)
+    for name, expected in one.arrays().items():
+        torch.testing.assert_close(two.arrays()[name], expected, rtol=2e-3, atol=2e-4)
     figures = [read_log(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert any(line.get("aux_loss") for line in figures[0])
     for alone, together in zip(*figures, strict=True):

@@ -4,9 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.reader import CacheReader
-from train.threshold import calibrated_threshold
-from transcoder.sparse_code import largest, select_above, select_batchtopk, select_topk
-from transcoder.weights import random_weights
+from train.parameters import random_parameters
+from train.threshold import calibrated_rule
+from transcoder.rules.batchtopk import BatchTopK, select_batchtopk
+from transcoder.rules.threshold import select_above
+from transcoder.rules.topk import largest, select_topk
 
 
 @given(
@@ -48,17 +50,17 @@ def test_batchtopk_keeps_the_largest_of_the_batch(columns):
 
 def test_above_keeps_what_exceeds_the_threshold():
     pre = torch.randn(5, 40)
-    selection = select_above(pre, threshold=0.5)
+    selection = select_above(pre, 0.5)
     assert torch.equal(selection.dense(40), torch.where(pre > 0.5, pre, 0.0))
 
 
 def test_fewer_firing_entries_than_wanted_are_all_kept_by_the_threshold(special_cache, small_cache):
     """Where fewer fire than top_k a row, no threshold above 0 keeps as many."""
     reader = CacheReader.open(small_cache)
-    weights = random_weights(12, 8, dict_size=4)
+    weights = random_parameters(12, 8, dict_size=4)
     weights.b_enc.fill_(-1e3)
     weights.b_enc[0] = 1e3
     given = {"view": "mlp_in", "device": "cpu"}
-    assert calibrated_threshold(weights, reader, top_k=2, **given) == 0.0
-    assert calibrated_threshold(weights, reader, top_k=1, **given) > 0.0
-    assert calibrated_threshold(weights, CacheReader.open(special_cache), top_k=1, **given) == 0.0
+    assert calibrated_rule(weights, BatchTopK(2), reader, **given).threshold == 0.0
+    assert calibrated_rule(weights, BatchTopK(1), reader, **given).threshold > 0.0
+    assert calibrated_rule(weights, BatchTopK(1), CacheReader.open(special_cache), **given).threshold == 0.0

@@ -3,7 +3,6 @@
 import json
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import DamagedError, MismatchError, NestcoderError, UsageError
-from transcoder.transcoder import Transcoder, load_transcoder, save_transcoder
-from transcoder.weights import random_weights
+from train.parameters import random_parameters
+from transcoder.formats.native import load_transcoder, save_transcoder
+from transcoder.rules.batchtopk import BatchTopK
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder
 
 PREFIXES = (8, 20, 48)
 
 
 def make(*, skip: bool = False, threshold: float | None = None) -> Transcoder:
-    weights = random_weights(10, 7, dict_size=48, skip=skip, seed=2)
+    weights = random_parameters(10, 7, dict_size=48, skip=skip, seed=2)
     weights.b_dec.add_(torch.linspace(-1, 1, 7))
     weights.b_enc.add_(0.1)
     if weights.W_skip is not None:
         weights.W_skip.add_(0.3)
-    activation = "topk" if threshold is None else "batchtopk"
-    return Transcoder(weights, PREFIXES, top_k=5, activation=activation, threshold=threshold)
+    rule = TopK(5) if threshold is None else BatchTopK(5, threshold)
+    return Transcoder(**weights.tensors(), rule=rule, prefixes=PREFIXES)
 
 
 def sources(rows: int = 30) -> Tensor:
@@ -37,9 +39,10 @@ def sources(rows: int = 30) -> Tensor:
 def defined(transcoder: Transcoder, source: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """Code and reconstruction in five lines of float64."""
     W_enc, b_enc, W_dec, b_dec = (getattr(transcoder, name).double() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    pre = source.double() @ W_enc + b_enc
-    cut = pre.topk(5, dim=1).values[:, -1:] if transcoder.threshold is None else transcoder.threshold
-    a = pre.relu() * ((pre >= cut) if transcoder.threshold is None else (pre > cut))
+    pre = source.double() @ W_enc.T + b_enc
+    threshold = transcoder.rule.as_config().get("threshold")
+    kept = pre >= pre.topk(5, dim=1).values[:, -1:] if threshold is None else pre > threshold
+    a = pre.relu() * kept
     y = b_dec + a[:, :prefix] @ W_dec[:prefix]
     return a, y if transcoder.W_skip is None else y + source.double() @ transcoder.W_skip.double()
 
@@ -80,7 +83,7 @@ def test_decoding_with_a_skip_needs_the_source() -> None:
 
 def test_the_bias_is_never_subtracted_from_the_source() -> None:
     transcoder, source = make(), sources()
-    shifted = replace(transcoder, weights=replace(transcoder.weights, b_dec=transcoder.b_dec + 5.0))
+    shifted = transcoder.replaced(b_dec=transcoder.b_dec + 5.0)
     torch.testing.assert_close(shifted.encode(source), transcoder.encode(source))
     torch.testing.assert_close(shifted(source), transcoder(source) + 5.0)
 
@@ -97,7 +100,8 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, skip: bool, threshold: 
     said = save_transcoder(transcoder, tmp_path, config={"layer": 8})
     again = load_transcoder(tmp_path)
     assert torch.equal(again(source), transcoder(source))
-    assert (again.prefixes, again.top_k, again.threshold) == (PREFIXES, 5, threshold)
+    assert (again.prefixes, again.top_k) == (PREFIXES, 5)
+    assert again.rule.as_config() == transcoder.rule.as_config()
     assert (again.config, said["layer"]) == (said, 8)
     for name in ("transcoder.safetensors", "config.json"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o644
@@ -160,7 +164,7 @@ def _foreign_weights(folder: Path) -> None:
         (_config(lambda config: config.update(prefixes=[48, 20])), DamagedError, "prefixes"),
         (_config(lambda config: config.update(prefixes=[8, 20])), DamagedError, "prefixes and dict_size"),
         (_config(lambda config: config.update(top_k=-5)), DamagedError, "top_k"),
-        (_config(lambda config: config.update(activation="relu")), DamagedError, "activation"),
+        (_config(lambda config: config.update(activation="softmax")), DamagedError, "activation"),
         (_config(lambda config: config.update(d_source=11)), MismatchError, r"W_enc has shape \(10, 48\)"),
         (_config(lambda config: config.update(skip=True)), MismatchError, "W_skip"),
         (_config(lambda config: config.update(weights={})), DamagedError, "size and hash"),

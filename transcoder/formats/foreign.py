@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from common.errors import DamagedError, MismatchError, UsageError
-from transcoder.dictionary import Dictionary, SourceView
 from transcoder.formats.foreign_files import check_shapes, read_json, read_tensors
 from transcoder.formats.gemma_scope import locate, nominal_l0, read_gemma_scope
-from transcoder.rules import jumprelu
-from transcoder.weights import Weights, feature_major
+from transcoder.rules.threshold import JumpReLU
+from transcoder.transcoder import SourceView, Transcoder
 
 _VIEWS: dict[str, SourceView] = {
     "ln2.hook_normalized": "ln2_normalized",
@@ -46,7 +45,7 @@ class Wanted:
     force: bool = False
 
 
-def read_foreign(path: Path, wanted: Wanted) -> Dictionary:
+def read_foreign(path: Path, wanted: Wanted) -> Transcoder:
     """The dictionary at ``path``, in whichever of the layouts it is.
 
     UsageError: no such thing there. DamagedError: not what its layout promises. MismatchError: another width, layer or
@@ -62,7 +61,7 @@ def read_foreign(path: Path, wanted: Wanted) -> Dictionary:
     return read_gemma_scope(file, d_source=wanted.d_source, d_target=wanted.d_target)
 
 
-def read_saelens(folder: Path, wanted: Wanted) -> Dictionary:
+def read_saelens(folder: Path, wanted: Wanted) -> Transcoder:
     """A ``jumprelu_transcoder``, or a ``transcoder``, whose threshold is 0."""
     config = read_json(folder / "cfg.json")
     architecture = config.get("architecture")
@@ -80,7 +79,7 @@ def read_saelens(folder: Path, wanted: Wanted) -> Dictionary:
     return _dictionary(tensors, folder.name, view=view, where=folder / "sae_weights.safetensors", wanted=wanted)
 
 
-def read_circuit_tracer(path: Path, wanted: Wanted) -> Dictionary:
+def read_circuit_tracer(path: Path, wanted: Wanted) -> Transcoder:
     """One layer of a set whose activation is JumpReLU, or ReLU where it has no threshold."""
     # Four flat keys of a yaml file: not worth a parser that runs on files from elsewhere.
     config = path.parent / "config.yaml"
@@ -118,7 +117,7 @@ def _view_of(source: object, target: object, where: Path, wanted: Wanted) -> Sou
     return view
 
 
-def _dictionary(tensors: dict[str, Tensor], name: str, *, view: SourceView, where: Path, wanted: Wanted) -> Dictionary:
+def _dictionary(tensors: dict[str, Tensor], name: str, *, view: SourceView, where: Path, wanted: Wanted) -> Transcoder:
     dict_size = tensors["b_enc"].numel()
     if dict_size == 0:
         raise DamagedError("The dictionary has no features.", where=where)
@@ -136,12 +135,11 @@ def _dictionary(tensors: dict[str, Tensor], name: str, *, view: SourceView, wher
     check_shapes(tensors, shapes, where)
     arrays = {key: tensor.float() for key, tensor in tensors.items()}
     threshold = arrays.pop("threshold", torch.zeros(dict_size))
-    arrays["W_enc"] = feature_major(arrays["W_enc"])
-    return Dictionary(
+    arrays["W_enc"] = arrays["W_enc"].T.contiguous()
+    return Transcoder.from_arrays(
+        arrays,
+        rule=JumpReLU(threshold),
         name=name,
-        weights=Weights(**arrays),
-        rule=jumprelu(threshold),
-        prefixes=(dict_size,),
         source_view=view,
         nominal_l0=nominal_l0(where),
     )

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from common.errors import DamagedError, MismatchError, UsageError
-from transcoder.dictionary import Dictionary
 from transcoder.formats.npz import read_npz
-from transcoder.rules import jumprelu
-from transcoder.weights import Weights, feature_major
+from transcoder.rules.threshold import JumpReLU
+from transcoder.transcoder import Transcoder
 
 REPOSITORY = "google/gemma-scope-2b-pt-transcoders"
 MODEL = "google/gemma-2-2b"
@@ -90,7 +89,7 @@ def nominal_l0(path: Path) -> float | None:
     return float(found[1]) if found else None
 
 
-def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Dictionary:
+def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Transcoder:
     """The dictionary in a params.npz, reading ``ln2_normalized``.
 
     UsageError: no such file. DamagedError: not such a file. MismatchError: its widths are another model's.
@@ -111,12 +110,11 @@ def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Dictionary:
             what = f"{name} has shape {tuple(array.shape)}; {shapes[name]} was expected."
             raise DamagedError(what, where=path)
     threshold = arrays.pop("threshold")
-    arrays["W_enc"] = feature_major(arrays["W_enc"])
-    return Dictionary(
+    arrays["W_enc"] = arrays["W_enc"].T.contiguous()
+    return Transcoder.from_arrays(
+        arrays,
+        rule=JumpReLU(threshold),
         name="gemma-scope",
-        weights=Weights(**arrays),
-        rule=jumprelu(threshold),
-        prefixes=(dict_size,),
         source_view="ln2_normalized",
         tokens_trained=TOKENS_TRAINED if d_source == d_target == WIDTH else None,
         nominal_l0=nominal_l0(path),
@@ -130,7 +128,7 @@ def check_widths(found: tuple[int, int], wanted: tuple[int, int], where: object)
         raise MismatchError(what, where=where, remedy=f"Gemma Scope's transcoders are for {MODEL} alone.")
 
 
-def check_convention(dictionary: Dictionary, measured_l0: float, *, force: bool, where: str = "") -> str:
+def check_convention(dictionary: Transcoder, measured_l0: float, *, force: bool, where: str = "") -> str:
     """What the L0 measured says beside the nominal one. MismatchError outside 0.7 to 1.4 of it, unless ``force``."""
     said = f"{dictionary.name}: L0 is {measured_l0:.1f}"
     if dictionary.nominal_l0 is None:
@@ -153,6 +151,6 @@ def check_convention(dictionary: Dictionary, measured_l0: float, *, force: bool,
     raise MismatchError(what, where=where, remedy=remedy)
 
 
-def mean_l0(dictionary: Dictionary, source: torch.Tensor) -> float:
+def mean_l0(dictionary: Transcoder, source: torch.Tensor) -> float:
     """Features that fire on a row, on average."""
-    return float((dictionary.active(source).values > 0).sum()) / max(1, len(source))
+    return float((dictionary.sparse_code(source).values > 0).sum()) / max(1, len(source))

@@ -22,8 +22,9 @@ from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from nestcoder.cli import command_line
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import Weights
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder
 
 LETTERS, WORDS, ABSORBED, STRENGTH, NOISE = 26, 20, 2, 3.0, 24
 D_SOURCE, D_TARGET = LETTERS * (1 + ABSORBED), LETTERS + NOISE
@@ -76,20 +77,18 @@ def write_probe(folder: Path, *, fingerprint: str, readable: int = LETTERS) -> N
 def absorbing() -> Transcoder:
     words = torch.arange(LETTERS * ABSORBED)
     W_enc = torch.eye(D_SOURCE)
-    W_enc[LETTERS + words, words // ABSORBED] = -100
+    W_enc[words // ABSORBED, LETTERS + words] = -100
     W_enc[LETTERS + words, LETTERS + words] = math.sqrt(2)
     W_dec = torch.zeros(D_SOURCE, D_TARGET)
     W_dec[:LETTERS, :LETTERS] = torch.eye(LETTERS)
     W_dec[LETTERS + words, words // ABSORBED] = W_dec[LETTERS + words, LETTERS + words % NOISE] = math.sqrt(0.5)
-    return Transcoder(Weights(W_enc, torch.zeros(D_SOURCE), W_dec, torch.zeros(D_TARGET)), (LETTERS, D_SOURCE), 2)
+    arrays = (W_enc, torch.zeros(D_SOURCE), W_dec, torch.zeros(D_TARGET))
+    return Transcoder(*arrays, rule=TopK(2), prefixes=(LETTERS, D_SOURCE))
 
 
 def plain() -> Transcoder:
-    weights = Weights(
-        torch.eye(D_SOURCE)[:, :LETTERS].T.contiguous().T, torch.zeros(LETTERS), torch.eye(D_TARGET)[:LETTERS],
-        torch.zeros(D_TARGET),
-    )  # fmt: skip
-    return Transcoder(weights, (LETTERS,), 2)
+    arrays = (torch.eye(D_SOURCE)[:LETTERS], torch.zeros(LETTERS), torch.eye(D_TARGET)[:LETTERS], torch.zeros(D_TARGET))
+    return Transcoder(*arrays, rule=TopK(2))
 
 
 @pytest.fixture

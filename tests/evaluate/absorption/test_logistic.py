@@ -3,7 +3,8 @@
 import torch
 
 from evaluate.absorption.logistic import f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
-from transcoder.sparse_code import Selection, select_topk
+from transcoder.rules.topk import select_topk
+from transcoder.sparse_code import SparseCode
 
 
 def problem(rows: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +54,7 @@ def test_l1_weights_satisfy_their_optimality_conditions() -> None:
 def test_the_l1_choice_does_not_depend_on_scale() -> None:
     x, labels = problem()
     code = select_topk(x, top_k=4)
-    louder = Selection(code.values * 100, code.features, code.offsets)
+    louder = SparseCode(code.values * 100, code.features, code.offsets)
     one, other = (fit_l1(each, labels, dict_size=12, share=0.2) for each in (code, louder))
     torch.testing.assert_close(other * 100, one, atol=1e-3, rtol=1e-3)
 

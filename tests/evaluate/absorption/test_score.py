@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from evaluate.absorption.letters import fit_letter_probes, readability
 from evaluate.absorption.probe_set import ProbeSet
 from evaluate.absorption.score import absorption_fraction, measure_absorption, score_prefix
-from transcoder.code_parts import largest_sums, stacked
-from transcoder.dictionary import Dictionary
-from transcoder.sparse_code import Selection
-from transcoder.weights import Weights
+from transcoder.rules.relu import ReLU
+from transcoder.sparse_code import SparseCode, largest_sums, stacked
+from transcoder.transcoder import Transcoder
 
 LETTERS, WORDS, STRENGTH, NOISE_DIMS = 26, 40, 3.0, 24
 
@@ -29,10 +28,10 @@ def toy_words(*, seed: int = 0) -> ProbeSet:
     return ProbeSet(source=target.clone(), target=target, letter=letter, test=test, about={"model_parameters": 10})
 
 
-def selection(code: torch.Tensor) -> Selection:
+def selection(code: torch.Tensor) -> SparseCode:
     rows, features = (code > 0).nonzero(as_tuple=True)
     offsets = torch.searchsorted(rows, torch.arange(len(code) + 1)).int()
-    return Selection(code[rows, features], features.int(), offsets)
+    return SparseCode(code[rows, features], features.int(), offsets)
 
 
 def absorbed_toy(words: ProbeSet, *, absorbed: int, main_left: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,10 +98,10 @@ def test_scaled_decoder_rows_change_nothing() -> None:
     assert scaled["k_sparse_f1"] == pytest.approx(plain["k_sparse_f1"], abs=1e-3)
 
 
-def identity_dictionary(words: ProbeSet, prefixes: tuple[int, ...]) -> Dictionary:
+def identity_dictionary(words: ProbeSet, prefixes: tuple[int, ...]) -> Transcoder:
     width = words.target.shape[1]
-    weights = Weights(torch.eye(width), torch.zeros(width), torch.eye(width), torch.zeros(width))
-    return Dictionary("identity", weights, selection, prefixes)
+    arrays = (torch.eye(width), torch.zeros(width), torch.eye(width), torch.zeros(width))
+    return Transcoder(*arrays, rule=ReLU(), prefixes=prefixes)
 
 
 def test_every_prefix_is_scored_on_its_own_features() -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from evaluate.metrics.baselines import Baselines, rounding_errors, upper_panels, whole_square
 from evaluate.metrics.metric import Replayed
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
-NOTHING = Selection(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+NOTHING = SparseCode(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
 
 
 def evaluated(source: torch.Tensor, target: torch.Tensor, *, bias: torch.Tensor, pieces: int = 1) -> dict[str, object]:

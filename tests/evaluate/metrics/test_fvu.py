@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from common.errors import NumericalError, UsageError
 from evaluate.metrics.fvu import Fvu, median_of_histograms
 from evaluate.metrics.metric import Findings, Replayed, State
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
 
 PREFIXES = (4, 8)
 WIDTH = 6
 
 
-def nothing(rows: int) -> Selection:
-    return Selection(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(rows + 1, dtype=torch.int32))
+def nothing(rows: int) -> SparseCode:
+    return SparseCode(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(rows + 1, dtype=torch.int32))
 
 
 def batch_of(target: torch.Tensor, reconstructed: torch.Tensor, document: torch.Tensor | None = None) -> Replayed:

@@ -8,7 +8,7 @@ import torch
 
 from evaluate.metrics.metric import Replayed
 from evaluate.metrics.sparsity import Sparsity
-from transcoder.sparse_code import select_topk
+from transcoder.rules.topk import select_topk
 
 PREFIXES = (8, 24, 64)
 

@@ -5,7 +5,7 @@ import torch
 
 from evaluate.metrics.metric import Replayed, State
 from evaluate.metrics.top_contexts import TopContexts
-from transcoder.sparse_code import select_topk
+from transcoder.rules.topk import select_topk
 
 CONTEXTS = 3
 

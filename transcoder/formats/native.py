@@ -1,0 +1,125 @@
+"""Our own format: transcoder.safetensors with the arrays, config.json with everything else.
+
+The arrays are float32, decoder rows of norm 1, in the units of the cache. In the file ``W_enc`` is (d_source,
+dict_size), as the field writes it; in memory it is feature-major, (dict_size, d_source). ``config.json`` is written
+last, and holds the size and hash of the other file.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+from common import disk
+from common.errors import DamagedError, MismatchError
+from common.sealed_tensors import FileSeal, check_shapes, read_tensors, write_tensors
+from transcoder.rules.registry import RULES
+from transcoder.rules.rule import is_count
+from transcoder.transcoder import SourceView, Transcoder
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "transcoder.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write both files, config.json last, and return what it says. ``config`` adds where the transcoder comes from."""
+    rule = transcoder.rule
+    arrays = {name: array.detach().float() for name, array in transcoder.arrays().items()}
+    arrays["W_enc"] = arrays["W_enc"].T
+    seal = write_tensors(folder / WEIGHTS_FILE, arrays | rule.arrays())
+    document = {
+        "format_version": FORMAT_VERSION,
+        "dict_size": transcoder.dict_size,
+        "top_k": None,
+        "prefixes": list(transcoder.prefixes),
+        "activation": rule.name,
+        "threshold": None,
+        "d_source": transcoder.d_source,
+        "d_target": transcoder.d_target,
+        "skip": transcoder.W_skip is not None,
+        "source_view": transcoder.source_view,
+        **rule.as_config(),
+        **config,
+        "weights": {"file": WEIGHTS_FILE, **seal.said()},
+    }
+    disk.write_file(folder / CONFIG_FILE, (json.dumps(document, indent=1) + "\n").encode())
+    return document
+
+
+def load_transcoder(path: str | Path, *, device: str = "cpu") -> Transcoder:
+    """The transcoder in a folder (or given its transcoder.safetensors), with its config.json as ``config``.
+
+    Raises DamagedError for missing or altered files, MismatchError for files of another kind or format version.
+    """
+    folder = Path(path).parent if Path(path).name == WEIGHTS_FILE else Path(path)
+    config = read_config(folder)
+    seal = FileSeal.parse(config.get("weights"), where=folder / CONFIG_FILE)
+    arrays = read_tensors(folder / WEIGHTS_FILE, seal, device=device)
+    rule = RULES[config["activation"]].load()
+    rule_shapes = rule.array_shapes(config)
+    check_shapes(arrays, _shapes(config) | rule_shapes, where=folder / WEIGHTS_FILE)
+    rule_arrays = {name: arrays.pop(name) for name in rule_shapes}
+    arrays["W_enc"] = arrays["W_enc"].T.contiguous()
+    return Transcoder.from_arrays(
+        arrays,
+        rule=rule.from_config(config, rule_arrays),
+        prefixes=tuple(config["prefixes"]),
+        name=folder.name,
+        source_view=config["source_view"],
+        tokens_trained=config.get("tokens_trained"),
+        config=config,
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a saved transcoder, checked. Raises DamagedError or MismatchError."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise DamagedError("There is no trained transcoder here: config.json is missing.", where=folder)
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedError(f"The file is not JSON: {error}.", where=path) from error
+    if not isinstance(config, dict) or "format_version" not in config:
+        raise MismatchError("The file is not a nestcoder transcoder's config.json.", where=path)
+    if config["format_version"] != FORMAT_VERSION:
+        raise MismatchError(f"Format version {config['format_version']!r} is unknown to this release.", where=path)
+    wrong = [key for key, is_right in _RIGHT.items() if not (key in config and is_right(config[key]))]
+    wrong = wrong or RULES[config["activation"]].load().wrong_keys(config)
+    if wrong or config["prefixes"][-1] != config["dict_size"]:
+        raise DamagedError(f"config.json makes no sense: {', '.join(wrong) or 'prefixes and dict_size'}.", where=path)
+    return config
+
+
+def _are_prefixes(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(map(is_count, value))
+        and all(earlier < later for earlier, later in pairwise(value))
+    )
+
+
+_RIGHT: dict[str, Callable[[Any], bool]] = {
+    "dict_size": is_count,
+    "d_source": is_count,
+    "d_target": is_count,
+    "prefixes": _are_prefixes,
+    "activation": lambda value: isinstance(value, str) and value in RULES,
+    "skip": lambda value: isinstance(value, bool),
+    "source_view": lambda value: value in get_args(SourceView),
+}
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The arrays that a config tells of, as they lie in the file."""
+    d_source, d_target, dict_size = config["d_source"], config["d_target"], config["dict_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (d_source, dict_size),
+        "b_enc": (dict_size,),
+        "W_dec": (dict_size, d_target),
+        "b_dec": (d_target,),
+    }
+    return shapes | ({"W_skip": (d_source, d_target)} if config["skip"] else {})

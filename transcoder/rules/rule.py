@@ -1,0 +1,112 @@
+"""What every selection rule offers to training, to evaluation and to config.json.
+
+    pre  = source @ W_enc.T + b_enc          (rows, dict_size)
+    code = rule.select(pre)                  the active features of every row
+
+A rule is a torch module, so that thresholds move and are saved with the transcoder that holds them.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transcoder.sparse_code import SparseCode
+
+Scope = Literal["row", "batch", "feature"]
+"""Which pre-activations a feature competes with: those of its row, of the whole batch, or none."""
+
+
+class Rule(nn.Module, ABC):
+    """Selects the active features of every row. The defaults are those of a rule whose only number is ``top_k``.
+
+    A rule of scope ``row`` selects exactly ``top_k`` features of every row; ``batch``, ``top_k`` a row on average.
+    """
+
+    name: ClassVar[str]
+    scope: ClassVar[Scope]
+
+    def __init__(self, top_k: int | None = None) -> None:
+        super().__init__()
+        self.top_k = top_k
+
+    @abstractmethod
+    def select(self, pre: Float[Tensor, "rows dict_size"]) -> SparseCode:
+        """The sparse code of rows under the rule of evaluation. The values are copies, and differentiable."""
+
+    def forward(self, pre: Float[Tensor, "rows dict_size"]) -> SparseCode:
+        """``select``, so that hooks see it."""
+        return self.select(pre)
+
+    # Training.
+
+    @classmethod
+    def from_settings(cls, top_k: int) -> "Rule":
+        """The rule of a training run."""
+        return cls(top_k)
+
+    def select_training(self, pre: Float[Tensor, "rows dict_size"], *, batch_rows: int) -> SparseCode:
+        """The candidates among these rows of a batch of ``batch_rows``, where training selects otherwise."""
+        return self.select(pre)
+
+    def kept(self, batch_rows: int) -> int:
+        """How many entries a selection keeps: of a row, or of a whole batch (scope ``batch``)."""
+        assert self.top_k is not None
+        return self.top_k * batch_rows if self.scope == "batch" else self.top_k
+
+    def calibrated(self, batches: Iterable[Float[Tensor, "rows dict_size"]], *, rows: int) -> "Rule":
+        """The rule to evaluate by, given pre-activations of ``rows`` training rows; computed only if asked for."""
+        return self
+
+    # Evaluation. The prefilter needs one of the two numbers below, and ``among``; a rule without them does without it.
+
+    @property
+    def row_limit(self) -> int | None:
+        """The largest number of features that a row uses under evaluation, where there is a fixed one."""
+        return self.top_k if self.scope == "row" else None
+
+    def floor(self, like: Float[Tensor, " dict_size"]) -> Float[Tensor, " dict_size"] | None:
+        """For each feature the value, at least 0, above which it is selected; None where that depends on others."""
+        return None
+
+    def among(self, code: SparseCode) -> SparseCode:
+        """The rule's selection, given some entries of every row that contain all those that fire."""
+        raise NotImplementedError
+
+    # Files.
+
+    def as_config(self) -> dict[str, Any]:
+        """The rule's own keys of config.json."""
+        return {"top_k": self.top_k}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The rule's own arrays of transcoder.safetensors."""
+        return {}
+
+    @classmethod
+    def wrong_keys(cls, config: Mapping[str, Any]) -> list[str]:
+        """The rule's own keys of a config.json that make no sense."""
+        return [] if is_count(config.get("top_k")) else ["top_k"]
+
+    @classmethod
+    def array_shapes(cls, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The arrays of its own that a checked config.json tells of."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> "Rule":
+        """The rule of a saved transcoder, from its checked config.json and its own arrays."""
+        return cls(config["top_k"])
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a config.json can be a number of things."""
+    return type(value) is int and 0 < value < 1 << 31
+
+
+def is_finite_float(value: object) -> bool:
+    """Whether a value of a config.json is a number to compute with."""
+    return isinstance(value, float) and math.isfinite(value)
