@@ -25,11 +25,11 @@ letters there is no score but a reason.
 
 The source is not a sum of encoder rows, so Y needs a unit: kappa_c is what the features carry of a unit of the letter,
 
-    kappa_c = (mean over training words of c of sum_f s_f  -  the same over all training words)
-              / (mean over training words of c of x . p_c  -  the same over all training words)
+    kappa_c = (mean over training words of c of sum of s_f > 0  -  the same over all training words)
+              / (mean over training words of c of x . p_c       -  the same over all training words)
 
 with m the mean x of the training words. Where the encoder is orthonormal and reads everything, kappa_c is 1. A letter
-whose kappa_c is not above 0 is not carried at all, and is not scored.
+whose kappa_c is under .05 is not carried, and is not scored.
 
 Neither form changes when a feature's activation is multiplied and its decoder row divided by a number (or, in the
 source, its encoder row multiplied), so no row needs unit norm.
@@ -56,6 +56,9 @@ MIN_SHARE = 0.4
 MAX_ABSORBERS = 3
 L1_SHARE = 0.05
 """The L1 probe's penalty, as a share of the least that leaves a letter no weight. Ours; the others are SAEBench's."""
+
+LEAST_CARRIED = 0.05
+"""Of kappa; ours."""
 
 ENCODED_WORDS = 1024
 """At a time, so that memory does not grow with words x dict_size."""
@@ -146,8 +149,9 @@ def _carried_source(
         return (share * values[train]).sum(dim=0) - values[train].mean(dim=0)
 
     projection = words.source @ probes.direction
-    kappa = above_average(sparse_times(inside, cosine)) / above_average(projection).clamp_min(1e-12)
-    return kappa.clamp_min(0) * (projection - projection[train].mean(dim=0))
+    carried = above_average(sparse_times(inside, cosine.clamp_min(0)))
+    kappa = carried / above_average(projection).clamp_min(1e-12)
+    return torch.where(kappa >= LEAST_CARRIED, kappa, 0.0) * (projection - projection[train].mean(dim=0))
 
 
 def find_main_features(code: SparseCode, words: ProbeSet, *, dict_size: int) -> MainFeatures:

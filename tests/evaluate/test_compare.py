@@ -15,7 +15,7 @@ from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.compare import difference
 from evaluate.config import EvaluateSettings
-from evaluate.report.report import table_of_runs
+from evaluate.report.table_of_runs import table_of_runs
 from evaluate.run import evaluate_layer
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
