@@ -12,7 +12,7 @@ bin := $(VENV)/bin
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo harvest train eval test lint format bench lock wheel clean
+.PHONY: help setup setup-dev demo harvest train eval test lint format bench bench-gpu lock wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 20
@@ -60,6 +60,9 @@ format: setup-dev  ## rewrite the code in the project's format
 
 bench: setup-dev  ## side-by-side benchmarks: make bench BENCH=step ARGS="--peers DIR"
 	for name in $(BENCH); do echo "== $$name"; $(bin)/python -m bench.$$name $(ARGS) || exit 1; done
+
+bench-gpu:  ## all that is measured on a GPU, in five minutes; PYTHON must have PyTorch for CUDA: make bench-gpu ARGS="--json gpu.json"
+	$(PYTHON) -m bench.gpu $(ARGS)
 
 lock: setup-dev  ## renew uv.lock and constraints.txt from pyproject.toml: make lock ARGS=--upgrade
 	$(bin)/uv lock $(ARGS)

@@ -28,7 +28,7 @@ class RenamePackages(BuildHookInterface[Any]):
         copies = Path(tempfile.mkdtemp())
         for package in ("nestcoder", *PACKAGES):
             for path in Path(self.root, package).rglob("*"):
-                if path.suffix in {".py", ".md"}:
+                if path.suffix in {".py", ".md", ".html", ".css", ".js"}:
                     inside = path.relative_to(self.root)
                     inside = inside if package == "nestcoder" else "nestcoder" / inside
                     copy = copies / inside

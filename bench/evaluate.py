@@ -94,15 +94,17 @@ def squares(rows: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(rows, dim=1).double().square().sum()
 
 
-def sparse_replay(view: InMemory, dictionary: Transcoder, batch_rows: int, *, whole: bool) -> list[float]:
-    replay = Replay(HeldOut(view, ()), batch_rows, "cpu", Silent())  # type: ignore[arg-type]
+def sparse_replay(
+    view: InMemory, dictionary: Transcoder, batch_rows: int, *, whole: bool, device: str = "cpu"
+) -> list[float]:
+    replay = Replay(HeldOut(view, ()), batch_rows, device, Silent())  # type: ignore[arg-type]
     width = view.target.shape[1]
-    fit = Fit(torch.zeros(width), dictionary.prefixes, 0)
+    fit = Fit(torch.zeros(width, device=device), dictionary.prefixes, 0)
     metrics: dict[str, Any] = {"fit": fit, "sparsity": Sparsity(dictionary.prefixes, 1.0)}
     if whole:
         side = SimpleNamespace(mean=np.zeros(width))
         reader: Any = SimpleNamespace(statistics=SimpleNamespace(source=side, target=side))
-        metrics = streamed_metrics(dictionary, reader, settings=EvaluateSettings(), device="cpu", baselines=True)
+        metrics = streamed_metrics(dictionary, reader, settings=EvaluateSettings(), device=device, baselines=True)
     states = replay.run(dictionary, metrics)
     return metrics["fit"].compute(states["fit"])["fvu_per_prefix"]
 

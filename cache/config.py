@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache.format.codec import Codec
-from common.settings import Settings
+from common.settings import PathText, Settings
 
 _CHUNK_BYTES, _MOST_CHUNK_ROWS = 1_200_000, 1024
 Dtype = Literal["bfloat16", "float16", "float32", "int8"]
@@ -35,7 +35,7 @@ class CacheSettings(Settings):
     """Seeds which documents are held out."""
     check_reads: bool = True
     """Hold each chunk against its checksum the first time that it is read."""
-    remote: str = ""
+    remote: PathText = ""
     """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
     what is not in runs/ is read from there."""
     remote_bytes: int = Field(default=20_000_000_000, ge=1)

@@ -19,6 +19,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Whether the device is a GPU that multiplies matrices in bfloat16; older ones only emulate it."""
+    if torch.device(device).type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def free_memory(device: torch.device | str) -> int:
     """Bytes that are free on the device; on a CPU, of the machine's memory that can be had without swapping."""
     if torch.device(device).type == "cuda":

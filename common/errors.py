@@ -19,7 +19,9 @@ class NestcoderError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = "", remedy: str = "") -> None:
-        self.what, self.where, self.remedy = what, str(where), remedy
+        self.what = what
+        self.where = str(where)
+        self.remedy = remedy
         super().__init__("\n".join(line for line in (self.what, self.where, self.remedy) if line))
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.settings import Settings
+from common.settings import PathText, Settings
 
 Site = Literal["mlp_in", "ln2_normalized", "mlp_out", "resid_pre", "resid_mid", "resid_post", "attn_out"]
 
@@ -19,7 +19,7 @@ Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 class HarvestSettings(Settings):
     """What text goes through the model, cut how, and which tensors are kept."""
 
-    dataset: str = "stdlib"
+    dataset: PathText = "stdlib"
     """``stdlib``, a file or glob (txt, jsonl, parquet, each also .gz where that makes sense), or a Hub name."""
     dataset_revision: str | None = None
     """The Hub commit, branch or tag of the dataset; the commit that it meant is recorded."""

@@ -8,6 +8,7 @@ import torch
 
 from common import disk
 from common.device import free_memory
+from common.known_models import KNOWN_MODELS
 from common.progress import Silent
 from harvest.batch import BatchForward
 from harvest.memory import check_disk, choose_batch, missing_bytes, weight_bytes
@@ -20,16 +21,6 @@ from harvest.request import HarvestRequest
 _TIMED_SECONDS = 3.0
 """How long the model is timed: enough for a steady rate, short for somebody who waits for a plan."""
 _TIMED_BATCHES = 64
-PARAMETERS = {
-    "gpt2": 124_439_808,
-    "gpt2-medium": 354_823_168,
-    "gpt2-large": 774_030_080,
-    "gpt2-xl": 1_557_611_200,
-    "gemma-2-2b": 2_614_341_888,
-    "gemma-2-9b": 9_241_705_984,
-    "gemma-2-27b": 27_227_128_320,
-}
-"""Weights of the models that have an alias, tied embeddings counted once."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +123,10 @@ def which_fit(free_bytes: int) -> dict[str, dict[str, Any]]:
     return {
         name: {
             str(dtype).removeprefix("torch."): {
-                "bytes": count * dtype.itemsize,
-                "fits": count * dtype.itemsize < free_bytes,
+                "bytes": known.parameters * dtype.itemsize,
+                "fits": known.parameters * dtype.itemsize < free_bytes,
             }
             for dtype in (torch.float32, torch.bfloat16)
         }
-        for name, count in PARAMETERS.items()
+        for name, known in KNOWN_MODELS.items()
     }

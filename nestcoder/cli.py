@@ -46,7 +46,7 @@ _CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 def command_line(
     context: click.Context, *, config: Path | None, overrides: tuple[str, ...], model: str | None, as_json: bool
 ) -> None:
-    """Harvest activations once, train nested-prefix transcoders from disk, judge them on held-out text."""
+    """Harvest activations once, train nested-prefix transcoders from disk, measure them on held-out text."""
     model_override = [f"model={json.dumps(model)}"] if model else []
     context.obj = Invocation(config, [*overrides, *model_override], as_json)
 
@@ -62,15 +62,15 @@ def harvest(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, probe: str | None
 ) -> None:
     """Run the model over text, all layers in one pass, and write each layer's activation cache."""
-    from nestcoder import commands
+    from nestcoder.commands import stage_commands
 
     chosen = list(dict.fromkeys(layers))
     if probe:
-        result = commands.harvest_probe(invocation, chosen, device)
+        result = stage_commands.harvest_probe(invocation, chosen, device)
     elif dry_run:
-        result = commands.plan_harvest(invocation, chosen, device)
+        result = stage_commands.plan_harvest(invocation, chosen, device)
     else:
-        result = commands.harvest(invocation, chosen, device, fresh=fresh)
+        result = stage_commands.harvest(invocation, chosen, device, fresh=fresh)
     invocation.show(result)
 
 
@@ -85,13 +85,13 @@ def train(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, name: str
 ) -> None:
     """Train a nested-prefix transcoder on each layer's cache."""
-    from nestcoder import commands
+    from nestcoder.commands import stage_commands
 
     chosen = list(dict.fromkeys(layers))
     if dry_run:
-        result = commands.plan_train(invocation, chosen, device, name=name)
+        result = stage_commands.plan_train(invocation, chosen, device, name=name)
     else:
-        result = commands.train(invocation, chosen, device, name=name, fresh=fresh)
+        result = stage_commands.train(invocation, chosen, device, name=name, fresh=fresh)
     invocation.show(result)
 
 
@@ -116,10 +116,10 @@ def evaluate(
     force: bool,
 ) -> None:
     """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
-    from nestcoder import commands
+    from nestcoder.commands import stage_commands
 
-    options = commands.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
-    result = commands.evaluate(invocation, list(dict.fromkeys(layers)), device, options)
+    options = stage_commands.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
+    result = stage_commands.evaluate(invocation, list(dict.fromkeys(layers)), device, options)
     invocation.show(result)
 
 
@@ -132,7 +132,7 @@ def evaluate(
 @click.pass_context
 def features(context: click.Context, *, layers: tuple[int, ...], device: str, name: str, lm: bool, force: bool) -> None:
     """Take the evidence of every feature of each --layer, and write the pages that show it."""
-    from nestcoder import features_commands
+    from nestcoder.commands import features_commands
 
     if context.invoked_subcommand:
         return
@@ -148,7 +148,7 @@ def features(context: click.Context, *, layers: tuple[int, ...], device: str, na
 @click.pass_obj
 def show_feature(invocation: Invocation, *, feature: str, name: str) -> None:
     """Everything about one FEATURE, written as 8/123."""
-    from nestcoder import features_commands
+    from nestcoder.commands import features_commands
 
     invocation.show(features_commands.show(invocation, feature, name))
 
@@ -159,7 +159,7 @@ def show_feature(invocation: Invocation, *, feature: str, name: str) -> None:
 @click.pass_obj
 def compare_features(invocation: Invocation, *, features: tuple[str, ...], name: str) -> None:
     """Several FEATURES side by side, each written as 8/123."""
-    from nestcoder import features_commands
+    from nestcoder.commands import features_commands
 
     invocation.show(features_commands.compare(invocation, features, name))
 
@@ -170,7 +170,7 @@ def compare_features(invocation: Invocation, *, features: tuple[str, ...], name:
 @click.pass_obj
 def similar_features(invocation: Invocation, *, feature: str, name: str) -> None:
     """The features nearest to FEATURE: by direction, by the rows they fire on, coarser and finer."""
-    from nestcoder import features_commands
+    from nestcoder.commands import features_commands
 
     invocation.show(features_commands.similar(invocation, feature, name))
 
@@ -182,7 +182,7 @@ def similar_features(invocation: Invocation, *, feature: str, name: str) -> None
 @click.pass_obj
 def find_feature(invocation: Invocation, *, text: str, layer: int | None, name: str) -> None:
     """Features whose label or tokens have TEXT in them."""
-    from nestcoder import features_commands
+    from nestcoder.commands import features_commands
 
     invocation.show(features_commands.find(invocation, text, layer, name))
 
@@ -197,7 +197,7 @@ def cache() -> None:
 @click.pass_obj
 def info(invocation: Invocation, *, path: str) -> None:
     """What PATH (a folder or URL) holds: model, sites, rows, statistics, mixing."""
-    from nestcoder import cache_commands
+    from nestcoder.commands import cache_commands
 
     invocation.show(cache_commands.cache_info(path))
 
@@ -208,7 +208,7 @@ def info(invocation: Invocation, *, path: str) -> None:
 @click.pass_obj
 def verify(invocation: Invocation, *, path: str, fast: bool) -> None:
     """Check every byte against its checksum; exit code 3 names what is damaged."""
-    from nestcoder import cache_commands
+    from nestcoder.commands import cache_commands
 
     invocation.show(cache_commands.cache_verify(path, fast=fast))
 
@@ -218,7 +218,7 @@ def verify(invocation: Invocation, *, path: str, fast: bool) -> None:
 @click.pass_obj
 def repair(invocation: Invocation, *, path: str) -> None:
     """Set damaged shards aside, so that the next harvest redoes exactly those."""
-    from nestcoder import cache_commands
+    from nestcoder.commands import cache_commands
 
     invocation.show(cache_commands.cache_repair(path))
 
@@ -230,7 +230,7 @@ def repair(invocation: Invocation, *, path: str) -> None:
 @click.pass_obj
 def pack(invocation: Invocation, *, path: str, archive: Path, codec: "Codec") -> None:
     """Write PATH as a compressed cache, without loss, and say the ratio."""
-    from nestcoder import cache_commands
+    from nestcoder.commands import cache_commands
 
     invocation.show(cache_commands.cache_pack(path, archive, codec))
 
@@ -241,18 +241,37 @@ def pack(invocation: Invocation, *, path: str, archive: Path, codec: "Codec") ->
 @click.pass_obj
 def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
     """Turn a compressed cache back into one whose rows are mapped as they lie."""
-    from nestcoder import cache_commands
+    from nestcoder.commands import cache_commands
 
     invocation.show(cache_commands.cache_pack(path, folder, "none"))
 
 
-@command_line.command()
+@command_line.command("verify")
+@click.argument("paths", type=str, nargs=-1, required=True)
+@click.option("--fast", is_flag=True, help="Sizes of a cache's shards only, no checksums of their bytes.")
 @click.pass_obj
-def doctor(invocation: Invocation) -> None:
-    """Devices, memory, disk, versions, which models fit, and what would be chosen."""
-    from nestcoder.doctor import examine
+def verify_run(invocation: Invocation, *, paths: tuple[str, ...], fast: bool) -> None:
+    """Check all that a run left.
 
-    invocation.show(examine(Path.cwd()))
+    PATHS are folders of runs/ (or the whole of it), or URLs of caches. Every cache, probe, transcoder and report in or
+    below them is compared with its checksums; exit code 3 names what is damaged.
+    """
+    from nestcoder.commands.verify import verify as verify_paths
+
+    result, damage = verify_paths(paths, fast=fast)
+    invocation.show(result)
+    if damage:
+        raise damage
+
+
+@command_line.command()
+@click.option("--model", help="A folder, or a known short name: tell of this model alone.")
+@click.pass_obj
+def doctor(invocation: Invocation, *, model: str | None) -> None:
+    """Devices, memory, disk, versions, which models fit, and what would be chosen."""
+    from nestcoder.commands.doctor import examine
+
+    invocation.show(examine(Path.cwd(), model=model))
 
 
 @command_line.group()

@@ -5,6 +5,7 @@ Each section's class stands beside the code that reads it, in that stage's ``con
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,21 +14,24 @@ from pydantic import BaseModel, ValidationError
 
 from cache.config import CacheSettings
 from common.errors import UsageError
-from common.settings import Settings
+from common.settings import PathText, Settings
 from evaluate.config import EvaluateSettings
 from evaluate.features.config import FeatureSettings
 from harvest.config import HarvestSettings
 from nestcoder.yamlfile import KeyPath, YamlFile, parse_scalar, read_yaml
 from train.config import LogSettings, TrainSettings
 
+_SHOWN = 80
+"""Characters of an override or a wrong value that a message repeats."""
+
 
 class PipelineSettings(Settings):
     """Everything that decides a run's numbers, except the layer."""
 
-    model: str = "models/gpt2-stdlib"
+    model: PathText = "models/gpt2-stdlib"
     """A local Hugging Face folder, a Hub name, or an alias such as gpt2 or gemma-2-2b."""
-    runs: str = "runs"
-    """The folder that caches, transcoders and reports go into."""
+    runs: PathText = "runs"
+    """The folder that caches, transcoders and reports go into. ``~`` and ``$NAME`` are replaced, as in every path."""
     harvest: HarvestSettings = HarvestSettings()
     cache: CacheSettings = CacheSettings()
     train: TrainSettings = TrainSettings()
@@ -45,7 +49,7 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
     Raises UsageError that lists every problem, each with file and line (or the override) and a suggestion.
     """
     file = read_yaml(Path(path)) if path else YamlFile(name="the defaults", data={}, lines={})
-    sources = {override_path: f"--set {text}" for text in overrides for override_path in [_lay_over(file.data, text)]}
+    sources = {_lay_over(file.data, text): f"--set {_shortened(text)}" for text in overrides}
     try:
         return PipelineSettings.model_validate_json(json.dumps(file.data))
     except ValidationError as error:
@@ -63,26 +67,53 @@ def _lay_over(data: dict[str, Any], text: str) -> KeyPath:
         if not isinstance(inner, dict):
             raise UsageError(f"'{section}' in '--set {text}' is a value, not a section.")
         data = cast("dict[str, Any]", inner)
-    data[last] = parse_scalar(value)
+    data[last] = parse_scalar(value, name=f"--set {_shortened(text)}")
     return tuple(key.split("."))
 
 
 def _sentence(problem: Any, file: YamlFile, sources: dict[KeyPath, str]) -> str:
     path: KeyPath = tuple(problem["loc"])
-    where = next((sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in sources), file.where(path))
-    name = ".".join(str(part) for part in path) or "settings"
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown setting '{name}'.{_suggestion(path)}"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict | list) else f" (given: {problem['input']!r})"
-    return f"{where}: {name}: {message}{given}."
+    name = ".".join(str(step) for step in path) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"{_place(path, file, sources)}: unknown setting '{name}'.{_suggestion(path)}"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{_places_named(message, path, file, sources)}: {name}: {message}."
+    return f"{_place(path, file, sources)}: {name}: {message}{_given(problem['input'])}."
+
+
+def _place(path: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
+    """The override, or file and line, that gave the value at ``path`` or the nearest one that encloses it."""
+    return next((sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in sources), file.where(path))
+
+
+def _places_named(message: str, section: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
+    """Where the settings stand that a message about a whole section names: overrides, then lines of the file."""
+    words = re.findall(r"[a-z][a-z0-9_]*", message)
+    paths = [(*section, word) for word in dict.fromkeys(words)]
+    overrides = [sources[path] for path in paths if path in sources]
+    lines = [file.where(path) for path in paths if path in file.lines and path not in sources]
+    # A section that no named setting was given in: its own place, or the overrides that reach into it.
+    inside = [text for path, text in sources.items() if path[: len(section)] == section]
+    return " and ".join([*overrides, *lines] or inside or [file.where(section)])
+
+
+def _given(value: Any) -> str:
+    """The value as it was given, shortened; nothing for lists and sections, which say little in one line."""
+    if isinstance(value, dict | list):
+        return ""
+    return f" (given: {_shortened(repr(value))})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _suggestion(path: KeyPath) -> str:
     fields: list[str] = []
     model: Any = PipelineSettings
-    for part in path[:-1]:
-        model = _section(model, str(part))
+    for key in path[:-1]:
+        model = _section(model, str(key))
     if model is not None:
         fields = list(model.model_fields)
     close = difflib.get_close_matches(str(path[-1]), fields, n=1)

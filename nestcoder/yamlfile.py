@@ -78,9 +78,15 @@ def parse_yaml(text: str, name: str) -> YamlFile:
     return YamlFile(name=name, data=data, lines=lines)
 
 
-def parse_scalar(text: str) -> Any:
-    """The value that ``text`` means on a command line: a YAML scalar or a list such as ``[96, 288]``."""
-    return parse_yaml(f"value: {text}", f"--set ... {text}").data["value"]
+def parse_scalar(text: str, *, name: str = "--set") -> Any:
+    """The value that ``text`` means on a command line: a YAML scalar or a list such as ``[96, 288]``.
+
+    Raises UsageError that says ``name`` for where.
+    """
+    try:
+        return parse_yaml(f"value: {text}", name).data["value"]
+    except UsageError as error:
+        raise UsageError(error.what, where=name, remedy=error.remedy) from None
 
 
 def _plain(node: Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:

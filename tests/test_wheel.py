@@ -41,6 +41,7 @@ def test_the_wheel_holds_nothing_outside_nestcoder(installed: Path) -> None:
     for stage in STAGES:
         assert (installed / "nestcoder" / stage / "__init__.py").exists()
     assert (installed / "nestcoder" / "cache" / "FORMAT.md").exists()
+    assert (installed / "nestcoder" / "evaluate" / "dashboard" / "static" / "index.html").exists()
 
 
 def test_every_module_of_the_wheel_is_imported_from_it(installed: Path) -> None:

@@ -23,6 +23,7 @@ from common import disk
 from common.errors import DamagedError, MismatchError
 from common.progress import Progress
 from common.sealed_tensors import FileSeal, read_tensors, write_tensors
+from train.identity import RunIdentity, differences
 from train.optim import Moments
 from train.parameters import Parameters
 from train.step import State
@@ -56,9 +57,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, *, identity: Mapping[str, Any], keep: int, progress: Progress, writes: bool = True
+        self, folder: Path, *, identity: RunIdentity, keep: int, progress: Progress, writes: bool = True
     ) -> None:
-        self._folder, self._identity, self._keep, self._progress = folder, dict(identity), keep, progress
+        self._folder = folder
+        self._identity = identity
+        self._keep = keep
+        self._progress = progress
         self.entries = _read_index(folder, progress)
         if writes:
             self._remove_others()
@@ -73,7 +77,7 @@ class Checkpoints:
         """Write a checkpoint, then the index that names it, then remove what is no longer kept."""
         arrays = write_tensors(self._arrays(state.step), arrays_of(state))
         facts = {"format_version": FORMAT_VERSION, "step": state.step, "tokens": state.tokens}
-        text = _json(facts | {"software": software(state.weights.b_enc.device), "identity": self._identity})
+        text = _json(facts | {"software": software(state.weights.b_enc.device), "identity": self._identity.record()})
         disk.write_file(self._facts(state.step), text)
         seal = FileSeal(len(text), xxhash.xxh3_128_hexdigest(text))
         others = [entry for entry in self.entries if entry.step != state.step]
@@ -84,33 +88,47 @@ class Checkpoints:
         self._remove_others()
 
     def restore(self, *, device: str) -> Restored | None:
-        """The newest checkpoint that is whole; None where there is none at all.
+        """The newest checkpoint that is whole and that this run may go on from; None where there is none at all.
 
         A damaged one is named in a note and passed over. Raises MismatchError where one belongs to other settings or
-        another cache, DamagedError where none is whole.
+        another cache, or where a run that is given more steps had begun to lower its rate; DamagedError where none is
+        whole.
         """
+        is_any_whole = False
         for entry in reversed(self.entries):
             try:
                 state = self._read(entry, device=device)
             except DamagedError as error:
-                self._progress.note(f"checkpoint of step {entry.step} is damaged and passed over: {error.what}")
+                self._progress.note(f"The checkpoint of step {entry.step} is damaged and passed over: {error.what}")
+                continue
+            is_any_whole = True
+            if state is None:
                 continue
             self.entries = [known for known in self.entries if known.step <= entry.step]
             return Restored(state, entry.log_bytes)
+        if is_any_whole:
+            raise MismatchError(
+                "With more steps the learning rate before every checkpoint would have been another.",
+                where=self._folder,
+                remedy="A run can be given more steps while its rate is constant: train.schedule: constant, or a "
+                "checkpoint from before the last train.decay_steps. Otherwise give the run another name.",
+            )
         if self.entries:
-            raise DamagedError("no checkpoint is whole", where=self._folder, remedy="Start again with --fresh")
+            raise DamagedError("No checkpoint is whole.", where=self._folder, remedy="Start again with --fresh.")
         return None
 
-    def _read(self, entry: Entry, *, device: str) -> State:
+    def _read(self, entry: Entry, *, device: str) -> State | None:
+        """The state of a checkpoint; None where a run with more steps may not go on from it."""
         text = self._facts(entry.step).read_bytes() if self._facts(entry.step).is_file() else b""
         if FileSeal(len(text), xxhash.xxh3_128_hexdigest(text)) != entry.facts:
-            raise DamagedError("its JSON file is missing or altered", where=self._facts(entry.step))
+            raise DamagedError("Its JSON file is missing or altered.", where=self._facts(entry.step))
         facts = json.loads(text)
-        check_identity(facts["identity"], self._identity, where=self._facts(entry.step))
+        if not self._identity.goes_on_from(facts["identity"], step=entry.step, where=self._facts(entry.step)):
+            return None
         arrays = read_tensors(self._arrays(entry.step), entry.arrays, device=device)
         here = software(torch.device(device))
         if changed := differences(facts["software"], here):
-            self._progress.note(f"going on with other software or hardware, so not bit for bit: {'; '.join(changed)}")
+            self._progress.note(f"Going on with other software or hardware, so not bit for bit: {'; '.join(changed)}.")
         return state_of(arrays, step=facts["step"], tokens=facts["tokens"])
 
     def _remove_others(self) -> None:
@@ -168,29 +186,6 @@ def software(device: torch.device) -> dict[str, Any]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": on}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
-    """Every entry that is not the same, in words."""
-    found: list[str] = []
-    for key in before.keys() | now.keys():
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, prefix=f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} was {old}, is now {new}")
-    return sorted(found)
-
-
-def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], *, where: object) -> None:
-    """Raise MismatchError that names each difference."""
-    plain = json.loads(json.dumps(now))
-    if changed := differences(before, plain):
-        raise MismatchError(
-            f"this run was made with other settings or another cache: {'; '.join(changed)}",
-            where=where,
-            remedy="Give the run another name, or start it again with --fresh",
-        )
-
-
 def _json(facts: Mapping[str, Any]) -> bytes:
     return (json.dumps(facts, indent=1) + "\n").encode()
 
@@ -224,13 +219,15 @@ def _read_index(folder: Path, progress: Progress) -> list[Entry]:
     head, _, body = path.read_bytes().partition(b"\n")
     version = _parsed(head).get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise MismatchError(f"checkpoints of format version {version!r} are unknown to this release", where=path)
+        raise MismatchError(f"Checkpoints of format version {version!r} are unknown to this release.", where=path)
     entries = [_entry(line, where=path) for line in map(_unsealed, body.splitlines()) if line]
     if head != _header(body):
         if not entries:
-            raise DamagedError("the index of the checkpoints is damaged", where=path, remedy="Start again with --fresh")
+            raise DamagedError(
+                "The index of the checkpoints is damaged.", where=path, remedy="Start again with --fresh."
+            )
         steps = ", ".join(str(entry.step) for entry in entries)
-        progress.note(f"the index of the checkpoints is damaged; what it still says of step {steps} is whole")
+        progress.note(f"The index of the checkpoints is damaged; what it still says of step {steps} is whole.")
     return entries
 
 

@@ -14,6 +14,11 @@ def dead_features(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int) 
     return (since_fired >= after_tokens).nonzero().flatten()
 
 
+def tokens_left(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int) -> int:
+    """How many tokens go by before any feature can be dead; 0 or less where one is. Waits for the device."""
+    return after_tokens - int(since_fired.max())
+
+
 def dead_share(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int) -> Float[Tensor, ""]:
     """The share of the dictionary that is dead."""
     return (since_fired >= after_tokens).double().mean()

@@ -17,22 +17,22 @@ from cache.reader import CacheReader
 from common import disk
 from common.errors import NumericalError
 from common.progress import Progress
-from train.checkpoint import Checkpoints, Restored, check_identity
-from train.config import LogSettings, TrainSettings, dead_after_tokens
+from train.checkpoint import Checkpoints, Restored
+from train.config import LogSettings
 from train.held_out_fvu import HeldOut, held_out_fvu
+from train.identity import RunIdentity
 from train.initial import initial_weights
 from train.log import LOG_FILE, MetricsLog, WandbMirror
-from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
 from train.parameters import Parameters
 from train.ranks import Ranks
+from train.resolved import ResolvedSettings
 from train.step import Figures, Recipe, State, train_step
 from train.threshold import calibrated_rule
 from train.units import Units
 from train.workspace import Workspace
 from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
 from transcoder.rules.registry import make_rule
-from transcoder.rules.rule import Rule
 from transcoder.sharded import Shard
 from transcoder.transcoder import Transcoder
 
@@ -63,9 +63,9 @@ class Surroundings:
 class Run:
     """One transcoder's training, from its newest checkpoint or from the beginning. Only rank 0 writes."""
 
-    def __init__(self, folder: Path, settings: TrainSettings, *, around: Surroundings, log: LogSettings) -> None:
+    def __init__(self, folder: Path, settings: ResolvedSettings, *, around: Surroundings, log: LogSettings) -> None:
         self.folder, self.settings, self._around = folder, settings, around
-        self._identity = run_identity(settings, around.reader)
+        self._identity = run_identity(settings, reader=around.reader, units=around.units)
         self._writes = around.ranks.rank == 0
         self._checkpoints = Checkpoints(
             folder / "checkpoints",
@@ -77,12 +77,12 @@ class Run:
         restored = self._checkpoints.restore(device=around.home) or Restored(first_state(settings, around), 0)
         self.state = restored.state.dealt(around.shard, device=around.device)
         self._saved_step = self.state.step
-        self._recipe = recipe_of(settings, around.units)
-        self._workspace = workspace_of(self.state.weights, settings, self._recipe.nested.rule)
+        self._recipe = Recipe.of(settings, target_variance=float(around.units.target_mean.numel()))
+        self._workspace = workspace_of(self.state.weights, settings)
         self._first_bad = torch.tensor(-1, device=around.device)
         if self._writes:
             self._log = MetricsLog(folder / LOG_FILE, size_bytes=restored.log_bytes)
-            self._mirror = WandbMirror(log, folder=folder, config=self._identity, progress=around.progress)
+            self._mirror = WandbMirror(log, folder=folder, config=self._identity.record(), progress=around.progress)
 
     def take(
         self, source: Float[Tensor, "rows d_source"], *, target: Float[Tensor, "rows d_target"], batch: int
@@ -183,7 +183,6 @@ class Run:
     def _transcoder(self, state: State) -> Transcoder:
         """What has been trained, in the cache's units, with a threshold where the rule needs one."""
         settings, around = self.settings, self._around
-        assert settings.prefixes
         weights = around.units.folded(state.weights)
         rule = calibrated_rule(
             weights, self._recipe.nested.rule, around.reader, view=settings.source, device=around.home
@@ -199,12 +198,12 @@ class Run:
             **{key: reader.identity.get(key) for key in _FROM_CACHE},
             "gain": _numbers(reader, "gain"),
             "bias": _numbers(reader, "bias"),
-            **self._identity,
+            **self._identity.record(),
             "tokens_trained": self.state.tokens,
             "steps": self.state.step,
             "held_out_fvu": self._checkpoints.entries[-1].held_out_fvu if self._checkpoints.entries else None,
             "best_step": best.step if best else None,
-            "dead": float((state.since_fired >= self._recipe.dead_after_tokens).double().mean()),
+            "dead": float((state.since_fired >= self.settings.dead_after_tokens).double().mean()),
             "completed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
@@ -212,28 +211,8 @@ class Run:
 _FROM_CACHE = ("model", "model_revision", "layer", "source_site", "target_site")
 
 
-def recipe_of(settings: TrainSettings, units: Units) -> Recipe:
-    """What resolved settings mean for a step in training units."""
-    assert settings.prefixes
-    assert settings.top_k
-    given, d_target = settings.prefix_weights, units.target_mean.numel()
-    weights = tuple(weight / sum(given) for weight in given) if given else equal_weights(settings.prefixes)
-    return Recipe(
-        settings=settings,
-        nested=NestedLoss(
-            prefixes=settings.prefixes,
-            rule=make_rule(settings.activation, settings.top_k),
-            target_variance=float(d_target),
-            prefix_weights=weights,
-        ),
-        aux_top_k=settings.aux_top_k or max(1, d_target // 2),
-        dead_after_tokens=dead_after_tokens(settings),
-    )
-
-
-def first_state(settings: TrainSettings, around: Surroundings) -> State:
+def first_state(settings: ResolvedSettings, around: Surroundings) -> State:
     """Where training begins: no feature has been silent yet."""
-    assert settings.dict_size
     weights = initial_weights(
         around.reader,
         around.units,
@@ -253,24 +232,28 @@ def remove_run(folder: Path) -> None:
         disk.remove(folder / name)
 
 
-def run_identity(settings: TrainSettings, reader: CacheReader) -> dict[str, Any]:
-    """What two runs must have in common for one to go on from the other. ``settings`` are resolved."""
-    return {"settings": settings.model_dump(mode="json"), "cache_fingerprint": reader.fingerprint}
+def run_identity(settings: ResolvedSettings, *, reader: CacheReader, units: Units) -> RunIdentity:
+    """What a run is known by."""
+    return RunIdentity(settings, cache_fingerprint=reader.fingerprint, d_target=units.target_mean.numel())
 
 
-def complete_config(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """config.json of a complete run; None where it is not complete. Raises MismatchError for another run's."""
+def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | None:
+    """config.json of a complete run; None where it is not complete, or complete with fewer steps than it shall have.
+
+    Raises MismatchError for another run's.
+    """
     if not (folder / CONFIG_FILE).is_file():
         return None
     config = read_config(folder)
-    check_identity({key: config.get(key) for key in identity}, identity, where=folder / CONFIG_FILE)
-    return config
+    return config if identity.is_of(config, where=folder / CONFIG_FILE) else None
 
 
-def workspace_of(weights: Parameters, settings: TrainSettings, rule: Rule) -> Workspace:
+def workspace_of(weights: Parameters, settings: ResolvedSettings) -> Workspace:
     """Room for the run's steps."""
     dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
-    return Workspace.like(weights, rows=settings.batch_rows, rule=rule, dtype=dtype)
+    return Workspace.like(
+        weights, rows=settings.batch_rows, dtype=dtype, rule=make_rule(settings.activation, settings.top_k)
+    )
 
 
 def _numbers(reader: CacheReader, name: str) -> list[float] | None:

@@ -15,23 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from train.config import TrainSettings
 from train.parameters import Parameters
+from train.resolved import ResolvedSettings
+from transcoder.decode import uses_kernels
 from transcoder.sharded import WHOLE, Shard
 
 _DECAYED = ("W_enc", "W_skip")
 _EPSILON = 1e-8
 
 
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of step ``step``, 0-based. ``settings`` are resolved."""
-    assert settings.lr
+def learning_rate(settings: ResolvedSettings, step: int) -> float:
+    """The rate of step ``step``, 0-based."""
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
         return settings.lr
-    length = settings.decay_steps or settings.steps - settings.warmup_steps
-    done = max(0, step + 1 - (settings.steps - length)) / length
+    done = max(0, step + 1 - (settings.steps - settings.decay_steps)) / settings.decay_steps
     left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return settings.min_lr + (settings.lr - settings.min_lr) * left
 
@@ -54,18 +53,23 @@ def update_(
     gradients: Parameters,
     *,
     moments: Moments,
-    settings: TrainSettings,
+    settings: ResolvedSettings,
     step: int,
+    rounded: Parameters | None = None,
     shard: Shard = WHOLE,
 ) -> Float[Tensor, ""]:
     """Take step ``step`` in place; returns the whole gradient's norm before clipping. ``gradients`` are used up.
 
-    A gradient that is not finite changes nothing but the decoder's rounding; the caller sees it in the norm.
+    A gradient that is not finite changes nothing but the decoder's rounding; the caller sees it in the norm. Where the
+    update is ``in_one_pass``, ``rounded`` gets the new weights in its own dtype; otherwise it is left alone.
     """
     arrays = weights.tensors()
     grads = gradients.tensors()
     assert all(array.is_contiguous() for array in (*arrays.values(), *grads.values()))
     norm = shard.norm(grads).to(gradients.b_dec.dtype)
+    if in_one_pass(weights):
+        _update_in_one_pass_(arrays, grads, moments=moments, settings=settings, step=step, rounded=rounded, norm=norm)
+        return norm
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         adam(
             [arrays[name] for name in names],
@@ -88,6 +92,51 @@ def update_(
         )
     unit_rows_(weights.W_dec)
     return norm
+
+
+def in_one_pass(weights: Parameters) -> bool:
+    """Whether one kernel does all of an update here: masters in float32, and rows that fit a program's registers."""
+    return uses_kernels(weights.W_dec) and weights.W_dec.dtype == torch.float32 and weights.W_dec.shape[1] <= 16_384
+
+
+def _update_in_one_pass_(
+    arrays: dict[str, Tensor],
+    gradients: dict[str, Tensor],
+    *,
+    moments: Moments,
+    settings: ResolvedSettings,
+    step: int,
+    rounded: Parameters | None,
+    norm: Float[Tensor, ""],
+) -> None:
+    from train.update_kernel import AdamStep, update_array_
+
+    lr = learning_rate(settings, step)
+    numbers = AdamStep(
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=_EPSILON,
+        step_size=lr / (1 - settings.beta1 ** (step + 1)),
+        root=math.sqrt(1 - settings.beta2 ** (step + 1)),
+        lr=lr,
+        decoupled=settings.optimizer == "adamw",
+    )
+    divisor = _divisor(norm, settings.clip_norm)
+    copies = {} if rounded is None else rounded.tensors()
+    for names, weight_decay in _groups(arrays, settings.weight_decay):
+        for name in names:
+            update_array_(
+                arrays[name],
+                gradients[name],
+                first=moments.first[name],
+                second=moments.second[name],
+                rounded=copies.get(name),
+                norm=norm,
+                divisor=divisor,
+                step=numbers,
+                weight_decay=weight_decay,
+                unit_rows=name == "W_dec",
+            )
 
 
 def _groups(arrays: dict[str, Tensor], weight_decay: float) -> list[tuple[list[str], float]]:

@@ -16,14 +16,16 @@ import torch
 from cache.config import CacheSettings
 from cache.reader import CacheReader
 from common import disk
-from common.device import free_memory
+from common.device import free_memory, has_bfloat16
 from common.errors import CapacityError
-from train.config import TrainSettings, members
-from train.member import recipe_of, workspace_of
+from common.units import in_bytes
+from train.config import TrainSettings
+from train.member import workspace_of
 from train.optim import Moments
 from train.parameters import random_parameters
 from train.ranks import Ranks
-from train.step import State, train_step
+from train.resolved import ResolvedSettings, members, resolve
+from train.step import Recipe, State, train_step
 from train.units import Units, units_of
 from train.workspace import BLOCK_ROWS
 from transcoder.rules.registry import RULES
@@ -61,12 +63,9 @@ def plan_train(
     """
     reader = CacheReader.open_near(cache, cache_settings, device=device)
     units = units_of(reader, settings.source)
-    resolved = resolved_members(settings, reader, units)
+    resolved = resolved_members(settings, reader, units, device=device)
     memory, space = check_fit(resolved, units=units, device=device, out=out)
     first = resolved[""]
-    assert first.dict_size
-    assert first.prefixes
-    assert first.top_k
     return TrainPlan(
         device=device,
         transcoders=len(resolved),
@@ -85,30 +84,41 @@ def plan_train(
     )
 
 
-def resolved_members(settings: TrainSettings, reader: CacheReader, units: Units) -> dict[str, TrainSettings]:
-    """The transcoders of a run by name, with everything that follows from the cache stated."""
-    model, d_target = str(reader.identity.get("model", "")), units.target_mean.numel()
-    return {name: one.resolved(model=model, d_target=d_target) for name, one in members(settings).items()}
+def resolved_members(
+    settings: TrainSettings, reader: CacheReader, units: Units, *, device: str
+) -> dict[str, ResolvedSettings]:
+    """The transcoders of a run by name, with everything that follows from the cache and the device stated."""
+    model = str(reader.identity.get("model", ""))
+    d_target = units.target_mean.numel()
+    dtype = "bfloat16" if has_bfloat16(device) else "float32"
+    return {
+        name: resolve(stated, model=model, d_target=d_target, device_dtype=dtype)
+        for name, stated in members(settings).items()
+    }
 
 
-def check_fit(resolved: dict[str, TrainSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
+def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
     """Bytes of memory, and of disk beside what is there, that a run takes. Raises CapacityError if there are fewer."""
     memory = sum(memory_bytes(one, units, device=device) for one in resolved.values())
     there = sum(path.stat().st_size for name in resolved for path in (out / name / "checkpoints").glob("*"))
     space = max(0, sum(disk_bytes(one, units) for one in resolved.values()) - there)
     for what, needed, free, remedy in (
-        ("memory", memory, free_memory(device), "Use a smaller dict_size or batch_rows, or shard_dictionary"),
-        ("disk space", space, disk.free_bytes(out), "Free some, or keep fewer checkpoints (train.keep)"),
+        (
+            "memory",
+            memory,
+            free_memory(device),
+            "Use a smaller train.dict_size or train.batch_rows, or train.shard_dictionary.",
+        ),
+        ("disk space", space, disk.free_bytes(out), "Free some, or keep fewer checkpoints (train.keep)."),
     ):
         if needed > free:
-            raise CapacityError(f"training takes {_gib(needed)} of {what}, and {_gib(free)} are free", remedy=remedy)
+            problem = f"Training takes {in_bytes(needed)} of {what}, and {in_bytes(free)} are free."
+            raise CapacityError(problem, remedy=remedy)
     return memory, space
 
 
-def memory_bytes(settings: TrainSettings, units: Units, *, device: str) -> int:
+def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> int:
     """What one transcoder's training holds on its device."""
-    assert settings.dict_size
-    assert settings.prefixes
     parts = Ranks.current().world if settings.shard_dictionary else 1
     features, low = settings.dict_size // parts, settings.compute_dtype == "bfloat16"
     width = units.source_mean.numel() + units.target_mean.numel()
@@ -125,23 +135,20 @@ def memory_bytes(settings: TrainSettings, units: Units, *, device: str) -> int:
     )
 
 
-def disk_bytes(settings: TrainSettings, units: Units) -> int:
+def disk_bytes(settings: ResolvedSettings, units: Units) -> int:
     """What one transcoder's run takes on disk at its fullest."""
-    assert settings.dict_size
     weights = _weights(settings, units)
     return (settings.keep + 2) * (12 * weights + 8 * settings.dict_size) + 4 * weights
 
 
-def _weights(settings: TrainSettings, units: Units) -> int:
+def _weights(settings: ResolvedSettings, units: Units) -> int:
     """Numbers that are trained."""
-    assert settings.dict_size
     d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
     return settings.dict_size * (d_source + d_target + 1) + d_target + settings.skip * d_source * d_target
 
 
-def _seconds_a_step(settings: TrainSettings, units: Units, *, device: str) -> float:
+def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) -> float:
     """The time of a step on random rows, all features alive."""
-    assert settings.dict_size
     d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
     weights = random_parameters(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
     state = State(weights, Moments.zero(weights), torch.zeros(settings.dict_size, dtype=torch.int64, device=device))
@@ -149,8 +156,8 @@ def _seconds_a_step(settings: TrainSettings, units: Units, *, device: str) -> fl
         torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)
     )
     times: list[float] = []
-    recipe = recipe_of(settings, units)
-    workspace = workspace_of(weights, settings, recipe.nested.rule)
+    workspace = workspace_of(weights, settings)
+    recipe = Recipe.of(settings, target_variance=float(d_target))
     for _ in range(1 + _TIMED_STEPS):
         began = time.perf_counter()
         figures = train_step(
@@ -159,7 +166,3 @@ def _seconds_a_step(settings: TrainSettings, units: Units, *, device: str) -> fl
         float(figures.l2_loss)
         times.append(time.perf_counter() - began)
     return min(times[1:])
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

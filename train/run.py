@@ -24,7 +24,7 @@ from cache.config import CacheSettings
 from cache.loader import Batch, open_loader
 from cache.reader import CacheReader
 from common import disk
-from common.device import choose_device
+from common.device import choose_device, has_bfloat16
 from common.errors import NumericalError
 from common.progress import Progress
 from train.config import LogSettings, TrainSettings
@@ -34,6 +34,7 @@ from train.log import flat
 from train.member import Run, Surroundings, complete_config, remove_run, run_identity
 from train.plan import check_fit, resolved_members
 from train.ranks import ALONE, Ranks
+from train.resolved import ResolvedSettings
 from train.units import units_of
 from transcoder.sharded import WHOLE, Shard
 
@@ -69,16 +70,20 @@ def _complete(
     out: Path, settings: TrainSettings, *, around: Surroundings, log: LogSettings, fresh: bool
 ) -> dict[str, dict[str, Any]]:
     """config.json of every transcoder, by name, having trained those that were not complete."""
-    resolved = resolved_members(settings, around.reader, around.units)
+    resolved = resolved_members(settings, around.reader, around.units, device=around.device)
+    if settings.compute_dtype == "auto":
+        able = "computes" if has_bfloat16(around.device) else "does not compute"
+        around.progress.note(f"train.compute_dtype: {resolved[''].compute_dtype}; {around.device} {able} in bfloat16")
     for one in resolved.values():
-        assert one.dict_size
-        assert one.top_k
         around.shard.check(dict_size=one.dict_size, top_k=one.top_k)
     if fresh and around.ranks.rank == 0:
         for name in resolved:
             remove_run(out / name)
     around.ranks.wait()
-    found = {name: complete_config(out / name, run_identity(one, around.reader)) for name, one in resolved.items()}
+    found = {
+        name: complete_config(out / name, run_identity(one, reader=around.reader, units=around.units))
+        for name, one in resolved.items()
+    }
     wanted = {name: one for name, one in resolved.items() if found[name] is None}
     check_fit(wanted, units=around.units, device=around.device, out=out)
     runs = {name: Run(out / name, one, around=around, log=log) for name, one in wanted.items()}
@@ -125,7 +130,7 @@ def _take(runs: list[Run], batch: Batch, *, around: Surroundings) -> None:
     around.progress.advance(1, **flat(said[0] or {}))
 
 
-def _whole_batch(number: int, settings: TrainSettings, *, around: Surroundings) -> Batch:
+def _whole_batch(number: int, settings: ResolvedSettings, *, around: Surroundings) -> Batch:
     """A batch read again, all processes' rows of it; on a card it is noticed only some steps later."""
     with _loader(settings, replace(around, ranks=ALONE), start=number) as loader:
         return loader.batch(number)
@@ -141,7 +146,7 @@ def _culprits(batch: Batch) -> str:
     return f"; batch {batch.index} (epoch {batch.epoch}) holds NaN or infinity in rows of document {named}"
 
 
-def _loader(settings: TrainSettings, around: Surroundings, *, start: int) -> Any:
+def _loader(settings: ResolvedSettings, around: Surroundings, *, start: int) -> Any:
     return open_loader(
         around.reader,
         split="train",

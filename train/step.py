@@ -1,6 +1,7 @@
 """One step of training: state and batch in, state advanced in place, figures out. No files, no clock.
 
-One process alone waits for the device once a step, to learn how many features are dead.
+One process alone waits for the device only to learn how many features are dead: every step while some are, and while
+none is only when the feature that has been silent longest may have become so.
 
 loss = l2_loss + aux_loss
 l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * target variance of the cache)
@@ -16,14 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
-from train.config import TrainSettings
-from train.dead import count_tokens_, dead_features, dead_share
+from train.dead import count_tokens_, dead_features, dead_share, tokens_left
 from train.loss import NestedLoss, StepResult, nested_step
-from train.optim import Moments, learning_rate, update_
+from train.optim import Moments, in_one_pass, learning_rate, update_
 from train.parameters import Parameters
 from train.ranks import Part, Ranks
+from train.resolved import ResolvedSettings
 from train.workspace import Workspace
 from transcoder.constants import constant
+from transcoder.rules.registry import make_rule
 from transcoder.sharded import WHOLE, Shard
 
 
@@ -36,6 +38,8 @@ class State:
     since_fired: Int[Tensor, " dict_size"]
     step: int = 0
     tokens: int = 0
+    none_dead_before: int = 0
+    """No feature can be dead before ``tokens`` is this. Not in checkpoints: a restart begins with 0, which is safe."""
 
     def dealt(self, shard: Shard, *, device: str) -> "State":
         """This process's features of it, on a device."""
@@ -58,12 +62,21 @@ class State:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run's steps have in common. ``settings`` are resolved."""
+    """What a run's steps have in common."""
 
-    settings: TrainSettings
+    settings: ResolvedSettings
     nested: NestedLoss
-    aux_top_k: int
-    dead_after_tokens: int
+
+    @staticmethod
+    def of(settings: ResolvedSettings, *, target_variance: float) -> "Recipe":
+        """``target_variance`` is the sum over the target's dimensions, in the units of training."""
+        nested = NestedLoss(
+            prefixes=settings.prefixes,
+            rule=make_rule(settings.activation, settings.top_k),
+            target_variance=target_variance,
+            prefix_weights=settings.prefix_weights,
+        )
+        return Recipe(settings, nested)
 
 
 @dataclass(frozen=True)
@@ -130,22 +143,38 @@ def train_step(
         part=part,
         shard=shard,
     )
-    aux_loss = _add_auxiliary_(state.weights, source, dead=dead, result=result, recipe=recipe, part=part, shard=shard)
+    aux_loss = _add_auxiliary_(
+        state.weights,
+        source,
+        dead=dead,
+        result=result,
+        recipe=recipe,
+        part=part,
+        dtype=workspace.pre.dtype,
+        shard=shard,
+    )
     fvu = result.sse * bool(part.rows) / (max(1, part.whole) * recipe.nested.target_variance)
     l0 = result.l0 * part.share
     if ranks.world > 1 or not part.rows:
         ranks.sum_([array.mul_(part.share) for array in result.gradients.tensors().values()] + [fvu, l0])
     fired = ranks.any_of(result.fired & bool(part.rows))
     norm = update_(
-        state.weights, result.gradients, moments=state.moments, settings=settings, step=state.step, shard=shard
+        state.weights,
+        result.gradients,
+        moments=state.moments,
+        settings=settings,
+        step=state.step,
+        rounded=workspace.weights,
+        shard=shard,
     )
+    workspace.is_current = in_one_pass(state.weights)
     count_tokens_(state.since_fired, fired, tokens=part.whole)
     figures = Figures(
         l2_loss=(fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
         aux_loss=aux_loss,
         fvu=fvu,
         l0=l0,
-        dead=shard.mean(dead_share(state.since_fired, after_tokens=recipe.dead_after_tokens), len(state.since_fired)),
+        dead=shard.mean(dead_share(state.since_fired, after_tokens=settings.dead_after_tokens), len(state.since_fired)),
         gradient_norm=norm,
         lr=learning_rate(settings, state.step),
     )
@@ -156,9 +185,13 @@ def train_step(
 
 def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
     """The features that the auxiliary loss is to revive."""
-    if not recipe.settings.aux_alpha:
-        return state.since_fired.new_empty(0, dtype=torch.int64)
-    return dead_features(state.since_fired, after_tokens=recipe.dead_after_tokens)
+    after_tokens = recipe.settings.dead_after_tokens
+    none = state.since_fired.new_empty(0, dtype=torch.int64)
+    if not recipe.settings.aux_alpha or state.tokens < state.none_dead_before:
+        return none
+    left = tokens_left(state.since_fired, after_tokens=after_tokens)
+    state.none_dead_before = state.tokens + left
+    return none if left > 0 else dead_features(state.since_fired, after_tokens=after_tokens)
 
 
 def _add_auxiliary_(
@@ -169,6 +202,7 @@ def _add_auxiliary_(
     result: StepResult,
     recipe: Recipe,
     part: Part,
+    dtype: torch.dtype,
     shard: Shard,
 ) -> Float[Tensor, ""]:
     """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
@@ -185,13 +219,14 @@ def _add_auxiliary_(
         pre=result.watched,
         residual=result.residual,
         dead=dead,
-        top_k=recipe.aux_top_k,
+        top_k=recipe.settings.aux_top_k,
+        dtype=dtype,
         shard=shard,
     )
     statistics, error = spread(result.residual) * bool(part.rows), extra.error * bool(part.rows)
     part.ranks.sum_([statistics, error])
     scale = auxiliary_scale(
-        alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.aux_top_k, variation=variation(statistics)
+        alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.settings.aux_top_k, variation=variation(statistics)
     )
     add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (part.share or 1.0))
     return error * scale

@@ -17,13 +17,17 @@ from transcoder.rules.rule import Rule
 BLOCK_ROWS = 512
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workspace:
-    """``pre`` for a block of rows, the gradient, and the weights in the compute dtype where that is not their own."""
+    """``pre`` for a block of rows, the gradient, and the weights in the compute dtype where that is not their own.
+
+    ``is_current`` says that an update left the masters' rounding in ``weights``, so that the next step need not round.
+    """
 
     pre: Float[Tensor, "block_rows dict_size"]
     gradients: Parameters
     weights: Parameters | None
+    is_current: bool = False
 
     @staticmethod
     def like(weights: Parameters, *, rows: int, rule: Rule, dtype: torch.dtype | None = None) -> "Workspace":
@@ -38,11 +42,13 @@ class Workspace:
         )
 
     def compute_weights(self, weights: Parameters) -> Parameters:
-        """The weights in the compute dtype: a fresh rounding of the masters, or the masters themselves."""
+        """The weights in the compute dtype: a rounding of the masters as they are now, or the masters themselves."""
         if self.weights is None:
             return weights
-        for name, rounded in self.weights.tensors().items():
-            rounded.copy_(weights.tensors()[name])
+        if not self.is_current:
+            for name, rounded in self.weights.tensors().items():
+                rounded.copy_(weights.tensors()[name])
+        self.is_current = False
         return self.weights
 
 

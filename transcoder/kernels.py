@@ -6,8 +6,16 @@
 
 A program owns what it writes and adds in one order: no atomics, the same bits every time. Sums are kept in float32
 (float64 for float64 tables) whatever the tables' dtype. ``TRITON_INTERPRET=1`` runs all of it without a GPU.
+
+A program of ``sums`` and ``dots`` adds up in a tile of entries by columns and reduces it once, after its loop: a
+reduction crosses warps, and one in every turn of the loop took three quarters of a training step on an H100.
+
+A feature that fires on every row has a bag of as many entries as the batch has rows. Entries are therefore dealt over
+windows of ``_WINDOW``: where a bag of more entries than that goes on into a window, a program of its own adds up the
+piece there, and a second kernel adds a bag's pieces in order.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,37 +25,90 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _WIDTH_BLOCK = 256
-_ENTRIES = 8
+_WINDOW = 256
 _jit: Any = triton.jit
 
 
 @_jit
 def _sums_kernel(
     out: tl.tensor,
+    pieces: tl.tensor,
+    owners: tl.tensor,
     table: tl.tensor,
     index: tl.tensor,
     weight: tl.tensor,
     offsets: tl.tensor,
     width: tl.tensor,
+    bags: tl.tensor,
+    windows: tl.tensor,
+    WINDOW: tl.constexpr,
     ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ) -> None:
-    row = tl.program_id(0).to(tl.int64)
+    # Programs below ``windows`` add up the piece of a long bag that goes on into window ``program + 1``, the others
+    # begin a bag. Pieces come first: they are the longest loops, and nothing should wait for them at the end.
+    program = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
-    first = tl.load(offsets + row)
-    last = tl.load(offsets + row + 1)
-    total = tl.zeros([BLOCK], dtype=ACC)
-    for start in range(first, last, ENTRIES):
-        entries = start + tl.arange(0, ENTRIES)
+    continues = program < windows
+    start = (program + 1) * WINDOW
+    bag = program - windows
+    if continues:  # find the bag that begins before the window and ends in it or after it
+        bag = program * 0
+        end = bag + bags
+        while end - bag > 1:
+            middle = (bag + end) // 2
+            before = tl.load(offsets + middle) < start
+            bag = tl.where(before, middle, bag)
+            end = tl.where(before, end, middle)
+    bag_first = tl.load(offsets + bag).to(tl.int64)
+    bag_last = tl.load(offsets + bag + 1).to(tl.int64)
+    is_long = bag_last - bag_first > WINDOW
+    boundary = (bag_first // WINDOW + 1) * WINDOW  # the first window that begins inside the bag, were it long
+    first = tl.where(continues, start, bag_first)
+    limit = tl.where(continues, tl.where(is_long, start + WINDOW, start), tl.where(is_long, boundary, bag_last))
+    last = tl.minimum(bag_last, limit)
+
+    total = tl.zeros([ENTRIES, BLOCK], dtype=ACC)
+    for turn in range(first, last, ENTRIES):
+        entries = turn + tl.arange(0, ENTRIES)
         there = entries < last
         rows = tl.load(index + entries, mask=there, other=0).to(tl.int64)
         scale = tl.load(weight + entries, mask=there, other=0.0).to(ACC)
         places = table + rows[:, None] * width + columns[None, :]
         block = tl.load(places, mask=there[:, None] & inside[None, :], other=0.0).to(ACC)
-        total += tl.sum(scale[:, None] * block, axis=0)
-    tl.store(out + row * width + columns, total, mask=inside)
+        total += scale[:, None] * block
+    sums = tl.sum(total, axis=0)
+
+    if continues:
+        tl.store(pieces + program * width + columns, sums, mask=inside & is_long)
+        owner = tl.where(is_long & (start == boundary), bag, -1)  # the bag's first piece brings all of them home
+        tl.store(owners + program, owner.to(tl.int32), mask=tl.program_id(1) == 0)
+    else:
+        tl.store(out + bag * width + columns, sums, mask=inside)
+
+
+@_jit
+def _add_pieces_kernel(
+    out: tl.tensor,
+    pieces: tl.tensor,
+    owners: tl.tensor,
+    offsets: tl.tensor,
+    width: tl.tensor,
+    WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    bag = tl.load(owners + program).to(tl.int64)
+    if bag >= 0:
+        last = tl.load(offsets + bag + 1).to(tl.int64)
+        total = tl.load(out + bag * width + columns, mask=inside, other=0.0)
+        for piece in range(program, (last - 1) // WINDOW):
+            total += tl.load(pieces + piece * width + columns, mask=inside, other=0.0)
+        tl.store(out + bag * width + columns, total, mask=inside)
 
 
 @_jit
@@ -98,14 +159,37 @@ def _dots_kernel(
     there = entries < active
     bags = tl.load(bag + entries, mask=there, other=0).to(tl.int64)
     rows = tl.load(feature + entries, mask=there, other=0).to(tl.int64)
-    total = tl.zeros([ENTRIES], dtype=ACC)
+    total = tl.zeros([ENTRIES, BLOCK], dtype=ACC)
     for start in range(0, WIDTH, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = there[:, None] & (columns < WIDTH)[None, :]
         left = tl.load(grad_sums + bags[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(ACC)
         right = tl.load(table + rows[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(ACC)
-        total += tl.sum(left * right, axis=1)
-    tl.store(out + entries, total, mask=there)
+        total += left * right
+    tl.store(out + entries, tl.sum(total, axis=1), mask=there)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program adds up in: ``entries`` times ``block`` numbers in the registers of ``warps`` warps."""
+
+    entries: int
+    block: int
+    warps: int
+
+
+def tile_for(width: int) -> Tile:
+    """The tile for rows of this width: the widest block that leaves at most an eighth of its columns idle.
+
+    On an H100 a step of width 2,304 took 6.0 ms with 4 entries of 512 columns and 8.9 ms with 8 of 256. A thread has 16
+    numbers in every tile: two loads of 16 bytes in bfloat16, four in float32.
+    """
+    widest = 1 << (max(width, 16) - 1).bit_length()
+    blocks = [block for block in (512, 256, 128) if block <= widest] or [widest]
+    idle = {block: -width % block for block in blocks}
+    block = next((block for block in blocks if 8 * idle[block] <= width), min(blocks, key=lambda block: idle[block]))
+    entries = max(4, min(8, 2048 // block))
+    return Tile(entries, block, warps=max(1, entries * block // 512))
 
 
 def weighted_sums_(
@@ -119,9 +203,35 @@ def weighted_sums_(
     """Fill ``out[s]`` with the sum of ``weight[i] * table[index[i]]``, ``offsets[s] <= i < offsets[s + 1]``."""
     assert out.is_contiguous()
     assert table.is_contiguous()
-    grid, sizes = (out.shape[0], triton.cdiv(out.shape[1], _WIDTH_BLOCK)), {"ENTRIES": _ENTRIES, "BLOCK": _WIDTH_BLOCK}
+    bags, width = out.shape
+    tile = tile_for(width)
+    blocks = triton.cdiv(width, tile.block)
+    # Every window but the first may begin inside a long bag. How many do is known to the card alone: nothing waits.
+    windows = max(0, index.numel() - 1) // _WINDOW
+    pieces = out.new_empty(windows, width)
+    owners = torch.empty(windows, dtype=torch.int32, device=out.device)
     with torch.cuda.device_of(out):  # Triton launches on the current card, wherever the arrays lie
-        _sums_kernel[grid](out, table, index, weight, offsets, out.shape[1], **sizes, ACC=_sum_type(table))
+        _sums_kernel[(windows + bags, blocks)](
+            out,
+            pieces,
+            owners,
+            table,
+            index,
+            weight,
+            offsets,
+            width,
+            bags,
+            windows,
+            WINDOW=_WINDOW,
+            ENTRIES=tile.entries,
+            BLOCK=tile.block,
+            ACC=_sum_type(table),
+            num_warps=tile.warps,
+        )
+        if windows:
+            _add_pieces_kernel[(windows, blocks)](
+                out, pieces, owners, offsets, width, WINDOW=_WINDOW, BLOCK=tile.block, num_warps=tile.warps
+            )
 
 
 def grad_sums_(
@@ -153,10 +263,23 @@ def dots(
     """``grad_sums[bag[i]] . table[feature[i]]`` for every i."""
     assert grad_sums.is_contiguous()
     assert table.is_contiguous()
-    out, grid = grad_sums.new_empty(bag.numel()), (triton.cdiv(bag.numel(), _ENTRIES),)
-    sizes = {"WIDTH": grad_sums.shape[1], "ENTRIES": _ENTRIES, "BLOCK": _WIDTH_BLOCK}
+    active = bag.numel()
+    out = grad_sums.new_empty(active)
+    tile = tile_for(grad_sums.shape[1])
     with torch.cuda.device_of(out):
-        _dots_kernel[grid](out, grad_sums, table, bag, feature, bag.numel(), **sizes, ACC=_sum_type(table))
+        _dots_kernel[(triton.cdiv(active, tile.entries),)](
+            out,
+            grad_sums,
+            table,
+            bag,
+            feature,
+            active,
+            WIDTH=grad_sums.shape[1],
+            ENTRIES=tile.entries,
+            BLOCK=tile.block,
+            ACC=_sum_type(table),
+            num_warps=tile.warps,
+        )
     return out
 
 

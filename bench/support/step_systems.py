@@ -11,8 +11,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,20 +39,20 @@ class Problem:
         return self.source.shape[0], self.source.shape[1], self.encoder.shape[0]
 
 
-def problem(shape: str) -> Problem:
+def problem(shape: str, device: str = "cpu") -> Problem:
     """``rows,width,top_k,prefix,prefix,...``. Firing rates are spread like a trained dictionary's by random biases."""
     rows, width, top_k, *prefixes = (int(number) for number in shape.split(","))
-    generator = torch.Generator().manual_seed(0)
-    source, target = torch.randn(2, rows, width, generator=generator)
-    encoder, decoder = torch.nn.functional.normalize(torch.randn(2, prefixes[-1], width, generator=generator), dim=2)
-    bias = 0.7 * torch.randn(prefixes[-1], generator=generator)
+    random = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
+    source, target = random(2, rows, width)
+    encoder, decoder = torch.nn.functional.normalize(random(2, prefixes[-1], width), dim=2)
+    bias = 0.7 * random(prefixes[-1])
     return Problem(tuple(prefixes), top_k, source, target, encoder, bias, decoder)
 
 
 def floor(of: Problem, dtype: torch.dtype = torch.float32) -> Step:
     """The encoder's forward matrix product into a buffer that is there already."""
     source, encoder = of.source.to(dtype), of.encoder.to(dtype)
-    out = torch.empty(source.shape[0], encoder.shape[0], dtype=dtype)
+    out = torch.empty(source.shape[0], encoder.shape[0], dtype=dtype, device=source.device)
     return lambda: torch.mm(source, encoder.T, out=out)
 
 
@@ -63,19 +64,41 @@ def ours(of: Problem, *, dead_share: float = 0.0, **changes: object) -> Step:
     return training_step(of, dead_share=dead_share, **changes)
 
 
-def dense(of: Problem) -> Step:
-    """The paper's loss written directly: a dense decode for every prefix, autograd, fused Adam."""
+def dense(of: Problem, *, by_group: bool = False, amp: bool = False, compiled: bool = False) -> Step:
+    """The paper's loss written directly: a dense decode, autograd, fused Adam.
+
+    The decode is one product for every prefix, or with ``by_group`` the least that is dense: a product for every group
+    and a running sum. ``amp`` computes in bfloat16, ``compiled`` compiles forward and backward pass.
+    """
+    device = of.source.device
     encoder, bias = of.encoder.clone().requires_grad_(), of.bias.clone().requires_grad_()
-    decoder, b_dec = of.decoder.clone().requires_grad_(), torch.zeros(of.sizes[1], requires_grad=True)
+    decoder, b_dec = of.decoder.clone().requires_grad_(), torch.zeros(of.sizes[1], device=device, requires_grad=True)
     parameters = [encoder, bias, decoder, b_dec]
     optimiser = torch.optim.Adam(parameters, lr=1e-4, fused=True)
     variance = float(of.target.var(dim=0).sum())
 
+    def reconstructions(code: torch.Tensor) -> Iterator[torch.Tensor]:
+        if not by_group:
+            yield from (code[:, :p] @ decoder[:p] + b_dec for p in of.prefixes)
+            return
+        total = b_dec
+        for first, last in pairwise((0, *of.prefixes)):
+            total = total + code[:, first:last] @ decoder[first:last]
+            yield total
+
+    def loss() -> torch.Tensor:
+        pre = torch.relu(of.source @ encoder.T + bias)
+        values, features = pre.topk(of.top_k, dim=1, sorted=False)
+        code = torch.zeros_like(pre).scatter(1, features, values)
+        sse = [(y - of.target).float().square().sum() for y in reconstructions(code)]
+        return sum(sse) / (len(sse) * of.sizes[0] * variance)
+
+    forward = torch.compile(loss) if compiled else loss
+
     def step() -> None:
-        values, features = torch.relu(of.source @ encoder.T + bias).topk(of.top_k, dim=1, sorted=False)
-        code = torch.zeros(of.sizes[0], of.sizes[2]).scatter(1, features, values)
-        sse = [(code[:, :p] @ decoder[:p] + b_dec - of.target).square().sum() for p in of.prefixes]
-        (sum(sse) / (len(sse) * of.sizes[0] * variance)).backward()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            value = forward()
+        value.backward()
         with torch.no_grad():
             decoder.grad.sub_((decoder.grad * decoder).sum(dim=1, keepdim=True) * decoder)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -87,20 +110,23 @@ def dense(of: Problem) -> Step:
     return step
 
 
-def sae_lens(of: Problem) -> Step:
+def sae_lens(of: Problem, *, amp: bool = False) -> Step:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
     from sae_lens.training.sae_trainer import SAETrainer
 
     rows, width, dict_size = of.sizes
+    device = str(of.source.device)
     settings = matryoshka.MatryoshkaBatchTopKTrainingSAEConfig(
-        d_in=width, d_sae=dict_size, k=of.top_k, matryoshka_widths=list(of.prefixes)
+        d_in=width, d_sae=dict_size, k=of.top_k, matryoshka_widths=list(of.prefixes), device=device
     )
     sae = matryoshka.MatryoshkaBatchTopKTrainingSAE(settings)
     sae.W_enc.data.copy_(of.encoder.T)
     sae.W_dec.data.copy_(of.decoder)
     sae.b_enc.data.copy_(of.bias)
-    config = SAETrainerConfig(total_training_samples=10**9, train_batch_size_samples=rows, lr_end=3e-5)
+    config = SAETrainerConfig(
+        total_training_samples=10**9, train_batch_size_samples=rows, lr_end=3e-5, device=device, autocast=amp
+    )
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
     return lambda: trainer.step(of.source)
 
@@ -119,7 +145,7 @@ def dictionary_learning(of: Problem) -> Step:
         layer=0,
         lm_name="none",
         group_fractions=fractions,
-        device="cpu",
+        device=str(of.source.device),
     )
     trainer.ae.W_enc.data.copy_(of.encoder.T)
     trainer.ae.W_dec.data.copy_(of.decoder)
@@ -127,21 +153,24 @@ def dictionary_learning(of: Problem) -> Step:
     return lambda: trainer.update(2000, of.source)  # past its first 1,000 steps, as most steps of a run are
 
 
-def sparsify(of: Problem) -> Step:
+def sparsify(of: Problem, *, amp: bool = False) -> Step:
     """No prefixes: an easier task. Adam, as its trainer offers it, rather than its default of signed descent."""
     from sparsify import SparseCoder, SparseCoderConfig
 
     rows, width, dict_size = of.sizes
-    coder = SparseCoder(width, SparseCoderConfig(num_latents=dict_size, k=of.top_k, transcode=True))
+    device = of.source.device
+    coder = SparseCoder(width, SparseCoderConfig(num_latents=dict_size, k=of.top_k, transcode=True), device=device)
     coder.encoder.weight.data.copy_(of.encoder)
     coder.encoder.bias.data.copy_(of.bias)
     coder.W_dec.data.copy_(of.decoder)
-    optimiser = torch.optim.Adam(coder.parameters(), lr=1e-4)
-    fired, since_fired = torch.zeros(dict_size, dtype=torch.bool), torch.zeros(dict_size, dtype=torch.long)
+    optimiser = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=device.type == "cuda")
+    fired = torch.zeros(dict_size, dtype=torch.bool, device=device)
+    since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
 
     def step() -> None:
         variance = (of.target - of.target.mean(0)).pow(2).sum()
-        out = coder(of.source, of.target, total_variance=variance)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            out = coder(of.source, of.target, total_variance=variance)
         fired[out.latent_indices.flatten()] = True
         float(out.fvu.detach())
         out.fvu.backward()

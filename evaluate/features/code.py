@@ -22,8 +22,8 @@ from cache.reader import SplitView
 from common.errors import UsageError
 from common.progress import Progress
 from transcoder.decode import Bags, activation_gradients, bags_of
-from transcoder.dictionary import Dictionary
-from transcoder.sparse_code import Selection
+from transcoder.sparse_code import SparseCode
+from transcoder.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Code:
 
 def encode_blocks(
     view: SplitView,
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     starts: Sequence[int],
     *,
     rows: int,
@@ -90,19 +90,19 @@ def encode_blocks(
 
 
 def _encode_block(
-    view: SplitView, dictionary: Dictionary, start: int, end: int, *, special_ids: Sequence[int]
+    view: SplitView, dictionary: Transcoder, start: int, end: int, *, special_ids: Sequence[int]
 ) -> CodeBlock:
     stored = view.rows(slice(start, end), view=dictionary.source_view)
     kept = np.flatnonzero(counted(stored.tokens, special_ids))
-    device = dictionary.weights.W_enc.device
+    device = dictionary.W_enc.device
     source = stored.source[torch.from_numpy(kept)].to(device)
     target = stored.target[torch.from_numpy(kept)].to(device).float()
 
-    code = dictionary.active(source)
+    code = dictionary.sparse_code(source)
     errors = target[:, None] - dictionary.reconstruct(code, source.float())
     lost, lost_prefix = losses_without(dictionary, code, errors)
     fires = code.values > 0
-    away = (target - dictionary.weights.b_dec).double()
+    away = (target - dictionary.b_dec).double()
     return CodeBlock(
         start=start,
         tokens=len(kept),
@@ -119,17 +119,17 @@ def _encode_block(
 
 @torch.no_grad()
 def losses_without(
-    dictionary: Dictionary, code: Selection, errors: Float[Tensor, "rows prefixes d_target"]
+    dictionary: Transcoder, code: SparseCode, errors: Float[Tensor, "rows prefixes d_target"]
 ) -> tuple[Float[Tensor, " active"], Float[Tensor, " active"]]:
     """What a row's squared error grows by without each active entry: whole dictionary, shortest prefix that has it.
 
     ``errors`` are target minus reconstruction.
     """
-    W_dec = dictionary.weights.W_dec
+    W_dec = dictionary.W_dec
     by_group = bags_of(code, dictionary.prefixes)
     by_row = Bags(code.rows(), code.offsets)
-    whole = activation_gradients(code, by_row, W_dec, slope=errors[:, -1].contiguous())
-    prefix = activation_gradients(code, by_group, W_dec, slope=errors.flatten(0, 1).contiguous())
+    whole = activation_gradients(code, by_row, W_dec, grad_sums=errors[:, -1].contiguous())
+    prefix = activation_gradients(code, by_group, W_dec, grad_sums=errors.flatten(0, 1).contiguous())
     square = code.values.square() * W_dec.square().sum(dim=1)[code.features.long()]
     return 2 * code.values * whole + square, 2 * code.values * prefix + square
 

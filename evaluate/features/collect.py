@@ -31,14 +31,14 @@ from evaluate.features.logits import Unembedding, logit_effects
 from evaluate.features.relations import Neighbours, cosines, nearest_by_cosine, shared_rows
 from evaluate.features.tokens import TokenTable, positions, token_table
 from evaluate.features.words import speller_of
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 _SIDES = {"before": -1, "on": 0, "after": 1}
 
 
 def collect_evidence(
     reader: CacheReader,
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     settings: FeatureSettings,
     *,
     origin: Mapping[str, Any],
@@ -60,7 +60,7 @@ def block_starts(reader: CacheReader, settings: FeatureSettings) -> list[int]:
 
 
 def encode_part(
-    reader: CacheReader, dictionary: Dictionary, settings: FeatureSettings, starts: list[int], *, progress: Progress
+    reader: CacheReader, dictionary: Transcoder, settings: FeatureSettings, starts: list[int], *, progress: Progress
 ) -> list[CodeBlock]:
     """The blocks that begin at ``starts``."""
     return encode_blocks(
@@ -77,7 +77,7 @@ def encode_part(
 def evidence_of(
     blocks: list[CodeBlock],
     reader: CacheReader,
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     settings: FeatureSettings,
     *,
     origin: Mapping[str, Any],
@@ -100,7 +100,7 @@ def evidence_of(
     }
     shown = [text.tokens.astype(np.int64)]
     if unembedding:
-        effects = logit_effects(dictionary.weights.W_dec, unembedding, settings.logits)
+        effects = logit_effects(dictionary.W_dec, unembedding, settings.logits)
         arrays |= effects
         shown += [effects["raised_token"].ravel(), effects["lowered_token"].ravel()]
     spell = speller_of(reader.arrays)
@@ -157,20 +157,19 @@ def _columns(prefix: str, table: TokenTable | Neighbours) -> dict[str, np.ndarra
 
 
 def _relations(
-    code: Code, firings: Firings, dictionary: Dictionary, settings: FeatureSettings
+    code: Code, firings: Firings, dictionary: Transcoder, settings: FeatureSettings
 ) -> dict[str, np.ndarray]:
-    weights = dictionary.weights
-    encoder = weights.W_enc.T
+    encoder = dictionary.W_enc
     shared = shared_rows(code, firings, dictionary.prefixes, settings.relatives)
     coarser = shared.coarser.feature
     return {
-        **_columns("decoder", nearest_by_cosine(weights.W_dec, settings.relatives)),
+        **_columns("decoder", nearest_by_cosine(dictionary.W_dec, settings.relatives)),
         **_columns("encoder", nearest_by_cosine(encoder, settings.relatives)),
         **_columns("near", shared.near),
         "near_count": shared.near_count,
         **_columns("coarser", shared.coarser),
         "coarser_count": shared.coarser_count,
-        "coarser_decoder_cosine": cosines(weights.W_dec, coarser),
+        "coarser_decoder_cosine": cosines(dictionary.W_dec, coarser),
         "coarser_encoder_cosine": cosines(encoder, coarser),
     }
 
@@ -196,7 +195,7 @@ def _entries(
 def _head(
     code: Code,
     reader: CacheReader,
-    dictionary: Dictionary,
+    dictionary: Transcoder,
     settings: FeatureSettings,
     *,
     origin: Mapping[str, Any],
@@ -209,7 +208,7 @@ def _head(
             "name": dictionary.name,
             "dict_size": dictionary.dict_size,
             "prefixes": list(dictionary.prefixes),
-            "top_k": dictionary.top_k,
+            "top_k": dictionary.rule.row_limit,
             "source_view": dictionary.source_view,
             "tokens_trained": dictionary.tokens_trained,
             "weights": origin.get("weights"),

@@ -74,15 +74,13 @@ def choose_contexts(
     firings: Firings, text: Text, settings: FeatureSettings
 ) -> dict[str, Int[np.ndarray, "features contexts"]]:
     """Rows of every kind of context, by name; -1 where there are fewer than asked for."""
-    hashes = entry_hashes(firings.feature, firings.row, settings.seed)
-    interval = firings.bins(settings.intervals)
+    drawn = _drawn_order(firings, settings.seed)
+    interval = firings.bins(settings.intervals)[drawn]
     chosen = {STRONGEST: strongest(firings, text, settings.top_contexts)}
     for number in range(settings.intervals):
-        inside = np.flatnonzero(interval == number)
-        chosen[interval_name(number)] = _smallest(firings, inside, hashes, settings.interval_contexts)
+        chosen[interval_name(number)] = _table(firings, drawn[interval == number], settings.interval_contexts)
     # Another order than that of the intervals, or the two samples would show the same rows.
-    other = entry_hashes(firings.feature, firings.row, settings.seed + 1)
-    chosen[UNIFORM] = _smallest(firings, np.arange(len(firings.row)), other, settings.uniform_contexts)
+    chosen[UNIFORM] = _table(firings, _drawn_order(firings, settings.seed + 1), settings.uniform_contexts)
     chosen[SILENT] = silent(firings, text, chosen[STRONGEST], settings)
     return chosen
 
@@ -127,12 +125,9 @@ def _drawn_rows(
     return starts[which] + entry_hashes(feature, near, seed) % (ends - starts)[which]
 
 
-def _smallest(
-    firings: Firings, entries: Int[np.ndarray, " some"], hashes: Int[np.ndarray, " entries"], count: int
-) -> Int[np.ndarray, "features {count}"]:
-    """The rows of the ``count`` entries of each feature with the smallest hashes, among ``entries``."""
-    order = np.lexsort((hashes[entries], firings.feature[entries]))
-    return _table(firings, entries[order], count)
+def _drawn_order(firings: Firings, seed: int) -> Int[np.ndarray, " entries"]:
+    """Entries feature by feature, each feature's in the order of their hashes."""
+    return np.lexsort((entry_hashes(firings.feature, firings.row, seed), firings.feature))
 
 
 def _table(firings: Firings, entries: Int[np.ndarray, " some"], count: int) -> Int[np.ndarray, "features {count}"]:

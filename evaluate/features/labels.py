@@ -61,7 +61,9 @@ def _lifted(evidence: Evidence, feature: int) -> str:
     if "raised_token" not in evidence.arrays:
         return ""
     raised = [int(token) for token in evidence.arrays["raised_token"][feature] if evidence.occurs[token]]
-    return ", ".join(quoted(evidence.word(token)) for token in raised[:3])
+    # A lone byte of a character says nothing to a reader.
+    words = [word for token in raised if not (word := evidence.word(token)).startswith("\\x")]
+    return ", ".join(quoted(word) for word in words[:3])
 
 
 def _listed(evidence: Evidence, feature: int, side: str) -> tuple[list[str], list[float]]:

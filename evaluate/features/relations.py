@@ -23,9 +23,9 @@ from evaluate.features.firings import Firings
 
 NO_FEATURE = -1
 _BLOCK_BYTES = 1 << 26
-"""Of the table of counts or cosines that is in memory at a time."""
-_PAIRS = 1 << 22
-"""Pairs of entries counted at a time."""
+"""Of the table of cosines that is in memory at a time."""
+_COUNTED_ROWS = 1 << 16
+"""Rows of a feature whose entries are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,98 +75,71 @@ def cosines(
 
 
 def shared_rows(code: Code, firings: Firings, prefixes: Sequence[int], count: int) -> Shared:
-    """Count every pair of features that fires on one row, some features at a time, and keep the best pairs."""
-    rows = RowStarts.of(code)
-    block = max(1, _BLOCK_BYTES // (8 * firings.dict_size))
-    near: list[_Best] = []
-    coarser: list[_Best] = []
-    for start in range(0, firings.dict_size, block):
-        features = range(start, min(start + block, firings.dict_size))
-        both = pair_counts(code, rows, firings, features)
-        near.append(_best(_overlap(both, firings, features), both, count))
-        coarser.append(_best(_added(both, firings, features, prefixes, tokens=code.tokens), both, count))
-    return Shared(*_joined(near), *_joined(coarser))
-
-
-_Best = tuple[Neighbours, np.ndarray]
-"""The best of some features and the n(f, g) of each, of the same shape."""
-
-
-def _overlap(both: Int[np.ndarray, "some features"], firings: Firings, features: range) -> np.ndarray:
-    """Jaccard's index of each of ``features`` with every feature; 0 with itself."""
-    own = firings.counts[features.start : features.stop, None]
-    overlap = both / np.maximum(1, own + firings.counts - both)
-    overlap[np.arange(len(features)), np.array(features)] = 0
-    return overlap
-
-
-def _added(
-    both: Int[np.ndarray, "some features"], firings: Firings, features: range, prefixes: Sequence[int], *, tokens: int
-) -> np.ndarray:
-    """given(f, g) - n(g) / N for features g of shorter prefixes than f's; 0 for others and where they never meet."""
-    own = firings.counts[features.start : features.stop, None]
-    added = both / np.maximum(1, own) - firings.counts / tokens
+    """Count the rows that every two features share, one feature at a time, and keep the best pairs."""
+    starts = np.searchsorted(code.row, np.arange(int(code.row.max(initial=-1)) + 2))
     group = np.searchsorted(prefixes, np.arange(firings.dict_size), side="right")
-    not_coarser = group[features.start : features.stop, None] <= group
-    added[not_coarser | (both == 0)] = 0
-    return added
+    near = _Table.empty(firings.dict_size, count)
+    coarser = _Table.empty(firings.dict_size, count)
+    for feature in np.flatnonzero(firings.counts).tolist():
+        both = pair_counts(code, starts, firings, feature)
+        both[feature] = 0
+        other = np.flatnonzero(both)
+        rows = both[other]
+        own = firings.counts[feature]
+        every = firings.counts[other]
+        near.keep(feature, other, rows, score=rows / (own + every - rows))
+        added = rows / own - every / code.tokens
+        coarser.keep(feature, other, rows, score=np.where(group[other] < group[feature], added, 0))
+    return Shared(near.neighbours, near.count, coarser.neighbours, coarser.count)
+
+
+def pair_counts(
+    code: Code, starts: Int[np.ndarray, " rows_plus_one"], firings: Firings, feature: int
+) -> Int[np.ndarray, " features"]:
+    """n(f, g) of one feature f and every g; n(f, f) is n(f). Row r's entries in the code begin at ``starts[r]``."""
+    row = firings.row[firings.offsets[feature] : firings.offsets[feature + 1]]
+    counts = np.zeros(firings.dict_size, dtype=np.int64)
+    # A feature that fires nearly everywhere would need the place of every entry of the code in memory.
+    for some in np.array_split(row, len(row) // _COUNTED_ROWS + 1):
+        length = starts[some + 1] - starts[some]
+        first = np.repeat(starts[some] - (np.cumsum(length) - length), length)
+        counts += np.bincount(code.feature[first + np.arange(len(first))], minlength=firings.dict_size)
+    return counts
 
 
 @dataclass(frozen=True)
-class RowStarts:
-    """Row r's entries in a code are ``start[r]:start[r + 1]``."""
+class _Table:
+    """The best others of every feature, filled feature by feature."""
 
-    start: Int[np.ndarray, " rows_plus_one"]
+    neighbours: Neighbours
+    count: Int[np.ndarray, "features neighbours"]
 
     @staticmethod
-    def of(code: Code) -> "RowStarts":
-        """Of a code whose rows ascend."""
-        return RowStarts(np.searchsorted(code.row, np.arange(int(code.row.max(initial=-1)) + 2)))
+    def empty(features: int, count: int) -> "_Table":
+        shape = (features, count)
+        nobody = Neighbours(np.full(shape, NO_FEATURE, dtype=np.int64), np.zeros(shape, dtype=np.float32))
+        return _Table(nobody, np.zeros(shape, dtype=np.int64))
 
-
-def pair_counts(code: Code, rows: RowStarts, firings: Firings, features: range) -> Int[np.ndarray, "some features"]:
-    """n(f, g) for the ``features`` f and every g; n(f, f) is n(f)."""
-    entries = slice(int(firings.offsets[features.start]), int(firings.offsets[features.stop]))
-    row = firings.row[entries].astype(np.int64)
-    owner = (firings.feature[entries] - features.start).astype(np.int64) * firings.dict_size
-    length = rows.start[row + 1] - rows.start[row]
-    ends = np.cumsum(length)
-
-    table = np.zeros(len(features) * firings.dict_size, dtype=np.int64)
-    start = 0
-    while start < len(row):
-        done = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, side="right")))
-        some = length[start:stop]
-        place = np.arange(int(some.sum())) - np.repeat(np.cumsum(some) - some, some)
-        other = code.feature[np.repeat(rows.start[row[start:stop]], some) + place]
-        np.add.at(table, np.repeat(owner[start:stop], some) + other, 1)
-        start = stop
-    return table.reshape(len(features), firings.dict_size)
-
-
-def _best(score: Float[np.ndarray, "some features"], both: Int[np.ndarray, "some features"], count: int) -> _Best:
-    """The ``count`` features of largest score above 0; of equals the lower number."""
-    owner, feature = np.nonzero(score > 0)
-    order = np.lexsort((feature, -score[owner, feature], owner))
-    place = np.arange(len(order)) - np.searchsorted(owner, np.arange(len(score)))[owner]
-    kept = order[place < count]
-    where = (owner[kept], place[place < count])
-
-    neighbours = np.full((len(score), count), NO_FEATURE, dtype=np.int64)
-    scores = np.zeros((len(score), count), dtype=np.float32)
-    counts = np.zeros((len(score), count), dtype=np.int64)
-    neighbours[where] = feature[kept]
-    scores[where] = score[owner[kept], feature[kept]]
-    counts[where] = both[owner[kept], feature[kept]]
-    return Neighbours(neighbours, scores), counts
-
-
-def _joined(parts: Sequence[_Best]) -> _Best:
-    neighbours = Neighbours(
-        np.concatenate([found.feature for found, _ in parts]), np.concatenate([found.score for found, _ in parts])
-    )
-    return neighbours, np.concatenate([counts for _, counts in parts])
+    def keep(
+        self,
+        feature: int,
+        other: Int[np.ndarray, " others"],
+        rows: Int[np.ndarray, " others"],
+        *,
+        score: Float[np.ndarray, " others"],
+    ) -> None:
+        """The others of largest score above 0, best first; of equals the lower number. ``other`` ascends."""
+        wanted = self.count.shape[1]
+        if len(score) > wanted:
+            # All that are as good as the last one wanted, so that the order of equals stays the same everywhere.
+            least = np.partition(score, len(score) - wanted)[len(score) - wanted]
+            chosen = np.flatnonzero((score >= least) & (score > 0))
+        else:
+            chosen = np.flatnonzero(score > 0)
+        best = chosen[np.argsort(-score[chosen], kind="stable")][:wanted]
+        self.neighbours.feature[feature, : len(best)] = other[best]
+        self.neighbours.score[feature, : len(best)] = score[best]
+        self.count[feature, : len(best)] = rows[best]
 
 
 def children_of(parent: Int[np.ndarray, " features"]) -> dict[int, list[int]]:

@@ -6,15 +6,18 @@ from typing import Any
 
 from cache.config import CacheSettings
 from cache.reader import CacheReader
+from common import disk
 from common.device import choose_device
 from common.errors import UsageError
 from common.progress import Progress
+from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import collect_evidence
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import write_evidence
+from evaluate.features.report import REPORT_FILE, as_markdown
 from evaluate.features.self_check import check_evidence
-from evaluate.reference import check_belongs, of_transcoder
-from transcoder.transcoder import CONFIG_FILE, load_transcoder
+from evaluate.reference import check_belongs
+from transcoder.formats.native import CONFIG_FILE, load_transcoder
 
 
 def features_of_layer(
@@ -39,9 +42,9 @@ def features_of_layer(
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     place = str(choose_device(device))
     reader = CacheReader.open_near(cache, cache_settings, device=place)
-    trained = load_transcoder(transcoder)
-    check_belongs(trained, reader, where=transcoder, force=force)
-    dictionary = of_transcoder(trained, name=transcoder.name).to(place)
+    dictionary = load_transcoder(transcoder)
+    check_belongs(dictionary, reader, where=transcoder, force=force)
+    dictionary = dictionary.to(place)
 
     unembedding = None
     if lm:
@@ -49,11 +52,13 @@ def features_of_layer(
         from evaluate.features.unembedding import read_unembedding
 
         revision = reader.identity.get("model_revision")
-        unembedding = read_unembedding(lm, width=trained.d_target, revision=revision)
+        unembedding = read_unembedding(lm, width=dictionary.d_target, revision=revision)
     evidence = collect_evidence(
-        reader, dictionary, settings, origin=trained.config, progress=progress, unembedding=unembedding
+        reader, dictionary, settings, origin=dictionary.config, progress=progress, unembedding=unembedding
     )
     checked = check_evidence(evidence, reader, dictionary)
     evidence = replace(evidence, head={**evidence.head, "self_check": checked})
     write_evidence(out, evidence)
+    disk.write_file(out / REPORT_FILE, as_markdown(evidence).encode())
+    write_dashboard(out, evidence, progress=progress)
     return dict(evidence.head)

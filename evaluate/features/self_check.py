@@ -11,13 +11,13 @@ from common.errors import MismatchError, NumericalError
 from evaluate.features.contexts import NO_ROW
 from evaluate.features.evidence import Evidence
 from evaluate.features.firings import entry_hashes
-from transcoder.dictionary import Dictionary
+from transcoder.transcoder import Transcoder
 
 TOLERANCE = 1e-3
 """Of the feature's largest value: float32 products of blocks of other sizes differ by less."""
 
 
-def check_evidence(evidence: Evidence, reader: CacheReader, dictionary: Dictionary) -> dict[str, Any]:
+def check_evidence(evidence: Evidence, reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
     """How many contexts and values were compared, and the largest difference as a share of its feature's largest value.
 
     Raises MismatchError for evidence of another cache, NumericalError where a value differs.
@@ -36,7 +36,7 @@ def check_evidence(evidence: Evidence, reader: CacheReader, dictionary: Dictiona
     for feature, row in chosen:
         first, end = evidence.text.window(row, settings["context_tokens"])
         rows = view.rows(slice(first, end), view=dictionary.source_view)
-        code = dictionary.active(rows.source.to(dictionary.weights.W_enc.device)).dense(dictionary.dict_size).cpu()
+        code = dictionary.sparse_code(rows.source.to(dictionary.W_enc.device)).dense(dictionary.dict_size).cpu()
         difference = _difference(evidence.values(feature, first, end), code, feature)
         worst = max(worst, difference / float(evidence.arrays["largest"][feature]))
         values += end - first

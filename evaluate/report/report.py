@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import disk
+from common.checksums import CHECKSUMS_FILE, checksums_of
 from common.errors import DiskError
 from common.run_layout import METRICS_FILE
 
@@ -41,7 +42,7 @@ def write_report(out: Path, files: Mapping[str, bytes]) -> Path | None:
     _remove_abandoned(out)
     unfinished = out.with_name(f".{out.name}.{socket.gethostname()}-{os.getpid()}.unfinished")
     disk.remove(unfinished)
-    for name, data in files.items():
+    for name, data in (*files.items(), (CHECKSUMS_FILE, checksums_of(files))):
         disk.write_file(unfinished / name, data)
     try:
         return _publish(unfinished, out)

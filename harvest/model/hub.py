@@ -3,16 +3,8 @@
 from pathlib import Path
 
 from common.errors import DiskError, UsageError
+from common.known_models import KNOWN_MODELS
 
-ALIASES = {
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "gemma-2-2b": "google/gemma-2-2b",
-    "gemma-2-9b": "google/gemma-2-9b",
-    "gemma-2-27b": "google/gemma-2-27b",
-}
 _WANTED = ["config.json", "generation_config.json", "model*.safetensors", "model*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "vocab.json", "merges.txt"]  # fmt: skip
 
@@ -43,7 +35,7 @@ def download(repository: str, revision: str | None) -> Path:
         raise UsageError(
             f"No model '{repository}' on the Hub (or it is private and HF_TOKEN is not set), and no such folder here.",
             where=page,
-            remedy=f"Give a folder in Hugging Face format, a Hub name, or one of: {', '.join(ALIASES)}.",
+            remedy=f"Give a folder in Hugging Face format, a Hub name, or one of: {', '.join(KNOWN_MODELS)}.",
         ) from None
     except RevisionNotFoundError:
         raise UsageError(f"'{repository}' has no revision '{revision}'.", where=page) from None

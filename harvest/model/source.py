@@ -18,8 +18,9 @@ import xxhash
 from transformers import AutoConfig
 
 from common.errors import DamagedError, UsageError
+from common.known_models import KNOWN_MODELS, repository_of
 from harvest.model.families import family_of
-from harvest.model.hub import ALIASES, download
+from harvest.model.hub import download
 from harvest.model.sites import Family
 
 _PIECE_BYTES = 1 << 24
@@ -118,10 +119,10 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
         raise UsageError(
             f"The model folder '{name}' does not exist.",
             where=Path(name).expanduser().absolute(),
-            remedy=f"Give a folder in Hugging Face format, a Hub name, or one of: {', '.join(ALIASES)}.",
+            remedy=f"Give a folder in Hugging Face format, a Hub name, or one of: {', '.join(KNOWN_MODELS)}.",
         )
     else:
-        folder = download(ALIASES.get(name, name), revision)
+        folder = download(repository_of(name), revision)
         commit = folder.name
     if not list(folder.glob("model*.safetensors")):
         raise DamagedError(

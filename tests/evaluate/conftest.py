@@ -1,6 +1,7 @@
 """A small real cache of a known nonlinear map, and a transcoder for it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,17 @@ import pytest
 import torch
 
 from cache.config import CacheSettings
+from cache.reader import CacheReader
 from cache.writer import CacheWriter
+from common.progress import Silent
+from evaluate.features.code import Code, CodeBlock, join
+from evaluate.features.collect import block_starts, encode_part, evidence_of
+from evaluate.features.config import FeatureSettings
+from evaluate.features.contexts import Text
+from evaluate.features.evidence import Evidence
+from evaluate.features.firings import Firings, by_feature
 from train.parameters import Parameters, random_parameters
-from transcoder.formats.native import save_transcoder
+from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder
 
@@ -103,3 +112,58 @@ def toy_transcoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transcoder = Transcoder(**weights.tensors(), rule=TopK(20), prefixes=(8, 24, DICT_SIZE))
     save_transcoder(transcoder, folder, config={"tokens_trained": 12345})
     return folder
+
+
+@dataclass
+class Toy:
+    """Feature evidence of the toy cache; its ``dense`` code, where special rows are zero; the ``kept`` other rows."""
+
+    reader: CacheReader
+    trained: Transcoder
+    dictionary: Transcoder
+    settings: FeatureSettings
+    blocks: list[CodeBlock]
+    evidence: Evidence
+    dense: np.ndarray
+    kept: np.ndarray
+    source: torch.Tensor
+    target: torch.Tensor
+
+    @property
+    def code(self) -> Code:
+        return join(self.blocks)
+
+    @property
+    def firings(self) -> Firings:
+        return by_feature(self.code, self.dictionary.dict_size)
+
+    @property
+    def text(self) -> Text:
+        return self.evidence.text
+
+
+@pytest.fixture(scope="session")
+def toy(toy_cache: Path, toy_transcoder: Path) -> Toy:
+    reader, trained = CacheReader.open(toy_cache), load_transcoder(toy_transcoder)
+    dictionary = trained
+    settings = FeatureSettings(
+        block_rows=256, context_tokens=3, top_contexts=4, interval_contexts=2, uniform_contexts=3, silent_contexts=2
+    )
+    blocks = encode_part(reader, dictionary, settings, block_starts(reader, settings), progress=Silent())
+    view = reader.split("held_out")
+    rows = view.rows(slice(0, len(view)))
+    kept = np.flatnonzero(rows.tokens != SPECIAL)
+    dense = trained.encode(rows.source.float()).numpy()
+    dense[rows.tokens == SPECIAL] = 0
+    return Toy(
+        reader=reader,
+        trained=trained,
+        dictionary=dictionary,
+        settings=settings,
+        blocks=blocks,
+        evidence=evidence_of(blocks, reader, dictionary, settings, origin=trained.config),
+        dense=dense,
+        kept=kept,
+        source=rows.source.float(),
+        target=rows.target.float(),
+    )

@@ -14,7 +14,7 @@ import time
 import transformer_lens.model_bridge  # noqa: F401  slow to import: here, once
 
 import harvest.run  # noqa: F401
-import nestcoder.commands  # noqa: F401
+import nestcoder.commands.stage_commands  # noqa: F401
 from nestcoder.__main__ import main
 
 

@@ -9,8 +9,9 @@ import pytest
 from cache.config import CacheSettings
 from common.device import choose_device, free_memory
 from common.errors import CapacityError, UsageError
+from common.known_models import KNOWN_MODELS
 from harvest.config import HarvestSettings
-from harvest.plan import PARAMETERS, plan_harvest, which_fit
+from harvest.plan import plan_harvest, which_fit
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
@@ -62,7 +63,7 @@ def test_a_plan_refuses_what_the_harvest_would(model_folders, text, tmp_path):
 
 def test_which_models_fit_is_arithmetic():
     table = which_fit(20 * 10**9)
-    assert table["gemma-2-9b"]["bfloat16"] == {"bytes": 2 * PARAMETERS["gemma-2-9b"], "fits": True}
+    assert table["gemma-2-9b"]["bfloat16"] == {"bytes": 2 * KNOWN_MODELS["gemma-2-9b"].parameters, "fits": True}
     assert not table["gemma-2-9b"]["float32"]["fits"]
     assert not table["gemma-2-27b"]["bfloat16"]["fits"]
     assert free_memory(choose_device("cpu")) > 10**8

@@ -5,13 +5,12 @@ from itertools import accumulate, pairwise
 import torch
 
 from train.config import TrainSettings
-from train.loss import NestedLoss, equal_weights
 from train.optim import Moments
 from train.parameters import random_parameters
 from train.ranks import ALONE, Ranks
+from train.resolved import resolve
 from train.step import Recipe, State, train_step
 from train.workspace import Workspace
-from transcoder.rules.registry import make_rule
 from transcoder.sharded import winners
 
 PREFIXES = (9, 20, 64)
@@ -28,10 +27,11 @@ def state():
 
 
 def step(at, source, target, *, activation, ranks):
-    settings = TrainSettings(prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, preset="none", warmup_steps=0)
-    nested = NestedLoss(PREFIXES, make_rule(activation, 6), 7.5, equal_weights(PREFIXES))
-    recipe = Recipe(settings, nested, aux_top_k=5, dead_after_tokens=10**5)
-    space = Workspace.like(at.weights, rows=29, rule=nested.rule)
+    stated = TrainSettings(
+        prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, warmup_steps=0, dead_after_tokens=10**5
+    )
+    recipe = Recipe.of(resolve(stated, model="", d_target=10), target_variance=7.5)
+    space = Workspace.like(at.weights, rows=29, rule=recipe.nested.rule)
     figures = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
     return {key: value for key, value in figures.said().items() if key != "lr"}
 

@@ -1,10 +1,8 @@
 """Checkpoints: whole or not at all, the newest that is whole, and never another run's."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,11 +10,20 @@ import torch
 from common.errors import DamagedError, MismatchError
 from common.progress import Silent
 from train.checkpoint import Checkpoints, arrays_of
+from train.config import TrainSettings
+from train.identity import RunIdentity
 from train.optim import Moments
 from train.parameters import random_parameters
+from train.resolved import resolve
 from train.step import State
 
-IDENTITY = {"settings": {"lr": 0.1, "prefixes": [4, 8]}, "cache_fingerprint": "abc"}
+
+def identity(fingerprint: str = "abc", *, lr: float = 0.1) -> RunIdentity:
+    stated = TrainSettings(prefixes=(4, 8), top_k=2, lr=lr)
+    return RunIdentity(resolve(stated, model="m", d_target=4), cache_fingerprint=fingerprint, d_target=4)
+
+
+IDENTITY = identity()
 
 
 class Notes(Silent):
@@ -34,9 +41,7 @@ def state_at(step: int) -> State:
     return State(weights, moments, torch.arange(8), step=step, tokens=10 * step)
 
 
-def at(
-    folder: Path, *, keep: int = 2, identity: Mapping[str, Any] = IDENTITY, notes: Notes | None = None
-) -> Checkpoints:
+def at(folder: Path, *, keep: int = 2, identity: RunIdentity = IDENTITY, notes: Notes | None = None) -> Checkpoints:
     return Checkpoints(folder, identity=identity, keep=keep, progress=notes or Notes())
 
 
@@ -111,7 +116,7 @@ def test_a_damaged_newest_falls_back_loudly(tmp_path: Path, name: str, damage: s
     restored = checkpoints.restore(device="cpu")
     assert restored is not None
     assert (restored.state.step, restored.log_bytes) == (1, 100)
-    assert [note for note in notes.said if "checkpoint of step 2 is damaged and passed over" in note]
+    assert [note for note in notes.said if "The checkpoint of step 2 is damaged and passed over" in note]
     checkpoints.save(state_at(2), log_bytes=200, held_out_fvu=0.4)
     again = at(tmp_path).restore(device="cpu")
     assert again is not None
@@ -152,7 +157,7 @@ def test_every_bit_of_the_index_counts(tmp_path: Path) -> None:
             continue
         found = at(tmp_path, notes=notes).restore(device="cpu")
         assert found is not None
-        assert notes.said[0].startswith("the index of the checkpoints is damaged")
+        assert notes.said[0].startswith("The index of the checkpoints is damaged")
         assert found.log_bytes == 100 * found.state.step
         assert torch.equal(found.state.weights.W_enc, state_at(found.state.step).weights.W_enc)
         restored.add(found.state.step)
@@ -160,16 +165,15 @@ def test_every_bit_of_the_index_counts(tmp_path: Path) -> None:
             one.write_bytes(data_of)
     assert restored == {1, 2}
     path.write_bytes(b"{\n")
-    with pytest.raises(DamagedError, match="the index of the checkpoints is damaged"):
+    with pytest.raises(DamagedError, match="The index of the checkpoints is damaged"):
         at(tmp_path)
     assert steps_on_disk(tmp_path) == [1, 2]
 
 
 def test_other_settings_and_caches_are_refused_naming_the_difference(tmp_path: Path) -> None:
     save(tmp_path, 0.5)
-    other = {"settings": {"lr": 0.2, "prefixes": [4, 8]}, "cache_fingerprint": "xyz"}
     with pytest.raises(MismatchError, match=r"cache_fingerprint was abc, is now xyz; settings.lr was 0.1, is now 0.2"):
-        at(tmp_path, identity=other).restore(device="cpu")
+        at(tmp_path, identity=identity("xyz", lr=0.2)).restore(device="cpu")
 
 
 def test_an_unknown_version_is_named(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from common.errors import UsageError
-from train.config import PRESETS, TrainSettings, dead_after_tokens, members
+from train.config import TrainSettings, presets
 
 
 def test_groups_and_prefixes_are_two_keys() -> None:
@@ -30,6 +29,10 @@ def test_groups_and_prefixes_are_two_keys() -> None:
         ({"preset": "gpt3"}, "preset 'gpt3' is unknown"),
         ({"group_size": [1]}, "Extra inputs"),
         ({"prefixes": []}, "prefixes is empty"),
+        ({"group_sizes": []}, "group_sizes is empty"),
+        ({"prefix_weights": []}, "prefix_weights is empty"),
+        ({"group_sizes": [2**30, 2**30]}, "fewer than 2\\^31 features"),
+        ({"save_best": True, "held_out_rows": 0}, "save_best needs held_out_rows"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values: dict[str, object], message: str) -> None:
@@ -37,76 +40,48 @@ def test_what_makes_no_sense_is_refused(values: dict[str, object], message: str)
         TrainSettings.model_validate_json(json.dumps(values))
 
 
+@pytest.mark.parametrize("key", ["lr", "min_lr", "weight_decay", "clip_norm", "aux_alpha", "beta1"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_rate_or_weight_that_is_no_number_is_refused_by_its_key(key: str, number: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainSettings.model_validate_json(f'{{"{key}": {number}}}')
+    assert [problem["loc"] for problem in caught.value.errors()] == [(key,)]
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [
+        ("seed", 2**70),
+        ("order_seed", 2**63),
+        ("steps", 10**12),
+        ("batch_rows", 10**12),
+        ("dict_size", 2**31),
+        ("keep", 10**12),
+        ("held_out_rows", 10**12),
+        ("dead_after_tokens", 10**20),
+        ("warmup_steps", 10**12),
+    ],
+)
+def test_a_count_beyond_all_sense_is_refused_by_its_key(key: str, number: int) -> None:
+    with pytest.raises(ValidationError, match="less than") as caught:
+        TrainSettings.model_validate_json(json.dumps({key: number}))
+    assert [problem["loc"] for problem in caught.value.errors()] == [(key,)]
+
+
+def test_a_weight_that_is_infinite_is_refused() -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        TrainSettings.model_validate_json('{"prefixes": [8, 16], "prefix_weights": [1.0, Infinity]}')
+
+
+@pytest.mark.parametrize("steps", [1, 2, 60, 99])
+def test_a_short_run_needs_no_word_about_its_warm_up(steps: int) -> None:
+    assert TrainSettings(steps=steps).steps == steps
+    assert TrainSettings(steps=steps, decay_steps=steps).decay_steps == steps
+
+
 def test_presets_are_sixteen_times_the_width_or_the_layer_run() -> None:
-    sizes = {name: sum(preset["group_sizes"]) for name, preset in PRESETS.items()}
+    sizes = {name: sum(preset["group_sizes"]) for name, preset in presets().items()}
     widths = {"gpt2": 768, "gpt2-medium": 1024, "gpt2-large": 1280, "gpt2-xl": 1600}
     widths |= {"gemma-2-2b": 2304, "gemma-2-9b": 3584, "gemma-2-27b": 4608}
     assert {name: sizes[name] for name in widths} == {name: 16 * width for name, width in widths.items()}
     assert sizes["layer-18432"] == sizes["layer-18432-five-groups"] == 18432
-    layer_run = TrainSettings(preset="layer-18432").resolved(model="any", d_target=1152)
-    assert (layer_run.prefixes, layer_run.top_k) == ((1152, 3456, 8064, 18432), 96)
-
-
-def test_auto_takes_the_preset_named_like_the_model() -> None:
-    gemma = TrainSettings().resolved(model="google/gemma-2-2b", d_target=2304)
-    assert (gemma.prefixes, gemma.top_k, gemma.dict_size) == ((2304, 6912, 16128, 36864), 96, 36864)
-    other = TrainSettings().resolved(model="models/gpt2-stdlib", d_target=96)
-    assert (other.prefixes, other.top_k, other.dict_size) == ((96, 288, 672, 1536), 16, 1536)
-    namesake = TrainSettings().resolved(model="tiny/gpt2", d_target=96)
-    assert (namesake.prefixes, namesake.top_k) == ((96, 288, 672, 1536), 16)
-    stated = TrainSettings(prefixes=(32, 64), top_k=4).resolved(model="gpt2", d_target=768)
-    assert (stated.prefixes, stated.top_k) == ((32, 64), 4)
-
-
-def test_the_rate_follows_from_the_width() -> None:
-    assert TrainSettings().resolved(model="m", d_target=400).lr == pytest.approx(0.002)
-    assert TrainSettings(lr=0.1).resolved(model="m", d_target=400).lr == 0.1
-
-
-def test_resolved_settings_resolve_to_themselves() -> None:
-    once = TrainSettings(dict_size=320).resolved(model="m", d_target=8)
-    assert once.resolved(model="gpt2", d_target=768) == once
-
-
-def test_a_size_that_has_no_default_groups_is_refused() -> None:
-    with pytest.raises(UsageError, match="dict_size 100 does not divide"):
-        TrainSettings(dict_size=100).resolved(model="m", d_target=8)
-
-
-def test_resolving_refuses_a_top_k_above_the_first_prefix() -> None:
-    with pytest.raises(UsageError, match="top_k 16 exceeds the first prefix, 8 features"):
-        TrainSettings().resolved(model="m", d_target=8)
-
-
-@pytest.mark.parametrize(
-    ("steps", "batch_rows", "expected"),
-    [(3000, 2048, 1_000_000), (100_000, 1000, 5_000_000), (1_000_000, 4096, 10_000_000)],
-)
-def test_dead_is_counted_over_a_twentieth_of_the_run(steps: int, batch_rows: int, expected: int) -> None:
-    assert dead_after_tokens(TrainSettings(steps=steps, batch_rows=batch_rows)) == expected
-
-
-def test_sweep_members_differ_as_they_say() -> None:
-    settings = TrainSettings(prefixes=(32, 64), sweep=({"name": "k8", "top_k": 8}, {"name": "wide", "dict_size": 256}))
-    found = members(settings)
-    assert list(found) == ["", "k8", "wide"]
-    assert (found["k8"].top_k, found["k8"].prefixes, found["k8"].sweep) == (8, (32, 64), ())
-    assert (found["wide"].dict_size, found["wide"].prefixes) == (256, None)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"top_k": 8}, "needs a name"),
-        ({"name": "../up", "top_k": 8}, "needs a name"),
-        ({"name": "..", "top_k": 8}, "needs a name"),
-        ({"name": "metrics.jsonl", "top_k": 8}, "needs a name"),
-        ({"name": "checkpoints", "top_k": 8}, "needs a name"),
-        ({"name": "a", "batch_rows": 5}, "cannot set batch_rows"),
-        ({"name": "a", "steps": 5}, "cannot set steps"),
-        ({"name": "a", "topk": 5}, "Extra inputs"),
-    ],
-)
-def test_sweep_entries_that_make_no_sense_are_refused(entry: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        members(TrainSettings(sweep=(entry,)))

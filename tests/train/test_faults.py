@@ -16,7 +16,9 @@ from common.errors import DamagedError, InUseError, MismatchError, NumericalErro
 from common.progress import Silent
 from train.checkpoint import Checkpoints
 from train.config import LogSettings, TrainSettings
+from train.identity import RunIdentity
 from train.member import Run
+from train.resolved import read_record
 from train.run import _culprits, train_layer
 
 
@@ -174,7 +176,11 @@ def test_bfloat16_products_stay_near_float32(small_cache: Path, tmp_path: Path, 
     assert rough["held_out_fvu"] == pytest.approx(exact["held_out_fvu"], abs=0.05)
     saved = Checkpoints(
         tmp_path / "bfloat16" / "checkpoints",
-        identity={key: rough[key] for key in ("settings", "cache_fingerprint")},
+        identity=RunIdentity(
+            read_record(rough["settings"], d_target=8, where="here"),
+            cache_fingerprint=rough["cache_fingerprint"],
+            d_target=8,
+        ),
         keep=2,
         progress=Silent(),
     ).restore(device="cpu")

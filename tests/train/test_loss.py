@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from train import aux_loss
 from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.dead import count_tokens_, dead_features, dead_share
 from train.parameters import Parameters, random_parameters
@@ -37,7 +38,9 @@ def computed(weights: Parameters, source: Tensor, e: Tensor) -> tuple[Tensor, Pa
     return extra.error * scale, gradients
 
 
-def test_value_and_gradients_are_the_definition() -> None:
+@pytest.mark.parametrize("products", [False, True])
+def test_value_and_gradients_are_the_definition(products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aux_loss, "prefers_products", lambda *_, **__: products)
     weights, source, e = problem()
     leaves = {name: array.clone().requires_grad_() for name, array in weights.tensors().items()}
     value = defined(Parameters(**leaves), source, e)
@@ -93,3 +96,16 @@ def test_dead_is_counted_in_tokens_since_the_last_firing() -> None:
     assert dead_features(since, after_tokens=100).tolist() == [1]
     assert dead_features(since, after_tokens=101).tolist() == []
     assert float(dead_share(since, after_tokens=40)) == pytest.approx(2 / 3)
+
+
+def test_products_in_bfloat16_are_as_near_as_bfloat16_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aux_loss, "prefers_products", lambda *_, **__: True)
+    doubles, source, e = problem()
+    weights = Weights(**{name: array.float() for name, array in doubles.tensors().items()})
+    source, e = source.float(), e.float()
+    given = {"pre": (source @ weights.W_enc + weights.b_enc)[:, DEAD], "residual": -e, "dead": DEAD, "top_k": TOP_K}
+    exact = auxiliary(weights, source, **given)
+    rounded = auxiliary(weights, source, **given, dtype=torch.bfloat16)
+    for name in ("error", "encoder", "bias", "decoder"):
+        value, near = getattr(exact, name), getattr(rounded, name)
+        assert 0 < (near - value).norm() / value.norm() < 0.02, name

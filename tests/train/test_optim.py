@@ -8,10 +8,15 @@ import torch
 from train.config import TrainSettings
 from train.optim import Moments, learning_rate, update_
 from train.parameters import Parameters, random_parameters
+from train.resolved import ResolvedSettings, resolve
+
+
+def resolved(values: dict[str, object]) -> ResolvedSettings:
+    return resolve(TrainSettings.model_validate(values), model="any", d_target=96)
 
 
 def rates(**values: object) -> list[float]:
-    settings = TrainSettings.model_validate({"steps": 100, "warmup_steps": 10, "lr": 1.0} | values)
+    settings = resolved({"steps": 100, "warmup_steps": 10, "lr": 1.0} | values)
     return [learning_rate(settings, step) for step in range(settings.steps)]
 
 
@@ -54,7 +59,7 @@ def gradient_like(weights: Parameters, seed: int) -> Parameters:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_update_is_adam_then_unit_rows(optimizer: str, clip_norm: float | None, weight_decay: float) -> None:
     values = {"optimizer": optimizer, "clip_norm": clip_norm, "weight_decay": weight_decay, "lr": 0.01}
-    settings = TrainSettings.model_validate(values | {"schedule": "constant", "warmup_steps": 0})
+    settings = resolved(values | {"schedule": "constant", "warmup_steps": 0})
     weights = random_parameters(5, 4, dict_size=6, skip=True, seed=1)
     exact = {name: array.clone().double() for name, array in weights.tensors().items()}
     first, second = ({name: torch.zeros_like(array) for name, array in exact.items()} for _ in range(2))
@@ -84,7 +89,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights() -> None:
     before = {name: array.clone() for name, array in weights.tensors().items()}
     gradients, moments = gradient_like(weights, 0), Moments.zero(weights)
     gradients.b_enc[2] = math.nan
-    norm = update_(weights, gradients, moments=moments, settings=TrainSettings(lr=0.1), step=0)
+    norm = update_(weights, gradients, moments=moments, settings=resolved({"lr": 0.1}), step=0)
     assert not bool(norm.isfinite())
     for name, array in weights.tensors().items():
         torch.testing.assert_close(array, before[name])

@@ -14,7 +14,7 @@ def _cosine(vectors: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("side", ["decoder", "encoder"])
 def test_the_nearest_are_those_of_largest_cosine(toy, side: str) -> None:
-    directions = toy.trained.W_dec if side == "decoder" else toy.trained.W_enc.T
+    directions = toy.trained.W_dec if side == "decoder" else toy.trained.W_enc
     cosine = _cosine(directions.double().numpy())
     np.fill_diagonal(cosine, -2)
     found, score = toy.evidence.arrays[f"{side}_feature"], toy.evidence.arrays[f"{side}_score"]
@@ -55,14 +55,20 @@ def test_coarser_relatives_are_of_shorter_prefixes_and_likelier_when_the_feature
     )
 
 
-def test_counting_in_small_blocks_changes_nothing(toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_a_few_rows_at_a_time_changes_nothing(toy, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = shared_rows(toy.code, toy.firings, toy.trained.prefixes, 6)
-    monkeypatch.setattr(relations, "_BLOCK_BYTES", 8 * 64 * 5)
-    monkeypatch.setattr(relations, "_PAIRS", 50)
-    blocks = shared_rows(toy.code, toy.firings, toy.trained.prefixes, 6)
+    monkeypatch.setattr(relations, "_COUNTED_ROWS", 7)
+    pieces = shared_rows(toy.code, toy.firings, toy.trained.prefixes, 6)
     for name in ("near", "coarser"):
-        assert np.array_equal(getattr(whole, name).feature, getattr(blocks, name).feature)
-    assert np.array_equal(whole.near_count, blocks.near_count)
+        assert np.array_equal(getattr(whole, name).feature, getattr(pieces, name).feature)
+    assert np.array_equal(whole.near_count, pieces.near_count)
+
+
+def test_equal_scores_are_ordered_by_number(toy) -> None:
+    near = toy.evidence.arrays["near_feature"]
+    score = toy.evidence.arrays["near_score"]
+    same = (score[:, 1:] == score[:, :-1]) & (near[:, 1:] != NO_FEATURE)
+    assert (near[:, 1:][same] > near[:, :-1][same]).all()
 
 
 def test_children_name_their_parent() -> None:

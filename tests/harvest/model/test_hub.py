@@ -14,7 +14,7 @@ import pytest
 
 from cache.format.manifest import read_manifest
 from common.errors import DiskError, UsageError
-from harvest.model.hub import ALIASES, download
+from harvest.model.hub import download
 from harvest.model.source import find_model
 
 ROOT = Path(__file__).parents[3]
@@ -122,7 +122,7 @@ def test_a_model_is_fetched_at_the_commit_that_a_revision_means(endpoint):
 def test_a_gated_model_is_one_sentence_that_says_where_to_accept_its_licence(endpoint):
     with pytest.raises(UsageError) as raised:
         find_model("gemma-2-2b")
-    page = f"https://huggingface.co/{ALIASES['gemma-2-2b']}"
+    page = "https://huggingface.co/google/gemma-2-2b"
     assert raised.value.what == (
         f"'google/gemma-2-2b' asks for a licence: accept it at {page}, then run `hf auth login` or set HF_TOKEN."
     )

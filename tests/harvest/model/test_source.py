@@ -8,7 +8,6 @@ import torch
 
 from common.errors import DamagedError, DiskError, UsageError
 from harvest.memory import weight_bytes
-from harvest.model.hub import ALIASES
 from harvest.model.language_model import load_model
 from harvest.model.source import check_layers, find_model
 
@@ -75,8 +74,3 @@ def test_a_hub_model_without_a_network_is_one_sentence(monkeypatch, tmp_path):
 def test_a_layer_beyond_the_model(model_folder):
     with pytest.raises(UsageError, match="layers 0 to 3"):
         check_layers([4], find_model(str(model_folder)))
-
-
-def test_the_aliases_name_the_hub_s_repositories():
-    assert ALIASES["gemma-2-2b"] == "google/gemma-2-2b"
-    assert set(ALIASES) >= {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gemma-2-9b", "gemma-2-27b"}

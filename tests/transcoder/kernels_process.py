@@ -14,7 +14,7 @@ from transcoder.rules.batchtopk import select_batchtopk
 from transcoder.rules.registry import make_rule
 
 PREFIXES = (8, 20, 21, 40, 64)
-TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-7, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-7, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 def relative(value, expected):
@@ -39,6 +39,42 @@ def check_operations(dtype, device):
     wanted = (grad_sums.double()[bags.bag] * table.double()[selection.features]).sum(dim=1)
     assert relative(found, wanted) < TOLERANCE[dtype]
     check_grad_sums(sums.unflatten(0, (7, 5)))
+
+
+def check_skewed(dtype, device):
+    """Bags of 700, 256 and 257 entries in four windows of 256, among short and empty ones; the same bits every time."""
+    torch.manual_seed(2)
+    counts = torch.tensor([0, 3, 700, 0, 0, 1, 256, 257, 2, 0], device=device)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    active = int(counts.sum())
+    assert active > 4 * kernels._WINDOW
+    table = torch.randn(50, 40, device=device).to(dtype)
+    index = torch.randint(50, (active,), dtype=torch.int32, device=device)
+    weight = torch.randn(active, device=device).to(dtype)
+    rows = weight.double()[:, None] * table.double()[index]
+    expected = torch.stack([part.sum(dim=0) for part in rows.split(counts.tolist())])
+    found = []
+    for _ in range(2):
+        out = torch.full_like(expected, 7.0, dtype=torch.promote_types(dtype, torch.float32))
+        kernels.weighted_sums_(out, table, index, weight=weight, offsets=offsets)
+        found.append(out)
+    assert relative(found[0], expected) < TOLERANCE[dtype]
+    assert relative(found[0], decode.weighted_sums(table, index, weight, offsets=offsets)) < 10 * TOLERANCE[dtype]
+    assert torch.equal(*found)
+
+
+def check_far_rows(device):
+    """A table of more than 2^31 elements, 4.3 GB of which only two rows are ever touched."""
+    width = 128
+    table = torch.empty(2**31 // width + 2, width, dtype=torch.float16, device=device)
+    index = torch.tensor([len(table) - 1, 0], dtype=torch.int32, device=device)
+    table[index] = torch.tensor([[1.0], [2.0]], dtype=table.dtype, device=device)
+    weight = torch.tensor([3.0, 5.0], dtype=table.dtype, device=device)
+    out = torch.empty(2, width, device=device)
+    kernels.weighted_sums_(out, table, index, weight=weight, offsets=index.new_tensor([0, 1, 2]))
+    assert out.tolist() == [[3.0] * width, [10.0] * width]
+    grad_sums = torch.ones(1, width, dtype=table.dtype, device=device)
+    assert kernels.dots(grad_sums, table, bag=index.new_zeros(2), feature=index).tolist() == [128.0, 256.0]
 
 
 def check_grad_sums(sums):
@@ -74,6 +110,8 @@ def check_step(activation, dtype, device, tolerance):
 def main(device):
     for dtype in TOLERANCE:
         check_operations(dtype, device)
+        check_skewed(dtype, device)
+    check_far_rows(device)
     for activation in ("topk", "batchtopk"):
         check_step(activation, torch.float64, device, 1e-10)
         check_step(activation, torch.float32, device, 2e-5)

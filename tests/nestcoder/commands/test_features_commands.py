@@ -12,9 +12,10 @@ from cache.config import CacheSettings
 from cache.writer import CacheWriter
 from common.errors import UsageError
 from nestcoder.cli import command_line
-from nestcoder.features_commands import parse_feature
-from transcoder.transcoder import Transcoder, save_transcoder
-from transcoder.weights import random_weights
+from nestcoder.commands.features_commands import parse_feature
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ) as writer:
         writer.append(**columns, held_out=False, cursor=0)
         writer.append(**columns, held_out=True, cursor=1)
-    weights = random_weights(8, 6, dict_size=32, seed=5)
-    save_transcoder(Transcoder(weights, prefixes=(8, 32), top_k=4), layer / "transcoder" / "main", config={})
+    arrays = random_arrays(8, 6, dict_size=32, seed=5)
+    save_transcoder(Transcoder(**arrays, rule=TopK(4), prefixes=(8, 32)), layer / "transcoder" / "main", config={})
     assert _call(runs, "features", "--layer", "3").exit_code == 0
     return runs
 
@@ -101,3 +102,10 @@ def test_a_feature_beyond_the_dictionary_and_a_layer_without_evidence_are_refuse
     without = _call(runs, "features", "show", "4/1")
     assert "nestcoder features" in str(without.exception)
     assert _call(runs, "features").exit_code == 2
+
+
+def test_several_processes_are_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    refused = _call(runs, "features", "--layer", "3")
+    assert "one process" in str(refused.exception)

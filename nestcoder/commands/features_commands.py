@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UsageError
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
+from nestcoder.ranks import read_ranks
 from nestcoder.text import table
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def collect(
     """Take the evidence of each layer's transcoder ``name``."""
     from evaluate.features.run import features_of_layer
 
+    if read_ranks().world > 1:
+        raise UsageError("Evidence is taken by one process.", remedy="Run 'nestcoder features' without torchrun.")
     settings = invocation.settings
     results: dict[int, Any] = {}
     with shown_progress() as progress:
@@ -40,7 +43,7 @@ def collect(
                 progress=progress,
             )
     return CommandResult(
-        results, "\n".join(f"features: {invocation.folders(layer).features(name)}" for layer in layers)
+        results, "\n".join(f"features: {invocation.folders(layer).features(name) / 'index.html'}" for layer in layers)
     )
 
 
@@ -109,7 +112,7 @@ def parse_feature(text: str) -> tuple[int, int]:
 def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tuple[Evidence, int]":
     from common.run_layout import CONFIG_FILE
     from evaluate.features.evidence import check_made_of, read_evidence
-    from transcoder.transcoder import read_config
+    from transcoder.formats.native import read_config
 
     folders = invocation.folders(layer)
     evidence = read_evidence(folders.features(name))

@@ -1,0 +1,143 @@
+"""The Triton kernels at real sizes beside their PyTorch twins: python gpu_kernels.py DEVICE SHAPE
+
+Bags are those of a step's selection: by row and group for the decode, by feature for a weight gradient, once with a
+feature that fires on every row. A row says the kernel's time, the bytes it must read a second (every entry's row of the
+table), the twin's time, and how far the two are apart, relative to the twin in float64.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from gpu_step import milliseconds
+from rows import Rows
+from step_systems import Problem, problem
+
+from transcoder import decode, kernels
+from transcoder.decode import Bags, bags_of, transpose
+from transcoder.rules.topk import select_topk
+from transcoder.sparse_code import SparseCode
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A selection with both of its ways of being walked."""
+
+    selection: SparseCode
+    bags: Bags
+    rows_by_feature: torch.Tensor
+    values_by_feature: torch.Tensor
+    offsets_by_feature: torch.Tensor
+
+
+def entries_of(of: Problem, dtype: torch.dtype, *, one_always_fires: bool) -> Entries:
+    bias = of.bias.clone()
+    if one_always_fires:
+        bias[0] += 100.0
+    selection = select_topk((of.source @ of.encoder.T + bias).to(dtype), top_k=of.top_k)
+    index = transpose(selection, of.sizes[2])
+    order = index.order.long()
+    values = selection.values[order]
+    return Entries(selection, bags_of(selection, of.prefixes), selection.rows()[order], values, index.offsets)
+
+
+def compare(
+    kernel: Callable[[], torch.Tensor],
+    twin: Callable[[torch.dtype | None], torch.Tensor],
+    *,
+    read_bytes: int,
+    device: torch.device,
+) -> dict[str, object]:
+    """``twin`` computes in a dtype that it is given, or as training does where that is None."""
+    exact = twin(torch.float64).double()
+    found = kernel().clone()
+    difference = float((found.double() - exact).norm() / exact.norm())
+    again = torch.equal(found, kernel())
+    often = (5, 5) if device.type == "cuda" else (1, 1)
+    times = [
+        median(milliseconds(call, often[1], device) for _ in range(often[0])) for call in (kernel, partial(twin, None))
+    ]
+    return {
+        "value": round(times[0], 3),
+        "unit": "ms",
+        "gb_per_s": round(read_bytes / times[0] / 1e6, 1),
+        "twin_ms": round(times[1], 3),
+        "difference": f"{difference:.1e}",
+        "same_bits_again": again,
+    }
+
+
+def decode_sums(of: Problem, dtype: torch.dtype) -> dict[str, object]:
+    entries = entries_of(of, dtype, one_always_fires=False)
+    table, selection = of.decoder.to(dtype), entries.selection
+    out = torch.empty(entries.bags.offsets.numel() - 1, of.sizes[1], device=table.device)
+
+    def kernel() -> torch.Tensor:
+        kernels.weighted_sums_(out, table, selection.features, weight=selection.values, offsets=entries.bags.offsets)
+        return out
+
+    twin = partial(_twin, table, selection.features, selection.values, entries.bags.offsets)
+    return compare(kernel, twin, read_bytes=_bytes(table, selection.values), device=table.device)
+
+
+def gradient_sums(of: Problem, dtype: torch.dtype, *, one_always_fires: bool = False) -> dict[str, object]:
+    entries = entries_of(of, dtype, one_always_fires=one_always_fires)
+    table = of.source.to(dtype)
+    out = torch.empty(of.sizes[2], of.sizes[1], device=table.device)
+    given = entries.rows_by_feature, entries.values_by_feature, entries.offsets_by_feature
+
+    def kernel() -> torch.Tensor:
+        kernels.weighted_sums_(out, table, given[0], weight=given[1], offsets=given[2])
+        return out
+
+    return compare(kernel, partial(_twin, table, *given), read_bytes=_bytes(table, given[1]), device=table.device)
+
+
+def activation_dots(of: Problem, dtype: torch.dtype) -> dict[str, object]:
+    entries = entries_of(of, dtype, one_always_fires=False)
+    table, selection, bag = of.decoder.to(dtype), entries.selection, entries.bags.bag
+    grads = torch.randn(entries.bags.offsets.numel() - 1, of.sizes[1], device=table.device).to(dtype)
+
+    def twin(kind: torch.dtype | None) -> torch.Tensor:
+        left, right = (array.to(kind or dtype) for array in (grads, table))
+        pairs = zip(bag.split(2**16), selection.features.split(2**16), strict=True)
+        return torch.cat([(left[b] * right[f]).sum(dim=1) for b, f in pairs])
+
+    kernel = partial(kernels.dots, grads, table, bag=bag, feature=selection.features)
+    return compare(kernel, twin, read_bytes=2 * _bytes(table, selection.values), device=table.device)
+
+
+def _twin(
+    table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor, kind: torch.dtype | None
+) -> torch.Tensor:
+    return decode.weighted_sums(table.to(kind or table.dtype), index, weight, offsets=offsets)
+
+
+def _bytes(table: torch.Tensor, entries: torch.Tensor) -> int:
+    return entries.numel() * table.shape[1] * table.element_size()
+
+
+def main() -> None:
+    device, shape = sys.argv[1:]
+    rows = Rows()
+    of = problem(shape, device)
+    for dtype in (torch.bfloat16, torch.float32):
+        name = f"{str(dtype).removeprefix('torch.')}; {shape}"
+        rows.attempt(f"sums, decode, {name}", partial(decode_sums, of, dtype))
+        rows.attempt(f"sums, gradient, {name}", partial(gradient_sums, of, dtype))
+        rows.attempt(
+            f"sums, gradient, one feature on every row, {name}",
+            partial(gradient_sums, of, dtype, one_always_fires=True),
+        )
+        rows.attempt(f"dots, {name}", partial(activation_dots, of, dtype))
+
+
+if __name__ == "__main__":
+    main()

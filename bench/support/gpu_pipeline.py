@@ -1,0 +1,301 @@
+"""The stages themselves on one device: python -m bench.support.gpu_pipeline PART --folder DIR --device cuda [--toy]
+
+    harvest   a random model of Gemma-2-2B's shape (9 blocks), from text to fsynced shards, beside the bare forward pass
+              of those blocks and beside writing as many bytes to the same disk in order
+    train     the whole loop on that cache, and a run of one step: what starting costs
+    evaluate  a replay of rows in memory on the device and on the CPU, and the whole command on that cache
+
+The parts follow one another in DIR. Commands run as a user runs them, in processes of their own.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.support.rows import Rows
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = ROOT / "models" / "gemma2-stdlib"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured; a toy one says nothing about speed."""
+
+    width: int
+    blocks: int
+    heads: int
+    head_dim: int
+    context: int
+    batch_contexts: int
+    tokens: int
+    train: dict[str, Any]
+    steps: int
+    replay_rows: int
+    replay: tuple[int, tuple[int, ...]]
+    """Active features a row, and prefixes."""
+
+
+FULL = Sizes(
+    width=2304,
+    blocks=9,
+    heads=8,
+    head_dim=256,
+    context=1024,
+    batch_contexts=16,
+    tokens=262_144,
+    train={"preset": "layer-18432", "batch_rows": 4096},
+    steps=150,
+    replay_rows=32_768,
+    replay=(96, (1152, 3456, 8064, 18432)),
+)
+TOY = Sizes(
+    width=64,
+    blocks=2,
+    heads=2,
+    head_dim=32,
+    context=32,
+    batch_contexts=4,
+    tokens=4096,
+    train={"preset": "none", "prefixes": (16, 64), "top_k": 4, "batch_rows": 256},
+    steps=6,
+    replay_rows=512,
+    replay=(4, (16, 64)),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A folder, a device and sizes."""
+
+    folder: Path
+    device: str
+    sizes: Sizes
+
+    @property
+    def layer(self) -> int:
+        return self.sizes.blocks - 1
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "gemma-2-2b-shape"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "runs" / self.model.name / f"layer{self.layer:02d}" / "cache"
+
+    def synchronise(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def command(self, stage: str, **settings: Any) -> tuple[dict[str, Any], float]:
+        """What a command of nestcoder answers, and its wall seconds from the first import to the exit."""
+        sets = [f"--set={stage}.{key}={json.dumps(value)}" for key, value in settings.items()]
+        given = ["--json", "--model", str(self.model), f"--set=runs={json.dumps(str(self.folder / 'runs'))}", *sets]
+        command = [
+            sys.executable,
+            "-m",
+            "nestcoder",
+            *given,
+            stage,
+            "--layer",
+            str(self.layer),
+            "--device",
+            self.device,
+        ]
+        started = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        wall = time.perf_counter() - started
+        if done.returncode:
+            raise RuntimeError(f"{stage} left with {done.returncode}: {done.stderr.strip()[-300:]}")
+        answer = json.loads(done.stdout)
+        return answer.get(str(self.layer), answer), wall
+
+    @cached_property
+    def network(self) -> Any:
+        """The random model, saved on first use with the tokenizer of an embedded one."""
+        from transformers import Gemma2Config, Gemma2ForCausalLM
+
+        sizes = self.sizes
+        config = Gemma2Config(
+            vocab_size=2048,
+            hidden_size=sizes.width,
+            intermediate_size=4 * sizes.width,
+            num_hidden_layers=sizes.blocks,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.heads // 2,
+            head_dim=sizes.head_dim,
+            query_pre_attn_scalar=sizes.head_dim,
+            max_position_embeddings=2048,
+            **{key: json.loads((TOKENIZER / "config.json").read_text())[key] for key in _SPECIAL},
+        )
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            network = Gemma2ForCausalLM(config).to(torch.bfloat16).eval()
+        with torch.no_grad():  # gains other than the default's zero, which would hide a mistaken site
+            for name, gain in network.named_parameters():
+                if "norm" in name:
+                    gain.normal_(0, 0.3)
+        network.save_pretrained(self.model)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TOKENIZER / name, self.model / name)
+        return network
+
+
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def measure_harvest(bench: Bench, rows: Rows) -> None:
+    bare = rows.attempt("bare forward pass of the blocks", partial(bare_forward, bench)).get("value", 0.0)
+    del bench.__dict__["network"]  # its memory is wanted by the command
+    sizes = bench.sizes
+    settings = {
+        "context": sizes.context,
+        "train_tokens": sizes.tokens,
+        "held_out_tokens": sizes.tokens // 8,
+        "repeat": True,
+    }
+    done, wall = bench.command("harvest", **settings)
+    speed = done["rows"] / done["seconds"]
+    plain = rows.attempt("plain writes of as many bytes", partial(plain_writes, bench, done["rows"])).get("value", 0.0)
+    floor = min(bare, plain)
+    rows.say(
+        "harvest, text to fsynced shards",
+        round(speed),
+        "tokens/s",
+        over_slower_floor=round(speed / floor, 2) if floor else None,
+        waited_for_text=f"{done['waited_for_text_seconds'] / done['seconds']:.1%}",
+        waited_for_disk=f"{done['waited_for_disk_seconds'] / done['seconds']:.1%}",
+        writing_thread_cpu=f"{done['disk_cpu_seconds'] / done['seconds']:.0%}",
+    )
+    rows.say("harvest, start to first token", round(wall - done["seconds"], 1), "s")
+
+
+@torch.inference_mode()
+def bare_forward(bench: Bench) -> dict[str, Any]:
+    sizes = bench.sizes
+    ids = torch.randint(3, 2048, (sizes.batch_contexts, sizes.context), device=bench.device)
+    for _ in range(3):
+        bench.network.model(ids, use_cache=False)
+    bench.synchronise()
+    started = time.perf_counter()
+    for _ in range(8):
+        bench.network.model(ids, use_cache=False)
+    bench.synchronise()
+    return {"value": round(8 * ids.numel() / (time.perf_counter() - started)), "unit": "tokens/s"}
+
+
+def plain_writes(bench: Bench, count: int) -> dict[str, Any]:
+    """Tokens a second, were source and target of each written to files in order and fsynced, and nothing else done."""
+    size, piece = 2 * 2 * bench.sizes.width * count, os.urandom(2**24)
+    started = time.perf_counter()
+    with (bench.folder / "plain").open("wb", buffering=0) as file:
+        for _ in range(-(-size // len(piece))):
+            file.write(piece)
+        os.fsync(file.fileno())
+    taken = time.perf_counter() - started
+    (bench.folder / "plain").unlink()
+    return {"value": round(count / taken), "unit": "tokens/s", "gb_per_s": round(size / taken / 1e9, 2)}
+
+
+def measure_train(bench: Bench, rows: Rows) -> None:
+    ways = {
+        "bf16": ("highest", {"compute_dtype": "bfloat16"}),
+        "tf32": ("high", {"compute_dtype": "float32"}),
+        "fp32": ("highest", {"compute_dtype": "float32"}),
+    }
+    for name, (precision, settings) in ways.items():
+        torch.set_float32_matmul_precision(precision)
+        rows.attempt(f"training loop, {name}", partial(training_loop, bench, name, settings))
+    rows.attempt("train of one step, whole command", partial(one_step, bench))
+
+
+def training_loop(bench: Bench, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    from bench.waiting import Watch
+    from train import run as loop
+    from train.config import LogSettings, TrainSettings
+
+    watch, steps = Watch(), bench.sizes.steps
+    loop.open_loader = watch.open_loader
+    fixed = {"steps": steps, "warmup_steps": 1, "held_out_rows": 0, "checkpoint_every": steps}
+    chosen = TrainSettings(**bench.sizes.train, **fixed, **settings)
+    given = {"settings": chosen, "device": bench.device, "fresh": True, "log": LogSettings()}
+    loop.train_layer(cache=bench.cache, out=bench.folder / f"loop-{name}", progress=watch, **given)
+    # From the middle on: the first steps compile kernels, and the first epoch reads cold pages.
+    watch.marks = watch.marks[steps // 2 :]
+    seconds, share = watch.said()
+    peak = {"peak_mb": round(torch.cuda.max_memory_allocated() / 1e6)} if bench.device.startswith("cuda") else {}
+    return {"value": round(seconds * 1e3, 2), "unit": "ms a step", "waited_for_data": f"{share:.2%}", **peak}
+
+
+def one_step(bench: Bench) -> dict[str, Any]:
+    settings = bench.sizes.train | {"steps": 1, "warmup_steps": 0, "held_out_rows": 0}
+    _, wall = bench.command("train", **settings)
+    return {"value": round(wall, 1), "unit": "s"}
+
+
+def measure_evaluate(bench: Bench, rows: Rows) -> None:
+    measured: dict[str, float] = {}
+    for device in dict.fromkeys((bench.device, "cpu")):
+        rows.attempt(f"replay with intervals and baselines, {device}", partial(replay, bench, device, measured))
+    rows.attempt("evaluate, whole command", partial(whole_evaluation, bench))
+
+
+def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, Any]:
+    """Rows a second, and how far the FVU is from that of the device before."""
+    from bench.evaluate import in_memory, sparse_replay
+    from transcoder.rules.topk import TopK
+    from transcoder.transcoder import Transcoder, random_arrays
+
+    top_k, prefixes = bench.sizes.replay
+    width, count = bench.sizes.width, bench.sizes.replay_rows if device != "cpu" else bench.sizes.replay_rows // 8
+    arrays = random_arrays(width, width, dict_size=prefixes[-1])
+    dictionary = Transcoder(**arrays, rule=TopK(top_k), prefixes=prefixes).to(device)
+    same = in_memory(bench.sizes.replay_rows // 8, width)
+    fvu = sparse_replay(same, dictionary, 2048, whole=True, device=device)[-1]
+    view = in_memory(count, width)
+    started = time.perf_counter()
+    sparse_replay(view, dictionary, 2048, whole=True, device=device)
+    bench.synchronise()
+    speed = count / (time.perf_counter() - started)
+    found = {"value": round(speed), "unit": "rows/s"}
+    if measured:
+        found |= {
+            "times_slower": round(measured["speed"] / speed, 1),
+            "fvu_off_by": f"{abs(fvu - measured['fvu']):.1e}",
+        }
+    measured |= {"speed": speed, "fvu": fvu}
+    return found
+
+
+def whole_evaluation(bench: Bench) -> dict[str, Any]:
+    report, wall = bench.command("evaluate")
+    return {"value": round(wall, 1), "unit": "s", "rows": report["tokens_used"]}
+
+
+PARTS = {"harvest": measure_harvest, "train": measure_train, "evaluate": measure_evaluate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--toy", action="store_true")
+    asked = parser.parse_args()
+    rows = Rows()
+    PARTS[asked.part](Bench(asked.folder, asked.device, TOY if asked.toy else FULL), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""A file beside others that says what their bytes must be: written with them, compared whenever somebody doubts them.
+
+    checksums.json   {"files": {"metrics.json": {"bytes": 2041, "xxh3_128": "..."}, ...}, "xxh3_128": "..."}
+
+The last hash is that of the list itself, so a changed list is found too.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import DamagedError
+from common.hashing import canonical_json, file_hash
+
+CHECKSUMS_FILE = "checksums.json"
+
+
+def checksums_of(files: Mapping[str, bytes]) -> bytes:
+    """The contents of checksums.json for files that are given by name."""
+    entries = {name: {"bytes": len(data), "xxh3_128": file_hash([data])} for name, data in sorted(files.items())}
+    document = {"files": entries, "xxh3_128": _hash_of(entries)}
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """The list in ``folder``, by file name. Raises DamagedError where it is missing or not what was written."""
+    path = folder / CHECKSUMS_FILE
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedError("The list of checksums is missing.", where=path) from None
+    except (ValueError, RecursionError):
+        raise DamagedError("The list of checksums is not JSON.", where=path) from None
+    entries = document.get("files") if isinstance(document, dict) else None
+    if not isinstance(entries, dict) or document.get("xxh3_128") != (_hash_of(entries) or 0):
+        raise DamagedError("The list of checksums is not what was written (its own checksum differs).", where=path)
+    return entries
+
+
+def _hash_of(entries: Mapping[str, Any]) -> str | None:
+    try:
+        return file_hash([canonical_json(entries)])
+    except ValueError:  # NaN, which no list that was written holds
+        return None
+
+
+def faults_of(folder: Path) -> list[str]:
+    """What is wrong with the files that checksums.json of ``folder`` lists, a sentence each; none where all is sound.
+
+    Raises DamagedError as ``read_checksums``.
+    """
+    faults: list[str] = []
+    for name, entry in read_checksums(folder).items():
+        path = folder / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            faults.append(f"{path}: missing")
+            continue
+        if entry != {"bytes": len(data), "xxh3_128": file_hash([data])}:
+            faults.append(f"{path}: damaged, its bytes are not what was written")
+    return faults

@@ -1,0 +1,79 @@
+/* Small charts as inline SVG, in the page's own colours. */
+"use strict";
+
+nestcoder.charts = (() => {
+  const { shape, number, percent } = nestcoder.draw;
+
+  function frame(width, height, title) {
+    const node = shape("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img" });
+    node.append(shape("title", {}, title));
+    return node;
+  }
+
+  const words = (x, y, text, anchor = "start") => shape("text", { x, y, "text-anchor": anchor }, text);
+
+  /* Heights of bars on a scale of logarithms: a feature fires weakly a thousand times for each strong time. */
+  function histogram(counts, largest, percentiles, names) {
+    const width = 420, height = 132, bottom = 108, step = width / counts.length;
+    const top = Math.log1p(Math.max(1, ...counts));
+    const node = frame(width, height, "How often the feature fires with which value; heights are logarithms");
+    counts.forEach((count, place) => {
+      const size = (bottom - 10) * Math.log1p(count) / top;
+      const bar = shape("rect", { x: place * step + 0.5, y: bottom - size, width: step - 1, height: size, class: "bar" });
+      const from = largest * place / counts.length, to = largest * (place + 1) / counts.length;
+      bar.append(shape("title", {}, `${number(from)} to ${number(to)}: ${count.toLocaleString("en")} firings`));
+      node.append(bar);
+    });
+    node.append(shape("line", { x1: 0, x2: width, y1: bottom, y2: bottom, class: "axis" }));
+    names.forEach((name, place) => {
+      if (![5, 50, 95].includes(name)) return;
+      const x = width * percentiles[place] / largest;
+      node.append(shape("line", { x1: x, x2: x, y1: 6, y2: bottom, class: "mark" }), words(Math.min(x + 3, width - 26), 12, name === 50 ? "median" : `p${name}`));
+    });
+    node.append(words(0, height - 6, "0"), words(width, height - 6, number(largest), "end"), words(width / 2, height - 6, "activation", "middle"));
+    return node;
+  }
+
+  /* Density over the stretches of the context. */
+  function positions(rates) {
+    const width = 420, height = 84, bottom = 62, step = width / rates.length;
+    const top = Math.max(...rates) || 1;
+    const node = frame(width, height, "How often the feature fires, by position in the context");
+    rates.forEach((rate, place) => {
+      const size = (bottom - 6) * rate / top;
+      const bar = shape("rect", { x: place * step + 1, y: bottom - size, width: step - 2, height: size, class: "bar quiet" });
+      bar.append(shape("title", {}, `stretch ${place + 1} of ${rates.length}: fires on ${percent(rate)}`));
+      node.append(bar);
+    });
+    node.append(shape("line", { x1: 0, x2: width, y1: bottom, y2: bottom, class: "axis" }));
+    node.append(words(0, height - 6, "begin of context"), words(width, height - 6, "end", "end"));
+    return node;
+  }
+
+  /* Features by the power of ten of their density, one colour a prefix. */
+  function densities(entries, groups) {
+    const first = -6, bins = 24, width = 640, height = 190, bottom = 160, step = width / bins;
+    const table = Array.from({ length: bins }, () => new Array(groups).fill(0));
+    for (const { density, group } of entries) {
+      if (!density) continue;
+      const place = Math.floor((Math.log10(density) - first) / -first * bins);
+      table[Math.max(0, Math.min(bins - 1, place))][group] += 1;
+    }
+    const top = Math.max(1, ...table.map((row) => row.reduce((sum, count) => sum + count, 0)));
+    const node = frame(width, height, "Features by density, coloured by prefix");
+    table.forEach((row, place) => {
+      let y = bottom;
+      row.forEach((count, group) => {
+        const size = (bottom - 10) * count / top;
+        y -= size;
+        if (count) node.append(shape("rect", { x: place * step + 1, y, width: step - 2, height: size, class: `group-${Math.min(group, 7)}` }));
+      });
+    });
+    node.append(shape("line", { x1: 0, x2: width, y1: bottom, y2: bottom, class: "axis" }));
+    ["1 in a million", "1 in 10,000", "1 in 100", "always"].forEach((text, place) =>
+      node.append(words(width * place / 3, height - 8, text, place === 0 ? "start" : place === 3 ? "end" : "middle")));
+    return node;
+  }
+
+  return { histogram, positions, densities };
+})();

@@ -1,0 +1,52 @@
+/* The first page: what was looked at, the prefixes, where to begin. */
+"use strict";
+
+nestcoder.overview = (() => {
+  const { make, number, percent, link } = nestcoder.draw;
+  const KEYS = [["/", "search"], ["j k", "next, previous in the list"], ["← →", "next, previous number"], ["p", "nearest coarser feature"], ["1 … 8", "kind of contexts"],
+    ["c", "into the comparison"], ["v", "show the comparison"], ["l", "line breaks"], ["t", "dark or light"], ["y", "copy the link"], ["Esc", "clear the search, go back"]];
+
+  function prefixes() {
+    const { head, firings } = nestcoder.index;
+    let start = 0;
+    const rows = head.transcoder.prefixes.map((end, group) => {
+      const own = firings.slice(start, end), silent = own.filter((count) => count === 0).length;
+      start = end;
+      return make("tr", {}, make("td", {}, make("i", { className: "badge", style: { "--group": `var(--group-${Math.min(group, 7)})` } }), ` ${end.toLocaleString("en")}`),
+        make("td", {}, number(head.fvu_per_prefix[group], 4)), make("td", {}, own.length.toLocaleString("en")), make("td", {}, percent(silent / own.length)));
+    });
+    return make("table", { className: "prefixes" },
+      make("thead", {}, make("tr", {}, ["prefix", "FVU", "features it adds", "of these silent"].map((text) => make("th", {}, text)))), make("tbody", {}, rows));
+  }
+
+  /* Features to begin with: of each prefix group those that explain most. */
+  function beginnings() {
+    const { head, lost } = nestcoder.index;
+    let start = 0;
+    return head.transcoder.prefixes.map((end) => {
+      const own = Array.from({ length: end - start }, (_, place) => start + place);
+      start = end;
+      const best = own.sort((a, b) => lost[b] - lost[a]).slice(0, 6);
+      return make("div", {}, make("h3", {}, `Prefix ${end.toLocaleString("en")}`), make("ul", { className: "related" }, best.map((feature) => make("li", {}, link(feature)))));
+    });
+  }
+
+  function view() {
+    const { head, labels } = nestcoder.index;
+    const { cache, transcoder } = head;
+    const entries = labels.map((_, feature) => nestcoder.entry(feature));
+    const text = cache.dataset && (cache.dataset.name || cache.dataset.kind) || "text";
+    const checked = head.self_check ? `${head.self_check.contexts} contexts were encoded anew and gave these values.` : "";
+    const logits = head.logits ? `Logits are those of the unembedding of ${head.logits.from}.` : "No unembedding was given, so there are no logits.";
+    return make("article", { className: "overview" },
+      make("h1", {}, `${cache.model.split("/").pop()}, layer ${cache.layer}`),
+      make("p", { className: "says" }, `${labels.length.toLocaleString("en")} features of the transcoder “${transcoder.name}”, on ${head.tokens.toLocaleString("en")} ${head.split === "train" ? "training" : "held-out"} tokens of ${head.documents.toLocaleString("en")} documents (${text}); ${number(head.l0)} fire on a token.`),
+      make("section", {}, make("h2", {}, "Prefixes"), prefixes()),
+      make("section", {}, make("h2", {}, "Density", make("small", {}, "share of tokens on which a feature fires; colours are prefixes")), nestcoder.charts.densities(entries, transcoder.prefixes.length)),
+      make("section", {}, make("h2", {}, "Where to begin", make("small", {}, "features whose absence costs most")), make("div", { className: "columns two" }, beginnings())),
+      make("section", {}, make("h2", {}, "Keys"), make("dl", { className: "keys" }, KEYS.map(([key, meaning]) => make("div", {}, make("dt", {}, make("kbd", {}, key)), make("dd", {}, meaning))))),
+      make("p", { className: "note" }, `${checked} ${logits} Special tokens count nowhere. Cache ${cache.fingerprint.slice(0, 12)}.`));
+  }
+
+  return { view };
+})();

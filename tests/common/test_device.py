@@ -1,0 +1,26 @@
+"""Device names, and what a device can do."""
+
+import pytest
+import torch
+
+from common.device import choose_device, free_memory, has_bfloat16
+from common.errors import UsageError
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert free_memory(choose_device("auto")) > 0
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match="auto, cpu"):
+        choose_device("cuda:99")
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
+def test_bfloat16_is_there_from_ampere_on(
+    capability: tuple[int, int], has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert has_bfloat16("cuda:0") is has
+    assert not has_bfloat16("cpu")

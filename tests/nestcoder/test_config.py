@@ -1,0 +1,81 @@
+"""Settings from a file and from ``--set``: every problem is one sentence that names the key and where it was given."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from nestcoder.config import load_settings
+
+FILE = """\
+model: gpt2
+train:
+  steps: 60
+  dict_size: 64
+  top_k: 4
+cache:
+  shard_rows: 8192
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "p.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def problem(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_settings(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ('runs="a\\0b"', "NUL"),
+        ("cache.split_seed=1180591620717411303424", "2^63"),
+        ("train.steps=" + "9" * 5000, "5000 digits"),
+        ("train.lr=.inf", "finite"),
+        ("train.lr=.nan", "finite"),
+        ("train.lr=1e999", "finite"),
+        ("runs=$NO_SUCH_VARIABLE/runs", "NO_SUCH_VARIABLE"),
+        ("evaluate.bootstrap=1000000000000", "less than or equal to 100000"),
+        ("evaluate.samples_per_group=1e12", "less than or equal to 10000"),
+        ("evaluate.sample_contexts=1e12", "less than or equal to 1000"),
+        ("evaluate.seed=-1", "greater than or equal to 0"),
+    ],
+)
+def test_an_override_that_cannot_be_is_named(override: str, words: str) -> None:
+    text = problem(None, override)
+    assert words in text
+    assert "--set" in text
+    assert override.split("=")[0].split(".")[-1] in text
+    assert max(map(len, text.split("\n"))) < 250
+
+
+def test_a_problem_across_settings_names_those_that_were_given(file: Path) -> None:
+    """Not the section's line, and not the file where an override is at fault."""
+    assert problem(file, "cache.segment_rows=10000").startswith("--set cache.segment_rows=10000 and")
+    assert f"{file}:7" in problem(file, "cache.segment_rows=10000")
+    file.write_text(FILE.replace("steps: 60", "prefixes: [4, 2]"))
+    assert problem(file).startswith(f"{file}:3: train: prefixes [4, 2]")
+    text = problem(None, "train.prefixes=[8, 64]", "train.group_sizes=[8, 56]")
+    assert text.startswith("--set train.prefixes=[8, 64] and --set train.group_sizes=[8, 56]")
+
+
+def test_paths_in_settings_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    overrides = [
+        "runs=~/runs",
+        "model=$SCRATCH/gpt2",
+        "harvest.dataset=${SCRATCH}/text.jsonl",
+        "cache.remote=s3://$HOME",
+    ]
+    settings = load_settings(None, overrides)
+    assert settings.runs == f"{tmp_path}/runs"
+    assert settings.model == "/scratch/me/gpt2"
+    assert settings.harvest.dataset == "/scratch/me/text.jsonl"
+    assert settings.cache.remote == f"s3://{tmp_path}"

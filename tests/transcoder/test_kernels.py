@@ -1,0 +1,63 @@
+"""The Triton kernels, in processes of their own: whether Triton interprets is settled when it is imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from transcoder import kernels
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def run(script, argument, tmp_path, **variables):
+    environment = {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin", **variables}
+    command = [sys.executable, str(HERE / script), argument]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def test_interpreted_kernels_equal_pytorch_and_the_reference(tmp_path):
+    done = run("kernels_process.py", "cpu", tmp_path, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+@pytest.mark.parametrize("capability", ["75", "80", "90"])
+def test_kernels_compile_for_a_card_that_is_not_there(capability, tmp_path):
+    done = run("kernels_compile.py", capability, tmp_path)
+    assert done.returncode == 0, done.stderr
+    reports = json.loads(done.stdout)
+    assert len(reports) == 30
+    for name, report in reports.items():
+        assert report["spilled"] == 0, name
+        assert report["wide_addresses"], name
+        # float64 takes two registers a number, an update has four arrays at hand; 128 leave room for 16 warps a core.
+        assert report["registers"] <= (128 if "fp64" in name or "_update" in name else 80), name
+        if any(kernel in name for kernel in ("_sums", "_dots", "_update")):
+            assert report["widest_load_bits"] == 128, name
+
+
+@pytest.mark.parametrize(
+    ("width", "entries", "block", "warps"),
+    [(2304, 4, 512, 4), (768, 8, 256, 4), (4096, 4, 512, 4), (1152, 8, 256, 4), (96, 8, 128, 2), (64, 8, 64, 1)],
+)
+def test_a_tile_wastes_few_columns(width, entries, block, warps):
+    assert kernels.tile_for(width) == kernels.Tile(entries, block, warps)
+
+
+def test_every_width_has_a_tile_that_fits():
+    for width in range(8, 5000, 8):
+        tile = kernels.tile_for(width)
+        assert tile.block & (tile.block - 1) == 0
+        assert -(-width // tile.block) * tile.block < 2 * width + 16
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.gpu
+    def test_kernels_equal_pytorch_and_the_reference_on_a_card(tmp_path):
+        done = run("kernels_process.py", "cuda", tmp_path)
+        assert done.stdout.strip() == "equal", done.stderr

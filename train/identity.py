@@ -1,0 +1,88 @@
+"""What a run is: its settings and its cache. A run goes on only from a checkpoint of the same.
+
+One difference is allowed. A run may be given more steps where that changes nothing that was done already: every
+learning rate before the checkpoint's step must be the same under both settings. That holds for a constant rate, and
+for a decay (``decay_steps``) that had not begun. What such a run trains is what one planned with all steps would have.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import DamagedError, MismatchError
+from train.optim import learning_rate
+from train.resolved import ResolvedSettings, read_record
+
+_OF_THE_RATE = {"steps", "warmup_steps", "decay_steps", "schedule", "lr", "min_lr"}
+_REMEDY = "Give the settings that it was begun with, give the run another name, or start it again with --fresh."
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """``d_target`` is the target's width, from which some settings of an earlier release's record follow."""
+
+    settings: ResolvedSettings
+    cache_fingerprint: str
+    d_target: int
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, as config.json and every checkpoint hold them."""
+        return {"settings": self.settings.record(), "cache_fingerprint": self.cache_fingerprint}
+
+    def is_of(self, record: Mapping[str, Any], *, where: object) -> bool:
+        """Whether a complete run's record is of this run, and not of one with fewer steps that may be extended.
+
+        Raises MismatchError that names each difference, for the record of another run.
+        """
+        before = self._settings_of(record, where=where)
+        if before.steps < self.settings.steps:
+            self._check(record, ignored=_OF_THE_RATE, where=where)
+            return False
+        self._check(record, ignored=set(), where=where)
+        return True
+
+    def goes_on_from(self, record: Mapping[str, Any], *, step: int, where: object) -> bool:
+        """Whether a checkpoint of ``step`` serves; False where only its learning rates were others.
+
+        Raises MismatchError that names each difference, for the checkpoint of another run.
+        """
+        before = self._settings_of(record, where=where)
+        if before.steps >= self.settings.steps:
+            self._check(record, ignored=set(), where=where)
+            return True
+        self._check(record, ignored=_OF_THE_RATE, where=where)
+        now = self.settings
+        return all(learning_rate(before, number) == learning_rate(now, number) for number in range(step))
+
+    def _check(self, record: Mapping[str, Any], *, ignored: set[str], where: object) -> None:
+        """Raise MismatchError that names each difference but those of the settings that are ``ignored``."""
+        before = self._settings_of(record, where=where).record()
+        now = json.loads(json.dumps(self.settings.record()))
+        for key in ignored:
+            now[key] = before[key]
+        changed = differences(
+            {"settings": before, "cache_fingerprint": record.get("cache_fingerprint")},
+            {"settings": now, "cache_fingerprint": self.cache_fingerprint},
+        )
+        if changed:
+            what = f"This run was made with other settings or another cache: {'; '.join(changed)}."
+            raise MismatchError(what, where=where, remedy=_REMEDY)
+
+    def _settings_of(self, record: Mapping[str, Any], *, where: object) -> ResolvedSettings:
+        if not isinstance(record.get("settings"), dict):
+            raise DamagedError("The run's record does not say its settings.", where=where, remedy=_REMEDY)
+        return read_record(record["settings"], d_target=self.d_target, where=where)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Every entry that is not the same, in words."""
+    found: list[str] = []
+    for key in before.keys() | now.keys():
+        old = before.get(key)
+        new = now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, prefix=f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old}, is now {new}")
+    return sorted(found)

@@ -1,0 +1,132 @@
+"""One pass over memory for Adam, rows of norm 1 and the rounded copy of an array: a Triton kernel, for CUDA.
+
+It computes what ``optim.update_`` does with PyTorch's fused Adam and the passes after it, up to roundings in float32.
+A row of the decoder is in one program's registers, so that its norm is at hand when the row is written. Arrays whose
+rows have no norm to keep are taken in blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+_FLAT_BLOCK = 1024
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_jit: Any = triton.jit
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """The numbers of one step: ``step_size`` is lr / (1 - beta1^t), ``root`` is sqrt(1 - beta2^t)."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    step_size: float
+    root: float
+    lr: float
+    decoupled: bool
+
+
+@_jit
+def _update_kernel(
+    weights: tl.tensor,
+    gradient: tl.tensor,
+    first: tl.tensor,
+    second: tl.tensor,
+    rounded: tl.tensor,
+    norm: tl.tensor,
+    divisor: tl.tensor,
+    count: tl.tensor,
+    width: tl.tensor,
+    rest1: tl.tensor,
+    rest2: tl.tensor,
+    epsilon: tl.tensor,
+    step_size: tl.tensor,
+    root: tl.tensor,
+    decay: tl.tensor,
+    DECOUPLED: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROUNDED: tl.constexpr,
+    ROUNDED_DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    columns = tl.arange(0, BLOCK)
+    places = tl.program_id(0).to(tl.int64) * width + columns
+    inside = (columns < width) & (places < count)
+    whole_norm = tl.load(norm)
+    finite = whole_norm - whole_norm == 0.0  # neither NaN nor infinite; otherwise moments and weights stay
+
+    value = tl.load(weights + places, mask=inside, other=0.0)
+    grad = tl.load(gradient + places, mask=inside, other=0.0) / tl.load(divisor)
+    old_mean = tl.load(first + places, mask=inside, other=0.0)
+    old_square = tl.load(second + places, mask=inside, other=0.0)
+    decayed = value
+    if DECOUPLED:
+        decayed = value - decay * value
+    else:
+        grad += decay * value
+    mean = old_mean + rest1 * (grad - old_mean)
+    square = old_square + rest2 * (grad * grad - old_square)
+    stepped = decayed - step_size * mean / (tl.sqrt(square) / root + epsilon)
+    value = tl.where(finite, stepped, value)
+
+    tl.store(first + places, tl.where(finite, mean, old_mean), mask=inside)
+    tl.store(second + places, tl.where(finite, square, old_square), mask=inside)
+    if UNIT:
+        value = value / tl.maximum(tl.sqrt(tl.sum(value * value, axis=0)), 1e-12)
+    tl.store(weights + places, value, mask=inside)
+    if ROUNDED:
+        tl.store(rounded + places, value.to(ROUNDED_DTYPE), mask=inside)
+
+
+def update_array_(
+    weights: Float[Tensor, "..."],
+    gradient: Float[Tensor, "..."],
+    *,
+    first: Float[Tensor, "..."],
+    second: Float[Tensor, "..."],
+    rounded: Float[Tensor, "..."] | None,
+    norm: Float[Tensor, ""],
+    divisor: Float[Tensor, ""],
+    step: AdamStep,
+    weight_decay: float,
+    unit_rows: bool,
+) -> None:
+    """Take a step in place: weights, both moments, and ``rounded``, the weights in another dtype, where it is given.
+
+    The gradient is divided by ``divisor``. Where ``norm``, that of the whole gradient, is not finite, nothing changes
+    but roundings of rows that ``unit_rows`` scales to norm 1.
+    """
+    arrays = [weights, gradient, first, second, *([] if rounded is None else [rounded])]
+    assert all(array.is_contiguous() for array in arrays)
+    width = weights.shape[1] if unit_rows else _FLAT_BLOCK
+    block = triton.next_power_of_2(width)
+    with torch.cuda.device_of(weights):  # Triton launches on the current card, wherever the arrays lie
+        _update_kernel[(triton.cdiv(weights.numel(), width),)](
+            weights,
+            gradient,
+            first,
+            second,
+            weights if rounded is None else rounded,
+            norm,
+            divisor,
+            weights.numel(),
+            width,
+            1 - step.beta1,
+            1 - step.beta2,
+            step.epsilon,
+            step.step_size,
+            step.root,
+            step.lr * weight_decay if step.decoupled else weight_decay,
+            DECOUPLED=step.decoupled,
+            UNIT=unit_rows,
+            ROUNDED=rounded is not None,
+            ROUNDED_DTYPE=_TRITON_DTYPES[(weights if rounded is None else rounded).dtype],
+            BLOCK=block,
+            num_warps=min(16, max(1, block // 512)),
+        )
