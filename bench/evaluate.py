@@ -53,6 +53,9 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def is_ordinary(self, tokens: np.ndarray) -> np.ndarray:
+        return np.ones(len(tokens), dtype=bool)
+
     def rows(self, which: slice, *, view: str) -> Rows:  # noqa: ARG002
         position = self.document[which].astype(np.int32)
         return Rows(self.source[which], self.target[which], self.tokens[which], self.document[which], position)
@@ -99,7 +102,7 @@ def squares(rows: torch.Tensor) -> torch.Tensor:
 def sparse_replay(
     view: InMemory, dictionary: Transcoder, batch_rows: int, *, whole: bool, device: str = "cpu"
 ) -> list[float]:
-    held_out = HeldOut(view, ())  # type: ignore[arg-type]
+    held_out = HeldOut(view)  # type: ignore[arg-type]
     centre = torch.zeros(view.target.shape[1], dtype=torch.float64, device=device)
     replicates = EvaluateSettings().bootstrap if whole else 0
     prefixes = dictionary.prefixes

@@ -20,12 +20,11 @@ class HeldOut:
     """The held-out rows of a cache. No other row is ever opened."""
 
     view: SplitView
-    special_ids: tuple[int, ...]
 
     @cached_property
     def special(self) -> Bool[np.ndarray, " rows"]:
         """The rows of special tokens, which are left out by token id."""
-        return np.isin(self.view.tokens, self.special_ids)
+        return ~self.view.is_ordinary(self.view.tokens)
 
     @property
     def masked(self) -> int:
@@ -54,7 +53,7 @@ class HeldOut:
 
 def open_held_out(reader: CacheReader) -> HeldOut:
     """The held-out split. Raises UsageError when it has no row that counts."""
-    held_out = HeldOut(reader.split("held_out"), tuple(reader.special_ids))
+    held_out = HeldOut(reader.split("held_out"))
     if not held_out.counted:
         raise UsageError(
             "The cache has no held-out rows to evaluate on.", remedy="Harvest with held_out_tokens above 0."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.config import CacheSettings
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common.device import choose_device
 from common.errors import UsageError
@@ -55,7 +56,7 @@ def evaluate_layer(
     """
     _check_trained(transcoder)
     device_name = str(choose_device(device))
-    reader = CacheReader.open_near(cache, cache_settings, device=device_name)
+    reader = open_cache(cache, cache_settings, device=device_name)
     dictionary = load_transcoder(transcoder).on(device_name)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, device_name), device_name, progress)
