@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import DamagedError
-from common.hashing import canonical_json, file_hash
+from common.hashing import canonical_json, hash_bytes
 
 _CHECKSUM = "checksum"
 
@@ -12,7 +12,7 @@ _CHECKSUM = "checksum"
 def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with a checksum of all its other fields, by their values: spaces and order are free."""
     fields = {name: value for name, value in document.items() if name != _CHECKSUM}
-    return fields | {_CHECKSUM: file_hash([canonical_json(fields)])}
+    return fields | {_CHECKSUM: hash_bytes(canonical_json(fields))}
 
 
 def check_checksum(document: Mapping[str, Any], *, where: object, remedy: str) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from cache.open import open_cache
 from common import disk
 from common.errors import MismatchError, UsageError
-from common.hashing import file_hash
+from common.hashing import hash_bytes
 from common.progress import Progress, Silent
 from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
 from common.sealed_json import with_checksum
@@ -201,7 +201,7 @@ def _write(
         "split": torch.tensor(words.test, dtype=torch.uint8),
     }
     data = save(tensors)
-    sealed = with_checksum(about | {"weights": {"bytes": len(data), "xxh3_128": file_hash([data])}})
+    sealed = with_checksum(about | {"weights": {"bytes": len(data), "xxh3_128": hash_bytes(data)}})
     disk.make_folder(folder)
     disk.write_file(folder / PROBE_WEIGHTS_FILE, data)
     # Last, so that a probe that a crash cut short has no description and is not read.

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.errors import DamagedError, DiskError, MismatchError
-from common.hashing import file_hash
+from common.hashing import hash_bytes
 from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
 from common.sealed_json import check_checksum
 from transcoder.formats.foreign_files import read_json, read_tensors
@@ -87,7 +87,7 @@ def _check_seal(about: dict[str, Any], folder: Path) -> None:
         data = weights.read_bytes()
     except OSError as error:
         raise DiskError(f"The file cannot be read: {error.strerror}.", where=weights) from error
-    if about.get("weights") != {"bytes": len(data), "xxh3_128": file_hash([data])}:
+    if about.get("weights") != {"bytes": len(data), "xxh3_128": hash_bytes(data)}:
         what = "The probe's activations are not what was written (their hash differs)."
         raise DamagedError(what, where=weights, remedy=_HARVEST_AGAIN)
 

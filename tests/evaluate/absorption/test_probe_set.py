@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import DamagedError, MismatchError, UsageError
-from common.hashing import file_hash
+from common.hashing import hash_bytes
 from common.sealed_json import with_checksum
 from evaluate.absorption.probe_set import read_probe_set
 
@@ -66,7 +66,7 @@ def sealed(folder: Path) -> Path:
     write(folder)
     data = (folder / "probe.safetensors").read_bytes()
     known = json.loads((folder / "probe.json").read_text())
-    weights = {"bytes": len(data), "xxh3_128": file_hash([data])}
+    weights = {"bytes": len(data), "xxh3_128": hash_bytes(data)}
     (folder / "probe.json").write_text(json.dumps(with_checksum(known | {"version": 2, "weights": weights})))
     return folder
 
