@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
+from common.run_layout import FEATURES_PAGE
+from nestcoder import stages
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
-from nestcoder.ranks import read_ranks
 from nestcoder.text import table
 
 if TYPE_CHECKING:
@@ -23,29 +24,12 @@ def collect(
     invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool
 ) -> CommandResult:
     """Take the evidence of each layer's transcoder ``name``."""
-    from evaluate.features.run import features_of_layer
-
-    if read_ranks().world > 1:
-        raise UsageError("Evidence is taken by one process.", remedy="Run 'nestcoder features' without torchrun.")
-    settings = invocation.settings
-    results: dict[int, Any] = {}
     with shown_progress() as progress:
-        for layer in layers:
-            folders = invocation.folders(layer)
-            results[layer] = features_of_layer(
-                cache=folders.cache,
-                cache_settings=settings.cache,
-                transcoder=folders.transcoder(name),
-                out=folders.features(name),
-                settings=settings.features,
-                device=device,
-                lm=settings.model if lm else None,
-                force=force,
-                progress=progress,
-            )
-    return CommandResult(
-        results, "\n".join(f"features: {invocation.folders(layer).features(name) / 'index.html'}" for layer in layers)
-    )
+        results = stages.run_features(
+            invocation.settings, layers, name=name, device=device, lm=lm, force=force, progress=progress
+        )
+    lines = [f"features: {invocation.folders(layer).features(name) / FEATURES_PAGE}" for layer in layers]
+    return CommandResult(results, "\n".join(lines))
 
 
 def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
