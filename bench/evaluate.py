@@ -53,12 +53,12 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def is_ordinary(self, tokens: np.ndarray) -> np.ndarray:
-        return np.ones(len(tokens), dtype=bool)
-
     def rows(self, which: slice, *, view: str) -> Rows:  # noqa: ARG002
         position = self.document[which].astype(np.int32)
         return Rows(self.source[which], self.target[which], self.tokens[which], self.document[which], position)
+
+    def is_ordinary(self, tokens: np.ndarray) -> np.ndarray:
+        return np.ones(len(tokens), dtype=bool)
 
 
 def in_memory(rows: int, width: int) -> InMemory:
