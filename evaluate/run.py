@@ -60,7 +60,7 @@ def evaluate_layer(
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=_NOT_TRAINED)
     place = str(choose_device(device))
     reader = CacheReader.open_near(cache, cache_settings, device=place)
-    dictionary = load_transcoder(transcoder)
+    dictionary = load_transcoder(transcoder, progress=progress)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     dictionary = dictionary.to(place)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)

@@ -42,7 +42,7 @@ def features_of_layer(
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     place = str(choose_device(device))
     reader = CacheReader.open_near(cache, cache_settings, device=place)
-    dictionary = load_transcoder(transcoder)
+    dictionary = load_transcoder(transcoder, progress=progress)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     dictionary = dictionary.to(place)
 
