@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common import disk
 from common.errors import DamagedError, DiskError, MismatchError
+from common.hashing import hash_file
 
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 _PIECE_BYTES = 1 << 24
@@ -72,7 +73,7 @@ def read_tensors(path: Path, seal: FileSeal, *, device: str = "cpu") -> dict[str
         size = path.stat().st_size
         if size != seal.size:
             raise DamagedError(f"The file has {size:,} bytes instead of {seal.size:,}.", where=path)
-        if _hash_of(path) != seal.hash:
+        if hash_file(path) != seal.hash:
             raise DamagedError("The file's contents are not what was written: its hash differs.", where=path)
         return load_file(path, device=device)
 
@@ -124,11 +125,3 @@ def _pieces(arrays: Mapping[str, Tensor], metadata: Mapping[str, str] | None) ->
     for array in arrays.values():
         flat = array.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8)
         yield from (flat[start : start + _PIECE_BYTES].tobytes() for start in range(0, len(flat), _PIECE_BYTES))
-
-
-def _hash_of(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -12,12 +12,13 @@ from cache.format.manifest import MANIFEST, first_difference, make_geometry, rea
 from cache.reader import CacheReader
 from common.device import choose_device
 from common.errors import MismatchError, UsageError
+from common.progress import Progress
 from harvest.config import HarvestSettings
 from harvest.model.language_model import choose_dtype
 from harvest.model.source import ModelSource, check_layers, find_model
 from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
 from harvest.request import HarvestRequest
-from harvest.text.documents import Documents, open_documents
+from harvest.text.documents import Documents, TextAccess, open_documents
 from harvest.text.tokens import ContextStream, StreamSettings
 
 
@@ -29,6 +30,7 @@ class PreparedHarvest:
     source: ModelSource
     tokenizer: ModelTokenizer
     documents: Documents
+    access: TextAccess
     dataset: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
@@ -74,10 +76,21 @@ class PreparedHarvest:
             "context": settings.context,
             "packing": settings.packing,
             "attention": settings.attention,
-            "bos": self.tokenizer.bos,
+            "bos": self.tokenizer.bos if self.tokenizer.begins_with_bos else None,
             "dataset": self.dataset,
             "repeat": settings.repeat,
+            **self._unusual_settings(),
         }
+
+    def _unusual_settings(self) -> dict[str, Any]:
+        """Later settings enter the identity only where they differ from what caches were made with before them."""
+        settings = self.settings
+        unusual: dict[str, Any] = {}
+        if settings.special_tokens_in_text != "text":
+            unusual["special_tokens_in_text"] = settings.special_tokens_in_text
+        if settings.held_out_document_tokens is not None:
+            unusual["held_out_document_tokens"] = settings.held_out_document_tokens
+        return unusual
 
     def finished(self, layer: int) -> CacheReader | None:
         """The layer's cache when it is complete and just what would be harvested, else None."""
@@ -115,7 +128,9 @@ class PreparedHarvest:
 
     def first_contexts(self, contexts: int) -> ContextStream:
         """The text's first training contexts, the same ones for every process."""
-        documents = open_documents(self.settings) if self.request.world > 1 else self.documents
+        documents = self.documents
+        if self.request.world > 1:
+            documents = open_documents(self.settings, replace(self.access, rank=0, world=1))
         rows = min(contexts * self.settings.context, self.settings.train_tokens)
         return self._stream(documents, contexts, (rows, 0), None)
 
@@ -132,6 +147,8 @@ class PreparedHarvest:
             held_out_fraction=self.request.cache.held_out_fraction,
             split_seed=self.request.cache.split_seed,
             vocabulary=self.source.vocabulary,
+            begins_with_bos=self.tokenizer.begins_with_bos,
+            held_out_document_tokens=self.settings.held_out_document_tokens,
         )
         return ContextStream(
             documents,
@@ -143,7 +160,7 @@ class PreparedHarvest:
         )
 
 
-def prepare(request: HarvestRequest) -> PreparedHarvest:
+def prepare(request: HarvestRequest, progress: Progress | None = None) -> PreparedHarvest:
     """Find the model and open the text. Raises UsageError for a model, layer, device or text that cannot be used."""
     device = choose_device(request.device)
     settings = request.settings
@@ -158,12 +175,27 @@ def prepare(request: HarvestRequest) -> PreparedHarvest:
         )
     if settings.held_out_tokens and not request.cache.held_out_fraction:
         raise UsageError("cache.held_out_fraction is 0, so no document can fill harvest.held_out_tokens.")
-    documents = open_documents(settings, rank=request.rank, world=request.world)
+    tokenizer = load_tokenizer(source, bos=settings.bos, plain_text=settings.special_tokens_in_text == "text")
+    access = TextAccess(
+        vocabulary=source.vocabulary,
+        render=tokenizer.render_chat,
+        note=progress.note if progress else lambda _: None,
+        rank=request.rank,
+        world=request.world,
+    )
+    if settings.messages_column and not tokenizer.has_chat_template:
+        raise UsageError(
+            "harvest.messages_column is given, but the tokenizer has no chat template.",
+            where=source.folder,
+            remedy="Give text or token ids, or a tokenizer_config.json with a chat template.",
+        )
+    documents = open_documents(settings, access)
     return PreparedHarvest(
         request=request,
         source=source,
-        tokenizer=load_tokenizer(source),
+        tokenizer=tokenizer,
         documents=documents,
+        access=access,
         dataset=documents.identity(),
         device=device,
         dtype=choose_dtype(settings.dtype, device),

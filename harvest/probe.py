@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
 
-from cache.reader import CacheReader
+from cache.open import open_cache
 from common import disk
 from common.errors import MismatchError, UsageError
 from common.progress import Progress, Silent
@@ -74,7 +74,7 @@ def harvest_probe(
     settings = request.settings
     source = find_model(request.model, revision=settings.revision)
     check_layers(request.layers, source)
-    manifests = {layer: CacheReader.open_near(path, request.cache).manifest for layer, path in request.folders.items()}
+    manifests = {layer: open_cache(path, request.cache).manifest for layer, path in request.folders.items()}
     for layer, manifest in manifests.items():
         if manifest.identity.get("weights_hash") != source.weights_hash:
             raise MismatchError("The activation cache came from another model.", where=request.folders[layer])
@@ -134,7 +134,8 @@ def probe_contexts(tokenizer: ModelTokenizer, words: ProbeWords, *, positions: i
         for encoding in encoded:
             if len(examples) + len(encoding.ids) + 2 <= positions:
                 examples += encoding.ids
-        contexts.append(torch.tensor([tokenizer.bos, *examples, token]))
+        start = [tokenizer.bos] if tokenizer.begins_with_bos else []
+        contexts.append(torch.tensor([*start, *examples, token]))
     return contexts
 
 

@@ -28,6 +28,8 @@ from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
 from harvest.model.language_model import LanguageModel, boot_bridge, load_found
 from harvest.model.mlp import mlp_of
+from harvest.model.own_loss import READ_CONTEXTS, measure_own_loss
+from harvest.model.placement import has_room_for_all
 from harvest.model.proof import SiteProof, prove_sites
 from harvest.prepare import PreparedHarvest, prepare
 from harvest.request import HarvestRequest
@@ -57,7 +59,7 @@ def harvest_layers(
     as the disk says.
     """
     progress = progress or Silent()
-    prepared = prepare(request)
+    prepared = prepare(request, progress)
     remote = request.cache.remote
     if fresh:
         _remove(request)
@@ -76,11 +78,36 @@ def harvest_layers(
         for layer in missing:
             prepared.refuse_another(layer)
         check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
-        model = load_found(
-            prepared.source, device=request.device, dtype=request.settings.dtype, last_layer=max(missing)
-        )
-        results |= _Harvest(prepared, model, progress).fill(missing)
+        model, own_loss = _load(prepared, max(missing), progress)
+        results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
+
+
+def _load(
+    prepared: PreparedHarvest, last_layer: int, progress: Progress
+) -> tuple[LanguageModel, dict[str, float | int] | None]:
+    """The model up to ``last_layer``, and the loss that all of it has on the text, where all of it fits."""
+    request = prepared.request
+    source = prepared.source
+    whole = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
+    model = load_found(source, device=request.device, dtype=request.settings.dtype, last_layer=last_layer, whole=whole)
+    for note in (*prepared.tokenizer.notes, *model.notes):
+        progress.note(note)
+    if not whole:
+        progress.note("there is no room for all of the model, so its own loss on this text is not measured")
+        return model, None
+    settings = request.settings
+    batch = next(iter(prepared.first_contexts(READ_CONTEXTS)))
+    own_loss = measure_own_loss(
+        model,
+        batch,
+        planned_contexts=(settings.train_tokens + settings.held_out_tokens) // settings.context,
+        within_documents=settings.attention == "document",
+    )
+    for line in own_loss.lines():
+        progress.note(line)
+    model.cut(last_layer)
+    return model, own_loss.as_dict()
 
 
 def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:
@@ -102,11 +129,19 @@ def _remove(request: HarvestRequest) -> None:
 class _Harvest:
     """One process's harvest."""
 
-    def __init__(self, prepared: PreparedHarvest, model: LanguageModel, progress: Progress) -> None:
+    def __init__(
+        self,
+        prepared: PreparedHarvest,
+        model: LanguageModel,
+        progress: Progress,
+        *,
+        own_loss: dict[str, float | int] | None,
+    ) -> None:
         self._prepared = prepared
         self._request = prepared.request
         self._model = model
         self._progress = progress
+        self._own_loss = own_loss
         self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
         self._mlps: dict[int, Mlp] = {}
@@ -125,10 +160,14 @@ class _Harvest:
 
     def _report(self, sink: Sink, counts: dict[str, float | int]) -> dict[str, Any]:
         folder = self._request.folders[sink.layer]
-        proof = self._proofs[sink.layer].record()
+        proof = self._record(sink.layer)
         path = folder / f"proof-{self._request.rank:05d}.json"
         disk.write_file(path, json.dumps(proof, indent=1).encode() + b"\n")
         return _facts(folder, sink.writer.manifest.fingerprint, counts, proof)
+
+    def _record(self, layer: int) -> dict[str, Any]:
+        """The proof of a layer and the model's own loss, which no fingerprint depends on."""
+        return self._proofs[layer].record() | {"language_model_loss": self._own_loss}
 
     def _open(self, layer: int) -> CacheWriter:
         prepared = self._prepared
@@ -141,7 +180,7 @@ class _Harvest:
         }
         return CacheWriter(
             self._request.folders[layer],
-            identity=prepared.identity(layer) | {"proof": self._proofs[layer].record()},
+            identity=prepared.identity(layer) | {"proof": self._record(layer)},
             settings=self._request.cache,
             d_source=prepared.source.width,
             d_target=prepared.source.width,

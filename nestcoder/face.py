@@ -4,8 +4,7 @@ The names are the same from a checkout and from an installed wheel, whose stages
 (``build_hook.py``). docs/python.md shows each at work.
 """
 
-from pathlib import Path
-
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common.errors import NestcoderError
 from nestcoder.config import PipelineSettings, load_settings
@@ -26,14 +25,3 @@ __all__ = [
     "run_harvest_probe",
     "run_train",
 ]
-
-
-def open_cache(path: str | Path) -> CacheReader:
-    """The activation cache in a folder, or at a URL that fsspec knows (``s3://bucket/gpt2/layer08/cache``).
-
-        rows = nestcoder.open_cache("runs/gpt2/layer08/cache").split("held_out").rows(slice(0, 100))
-        rows.source, rows.target  # two tensors, (100, width)
-
-    Raises UsageError where there is no finished cache, DamagedError and MismatchError.
-    """
-    return CacheReader.open(path)

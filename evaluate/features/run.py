@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.config import CacheSettings
-from cache.reader import CacheReader
+from cache.open import open_cache
 from common import disk
 from common.device import choose_device
 from common.errors import UsageError
@@ -41,7 +41,7 @@ def features_of_layer(
         remedy = "Run harvest and train for this layer first, or name another run."
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     place = str(choose_device(device))
-    reader = CacheReader.open_near(cache, cache_settings, device=place)
+    reader = open_cache(cache, cache_settings, device=place)
     dictionary = load_transcoder(transcoder, progress=progress)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     dictionary = dictionary.to(place)

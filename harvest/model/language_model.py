@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hugging_logging
 
 from common.device import choose_device
+from common.errors import CapacityError, DamagedError
 from harvest.model.families import check_modules
-from harvest.model.placement import place
+from harvest.model.fit import check_fit, check_quantisation
+from harvest.model.placement import DeviceMap, place
 from harvest.model.sites import Family, Norm, module_at, read_norm
-from harvest.model.source import ModelSource, find_model
+from harvest.model.source import ModelSource, cut_config, find_model
 from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
 
 
@@ -32,6 +35,8 @@ class LanguageModel:
     hugging: Any
     device: torch.device
     dtype: torch.dtype
+    notes: tuple[str, ...] = ()
+    """What is unusual about the files, in words for people."""
 
     @property
     def family(self) -> Family:
@@ -47,6 +52,15 @@ class LanguageModel:
     def last_layer(self) -> int:
         """The deepest block that was loaded."""
         return int(self.hugging.config.num_hidden_layers) - 1
+
+    def cut(self, last_layer: int) -> None:
+        """Forget the blocks after ``last_layer``; what is left computes what it computed before."""
+        *path, name = self.family.blocks.split(".")
+        owner = module_at(self.hugging, ".".join(path))
+        setattr(owner, name, getattr(owner, name)[: last_layer + 1])
+        cut_config(self.hugging.config, last_layer)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def block(self, layer: int) -> Any:
         """Transformer block ``layer``."""
@@ -73,36 +87,63 @@ def load_model(
     return load_found(source, device=device, dtype=dtype, last_layer=last_layer)
 
 
-def load_found(source: ModelSource, *, device: str, dtype: str, last_layer: int | None = None) -> LanguageModel:
-    """Load a model that ``find_model`` found; see ``load_model``.
+def load_found(
+    source: ModelSource, *, device: str, dtype: str, last_layer: int | None = None, whole: bool = False
+) -> LanguageModel:
+    """Load a model that ``find_model`` found; see ``load_model``. ``whole``: load all, and ``cut`` it later.
 
     On ``auto`` a model for which the first card has no room is spread over all of them; CapacityError when it does
-    not fit there either.
+    not fit there either. MismatchError when the files do not hold the model's weights.
     """
+    check_quantisation(source)
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    config = source.config_up_to(source.layers - 1 if last_layer is None else last_layer)
-    placed = place(source, config, torch_dtype, device=device)
-    # Loading draws a bar and reports the blocks that were left out on purpose.
+    kept_layer = source.layers - 1 if last_layer is None else last_layer
+    loaded_layer = source.layers - 1 if whole else kept_layer
+    config = source.config_up_to(loaded_layer)
+    placed = place(source, config, torch_dtype, device=device, kept_layer=kept_layer)
+    tokenizer = load_tokenizer(source)
+
+    hugging, info = _from_pretrained(source, config=config, dtype=torch_dtype, device_map=placed)
+    notes = check_fit(info, source, last_layer=loaded_layer)
+    hugging = hugging if placed else hugging.to(torch_device)
+    hugging = hugging.eval().requires_grad_(False)
+    check_modules(hugging, source.family)
+    return LanguageModel(source, tokenizer, hugging, device=torch_device, dtype=torch_dtype, notes=tuple(notes))
+
+
+def _from_pretrained(
+    source: ModelSource, *, config: Any, dtype: torch.dtype, device_map: DeviceMap | None
+) -> tuple[Any, dict[str, Any]]:
+    """Hugging Face's model and its loading report. Loading draws a bar and prints reports: both are switched off."""
     hugging_logging.disable_progress_bar()
     verbosity = hugging_logging.get_verbosity()
     hugging_logging.set_verbosity_error()
     try:
-        hugging = AutoModelForCausalLM.from_pretrained(
+        return cast("Any", AutoModelForCausalLM).from_pretrained(
             source.folder,
             config=config,
-            dtype=torch_dtype,
-            device_map=placed,
+            dtype=dtype,
+            device_map=device_map,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
+    except torch.OutOfMemoryError:
+        raise CapacityError(
+            f"The weights of {source.name} do not fit in the device's memory.",
+            remedy="Choose harvest.dtype bfloat16, a shallower layer, or another device.",
+        ) from None
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DamagedError(
+            f"The weights cannot be loaded into the model: {first_line.rstrip('.')}.",
+            where=source.folder,
+            remedy="Copy or download the model again, with the config.json that belongs to it.",
+        ) from None
     finally:
         hugging_logging.set_verbosity(verbosity)
-    hugging = cast("Any", hugging) if placed else cast("Any", hugging).to(torch_device)
-    hugging = hugging.eval().requires_grad_(False)
-    check_modules(hugging, source.family)
-    return LanguageModel(source, load_tokenizer(source), hugging, device=torch_device, dtype=torch_dtype)
 
 
 def boot_bridge(model: LanguageModel) -> Any:

@@ -16,13 +16,16 @@ DeviceMap = dict[str, str]
 _WEIGHTS_SHARE = 0.8
 """The share of a card's free memory that weights may take; activations and kernels' workspaces want the rest."""
 _STEPS = 40
+"""The share of the budgets is raised in so many steps until all blocks fit, which fills the cards alike."""
 
 
-def place(source: ModelSource, config: Any, dtype: torch.dtype, *, device: str) -> DeviceMap | None:
+def place(
+    source: ModelSource, config: Any, dtype: torch.dtype, *, device: str, kept_layer: int | None = None
+) -> DeviceMap | None:
     """Where the blocks that ``config`` counts go; None is all on the one device.
 
-    Several cards are taken only for ``auto``, and only when the first has not enough room. Raises CapacityError when
-    there is not enough.
+    Several cards are taken only for ``auto``, and only when the first has not enough room. ``kept_layer`` is the last
+    block that stays when the others are cut off later. Raises CapacityError when there is not enough room.
     """
     chosen = choose_device(device)
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -32,10 +35,23 @@ def place(source: ModelSource, config: Any, dtype: torch.dtype, *, device: str) 
         budgets = {
             f"cuda:{card}": int(free_memory(torch.device("cuda", card)) * _WEIGHTS_SHARE) for card in range(cards)
         }
-        return spread(source, config, dtype, budgets=budgets)
+        return spread(source, config, dtype, budgets=budgets, kept_layer=kept_layer)
     if needed > free:
         raise _too_large(source, dtype, needed, free, on=str(chosen))
     return None
+
+
+def has_room_for_all(source: ModelSource, dtype: torch.dtype, *, device: str, processes: int = 1) -> bool:
+    """Whether all of the model fits, also when ``processes`` load it into the same memory."""
+    chosen = choose_device(device)
+    needed = source.parameters * dtype.itemsize
+    if chosen.type == "cpu":
+        return needed * processes <= free_memory(chosen) * _WEIGHTS_SHARE
+    try:
+        placed = place(source, source.config, dtype, device=device)
+    except CapacityError:
+        return False
+    return placed is not None or needed <= free_memory(chosen) * _WEIGHTS_SHARE
 
 
 def _too_large(source: ModelSource, dtype: torch.dtype, needed: int, free: int, *, on: str) -> CapacityError:
@@ -45,10 +61,12 @@ def _too_large(source: ModelSource, dtype: torch.dtype, needed: int, free: int, 
     )
 
 
-def spread(source: ModelSource, config: Any, dtype: torch.dtype, *, budgets: dict[str, int]) -> DeviceMap:
+def spread(
+    source: ModelSource, config: Any, dtype: torch.dtype, *, budgets: dict[str, int], kept_layer: int | None = None
+) -> DeviceMap:
     """Runs of blocks over the devices, each filled to about the same share of its budget of bytes.
 
-    Raises CapacityError when they do not fit.
+    The final norm lies where block ``kept_layer`` does (None: the last). Raises CapacityError when they do not fit.
     """
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -60,8 +78,9 @@ def spread(source: ModelSource, config: Any, dtype: torch.dtype, *, budgets: dic
         room = {device: budget * step // _STEPS for device, budget in budgets.items()}
         room[first] -= outside
         if (found := _fill(sizes, room)) is not None:
-            around = _around(skeleton, path, first=first, last=found[-1])
-            return around | {f"{path}.{block}": device for block, device in enumerate(found)}
+            last = found[-1 if kept_layer is None else kept_layer]
+            outer = _place_outside(skeleton, path, first=first, last=last)
+            return outer | {f"{path}.{block}": device for block, device in enumerate(found)}
     raise _too_large(source, dtype, outside + sum(sizes), sum(budgets.values()), on=" and ".join(budgets))
 
 
@@ -72,7 +91,7 @@ def _bytes_of(module: Any) -> int:
 def _fill(sizes: Sequence[int], room: dict[str, int]) -> list[str] | None:
     """Each block's device, in runs; None when there is not enough room."""
     devices = iter(room)
-    chosen = list[str]()
+    chosen: list[str] = []
     device = ""
     left = -1
     for size in sizes:
@@ -86,7 +105,7 @@ def _fill(sizes: Sequence[int], room: dict[str, int]) -> list[str] | None:
     return chosen
 
 
-def _around(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
+def _place_outside(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
     """The devices of all modules that are neither blocks nor hold them: the first, and the last for the final norm.
 
     A norm that the bridge computes itself cannot fetch what comes from another card.
@@ -96,10 +115,10 @@ def _around(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
     placed = DeviceMap()
     for name in path.split("."):
         children = list(module.named_children())
-        at = [child for child, _ in children].index(name)
-        for number, (child, part) in enumerate(children):
-            if number != at:
-                is_final_norm = number > at and prefix and _bytes_of(part)
+        position = [child for child, _ in children].index(name)
+        for number, (child, outer) in enumerate(children):
+            if number != position:
+                is_final_norm = number > position and prefix and _bytes_of(outer)
                 placed[f"{prefix}{child}"] = last if is_final_norm else first
         module = getattr(module, name)
         prefix = f"{prefix}{name}."
@@ -110,5 +129,6 @@ def in_words(placed: DeviceMap | None, source: ModelSource, *, device: torch.dev
     """Which blocks lie on which device, a line for each."""
     path = source.family.blocks
     devices = [placed[f"{path}.{block}"] if placed else str(device) for block in range(layers)]
-    runs = [(name, [block for block, _ in run]) for name, run in groupby(enumerate(devices), key=lambda at: at[1])]
+    by_device = groupby(enumerate(devices), key=lambda pair: pair[1])
+    runs = [(name, [block for block, _ in run]) for name, run in by_device]
     return [f"blocks {run[0]} to {run[-1]} on {name}" for name, run in runs]

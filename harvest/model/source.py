@@ -1,4 +1,4 @@
-"""Which language model it is: an alias, a Hub name or a local folder, with everything that is recorded of it.
+"""Which language model is meant: an alias, a Hub name or a local folder, with everything that is recorded of it.
 
 A Hub name is first brought to a local folder at one commit, so there is one way of loading.
 """
@@ -6,22 +6,20 @@ A Hub name is first brought to a local folder at one commit, so there is one way
 import copy
 import json
 import re
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from transformers import AutoConfig
 
-from common.errors import DamagedError, UsageError
+from common.errors import DamagedError, DiskError, UsageError
 from common.known_models import KNOWN_MODELS, repository_of
 from harvest.model.families import family_of
 from harvest.model.hub import download
 from harvest.model.sites import Family
+from harvest.model.weight_files import check_folder, stored_weights, weight_files
 
 _PIECE_BYTES = 1 << 24
 
@@ -62,11 +60,6 @@ class ModelSource:
         """Number of token ids that the embedding knows."""
         return int(self.config.vocab_size)
 
-    @property
-    def weight_files(self) -> list[Path]:
-        """The safetensors files that transformers reads, by name; some repositories hold the weights a second time."""
-        return sorted(self.folder.glob("model*.safetensors"))
-
     @cached_property
     def parameters(self) -> int:
         """Number of stored weights, from the files' headers."""
@@ -74,36 +67,45 @@ class ModelSource:
 
     def parameters_up_to(self, last_layer: int) -> int:
         """Number of stored weights outside the blocks, and in those up to ``last_layer``."""
-        block = re.compile(rf"(?:^|\.){self.family.blocks.split('.')[-1]}\.(\d+)\.")
-        found = ((block.search(name), size) for name, size in self._stored.items())
-        return sum(size for at, size in found if at is None or int(at[1]) <= last_layer)
+        return sum(size for name, size in self._stored.items() if (self.block_of(name) or 0) <= last_layer)
+
+    def block_of(self, tensor: str) -> int | None:
+        """The number of the block that a stored tensor belongs to, by its name; None outside the blocks."""
+        found = re.search(rf"(?:^|\.){self.family.blocks.split('.')[-1]}\.(\d+)\.", tensor)
+        return int(found[1]) if found else None
 
     def config_up_to(self, last_layer: int) -> Any:
-        """The configuration of the model cut after a block; some have lists with an entry for every block.
-
-        Raises UsageError when there is no such block.
-        """
+        """The configuration of the model cut after a block. Raises UsageError when there is no such block."""
         check_layers([last_layer], self)
         config = copy.deepcopy(self.config)
-        for name, value in vars(config).items():
-            if "layer" in name and isinstance(value, list) and len(value) == self.layers:
-                setattr(config, name, value[: last_layer + 1])
-        config.num_hidden_layers = last_layer + 1
+        cut_config(config, last_layer)
         return config
 
     @cached_property
     def _stored(self) -> dict[str, int]:
-        return {name: size for path in self.weight_files for name, size in _stored_weights(path)}
+        return {name: size for path in weight_files(self.folder) for name, size in stored_weights(path)}
 
     @cached_property
     def weights_hash(self) -> str:
         """The xxh3-128 of the safetensors files' bytes, in order of name."""
         digest = xxhash.xxh3_128()
-        for path in self.weight_files:
-            with path.open("rb") as file:
-                while piece := file.read(_PIECE_BYTES):
-                    digest.update(piece)
+        for path in weight_files(self.folder):
+            try:
+                with path.open("rb") as file:
+                    while piece := file.read(_PIECE_BYTES):
+                        digest.update(piece)
+            except OSError as error:
+                raise DiskError(f"The weights cannot be read: {error.strerror}.", where=path) from None
         return digest.hexdigest()
+
+
+def cut_config(config: Any, last_layer: int) -> None:
+    """Change a configuration to one cut after a block; some have lists with an entry for every block."""
+    layers = config.num_hidden_layers
+    for name, value in vars(config).items():
+        if "layer" in name and isinstance(value, list) and len(value) == layers:
+            setattr(config, name, value[: last_layer + 1])
+    config.num_hidden_layers = last_layer + 1
 
 
 def find_model(name: str, *, revision: str | None = None) -> ModelSource:
@@ -124,12 +126,7 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     else:
         folder = download(repository_of(name), revision)
         commit = folder.name
-    if not list(folder.glob("model*.safetensors")):
-        raise DamagedError(
-            "The model has no weights in model*.safetensors, and no other kind is ever read.",
-            where=folder,
-            remedy="Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder).",
-        )
+    check_folder(folder)
     config = _read_config(folder)
     return ModelSource(name=name, folder=folder, revision=commit, config=config, family=family_of(config))
 
@@ -137,25 +134,18 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
 def _read_config(folder: Path) -> Any:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DamagedError(f"The model's config.json cannot be read: {error}", where=folder) from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (TypeError, AttributeError, KeyError, OSError) as error:
+        raise DamagedError(f"The model's config.json cannot be used: {error}", where=folder) from None
     except ValueError:
         raise UsageError(
             f"The architecture '{kind}' is not supported: the installed transformers does not know it, and code from a "
             "model's own folder is never run.",
             where=folder,
         ) from None
-
-
-def _stored_weights(path: Path) -> Iterator[tuple[str, int]]:
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            yield name, int(torch.Size(tensor["shape"]).numel())
 
 
 def check_layers(layers: list[int], source: ModelSource) -> None:

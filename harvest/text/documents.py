@@ -3,19 +3,22 @@
 A document is its text, or ready token ids. Ranks of a parallel harvest read disjoint documents.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import xxhash
 
-from common.errors import DiskError, UsageError
+from common.errors import DiskError, MismatchError, UsageError
 from harvest.config import HarvestSettings
+from harvest.text.find_files import LocalText, find_local_text
+from harvest.text.readers import Reader, read_arrow, read_json, read_parquet, text_reader
+from harvest.text.rows import BadRowError, Content, RowReader
 from harvest.text.stdlib import stdlib_documents, stdlib_identity
 
-Content = str | list[int]
-_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_HASHED_BYTES = 1 << 22
+SKIP = "Mend or remove the row, or set harvest.bad_rows to skip to leave such rows out."
 
 
 @runtime_checkable
@@ -31,17 +34,42 @@ class Documents(Protocol):
         ...
 
 
-def open_documents(settings: HarvestSettings, *, rank: int = 0, world: int = 1) -> Documents:
+@dataclass(frozen=True)
+class TextAccess:
+    """What reading needs of the model beside the settings, and this process's share of the text."""
+
+    vocabulary: int | None = None
+    render: Callable[[Any], list[int]] | None = None
+    """Chat messages into token ids by the tokenizer's template."""
+    note: Callable[[str], None] = field(default=lambda _: None)
+    """Takes a line for people: a stream that is tried again."""
+    rank: int = 0
+    world: int = 1
+
+
+def open_documents(settings: HarvestSettings, access: TextAccess | None = None) -> Documents:
     """The documents that the settings name, or this rank's share of them.
 
     Raises UsageError when there is no such file or dataset, DiskError when the Hub cannot be reached.
     """
+    access = access or TextAccess()
     if settings.dataset == "stdlib":
-        return StdlibDocuments(rank=rank, world=world)
-    files = _local_files(settings.dataset)
-    if files:
-        return _open_files(files, settings, rank=rank, world=world)
-    return _open_hub(settings, rank=rank, world=world)
+        return StdlibDocuments(rank=access.rank, world=access.world)
+    row_reader = _row_reader(settings, access)
+    text = find_local_text(settings.dataset, split=settings.dataset_split)
+    if text is not None:
+        return FileDocuments(text, settings, row_reader, access)
+    from harvest.text.hub import open_hub
+
+    return open_hub(settings, row_reader, access)
+
+
+def _row_reader(settings: HarvestSettings, access: TextAccess) -> RowReader:
+    if settings.tokens_column:
+        return RowReader(settings.tokens_column, "tokens", vocabulary=access.vocabulary)
+    if settings.messages_column:
+        return RowReader(settings.messages_column, "messages", render=access.render)
+    return RowReader(settings.text_column)
 
 
 class StdlibDocuments:
@@ -62,133 +90,117 @@ class StdlibDocuments:
                 yield text, turn + 1
 
 
-class DatasetDocuments:
-    """A streamed Hugging Face dataset; the state is its own ``state_dict``, exact because nothing is shuffled."""
+class FileDocuments:
+    """Rows of local files, file after file.
 
-    def __init__(self, dataset: Any, *, column: str, identity: dict[str, Any]) -> None:
-        self._dataset = dataset
-        self._column = column
-        self._identity = identity
+    The state is the file's number, the rows and bytes of it that are done, the rows of all files before, and how many
+    rows were skipped. With as many files as ranks, or a multiple, a rank reads files of its own; else every
+    ``world``-th row.
+    """
+
+    def __init__(self, text: LocalText, settings: HarvestSettings, row_reader: RowReader, access: TextAccess) -> None:
+        self._text = text
+        self._settings = settings
+        self._by_file = len(text.files) % access.world == 0
+        self._rank = access.rank
+        self._world = access.world
+        is_text = text.kind == "text"
+        self._row_reader = RowReader("text") if is_text else row_reader
+        self._reader = _reader_of(text.kind, settings)
+        self.skipped: dict[str, str] = {}
+        """Why each skipped row was left out, by file and row."""
+        self.left_out = text.left_out
 
     def identity(self) -> dict[str, Any]:
-        return self._identity
+        more: dict[str, Any] = {}
+        if self._text.kind == "text":
+            more = _text_identity(self._settings)
+        if self._row_reader.form == "messages":
+            more["form"] = "messages"
+        if self._settings.bad_rows == "skip":
+            more["bad_rows"] = "skip"
+        return _files_identity(self._text.files, self._row_reader.column, more)
+
+    @property
+    def hint(self) -> str:
+        """What may help where the text is too short."""
+        if self._text.kind != "text" or self._settings.txt_document != "file" or self._settings.txt_separator:
+            return ""
+        return (
+            "Each .txt file counts as one document; if they hold several, set harvest.txt_document to paragraph or "
+            "line, or harvest.txt_separator to what stands between them."
+        )
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
-        # A dataset without a state of its own would begin where the last reader of the object stopped.
-        dataset = self._dataset.skip(0)
-        if state is not None:
-            dataset.load_state_dict(state)
-        for row in dataset:
-            if self._column not in row:
-                raise UsageError(
-                    f"The dataset has no column '{self._column}'; it has: {', '.join(map(str, row))}.",
-                    where=self._identity.get("name", ""),
-                    remedy="Set harvest.text_column, or harvest.tokens_column for ready token ids.",
-                )
-            yield _checked(row[self._column], self._column), dataset.state_dict()
+        if state is None:
+            state = {"file": 0, "row": 0, "offset": 0, "rows_before": 0}
+        if "file" not in state:
+            raise MismatchError(
+                "The cache was begun by an older nestcoder, which counted its place in the text in another way.",
+                remedy="Finish it with that nestcoder, or begin anew with --fresh.",
+            )
+        rows = int(state["rows_before"])
+        for index in range(state["file"], len(self._text.files)):
+            if self._by_file and index % self._world != self._rank:
+                continue
+            path = self._text.files[index]
+            start = {"row": state["row"], "offset": state["offset"]} if index == state["file"] else None
+            for number, row, position in self._reader(path, start):
+                rows += 1
+                if not self._by_file and (rows - 1) % self._world != self._rank:
+                    continue
+                content = self._content(path, number, row)
+                if content is not None:
+                    yield content, {"file": index, **position, "rows_before": rows}
+
+    def _content(self, path: Path, number: int, row: Any) -> Content | None:
+        """The row's document; None for a bad row that is skipped."""
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            return self._row_reader.content(row)
+        except BadRowError as bad:
+            place = f"{path}, row {number}"
+            if self._settings.bad_rows == "skip":
+                self.skipped[place] = bad.why
+                return None
+            raise UsageError(
+                f"A row of the text cannot be used: {bad.why}.", where=place, remedy=f"{bad.remedy} {SKIP}".strip()
+            ) from None
 
 
-def _checked(content: Any, column: str) -> Content:
-    if content is None or isinstance(content, str | list):
-        return content or ""
-    raise UsageError(
-        f"The column '{column}' holds {type(content).__name__}, which is neither text nor a list of token ids.",
-        remedy="Set harvest.text_column, or harvest.tokens_column for ready token ids.",
-    )
+def _reader_of(kind: str, settings: HarvestSettings) -> Reader:
+    if kind == "text":
+        return text_reader(settings.txt_document, settings.txt_separator)
+    return {"json": read_json, "parquet": read_parquet, "arrow": read_arrow}[kind]
 
 
-def _local_files(name: str) -> list[Path]:
-    if any(mark in name for mark in "*?["):
-        anchor = Path(Path(name).anchor)
-        files = sorted(path for path in anchor.glob(str(Path(name).relative_to(anchor))) if path.is_file())
-    elif Path(name).is_dir():
-        files = sorted(path for path in Path(name).rglob("*") if _builder(path))
-    else:
-        files = [Path(name)] if Path(name).is_file() else []
-    looks_local = bool(_builder(Path(name))) or name.startswith((".", "/", "~")) or any(mark in name for mark in "*?[")
-    if not files and looks_local:
-        raise UsageError(
-            f"No text at '{name}'.",
-            where=Path(name).absolute(),
-            remedy=f"Give a file, a folder or a glob of {', '.join(_BUILDERS)}, 'stdlib', or a Hub dataset's name.",
-        )
-    return files
+def _text_identity(settings: HarvestSettings) -> dict[str, Any]:
+    if settings.txt_separator is not None:
+        return {"sample_by": "separator", "separator": settings.txt_separator}
+    return {"sample_by": "document" if settings.txt_document == "file" else settings.txt_document}
 
 
-def _builder(path: Path) -> str | None:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    return _BUILDERS.get(suffixes[-1]) if suffixes else None
-
-
-def _open_files(files: list[Path], settings: HarvestSettings, *, rank: int, world: int) -> DatasetDocuments:
-    from datasets import load_dataset
-
-    kinds = {_builder(path) for path in files}
-    if len(kinds) != 1 or None in kinds:
-        strange = next((path.name for path in files if not _builder(path)), None)
-        raise UsageError(
-            f"'{strange}' is no kind of text that is read." if strange else "The files are not all of one kind.",
-            where=settings.dataset,
-            remedy=f"Give files of one kind: {', '.join(_BUILDERS)} (also .gz).",
-        )
-    kind = str(kinds.pop())
-    more = (
-        {"sample_by": {"file": "document"}.get(settings.txt_document, settings.txt_document)} if kind == "text" else {}
-    )
-    paths = {"train": [str(path) for path in files]}
-    dataset = cast("Any", load_dataset)(kind, data_files=paths, split="train", streaming=True, **more)
-    column = "text" if kind == "text" else settings.tokens_column or settings.text_column
-    return DatasetDocuments(_share(dataset, rank, world), column=column, identity=_files_identity(files, column, more))
-
-
-def _files_identity(files: list[Path], column: str, more: dict[str, str]) -> dict[str, Any]:
+def _files_identity(files: tuple[Path, ...], column: str, more: dict[str, Any]) -> dict[str, Any]:
     digest = xxhash.xxh3_128()
     size = 0
     for path in files:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-                size += len(piece)
-    names = [path.name for path in files]
-    name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    return {"kind": "files", "name": name, "files": len(files), "bytes": size, "hash": digest.hexdigest(),
-            "column": column, **more}  # fmt: skip
-
-
-def _open_hub(settings: HarvestSettings, *, rank: int, world: int) -> DatasetDocuments:
-    from datasets import load_dataset
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    name = settings.dataset
-    page = f"https://huggingface.co/datasets/{settings.dataset}"
-    column = settings.tokens_column or settings.text_column
-    try:
-        commit = HfApi().dataset_info(name, revision=settings.dataset_revision).sha
-        dataset = load_dataset(
-            name, settings.dataset_config, split=settings.dataset_split, revision=commit, streaming=True
-        )
-    except GatedRepoError:
-        raise UsageError(
-            f"'{name}' asks for a licence: accept it at {page}, then run `hf auth login` or set HF_TOKEN.",
-            where=page,
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UsageError(f"No file, folder or Hub dataset is called '{name}'.", where=page) from None
-    except ValueError as error:
-        raise UsageError(f"The dataset '{name}' cannot be opened: {error}", where=page) from None
-    except Exception as error:
-        raise DiskError(
-            f"The dataset '{name}' cannot be reached: {type(error).__name__}.",
-            where=page,
-            remedy="Connect, or harvest local files or 'stdlib', which need no network.",
-        ) from None
-    identity = {"kind": "hub", "name": name, "config": settings.dataset_config, "split": settings.dataset_split,
-                "revision": commit, "column": column}  # fmt: skip
-    return DatasetDocuments(_share(dataset, rank, world), column=column, identity=identity)
-
-
-def _share(dataset: Any, rank: int, world: int) -> Any:
-    from datasets.distributed import split_dataset_by_node
-
-    return split_dataset_by_node(dataset, rank=rank, world_size=world) if world > 1 else dataset
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(_HASHED_BYTES):
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:
+            raise DiskError(f"The text cannot be read: {error.strerror}.", where=path) from None
+    if not size:
+        raise UsageError("The text is empty.", where=files[0])
+    name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+    return {
+        "kind": "files",
+        "name": name,
+        "files": len(files),
+        "bytes": size,
+        "hash": digest.hexdigest(),
+        "column": column,
+        **more,
+    }

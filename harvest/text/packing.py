@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 @dataclass(frozen=True)
 class Context:
-    """What the model sees at once; ``begins`` are the offsets at which a document's text begins anew with a BOS."""
+    """What the model sees at once; ``begins`` are the offsets at which a document's text begins."""
 
     tokens: Int[np.ndarray, " rows"]
     documents: Int[np.ndarray, " rows"]
@@ -30,7 +30,7 @@ class Context:
         return Context(self.tokens[:rows], self.documents[:rows], begins)
 
     def document_positions(self) -> Int[np.ndarray, " rows"]:
-        """Each row's distance from its document's BOS in this context."""
+        """Each row's distance from its document's first row in this context."""
         starts = np.zeros(len(self), dtype=np.int64)
         starts[list(self.begins)] = self.begins
         return np.arange(len(self)) - np.maximum.accumulate(starts)
@@ -47,9 +47,12 @@ Pending = tuple[_Piece, ...]
 
 
 class Packer:
-    """Fills contexts with documents; ``pending`` is the context that is not full yet."""
+    """Fills contexts with documents; ``pending`` is the context that is not full yet.
 
-    def __init__(self, *, context: int, bos: int, alone: bool, pending: Pending = ()) -> None:
+    ``bos`` begins contexts and documents; None puts nothing there. ``alone``: one document a context.
+    """
+
+    def __init__(self, *, context: int, bos: int | None, alone: bool, pending: Pending = ()) -> None:
         self._context = context
         self._bos = bos
         self._alone = alone
@@ -63,15 +66,17 @@ class Packer:
 
     def add(self, document: int, tokens: Int[np.ndarray, " tokens"]) -> Iterator[Context]:
         """Put a document in and yield the contexts that it fills; a BOS that it brings along is not doubled."""
-        if len(tokens) and tokens[0] == self._bos:
+        if self._bos is not None and len(tokens) and tokens[0] == self._bos:
             tokens = tokens[1:]
-        at = 0
-        while at < len(tokens):
-            if self._filled == 0 or at == 0:
+        done = 0
+        while done < len(tokens):
+            begins = self._filled == 0 or done == 0
+            if begins and self._bos is not None:
                 self._put(document, np.asarray([self._bos], dtype=np.int32), begins=True)
-            part = tokens[at : at + self._context - self._filled]
-            self._put(document, part, begins=False)
-            at += len(part)
+                begins = False
+            piece = tokens[done : done + self._context - self._filled]
+            self._put(document, piece, begins=begins)
+            done += len(piece)
             if self._filled == self._context:
                 yield self._take()
         if self._alone:

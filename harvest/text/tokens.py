@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from common.errors import MismatchError, UsageError
-from harvest.text.documents import Content, Documents
+from harvest.text.documents import Documents
 from harvest.text.packing import Context, Packer, Pending, pending_from_json, pending_to_json
+from harvest.text.rows import Content
 from harvest.text.split import is_held_out
 
 TRAIN = 0
@@ -52,6 +53,7 @@ class StreamSettings:
 
     context: int
     bos: int
+    """Fills up short contexts, and begins every context and document where ``begins_with_bos``."""
     alone: bool
     repeat: bool
     rows: tuple[int, int]
@@ -60,6 +62,9 @@ class StreamSettings:
     held_out_fraction: float
     split_seed: int
     vocabulary: int
+    begins_with_bos: bool = True
+    held_out_document_tokens: int | None = None
+    """The most tokens that a held-out document gives; None is all of them."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,12 @@ class ContextStream:
         self._emitted_rows = self.rows_before
         self._snapshots = deque([start])
         self._packers = [
-            Packer(context=settings.context, bos=settings.bos, alone=settings.alone, pending=pending)
+            Packer(
+                context=settings.context,
+                bos=settings.bos if settings.begins_with_bos else None,
+                alone=settings.alone,
+                pending=pending,
+            )
             for pending in start.pending
         ]
         self._contexts = list(start.contexts)
@@ -154,7 +164,8 @@ class ContextStream:
             f"The text is too short: it has {train} training and {held_out} held-out tokens of the {wanted[0]} and "
             f"{wanted[1]} asked for.",
             where=self._where(),
-            remedy="Lower harvest.train_tokens or harvest.held_out_tokens, give more text, or set harvest.repeat.",
+            remedy=getattr(self._documents, "hint", "")
+            or "Lower harvest.train_tokens or harvest.held_out_tokens, give more text, or set harvest.repeat.",
         )
 
     def _where(self) -> str:
@@ -208,6 +219,8 @@ class ContextStream:
 
     def _add(self, document: int, encoded: tuple[int, Int[np.ndarray, " tokens"]]) -> Iterator[ContextBatch]:
         side, ids = encoded
+        if side == HELD_OUT:
+            ids = ids[: self._settings.held_out_document_tokens]
         if self._rows[side] >= self._settings.rows[side]:
             return
         for context in self._packers[side].add(document, ids):

@@ -85,10 +85,10 @@ def evaluate(invocation: Invocation, layers: list[int], device: str, options: Ev
     chosen = layers or stages.trained_layers(invocation.settings, options.name)
     with shown_progress() as progress:
         results = stages.run_evaluate(invocation.settings, chosen, device=device, progress=progress, **vars(options))
-    return CommandResult(results, "\n".join([table_of_runs(results), *_report_lines(invocation, chosen, options.name)]))
+    return CommandResult(results, "\n".join([table_of_runs(results), *report_lines(invocation, chosen, options.name)]))
 
 
-def _report_lines(invocation: Invocation, layers: list[int], name: str) -> list[str]:
+def report_lines(invocation: Invocation, layers: list[int], name: str) -> list[str]:
     """Where the reports lie, after a few features' top contexts where there is one layer to speak of."""
     reports = [invocation.folders(layer).report(name) for layer in layers]
     samples = reports[0] / "samples.txt"

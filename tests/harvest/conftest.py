@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hugging_logging
 
@@ -22,6 +22,7 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
     names = {"bos_token": special[-1], "eos_token": special[0]}
     if family == "gemma2":
         names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
+        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 

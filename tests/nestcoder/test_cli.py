@@ -7,6 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from common.errors import UsageError
+from nestcoder.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,12 +88,11 @@ def test_json_goes_to_standard_output_alone() -> None:
     assert done.stderr == ""
 
 
-def test_a_missing_cache_says_what_to_do(tmp_path: Path) -> None:
-    for command in (["train", "--layer", "8"], ["evaluate", "--layer", "8"], ["evaluate"]):
-        done = run("--set", f"runs={tmp_path}", *command)
-        assert done.returncode == 2
-        assert "harvest" in done.stderr
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("command", [["train", "--layer", "8"], ["evaluate", "--layer", "8"], ["evaluate"]])
+def test_a_missing_cache_says_what_to_do(command: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(command_line, ["--set", f"runs={tmp_path}", *command])
+    assert isinstance(done.exception, UsageError)
+    assert "harvest" in str(done.exception)
 
 
 def test_a_package_of_the_same_name_from_elsewhere_is_one_sentence(tmp_path: Path) -> None:

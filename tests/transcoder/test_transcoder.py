@@ -162,9 +162,8 @@ def test_gradients_are_those_of_the_dense_definition(rule: Rule, what: str) -> N
     else:
         weight = torch.randn(dense.shape, generator=generator, dtype=torch.float64)
         expected = dense
-        found = (
-            transcoder(source, prefix=20) if what == "forward" else transcoder.decode(code, prefix=20, source=source)
-        )
+        decoded = transcoder.decode(dense_code(transcoder, source), prefix=20, source=source)
+        found = transcoder(source, prefix=20) if what == "forward" else decoded
     pairs = zip(
         gradients((found * weight).sum(), transcoder, source),
         gradients((expected * weight).sum(), transcoder, source),

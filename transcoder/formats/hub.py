@@ -7,14 +7,12 @@ renamed when the size (and the SHA-256, where the Hub gives it as the etag) is r
 
 import hashlib
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from common import disk
-from common.errors import DamagedError, DiskError, InUseError
+from common.errors import DamagedError, DiskError
+from common.hub_errors import hub_errors
 from common.progress import Progress, Silent
 from transcoder.formats.gemma_scope import REPOSITORY, Choice, find_choices, nearest
 
@@ -35,7 +33,7 @@ class HubRepository:
         """Every file of the repository. DiskError: it cannot be listed."""
         from huggingface_hub import HfApi
 
-        with _stated("The listing cannot be had", self.name):
+        with hub_errors("model", self.name, remedy=_REMEDY):
             return HfApi(endpoint=self.endpoint).list_repo_files(self.name)
 
     def fetch_nearest(self, *, layer: int, dict_size: int, l0: float) -> tuple[Path, Choice]:
@@ -50,7 +48,7 @@ class HubRepository:
         target = self._folder() / path
         if target.is_file():
             return target
-        with disk.lock(target.with_name("download.lock")), _stated("The download failed", f"{self.name}/{path}"):
+        with disk.lock(target.with_name("download.lock")), hub_errors("model", self.name, remedy=_REMEDY):
             url = hf_hub_url(self.name, path, endpoint=self.endpoint)
             about = get_hf_file_metadata(url)
             part = target.with_name(f"{target.name}.{(about.etag or 'unnamed')[:64]}.part")
@@ -115,15 +113,3 @@ def _check_hash(part: Path, etag: str | None) -> None:
     if found != etag:
         disk.remove(part)
         raise DamagedError("The file that came has another SHA-256 than the Hub announced.", where=part, remedy=_REMEDY)
-
-
-@contextmanager
-def _stated(what: str, where: str) -> Generator[None]:
-    """Whatever the Hub's client raises, as one stated problem."""
-    try:
-        yield
-    except (DiskError, DamagedError, InUseError):
-        raise
-    except Exception as error:
-        said: Any = str(error).strip().splitlines() or [type(error).__name__]
-        raise DiskError(f"{what}: {said[0].rstrip('.')}.", where=where, remedy=_REMEDY) from error

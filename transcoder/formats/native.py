@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from common import disk
 from common.errors import DamagedError, MismatchError
-from common.hashing import file_hash
+from common.hashing import hash_bytes
 from common.progress import Progress
 from common.sealed_tensors import FileSeal, check_shapes, read_metadata, read_tensors, write_tensors
 from transcoder.formats.foreign_files import read_json
@@ -120,7 +120,7 @@ def _check_seal(config: Mapping[str, Any], folder: Path) -> None:
 def _seal_of(config: Mapping[str, Any]) -> str:
     """The hash of everything that config.json says but the seal itself."""
     sealed = {key: value for key, value in config.items() if key != _SEAL}
-    return file_hash([json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()])
+    return hash_bytes(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _are_prefixes(value: Any) -> bool:

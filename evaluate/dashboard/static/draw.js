@@ -44,9 +44,9 @@ nestcoder.draw = (() => {
   /* A token in a table or a label: its blanks are kept and seen. */
   const token = (text) => make("code", { className: "token" }, visible(text));
 
-  /* A label: what stands between backticks is a token. */
-  function label(text) {
-    return text.split("`").map((part, place) => (place % 2 ? token(part) : document.createTextNode(part)));
+  /* A label, in a list without its first words: what stands between backticks is a token. */
+  function label(text, isShort = false) {
+    return (isShort ? text.replace(/^fires on (many tokens, such as )?/, "") : text).split("`").map((part, place) => (place % 2 ? token(part) : document.createTextNode(part)));
   }
 
   /* A line of text, each token shaded by the feature's value on it. */
@@ -76,7 +76,7 @@ nestcoder.draw = (() => {
   function link(feature, withLabel = true) {
     const entry = nestcoder.entry(feature);
     return make("a", { className: "feature", href: `#/${entry.id}` },
-      badge(entry), make("b", {}, entry.id), withLabel ? make("span", { className: "label" }, label(entry.label)) : null);
+      badge(entry), make("b", {}, entry.id), withLabel ? make("span", { className: "label" }, label(entry.label, true)) : null);
   }
 
   const badge = ({ group, prefix }) =>

@@ -66,7 +66,7 @@ nestcoder.list = (() => {
     },
     make("span", { className: "line" }, badge(entry), make("b", {}, entry.id),
       make("small", {}, entry.firings ? `${percent(entry.density)} · max ${number(entry.largest)}` : "silent")),
-    make("span", { className: "label" }, label(entry.label)));
+    make("span", { className: "label" }, label(entry.label, true)));
   }
 
   function choice(name, entries, title) {

@@ -1,5 +1,6 @@
 """The real Hub clients against a server on this machine: revisions pinned and recorded, every refusal a sentence."""
 
+import errno
 import json
 import os
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 
 from cache.format.manifest import read_manifest
 from common.errors import DiskError, UsageError
+from harvest.config import HarvestSettings
 from harvest.model.hub import download
 from harvest.model.source import find_model
+from harvest.text.documents import open_documents
 
 ROOT = Path(__file__).parents[3]
 OLD, NEW = "1" * 40, "2" * 40
@@ -27,6 +30,7 @@ class Hub(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[tuple[str, str], dict[str, dict[str, bytes]]]] = {}
     gated: ClassVar[set[str]] = set()
+    _refuse_all: ClassVar[str] = ""
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -46,6 +50,8 @@ class Hub(BaseHTTPRequestHandler):
         commits = self.files.get((kind, name))
         if commits is None:
             return self._refuse(404, "RepoNotFound")
+        if self._refuse_all:
+            return self._refuse(403, "", self._refuse_all)
         if name in self.gated:
             return self._refuse(403, "GatedRepo")
         commit = BRANCHES.get(rest[1] if len(rest) > 1 else "main")
@@ -61,9 +67,11 @@ class Hub(BaseHTTPRequestHandler):
         described = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in held]}
         return self._send(json.dumps(described).encode(), commit, body=body)
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, message: str = "") -> None:
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
+        for name, value in (("X-Error-Code", code), ("X-Error-Message", message)):
+            if value:
+                self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -101,6 +109,7 @@ def endpoint(model_folders, monkeypatch, tmp_path) -> Generator[str]:
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
     template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", address)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -133,6 +142,37 @@ def test_an_unknown_name_and_an_unknown_revision_are_said(endpoint):
         download("someone/else", None)
     with pytest.raises(UsageError, match="'someone/tiny' has no revision 'v9'"):
         download("someone/tiny", "v9")
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_what_the_hub_refuses_is_said_by_its_own_words(endpoint, monkeypatch, kind):
+    monkeypatch.setattr(Hub, "_refuse_all", "Please enable access to public gated repositories")
+    name = {"model": "someone/tiny", "dataset": "someone/text"}[kind]
+    with pytest.raises(UsageError, match=f"refuses access to '{name}': .*Please enable access"):
+        download(name, None) if kind == "model" else open_documents(HarvestSettings(dataset=name))
+
+
+def test_datasets_that_cannot_be_read_have_a_sentence_each(endpoint):
+    Hub.files[("datasets", "someone/script")] = {NEW: {"script.py": b"import datasets", "README.md": b"#"}}
+    Hub.files[("datasets", "someone/empty")] = {NEW: {"README.md": b"#"}}
+    for name, said in (("script", "script of its own"), ("empty", "no data files"), ("nothing", "No dataset")):
+        with pytest.raises(UsageError, match=said):
+            open_documents(HarvestSettings(dataset=f"someone/{name}"))
+    with pytest.raises(UsageError, match="'someone/text' has no revision 'v9'"):
+        open_documents(HarvestSettings(dataset="someone/text", dataset_revision="v9"))
+    with pytest.raises(UsageError, match="cannot be opened"):
+        open_documents(HarvestSettings(dataset="someone/text", dataset_split="nope"))
+
+
+def test_a_full_disk_names_the_folder_and_hf_home(endpoint, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(DiskError, match="no room to keep 'someone/tiny'") as raised:
+        download("someone/tiny", None)
+    assert raised.value.where == str(tmp_path / "hub")
+    assert "HF_HOME" in raised.value.remedy
 
 
 def test_no_connection_is_said(endpoint, monkeypatch):

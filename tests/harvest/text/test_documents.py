@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import DiskError, UsageError
+from common.errors import DiskError, MismatchError, UsageError
 from harvest.config import HarvestSettings
-from harvest.text.documents import open_documents
+from harvest.text.documents import TextAccess, open_documents
 
 TEXTS = [f"document {n}\nsecond line {n}" for n in range(23)]
 
@@ -58,8 +58,8 @@ def test_a_state_is_exact_and_survives_json(dataset, after):
 def test_ranks_share_the_documents_and_each_has_an_exact_state(dataset, world):
     settings, together = HarvestSettings(dataset=dataset), []
     for rank in range(world):
-        own = read(open_documents(settings, rank=rank, world=world))
-        rest = read(open_documents(settings, rank=rank, world=world), json.loads(json.dumps(own[2][1])))
+        own = read(open_documents(settings, TextAccess(rank=rank, world=world)))
+        rest = read(open_documents(settings, TextAccess(rank=rank, world=world)), json.loads(json.dumps(own[2][1])))
         assert [text for text, _ in rest] == [text for text, _ in own[3:]]
         together += [text for text, _ in own]
     assert sorted(together) == sorted(TEXTS)
@@ -93,7 +93,7 @@ def test_a_missing_column_names_those_there_are(tmp_path):
 def test_a_column_that_is_no_text(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": 5}\n')
-    with pytest.raises(UsageError, match="holds int"):
+    with pytest.raises(UsageError, match=r"row of the text .* holds int 5, not text"):
         read(open_documents(HarvestSettings(dataset=str(path))))
 
 
@@ -120,3 +120,112 @@ def test_a_hub_name_without_a_network_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DiskError, match="cannot be reached"):
         open_documents(HarvestSettings(dataset="someone/some-text"))
+
+
+def jsonl(path: Path, rows) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+GOOD = {"text": "good"}
+BAD_ROWS = {
+    "a chat": ({"text": [{"role": "user", "content": "a"}]}, "a chat, not text"),
+    "sentences": ({"text": ["a", "b"]}, "a list of str, not text"),
+    "ids": ({"text": [1, 2]}, "a list of int, not text"),
+    "ids and nulls": ({"text": [1, None]}, "a list of NoneType and int"),
+    "a number": ({"text": 5}, "int 5, not text"),
+    "a boolean": ({"text": True}, "True, not text"),
+    "another column": ({"body": "a"}, "no column 'text'; it has: body"),
+    "escapes in a column": ({"te\x1b[31mxt": "a"}, r"it has: te\\x1b\[31mxt"),
+    "half a pair": ({"text": "ab\ud83d"}, "character 2 of the text is half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_row_that_is_no_text_is_refused_with_file_and_row_or_skipped(tmp_path, name):
+    bad, why = BAD_ROWS[name]
+    path = jsonl(tmp_path / "a.jsonl", [GOOD, bad, GOOD])
+    with pytest.raises(UsageError, match=why) as raised:
+        read(open_documents(HarvestSettings(dataset=path)))
+    assert raised.value.where == f"{path}, row 2"
+    assert "harvest.bad_rows to skip" in raised.value.remedy
+    documents = open_documents(HarvestSettings(dataset=path, bad_rows="skip"))
+    assert [text for text, _ in read(documents)] == ["good", "good"]
+    assert list(documents.skipped) == [f"{path}, row 2"]
+    assert documents.identity()["bad_rows"] == "skip"
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [
+        ([1, 2.5], "float 2.5 among the token ids"),
+        ([1, 2.0], "float 2.0 among the token ids"),
+        ([1, True], "True among the token ids"),
+        ([1, "7"], "a string among the token ids"),
+        ([1, None], "None among the token ids"),
+        ([[1, 2]], "a list of int among the token ids"),
+        ([5, -100, 6], "token id -100, which marks what a loss leaves out, is not one of 0 to 299"),
+        ([5, 300], "token id 300 is not one of 0 to 299"),
+        ([1 << 40], "token id 1099511627776 is not one of 0 to 299"),
+        ("words", "a string, not a list of token ids"),
+    ],
+)
+def test_ids_that_are_none_are_refused(tmp_path, ids, why):
+    path = jsonl(tmp_path / "a.jsonl", [{"ids": [1]}, {"ids": ids}])
+    documents = open_documents(HarvestSettings(dataset=path, tokens_column="ids"), TextAccess(vocabulary=300))
+    with pytest.raises(UsageError, match=why) as raised:
+        read(documents)
+    assert raised.value.where.endswith("row 2")
+
+
+def test_a_chat_goes_through_the_template(tmp_path):
+    chat = [{"role": "user", "content": "hi"}]
+    path = jsonl(tmp_path / "a.jsonl", [{"talk": chat}, {"talk": [{"role": "user"}]}])
+    settings = HarvestSettings(dataset=path, messages_column="talk", bad_rows="skip")
+    documents = open_documents(settings, TextAccess(render=lambda messages: [len(messages), 7]))
+    assert [ids for ids, _ in read(documents)] == [[1, 7]]
+    assert len(documents.skipped) == 1
+
+
+def test_files_whose_columns_differ_are_read_by_themselves(tmp_path):
+    jsonl(tmp_path / "d" / "a.jsonl", [{"text": "one"}])
+    jsonl(tmp_path / "d" / "b.jsonl", [{"text": "two", "meta": {"page": 1}}, {"text": None}])
+    assert [text for text, _ in read(open_documents(HarvestSettings(dataset=str(tmp_path / "d"))))] == [
+        "one",
+        "two",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("by", ["rows", "files"])
+def test_ranks_share_rows_or_files_and_every_document_is_read_once(tmp_path, by):
+    for number in range(3 if by == "rows" else 4):
+        jsonl(tmp_path / "d" / f"{number}.jsonl", [{"text": f"{number} {n}"} for n in range(5 + number)])
+    settings = HarvestSettings(dataset=str(tmp_path / "d"))
+    everything = [text for text, _ in read(open_documents(settings))]
+    shares = []
+    for rank in range(2):
+        own = read(open_documents(settings, TextAccess(rank=rank, world=2)))
+        again = read(open_documents(settings, TextAccess(rank=rank, world=2)), own[3][1])
+        assert [text for text, _ in again] == [text for text, _ in own[4:]]
+        shares += [text for text, _ in own]
+    assert sorted(shares) == sorted(everything)
+
+
+def test_an_empty_text_and_a_state_of_an_older_version(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    with pytest.raises(UsageError, match="text is empty"):
+        open_documents(HarvestSettings(dataset=str(tmp_path / "a.jsonl"))).identity()
+    path = jsonl(tmp_path / "b.jsonl", [GOOD])
+    with pytest.raises(MismatchError, match="older nestcoder"):
+        read(open_documents(HarvestSettings(dataset=path)), {"examples_iterable": {}})
+
+
+def test_a_separator_divides_a_file_of_stories(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("one\n\nmore<|end|>two<|end|><|end|>three\n")
+    documents = open_documents(HarvestSettings(dataset=str(path), txt_separator="<|end|>"))
+    assert [text for text, _ in read(documents)] == ["one\n\nmore", "two", "three\n"]
+    assert "txt_document" in open_documents(HarvestSettings(dataset=str(path))).hint
+    assert not documents.hint

@@ -1,7 +1,7 @@
 """The standard library as text."""
 
 from harvest.config import HarvestSettings
-from harvest.text.documents import open_documents
+from harvest.text.documents import TextAccess, open_documents
 from harvest.text.stdlib import stdlib_files, stdlib_identity
 
 
@@ -15,5 +15,5 @@ def test_the_standard_library_is_its_files_and_goes_on_from_a_state():
     assert 0 < len(whole) <= len(stdlib_files())
     assert [text for text, _ in read(documents, 500)] == [text for text, _ in whole[500:]]
     assert documents.identity() == {"kind": "stdlib", **vars(stdlib_identity())}
-    shares = [read(open_documents(HarvestSettings(), rank=rank, world=3)) for rank in range(3)]
+    shares = [read(open_documents(HarvestSettings(), TextAccess(rank=rank, world=3))) for rank in range(3)]
     assert sum(len(share) for share in shares) == len(whole)

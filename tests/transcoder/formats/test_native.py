@@ -209,8 +209,8 @@ def test_an_unreadable_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         b"\xff" * 8,
         (1 << 40).to_bytes(8, "little"),
-        (2).to_bytes(8, "little") + b"[]",
-        (4).to_bytes(8, "little") + b"{\xff}}",
+        b"\x02" + bytes(7) + b"[]",
+        b"\x04" + bytes(7) + b"{\xff}}",
     ],
 )
 def test_a_header_that_is_none_is_said_whatever_the_seal(tmp_path: Path, header: bytes) -> None:

@@ -1,0 +1,132 @@
+"""A dataset on the Hugging Face Hub, streamed: pinned to a commit, tried again where the stream drops."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+from common.errors import DiskError, NestcoderError, UsageError
+from common.hub_errors import hub_errors, hub_problem, page_of
+from harvest.config import HarvestSettings
+from harvest.text.documents import SKIP, TextAccess
+from harvest.text.rows import BadRowError, Content, RowReader
+
+_REMEDY = "Connect, or harvest local files or 'stdlib', which need no network."
+_TRIES = 5
+_FIRST_WAIT_SECONDS = 2.0
+"""A stream that drops is tried again after 2, 4, 8, 16 and 32 seconds; any row in between starts the count anew."""
+
+
+class HubDocuments:
+    """A streamed Hugging Face dataset; the state is its own ``state_dict``, exact because nothing is shuffled."""
+
+    def __init__(
+        self, dataset: Any, settings: HarvestSettings, row_reader: RowReader, access: TextAccess, commit: str | None
+    ) -> None:
+        self._dataset = dataset
+        self._settings = settings
+        self._row_reader = row_reader
+        self._note = access.note
+        self._commit = commit
+        self.skipped: dict[str, str] = {}
+        """Why each skipped row was left out, by row."""
+
+    def identity(self) -> dict[str, Any]:
+        settings = self._settings
+        identity = {
+            "kind": "hub",
+            "name": settings.dataset,
+            "config": settings.dataset_config,
+            "split": settings.dataset_split,
+            "revision": self._commit,
+            "column": self._row_reader.column,
+        }
+        if self._row_reader.form == "messages":
+            identity["form"] = "messages"
+        if settings.bad_rows == "skip":
+            identity["bad_rows"] = "skip"
+        return identity
+
+    def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
+        for number, row, following in self._rows(state):
+            try:
+                content = self._row_reader.content(row)
+            except BadRowError as bad:
+                place = f"{self._settings.dataset}, row {number}"
+                if self._settings.bad_rows == "skip":
+                    self.skipped[place] = bad.why
+                    continue
+                raise UsageError(
+                    f"A row of the text cannot be used: {bad.why}.", where=place, remedy=f"{bad.remedy} {SKIP}".strip()
+                ) from None
+            yield content, following
+
+    def _rows(self, state: Any) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+        """Every row, its number, and the state after it; a dropped stream goes on where it was."""
+        # Caches begun before rows were counted hold the dataset's own state alone.
+        counted = state if state is None or "rows" in state else {"rows": 0, "dataset": state}
+        number = counted["rows"] if counted else 0
+        here = counted["dataset"] if counted else None
+        failures = 0
+        while True:
+            # A dataset without a state of its own would begin where the last reader of the object stopped.
+            dataset = self._dataset.skip(0)
+            if here is not None:
+                dataset.load_state_dict(here)
+            try:
+                for row in dataset:
+                    number += 1
+                    here = dataset.state_dict()
+                    failures = 0
+                    yield number, row, {"rows": number, "dataset": here}
+                return
+            except NestcoderError:
+                raise
+            except Exception as error:
+                problem = _stream_problem(error, self._settings.dataset, number)
+                failures += 1
+                if not isinstance(problem, DiskError) or failures > _TRIES:
+                    raise problem from None
+                wait = _FIRST_WAIT_SECONDS * 2 ** (failures - 1)
+                self._note(
+                    f"the stream of '{self._settings.dataset}' dropped ({type(error).__name__}): "
+                    f"try {failures} of {_TRIES} in {wait:.0f} s"
+                )
+                time.sleep(wait)
+
+
+def _stream_problem(error: Exception, name: str, rows: int) -> NestcoderError:
+    """A file that does not read is the dataset's fault; anything else is the network's."""
+    names = {base.__name__ for base in type(error).__mro__}
+    if names & {"CastError", "ArrowException", "ArrowInvalid", "DatasetGenerationError", "UnicodeDecodeError"}:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return UsageError(
+            f"A file of the dataset '{name}' does not read after row {rows}: {lines[0].rstrip('.')}.",
+            where=page_of("dataset", name),
+            remedy="Download the dataset and give its files: each is then read by itself.",
+        )
+    return hub_problem(error, "dataset", name, remedy=_REMEDY)
+
+
+def open_hub(settings: HarvestSettings, row_reader: RowReader, access: TextAccess) -> HubDocuments:
+    """The Hub's dataset of that name at the commit that the revision means now.
+
+    Raises UsageError for a name, revision, configuration or split that there is not, DiskError without a network.
+    """
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    name = settings.dataset
+    with hub_errors("dataset", name, revision=settings.dataset_revision, remedy=_REMEDY):
+        commit = HfApi().dataset_info(name, revision=settings.dataset_revision).sha
+        dataset = cast("Any", load_dataset)(
+            name, settings.dataset_config, split=settings.dataset_split, revision=commit, streaming=True
+        )
+    return HubDocuments(_share(dataset, access), settings, row_reader, access, commit)
+
+
+def _share(dataset: Any, access: TextAccess) -> Any:
+    from datasets.distributed import split_dataset_by_node
+
+    if access.world == 1:
+        return dataset
+    return split_dataset_by_node(dataset, rank=access.rank, world_size=access.world)
