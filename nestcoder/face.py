@@ -7,20 +7,27 @@ The names are the same from a checkout and from an installed wheel, whose stages
 from cache.open import open_cache
 from cache.reader import CacheReader
 from common.errors import NestcoderError
+from evaluate.features.evidence import Evidence
+from evaluate.features.evidence import read_evidence as load_features
+from evaluate.features.text.page import feature_page
 from nestcoder.config import PipelineSettings, load_settings
-from nestcoder.stages import run_evaluate, run_harvest, run_harvest_probe, run_train
+from nestcoder.stages import run_evaluate, run_features, run_harvest, run_harvest_probe, run_train
 from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
 
 __all__ = [
     "CacheReader",
+    "Evidence",
     "NestcoderError",
     "PipelineSettings",
     "Transcoder",
+    "feature_page",
+    "load_features",
     "load_settings",
     "load_transcoder",
     "open_cache",
     "run_evaluate",
+    "run_features",
     "run_harvest",
     "run_harvest_probe",
     "run_train",

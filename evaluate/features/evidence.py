@@ -103,11 +103,12 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
     disk.write_file(folder / HEAD_FILE, (json.dumps(head, indent=1) + "\n").encode())
 
 
-def read_evidence(folder: Path) -> Evidence:
+def read_evidence(folder: Path | str) -> Evidence:
     """The evidence in a folder, checked against its hashes.
 
     Raises UsageError where there is none, DamagedError, MismatchError for a format version that is not known.
     """
+    folder = Path(folder)
     head = _read_head(folder / HEAD_FILE)
     seals = head.pop("files")
     arrays = read_tensors(folder / ARRAYS_FILE, FileSeal.parse(seals.get(ARRAYS_FILE), where=folder / HEAD_FILE))
