@@ -18,7 +18,7 @@ from common.errors import MismatchError, UsageError
 from harvest.text.documents import Documents
 from harvest.text.packing import Context, Packer, Pending, pending_from_json, pending_to_json
 from harvest.text.rows import Content
-from harvest.text.split import is_held_out
+from harvest.text.split import document_bytes, is_held_out
 
 TRAIN = 0
 HELD_OUT = 1
@@ -204,7 +204,7 @@ class ContextStream:
             yield (side, self._checked(np.asarray(ids, dtype=np.int32))), following
 
     def _side(self, content: Content) -> int:
-        data = content.encode() if isinstance(content, str) else np.asarray(content, dtype="<i4").tobytes()
+        data = document_bytes(content)
         held_out = is_held_out(data, fraction=self._settings.held_out_fraction, seed=self._settings.split_seed)
         return HELD_OUT if held_out else TRAIN
 
