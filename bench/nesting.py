@@ -23,7 +23,7 @@ class Steps(Silent):
     def advance(self, amount: int, **figures: float) -> None:
         self.done += amount
         if self.done % 500 == 0:
-            print(f"step {self.done}: fvu {figures['fvu']:.4f}", file=sys.stderr, flush=True)
+            print(f"step {self.done}: batch FVU {figures['batch_fvu']:.4f}", file=sys.stderr, flush=True)
 
 
 def compare(cache: Path, out: Path, *, steps: int, top_k: int) -> list[tuple[int, float, float, float, float, float]]:

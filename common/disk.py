@@ -151,6 +151,16 @@ def append_line(path: Path, line: bytes) -> None:
             os.close(descriptor)
 
 
+def flush(path: Path) -> None:
+    """Flush to the disk what was written to a file so far."""
+    with _operation("flush", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def truncate(path: Path, size_bytes: int) -> None:
     """Cut a file to ``size_bytes``, flushed."""
     with _operation("truncate", path):

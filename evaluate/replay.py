@@ -25,12 +25,11 @@ class HeldOut:
     """The held-out rows of a cache, as a dictionary reads them. No other row is ever opened."""
 
     view: SplitView
-    special_ids: tuple[int, ...]
 
     @property
     def masked(self) -> int:
         """Rows of special tokens, left out by token id."""
-        return int(np.isin(self.view.tokens, self.special_ids).sum())
+        return int((~self.view.is_ordinary(self.view.tokens)).sum())
 
     @property
     def documents(self) -> int:
@@ -39,7 +38,7 @@ class HeldOut:
 
 def open_held_out(reader: CacheReader) -> HeldOut:
     """The held-out split. Raises UsageError when it has no row that counts."""
-    held_out = HeldOut(reader.split("held_out"), tuple(reader.special_ids))
+    held_out = HeldOut(reader.split("held_out"))
     if len(held_out.view) <= held_out.masked:
         raise UsageError("the cache has no held-out rows to evaluate on", remedy="Harvest with held_out_tokens above 0")
     return held_out
@@ -102,7 +101,7 @@ class Replay:
     def batch(self, dictionary: Transcoder, start: int, end: int) -> Replayed | None:
         """These rows without special tokens, and what the dictionary makes of them; None where nothing is left."""
         rows = self.held_out.view.rows(slice(start, end), view=dictionary.source_view)
-        kept = torch.from_numpy(np.flatnonzero(~np.isin(rows.tokens, self.held_out.special_ids)))
+        kept = torch.from_numpy(np.flatnonzero(self.held_out.view.is_ordinary(rows.tokens)))
         if not len(kept):
             return None
         stored, target = rows.source[kept].to(self.device), rows.target[kept].to(self.device).float()

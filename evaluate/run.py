@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.config import CacheSettings
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common.device import choose_device
 from common.errors import UsageError
@@ -59,7 +60,7 @@ def evaluate_layer(
     if not (transcoder / CONFIG_FILE).is_file():
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=_NOT_TRAINED)
     place = str(choose_device(device))
-    reader = CacheReader.open_near(cache, cache_settings, device=place)
+    reader = open_cache(cache, cache_settings, device=place)
     dictionary = load_transcoder(transcoder)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     dictionary = dictionary.to(place)

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cache.format.manifest import Manifest
-from cache.reader import CacheReader
+from cache.open import open_cache
 from common import disk
 from common.errors import MismatchError
 from common.progress import Progress, Silent
@@ -164,7 +164,7 @@ def _prepare(request: HarvestRequest, folders: dict[int, Path]) -> _Probe:
     settings = request.settings
     source = find_model(request.model, revision=settings.revision)
     check_layers(request.layers, source)
-    manifests = {layer: CacheReader.open_near(path, request.cache).manifest for layer, path in request.folders.items()}
+    manifests = {layer: open_cache(path, request.cache).manifest for layer, path in request.folders.items()}
     for layer, manifest in manifests.items():
         if manifest.identity.get("weights_hash") != source.weights_hash:
             raise MismatchError("The activation cache came from another model.", where=request.folders[layer])

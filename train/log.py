@@ -1,7 +1,12 @@
 """The record of a run: metrics.jsonl, one JSON object a line, and its mirror at Weights & Biases.
 
 A line holds nothing of the clock or the machine, so that an interrupted run leaves the same file as one that was not:
-on resume the file is cut to the length that the checkpoint names. The mirror may fail at any time; training goes on.
+on resume the file is cut to the length that the checkpoint names. The checkpoint also has the hash of the file up to
+there, so that a log that was altered or cut meanwhile is noticed. The mirror may fail at any time; training goes on.
+
+FVU has three names, which mean three things: ``batch_fvu`` is of the rows of one training batch over the cache's
+variance, ``held_out_fvu`` of a sample of held-out rows under the training rule, and ``fvu``, in an evaluation's
+metrics.json, of all held-out rows under the evaluation rule. Earlier releases logged the first as ``fvu``.
 """
 
 import json
@@ -9,41 +14,100 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from common import disk
+from common.errors import DiskError
 from common.progress import Progress
+from common.sealed_tensors import FileSeal
 from train.config import LogSettings
 
 LOG_FILE = "metrics.jsonl"
+DAMAGED = "log_was_damaged"
+_EARLIER_NAMES = ("fvu", "fvu_min", "fvu_max", "fvu_mean", "fvu_per_prefix")
 
 
 class MetricsLog:
-    """metrics.jsonl, open for appending from ``size_bytes`` on; what lies behind is cut off."""
+    """metrics.jsonl, open for appending behind what ``seal`` covers; what lies behind that is cut off.
 
-    def __init__(self, path: Path, *, size_bytes: int) -> None:
-        there = path.stat().st_size if path.is_file() else 0
-        self._path, self.size_bytes = path, min(size_bytes, there)
-        if there > size_bytes:
-            disk.truncate(path, size_bytes)
+    Where the file is not what was sealed, a note says so, whole lines of it are kept, and a line marks the place.
+    Lines that the disk does not take are kept in memory and tried again with the next; ``flush`` raises DiskError for
+    them. A seal with an empty hash, of an earlier release, speaks of the length alone.
+    """
+
+    def __init__(self, path: Path, *, seal: FileSeal, step: int, progress: Progress) -> None:
+        self._path = path
+        self._pending = b""
+        data = path.read_bytes() if path.is_file() else b""
+        kept = data[: seal.size]
+        is_whole = len(kept) == seal.size and seal.hash in ("", _hash_of(kept))
+        if not is_whole:
+            kept = kept[: kept.rfind(b"\n") + 1]
+            progress.note(
+                f"{path}: the log was cut or altered since the checkpoint of step {step} was written. "
+                "The training is not touched by that, and goes on; the log marks the place."
+            )
+        if len(data) > len(kept):
+            disk.truncate(path, len(kept))
+        self._size = len(kept)
+        self._hash = xxhash.xxh3_128(kept)
+        if not is_whole:
+            self.add({"step": step, DAMAGED: True})
+
+    @property
+    def seal(self) -> FileSeal:
+        """What the file is once everything is written."""
+        return FileSeal(self._size, self._hash.hexdigest())
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append a line; a reader of the file sees it at once."""
+        """Append a line; a reader of the file sees it at once, if the disk takes it."""
         data = (json.dumps(line) + "\n").encode()
-        disk.make_folder(self._path.parent)
-        with self._path.open("ab", buffering=0) as file:
-            file.write(data)
-        self.size_bytes += len(data)
+        self._size += len(data)
+        self._hash.update(data)
+        self._pending += data
+        self._write()
+
+    def flush(self) -> None:
+        """Return when every line is on the disk. Raises DiskError where the disk does not take them."""
+        error = self._write()
+        if error:
+            what = f"The log of the training cannot be written: {error}."
+            raise DiskError(what, where=self._path, remedy="Free some space and run again: it goes on.") from error
+        if self._size:
+            disk.flush(self._path)
+
+    def _write(self) -> OSError | DiskError | None:
+        """Write what is pending; returns why it could not all be written."""
+        try:
+            disk.make_folder(self._path.parent)
+            with self._path.open("ab", buffering=0) as file:
+                while self._pending:
+                    self._pending = self._pending[file.write(self._pending) :]
+        except (OSError, DiskError) as error:
+            return error
+        return None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a torn last line is left out."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    """The lines of a metrics.jsonl under today's names; a torn last line is left out."""
+    return [_renamed(json.loads(line)) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _renamed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of an earlier release, with the batch's FVU under its present name."""
+    return {f"batch_{name}" if name in _EARLIER_NAMES else name: value for name, value in line.items()}
+
+
+def _hash_of(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
 
 
 class WandbMirror:
     """The same lines at Weights & Biases. The first failure ends the mirror with a note, never the training."""
 
     def __init__(self, settings: LogSettings, *, folder: Path, config: Mapping[str, Any], progress: Progress) -> None:
-        self._progress, self._run = progress, None
+        self._progress = progress
+        self._run = None
         if settings.wandb:
             self._run = self._attempt(lambda: _begin(settings, folder=folder, config=config))
 
@@ -54,6 +118,7 @@ class WandbMirror:
             self._attempt(lambda: run.log(flat(line), step=line["step"]))
 
     def close(self) -> None:
+        """End the run there."""
         run = self._run
         if run is not None:
             self._attempt(run.finish)
@@ -62,13 +127,14 @@ class WandbMirror:
         try:
             return action()
         except Exception as error:
+            # The error's text may hold the key, so its kind alone is shown.
             self._run = None
-            self._progress.note(f"Weights & Biases is off: {type(error).__name__}. metrics.jsonl has every figure.")
+            self._progress.note(f"Weights & Biases is off: {type(error).__name__}. metrics.jsonl has every metric.")
             return None
 
 
 def _begin(settings: LogSettings, *, folder: Path, config: Mapping[str, Any]) -> Any:
-    """Start a wandb run that records the figures and settings and nothing of the machine, the console or the key."""
+    """Start a wandb run that records metrics and settings and nothing of the machine, the console or the key."""
     import wandb
 
     quiet = wandb.Settings(console="off", silent=True, x_disable_meta=True, x_disable_stats=True, disable_git=True)
@@ -83,9 +149,11 @@ def _begin(settings: LogSettings, *, folder: Path, config: Mapping[str, Any]) ->
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """One number a name: ``fvu_per_prefix: [a, b]`` becomes ``fvu_per_prefix/0: a`` and ``/1: b``."""
+    """One number a name: ``l0_per_prefix: [a, b]`` becomes ``l0_per_prefix/0: a`` and ``/1: b``."""
     found: dict[str, Any] = {}
     for name, value in line.items():
-        values = {f"{name}/{number}": part for number, part in enumerate(value)} if isinstance(value, list) else {}
-        found |= values or {name: value}
+        if isinstance(value, list):
+            found |= {f"{name}/{number}": entry for number, entry in enumerate(value)}
+        else:
+            found[name] = value
     return found

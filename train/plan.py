@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cache.config import CacheSettings
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common import disk
 from common.device import free_memory, has_bfloat16
@@ -36,7 +38,8 @@ _TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run will take, all transcoders of its sweep together. Memory is of this process, seconds of the steps."""
+    """What a run will take, all transcoders of its sweep together. Memory is of this process, seconds of the steps;
+    ``held_out_documents`` is how many documents there are to measure on: few make for wide intervals."""
 
     device: str
     transcoders: int
@@ -47,6 +50,7 @@ class TrainPlan:
     steps: int
     batch_rows: int
     epochs: float
+    held_out_documents: int
     memory_bytes: int
     free_memory_bytes: int
     disk_bytes: int
@@ -61,7 +65,7 @@ def plan_train(
 
     Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
     """
-    reader = CacheReader.open_near(cache, cache_settings, device=device)
+    reader = open_cache(cache, cache_settings, device=device)
     units = units_of(reader, settings.source)
     resolved = resolved_members(settings, reader, units, device=device)
     memory, space = check_fit(resolved, units=units, device=device, out=out)
@@ -76,6 +80,7 @@ def plan_train(
         steps=first.steps,
         batch_rows=first.batch_rows,
         epochs=first.steps * first.batch_rows / len(reader.split("train")),
+        held_out_documents=len(np.unique(reader.split("held_out").document)),
         memory_bytes=memory,
         free_memory_bytes=free_memory(device),
         disk_bytes=space,
@@ -160,9 +165,9 @@ def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) ->
     recipe = Recipe.of(settings, target_variance=float(d_target))
     for _ in range(1 + _TIMED_STEPS):
         began = time.perf_counter()
-        figures = train_step(
+        metrics = train_step(
             state, source, target=target, recipe=recipe, workspace=workspace, ranks=Ranks(), shard=WHOLE
         )
-        float(figures.l2_loss)
+        float(metrics.l2_loss)  # waits for the device
         times.append(time.perf_counter() - began)
     return min(times[1:])

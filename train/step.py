@@ -1,4 +1,4 @@
-"""One step of training: state and batch in, state advanced in place, figures out. No files, no clock.
+"""One step of training: state and batch in, state advanced in place, metrics out. No files, no clock.
 
 One process alone waits for the device only to learn how many features are dead: every step while some are, and while
 none is only when the feature that has been silent longest may have become so.
@@ -80,29 +80,31 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What one step says of itself, still on the device."""
+class StepMetrics:
+    """What one step measures, still on the device. ``batch_fvu`` is of the batch's rows, over the cache's variance."""
 
     l2_loss: Float[Tensor, ""]
     aux_loss: Float[Tensor, ""]
-    fvu: Float[Tensor, " prefixes"]
+    batch_fvu: Float[Tensor, " prefixes"]
     l0: Float[Tensor, " prefixes"]
     dead: Float[Tensor, ""]
     gradient_norm: Float[Tensor, ""]
     lr: float
 
-    def said(self) -> dict[str, Any]:
-        """Names and plain numbers, as the log, the progress bar and W&B have them."""
-        l2_loss, aux_loss, fvu = float(self.l2_loss), float(self.aux_loss), self.fvu.tolist()
+    def as_dict(self) -> dict[str, Any]:
+        """Names and plain numbers, as the log and W&B have them."""
+        l2_loss = float(self.l2_loss)
+        aux_loss = float(self.aux_loss)
+        batch_fvu = self.batch_fvu.tolist()
         return {
             "loss": l2_loss + aux_loss,
             "l2_loss": l2_loss,
             "aux_loss": aux_loss,
-            "fvu": fvu[-1],
-            "fvu_min": min(fvu),
-            "fvu_max": max(fvu),
-            "fvu_mean": sum(fvu) / len(fvu),
-            "fvu_per_prefix": fvu,
+            "batch_fvu": batch_fvu[-1],
+            "batch_fvu_min": min(batch_fvu),
+            "batch_fvu_max": max(batch_fvu),
+            "batch_fvu_mean": sum(batch_fvu) / len(batch_fvu),
+            "batch_fvu_per_prefix": batch_fvu,
             "l0": float(self.l0[-1]),
             "l0_per_prefix": self.l0.tolist(),
             "dead": float(self.dead),
@@ -121,7 +123,7 @@ def train_step(
     workspace: Workspace,
     ranks: Ranks,
     shard: Shard = WHOLE,
-) -> Figures:
+) -> StepMetrics:
     """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch.
 
     With a ``shard``, every process has all rows, and ``state`` is that of its own features. A process without rows,
@@ -169,10 +171,10 @@ def train_step(
     )
     workspace.is_current = in_one_pass(state.weights)
     count_tokens_(state.since_fired, fired, tokens=part.whole)
-    figures = Figures(
+    metrics = StepMetrics(
         l2_loss=(fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
         aux_loss=aux_loss,
-        fvu=fvu,
+        batch_fvu=fvu,
         l0=l0,
         dead=shard.mean(dead_share(state.since_fired, after_tokens=settings.dead_after_tokens), len(state.since_fired)),
         gradient_norm=norm,
@@ -180,7 +182,7 @@ def train_step(
     )
     state.step += 1
     state.tokens += part.whole
-    return figures
+    return metrics
 
 
 def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:

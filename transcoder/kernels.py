@@ -29,7 +29,7 @@ _WINDOW = 256
 _jit: Any = triton.jit
 
 
-@_jit
+@_jit(do_not_specialize=["bags", "windows"])  # both change from batch to batch: no kernel is compiled anew for that
 def _sums_kernel(
     out: tl.tensor,
     pieces: tl.tensor,

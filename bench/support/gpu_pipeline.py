@@ -226,7 +226,7 @@ def training_loop(bench: Bench, name: str, settings: dict[str, Any]) -> dict[str
     from train.config import LogSettings, TrainSettings
 
     watch, steps = Watch(), bench.sizes.steps
-    loop.open_loader = watch.open_loader
+    loop.Loader = watch.make_loader
     fixed = {"steps": steps, "warmup_steps": 1, "held_out_rows": 0, "checkpoint_every": steps}
     chosen = TrainSettings(**bench.sizes.train, **fixed, **settings)
     given = {"settings": chosen, "device": bench.device, "fresh": True, "log": LogSettings()}

@@ -110,9 +110,7 @@ def _artefacts(top: Path) -> Iterator[tuple[str, Path]]:
         kind = next((kind for kind, signs in _SIGNS.items() if signs & present), None)
         if kind:
             yield kind, Path(name)
-        # A transcoder's folder holds those of its sweep; nothing of ours lies inside the others.
-        inner = [folder for folder in folders if folder != CHECKPOINTS] if kind in (None, "transcoder") else []
-        folders[:] = sorted(inner)
+        folders[:] = [] if kind else sorted(folders)
 
 
 _SIGNS = {
@@ -159,10 +157,9 @@ def _features_faults(folder: Path) -> list[str]:
 
 
 def _transcoder_faults(folder: Path) -> list[str]:
-    from transcoder.formats.native import load_transcoder
+    from train.verify import verify_run
 
-    load_transcoder(folder)
-    return []
+    return verify_run(folder)
 
 
 _CHECKS: dict[str, Callable[[Path], list[str]]] = {

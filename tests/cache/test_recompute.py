@@ -11,7 +11,7 @@ import torch
 import zarr
 
 from cache.config import CacheSettings
-from cache.loader import Batch, open_loader
+from cache.loader import Batch, Loader
 from cache.reader import CacheReader, SplitView
 from cache.storage.recompute import ACTIVATIONS, Mlp, mlp_of_arrays
 from cache.tools.pack import pack_cache
@@ -19,7 +19,7 @@ from cache.tools.verify import verify_cache
 from cache.writer import CacheWriter
 from common.errors import DamagedError, NumericalError, UsageError
 from train.initial import initial_weights
-from train.run import _culprits
+from train.run import _why_not_finite
 from train.units import units_of
 
 _spec = importlib.util.spec_from_file_location("cards", Path(__file__).parents[1] / "harvest" / "cards.py")
@@ -122,7 +122,7 @@ def test_it_takes_half_the_disk_and_says_what_recomputing_costs(written):
 
 def test_the_loader_serves_computed_targets(written):
     reader = CacheReader.open(written.path["recompute"])
-    with open_loader(reader, batch_rows=10, seed=0, epochs=1) as loader:
+    with Loader(reader, batch_rows=10, seed=0, epochs=1) as loader:
         for batch in loader:
             assert torch.equal(batch.target, reader.mlp.target(batch.source).bfloat16())
 
@@ -227,6 +227,6 @@ def test_training_takes_a_target_that_was_computed_on_a_card(written, monkeypatc
         target = torch.ones(3, 2)
         target[1, 0] = torch.nan
         narrow = np.zeros(3, np.int32), np.array([7, 8, 9], np.int64)
-        said = _culprits(Batch(torch.ones(3, 2), cards.put(target, "cuda:0"), *narrow, index=4, epoch=1))
+        said = _why_not_finite(Batch(torch.ones(3, 2), cards.put(target, "cuda:0"), *narrow, index=4, epoch=1))
     assert torch.equal(made.W_dec, expected.W_dec)
     assert said == "; batch 4 (epoch 1) holds NaN or infinity in rows of document 8"

@@ -33,7 +33,7 @@ def step(at, source, target, *, activation, ranks):
     recipe = Recipe.of(resolve(stated, model="", d_target=10), target_variance=7.5)
     space = Workspace.like(at.weights, rows=29, rule=recipe.nested.rule)
     figures = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
-    return {key: value for key, value in figures.said().items() if key != "lr"}
+    return {key: value for key, value in figures.as_dict().items() if key != "lr"}
 
 
 def check(ranks, split, activation):

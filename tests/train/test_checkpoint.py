@@ -9,6 +9,7 @@ import torch
 
 from common.errors import DamagedError, MismatchError
 from common.progress import Silent
+from common.sealed_tensors import FileSeal
 from train.checkpoint import Checkpoints, arrays_of
 from train.config import TrainSettings
 from train.identity import RunIdentity
@@ -34,6 +35,10 @@ class Notes(Silent):
         self.said.append(text)
 
 
+def log_at(step: int) -> FileSeal:
+    return FileSeal(100 * step, f"hash {step}")
+
+
 def state_at(step: int) -> State:
     weights = random_parameters(3, 4, dict_size=8, skip=True, seed=step)
     moments = Moments.zero(weights)
@@ -48,7 +53,7 @@ def at(folder: Path, *, keep: int = 2, identity: RunIdentity = IDENTITY, notes: 
 def save(folder: Path, *fvus: float | None, keep: int = 2) -> Checkpoints:
     checkpoints = at(folder, keep=keep)
     for number, fvu in enumerate(fvus, start=1):
-        checkpoints.save(state_at(number), log_bytes=100 * number, held_out_fvu=fvu)
+        checkpoints.save(state_at(number), log=log_at(number), held_out_fvu=fvu)
     return checkpoints
 
 
@@ -62,7 +67,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     save(tmp_path, 0.5, 0.4)
     restored = at(tmp_path).restore(device="cpu")
     assert restored is not None
-    assert (restored.state.step, restored.state.tokens, restored.log_bytes) == (2, 20, 200)
+    assert (restored.state.step, restored.state.tokens, restored.log) == (2, 20, log_at(2))
     for name, array in arrays_of(state_at(2)).items():
         found = arrays_of(restored.state)[name]
         assert torch.equal(found, array)
@@ -115,9 +120,9 @@ def test_a_damaged_newest_falls_back_loudly(tmp_path: Path, name: str, damage: s
     checkpoints = at(tmp_path, notes=notes)
     restored = checkpoints.restore(device="cpu")
     assert restored is not None
-    assert (restored.state.step, restored.log_bytes) == (1, 100)
+    assert (restored.state.step, restored.log) == (1, log_at(1))
     assert [note for note in notes.said if "The checkpoint of step 2 is damaged and passed over" in note]
-    checkpoints.save(state_at(2), log_bytes=200, held_out_fvu=0.4)
+    checkpoints.save(state_at(2), log=log_at(2), held_out_fvu=0.4)
     again = at(tmp_path).restore(device="cpu")
     assert again is not None
     assert again.state.step == 2
@@ -158,7 +163,7 @@ def test_every_bit_of_the_index_counts(tmp_path: Path) -> None:
         found = at(tmp_path, notes=notes).restore(device="cpu")
         assert found is not None
         assert notes.said[0].startswith("The index of the checkpoints is damaged")
-        assert found.log_bytes == 100 * found.state.step
+        assert found.log == log_at(found.state.step)
         assert torch.equal(found.state.weights.W_enc, state_at(found.state.step).weights.W_enc)
         restored.add(found.state.step)
         for one, data_of in files.items():
@@ -201,7 +206,51 @@ def test_a_state_without_a_skip(tmp_path: Path) -> None:
     state = state_at(1)
     bare = {name: array for name, array in state.moments.first.items() if name != "W_skip"}
     state = replace(state, weights=replace(state.weights, W_skip=None), moments=Moments(bare, dict(bare)))
-    at(tmp_path).save(state, log_bytes=0, held_out_fvu=None)
+    at(tmp_path).save(state, log=log_at(0), held_out_fvu=None)
     restored = at(tmp_path).restore(device="cpu")
     assert restored is not None
     assert restored.state.weights.W_skip is None
+
+
+def test_the_best_state_is_that_of_the_lowest_held_out_fvu(tmp_path: Path) -> None:
+    """And where it is damaged, that of the next best, with a note."""
+    notes = Notes()
+    save(tmp_path, 0.5, 0.1, 0.3, keep=3)
+    best = at(tmp_path, keep=3, notes=notes).best_state(device="cpu")
+    assert best is not None
+    assert best.step == 2
+    (tmp_path / "step-00000002.safetensors").write_bytes(b"")
+    best = at(tmp_path, keep=3, notes=notes).best_state(device="cpu")
+    assert best is not None
+    assert best.step == 3
+    assert [note for note in notes.said if note.startswith("The best checkpoint, of step 2, is damaged")]
+
+
+def test_none_is_best_where_none_was_measured(tmp_path: Path) -> None:
+    save(tmp_path, None, None)
+    assert at(tmp_path).best_state(device="cpu") is None
+
+
+def test_a_run_with_more_steps_goes_on_from_before_its_decay(tmp_path: Path) -> None:
+    """The newest checkpoint lies in the decay of the shorter run, the one before it does not."""
+
+    def of(steps: int) -> RunIdentity:
+        stated = TrainSettings(prefixes=(4, 8), top_k=2, lr=0.1, warmup_steps=0, steps=steps, decay_steps=1)
+        return RunIdentity(resolve(stated, model="m", d_target=4), cache_fingerprint="abc", d_target=4)
+
+    checkpoints = at(tmp_path, identity=of(2))
+    for step in (1, 2):
+        checkpoints.save(state_at(step), log=log_at(step), held_out_fvu=None)
+    restored = at(tmp_path, identity=of(9)).restore(device="cpu")
+    assert restored is not None
+    assert (restored.state.step, restored.log) == (1, log_at(1))
+
+
+def test_a_decay_that_had_begun_before_every_checkpoint_is_refused(tmp_path: Path) -> None:
+    def of(steps: int) -> RunIdentity:
+        stated = TrainSettings(prefixes=(4, 8), top_k=2, lr=0.1, warmup_steps=0, steps=steps)
+        return RunIdentity(resolve(stated, model="m", d_target=4), cache_fingerprint="abc", d_target=4)
+
+    at(tmp_path, identity=of(4)).save(state_at(3), log=log_at(3), held_out_fvu=None)
+    with pytest.raises(MismatchError, match="With more steps the learning rate before every checkpoint"):
+        at(tmp_path, identity=of(9)).restore(device="cpu")

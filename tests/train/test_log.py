@@ -1,12 +1,17 @@
 """The record, and its mirror at Weights & Biases: offline, broken, and never holding a key."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
+from common import disk
+from common.errors import DiskError
 from common.progress import Silent
+from common.sealed_tensors import FileSeal
 from train.config import LogSettings, TrainSettings
 from train.log import MetricsLog, WandbMirror, read_log
 from train.run import train_layer
@@ -22,29 +27,95 @@ class Notes(Silent):
         self.said.append(text)
 
 
+NO_LOG = FileSeal(0, "")
+
+
 def test_lines_are_there_at_once_and_cut_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, size_bytes=0)
+    notes = Notes()
+    log = MetricsLog(path, seal=NO_LOG, step=0, progress=notes)
     log.add({"step": 1, "fvu": 0.5})
-    kept = log.size_bytes
+    kept = log.seal
     log.add({"step": 2, "fvu": 0.4})
     assert [line["step"] for line in read_log(path)] == [1, 2]
     with path.open("ab") as file:
         file.write(b'{"step": 3, "fv')
     assert [line["step"] for line in read_log(path)] == [1, 2]
-    again = MetricsLog(path, size_bytes=kept)
+    again = MetricsLog(path, seal=kept, step=1, progress=notes)
     again.add({"step": 2, "fvu": 0.4})
     assert [line["step"] for line in read_log(path)] == [1, 2]
-    assert again.size_bytes == path.stat().st_size
+    assert again.seal == FileSeal(path.stat().st_size, xxhash.xxh3_128_hexdigest(path.read_bytes()))
+    assert notes.said == []
 
 
-def test_a_log_that_lost_bytes_is_begun_where_it_ends(tmp_path: Path) -> None:
-    """A log shorter than the checkpoint says is never padded with zeros."""
+@pytest.mark.parametrize(
+    ("damage", "steps"),
+    [
+        (lambda data: data[:-20], [1, 2]),
+        (lambda data: data.replace(b"0.5", b"0.4"), [1, 2, 2]),
+        (lambda data: b"", [2]),
+        (lambda data: data[:10] + b"\n" + data[11:], None),
+    ],
+)
+def test_a_log_that_was_cut_or_altered_is_said_and_marked(
+    tmp_path: Path, damage: Callable[[bytes], bytes], steps: list[int] | None
+) -> None:
+    """It is never padded, whole lines are kept, and the training goes on behind a line that says so."""
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n')
-    log = MetricsLog(path, size_bytes=500)
+    log = MetricsLog(path, seal=NO_LOG, step=0, progress=Notes())
+    for step in (1, 2):
+        log.add({"step": step, "batch_fvu": 0.5})
+    path.write_bytes(damage(path.read_bytes()))
+    notes = Notes()
+    MetricsLog(path, seal=log.seal, step=2, progress=notes)
+    assert len(notes.said) == 1
+    assert "the log was cut or altered since the checkpoint of step 2" in notes.said[0]
+    assert path.read_bytes().endswith(b'{"step": 2, "log_was_damaged": true}\n')
+    if steps:
+        assert [line["step"] for line in read_log(path)] == steps
+
+
+def test_a_seal_of_an_earlier_release_speaks_of_the_length_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    notes = Notes()
+    MetricsLog(path, seal=FileSeal(12, ""), step=1, progress=notes)
+    assert [line["step"] for line in read_log(path)] == [1]
+    assert notes.said == []
+
+
+def test_logs_of_earlier_releases_are_read_under_today_s_names(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "fvu": 0.5, "fvu_per_prefix": [0.7, 0.5], "l0": 4.0}\n')
+    assert read_log(path) == [{"step": 1, "batch_fvu": 0.5, "batch_fvu_per_prefix": [0.7, 0.5], "l0": 4.0}]
+
+
+def test_lines_that_the_disk_refuses_come_later_and_stop_no_step(tmp_path: Path) -> None:
+    """A folder is in the way of the file for a while."""
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir()
+    log = MetricsLog(path, seal=NO_LOG, step=0, progress=Notes())
+    log.add({"step": 1})
+    with pytest.raises(DiskError, match="The log of the training cannot be written"):
+        log.flush()
+    path.rmdir()
     log.add({"step": 2})
+    log.flush()
     assert [line["step"] for line in read_log(path)] == [1, 2]
+
+
+def test_a_checkpoint_s_log_is_on_the_disk_before_the_index_names_it(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings
+) -> None:
+    order: list[str] = []
+
+    def note(when: str, operation: str, path: Path) -> None:
+        if when == "after" and (path.name, operation) in (("metrics.jsonl", "flush"), ("index.json", "rename")):
+            order.append(path.name)
+
+    with disk.watch(note):
+        train(small_cache, tmp_path / "run", quick, LogSettings(), Notes())
+    assert order == ["metrics.jsonl", "index.json"] * 4
 
 
 def train(cache: Path, out: Path, settings: TrainSettings, log: LogSettings, notes: Notes) -> dict[str, Any]:
@@ -75,7 +146,7 @@ def test_offline_wandb_mirrors_and_changes_nothing(
     while b"held_out_fvu" not in record.read_bytes():
         assert time.monotonic() < deadline, "wandb's own process writes the record, at its leisure"
         time.sleep(0.1)
-    assert b"fvu_per_prefix" in record.read_bytes()
+    assert b"batch_fvu_per_prefix" in record.read_bytes()
     assert KEY.encode() not in record.read_bytes()
 
 
@@ -107,4 +178,4 @@ def test_a_failure_while_mirroring_is_said_once_without_its_text(tmp_path: Path)
     mirror.add({"step": 1})
     mirror.add({"step": 2})
     mirror.close()
-    assert notes.said == ["Weights & Biases is off: ConnectionError. metrics.jsonl has every figure."]
+    assert notes.said == ["Weights & Biases is off: ConnectionError. metrics.jsonl has every metric."]

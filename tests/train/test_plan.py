@@ -21,6 +21,7 @@ def test_the_plan_is_what_then_happens(small_cache: Path, tmp_path: Path, quick:
     assert (plan.dict_size, plan.prefixes, plan.top_k, plan.transcoders) == (64, (16, 32, 64), 4, 1)
     assert plan.parameters == 64 * (12 + 8 + 1) + 8
     assert plan.epochs == pytest.approx(40 * 64 / 1000)
+    assert plan.held_out_documents == 3
     assert 0 < plan.seconds < 600
     train_layer(
         cache=small_cache, out=out, settings=quick, device="cpu", fresh=False, progress=Silent(), log=LogSettings()

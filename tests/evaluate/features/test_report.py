@@ -7,7 +7,7 @@ from evaluate.features.report import as_markdown
 
 def test_the_report_states_the_run_and_shows_features_of_every_prefix(toy) -> None:
     text = as_markdown(toy.evidence)
-    assert text.startswith("# Features of toy, layer 3, transcoder toy")
+    assert text.startswith("# Features of toy, layer 3, transcoder transcoder")
     for end, fvu in zip(toy.trained.prefixes, toy.evidence.head["fvu_per_prefix"], strict=True):
         assert f"| {end:,} | {fvu:.4f} |" in text
         assert f"\nprefix {end:,}; fires on" in text

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cache.reader import CacheReader
 from common.errors import MismatchError, UsageError
@@ -44,23 +45,29 @@ def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
     return TrainSettings.model_validate(settings.model_dump() | values)
 
 
-VECTORS = {f"{name}_per_prefix/{number}" for name in ("fvu", "l0") for number in range(3)}
-NAMES = {"loss", "l2_loss", "aux_loss", "fvu", "fvu_min", "fvu_max", "fvu_mean", "l0", "dead", "gradient_norm", "lr"}
+OF_THE_BATCH = {f"batch_fvu{form}" for form in ("", "_min", "_max", "_mean", "_per_prefix")}
+NAMES = {"loss", "l2_loss", "aux_loss", "l0", "l0_per_prefix", "dead", "gradient_norm", "lr"} | OF_THE_BATCH
 
 
 def test_a_run_leaves_what_it_says(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     heard = Heard()
     config = train(small_cache, tmp_path / "run", quick, progress=heard)
-    assert set(heard.figures[-1]) == NAMES | VECTORS
+    assert list(heard.figures[-1]) == ["epoch", "batch_fvu", "held_out_fvu", "l0", "dead", "loss"]
+    assert heard.figures[-1]["epoch"] == 40 / 16
     lines = read_log(tmp_path / "run" / "metrics.jsonl")
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [1, 5, 10, 15, 20, 25, 30, 35, 40]
     assert [line["step"] for line in lines if "held_out_fvu" in line] == [10, 20, 30, 40]
     last = lines[-2]
-    assert set(last) == NAMES | {"step", "tokens", "fvu_per_prefix", "l0_per_prefix"}
+    assert set(last) == NAMES | {"step", "tokens"}
     assert last["loss"] == last["l2_loss"] + last["aux_loss"]
-    assert last["l2_loss"] == pytest.approx(last["fvu_mean"]) == pytest.approx(sum(last["fvu_per_prefix"]) / 3)
-    assert (last["fvu_min"], last["fvu"]) == (min(last["fvu_per_prefix"]), last["fvu_per_prefix"][-1])
+    assert (
+        last["l2_loss"] == pytest.approx(last["batch_fvu_mean"]) == pytest.approx(sum(last["batch_fvu_per_prefix"]) / 3)
+    )
+    assert (last["batch_fvu_min"], last["batch_fvu"]) == (
+        min(last["batch_fvu_per_prefix"]),
+        last["batch_fvu_per_prefix"][-1],
+    )
     assert last["lr"] == 0.0
     assert last["tokens"] == config["tokens_trained"] < 40 * 64
     assert config == json.loads((tmp_path / "run" / "config.json").read_text())
@@ -110,7 +117,7 @@ def test_batchtopk_is_saved_with_a_threshold_that_keeps_the_l0(
 ) -> None:
     config = train(small_cache, tmp_path / "run", changed(quick, activation="batchtopk"))
     transcoder = load_transcoder(tmp_path / "run")
-    assert transcoder.threshold == config["threshold"] > 0
+    assert transcoder.rule.threshold == config["threshold"] > 0
     rows = CacheReader.open(small_cache).split("train").rows(slice(0, 1000))
     selection = transcoder.select(rows.source[torch.from_numpy(rows.tokens != 0)])
     assert selection.values.numel() / selection.row_count == pytest.approx(4, abs=0.01)
@@ -155,3 +162,42 @@ class StopAt(Silent):
         self.left -= amount
         if self.left < 0:
             raise RuntimeError("stopped")
+
+
+def test_more_steps_at_a_constant_rate_are_the_run_that_was_planned_with_them(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings
+) -> None:
+    short = changed(quick, schedule="constant", steps=20)
+    long = changed(quick, steps=40, decay_steps=15)
+    train(small_cache, tmp_path / "extended", short)
+    heard = Heard()
+    train(small_cache, tmp_path / "extended", long, progress=heard)
+    assert heard.began == [20]
+    train(small_cache, tmp_path / "whole", long)
+    for name in ("transcoder.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "extended" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_best_checkpoint_can_be_the_one_that_is_saved(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([0.5, 0.2, 0.3, 0.4, 0.5, 0.2])
+    monkeypatch.setattr("train.member.held_out_fvu", lambda *_, **__: [next(measured)])
+    config = train(small_cache, tmp_path / "best", changed(quick, save_best=True))
+    assert (config["saved_step"], config["best_step"], config["held_out_fvu"], config["steps"]) == (20, 20, 0.2, 40)
+    with pytest.raises(RuntimeError):
+        train(small_cache, tmp_path / "stopped", changed(quick, held_out_rows=128), progress=StopAt(20))
+    checkpoint = load_file(tmp_path / "stopped" / "checkpoints" / "step-00000020.safetensors")
+    saved = load_file(tmp_path / "best" / "transcoder.safetensors")
+    assert torch.equal(saved["W_dec"], checkpoint["W_dec"])
+
+
+def test_over_fitting_is_said_once(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([0.5, 0.6, 0.7, 0.8])
+    monkeypatch.setattr("train.member.held_out_fvu", lambda *_, **__: [next(measured)])
+    heard = Heard()
+    train(small_cache, tmp_path / "run", quick, progress=heard)
+    assert len(heard.notes) == 1
+    assert heard.notes[0].startswith("Over-fitting: from step 10 to 30 held-out FVU rose from 0.5000 to 0.7000 while")

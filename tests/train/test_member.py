@@ -1,4 +1,4 @@
-"""What stops a run, and what it leaves: data that are damaged or not finite, a loss that blows up, another process."""
+"""What stops a training, and what it leaves: data that are damaged or not finite, a loss that blows up."""
 
 import os
 import shutil
@@ -17,9 +17,9 @@ from common.progress import Silent
 from train.checkpoint import Checkpoints
 from train.config import LogSettings, TrainSettings
 from train.identity import RunIdentity
-from train.member import Run
+from train.member import Member
 from train.resolved import read_record
-from train.run import _culprits, train_layer
+from train.run import _why_not_finite, train_layer
 
 
 def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_a_loss_that_blows_up_names_the_batch_and_keeps_the_checkpoint(
     small_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
     settings = changed(quick, lr=1e30, warmup_steps=0, schedule="constant", checkpoint_every=1, clip_norm=None)
-    with pytest.raises(NumericalError, match=r"batch \d+ is not finite; the data of batch \d+ are finite"):
+    with pytest.raises(NumericalError, match=r"batch \d+ is not finite\. The data of batch \d+ are finite"):
         train(small_cache, tmp_path / "run", settings)
     index = sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
     assert all(b"NaN" not in path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl"))
@@ -71,10 +71,10 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
     train(small_cache, tmp_path / "whole", quick)
     read = Loader.batch
     monkeypatch.setattr(Loader, "batch", lambda self, number: _spoilt(read(self, number), only=17))
-    said = r"batch 17 is not finite; batch 17 \(epoch 1\) holds NaN or infinity in rows of document \d+\b"
+    said = r"batch 17 is not finite\. Batch 17 \(epoch 1\) holds NaN or infinity in rows of document \d+\b"
     with pytest.raises(NumericalError, match=said) as caught:
         train(small_cache, tmp_path / "run", quick)
-    assert caught.value.remedy == "The checkpoint of step 10 is intact"
+    assert caught.value.remedy == "The checkpoint of step 10 is intact."
     monkeypatch.undo()
     train(small_cache, tmp_path / "run", quick)
     for name in ("transcoder.safetensors", "metrics.jsonl"):
@@ -91,8 +91,11 @@ def test_a_stop_behind_a_batch_that_was_not_finite_saves_nothing(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a card, where nobody looks at every step; what stops the run comes before somebody does."""
-    looked, read = Run._check, Loader.batch
-    monkeypatch.setattr(Run, "_check", lambda self, figures, now: looked(self, figures, now=self.state.step % 10 == 0))
+    looked = Member._check_finite
+    read = Loader.batch
+    monkeypatch.setattr(
+        Member, "_check_finite", lambda self, metrics, now: looked(self, metrics, now=self.state.step % 10 == 0)
+    )
     monkeypatch.setattr(Loader, "batch", lambda self, number: _spoilt(read(self, number), only=13))
 
     class Stopped(Silent):
@@ -112,7 +115,7 @@ def test_rows_that_are_not_finite_are_named_by_document() -> None:
     source, target = torch.zeros(4, 3), torch.zeros(4, 2)
     target[1, 0], source[3, 2] = torch.nan, torch.inf
     batch = Batch(source, target, np.zeros(4, np.int32), np.array([7, 8, 9, 12], np.int64), index=41, epoch=2)
-    assert _culprits(batch) == "; batch 41 (epoch 2) holds NaN or infinity in rows of document 8, 12"
+    assert _why_not_finite(batch) == "Batch 41 (epoch 2) holds NaN or infinity in rows of document 8, 12."
 
 
 def test_a_damaged_shard_stops_training_before_its_rows_are_used(

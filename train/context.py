@@ -1,0 +1,38 @@
+"""What all transcoders of one training share."""
+
+from dataclasses import dataclass
+
+from cache.reader import CacheReader
+from common.progress import Progress
+from train.held_out_fvu import HeldOut
+from train.ranks import Ranks
+from train.units import Units
+from transcoder.sharded import Shard
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """The cache, its units, and where the training runs. ``held_out`` is None where nothing is measured on the way."""
+
+    reader: CacheReader
+    units: Units
+    held_out: HeldOut | None
+    device: str
+    ranks: Ranks
+    shard: Shard
+    progress: Progress
+
+    @property
+    def home(self) -> str:
+        """Where whole dictionaries are kept: not on the device where they are dealt over several."""
+        return self.device if self.shard.world == 1 else "cpu"
+
+    @property
+    def data_ranks(self) -> Ranks:
+        """The processes that read different rows. Where the dictionary is dealt over them, all read the same."""
+        return self.ranks if self.shard.world == 1 else Ranks()
+
+    def epochs(self, step: int, *, batch_rows: int) -> float:
+        """How often every training row has been seen after ``step`` steps."""
+        batches_per_epoch = -(-len(self.reader.split("train")) // batch_rows)
+        return step / batches_per_epoch
