@@ -18,17 +18,15 @@ import torch
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
-from common import disk
 from common.errors import UsageError
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
+from harvest.load import load_and_measure, refuse_second_process
 from harvest.memory import check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
-from harvest.model.language_model import LanguageModel, boot_bridge, load_found
+from harvest.model.language_model import LanguageModel, boot_bridge
 from harvest.model.mlp import mlp_of
-from harvest.model.own_loss import READ_CONTEXTS, measure_own_loss
-from harvest.model.placement import has_room_for_all
 from harvest.model.proof import SiteProof, prove_sites
 from harvest.prepare import PreparedHarvest, prepare
 from harvest.record import ProofFile
@@ -77,46 +75,11 @@ def harvest_layers(
     if missing:
         for layer in missing:
             prepared.refuse_another(layer)
-            _refuse_second_process(request, layer)
+            refuse_second_process(request, layer)
         check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
-        model, own_loss = _load(prepared, max(missing), progress)
+        model, own_loss = load_and_measure(prepared, max(missing), progress)
         results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
-
-
-def _refuse_second_process(request: HarvestRequest, layer: int) -> None:
-    """Raise InUseError when another process fills this part, before a model is loaded; nothing is left behind."""
-    lock = request.folders[layer] / "locks" / f"part-{request.rank:05d}"
-    if lock.exists():
-        with disk.lock(lock):
-            pass
-
-
-def _load(
-    prepared: PreparedHarvest, last_layer: int, progress: Progress
-) -> tuple[LanguageModel, dict[str, float | int] | None]:
-    """The model up to ``last_layer``, and the loss that all of it has on the text, where all of it fits."""
-    request = prepared.request
-    source = prepared.source
-    whole = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
-    model = load_found(source, device=request.device, dtype=request.settings.dtype, last_layer=last_layer, whole=whole)
-    for note in (*prepared.tokenizer.notes, *model.notes):
-        progress.note(note)
-    if not whole:
-        progress.note("there is no room for all of the model, so its own loss on this text is not measured")
-        return model, None
-    settings = request.settings
-    batch = next(iter(prepared.first_contexts(READ_CONTEXTS)))
-    own_loss = measure_own_loss(
-        model,
-        batch,
-        planned_contexts=(settings.train_tokens + settings.held_out_tokens) // settings.context,
-        within_documents=settings.attention == "document",
-    )
-    for line in own_loss.lines():
-        progress.note(line)
-    model.cut(last_layer)
-    return model, own_loss.as_dict()
 
 
 def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:

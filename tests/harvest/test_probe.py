@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cache.format.manifest import read_manifest
 from common.errors import MismatchError, UsageError
+from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.model.source import find_model
 from harvest.model.tokenizer import load_tokenizer

@@ -1,11 +1,10 @@
 """The words and prompts of the probe by their settings."""
 
-from types import SimpleNamespace
-
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from common.errors import UsageError
+from harvest.model.tokenizer import ModelTokenizer
 from harvest.probe_words import choose_words, probe_contexts
 
 WORDS = [f"{a}{b}{c}" for a in "abc" for b in "aeiou" for c in "nt"]
@@ -19,7 +18,7 @@ def tokenizer(words=WORDS, *, begins_with_bos=True):
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return SimpleNamespace(backend=backend, bos=0, begins_with_bos=begins_with_bos)
+    return ModelTokenizer(backend=backend, bos=0, special_ids=(0,), begins_with_bos=begins_with_bos)
 
 
 @pytest.mark.parametrize("per_letter", [3, 500])

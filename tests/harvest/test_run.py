@@ -341,7 +341,7 @@ def test_a_second_process_is_refused_before_the_model_is_loaded(model_folders, t
     with pytest.raises(StopError):
         harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, progress=Crash(3))
     before = tree(tmp_path / "c")
-    monkeypatch.setattr("harvest.run.load_found", None)
+    monkeypatch.setattr("harvest.load.load_found", None)
     with disk.lock(tmp_path / "c" / "locks" / "part-00000"), pytest.raises(InUseError):
         harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text)
     assert tree(tmp_path / "c") == before
