@@ -6,7 +6,8 @@ al. 2024, arXiv 2409.14507). The folder, per layer:
     probe.safetensors   source (words, d_source), target (words, d_target), bfloat16; letter (words,) int64, 0 for a;
                         split (words,) uint8, 0 train, 1 test
     probe.json          version, kind, words, prompt, examples, site_source, site_target, model, model_parameters,
-                        layer, fingerprint of the activation cache that it belongs to, seed
+                        layer, fingerprint of the activation cache that it belongs to, seed, weights (size and hash of
+                        probe.safetensors), checksum of all these
 
 Until the probe is complete, ``pieces/`` holds what is done of it, and the same command goes on from there.
 """
@@ -28,7 +29,10 @@ from cache.format.manifest import Manifest
 from cache.open import open_cache
 from common import disk
 from common.errors import MismatchError
+from common.hashing import hash_bytes
 from common.progress import Progress, Silent
+from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
+from common.sealed_json import with_checksum
 from harvest.memory import choose_batch, weight_bytes
 from harvest.model.forward import Captured, Key, run_modules, use_attention
 from harvest.model.language_model import LanguageModel, load_found
@@ -38,7 +42,7 @@ from harvest.prepare import check_sites
 from harvest.probe_words import PROMPT, SEED, ProbeWords, choose_words, probe_contexts
 from harvest.request import HarvestRequest
 
-VERSION = 1
+VERSION = 2
 KIND = "first-letter"
 _PIECE_WORDS = 512
 """Words of a piece that is kept at once: some ten seconds of a small model on a CPU."""
@@ -94,9 +98,14 @@ class _Probe:
     def is_finished(self, layer: int) -> bool:
         """Whether the layer's folder holds this very probe; the model's name may be another path to it."""
         try:
-            found: Any = json.loads((self.folders[layer] / "probe.json").read_bytes())
-            return {**found, "model": self.source.name} == self.about(layer)
-        except (OSError, ValueError, TypeError, RecursionError):
+            folder = self.folders[layer]
+            found: Any = json.loads((folder / PROBE_FILE).read_bytes())
+            sealed = with_checksum({key: value for key, value in found.items() if key != "checksum"}) == found
+            size = (folder / PROBE_WEIGHTS_FILE).stat().st_size
+            about = {key: found.get(key) for key in self.about(layer)}
+            same = {**about, "model": self.source.name} == self.about(layer)
+            return sealed and same and found["weights"]["bytes"] == size
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
 
     @property
@@ -233,7 +242,7 @@ def _complete(probe: _Probe, layer: int, starts: Sequence[int]) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a probe, its description first, so that a half-removed one is not read."""
-    for name in ("probe.json", "probe.safetensors", "pieces"):
+    for name in (PROBE_FILE, PROBE_WEIGHTS_FILE, "pieces"):
         disk.remove(folder / name)
 
 
@@ -292,7 +301,9 @@ def _write(
         "letter": torch.tensor(words.letters),
         "split": torch.tensor(words.test, dtype=torch.uint8),
     }
+    data = save(tensors)
+    sealed = with_checksum(about | {"weights": {"bytes": len(data), "xxh3_128": hash_bytes(data)}})
     disk.make_folder(folder)
-    disk.write_file(folder / "probe.safetensors", save(tensors))
+    disk.write_file(folder / PROBE_WEIGHTS_FILE, data)
     # Last, so that a probe that a crash cut short has no description and is not read.
-    disk.write_file(folder / "probe.json", json.dumps(about, indent=1).encode() + b"\n")
+    disk.write_file(folder / PROBE_FILE, json.dumps(sealed, indent=1).encode() + b"\n")

@@ -157,7 +157,9 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def measure_harvest(bench: Bench, rows: Rows) -> None:
     bare = rows.attempt("bare forward pass of the blocks", partial(bare_forward, bench)).get("value", 0.0)
-    del bench.__dict__["network"]  # its memory is wanted by the command
+    bench.__dict__.pop("network", None)  # its memory is wanted by the command
+    if bench.device.startswith("cuda"):
+        torch.cuda.empty_cache()
     sizes = bench.sizes
     settings = {
         "context": sizes.context,

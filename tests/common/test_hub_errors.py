@@ -1,70 +1,57 @@
-"""Every trouble with the Hub is one sentence, found through the whole chain of causes."""
+"""Each trouble with the Hub is a sentence of its own, with the exit code of whoever can mend it."""
 
 import errno
 from types import SimpleNamespace
 
 import pytest
 
-from common.errors import DiskError, UsageError
-from common.hub_errors import hub_errors, hub_problem, page_of
+from common.errors import DiskError, NestcoderError, UsageError
+from common.hub_errors import hub_errors, page_of
 
 
-def named(name, text="", *, bases=(Exception,), **fields):
-    """An exception of a class of this name, as the clients raise them."""
-    error = type(name, bases, {})(text)
-    for key, value in fields.items():
-        setattr(error, key, value)
-    return error
+def named(name: str, text: str = "") -> Exception:
+    """An exception of a class of that name, as the Hub's client raises."""
+    return type(name, (Exception,), {})(text)
 
 
-def caused(error, cause):
-    error.__cause__ = cause
-    return error
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (named("GatedRepoError"), UsageError, "asks for a licence"),
+        (named("RevisionNotFoundError"), UsageError, "has no revision 'r'"),
+        (named("RepositoryNotFoundError"), UsageError, "No model 'a/b' on the Hub"),
+        (named("EmptyDatasetError"), UsageError, "holds no data files"),
+        (RuntimeError("Dataset scripts are no longer supported"), UsageError, "no code from the Hub is ever run"),
+        (OSError(errno.ENOSPC, "No space left on device"), DiskError, "There is no room to keep 'a/b'"),
+        (ConnectionError("no route\nsecond line"), DiskError, "cannot be reached: ConnectionError: no route."),
+    ],
+)
+def test_each_trouble_has_its_own_sentence(raised: Exception, kind: type[NestcoderError], words: str) -> None:
+    with pytest.raises(kind) as caught, hub_errors("model", "a/b", revision="r"):
+        raise raised
+    assert words in str(caught.value)
+    assert "second line" not in str(caught.value)
 
 
-REFUSALS = [
-    (named("GatedRepoError"), "asks for a licence: accept it at https://huggingface.co/datasets/o/n"),
-    (named("RevisionNotFoundError"), "has no revision 'v9'"),
-    (named("RepositoryNotFoundError"), "No dataset 'o/n' on the Hub"),
-    (named("DatasetNotFoundError"), "No dataset 'o/n' on the Hub"),
-    (RuntimeError("Dataset scripts are no longer supported, but found n.py"), "made by a script of its own"),
-    (named("EmptyDatasetError"), "holds no data files"),
-    (ValueError("Bad split: nope"), "cannot be opened: ValueError: Bad split: nope"),
-    (
-        caused(
-            named("LocalEntryNotFoundError", "not on the disk"),
-            named("HfHubHTTPError", response=SimpleNamespace(status_code=403), server_message="Enable access."),
-        ),
-        "refuses access to 'o/n': Enable access",
-    ),
-]
+def test_the_cause_inside_another_error_is_found_and_stated_problems_pass() -> None:
+    wrapped = ValueError("Could not find it")
+    wrapped.__cause__ = named("GatedRepoError")
+    with pytest.raises(UsageError, match="licence"), hub_errors("dataset", "a/b"):
+        raise wrapped
+    with pytest.raises(UsageError, match=r"^mine$"), hub_errors("dataset", "a/b"):
+        raise UsageError("mine")
 
 
-@pytest.mark.parametrize(("error", "said"), REFUSALS, ids=[type(error).__name__ for error, _ in REFUSALS])
-def test_what_the_user_can_mend_is_a_usage_error(error, said):
-    problem = hub_problem(error, "dataset", "o/n", revision="v9")
-    assert isinstance(problem, UsageError)
-    assert said in problem.what
-    assert problem.where == page_of("dataset", "o/n")
+def test_pages() -> None:
+    assert page_of("dataset", "a/b") == "https://huggingface.co/datasets/a/b"
+    assert page_of("model", "a/b") == "https://huggingface.co/a/b"
 
 
-def test_the_network_is_a_disk_error_with_what_works_without_it():
-    error = caused(named("LocalEntryNotFoundError", "not found"), ConnectionError("refused"))
-    problem = hub_problem(error, "model", "o/n", remedy="Give a folder.")
-    assert isinstance(problem, DiskError)
-    assert "cannot be reached: ConnectionError: refused" in problem.what
-    assert problem.remedy == "Give a folder."
-
-
-def test_a_full_disk_is_found_behind_other_errors():
-    problem = hub_problem(caused(RuntimeError("failed"), OSError(errno.ENOSPC, "No space left")), "model", "o/n")
-    assert isinstance(problem, DiskError)
-    assert "no room to keep 'o/n'" in problem.what
-    assert "HF_HOME" in problem.remedy
-
-
-def test_our_own_errors_pass_through():
-    own = UsageError("own")
-    with pytest.raises(UsageError) as raised, hub_errors("model", "o/n"):
-        raise own
-    assert raised.value is own
+def test_a_refused_token_is_found_behind_a_missing_file() -> None:
+    refused = named("HfHubHTTPError")
+    refused.response = SimpleNamespace(status_code=403)  # pyright: ignore[reportAttributeAccessIssue]
+    refused.server_message = "Enable access."  # pyright: ignore[reportAttributeAccessIssue]
+    missing = named("LocalEntryNotFoundError", "not on the disk")
+    missing.__cause__ = refused
+    with pytest.raises(UsageError, match="refuses access to 'a/b': Enable access"), hub_errors("model", "a/b"):
+        raise missing
