@@ -37,7 +37,7 @@ def test_a_prompt_shows_as_many_solved_lines_as_asked_for_of_other_training_word
     for word, context in zip(
         words.words, probe_contexts(knows, words, positions=900, solved_lines=solved), strict=True
     ):
-        text = knows.backend.decode(context.tolist())
+        text = knows.backend.decode(context[1:].tolist())
         shown = [line.split()[0] for line in text.splitlines() if "has the first letter" in line]
         assert len(shown) == solved
         assert word not in shown
