@@ -9,7 +9,7 @@ from cache.reader import CacheReader
 from common.errors import NestcoderError
 from evaluate.features.evidence import Evidence
 from evaluate.features.evidence import read_evidence as load_features
-from evaluate.features.page import feature_page
+from evaluate.features.text.page import feature_page
 from nestcoder.config import PipelineSettings, load_settings
 from nestcoder.stages import run_evaluate, run_features, run_harvest, run_harvest_probe, run_train
 from transcoder.formats.native import load_transcoder

@@ -29,8 +29,8 @@ from evaluate.features.evidence import Evidence
 from evaluate.features.firings import HISTOGRAM_BINS, PERCENTILES, Firings, by_feature
 from evaluate.features.logits import Unembedding, logit_effects
 from evaluate.features.relations import Neighbours, cosines, nearest_by_cosine, shared_rows
+from evaluate.features.text.words import speller_of
 from evaluate.features.tokens import TokenTable, positions, token_table
-from evaluate.features.words import speller_of
 from transcoder.transcoder import Transcoder
 
 _SIDES = {"before": -1, "on": 0, "after": 1}

@@ -14,8 +14,8 @@ from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import collect_evidence
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import write_evidence
-from evaluate.features.report import REPORT_FILE, as_markdown
 from evaluate.features.self_check import check_evidence
+from evaluate.features.text.report import REPORT_FILE, as_markdown
 from evaluate.reference import check_belongs
 from transcoder.formats.native import CONFIG_FILE, load_transcoder
 

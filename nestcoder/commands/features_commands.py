@@ -34,7 +34,7 @@ def collect(
 
 def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     """One feature's evidence."""
-    from evaluate.features.page import feature_page
+    from evaluate.features.text.page import feature_page
 
     layer, number = parse_feature(feature)
     page = feature_page(*_opened(invocation, layer, number, name))
@@ -43,7 +43,7 @@ def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
 
 def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> CommandResult:
     """Several features, a column each."""
-    from evaluate.features.page import feature_page
+    from evaluate.features.text.page import feature_page
 
     pages = [feature_page(*_opened(invocation, *parse_feature(feature), name)) for feature in features]
     heading = ["", *(page["id"] for page in pages)]
@@ -53,8 +53,8 @@ def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> C
 
 def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     """The features nearest to one, by direction and by the rows that they share."""
-    from evaluate.features.labels import label_of
-    from evaluate.features.page import relatives
+    from evaluate.features.text.labels import label_of
+    from evaluate.features.text.page import relatives
 
     layer, number = parse_feature(feature)
     evidence, number = _opened(invocation, layer, number, name)
@@ -72,7 +72,7 @@ def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
 def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> CommandResult:
     """Features whose label, or one of the tokens they fire on most, has ``text`` in it; the most exclusive first."""
     from evaluate.features.evidence import read_evidence
-    from evaluate.features.find import find_features
+    from evaluate.features.text.find import find_features
 
     layers = [layer] if layer is not None else _layers_with(invocation, name)
     found: list[dict[str, Any]] = [
@@ -145,7 +145,7 @@ def _named(relatives: list[dict[str, Any]], page: dict[str, Any]) -> str:
 
 
 def _context_line(context: dict[str, Any]) -> str:
-    from evaluate.features.labels import visible
+    from evaluate.features.text.labels import visible
 
     shown = ""
     for index, (token, value) in enumerate(zip(context["tokens"], context["values"], strict=True)):
@@ -159,14 +159,14 @@ def _context_line(context: dict[str, Any]) -> str:
 
 
 def _tokens(page: dict[str, Any], where: str) -> str:
-    from evaluate.features.labels import quoted
+    from evaluate.features.text.labels import quoted
 
     listed = page["tokens"][where][:4]
     return ", ".join(f"{quoted(entry['token'])} {entry['share']:.0%} (x {entry['lift']:.3g})" for entry in listed)
 
 
 def _logits(page: dict[str, Any], direction: str) -> str:
-    from evaluate.features.labels import quoted
+    from evaluate.features.text.labels import quoted
 
     listed = (page["logits"] or {}).get(direction, [])[:5]
     return ", ".join(f"{quoted(entry['token'])} {entry['logit']:+.2f}" for entry in listed)

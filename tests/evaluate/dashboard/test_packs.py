@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evaluate.dashboard.packs import PACK_FEATURES, index, pack, packs, script, significant
-from evaluate.features.page import feature_page, rounded
+from evaluate.features.text.page import feature_page, rounded
 
 
 def _unpacked(data: bytes) -> tuple[str, Any]:

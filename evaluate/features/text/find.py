@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluate.features.evidence import Evidence
-from evaluate.features.labels import NEVER, label_of
+from evaluate.features.text.labels import NEVER, label_of
 
 
 @dataclass(frozen=True)

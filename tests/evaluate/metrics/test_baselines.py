@@ -18,9 +18,9 @@ def evaluated(source: torch.Tensor, target: torch.Tensor, *, bias: torch.Tensor,
     state = metric.start()
     for rows in torch.arange(len(source)).chunk(pieces):
         reconstructed = target[rows][:, None]
-        part = Replayed(source[rows], target[rows], rows // 8, rows, NOTHING, reconstructed)
-        state = metric.combine(state, metric.measure(part))
-    return metric.compute(state)
+        batch = Replayed(source[rows], target[rows], rows // 8, rows, NOTHING, reconstructed, (1,))
+        state = metric.combine(state, metric.measure(batch))
+    return metric.compute(state).fields["baselines"]
 
 
 def affine_data(noise: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,9 @@ from transcoder.decode import transpose, weighted_sums
 from transcoder.sparse_code import SparseCode
 
 LBFGS_ITERATIONS = 200
+"""Far more than any of these fits needs: they stop at the tolerance."""
 FISTA_ITERATIONS = 150
+"""Enough for the order of the largest weights, which is all that is read; the error falls as 1 / iterations^2."""
 
 
 @dataclass(frozen=True)
@@ -82,27 +84,32 @@ def fit_l1(
     The penalty of a class is ``share`` of the smallest that would leave it no weight at all, so that neither the scale
     of the activations nor the rarity of the class changes what is chosen.
     """
-    wanted, rows = labels.to(code.values.dtype), len(labels)
+    wanted = labels.to(code.values.dtype)
+    rows = len(labels)
     by_feature = _transposed(code, dict_size)
     rate = wanted.mean(0).clamp(1e-6, 1 - 1e-6)
-    penalty = share * _times(by_feature, wanted - rate).abs().amax(0) / rows
-    # Half of the inverse curvature for each of the two blocks, weights and bias: together they can never overshoot.
+    penalty = share * sparse_times(by_feature, wanted - rate).abs().amax(0) / rows
+    # Half of the inverse curvature for each of the two blocks, weights and bias, so that both steps at once cannot
+    # overshoot.
     step = 2.0 * rows / _largest_eigenvalue(code, by_feature)
     point = _Point(wanted.new_zeros(dict_size, wanted.shape[1]), torch.log(rate / (1 - rate)))
-    ahead, momentum = point, 1.0
+    pushed = point
+    momentum = 1.0
     for _ in range(FISTA_ITERATIONS):
-        residual = torch.sigmoid(_times(code, ahead.weight) + ahead.bias) - wanted
-        moved = ahead.weight - step * _times(by_feature, residual) / rows
+        residual = torch.sigmoid(sparse_times(code, pushed.weight) + pushed.bias) - wanted
+        moved = pushed.weight - step * sparse_times(by_feature, residual) / rows
         shrunk = torch.sign(moved) * (moved.abs() - step * penalty).clamp_min(0)
-        new, faster = _Point(shrunk, ahead.bias - 2.0 * residual.mean(0)), (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        ahead = new.pushed_from(point, (momentum - 1) / faster)
-        point, momentum = new, faster
+        new = _Point(shrunk, pushed.bias - 2.0 * residual.mean(0))
+        next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        pushed = new.pushed_from(point, (momentum - 1) / next_momentum)
+        point = new
+        momentum = next_momentum
     return point.weight
 
 
 @dataclass(frozen=True)
 class _Point:
-    """Where FISTA stands."""
+    """An iterate of FISTA."""
 
     weight: Float[Tensor, "dict_size classes"]
     bias: Float[Tensor, " classes"]
@@ -113,9 +120,9 @@ class _Point:
 
 def _transposed(code: SparseCode, dict_size: int) -> SparseCode:
     """The same matrix feature by feature: its ``features`` are row numbers."""
-    turned = transpose(code, dict_size)
-    order = turned.order.long()
-    return SparseCode(code.values[order], code.rows()[order], turned.offsets)
+    by_feature = transpose(code, dict_size)
+    order = by_feature.order.long()
+    return SparseCode(code.values[order], code.rows()[order], by_feature.offsets)
 
 
 def f1_scores(
@@ -126,7 +133,7 @@ def f1_scores(
     return (2 * hits / (predicted.sum(0) + labels.sum(0)).clamp_min(1)).float()
 
 
-def _times(matrix: SparseCode, weight: Float[Tensor, "columns classes"]) -> Float[Tensor, "rows classes"]:
+def sparse_times(matrix: SparseCode, weight: Float[Tensor, "columns classes"]) -> Float[Tensor, "rows classes"]:
     """The sparse matrix times ``weight``."""
     return weighted_sums(weight, matrix.features, matrix.values, offsets=matrix.offsets)
 
@@ -136,9 +143,10 @@ def _largest_eigenvalue(code: SparseCode, by_feature: SparseCode) -> float:
 
     X is non-negative, so a start at one is never orthogonal to the leading eigenvector.
     """
-    vector, norm = code.values.new_ones(by_feature.row_count, 1), 1.0
+    vector = code.values.new_ones(by_feature.row_count, 1)
+    norm = 1.0
     for _ in range(40):
-        vector = _times(by_feature, _times(code, vector / vector.norm().clamp_min(1e-30)))
+        vector = sparse_times(by_feature, sparse_times(code, vector / vector.norm().clamp_min(1e-30)))
         norm = float(vector.norm())
     return max(1.1 * norm, 1e-12)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.features.words import as_bytes, speller_of
+from evaluate.features.text.words import as_bytes, speller_of
 
-TOKENIZER = Path(__file__).resolve().parents[3] / "models" / "gpt2-stdlib" / "tokenizer.json"
+TOKENIZER = Path(__file__).resolve().parents[4] / "models" / "gpt2-stdlib" / "tokenizer.json"
 
 
 def test_bytes_of_both_kinds_of_vocabulary() -> None:

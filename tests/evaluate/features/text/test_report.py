@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from evaluate.features.report import as_markdown
+from evaluate.features.text.report import as_markdown
 
 
 def test_the_report_states_the_run_and_shows_features_of_every_prefix(toy) -> None:

@@ -1,23 +1,38 @@
 """First-letter absorption: how often a letter's own features stay silent while others carry the letter.
 
 Chanin et al. 2024 (arXiv 2409.14507), in the form and with the thresholds of SAEBench (Karvonen et al. 2025, arXiv
-2503.09532), carried to transcoders: the probe lives where the decoder writes, features are read from the source.
+2503.09532), carried to transcoders in two spaces (``letters`` says which one is used):
 
-    p_c       unit direction of the logistic probe of letter c on the target activations y, fitted on training words
+                  target: what the decoder writes          source: what the encoder reads
+    v_f           decoder row d_f                          encoder row e_f
+    b_f           a_f ||d_f||                              a_f / ||e_f||
+    Y             y . p_c                                  kappa_c (x - m) . p_c
+
+    p_c       unit direction of the logistic probe of letter c in that space, fitted on training words
     main_c    the letter's main features: ranked by an L1 probe on the code, taken while each adds more than .03 of F1
-    s_f       a_f (d_f . p_c), what feature f contributes along the probe; d_f its decoder row
-    M = sum over main_c of s_f;   Y = y . p_c;   A = sum of the 3 largest s_f > 0, f not main, cos(d_f, p_c) >= .1
+    s_f       b_f cos(v_f, p_c), what feature f carries of the letter
+    M = sum over main_c of s_f;   A = sum of the 3 largest s_f > 0, f not main, cos(v_f, p_c) >= .1
 
 For every test word that the probe gets right:
 
     fraction = 0                                    if M >= Y or A < .4 Y
                1                                    if M <= 0
                min(A, Y - M) / (min(A, Y - M) + M)  otherwise
-    full     = every main feature is silent, and the largest s_f has cos(d_f, p_c) >= .025 and s_f >= .4 Y
+    full     = every main feature is silent, and the largest s_f has cos(v_f, p_c) >= .025 and s_f >= .4 Y
 
 Both are averaged over a letter's words, then over the letters whose probe reaches F1 > .6; with fewer than 20 such
-letters there is no score but a reason. Contributions do not change when a decoder row is scaled and its activation
-divided, so rows need no unit norm.
+letters there is no score but a reason.
+
+The source is not a sum of encoder rows, so Y needs a unit: kappa_c is what the features carry of a unit of the letter,
+
+    kappa_c = (mean over training words of c of sum of s_f > 0  -  the same over all training words)
+              / (mean over training words of c of x . p_c       -  the same over all training words)
+
+with m the mean x of the training words. Where the encoder is orthonormal and reads everything, kappa_c is 1. A letter
+whose kappa_c is under .05 is not carried, and is not scored.
+
+Neither form changes when a feature's activation is multiplied and its decoder row divided by a number (or, in the
+source, its encoder row multiplied), so no row needs unit norm.
 """
 
 from dataclasses import dataclass
@@ -27,13 +42,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from evaluate.metrics.logistic import Probes, f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
-from evaluate.metrics.probe_set import LETTERS, ProbeSet
+from evaluate.absorption.letters import MIN_LETTERS, LetterProbes, Readability
+from evaluate.absorption.logistic import f1_scores, fit_chosen, fit_l1, label_matrix, sparse_times
+from evaluate.absorption.probe_set import LETTERS, ProbeSet
 from transcoder.sparse_code import SparseCode, columns_of, firing_below, largest_sums, rows_of, stacked
 from transcoder.transcoder import Transcoder
 
-MIN_PROBE_F1 = 0.6
-MIN_LETTERS = 20
 F1_JUMP = 0.03
 MAX_MAIN = 10
 FULL_COSINE = 0.025
@@ -43,26 +57,14 @@ MAX_ABSORBERS = 3
 L1_SHARE = 0.05
 """The L1 probe's penalty, as a share of the least that leaves a letter no weight. Ours; the others are SAEBench's."""
 
+LEAST_CARRIED = 0.05
+"""Of kappa; ours."""
+
 ENCODED_WORDS = 1024
 """At a time, so that memory does not grow with words x dict_size."""
 
 LARGE_MODEL_PARAMETERS = 1_000_000_000
 LARGE_DICTIONARY = 16_384
-
-
-@dataclass(frozen=True)
-class LetterProbes:
-    """Shared by every dictionary and prefix. ``f1`` is taken on test words; ``right`` marks the words it scores on."""
-
-    direction: Float[Tensor, "d_target letters"]
-    f1: Float[Tensor, " letters"]
-    right: Bool[Tensor, "words letters"]
-
-    @property
-    def counted(self) -> list[int]:
-        """The letters whose probe is good enough and gets at least one word right."""
-        usable = (self.f1 > MIN_PROBE_F1) & self.right.any(0)
-        return usable.nonzero().flatten().tolist()
 
 
 @dataclass(frozen=True)
@@ -82,41 +84,46 @@ class LetterScore:
     words: int
 
 
-def fit_letter_probes(words: ProbeSet) -> LetterProbes:
-    """One logistic probe a letter on the target activations of the training words."""
-    labels = label_matrix(words.letter, LETTERS)
-    probes: Probes = fit_dense(words.target[~words.test], labels[~words.test])
-    predicted = probes.logits(words.target) > 0
-    direction = torch.nn.functional.normalize(probes.weight, dim=0)
-    right = predicted & labels & words.test[:, None]
-    return LetterProbes(direction=direction, f1=f1_scores(predicted[words.test], labels[words.test]), right=right)
-
-
-def measure_absorption(dictionary: Transcoder, words: ProbeSet, probes: LetterProbes) -> dict[str, Any]:
+def measure_absorption(dictionary: Transcoder, words: ProbeSet, readable: Readability) -> dict[str, Any]:
     """The scores of every prefix of ``dictionary``, whose ``source_view`` the source of ``words`` must be in.
 
-    ``score`` is the mean absorption fraction of the whole dictionary; null with a ``reason`` when fewer than 20 letters
-    qualify.
+    ``score`` is the mean absorption fraction of the whole dictionary; null with a ``reason`` where letters cannot be
+    read, or where its features do not carry enough of them.
     """
-    summary = _describe(dictionary, words, probes)
-    if reason := _refusal(words, probes):
-        empty = {"score": None, "full_absorption_rate": None, "reason": reason}
-        return summary | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
-    code = stacked([dictionary.sparse_code(some) for some in words.source.split(ENCODED_WORDS)])
-    per_prefix = [score_prefix(code, words, probes, dictionary.W_dec[:prefix]) for prefix in dictionary.prefixes]
-    whole = {name: per_prefix[-1][name] for name in ("score", "full_absorption_rate")}
-    return summary | whole | {"reason": None, "per_prefix": per_prefix}
+    fields = _describe(dictionary, words, readable)
+    probes = readable.probes
+    if probes is None:
+        empty = {"score": None, "full_absorption_rate": None, "reason": readable.reason}
+        return fields | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
+
+    code = stacked([dictionary.sparse_code(rows) for rows in words.source.split(ENCODED_WORDS)])
+    directions = dictionary.W_dec if probes.space == "target" else dictionary.W_enc
+    per_prefix = [score_prefix(code, words, probes, directions[:prefix]) for prefix in dictionary.prefixes]
+    names = ("score", "full_absorption_rate", "reason")
+    return fields | {name: per_prefix[-1][name] for name in names} | {"per_prefix": per_prefix}
 
 
 def score_prefix(
-    code: SparseCode, words: ProbeSet, probes: LetterProbes, W_dec: Float[Tensor, "prefix d_target"]
+    code: SparseCode, words: ProbeSet, probes: LetterProbes, directions: Float[Tensor, "prefix width"]
 ) -> dict[str, Any]:
-    """Absorption of the features that ``W_dec`` has rows for; main features are found anew for every prefix."""
-    norms = W_dec.norm(dim=1)
-    inside = firing_below(code, len(W_dec), norms)
-    main = find_main_features(inside, words, dict_size=len(W_dec))
-    cosine = (W_dec @ probes.direction) / norms.clamp_min(1e-12)[:, None]
-    along = words.target @ probes.direction
+    """Absorption of the features that ``directions`` has a row for: decoder rows where the probes are on the target,
+    encoder rows where they are on the source. Main features are found anew for every prefix."""
+    norms = directions.norm(dim=1)
+    units = norms if probes.space == "target" else 1 / norms.clamp_min(1e-12)
+    inside = firing_below(code, len(directions), units)
+    cosine = (directions @ probes.direction) / norms.clamp_min(1e-12)[:, None]
+    if probes.space == "target":
+        along = words.target @ probes.direction
+        letters = probes.counted
+    else:
+        along = _carried_source(inside, words, probes, cosine)
+        letters = [letter for letter in probes.counted if bool(along[:, letter].any())]
+        if len(letters) < MIN_LETTERS:
+            carried = f"the prefix of {len(directions):,} carries {len(letters)} of {LETTERS} letters"
+            reason = f"{carried}, and {MIN_LETTERS} are needed"
+            return {"prefix": len(directions), "score": None, "full_absorption_rate": None, "reason": reason}
+
+    main = find_main_features(inside, words, dict_size=len(directions))
     scores = {
         letter: _score_letter(
             rows_of(inside, probes.right[:, letter]),
@@ -124,9 +131,27 @@ def score_prefix(
             cosine=cosine[:, letter],
             main=torch.tensor(main.chosen[letter], dtype=torch.long),
         )
-        for letter in probes.counted
+        for letter in letters
     }
-    return _prefix_summary(len(W_dec), scores, main)
+    return _prefix_summary(len(directions), scores, main)
+
+
+def _carried_source(
+    inside: SparseCode, words: ProbeSet, probes: LetterProbes, cosine: Float[Tensor, "prefix letters"]
+) -> Float[Tensor, "words letters"]:
+    """Y of the source: each word's projection in the unit of what features carry; 0 for a letter that none carries."""
+    train = ~words.test
+    labels = label_matrix(words.letter, LETTERS)[train].float()
+    share = labels / labels.sum(dim=0).clamp_min(1)
+
+    def above_average(values: Float[Tensor, "words letters"]) -> Float[Tensor, " letters"]:
+        """Of each letter, the mean over its training words less the mean over all of them."""
+        return (share * values[train]).sum(dim=0) - values[train].mean(dim=0)
+
+    projection = words.source @ probes.direction
+    carried = above_average(sparse_times(inside, cosine.clamp_min(0)))
+    kappa = carried / above_average(projection).clamp_min(1e-12)
+    return torch.where(kappa >= LEAST_CARRIED, kappa, 0.0) * (projection - projection[train].mean(dim=0))
 
 
 def find_main_features(code: SparseCode, words: ProbeSet, *, dict_size: int) -> MainFeatures:
@@ -197,19 +222,10 @@ def _one_carries(
     return aligned & (along > 0) & (largest >= MIN_SHARE * along)
 
 
-def _refusal(words: ProbeSet, probes: LetterProbes) -> str | None:
-    found = len(probes.counted)
-    if found >= MIN_LETTERS:
-        return None
-    return (
-        f"{found} of {LETTERS} letters have a probe with F1 > {MIN_PROBE_F1}, and {MIN_LETTERS} are needed: from "
-        f"{int((~words.test).sum()):,} training words, first letters cannot be read off this layer well enough"
-    )
-
-
-def _describe(dictionary: Transcoder, words: ProbeSet, probes: LetterProbes) -> dict[str, Any]:
+def _describe(dictionary: Transcoder, words: ProbeSet, readable: Readability) -> dict[str, Any]:
     """What the score rests on, and why it is exploratory where it is."""
     parameters = words.about.get("model_parameters")
+    probes = readable.best
     doubts: list[str] = []
     if isinstance(parameters, int) and parameters < LARGE_MODEL_PARAMETERS:
         doubts.append("the model has under 1 B parameters")
@@ -217,8 +233,12 @@ def _describe(dictionary: Transcoder, words: ProbeSet, probes: LetterProbes) -> 
         doubts.append("the dictionary has under 16,384 features")
     return {
         "kind": "first-letter",
+        "space": readable.probes.space if readable.probes else None,
+        "space_reason": readable.reason,
         "exploratory": " and ".join(doubts) or None,
         "letters_counted": len(probes.counted),
+        "letters_on_target": len(readable.target.counted),
+        "letters_on_source": len(readable.source.counted) if readable.source else None,
         "probe_f1": float(probes.f1.mean()),
         "probe_f1_per_letter": {chr(97 + letter): round(float(f1), 4) for letter, f1 in enumerate(probes.f1)},
         "words_train": int((~words.test).sum()),

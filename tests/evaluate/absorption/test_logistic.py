@@ -2,7 +2,7 @@
 
 import torch
 
-from evaluate.metrics.logistic import f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
+from evaluate.absorption.logistic import f1_scores, fit_chosen, fit_dense, fit_l1, label_matrix
 from transcoder.rules.topk import select_topk
 from transcoder.sparse_code import SparseCode
 

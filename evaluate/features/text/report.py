@@ -12,8 +12,8 @@ import numpy as np
 
 from evaluate.features.contexts import NO_ROW, STRONGEST
 from evaluate.features.evidence import Evidence
-from evaluate.features.labels import visible
-from evaluate.features.page import feature_page
+from evaluate.features.text.labels import visible
+from evaluate.features.text.page import feature_page
 from evaluate.report.samples import chosen_features
 
 REPORT_FILE = "report.md"

@@ -1,14 +1,16 @@
 """Absorption against toys whose truth is known by construction, and against the definition in plain Python."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.metrics.absorption import absorption_fraction, fit_letter_probes, measure_absorption, score_prefix
-from evaluate.metrics.probe_set import ProbeSet
+from evaluate.absorption.letters import Space, fit_letter_probes, readability
+from evaluate.absorption.probe_set import ProbeSet
+from evaluate.absorption.score import absorption_fraction, measure_absorption, score_prefix
 from transcoder.rules.relu import ReLU
 from transcoder.sparse_code import SparseCode, largest_sums, stacked
 from transcoder.transcoder import Transcoder
@@ -53,25 +55,31 @@ def absorbed_toy(words: ProbeSet, *, absorbed: int, main_left: float) -> tuple[t
     return code, decoder
 
 
-@pytest.mark.parametrize("absorbed", [0, 2, 10])
-def test_known_full_absorption_is_found(absorbed: int) -> None:
+SPACES = pytest.mark.parametrize("space", ["target", "source"])
+"""The toy's source is its target, and what is a decoder row in one space is an encoder row in the other."""
+
+
+@pytest.mark.parametrize(("space", "absorbed"), [("target", 0), ("target", 2), ("target", 10), ("source", 2)])
+def test_known_full_absorption_is_found(space: Space, absorbed: int) -> None:
     words = toy_words()
-    code, decoder = absorbed_toy(words, absorbed=absorbed, main_left=0.0)
-    score = score_prefix(selection(code), words, fit_letter_probes(words), decoder)
+    code, directions = absorbed_toy(words, absorbed=absorbed, main_left=0.0)
+    score = score_prefix(selection(code), words, fit_letter_probes(words, space), directions)
     assert score["score"] == pytest.approx(absorbed / WORDS, abs=0.02)
     assert score["full_absorption_rate"] == pytest.approx(absorbed / WORDS, abs=0.02)
     assert score["main_features_mean"] == 1
 
 
-def test_known_partial_absorption_is_found() -> None:
+@SPACES
+def test_known_partial_absorption_is_found(space: Space) -> None:
     words = toy_words()
-    code, decoder = absorbed_toy(words, absorbed=10, main_left=0.25)
-    score = score_prefix(selection(code), words, fit_letter_probes(words), decoder)
+    code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
+    score = score_prefix(selection(code), words, fit_letter_probes(words, space), directions)
     assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
     assert score["full_absorption_rate"] == 0
 
 
-def test_redundancy_alone_is_no_absorption() -> None:
+@SPACES
+def test_redundancy_alone_is_no_absorption(space: Space) -> None:
     """Every letter has twin decoder rows that share its words between them: redundant, split, and nothing absorbed."""
     words = toy_words()
     code = torch.zeros(len(words.letter), 2 * LETTERS)
@@ -79,20 +87,23 @@ def test_redundancy_alone_is_no_absorption() -> None:
     code[rows, words.letter + LETTERS * (rows % 2)] = STRENGTH
     decoder = torch.zeros(2 * LETTERS, words.target.shape[1])
     decoder[:LETTERS, :LETTERS] = decoder[LETTERS:, :LETTERS] = torch.eye(LETTERS)
-    score = score_prefix(selection(code), words, fit_letter_probes(words), decoder)
+    score = score_prefix(selection(code), words, fit_letter_probes(words, space), decoder)
     assert score["score"] == score["full_absorption_rate"] == 0
     assert score["main_features_mean"] == 2
 
 
-def test_scaled_decoder_rows_change_nothing() -> None:
+@SPACES
+def test_scaled_rows_change_nothing(space: Space) -> None:
     words = toy_words()
     code, decoder = absorbed_toy(words, absorbed=5, main_left=0.25)
     scale = torch.logspace(-1, 1, len(decoder))[
         torch.randperm(len(decoder), generator=torch.Generator().manual_seed(1))
     ]
-    probes = fit_letter_probes(words)
+    probes = fit_letter_probes(words, space)
+    # An encoder row that is twice as long makes its activation twice as large; with a decoder row it is half of it.
+    scaled_code = code / scale if space == "target" else code * scale
     plain = score_prefix(selection(code), words, probes, decoder)
-    scaled = score_prefix(selection(code / scale), words, probes, decoder * scale[:, None])
+    scaled = score_prefix(selection(scaled_code), words, probes, decoder * scale[:, None])
     assert scaled["score"] == pytest.approx(plain["score"], abs=1e-5)
     assert scaled["k_sparse_f1"] == pytest.approx(plain["k_sparse_f1"], abs=1e-3)
 
@@ -105,7 +116,7 @@ def identity_dictionary(words: ProbeSet, prefixes: tuple[int, ...]) -> Transcode
 
 def test_every_prefix_is_scored_on_its_own_features() -> None:
     words = toy_words()
-    result = measure_absorption(identity_dictionary(words, (13, 50)), words, fit_letter_probes(words))
+    result = measure_absorption(identity_dictionary(words, (13, 50)), words, readability(words))
     assert [entry["prefix"] for entry in result["per_prefix"]] == [13, 50]
     assert result["score"] == result["per_prefix"][-1]["score"] == 0
     letters = result["per_prefix"][0]["per_letter"]
@@ -115,15 +126,48 @@ def test_every_prefix_is_scored_on_its_own_features() -> None:
     assert "under 1 B parameters" in result["exploratory"]
 
 
+def test_features_that_are_all_quieter_absorb_no_more_in_the_source() -> None:
+    words = toy_words()
+    code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
+    score = score_prefix(selection(code / 4), words, fit_letter_probes(words, "source"), directions)
+    assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
+
+
+def test_a_dictionary_that_carries_no_letter_is_not_scored_in_the_source() -> None:
+    words = toy_words()
+    code = torch.ones(len(words.letter), 4)
+    directions = torch.eye(words.source.shape[1])[-4:]
+    score = score_prefix(selection(code), words, fit_letter_probes(words, "source"), directions)
+    assert score["score"] is None
+    assert "carries" in score["reason"]
+
+
+def test_the_source_is_used_where_the_target_does_not_tell_letters() -> None:
+    words = toy_words()
+    noise = torch.randn(words.target.shape, generator=torch.Generator().manual_seed(5))
+    silent = replace(words, target=noise)
+    assert readability(words).best.space == "target"
+    found = readability(silent)
+    assert found.probes is not None
+    assert found.probes.space == "source"
+    result = measure_absorption(identity_dictionary(silent, (13, 50)), silent, found)
+    assert result["space"] == "source"
+    assert result["score"] == 0
+    assert result["per_prefix"][0]["score"] is None
+    assert "13 carries 13 of 26 letters" in result["per_prefix"][0]["reason"]
+
+
 def test_too_few_letters_are_refused_with_a_reason() -> None:
     words = toy_words()
     target = words.target.clone()
     target[:, :10] = torch.randn(len(target), 10, generator=torch.Generator().manual_seed(5))
-    noisy = ProbeSet(source=words.source, target=target, letter=words.letter, test=words.test, about={})
-    result = measure_absorption(identity_dictionary(noisy, (20, 50)), noisy, fit_letter_probes(noisy))
+    noisy = ProbeSet(source=target, target=target, letter=words.letter, test=words.test, about={})
+    result = measure_absorption(identity_dictionary(noisy, (20, 50)), noisy, readability(noisy))
     assert result["score"] is None
     assert [entry["score"] for entry in result["per_prefix"]] == [None, None]
-    assert "20 are needed" in result["reason"]
+    assert result["space"] is None
+    assert "16 of 26 letters" in result["reason"]
+    assert "cannot be read off this layer" in result["reason"]
 
 
 def fraction_of_one_word(main: float, absorbers: float, along: float) -> float:

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import DamagedError, MismatchError, UsageError
-from evaluate.metrics.probe_set import read_probe_set
+from common.hashing import hash_bytes
+from common.sealed_json import with_checksum
+from evaluate.absorption.probe_set import read_probe_set
 
 
 def write(folder: Path, *, words: int = 4, about: dict | None = None, **changed: torch.Tensor) -> Path:
@@ -54,10 +56,34 @@ def test_another_caches_probe_is_refused(tmp_path: Path) -> None:
         read_probe_set(write(tmp_path), fingerprint="g")
 
 
-@pytest.mark.parametrize("about", [{"version": 2}, {"kind": "spelling"}])
+@pytest.mark.parametrize("about", [{"version": 3}, {"kind": "spelling"}])
 def test_an_unknown_version_or_kind_is_refused(tmp_path: Path, about: dict) -> None:
     with pytest.raises(MismatchError, match="version"):
         read_probe_set(write(tmp_path, about=about))
+
+
+def sealed(folder: Path) -> Path:
+    write(folder)
+    data = (folder / "probe.safetensors").read_bytes()
+    known = json.loads((folder / "probe.json").read_text())
+    weights = {"bytes": len(data), "xxh3_128": hash_bytes(data)}
+    (folder / "probe.json").write_text(json.dumps(with_checksum(known | {"version": 2, "weights": weights})))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["probe.json", "probe.safetensors"])
+def test_no_flipped_bit_changes_a_sealed_probe(tmp_path: Path, name: str) -> None:
+    folder = sealed(tmp_path)
+    assert read_probe_set(folder, fingerprint="f").source.shape == (4, 6)
+    intact = (folder / name).read_bytes()
+    for position in range(0, len(intact), 7):
+        flipped = bytearray(intact)
+        flipped[position] ^= 1 << position % 8
+        (folder / name).write_bytes(flipped)
+        try:
+            assert read_probe_set(folder, fingerprint="f").about == json.loads(intact)
+        except (DamagedError, MismatchError):
+            continue
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from evaluate.features.contexts import NO_ROW, SILENT, STRONGEST, UNIFORM, interval_name
 from evaluate.features.evidence import Evidence
-from evaluate.features.labels import label_of
 from evaluate.features.relations import NO_FEATURE
+from evaluate.features.text.labels import label_of
 from evaluate.features.tokens import NO_TOKEN
 
 _SHOWN_PERCENTILES = (5, 25, 50, 75, 95)

@@ -16,7 +16,7 @@ def table(pre: torch.Tensor, document: torch.Tensor, *, ends: tuple[int, ...]) -
     for start, end in zip((0, *ends[:-1]), ends, strict=True):
         rows = torch.arange(start, end)
         selection = select_topk(pre[rows], top_k=5)
-        batch = Replayed(pre[rows], pre[rows], document[rows], rows, selection, pre[rows][:, None])
+        batch = Replayed(pre[rows], pre[rows], document[rows], rows, selection, pre[rows][:, None], (12,))
         state = metric.combine(state, metric.measure(batch))
     return state
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from evaluate.features.find import find_features
+from evaluate.features.text.find import find_features
 
 
 def test_features_that_fire_on_the_token_come_first(toy) -> None:

@@ -5,7 +5,10 @@ A folder that ``harvest --probe first-letter`` writes:
     probe.safetensors   source (words, d_source), target (words, d_target), letter (words,) 0..25,
                         split (words,) 0 train, 1 test
     probe.json          version, kind, words, prompt, site_source, site_target, model, model_parameters, layer,
-                        fingerprint (of the activation cache that it belongs to), ...
+                        fingerprint (of the activation cache that it belongs to), ...; since version 2 also weights,
+                        the size and hash of probe.safetensors, and a checksum of probe.json itself
+
+Both files are checked before they are used. Those of version 1 have no checksum, and are read as they are.
 """
 
 from dataclasses import dataclass
@@ -16,12 +19,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from common.errors import DamagedError, MismatchError
-from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE, RunFolders
+from common.errors import DamagedError, DiskError, MismatchError
+from common.hashing import hash_bytes
+from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
+from common.sealed_json import check_checksum
 from transcoder.formats.foreign_files import read_json, read_tensors
 
-VERSION = 1
+VERSION = 2
+_READ_VERSIONS = (1, 2)
 LETTERS = 26
+DESCRIPTION = PROBE_FILE
+"""Written last: a folder that has it holds a complete probe cache."""
+
+_HARVEST_AGAIN = "Run 'nestcoder harvest --probe first-letter' for this layer again."
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ def read_probe_set(folder: Path, *, fingerprint: str | None = None) -> ProbeSet:
     """
     about = read_json(folder / PROBE_FILE)
     _check_identity(about, folder, fingerprint)
+    if about["version"] > 1:
+        _check_seal(about, folder)
     tensors = read_tensors(folder / PROBE_WEIGHTS_FILE, names={"source", "target", "letter", "split"})
     _check_tensors(tensors, about, folder)
     return ProbeSet(
@@ -55,22 +67,35 @@ def read_probe_set(folder: Path, *, fingerprint: str | None = None) -> ProbeSet:
 
 
 def _check_identity(about: dict[str, Any], folder: Path, fingerprint: str | None) -> None:
-    if about.get("version") != VERSION or about.get("kind") != "first-letter":
+    if about.get("version") not in _READ_VERSIONS or about.get("kind") != "first-letter":
         what = f"The probe cache is of version {about.get('version')!r} and kind {about.get('kind')!r}."
-        raise MismatchError(what, where=folder, remedy=f"This release reads version {VERSION}, kind 'first-letter'.")
+        raise MismatchError(
+            what, where=folder, remedy=f"This release reads versions up to {VERSION}, kind 'first-letter'."
+        )
     if fingerprint is not None and about.get("fingerprint") != fingerprint:
         what = "The probe cache was harvested with another activation cache."
-        raise MismatchError(
-            what, where=folder, remedy="Run 'nestcoder harvest --probe first-letter' for this layer again."
-        )
+        raise MismatchError(what, where=folder, remedy=_HARVEST_AGAIN)
+
+
+def _check_seal(about: dict[str, Any], folder: Path) -> None:
+    """Raises DamagedError where either file is not what was written."""
+    check_checksum(about, where=folder / PROBE_FILE, remedy=_HARVEST_AGAIN)
+    weights = folder / PROBE_WEIGHTS_FILE
+    if not weights.is_file():
+        raise DamagedError("A file of the probe cache is missing.", where=weights, remedy=_HARVEST_AGAIN)
+    try:
+        data = weights.read_bytes()
+    except OSError as error:
+        raise DiskError(f"The file cannot be read: {error.strerror}.", where=weights) from error
+    if about.get("weights") != {"bytes": len(data), "xxh3_128": hash_bytes(data)}:
+        what = "The probe's activations are not what was written (their hash differs)."
+        raise DamagedError(what, where=weights, remedy=_HARVEST_AGAIN)
 
 
 def _check_tensors(tensors: dict[str, Tensor], about: dict[str, Any], folder: Path) -> None:
     problem = _problem_with(tensors, len(about["words"]) if isinstance(about.get("words"), list) else -1)
     if problem:
-        raise DamagedError(
-            f"The probe cache cannot be used: {problem}.", where=folder, remedy="Harvest the probe again."
-        )
+        raise DamagedError(f"The probe cache cannot be used: {problem}.", where=folder, remedy=_HARVEST_AGAIN)
 
 
 def _problem_with(tensors: dict[str, Tensor], words: int) -> str | None:
@@ -87,8 +112,3 @@ def _problem_with(tensors: dict[str, Tensor], words: int) -> str | None:
     if not all(torch.isfinite(tensors[name]).all() for name in ("source", "target")):
         return "it holds NaN or infinity"
     return None
-
-
-def probe_folder(cache: Path) -> Path:
-    """Where the probe cache of the activation cache ``cache`` lies."""
-    return RunFolders.of_cache(cache).probe()

@@ -29,7 +29,7 @@ from transcoder.transcoder import Transcoder
 LETTERS, WORDS, ABSORBED, STRENGTH, NOISE = 26, 20, 2, 3.0, 24
 D_SOURCE, D_TARGET = LETTERS * (1 + ABSORBED), LETTERS + NOISE
 TRUTH = ABSORBED / WORDS
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def rows(letter: torch.Tensor, word: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,12 +59,15 @@ def write_cache(path: Path) -> CacheReader:
     return CacheReader.open(path)
 
 
-def write_probe(folder: Path, *, fingerprint: str, readable: int = LETTERS) -> None:
-    """As many letters as ``readable`` can be read off the target; the others' is noise."""
+def write_probe(folder: Path, *, fingerprint: str, readable: int = LETTERS, in_source: int = LETTERS) -> None:
+    """``readable`` letters can be read off the target and ``in_source`` off the source; the others are noise."""
     folder.mkdir(parents=True)
     letter = torch.arange(LETTERS).repeat_interleave(WORDS).repeat(2)
     source, target = rows(letter, torch.arange(len(letter)) % WORDS, seed=9)
-    target[:, readable:LETTERS] = torch.randn(len(letter), LETTERS - readable)
+    generator = torch.Generator().manual_seed(5)
+    target[:, readable:LETTERS] = torch.randn(len(letter), LETTERS - readable, generator=generator)
+    if in_source < LETTERS:
+        source[:, in_source:] = torch.randn(len(letter), D_SOURCE - in_source, generator=generator)
     split = (torch.arange(len(letter)) >= LETTERS * WORDS).to(torch.uint8)
     save_file(
         {"source": source.bfloat16(), "target": target.bfloat16(), "letter": letter, "split": split},
@@ -84,6 +87,23 @@ def absorbing() -> Transcoder:
     W_dec[LETTERS + words, words // ABSORBED] = W_dec[LETTERS + words, LETTERS + words % NOISE] = math.sqrt(0.5)
     arrays = (W_enc, torch.zeros(D_SOURCE), W_dec, torch.zeros(D_TARGET))
     return Transcoder(*arrays, rule=TopK(2), prefixes=(LETTERS, D_SOURCE))
+
+
+def absorbing_in_the_source() -> Transcoder:
+    """Encoders that read the letter: the main feature's loses its few words, whose own features read word and letter.
+
+    Their bias keeps a word's feature silent on the letter's other words: (3 + 3) / sqrt(2) > 2.5 > 3 / sqrt(2).
+    """
+    words = torch.arange(LETTERS * ABSORBED)
+    W_enc = torch.eye(D_SOURCE)
+    W_enc[words // ABSORBED, LETTERS + words] = -1
+    W_enc[LETTERS + words, LETTERS + words] = W_enc[LETTERS + words, words // ABSORBED] = math.sqrt(0.5)
+    b_enc = torch.zeros(D_SOURCE)
+    b_enc[LETTERS:] = -2.5
+    W_dec = torch.nn.functional.normalize(
+        torch.randn(D_SOURCE, D_TARGET, generator=torch.Generator().manual_seed(3)), dim=1
+    )
+    return Transcoder(W_enc, b_enc, W_dec, torch.zeros(D_TARGET), rule=TopK(2), prefixes=(LETTERS, D_SOURCE))
 
 
 def plain() -> Transcoder:
@@ -154,12 +174,30 @@ def documented(value: Any, name: str = "") -> set[str]:
 
 def test_too_few_readable_letters_have_a_reason_and_no_score(layer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fingerprint = CacheReader.open(layer / "cache").fingerprint
-    write_probe(layer / "probe" / "first-letter", fingerprint=fingerprint, readable=19)
+    write_probe(layer / "probe" / "first-letter", fingerprint=fingerprint, readable=19, in_source=0)
     evaluate(layer, "--json")
     said = json.loads(capsys.readouterr().out)["8"]
     assert said["absorption_first_letter"]["score"] is None
+    assert said["absorption_first_letter"]["space"] is None
     assert "19 of 26 letters" in said["absorption_first_letter"]["reason"]
+    assert "cannot be read off this layer" in said["absorption_first_letter"]["reason"]
     assert "not measured: 19 of 26 letters" in (layer / "report" / "main" / "summary.txt").read_text()
     assert {"ours: absorption_first_letter", "theirs: absorption_first_letter"} <= set(
         said["comparison"]["not_compared"]
     )
+
+
+def test_letters_that_only_the_source_has_are_scored_there(layer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_transcoder(absorbing_in_the_source(), layer / "transcoder" / "main", config={})
+    fingerprint = CacheReader.open(layer / "cache").fingerprint
+    write_probe(layer / "probe" / "first-letter", fingerprint=fingerprint, readable=2)
+    evaluate(layer, "--json")
+    document = json.loads(capsys.readouterr().out)["8"]
+    absorption = document["absorption_first_letter"]
+    assert (absorption["space"], absorption["letters_on_target"], absorption["letters_on_source"]) == ("source", 2, 26)
+    assert absorption["space_reason"] == "26 of 26 letters can be read off the source, 2 off the target"
+    assert absorption["score"] == pytest.approx(TRUTH, abs=0.02)
+    assert absorption["full_absorption_rate"] == pytest.approx(TRUTH, abs=0.02)
+    assert absorption["per_prefix"][0]["score"] == 0
+    assert document["comparison"]["theirs"]["absorption_first_letter"] == 0
+    assert "It is scored in the source" in (layer / "report" / "main" / "summary.txt").read_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluate.features.evidence import Evidence
-from evaluate.features.labels import NEVER, label_of, quoted, visible
+from evaluate.features.text.labels import NEVER, label_of, quoted, visible
 
 
 @pytest.fixture

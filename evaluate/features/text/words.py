@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from tokenizers import Tokenizer
 
-from evaluate.report.samples import TOKENIZER, Spell, speller
+from evaluate.token_text import TOKENIZER, Speller, speller
 
 _UNKNOWN = "�"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def speller_of(arrays: Mapping[str, np.ndarray]) -> Spell:
+def speller_of(arrays: Mapping[str, np.ndarray]) -> Speller:
     """Token ids to text; ids in brackets where the cache has no tokenizer."""
     spell = speller(arrays)
     if TOKENIZER not in arrays:

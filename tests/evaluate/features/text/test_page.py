@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluate.features.page import feature_page, rounded
+from evaluate.features.text.page import feature_page, rounded
 
 
 def test_a_page_is_plain_data_with_every_section(toy) -> None:
