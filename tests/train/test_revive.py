@@ -45,9 +45,15 @@ def test_a_feature_begins_at_its_row_with_what_was_missing_there() -> None:
         torch.testing.assert_close(weights.W_enc[feature], 0.5 * direction / direction.norm())
         missing = -result.residual[row]
         torch.testing.assert_close(weights.W_dec[feature], missing / missing.norm())
-        threshold = result.code.values[4 * row : 4 * row + 4].min()
-        pre = weights.W_enc[feature] @ source[row] + weights.b_enc[feature]
-        assert float(pre - threshold) == pytest.approx(1e-4, abs=2e-6)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.003, 1), (0.1, 4)])
+def test_it_fires_on_its_share_of_the_rows(share: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.revive._SHARE_OF_ROWS", share)
+    weights, source, result = revived()
+    thresholds = result.code.values.view(40, 4).min(dim=1).values
+    above = source @ weights.W_enc.T + weights.b_enc > thresholds[:, None]
+    assert above[:, DEAD].sum(dim=0).tolist() == [count] * 3
 
 
 def test_the_other_features_are_untouched() -> None:
