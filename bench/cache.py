@@ -25,7 +25,7 @@ import zarr
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cache.config import CacheSettings
-from cache.loader import POOL_BYTES, open_loader
+from cache.loader import POOL_BYTES, Loader
 from cache.order import EpochOrder, derive_key, permute
 from cache.reader import CacheReader
 from cache.tools.mixing import measure_mixing
@@ -143,7 +143,7 @@ def gather(sides, order):
 
 
 def drain(reader, *, threads):
-    with open_loader(reader, batch_rows=BATCH_ROWS, seed=1, epochs=1, mask_special=False) as loader:
+    with Loader(reader, batch_rows=BATCH_ROWS, seed=1, epochs=1, mask_special=False) as loader:
         if threads:
             assert sum(len(batch.source) for batch in loader) == len(reader.split("train"))
         else:

@@ -2,7 +2,7 @@
 
     dense           what evaluation commonly is: a dense code and a dense decode for every prefix. FVU, L0 and density.
     dense by group  the same, where each feature is decoded once and prefixes are running sums: the least that is dense
-    same metrics    ours, FVU, L0, density, and the cosine besides
+    same metrics    ours, FVU in all its forms, L0, density and cosine
     whole           ours with all it reports: 1,000 bootstrap replicates, top contexts, the best affine map
 
 The dense ones keep their large arrays from batch to batch, count firings from the selection alone, and take a row's
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,13 @@ import torch
 from cache.reader import Rows
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
-from evaluate.measure import streamed_metrics
-from evaluate.metrics.fvu import Fit
+from evaluate.held_out import HeldOut
+from evaluate.metrics.baselines import Baselines
+from evaluate.metrics.concentration import Concentration
+from evaluate.metrics.fvu import Fvu
 from evaluate.metrics.sparsity import Sparsity
-from evaluate.replay import HeldOut, Replay
+from evaluate.metrics.top_contexts import TopContexts
+from evaluate.replay import Replay
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
@@ -54,6 +56,9 @@ class InMemory:
     def rows(self, which: slice, *, view: str) -> Rows:  # noqa: ARG002
         position = self.document[which].astype(np.int32)
         return Rows(self.source[which], self.target[which], self.tokens[which], self.document[which], position)
+
+    def is_ordinary(self, tokens: np.ndarray) -> np.ndarray:
+        return np.ones(len(tokens), dtype=bool)
 
 
 def in_memory(rows: int, width: int) -> InMemory:
@@ -97,16 +102,22 @@ def squares(rows: torch.Tensor) -> torch.Tensor:
 def sparse_replay(
     view: InMemory, dictionary: Transcoder, batch_rows: int, *, whole: bool, device: str = "cpu"
 ) -> list[float]:
-    replay = Replay(HeldOut(view, ()), batch_rows, device, Silent())  # type: ignore[arg-type]
-    width = view.target.shape[1]
-    fit = Fit(torch.zeros(width, device=device), dictionary.prefixes, 0)
-    metrics: dict[str, Any] = {"fit": fit, "sparsity": Sparsity(dictionary.prefixes, 1.0)}
+    held_out = HeldOut(view)  # type: ignore[arg-type]
+    centre = torch.zeros(view.target.shape[1], dtype=torch.float64, device=device)
+    replicates = EvaluateSettings().bootstrap if whole else 0
+    prefixes = dictionary.prefixes
+    metrics: dict[str, Any] = {
+        "fvu": Fvu(centre, prefixes, replicates, rows=len(view)),
+        "sparsity": Sparsity(prefixes, 1.0, replicates, device=device),
+    }
     if whole:
-        side = SimpleNamespace(mean=np.zeros(width))
-        reader: Any = SimpleNamespace(statistics=SimpleNamespace(source=side, target=side))
-        metrics = streamed_metrics(dictionary, reader, settings=EvaluateSettings(), device=device, baselines=True)
-    states = replay.run(dictionary, metrics)
-    return metrics["fit"].compute(states["fit"])["fvu_per_prefix"]
+        metrics |= {
+            "contexts": TopContexts(dictionary.dict_size, EvaluateSettings().sample_contexts, device),
+            "baselines": Baselines(centre, centre, dictionary.b_dec),
+            "concentration": Concentration(centre, held_out, spell=str),
+        }
+    states = Replay(held_out, batch_rows, device, Silent()).run(dictionary, metrics)
+    return metrics["fvu"].compute(states["fvu"]).fields["fvu_per_prefix"]
 
 
 def seconds(call: Callable[[], list[float]], expected: list[float]) -> tuple[float, float]:

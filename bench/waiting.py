@@ -16,7 +16,7 @@ import torch
 
 from bench.step import processor
 from cache.config import CacheSettings
-from cache.loader import Loader, open_loader
+from cache.loader import Loader
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from common.progress import Silent
@@ -33,8 +33,8 @@ class Watch(Silent):
         self.loader: Loader | None = None
         self.marks: list[tuple[float, float]] = []
 
-    def open_loader(self, *given: object, **named: object) -> Loader:
-        self.loader = open_loader(*given, **named)
+    def make_loader(self, *given: object, **named: object) -> Loader:
+        self.loader = Loader(*given, **named)
         return self.loader
 
     def advance(self, *_: int, **__: float) -> None:
@@ -72,7 +72,7 @@ def warm(cache: Path) -> None:
 def measure(cache: Path, out: Path, *, steps: int) -> tuple[float, float]:
     """Seconds a step and the share waited, of a run into ``out``."""
     watch = Watch()
-    loop.open_loader = watch.open_loader
+    loop.Loader = watch.make_loader
     settings = TrainSettings(preset="gpt2", steps=steps, warmup_steps=1, held_out_rows=0, checkpoint_every=steps)
     given = {"settings": settings, "device": "cpu", "fresh": True, "log": LogSettings()}
     loop.train_layer(cache=cache, out=out, progress=watch, **given)

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from cache.format.codec import Codec
 from common.settings import PathText, Settings
 
-_CHUNK_BYTES, _MOST_CHUNK_ROWS = 1_200_000, 1024
+_CHUNK_BYTES = 1_200_000
+"""Large enough that a disk reads it at full speed, small enough that a damaged one, or a copy of one, is cheap."""
+_CHUNK_ROWS_LIMIT = 1024
 Dtype = Literal["bfloat16", "float16", "float32", "int8"]
 
 
@@ -34,7 +36,7 @@ class CacheSettings(Settings):
     split_seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seeds which documents are held out."""
     check_reads: bool = True
-    """Hold each chunk against its checksum the first time that it is read."""
+    """Compare each chunk with its checksum the first time that it is read."""
     remote: PathText = ""
     """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
     what is not in runs/ is read from there."""
@@ -45,9 +47,9 @@ class CacheSettings(Settings):
     @model_validator(mode="after")
     def _rows_fit(self) -> "CacheSettings":
         for small, large in (("chunk_rows", "shard_rows"), ("shard_rows", "segment_rows")):
-            parts, rest = divmod(getattr(self, large), getattr(self, small) or 1)
-            if rest or not parts:
-                sizes = f"{getattr(self, large)} = {parts} x {getattr(self, small)} + {rest}"
+            count, rest = divmod(getattr(self, large), getattr(self, small) or 1)
+            if rest or not count:
+                sizes = f"{getattr(self, large)} = {count} x {getattr(self, small)} + {rest}"
                 raise ValueError(f"{large} must be a multiple of {small}, but {sizes}")
         return self
 
@@ -56,4 +58,4 @@ class CacheSettings(Settings):
         if self.chunk_rows:
             return self.chunk_rows
         rows = 1 << max(0, (_CHUNK_BYTES // row_bytes).bit_length() - 1)
-        return math.gcd(min(rows, _MOST_CHUNK_ROWS), self.shard_rows)
+        return math.gcd(min(rows, _CHUNK_ROWS_LIMIT), self.shard_rows)

@@ -1,4 +1,8 @@
-"""Serves batches in a seeded order, gathered ahead by background threads.
+"""Serves batches in a seeded order, gathered in advance by background threads.
+
+    with Loader(reader, batch_rows=4096, seed=0, epochs=1) as batches:
+        for batch in batches:
+            step(batch.source, batch.target)
 
 A batch is a pure function of (cache, seed, number), so threads, prefetching and ranks change nothing, and a loader
 that starts at batch n goes on exactly where one that handed out n batches stopped.
@@ -23,7 +27,10 @@ from cache.storage.buffers import Buffers
 from common.errors import UsageError
 
 POOL_BYTES = 1_000_000_000
+"""A pool is what batches are drawn from at a time. It is read in the order of the files, so larger is better for the
+disk; two of them are in memory at once (this one, and the next one while it is read), so smaller is better for that."""
 _POOLS_REMEMBERED = 8
+"""Threads that gather batches of an earlier pool may still ask for it; more than two pools apart they cannot be."""
 
 
 @dataclass(frozen=True)
@@ -39,38 +46,50 @@ class Batch:
 
 
 class Loader:
-    """An iterator over batches; use it in a ``with`` block. ``consumed`` counts batches handed out, from batch 0 on."""
+    """Batches of ``batch_rows`` rows, counted over all ranks (fewer once special tokens are masked).
+
+    An iterator; use it in a ``with`` block. Every row comes once an epoch, and an epoch's last batch may be short.
+    ``epochs`` None goes on for ever. Rank ``rank`` of ``world`` gets its share of each batch; all shares make up the
+    batch that one process would get. ``consumed`` counts batches handed out, from batch 0 on.
+    Raises UsageError for a split without rows and for sizes that cannot be.
+    """
 
     def __init__(
         self,
         reader: CacheReader,
         *,
-        split: Literal["train", "held_out"],
         batch_rows: int,
         seed: int,
-        start_batch: int,
-        epochs: int | None,
-        rank: int,
-        world: int,
-        threads: int,
-        prefetch: int,
-        pin_memory: bool,
-        view: View,
-        mask_special: bool,
+        split: Literal["train", "held_out"] = "train",
+        start_batch: int = 0,
+        epochs: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 1,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+        view: View = "mlp_in",
+        mask_special: bool = True,
     ) -> None:
         if batch_rows < 1 or not 0 <= rank < world or threads < 1 or prefetch < 1:
             raise UsageError(f"A loader cannot have {batch_rows=}, {rank=}, {world=}, {threads=}, {prefetch=}.")
-        self._reader, self._rows = reader, reader.split(split)
-        self._view: View = view
+        self._rows = reader.split(split)
         if not len(self._rows):
             raise UsageError(f"The cache has no {split} rows.", where=reader.path)
-        self._batch_rows, self._seed, self._rank, self._world = batch_rows, seed, rank, world
-        self._prefetch, self._pinned = prefetch, pin_memory
+        self._view: View = view
+        self._batch_rows = batch_rows
+        self._seed = seed
+        self._rank = rank
+        self._world = world
+        self._prefetch = prefetch
+        self._pinned = pin_memory
+        self._mask_special = mask_special and bool(reader.special_ids)
         self._buffers = Buffers(rows=-(-batch_rows // world), pinned=pin_memory)
-        self._special = np.array(reader.special_ids if mask_special else (), np.int32)
+
         self.batches_per_epoch = -(-len(self._rows) // batch_rows)
         self._end = None if epochs is None else epochs * self.batches_per_epoch
-        self.consumed = self._submitted = start_batch
+        self.consumed = start_batch
+        self._submitted = start_batch
         self.waited_seconds = 0.0
         self._futures: deque[Future[Batch]] = deque()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="loader")
@@ -112,9 +131,10 @@ class Loader:
         )
         index = self.rows_of(epoch, place)
         tokens = self._rows.tokens[index]
-        if self._special.size:
-            kept = ~np.isin(tokens, self._special)
-            index, tokens = index[kept], tokens[kept]
+        if self._mask_special:
+            ordinary = self._rows.is_ordinary(tokens)
+            index = index[ordinary]
+            tokens = tokens[ordinary]
         sides = self._rows.sides(index, view=self._view, buffers=self._buffers)
         source, target = (side.pin_memory() if self._pinned and side.device.type == "cpu" else side for side in sides)
         return Batch(source, target, tokens, self._rows.document[index], number, epoch)
@@ -144,16 +164,17 @@ class _Pools:
     def __init__(self, rows: SplitView) -> None:
         self._rows = rows
         self._reading: dict[tuple[int, int], Future[None]] = {}
-        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
 
     def enter(self, order: EpochOrder, pool: int, *, following: EpochOrder | None) -> None:
-        """Return when the pool is near. Raises DamagedError for the first chunk that is not as promised."""
+        """Return when the pool is in memory. Raises DamagedError for the first chunk that does not match."""
         after = (order, pool + 1) if pool + 1 < order.pools else (following, 0)
         with self._lock:
-            for near, number in ((order, pool), after):
-                if near and (near.epoch, number) not in self._reading:
-                    self._reading[near.epoch, number] = self._thread.submit(self._read, near, number)
+            for epoch_order, number in ((order, pool), after):
+                if epoch_order and (epoch_order.epoch, number) not in self._reading:
+                    self._reading[epoch_order.epoch, number] = self._thread.submit(self._read, epoch_order, number)
             reading = self._reading[order.epoch, pool]
             for done in list(self._reading)[:-_POOLS_REMEMBERED]:
                 del self._reading[done]
@@ -168,41 +189,3 @@ class _Pools:
         chunks = np.sort(order.chunks_of_pool(pool))
         for name in self._rows.group.sides:
             self._rows.columns[name].read_through(chunks, stopped=self._closed.is_set)
-
-
-def open_loader(
-    reader: CacheReader,
-    *,
-    split: Literal["train", "held_out"] = "train",
-    batch_rows: int,
-    seed: int,
-    start_batch: int = 0,
-    epochs: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    threads: int = 1,
-    prefetch: int = 4,
-    pin_memory: bool = False,
-    view: View = "mlp_in",
-    mask_special: bool = True,
-) -> Loader:
-    """Batches of ``batch_rows`` rows (over all ranks together; fewer once special tokens are masked).
-
-    Every row comes once an epoch and the last batch of an epoch may be short. ``epochs`` None goes on for ever.
-    Rank ``rank`` of ``world`` gets its part of each batch; together they get what one process would.
-    """
-    return Loader(
-        reader,
-        split=split,
-        batch_rows=batch_rows,
-        seed=seed,
-        start_batch=start_batch,
-        epochs=epochs,
-        rank=rank,
-        world=world,
-        threads=threads,
-        prefetch=prefetch,
-        pin_memory=pin_memory,
-        view=view,
-        mask_special=mask_special,
-    )

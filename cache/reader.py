@@ -1,7 +1,7 @@
-"""Reads a cache: rows, columns and statistics, straight from memory maps, each chunk checked the first time.
+"""Reads a cache in a folder: rows, columns and statistics, from memory maps, each chunk checked the first time.
 
-Chunks of a compressed cache are unpacked into memory instead, some pools of them at a time. A target that is not stored
-is computed from the source.
+Chunks of a compressed cache are unpacked into memory instead, a few pools at a time. A target that is not stored is
+computed from the source. ``cache.open.open_cache`` also opens caches at a URL.
 
 Views of the source: ``mlp_in`` is what is stored, what the MLP consumed; ``ln2_normalized`` is the same before the
 norm's gain and bias, (mlp_in - bias) / gain, in float32.
@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8, Int32, Int64, Shaped
+from jaxtyping import Bool, Float, Int8, Int32, Int64, Shaped
 from torch import Tensor
 
-from cache.config import CacheSettings
 from cache.format.dtypes import TORCH_DTYPES, read_as, to_tensor
 from cache.format.int8 import restore
 from cache.format.journal import Commit, FileEntry, commits_of
@@ -33,7 +32,7 @@ from cache.format.manifest import (
 )
 from cache.format.statistics import GroupStatistics, merge_groups, unpack
 from cache.storage.buffers import Buffers
-from cache.storage.chunk_lru import Held
+from cache.storage.chunk_lru import ChunkLru
 from cache.storage.columns import Column, UnpackedColumn
 from cache.storage.recompute import Mlp, mlp_of_arrays
 from common.errors import DamagedError, MismatchError, UsageError
@@ -60,7 +59,8 @@ class SplitView:
     """The rows of ``train`` or ``held_out``. ``len()`` is the number of rows."""
 
     def __init__(self, reader: "CacheReader", group: Group, commits: dict[int, Commit]) -> None:
-        self.group, self._reader = group, reader
+        self.group = group
+        self._reader = reader
         self.columns: dict[str, Column] = {}
         for array in group.arrays.values():
             entries = {
@@ -89,8 +89,10 @@ class SplitView:
         A target that is computed lies on the reader's device.
         """
         source = self.gather("source", index, buffers=buffers)
-        stored = "target" in self.columns
-        target = self.gather("target", index, buffers=buffers) if stored else self._reader.mlp.target(source)
+        if "target" in self.columns:
+            target = self.gather("target", index, buffers=buffers)
+        else:
+            target = self._reader.mlp.target(source)
         return self._reader.as_view(source, view), target.to(TORCH_DTYPES[read_as(self.group.dtype)])
 
     def gather(
@@ -99,8 +101,9 @@ class SplitView:
         """Rows ``index`` of a stored ``source`` or ``target``, copied from the maps."""
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise UsageError(f"A row outside 0 to {len(self) - 1} was asked for.")
-        column, values = self.columns[name], self._tensors[name]
-        out = buffers.take(len(index), width=values.shape[1], dtype=values.dtype) if buffers else None
+        column = self.columns[name]
+        values = self._tensors[name]
+        out = buffers.lend(len(index), width=values.shape[1], dtype=values.dtype) if buffers else None
         with column.using(index // column.array.chunk_rows):
             rows = torch.index_select(values, 0, torch.from_numpy(index), out=out)
         return rows if self.group.dtype != "int8" else self._restored(name, rows, index)
@@ -108,7 +111,8 @@ class SplitView:
     def _restored(
         self, name: str, rows: Int8[Tensor, "rows width"], index: Int64[np.ndarray, " rows"]
     ) -> Float[Tensor, "rows width"]:
-        scale, channel = self.column(f"{name}_scale"), self.columns[f"{name}_channel"]
+        scale = self.column(f"{name}_scale")
+        channel = self.columns[f"{name}_channel"]
         channel.need_all()
         lines = channel.values[index // self.group.segment_rows]
         return restore(rows, torch.from_numpy(scale[index]), torch.from_numpy(lines))
@@ -136,25 +140,37 @@ class SplitView:
     def position(self) -> Int32[np.ndarray, " rows"]:
         return self.column("position")
 
+    def is_ordinary(self, tokens: Int32[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+        """Which of these tokens are not special: the rows that are trained on, measured and counted."""
+        return self._reader.manifest.is_ordinary(tokens)
+
     @cached_property
     def statistics(self) -> GroupStatistics:
-        """Exact figures of the rows whose token is not special. Raises UsageError when there are no rows."""
+        """Exact statistics of the rows whose token is not special. Raises UsageError when there are no rows."""
         if not len(self):
             raise UsageError(f"The cache has no {self.group.name} rows.", where=self._reader.path)
-        column, widths = self.columns["statistics"], {"d_source": self.group.d_source, "d_target": self.group.d_target}
+        column = self.columns["statistics"]
         column.need_all()
+        if not np.isfinite(column.values).all():
+            raise DamagedError("The statistics hold a NaN or an infinity.", where=self._reader.path)
+        widths = {"d_source": self.group.d_source, "d_target": self.group.d_target}
         return merge_groups([unpack(line, **widths) for line in column.values])
 
 
 class CacheReader:
-    """An open cache. Use ``open``."""
+    """An open cache. Use ``cache.open.open_cache``, or ``open`` for a folder."""
 
     def __init__(self, path: Path, manifest: Manifest, *, verify: bool, view: View, device: str) -> None:
-        self.path, self.manifest, self._verify, self._view, self._device = path, manifest, verify, view, device
-        self.identity, self.fingerprint = manifest.identity, manifest.fingerprint
+        self.path = path
+        self.manifest = manifest
+        self.identity = manifest.identity
+        self.fingerprint = manifest.fingerprint
         self.special_ids = manifest.special_ids
+        self._verify = verify
+        self._view: View = view
+        self._device = device
         self._splits: dict[str, SplitView] = {}
-        self._held = Held(UNPACKED_BYTES, where=path)
+        self._lru = ChunkLru(UNPACKED_BYTES, where=path)
 
     @classmethod
     def open(
@@ -166,32 +182,15 @@ class CacheReader:
         view: View = "mlp_in",
         device: str = "cpu",
     ) -> "CacheReader":
-        """Open the cache in folder ``path``, or at a URL that fsspec knows (see ``cache.storage.remote``).
+        """Open the cache in folder ``path``.
 
         ``expect`` holds what the identity must say (any part of it). ``verify`` turns the checksums of rows on.
         ``device`` is where a target that is not stored is computed.
         Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field.
         """
-        if isinstance(path, str) and "://" in path:
-            from cache.storage.remote import open_remote
-
-            return open_remote(path, expect=expect, view=view, device=device)
         reader = cls(Path(path), read_manifest(Path(path)), verify=verify, view=view, device=device)
         reader.check(expect)
         return reader
-
-    @classmethod
-    def open_near(cls, path: Path, settings: CacheSettings | None, *, device: str = "cpu") -> "CacheReader":
-        """Open the cache in ``path`` or, where it is not all there, that of the same place below ``settings.remote``.
-
-        Raises as ``open``.
-        """
-        settings = settings or CacheSettings()
-        if not settings.remote or is_here(path):
-            return cls.open(path, verify=settings.check_reads, device=device)
-        from cache.storage.remote import open_remote, url_of
-
-        return open_remote(url_of(path, settings.remote), limit_bytes=settings.remote_bytes, device=device)
 
     def check(self, expect: dict[str, Any] | None) -> None:
         """Read the journals and compare the identity with ``expect``. Raises as ``open``."""
@@ -200,7 +199,8 @@ class CacheReader:
             raise MismatchError(f"The cache does not fit: {difference}.", where=self.path)
         self._read_journals()
         if self._view == "ln2_normalized":
-            self.as_view(torch.zeros(0, manifest_width(self.manifest)), None)
+            # A missing or zero gain is found now and not by the first batch.
+            self.as_view(torch.zeros(0, self.manifest.geometry.d_source), None)
 
     def _read_journals(self) -> None:
         geometry = self.manifest.geometry
@@ -218,7 +218,7 @@ class CacheReader:
         """An array of this cache."""
         if array.codec == "none":
             return Column(self.path, array, entries, verify=self._verify)
-        return UnpackedColumn(self.path, array, entries, verify=self._verify, held=self._held)
+        return UnpackedColumn(self.path, array, entries, verify=self._verify, lru=self._lru)
 
     def split(self, name: Literal["train", "held_out"]) -> SplitView:
         """The rows of one group."""
@@ -226,7 +226,7 @@ class CacheReader:
 
     @property
     def statistics(self) -> GroupStatistics:
-        """Exact figures of the training rows."""
+        """Exact statistics of the training rows."""
         return self.split("train").statistics
 
     @cached_property
@@ -271,21 +271,22 @@ class CacheReader:
             raise UsageError("The cache stores no gain, so its source has no ln2_normalized view.", where=self.path)
         gain = torch.from_numpy(self.arrays["gain"]).float()
         if not bool((gain != 0).all()):
-            raise UsageError("The norm's gain is 0 somewhere: ln2_normalized cannot be had back.", where=self.path)
+            raise UsageError(
+                "The norm's gain is 0 somewhere: ln2_normalized cannot be computed from mlp_in.", where=self.path
+            )
         bias = self.arrays.get("bias")
         return gain, torch.zeros_like(gain) if bias is None else torch.from_numpy(bias).float()
 
 
-def is_here(path: Path) -> bool:
-    """Whether a whole cache lies in ``path``: on a new machine a harvest may have brought its promises alone."""
+def is_complete(path: Path) -> bool:
+    """Whether a complete cache lies in ``path``: a harvest on a new machine may have fetched manifest and journal only.
+
+    Raises DamagedError and MismatchError as ``CacheReader.open``.
+    """
     if not (path / MANIFEST).exists():
         return False
     manifest = read_manifest(path)
     commits = commits_of(path, manifest)
-    whole = len(commits) == sum(group.segments for group in manifest.geometry.groups.values())
-    return whole and all((path / entry.path).exists() for commit in commits.values() for entry in commit.files)
-
-
-def manifest_width(manifest: Manifest) -> int:
-    """d_source of the cache."""
-    return manifest.geometry.d_source
+    if len(commits) < sum(group.segments for group in manifest.geometry.groups.values()):
+        return False
+    return all((path / entry.path).exists() for commit in commits.values() for entry in commit.files)

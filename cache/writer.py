@@ -1,7 +1,7 @@
-"""Writes a cache: any number of rows a call in, whole segments out, and after a crash on from the last of them.
+"""Writes a cache: any number of rows a call in, whole segments out; after a crash it goes on from the last of them.
 
-A segment is committed so: all its files are written aside, flushed and renamed, their folders flushed, and only then
-a line goes into the journal, with every checksum and the caller's place in the text.
+A segment is committed like this: all its files are written aside, flushed and renamed, and their folders flushed. Only
+then a line goes into the journal, with every checksum and the caller's place in the text.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from cache.storage.recompute import mlp_of_arrays
 from cache.storage.segment import SegmentBuffer
 from common import disk
 from common.errors import CapacityError, MismatchError, NumericalError, UsageError
-from common.hashing import Bytes, file_hash
+from common.hashing import Bytes, hash_bytes
 from common.progress import Progress, Silent
 from common.units import in_bytes
 
@@ -46,8 +46,8 @@ class CacheWriter:
     """Adds rows to the cache at ``path``, from where an earlier writer of the same part stopped.
 
     Give ``append`` the text's rows from ``cursor`` on (None: from the beginning), in the same order every time; rows
-    that the cache holds already are passed over, and rows beyond the request are dropped. Nothing is lost by a kill but
-    the rows since the last commit. With ``parts`` writers, each fills its own segments and none waits for another.
+    that the cache has already are skipped, and rows beyond the request are dropped. A kill loses only the rows since
+    the last commit. With ``parts`` writers, each fills its own segments and none waits for another.
 
     With ``settings.target`` recompute, ``arrays`` must hold the layer's MLP; targets are given nonetheless, for their
     statistics and to be compared with what the MLP gives.
@@ -73,7 +73,8 @@ class CacheWriter:
         progress: Progress | None = None,
     ) -> None:
         sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
-        self._path, self._part = Path(path), part
+        self._path = Path(path)
+        self._part = part
         self._geometry = make_geometry(settings, **sizes, parts=parts)
         if not 0 <= part < parts:
             raise UsageError(f"Part {part} is not one of {parts}.")
@@ -91,8 +92,8 @@ class CacheWriter:
             self._create(files)
             self._journal = open_journal(self._path, self.manifest, part)
             if self._journal.commits:
-                held = len(self._journal.commits)
-                (progress or Silent()).note(f"kept {held} segments of an earlier run in {self._path}")
+                count = len(self._journal.commits)
+                (progress or Silent()).note(f"kept {count} segments of an earlier run in {self._path}")
             if self._publisher:
                 self._publisher.catch_up(self._journal)
             self._closing = stack.pop_all()
@@ -109,18 +110,13 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the part. Rows since the last commit are forgotten; their text is read again by the next writer."""
+        """Release the part. Rows since the last commit are forgotten; their text is read again by the next writer."""
         self._closing.close()
 
     @property
     def complete(self) -> bool:
         """Whether this part holds every row that was asked for."""
         return not any(self._missing(group) for group in GROUPS)
-
-    def rows_wanted(self, held_out: bool) -> int:
-        """Rows of the group that this part still has to commit."""
-        group = self._geometry.groups[GROUPS[held_out]]
-        return sum(group.rows_in(segment) for segment in self._missing(group.name))
 
     def append(
         self,
@@ -144,26 +140,29 @@ class CacheWriter:
             self._here = Point(cursor, self._seen["train"], self._seen["held_out"])
         columns = {"tokens": tokens, "document": document, "position": position}
         block = {name: _integers(values) for name, values in columns.items()}
-        stored = {"source": to_stored(source, self._geometry.dtype), "target": to_stored(target, self._geometry.dtype)}
+        dtype = self._geometry.dtype
+        stored = {"source": to_stored(source, dtype), "target": to_stored(target, dtype)}
         self._check(stored, block)
-        self._place(GROUPS[held_out], block | {name: side.values for name, side in stored.items()}, stored)
+        self._place(GROUPS[held_out], block | {name: rows.values for name, rows in stored.items()}, stored)
 
     def _check(self, stored: dict[str, StoredRows], block: dict[str, np.ndarray]) -> None:
-        rows = {len(values) for values in block.values()} | {len(side.values) for side in stored.values()}
-        if len(rows) != 1:
-            raise UsageError(f"Every column of a batch must have the same number of rows, not {sorted(rows)}.")
-        for name, side in stored.items():
+        counts = {len(values) for values in block.values()} | {len(rows.values) for rows in stored.values()}
+        if len(counts) != 1:
+            raise UsageError(f"Every column of a batch must have the same number of rows, not {sorted(counts)}.")
+        for name, rows in stored.items():
             width = getattr(self._geometry, f"d_{name}")
-            if side.values.shape[1] != width:
-                raise UsageError(f"{name} has width {side.values.shape[1]}; the cache was made for {width}.")
-            if not side.finite:
-                raise _not_finite(name, side, block, self._geometry.dtype)
+            if rows.values.shape[1] != width:
+                raise UsageError(f"The {name} has width {rows.values.shape[1]}; the cache was made for {width}.")
+            if not rows.finite:
+                raise _not_finite(name, rows, block, self._geometry.dtype)
 
     def _place(self, name: str, block: dict[str, np.ndarray], stored: dict[str, StoredRows]) -> None:
         """Lay the rows into their segments; a segment that becomes full is committed."""
-        group, own = self._geometry.groups[name], self._geometry.part_segments(name, self._part)
+        group = self._geometry.groups[name]
+        own = self._geometry.part_segments(name, self._part)
         errors = {side: rows.error for side, rows in stored.items()}
-        rows, done = len(block["tokens"]), 0
+        rows = len(block["tokens"])
+        done = 0
         while done < rows:
             number, first = divmod(self._seen[name], group.segment_rows)
             segment = own.start + number
@@ -173,8 +172,8 @@ class CacheWriter:
             here = slice(done, done + min(rows - done, group.rows_in(segment) - first))
             if (name, segment) not in self._journal.commits:
                 buffer = self._buffer(name)
-                part = {column: values[here] for column, values in block.items()}
-                buffer.put(segment, first, part, {side: values[here] for side, values in errors.items()})
+                fitting = {column: values[here] for column, values in block.items()}
+                buffer.put(segment, first, fitting, {side: values[here] for side, values in errors.items()})
             self._seen[name] += here.stop - here.start
             done = here.stop
             if first + here.stop - here.start == group.rows_in(segment):
@@ -182,8 +181,7 @@ class CacheWriter:
 
     def _buffer(self, name: str) -> SegmentBuffer:
         if name not in self._buffers:
-            seed = self.manifest.shuffle_seed
-            self._buffers[name] = SegmentBuffer(self._geometry.groups[name], shuffle_seed=seed, mlp=self._mlp)
+            self._buffers[name] = SegmentBuffer(self._geometry.groups[name], self.manifest, mlp=self._mlp)
         return self._buffers[name]
 
     def _finish(self, name: str, segment: int) -> None:
@@ -203,7 +201,7 @@ class CacheWriter:
         entries: list[FileEntry] = []
 
         def files() -> Iterator[tuple[Path, Iterator[Bytes]]]:
-            for file in self._buffers[name].files(segment, self.manifest.special_ids):
+            for file in self._buffers[name].files(segment):
                 yield self._path / file.path, file.pieces()
                 entries.append(file.entry)
 
@@ -215,13 +213,13 @@ class CacheWriter:
         refuse_links(self._path, self._geometry)
         if not (self._path / MANIFEST).exists():
             return
-        held = read_manifest(self._path)
-        if held.fingerprint != self.manifest.fingerprint:
-            difference = first_difference(self.manifest.determining(), held.determining())
+        existing = read_manifest(self._path)
+        if existing.fingerprint != self.manifest.fingerprint:
+            difference = first_difference(self.manifest.determining(), existing.determining())
             what = f"The cache here was made differently: {difference}."
             raise MismatchError(what, where=self._path, remedy="Choose another folder, or --fresh to begin anew.")
-        if held.geometry.codec != self._geometry.codec:
-            what = f"The cache here has codec {held.geometry.codec}, not {self._geometry.codec}."
+        if existing.geometry.codec != self._geometry.codec:
+            what = f"The cache here has codec {existing.geometry.codec}, not {self._geometry.codec}."
             remedy = "Set cache.codec to what it has; 'cache pack' changes it."
             raise MismatchError(what, where=self._path, remedy=remedy)
 
@@ -229,7 +227,8 @@ class CacheWriter:
         """Make the store, or what is missing of it. What a crash left aside is removed."""
         for aside in sorted(self._path.rglob(f".*.{self._tag}.aside")):
             disk.remove(aside)
-        begun, wanted = (self._path / MANIFEST).exists(), [(self._path / path, [data]) for path, data in files.items()]
+        begun = (self._path / MANIFEST).exists()
+        wanted = [(self._path / path, [data]) for path, data in files.items()]
         disk.write_files([file for file in wanted if not (begun and file[0].exists())], tag=self._tag)
         if not begun:
             disk.write_file(self._path / MANIFEST, self.manifest.to_json(), tag=self._tag)
@@ -243,7 +242,8 @@ class CacheWriter:
         groups = self._geometry.groups.items()
         plain = sum(group.segment_bytes(segment) for name, group in groups for segment in self._missing(name))
         needed = least_bytes(plain, self._geometry.codec, self._geometry.dtype)
-        if needed > (free := disk.free_bytes(self._path)):
+        free = disk.free_bytes(self._path)
+        if needed > free:
             what = f"The cache needs {in_bytes(needed)} more; {in_bytes(free)} are free."
             raise CapacityError(what, where=self._path, remedy="Ask for fewer rows, or put it on a larger disk.")
 
@@ -271,7 +271,7 @@ def _make_manifest(
         held_out_fraction=settings.held_out_fraction,
         split_seed=settings.split_seed,
         special_ids=tuple(sorted(set(special_ids))),
-        files={path: (len(data), file_hash([data])) for path, data in files.items()},
+        files={path: (len(data), hash_bytes(data)) for path, data in files.items()},
         written_with={"python": python_version(), "numpy": np.__version__, "torch": str(torch.__version__)},
     )
 
@@ -280,11 +280,11 @@ def _integers(values: Integers) -> Int[np.ndarray, " rows"]:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
-def _not_finite(name: str, side: StoredRows, block: dict[str, np.ndarray], dtype: str) -> NumericalError:
-    row = int(np.flatnonzero(~side.finite_rows(dtype))[0])
+def _not_finite(name: str, rows: StoredRows, block: dict[str, np.ndarray], dtype: str) -> NumericalError:
+    row = int(np.flatnonzero(~rows.finite_rows(dtype))[0])
     where = f"document {int(block['document'][row])}, position {int(block['position'][row])}"
     remedy = "float16 overflows above 65504: use bfloat16." if dtype == "float16" else "The model itself computed it."
-    return NumericalError(f"{name} holds a NaN or an infinity as {dtype}.", where=where, remedy=remedy)
+    return NumericalError(f"The {name} holds a NaN or an infinity as {dtype}.", where=where, remedy=remedy)
 
 
 def remove_cache(path: Path) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DamagedError
-from common.hashing import canonical_json, file_hash
+from common.hashing import canonical_json, hash_bytes
 
 CHECKSUMS_FILE = "checksums.json"
 
 
 def checksums_of(files: Mapping[str, bytes]) -> bytes:
     """The contents of checksums.json for files that are given by name."""
-    entries = {name: {"bytes": len(data), "xxh3_128": file_hash([data])} for name, data in sorted(files.items())}
+    entries = {name: {"bytes": len(data), "xxh3_128": hash_bytes(data)} for name, data in sorted(files.items())}
     document = {"files": entries, "xxh3_128": _hash_of(entries)}
     return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -40,7 +40,7 @@ def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _hash_of(entries: Mapping[str, Any]) -> str | None:
     try:
-        return file_hash([canonical_json(entries)])
+        return hash_bytes(canonical_json(entries))
     except ValueError:  # NaN, which no list that was written holds
         return None
 
@@ -58,6 +58,6 @@ def faults_of(folder: Path) -> list[str]:
         except FileNotFoundError:
             faults.append(f"{path}: missing")
             continue
-        if entry != {"bytes": len(data), "xxh3_128": file_hash([data])}:
+        if entry != {"bytes": len(data), "xxh3_128": hash_bytes(data)}:
             faults.append(f"{path}: damaged, its bytes are not what was written")
     return faults

@@ -1,9 +1,12 @@
 """Checksums and canonical JSON: xxh3-128 binds files, xxh3-64 chunks and journal lines, crc32c a shard's index."""
 
+import hashlib
 import json
-from collections.abc import Iterable
-from typing import Any
+from io import FileIO
+from pathlib import Path
+from typing import Any, cast
 
+import google_crc32c
 import xxhash
 
 Bytes = bytes | bytearray | memoryview
@@ -14,12 +17,20 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def file_hash(pieces: Iterable[Bytes]) -> str:
-    """xxh3-128 of the pieces laid end to end, as 32 hexadecimal digits."""
-    hasher = xxhash.xxh3_128()
-    for piece in pieces:
-        hasher.update(piece)
-    return hasher.hexdigest()
+def hash_bytes(data: Bytes) -> str:
+    """xxh3-128 of the data, as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def hash_stream(file: FileIO) -> str:
+    """xxh3-128 of an open file from where it stands to its end, as 32 hexadecimal digits. Raises OSError."""
+    return hashlib.file_digest(file, cast("Any", xxhash.xxh3_128)).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """xxh3-128 of a file's bytes, as 32 hexadecimal digits. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        return hash_stream(file)
 
 
 def chunk_hash(chunk: Bytes) -> str:
@@ -29,16 +40,4 @@ def chunk_hash(chunk: Bytes) -> str:
 
 def crc32c(data: bytes) -> int:
     """The Castagnoli checksum that zarr asks for behind a shard's index."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
-
-
-def _table_entry(value: int) -> int:
-    for _ in range(8):
-        value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-    return value
-
-
-_TABLE = [_table_entry(byte) for byte in range(256)]
+    return cast("int", google_crc32c.value(data))

@@ -5,11 +5,11 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """Begun once a task; ``figures`` are the latest values of named quantities (loss, fvu, ...)."""
+    """Begun once a task; ``metrics`` are the latest values of named quantities (loss, fvu, ...)."""
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None: ...
 
-    def advance(self, amount: int, **figures: float) -> None: ...
+    def advance(self, amount: int, **metrics: float) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -22,7 +22,7 @@ class Silent:
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
         pass
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         pass
 
     def note(self, text: str) -> None:

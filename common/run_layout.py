@@ -23,6 +23,7 @@ PROBE_WEIGHTS_FILE = "probe.safetensors"
 PROBE_FILE = "probe.json"
 METRICS_FILE = "metrics.json"
 LOCK_FILE = ".lock"
+FEATURES_PAGE = "index.html"
 FIRST_LETTER = "first-letter"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -1,42 +1,39 @@
 """Two dictionaries side by side: the same rows, mask, target and metrics, and the differences with paired intervals.
 
-    difference = ours - theirs, at each of our prefixes against the whole of theirs
+    difference = ours - theirs, at each of our prefixes against their whole dictionary
     interval   = the central 95 % of (ours_b - theirs_b) over bootstrap replicates b of the documents
 
-Replicate b weights the same documents alike for both (see ``fvu``), so what both find hard cancels. Ours is judged
-once more at k = their L0, where it selects by top-k: a lower FVU bought with more features is no better dictionary.
+Replicate b weights the same documents alike for both (see ``bootstrap``), so what both find hard cancels. Ours is
+measured once more at k = their L0, where it selects by top-k: a lower FVU bought with more features is no better
+dictionary.
+
+"Ours" is the transcoder that is evaluated, "theirs" the reference that it is compared with.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from cache.reader import CacheReader
-from evaluate.config import EvaluateSettings
-from evaluate.measure import Judgement, judge
-from evaluate.metrics.fvu import intervals
-from evaluate.reference import Other, heading
+from evaluate.measure import Measurement, measure
+from evaluate.metrics.bootstrap import intervals
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.reference import Reference, reference_fields
 from evaluate.replay import Replay
 from transcoder.transcoder import Transcoder
 
 VERSION = 1
-CHECK_PLACES, CHECK_ROWS = 16, 256
-"""Where, and how many rows each, the L0 is held against the promised one before everything is measured."""
 
-Replicates = Float[np.ndarray, "replicates_plus_one prefixes"]
+_CHECK_STARTS = 16
+_CHECK_ROWS = 256
+"""At how many places of the held-out text, and on how many rows each, L0 is checked before everything is measured."""
 
-
-@dataclass(frozen=True)
-class Judged:
-    """A dictionary and what was found of it; ``absorption`` as in metrics.json."""
-
-    dictionary: Transcoder
-    judgement: Judgement
-    absorption: Mapping[str, Any]
+LOWER_IS_BETTER = ("fvu", "fvu_without_largest_rows", "fvu_whitened", "fvu_mean_dimension", "fvu_median_dimension",
+                   "fvu_mean_token", "fvu_median_token", "delta_cross_entropy")  # fmt: skip
+"""What a comparison takes as a verdict each, where both have it."""
 
 
 @dataclass(frozen=True)
@@ -48,67 +45,57 @@ class Comparison:
 
 
 def compare(
-    ours: Judged,
-    other: Other,
-    *,
-    replay: Replay,
-    reader: CacheReader,
-    settings: EvaluateSettings,
-    absorption: Callable[[Transcoder], dict[str, Any]],
-    force: bool,
+    ours: Measurement, reference: Reference, *, replay: Replay, inputs: MetricInputs, force: bool
 ) -> Comparison:
-    """Judge ``other`` on the rows of ``ours``. MismatchError when it is not fed what it was trained on."""
-    theirs = _judged(
-        other.dictionary.to(replay.device), replay=replay, reader=reader, settings=settings, absorption=absorption
-    )
-    l0 = float(theirs.judgement.metrics["l0"])
-    convention = other.convention(l0, force=force) + _doubt(float(theirs.judgement.metrics["fvu"]))
-    matched, reason = None, _no_match(ours.dictionary, l0)
+    """Measure ``reference`` on the rows of ``ours``. Raises MismatchError when it is not fed what it was trained on."""
+    theirs = measure(replay, _for_reference(inputs, reference.dictionary.on(replay.device)))
+    l0 = float(theirs.metrics["l0"])
+    convention = reference.convention(l0, force=force) + _doubt(float(theirs.metrics["fvu"]))
+    matched = None
+    reason = _no_match(ours.dictionary, l0)
     if reason is None:
-        again = ours.dictionary.at_top_k(max(1, round(l0)))
-        matched = _judged(again, replay=replay, reader=reader, settings=settings, absorption=absorption)
-    metrics = theirs.judgement.metrics | {"absorption_first_letter": theirs.absorption}
-    said = heading(other) | {"convention": convention}
+        at_their_l0 = ours.dictionary.at_top_k(max(1, round(l0)))
+        matched = measure(replay, _for_reference(inputs, at_their_l0))
+    fields = reference_fields(reference) | {"convention": convention}
     return Comparison(
-        document=_document(ours, theirs, matched=matched, reason=reason, said=said, reader=reader),
-        theirs={"version": VERSION, "dictionary": said, **metrics},
+        document=_document(ours, theirs, matched=matched, reason=reason, fields=fields, inputs=inputs),
+        theirs={"version": VERSION, "dictionary": fields, **theirs.metrics},
     )
 
 
 def early_l0(replay: Replay, dictionary: Transcoder) -> float:
-    """Mean L0 of a few rows from all over the split, the same on every rank."""
+    """Mean L0 of a few rows from all over the split, the same on every process."""
     total = len(replay.held_out.view)
-    starts = range(0, total, max(CHECK_ROWS, total // CHECK_PLACES))
-    batches = [replay.batch(dictionary, start, min(start + CHECK_ROWS, total)) for start in starts]
-    found = [batch for batch in batches if batch]
-    firing = sum(int((batch.selection.values > 0).sum()) for batch in found)
-    return firing / max(1, sum(len(batch.row) for batch in found))
+    starts = range(0, total, max(_CHECK_ROWS, total // _CHECK_STARTS))
+    batches = [replay.batch(dictionary, start, min(start + _CHECK_ROWS, total)) for start in starts]
+    counted = [batch for batch in batches if batch]
+    firing = sum(int((batch.selection.values > 0).sum()) for batch in counted)
+    return firing / max(1, sum(len(batch.row) for batch in counted))
 
 
 def difference(ours: Float[np.ndarray, " replicates"], theirs: Float[np.ndarray, " replicates"]) -> dict[str, Any]:
     """Ours minus theirs: the estimate, which comes first in both, and the central 95 % of the paired replicates."""
     gap = ours - theirs
     interval = intervals(gap[1:, None])
-    return {"value": float(gap[0]), "interval": interval[0] if interval else None}
+    value = float(gap[0])
+    return {"value": value if np.isfinite(value) else None, "interval": interval[0] if interval else None}
 
 
-def replicates_of(judgement: Judgement) -> dict[str, Replicates]:
-    """FVU, cosine and L0 of every prefix: the estimate, then the replicates."""
-    fit = {name: array.cpu().numpy() for name, array in judgement.states["fit"].items()}
-    tokens = fit["N"][:, None]
-    return {"fvu": judgement.fvu, "cosine": fit["C"] / tokens, "l0": fit["L"] / tokens}
+def verdicts(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Which of the two each form says is better (lower); null where the interval holds 0 or there is none.
+
+    ``disagree`` where two forms name different ones.
+    """
+    better: dict[str, str | None] = {}
+    for name in LOWER_IS_BETTER:
+        if name in differences:
+            low, high = differences[name]["interval"] or (0.0, 0.0)
+            better[name] = "ours" if high < 0 else "theirs" if low > 0 else None
+    return {"better": better, "disagree": {"ours", "theirs"} <= set(better.values())}
 
 
-def _judged(
-    dictionary: Transcoder,
-    *,
-    replay: Replay,
-    reader: CacheReader,
-    settings: EvaluateSettings,
-    absorption: Callable[[Transcoder], dict[str, Any]],
-) -> Judged:
-    judgement = judge(replay, dictionary, reader=reader, settings=settings, baselines=False)
-    return Judged(dictionary, judgement, absorption(dictionary))
+def _for_reference(inputs: MetricInputs, dictionary: Transcoder) -> MetricInputs:
+    return replace(inputs, dictionary=dictionary, is_reference=True)
 
 
 def _doubt(fvu: float) -> str:
@@ -119,7 +106,7 @@ def _doubt(fvu: float) -> str:
 
 
 def _no_match(ours: Transcoder, l0: float) -> str | None:
-    """Why ours cannot be judged at their L0; None when it can."""
+    """Why ours cannot be measured at their L0; None when it can."""
     top_k = ours.rule.row_limit
     if top_k is None:
         return "ours selects by a threshold, which has no k to set"
@@ -131,25 +118,25 @@ def _no_match(ours: Transcoder, l0: float) -> str | None:
 
 
 def _document(
-    ours: Judged,
-    theirs: Judged,
+    ours: Measurement,
+    theirs: Measurement,
     *,
-    matched: Judged | None,
+    matched: Measurement | None,
     reason: str | None,
-    said: dict[str, Any],
-    reader: CacheReader,
+    fields: dict[str, Any],
+    inputs: MetricInputs,
 ) -> dict[str, Any]:
-    metrics = ours.judgement.metrics
     trained = {"ours": ours.dictionary.tokens_trained, "theirs": theirs.dictionary.tokens_trained}
     return {
         "version": VERSION,
         "compared_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "difference_is": "ours minus theirs; intervals are 95 %, paired over documents",
         "rows": {
-            "cache": reader.fingerprint,
-            "tokens_used": metrics["tokens_used"],
-            "tokens_masked": metrics["tokens_masked"],
-            "target": reader.identity.get("target_site"),
+            "cache": inputs.reader.fingerprint,
+            "documents": ours.metrics["documents"],
+            "tokens_used": ours.metrics["tokens_used"],
+            "tokens_masked": ours.metrics["tokens_masked"],
+            "target": inputs.reader.identity.get("target_site"),
         },
         "tokens_trained": trained,
         "ours": {
@@ -162,46 +149,55 @@ def _document(
             "reason": reason,
             "per_prefix": _rows(matched, theirs) if matched else None,
         },
-        "theirs": said | _figures_at(theirs, -1),
+        "theirs": fields | _prefix_fields(theirs, -1),
         "not_compared": _missing(trained, ours, theirs),
     }
 
 
-def _rows(one: Judged, theirs: Judged) -> list[dict[str, Any]]:
-    mine, other = replicates_of(one.judgement), replicates_of(theirs.judgement)
-    return [
-        _figures_at(one, place)
-        | {"difference": {name: difference(mine[name][:, place], other[name][:, -1]) for name in mine}}
-        for place in range(len(one.dictionary.prefixes))
-    ]
+def _rows(measurement: Measurement, theirs: Measurement) -> list[dict[str, Any]]:
+    """A line for each prefix: its numbers, the differences to their whole dictionary, and what each form concludes."""
+    rows: list[dict[str, Any]] = []
+    shared = [name for name in measurement.replicates if name in theirs.replicates]
+    for index in range(len(measurement.dictionary.prefixes)):
+        differences = {
+            name: difference(measurement.replicates[name][:, index], theirs.replicates[name][:, -1]) for name in shared
+        }
+        rows.append(_prefix_fields(measurement, index) | {"difference": differences} | verdicts(differences))
+    return rows
 
 
-def _figures_at(one: Judged, place: int) -> dict[str, Any]:
+def _prefix_fields(measurement: Measurement, index: int) -> dict[str, Any]:
     """Everything measured of one prefix."""
-    metrics, absorption = one.judgement.metrics, one.absorption.get("per_prefix")
-    interval, prefix = metrics["fvu_interval_per_prefix"], one.dictionary.prefixes[place]
+    metrics = measurement.metrics
+    interval = metrics["fvu_interval_per_prefix"]
+    prefix = measurement.dictionary.prefixes[index]
     groups = [group for group in metrics["sparsity"]["density_by_group"] if group["end"] <= prefix]
+    absorption = metrics["absorption_first_letter"].get("per_prefix")
+    spliced = metrics["language_model"]
     return {
         "prefix": prefix,
-        "fvu": metrics["fvu_per_prefix"][place],
-        "fvu_interval": interval[place] if interval else None,
-        "cosine": metrics["cosine_per_prefix"][place],
-        "l0": metrics["l0_per_prefix"][place],
-        "dead_fraction": metrics["dead_fraction_per_prefix"][place],
+        "fvu": metrics["fvu_per_prefix"][index],
+        "fvu_interval": interval[index] if interval else None,
+        **{f"fvu_{name}": form["per_prefix"][index] for name, form in metrics["fvu_forms"].items()},
+        "cosine": metrics["cosine_per_prefix"][index],
+        "l0": metrics["l0_per_prefix"][index],
+        "dead_fraction": metrics["dead_fraction_per_prefix"][index],
         "dense_fraction": sum(group["dense"] for group in groups) / prefix,
-        "redundancy": metrics["redundancy"]["per_prefix"][place],
-        "absorption_first_letter": absorption[place]["score"] if absorption else None,
+        "redundancy": metrics["redundancy"]["per_prefix"][index],
+        "absorption_first_letter": absorption[index]["score"] if absorption else None,
+        "delta_cross_entropy": spliced["per_prefix"][index]["delta"] if spliced else None,
     }
 
 
-def _missing(trained: Mapping[str, int | None], ours: Judged, theirs: Judged) -> dict[str, str]:
-    """Every figure that is null on either side, and why."""
-    found: dict[str, str] = {}
-    for side, one in (("ours", ours), ("theirs", theirs)):
-        if one.absorption.get("score") is None:
-            found[f"{side}: absorption_first_letter"] = str(one.absorption.get("reason"))
-        if one.judgement.metrics["dead_fraction"] is None:
-            found[f"{side}: dead_fraction"] = str(one.judgement.metrics["sparsity"]["dead_reason"])
-        if trained[side] is None:
-            found[f"{side}: tokens_trained"] = "its files do not say"
-    return found
+def _missing(trained: Mapping[str, int | None], ours: Measurement, theirs: Measurement) -> dict[str, str]:
+    """Everything that is null of either, and why."""
+    missing: dict[str, str] = {}
+    for owner, measurement in (("ours", ours), ("theirs", theirs)):
+        absorption = measurement.metrics["absorption_first_letter"]
+        if absorption["score"] is None:
+            missing[f"{owner}: absorption_first_letter"] = str(absorption["reason"])
+        if measurement.metrics["dead_fraction"] is None:
+            missing[f"{owner}: dead_fraction"] = str(measurement.metrics["sparsity"]["dead_reason"])
+        if trained[owner] is None:
+            missing[f"{owner}: tokens_trained"] = "its files do not say"
+    return missing

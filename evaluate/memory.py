@@ -1,6 +1,4 @@
-"""How many rows fit at a time, and what it looks like when they do not."""
-
-import torch
+"""How many rows fit at a time."""
 
 from common.device import free_memory
 from transcoder.transcoder import Transcoder
@@ -9,15 +7,10 @@ _SHARE = 0.25
 _LEAST, _MOST_CPU, _MOST_GPU = 64, 2048, 16384
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is a GPU's, numpy's, or torch's own on a CPU, which has no type."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def bytes_a_row(dictionary: Transcoder) -> int:
     """Pre-activations and their selection, the reconstructions and their float64 differences."""
-    of_target = (4 * len(dictionary.prefixes) + 32) * dictionary.d_target
-    return 4 * 3 * dictionary.dict_size + of_target + 32 * dictionary.d_source
+    target_bytes = (4 * len(dictionary.prefixes) + 32) * dictionary.d_target
+    return 4 * 3 * dictionary.dict_size + target_bytes + 32 * dictionary.d_source
 
 
 def batch_rows_for(dictionary: Transcoder, device: str) -> int:

@@ -13,6 +13,7 @@ import torch
 from cache.reader import CacheReader
 from common.errors import MismatchError, UsageError
 from common.progress import Progress
+from common.run_layout import WEIGHTS_FILE
 from evaluate.together import wait
 from train.ranks import Ranks
 from transcoder.formats.foreign import Wanted, read_foreign
@@ -34,40 +35,43 @@ DOWNLOAD = "download"
 
 
 @dataclass(frozen=True)
-class Other:
+class Reference:
     """``label`` names its files: google_metrics.json, other_metrics.json. ``origin`` is where it was read.
 
-    ``ours`` is one of our own runs, whose files say what it reads and which cache it was made for.
+    ``is_own_run``: it is one of our own runs, whose files say what it reads and which cache it was made for.
     """
 
     dictionary: Transcoder
     label: str
     origin: str
-    ours: bool = False
+    is_own_run: bool = False
 
     def convention(self, l0: float, *, force: bool) -> str:
         """What its L0 on our rows says of whether it is rightly fed. Raises as ``check_convention``."""
-        if self.ours:
+        if self.is_own_run:
             return f"{self.dictionary.name}: L0 is {l0:.1f}; a run of ours, fed what its config.json names"
         return check_convention(self.dictionary, l0, force=force, where=self.origin)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line asked to compare with; ``force`` lets doubtful things pass."""
+class CompareRequest:
+    """What to compare with; ``force`` lets doubtful things pass."""
 
     gemma_scope: str | None = None
     against: Path | None = None
     force: bool = False
 
 
-def open_other(reader: CacheReader, *, ours: Transcoder, l0: float, asked: Asked, progress: Progress) -> Other:
+def open_reference(
+    reader: CacheReader, *, ours: Transcoder, l0: float, request: CompareRequest, progress: Progress
+) -> Reference:
     """The dictionary that ``--gemma-scope`` or ``--against`` names, reading what the cache stores.
 
     UsageError: both are given, or nothing is there. DamagedError: not what it should be. MismatchError: another model,
     layer, width or convention. DiskError: the download failed.
     """
-    gemma_scope, against = asked.gemma_scope, asked.against
+    gemma_scope = request.gemma_scope
+    against = request.against
     if gemma_scope is not None and against is not None:
         what = "Both --gemma-scope and --against were given."
         raise UsageError(what, remedy="Compare with one dictionary at a time.")
@@ -78,21 +82,24 @@ def open_other(reader: CacheReader, *, ours: Transcoder, l0: float, asked: Asked
         layer=int(reader.identity.get("layer", -1)),
         dict_size=ours.dict_size,
         l0=l0,
-        force=asked.force,
+        force=request.force,
     )
     if gemma_scope is not None:
         path = _google_file(gemma_scope, wanted, progress)
         dictionary = read_gemma_scope(path, d_source=wanted.d_source, d_target=wanted.d_target)
-        other = Other(dictionary, "google", str(path))
+        reference = Reference(dictionary, "google", str(path))
     else:
         assert against is not None
-        other = _read(against, wanted, reader)
-    return other if other.ours else replace(other, dictionary=reading_the_cache(other.dictionary, reader))
+        reference = _read(against, wanted, reader)
+    if reference.is_own_run:
+        return reference
+    return replace(reference, dictionary=reading_the_cache(reference.dictionary, reader))
 
 
 def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder:
     """The same dictionary fed by the rows as they are stored. Raises MismatchError where they do not hold its input."""
-    source, target = reader.identity.get("source_site"), reader.identity.get("target_site")
+    source = reader.identity.get("source_site")
+    target = reader.identity.get("target_site")
     if target != "mlp_out":
         raise MismatchError(f"The cache's target is {target}; the dictionary reconstructs mlp_out.", where=reader.path)
     if source == dictionary.source_view:
@@ -125,12 +132,12 @@ def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, forc
         raise MismatchError(what, where=where, remedy="Evaluate it on its own cache, or use --force.")
 
 
-def heading(other: Other) -> dict[str, Any]:
-    """What a report says of it before any figure."""
-    dictionary = other.dictionary
+def reference_fields(reference: Reference) -> dict[str, Any]:
+    """What a report says of it before any number."""
+    dictionary = reference.dictionary
     return {
         "name": dictionary.name,
-        "origin": other.origin,
+        "origin": reference.origin,
         "dict_size": dictionary.dict_size,
         "top_k": dictionary.rule.row_limit,
         "nominal_l0": dictionary.nominal_l0,
@@ -142,9 +149,10 @@ def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     if gemma_scope != DOWNLOAD:
         return locate(Path(gemma_scope), layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
     check_widths((WIDTH, WIDTH), (wanted.d_source, wanted.d_target), REPOSITORY)
-    hub, ranks = HubRepository(progress=progress), Ranks.current()
+    hub = HubRepository(progress=progress)
+    ranks = Ranks.current()
     if ranks.rank:
-        # The first rank's copy is whole by now, so nothing is fetched twice.
+        # The first process has the file by now, so nothing is fetched twice.
         wait(ranks)
     path, choice = hub.fetch_nearest(layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
     if not ranks.rank:
@@ -154,11 +162,11 @@ def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     return path
 
 
-def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Other:
+def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Reference:
     """One of our own runs, or a file of another tool."""
-    folder = against.parent if against.name == "transcoder.safetensors" else against
-    if not (folder / "transcoder.safetensors").is_file():
-        return Other(read_foreign(against, wanted), "other", str(against))
+    folder = against.parent if against.name == WEIGHTS_FILE else against
+    if not (folder / WEIGHTS_FILE).is_file():
+        return Reference(read_foreign(against, wanted), "other", str(against))
     trained = load_transcoder(folder)
     check_belongs(trained, reader, where=folder, force=wanted.force)
-    return Other(trained, "other", str(against), ours=True)
+    return Reference(trained, "other", str(against), is_own_run=True)

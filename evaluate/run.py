@@ -1,41 +1,39 @@
 """Evaluates one trained transcoder on the held-out rows of its cache, and writes the report.
 
-From the cache alone, with no language model and no network: fit, sparsity, redundancy, baselines, feature samples, and
+From the cache alone, with no language model and no network: everything in ``metrics.catalogue``, feature samples, and
 absorption where a probe cache lies beside the cache. With ``lm``, the transcoder is spliced into the model as well;
-with ``gemma_scope`` or ``against``, another dictionary is judged on the same rows.
+with ``gemma_scope`` or ``against``, another dictionary is measured on the same rows.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from cache.config import CacheSettings
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common.device import choose_device
 from common.errors import UsageError
 from common.progress import Progress
-from evaluate.compare import Judged, compare, early_l0
+from common.run_layout import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolders
+from evaluate.absorption.first_letter import absorption_scorer
+from evaluate.compare import compare, early_l0
 from evaluate.config import EvaluateSettings
-from evaluate.measure import Judgement, judge
+from evaluate.held_out import open_held_out
+from evaluate.measure import Measurement, measure
 from evaluate.memory import batch_rows_for
-from evaluate.metrics.absorption import fit_letter_probes, measure_absorption
-from evaluate.metrics.probe_set import probe_folder, read_probe_set
-from evaluate.reference import Asked, Other, check_belongs, open_other
-from evaluate.replay import Replay, open_held_out
+from evaluate.metrics.inputs import MetricInputs, Splice
+from evaluate.reference import CompareRequest, Reference, check_belongs, open_reference
+from evaluate.replay import Replay
 from evaluate.report import report, samples
 from evaluate.report.comparison import comparison_files
-from evaluate.report.plots import figures
+from evaluate.report.plots import plots
+from evaluate.report.summary import summary
 from evaluate.together import least, wait
+from evaluate.token_text import speller
 from train.ranks import Ranks
-from transcoder.formats.native import CONFIG_FILE, load_transcoder
+from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
-
-_NOT_TRAINED = "Run harvest and train for this layer first, or name another run."
 
 
 def evaluate_layer(
@@ -52,41 +50,38 @@ def evaluate_layer(
     progress: Progress,
     cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
-    """What metrics.json says, having written it with its report into ``out``; on every rank the same.
+    """The contents of metrics.json, written with its report into ``out``; the same in every process.
 
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), CapacityError.
     """
-    if not (transcoder / CONFIG_FILE).is_file():
-        raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=_NOT_TRAINED)
-    place = str(choose_device(device))
-    reader = CacheReader.open_near(cache, cache_settings, device=place)
-    dictionary = load_transcoder(transcoder)
+    _check_trained(transcoder)
+    device_name = str(choose_device(device))
+    reader = open_cache(cache, cache_settings, device=device_name)
+    dictionary = load_transcoder(transcoder, progress=progress).on(device_name)
     check_belongs(dictionary, reader, where=transcoder, force=force)
-    dictionary = dictionary.to(place)
-    replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, place), place, progress)
+    replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, device_name), device_name, progress)
+
     # Whatever may be refused is refused before hours go into replaying.
-    asked = Asked(gemma_scope=gemma_scope, against=against, force=force)
-    other = _opponent(asked, dictionary, replay=replay, reader=reader, progress=progress)
-    absorption = absorption_scorer(reader, probe_folder(cache))
-    splice = _splice(lm, replay, reader, settings=settings, device=device) if lm else None
-    judgement = judge(replay, dictionary, reader=reader, settings=settings)
-    metrics = _heading(reader, dictionary) | judgement.metrics
-    metrics["documents"] = replay.held_out.documents
-    metrics["absorption_first_letter"] = absorption(dictionary)
-    metrics["language_model"] = splice(dictionary, judgement.mean_target) if splice else None
-    comparison = other and compare(
-        Judged(dictionary, judgement, metrics["absorption_first_letter"]),
-        other,
-        replay=replay,
+    request = CompareRequest(gemma_scope=gemma_scope, against=against, force=force)
+    reference = _reference(request, dictionary, replay=replay, reader=reader, progress=progress)
+    inputs = MetricInputs(
+        dictionary=dictionary,
+        held_out=replay.held_out,
         reader=reader,
         settings=settings,
-        absorption=absorption,
-        force=force,
+        device=device_name,
+        absorption=absorption_scorer(reader, RunFolders.of_cache(cache).probe()),
+        splice=_splice(lm, replay, reader, settings=settings, device=device) if lm else None,
     )
+    _note_damaged_report(out, progress)
+
+    measurement = measure(replay, inputs)
+    metrics = _heading(reader, dictionary) | measurement.metrics
+    comparison = reference and compare(measurement, reference, replay=replay, inputs=inputs, force=force)
     if replay.ranks.rank == 0:
-        files = _files(metrics, judgement, replay=replay, dictionary=dictionary, reader=reader, settings=settings)
-        if other and comparison:
-            files |= comparison_files(comparison, files, label=other.label)
+        files = _files(metrics, measurement, inputs)
+        if reference and comparison:
+            files |= comparison_files(comparison, files, label=reference.label)
         earlier = report.write_report(out, files)
         if earlier:
             progress.note(f"the earlier evaluation is now {earlier}")
@@ -94,68 +89,57 @@ def evaluate_layer(
     return metrics | ({"comparison": comparison.document} if comparison else {})
 
 
-def _opponent(
-    asked: Asked, ours: Transcoder, *, replay: Replay, reader: CacheReader, progress: Progress
-) -> Other | None:
+def _check_trained(transcoder: Path) -> None:
+    """Raises UsageError where no training has ended, and says whether one has begun."""
+    if (transcoder / CONFIG_FILE).is_file():
+        return
+    if (transcoder / CHECKPOINTS).is_dir():
+        raise UsageError(
+            "The training of this transcoder has not ended: its weights are written when it does.",
+            where=transcoder,
+            remedy="Wait for it, or run train again to go on from its last checkpoint; then evaluate.",
+        )
+    remedy = "Run harvest and train for this layer first, or name another run."
+    raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
+
+
+def _note_damaged_report(out: Path, progress: Progress) -> None:
+    """Whatever is wrong with an earlier report is no reason not to write a new one."""
+    _, problem = report.read_earlier(out)
+    if problem:
+        progress.note(f"the earlier report in {out} is damaged: {problem}. It will be moved aside all the same.")
+
+
+def _reference(
+    request: CompareRequest, ours: Transcoder, *, replay: Replay, reader: CacheReader, progress: Progress
+) -> Reference | None:
     """The dictionary to compare with, where one is asked for, found and seen to be rightly fed."""
-    if asked.gemma_scope is None and asked.against is None:
+    if request.gemma_scope is None and request.against is None:
         return None
-    other = open_other(reader, ours=ours, l0=early_l0(replay, ours), asked=asked, progress=progress)
-    said = other.convention(early_l0(replay, other.dictionary.to(replay.device)), force=asked.force)
-    progress.note(f"{said} (a few rows)")
-    return other
-
-
-def absorption_scorer(reader: CacheReader, folder: Path) -> Callable[[Transcoder], dict[str, Any]]:
-    """Scores dictionaries on the probe cache in ``folder``; gives a reason where there is none."""
-    if not (folder / "probe.json").is_file():
-        reason = "there is no probe cache: run 'nestcoder harvest --probe first-letter'"
-        return lambda _: {"score": None, "reason": reason}
-    words = read_probe_set(folder, fingerprint=reader.fingerprint)
-    probes = fit_letter_probes(words)
-
-    def score(dictionary: Transcoder) -> dict[str, Any]:
-        source = reader.as_view(words.source, dictionary.source_view)
-        return measure_absorption(dictionary.on("cpu"), replace(words, source=source), probes)
-
-    return score
-
-
-Splice = Callable[[Transcoder, Float[Tensor, " d_target"]], dict[str, Any]]
-"""What the language model loses with a dictionary, and with the mean that is given, in place of its MLP."""
+    reference = open_reference(reader, ours=ours, l0=early_l0(replay, ours), request=request, progress=progress)
+    l0 = early_l0(replay, reference.dictionary.on(replay.device))
+    progress.note(f"{reference.convention(l0, force=request.force)} (a few rows)")
+    return reference
 
 
 def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: EvaluateSettings, device: str) -> Splice:
     """Raises MismatchError for another model than the cache's."""
     # Only here does evaluation meet a language model; everything else runs without transformers.
-    from evaluate.splice import Splicer, check_model, spliced
+    from evaluate.splice import Splicer, check_model
+    from evaluate.spliced_loss import SplicedModel
     from harvest.model.language_model import load_model
 
-    made_by = reader.identity
+    identity = reader.identity
     loaded = load_model(
-        model, device=device, dtype=made_by.get("model_dtype", "auto"), revision=made_by.get("model_revision")
+        model, device=device, dtype=identity.get("model_dtype", "auto"), revision=identity.get("model_revision")
     )
     check_model(loaded, reader)
-    splicer = Splicer(loaded, reader.identity["layer"], tuple(reader.special_ids))
-
-    def measure(dictionary: Transcoder, mean: Float[Tensor, " d_target"]) -> dict[str, Any]:
-        """As ``Splice``; ``mean`` is in the target's units."""
-        return spliced(
-            replay,
-            dictionary,
-            splicer=splicer,
-            reader=reader,
-            mean=mean,
-            tokens=settings.lm_tokens,
-            replicates=settings.bootstrap,
-            seed=settings.seed,
-        )
-
-    return measure
+    splicer = Splicer(loaded, identity["layer"], tuple(reader.special_ids))
+    return SplicedModel(splicer, reader, replay, settings).measure
 
 
 def _batch_rows(settings: EvaluateSettings, dictionary: Transcoder, device: str) -> int:
-    """The same on every rank, so that batches are the same whatever the number of ranks."""
+    """The same in every process, so that batches are the same whatever the number of processes."""
     found = settings.batch_rows or batch_rows_for(dictionary, device)
     return least(found, device=device, ranks=Ranks.current())
 
@@ -180,32 +164,26 @@ def _heading(reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
     }
 
 
-def _files(
-    metrics: dict[str, Any],
-    judgement: Judgement,
-    *,
-    replay: Replay,
-    dictionary: Transcoder,
-    reader: CacheReader,
-    settings: EvaluateSettings,
-) -> dict[str, bytes]:
-    contexts = {name: array.cpu().numpy() for name, array in judgement.states["contexts"].items()}
-    firings = judgement.states["sparsity"]["firings"].cpu().numpy()
+def _files(metrics: dict[str, Any], measurement: Measurement, inputs: MetricInputs) -> dict[str, bytes]:
+    """The report, by file name."""
+    contexts = {name: array.cpu().numpy() for name, array in measurement.states["TopContexts"].items()}
+    firings = measurement.states["Sparsity"]["firings"].cpu().numpy()
+    dictionary = inputs.dictionary
     chosen = samples.chosen_features(
-        firings, contexts["document"], groups=dictionary.groups, count=settings.samples_per_group
+        firings, contexts["document"], groups=dictionary.groups, count=inputs.settings.samples_per_group
     )
     shown = samples.sample(
-        replay.held_out,
+        inputs.held_out,
         dictionary,
         features=chosen,
         rows=contexts["row"],
         firings=firings,
-        spell=samples.speller(reader.arrays),
+        spell=speller(inputs.reader.arrays),
     )
     return {
-        report.METRICS_FILE: report.as_json(metrics),
-        "summary.txt": report.summary(metrics).encode(),
+        METRICS_FILE: report.as_json(metrics),
+        "summary.txt": summary(metrics).encode(),
         "samples.json": report.as_json({"version": report.VERSION, "features": samples.as_json(shown)}),
         "samples.txt": samples.as_text(shown).encode(),
-        **figures(metrics),
+        **plots(metrics),
     }

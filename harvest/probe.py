@@ -10,7 +10,8 @@ are the tokenizer's own tokens of the form " word", so that each is one row. The
     probe.safetensors   source (words, d_source), target (words, d_target), bfloat16; letter (words,) int64, 0 for a;
                         split (words,) uint8, 0 train, 1 test
     probe.json          version, kind, words, prompt, examples, site_source, site_target, model, model_parameters,
-                        layer, fingerprint of the activation cache that it belongs to, seed
+                        layer, fingerprint of the activation cache that it belongs to, seed, weights (size and hash of
+                        probe.safetensors), checksum of all these
 """
 
 import json
@@ -26,10 +27,13 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
 
-from cache.reader import CacheReader
+from cache.open import open_cache
 from common import disk
 from common.errors import MismatchError, UsageError
+from common.hashing import hash_bytes
 from common.progress import Progress, Silent
+from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
+from common.sealed_json import with_checksum
 from harvest.config import HarvestSettings
 from harvest.memory import choose_batch
 from harvest.model.forward import Captured, Key, run_modules, use_attention
@@ -39,7 +43,7 @@ from harvest.model.tokenizer import ModelTokenizer
 from harvest.prepare import check_sites
 from harvest.request import HarvestRequest
 
-VERSION = 1
+VERSION = 2
 KIND = "first-letter"
 PROMPT = " {word} has the first letter: {letter}\n"
 EXAMPLES = 10
@@ -74,7 +78,7 @@ def harvest_probe(
     settings = request.settings
     source = find_model(request.model, revision=settings.revision)
     check_layers(request.layers, source)
-    manifests = {layer: CacheReader.open_near(path, request.cache).manifest for layer, path in request.folders.items()}
+    manifests = {layer: open_cache(path, request.cache).manifest for layer, path in request.folders.items()}
     for layer, manifest in manifests.items():
         if manifest.identity.get("weights_hash") != source.weights_hash:
             raise MismatchError("The activation cache came from another model.", where=request.folders[layer])
@@ -196,7 +200,9 @@ def _write(
         "letter": torch.tensor(words.letters),
         "split": torch.tensor(words.test, dtype=torch.uint8),
     }
+    data = save(tensors)
+    sealed = with_checksum(about | {"weights": {"bytes": len(data), "xxh3_128": hash_bytes(data)}})
     disk.make_folder(folder)
-    disk.write_file(folder / "probe.safetensors", save(tensors))
+    disk.write_file(folder / PROBE_WEIGHTS_FILE, data)
     # Last, so that a probe that a crash cut short has no description and is not read.
-    disk.write_file(folder / "probe.json", json.dumps(about, indent=1).encode() + b"\n")
+    disk.write_file(folder / PROBE_FILE, json.dumps(sealed, indent=1).encode() + b"\n")

@@ -11,6 +11,8 @@ from common.errors import CapacityError, DamagedError, DiskError, NestcoderError
 from nestcoder.streams import protect_standard_streams
 from nestcoder.text import printable
 
+_LONGEST = 1000
+"""Characters of a message's line; a name of thousands is no help."""
 _STAGES = ("cache", "harvest", "train", "evaluate")
 
 
@@ -39,7 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _leave(message: str, code: int) -> None:
     """Print the problem as what, where, what to do; leave."""
-    first, *rest = printable(message).split("\n")
+    first, *rest = (
+        line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in printable(message).split("\n")
+    )
     print("\n".join([f"nestcoder: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
     sys.exit(code)
 

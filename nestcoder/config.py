@@ -49,6 +49,9 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
     Raises UsageError that lists every problem, each with file and line (or the override) and a suggestion.
     """
     file = read_yaml(Path(path)) if path else YamlFile(name="the defaults", data={}, lines={})
+    for section, value in list(file.data.items()):
+        if value is None and _section(PipelineSettings, section):
+            file.data[section] = {}  # a section whose every line is commented out
     sources = {_lay_over(file.data, text): f"--set {_shortened(text)}" for text in overrides}
     try:
         return PipelineSettings.model_validate_json(json.dumps(file.data))
@@ -59,7 +62,7 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
 
 def _lay_over(data: dict[str, Any], text: str) -> KeyPath:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise UsageError(f"'--set {text}' is not KEY=VALUE.", remedy="Write for example --set train.lr=1e-4")
     *sections, last = key.split(".")
     for section in sections:
@@ -84,7 +87,9 @@ def _sentence(problem: Any, file: YamlFile, sources: dict[KeyPath, str]) -> str:
 
 def _place(path: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
     """The override, or file and line, that gave the value at ``path`` or the nearest one that encloses it."""
-    return next((sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in sources), file.where(path))
+    enclosing = [sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in sources]
+    inside = [text for source, text in sources.items() if source[: len(path)] == path]
+    return next(iter(enclosing + inside), file.where(path))
 
 
 def _places_named(message: str, section: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:

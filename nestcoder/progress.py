@@ -32,7 +32,7 @@ class _Rate(ProgressColumn):
 
 
 class TerminalProgress:
-    """A bar with rate, time left and the latest figures; see ``common.progress.Progress``."""
+    """A bar with rate, time left and the latest metrics; see ``common.progress.Progress``."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream)
@@ -41,20 +41,20 @@ class TerminalProgress:
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
         self.end()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
-        figures = TextColumn("{task.fields[figures]}", style="dim")
+        metrics = TextColumn("{task.fields[metrics]}", style="dim")
         percentage = TextColumn("{task.percentage:>3.0f} %")
-        bar = Progress(*columns, percentage, TimeElapsedColumn(), _Rate(), figures, console=self._console)
+        bar = Progress(*columns, percentage, TimeElapsedColumn(), _Rate(), metrics, console=self._console)
         self._bar = bar
-        bar.add_task(task, total=total, completed=done, unit=unit, figures="")
+        bar.add_task(task, total=total, completed=done, unit=unit, metrics="")
         bar.start()
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         assert self._bar is not None
         task = self._bar.task_ids[0]
         self._bar.advance(task, amount)
-        if figures:
+        if metrics:
             self._bar.update(
-                task, figures="  ".join(f"{name} {short_number(value)}" for name, value in figures.items())
+                task, metrics="  ".join(f"{name} {short_number(value)}" for name, value in metrics.items())
             )
 
     def note(self, text: str) -> None:
@@ -78,7 +78,7 @@ class LineProgress:
         self._total = 0
         self._done = 0
         self._done_at_start = 0
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._started = 0.0
         self._printed = 0.0
 
@@ -90,14 +90,14 @@ class LineProgress:
         self._total = total
         self._done = done
         self._done_at_start = done
-        self._figures = {}
+        self._metrics = {}
         self.note(f"{task}: {amount_done(done, total, unit)}")
         self._started = time.monotonic()
         self._printed = self._started
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         self._done += amount
-        self._figures.update(figures)
+        self._metrics.update(metrics)
         if time.monotonic() - self._printed >= self._every_seconds:
             self._print_line()
 
@@ -113,16 +113,16 @@ class LineProgress:
             self._open = False
 
     def _print_line(self) -> None:
-        """How far the task is; the latest figures as far as the line has room for them."""
+        """How far the task is; the latest metrics as far as the line has room for them."""
         now = time.monotonic()
         speed = (self._done - self._done_at_start) / max(now - self._started, 1e-9)
         left = f", {duration((self._total - self._done) / speed)} left" if speed and self._done < self._total else ""
         so_far = amount_done(self._done, self._total, self._unit)
         line = f"{self._task}: {so_far}, {duration(now - self._started)}, {rate(speed, self._unit)}{left}"
-        for name, value in self._figures.items():
-            figure = f"  {name} {short_number(value)}"
-            if len(line) + len(figure) <= _WIDTH:
-                line += figure
+        for name, value in self._metrics.items():
+            item = f"  {name} {short_number(value)}"
+            if len(line) + len(item) <= _WIDTH:
+                line += item
         self.note(line)
         self._printed = now
 

@@ -148,6 +148,46 @@ def run_evaluate(
     return results
 
 
+def run_features(
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    name: str = "main",
+    device: str = "auto",
+    lm: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Take the evidence of every feature of each layer's transcoder ``name``, and write its pages; evidence.json,
+    by layer.
+
+    ``lm`` also reads the language model's unembedding, for the logits. Raises UsageError in one of several processes.
+
+        nestcoder.run_features(settings, [8])
+        evidence = nestcoder.load_features("runs/gpt2-stdlib/layer08/features/main")
+        nestcoder.feature_page(evidence, 123)["label"]
+    """
+    from evaluate.features.run import features_of_layer
+
+    if read_ranks().world > 1:
+        raise UsageError("Evidence is taken by one process.", remedy="Run 'nestcoder features' without torchrun.")
+    results: dict[int, dict[str, Any]] = {}
+    for layer in layers:
+        folders = folders_of(settings, layer)
+        results[layer] = features_of_layer(
+            cache=folders.cache,
+            cache_settings=settings.cache,
+            transcoder=folders.transcoder(name),
+            out=folders.features(name),
+            settings=settings.features,
+            device=device,
+            lm=settings.model if lm else None,
+            force=force,
+            progress=progress or Silent(),
+        )
+    return results
+
+
 def trained_layers(settings: PipelineSettings, name: str) -> list[int]:
     """Layers that have a trained transcoder of that name. Raises UsageError where there is none."""
     runs = Path(settings.runs)

@@ -8,7 +8,6 @@ training rule of selection. Evaluation proper, over all of them and under the ev
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,7 +36,7 @@ class HeldOut:
         """The first ``rows`` held-out rows; None where there are none."""
         split = reader.split("held_out")
         taken = split.rows(slice(0, min(rows, len(split))), view=view)
-        ordinary = torch.from_numpy(~np.isin(taken.tokens, list(reader.special_ids)))
+        ordinary = torch.from_numpy(split.is_ordinary(taken.tokens))
         if not bool(ordinary.any()):
             return None
         target = units.target(taken.target[ordinary].to(device))

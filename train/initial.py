@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.loader import open_loader
+from cache.loader import Loader
 from cache.reader import CacheReader, View
 from common.errors import UsageError
 from train.optim import unit_rows_
@@ -52,7 +52,7 @@ def _drawn_rows(
     Where there are fewer they come again. Raises UsageError where there are none.
     """
     source, target = list[Tensor](), list[Tensor]()
-    with open_loader(reader, batch_rows=min(count, _BATCH_ROWS), seed=seed, view=view) as loader:
+    with Loader(reader, batch_rows=min(count, _BATCH_ROWS), seed=seed, view=view) as loader:
         for number in range(loader.batches_per_epoch):
             batch = loader.batch(number)
             source.append(batch.source)

@@ -189,11 +189,12 @@ def _differentiate(
     bags = indexed.bags.bag[order]
 
     weighted_sums_into(gradients.W_enc, source, rows, weight=d_pre, offsets=offsets)
-    weighted_sums_into(gradients.W_dec, by_bag, bags, weight=values, offsets=offsets)
+    less = None
     if project:
         # What points along a unit row is its dot product with the gradient: sum of a * dL/da, already at hand.
         along = torch.segment_reduce((values * d_pre).to(grad_sums.dtype), "sum", offsets=offsets.long())
-        gradients.W_dec.addcmul_(weights.W_dec, along[:, None], value=-1)
+        less = along, weights.W_dec
+    weighted_sums_into(gradients.W_dec, by_bag, bags, weight=values, offsets=offsets, less=less)
 
     gradients.b_enc.copy_(torch.segment_reduce(d_pre.to(grad_sums.dtype), "sum", offsets=offsets.long()))
     # The first group's sums run over all prefixes: what all prefixes share, the bias and the skip, gets those.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cache.config import CacheSettings
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common import disk
 from common.device import free_memory, has_bfloat16
@@ -64,7 +65,7 @@ def plan_train(
 
     Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
     """
-    reader = CacheReader.open_near(cache, cache_settings, device=device)
+    reader = open_cache(cache, cache_settings, device=device)
     units = units_of(reader, settings.source)
     resolved = resolved_members(settings, reader, units, device=device)
     memory, space = check_fit(resolved, units=units, device=device, out=out)

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from cache.config import CacheSettings
-from cache.loader import Batch, Loader, open_loader
+from cache.loader import Batch, Loader
+from cache.open import open_cache
 from cache.reader import CacheReader
 from common import disk
 from common.device import choose_device, has_bfloat16
@@ -61,7 +62,7 @@ def train_layer(
     with ExitStack() as stack:
         if ranks.rank == 0:
             stack.enter_context(disk.lock(out / ".lock"))
-        reader = CacheReader.open_near(cache, cache_settings, device=chosen_device)
+        reader = open_cache(cache, cache_settings, device=chosen_device)
         context = _context(reader, settings, device=chosen_device, progress=progress, ranks=ranks)
         configs = _complete(out, settings, context=context, log=log, fresh=fresh)
     config = configs.pop("")
@@ -157,7 +158,7 @@ def _why_not_finite(batch: Batch) -> str:
 
 
 def _loader(settings: ResolvedSettings, context: TrainingContext, *, start: int) -> Loader:
-    return open_loader(
+    return Loader(
         context.reader,
         split="train",
         batch_rows=settings.batch_rows,

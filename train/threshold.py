@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +24,7 @@ def calibrated_rule(weights: Parameters, rule: Rule, reader: CacheReader, *, vie
     """
     split = reader.split("train")
     taken = split.rows(slice(0, min(_ROWS, len(split))), view=view)
-    source = taken.source[torch.from_numpy(~np.isin(taken.tokens, list(reader.special_ids)))]
+    source = taken.source[torch.from_numpy(split.is_ordinary(taken.tokens))]
 
     def batches() -> Iterator[Float[Tensor, "rows dict_size"]]:
         """Pre-activations, made as they are asked for."""

@@ -109,24 +109,31 @@ def weighted_sums_into(
     *,
     weight: Float[Tensor, " active"],
     offsets: Int[Tensor, " sums_plus_one"],
+    less: tuple[Float[Tensor, " sums"], Float[Tensor, "sums width"]] | None = None,
 ) -> None:
-    """``weighted_sums`` in an array that is there already, on a CPU by blocks that stay in its caches."""
+    """``weighted_sums`` in an array that is there already, on a CPU by blocks that stay in its caches.
+
+    ``less`` gives a number and a row for every sum; their product is taken off it.
+    """
     if not index.numel():
         out.zero_()
         return
     if uses_kernels(out):
         from transcoder.kernels import weighted_sums_
 
-        weighted_sums_(out, table, index, weight=weight, offsets=offsets)
+        weighted_sums_(out, table, index, weight=weight, offsets=offsets, less=less)
         return
     if out.is_cuda:
         out.copy_(weighted_sums(table, index, weight, offsets=offsets))
-        return
-    starts = [*offsets[::_BLOCK].tolist(), index.numel()]
-    for block, rows in enumerate(out.split(_BLOCK)):
-        first, last = starts[block], starts[block + 1]
-        within = offsets[block * _BLOCK :][: len(rows) + 1] - first
-        rows.copy_(weighted_sums(table, index[first:last], weight[first:last], offsets=within))
+    else:
+        starts = [*offsets[::_BLOCK].tolist(), index.numel()]
+        for block, rows in enumerate(out.split(_BLOCK)):
+            first, last = starts[block], starts[block + 1]
+            within = offsets[block * _BLOCK :][: len(rows) + 1] - first
+            rows.copy_(weighted_sums(table, index[first:last], weight[first:last], offsets=within))
+    if less is not None:
+        along, unit = less
+        out.addcmul_(unit, along[:, None], value=-1)
 
 
 def running_sum_(sums: Float[Tensor, "rows groups width"]) -> Float[Tensor, "rows groups width"]:

@@ -10,9 +10,9 @@ A program owns what it writes and adds in one order: no atomics, the same bits e
 A program of ``sums`` and ``dots`` adds up in a tile of entries by columns and reduces it once, after its loop: a
 reduction crosses warps, and one in every turn of the loop took three quarters of a training step on an H100.
 
-A feature that fires on every row has a bag of as many entries as the batch has rows. Entries are therefore dealt over
-windows of ``_WINDOW``: where a bag of more entries than that goes on into a window, a program of its own adds up the
-piece there, and a second kernel adds a bag's pieces in order.
+A feature that fires on every row has an entry for every row. Entries are therefore dealt over windows of ``_WINDOW``:
+where a bag of more than that goes on into a window, a program of its own adds up the piece there, and a second kernel
+adds a bag's pieces in order.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _WINDOW = 256
 _jit: Any = triton.jit
 
 
-@_jit
+@_jit(do_not_specialize=["bags", "windows"])  # both change from batch to batch: no kernel is compiled anew for that
 def _sums_kernel(
     out: tl.tensor,
     pieces: tl.tensor,
@@ -39,12 +39,15 @@ def _sums_kernel(
     weight: tl.tensor,
     offsets: tl.tensor,
     width: tl.tensor,
+    along: tl.tensor,
+    unit: tl.tensor,
     bags: tl.tensor,
     windows: tl.tensor,
     WINDOW: tl.constexpr,
     ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
+    PROJECT: tl.constexpr,
 ) -> None:
     # Programs below ``windows`` add up the piece of a long bag that goes on into window ``program + 1``, the others
     # begin a bag. Pieces come first: they are the longest loops, and nothing should wait for them at the end.
@@ -86,6 +89,9 @@ def _sums_kernel(
         owner = tl.where(is_long & (start == boundary), bag, -1)  # the bag's first piece brings all of them home
         tl.store(owners + program, owner.to(tl.int32), mask=tl.program_id(1) == 0)
     else:
+        if PROJECT:
+            row = tl.load(unit + bag * width + columns, mask=inside, other=0.0).to(ACC)
+            sums -= tl.load(along + bag).to(ACC) * row
         tl.store(out + bag * width + columns, sums, mask=inside)
 
 
@@ -199,19 +205,22 @@ def weighted_sums_(
     *,
     weight: Float[Tensor, " active"],
     offsets: Int[Tensor, " sums_plus_one"],
+    less: tuple[Float[Tensor, " sums"], Float[Tensor, "sums width"]] | None = None,
 ) -> None:
-    """Fill ``out[s]`` with the sum of ``weight[i] * table[index[i]]``, ``offsets[s] <= i < offsets[s + 1]``."""
-    assert out.is_contiguous()
-    assert table.is_contiguous()
+    """Fill ``out[s]`` with the sum of ``weight[i] * table[index[i]]``, ``offsets[s] <= i < offsets[s + 1]``.
+
+    ``less`` gives a number and a row for every sum; their product is taken off it.
+    """
     bags, width = out.shape
     tile = tile_for(width)
-    blocks = triton.cdiv(width, tile.block)
-    # Every window but the first may begin inside a long bag. How many do is known to the card alone: nothing waits.
+    # Every window but the first may begin inside a long bag. How many do only the card knows: nothing waits.
     windows = max(0, index.numel() - 1) // _WINDOW
     pieces = out.new_empty(windows, width)
     owners = torch.empty(windows, dtype=torch.int32, device=out.device)
+    along, unit = less or (weight, table)  # neither is read where nothing is taken off
+    assert all(array.is_contiguous() for array in (out, table, unit))
     with torch.cuda.device_of(out):  # Triton launches on the current card, wherever the arrays lie
-        _sums_kernel[(windows + bags, blocks)](
+        _sums_kernel[(windows + bags, triton.cdiv(width, tile.block))](
             out,
             pieces,
             owners,
@@ -220,16 +229,19 @@ def weighted_sums_(
             weight,
             offsets,
             width,
+            along,
+            unit,
             bags,
             windows,
             WINDOW=_WINDOW,
             ENTRIES=tile.entries,
             BLOCK=tile.block,
             ACC=_sum_type(table),
+            PROJECT=less is not None,
             num_warps=tile.warps,
         )
         if windows:
-            _add_pieces_kernel[(windows, blocks)](
+            _add_pieces_kernel[(windows, triton.cdiv(width, tile.block))](
                 out, pieces, owners, offsets, width, WINDOW=_WINDOW, BLOCK=tile.block, num_warps=tile.warps
             )
 
@@ -261,10 +273,11 @@ def dots(
     feature: Int[Tensor, " active"],
 ) -> Float[Tensor, " active"]:
     """``grad_sums[bag[i]] . table[feature[i]]`` for every i."""
-    assert grad_sums.is_contiguous()
-    assert table.is_contiguous()
+    assert all(array.is_contiguous() for array in (grad_sums, table))
     active = bag.numel()
     out = grad_sums.new_empty(active)
+    if not active:
+        return out
     tile = tile_for(grad_sums.shape[1])
     with torch.cuda.device_of(out):
         _dots_kernel[(triton.cdiv(active, tile.entries),)](

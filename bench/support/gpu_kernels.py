@@ -20,6 +20,10 @@ from gpu_step import milliseconds
 from rows import Rows
 from step_systems import Problem, problem
 
+from train import optim
+from train.config import TrainSettings
+from train.parameters import Parameters
+from train.resolved import resolve
 from transcoder import decode, kernels
 from transcoder.decode import Bags, bags_of, transpose
 from transcoder.rules.topk import select_topk
@@ -114,6 +118,34 @@ def activation_dots(of: Problem, dtype: torch.dtype) -> dict[str, object]:
     return compare(kernel, twin, read_bytes=2 * _bytes(table, selection.values), device=table.device)
 
 
+def whole_update(of: Problem) -> dict[str, object]:
+    """Adam, unit rows and the copy in bfloat16 of all arrays: in one pass, and as PyTorch does it, each alone."""
+    _, width, dict_size = of.sizes
+    device = of.source.device
+    settings = resolve(TrainSettings(prefixes=of.prefixes, top_k=of.top_k), model="", d_target=width)
+    weights = Parameters(of.encoder.clone(), of.bias.clone(), of.decoder.clone(), torch.zeros(width, device=device))
+    gradients = Parameters(**{name: torch.randn_like(array) for name, array in weights.tensors().items()})
+    rounded = Parameters(**{name: array.bfloat16() for name, array in weights.tensors().items()})
+    given = {"moments": optim.Moments.zero(weights), "settings": settings, "step": 1, "rounded": rounded}
+    times: dict[bool, float] = {}
+
+    def update(one_pass: bool) -> None:
+        optim.in_one_pass = lambda _: one_pass
+        optim.update_(weights, gradients, **given)
+        if not one_pass:
+            for name, array in rounded.tensors().items():
+                array.copy_(weights.tensors()[name])
+
+    rounds, steps = (5, 5) if device.type == "cuda" else (1, 1)
+    for one_pass in (True, False):
+        call = partial(update, one_pass)
+        call()
+        times[one_pass] = median(milliseconds(call, steps, device) for _ in range(rounds))
+    moved = 2 * dict_size * width * (7 * 4 + 2)
+    speed = round(moved / times[True] / 1e6, 1)
+    return {"value": round(times[True], 3), "unit": "ms", "gb_per_s": speed, "twin_ms": round(times[False], 3)}
+
+
 def _twin(
     table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor, kind: torch.dtype | None
 ) -> torch.Tensor:
@@ -128,6 +160,7 @@ def main() -> None:
     device, shape = sys.argv[1:]
     rows = Rows()
     of = problem(shape, device)
+    rows.attempt(f"update of all arrays; {shape}", partial(whole_update, of))
     for dtype in (torch.bfloat16, torch.float32):
         name = f"{str(dtype).removeprefix('torch.')}; {shape}"
         rows.attempt(f"sums, decode, {name}", partial(decode_sums, of, dtype))

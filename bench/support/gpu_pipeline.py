@@ -157,7 +157,9 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def measure_harvest(bench: Bench, rows: Rows) -> None:
     bare = rows.attempt("bare forward pass of the blocks", partial(bare_forward, bench)).get("value", 0.0)
-    del bench.__dict__["network"]  # its memory is wanted by the command
+    bench.__dict__.pop("network", None)  # its memory is wanted by the command
+    if bench.device.startswith("cuda"):
+        torch.cuda.empty_cache()
     sizes = bench.sizes
     settings = {
         "context": sizes.context,
@@ -226,7 +228,7 @@ def training_loop(bench: Bench, name: str, settings: dict[str, Any]) -> dict[str
     from train.config import LogSettings, TrainSettings
 
     watch, steps = Watch(), bench.sizes.steps
-    loop.open_loader = watch.open_loader
+    loop.Loader = watch.make_loader
     fixed = {"steps": steps, "warmup_steps": 1, "held_out_rows": 0, "checkpoint_every": steps}
     chosen = TrainSettings(**bench.sizes.train, **fixed, **settings)
     given = {"settings": chosen, "device": bench.device, "fresh": True, "log": LogSettings()}

@@ -1,4 +1,4 @@
-"""Chunks into the file that holds them, with what the journal says of it, and out of the file again."""
+"""Chunks and the files that hold them: how a file is written, with its entry for the journal, and read again."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,43 +26,56 @@ def cut(array: Array, values: memoryview, rows: int) -> list[Bytes]:
 
 
 class FileOut:
-    """A file of ``array`` on its way to the disk: its bytes in ``pieces``, and its ``entry`` once all are taken.
+    """A file of ``array`` that is about to be written.
 
-    A chunk is hashed right before it is handed out, while it is near.
+    First take every one of ``pieces`` (``disk.write_files`` writes each as it comes), then read ``entry``. The order
+    matters, and it is why ``pieces`` is a generator. A chunk is hashed right before it is written: the hash brings it
+    into the processor's cache, where the copy to the page cache finds it. Hashing all chunks first would read a segment
+    from memory twice. And an entry from before the write would describe bytes that nobody may ever have written.
     """
 
     entry: FileEntry
 
     def __init__(self, array: Array, number: int, chunks: Sequence[Bytes]) -> None:
         self.path = array.file_path(number)
-        self._array, self._chunks = array, chunks
+        self._array = array
+        self._chunks = chunks
 
     def pieces(self) -> Iterator[Bytes]:
         """The chunks as they are stored, then zarr's index."""
-        whole, hashes, sizes = xxhash.xxh3_128(), list[str](), list[int]()
+        file_hash = xxhash.xxh3_128()
+        hashes = list[str]()
+        sizes = list[int]()
         for chunk, stored in zip(self._chunks, self._stored(), strict=True):
             hashes.append(chunk_hash(chunk))
             sizes.append(len(stored))
-            whole.update(stored)
+            file_hash.update(stored)
             yield stored
-        if index := self._array.index(tuple(sizes)):
-            whole.update(index)
+        index = self._array.index(tuple(sizes))
+        if index:
+            file_hash.update(index)
             yield index
-        told = tuple(sizes) if self._array.codec != "none" else ()
-        self.entry = FileEntry(self.path, sum(sizes) + len(index), whole.hexdigest(), "".join(hashes), told)
+        self.entry = FileEntry(
+            path=self.path,
+            size_bytes=sum(sizes) + len(index),
+            xxh3=file_hash.hexdigest(),
+            chunks="".join(hashes),
+            sizes=tuple(sizes) if self._array.codec != "none" else (),
+        )
 
     def _stored(self) -> Iterable[Bytes]:
         if self._array.codec == "none":
             return self._chunks
-        # In threads for speed, and never in the main one: there Blosc's own threads would settle the order of bytes.
+        # In threads for speed, and never in the main thread: there Blosc uses threads of its own, and how many they are
+        # changes how it splits a chunk, so the bytes would depend on the machine.
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(encoder(self._array.codec, ITEM_BYTES[self._array.item]), self._chunks))
 
 
 def chunks_of(array: Array, number: int, entry: FileEntry, data: bytes) -> list[Bytes]:
-    """What the chunks of file ``number`` hold, from its bytes. Raises DamagedError for one that is not as promised."""
-    places = [entry.stretch(inside, array.chunk_bytes) for inside in range(array.chunks_in(number))]
-    stored = [memoryview(data)[start : start + size] for start, size in places]
+    """What the chunks of file ``number`` hold, from its bytes. Raises DamagedError for one that does not match."""
+    ranges = [entry.byte_range(inside, array.chunk_bytes) for inside in range(array.chunks_in(number))]
+    stored = [memoryview(data)[start : start + size] for start, size in ranges]
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(partial(checked, array, entry), range(len(stored)), stored))
 
@@ -78,7 +91,7 @@ def unpack_into(out: memoryview, array: Array, data: Bytes) -> None:
 
 
 def checked(array: Array, entry: FileEntry, inside: int, data: Bytes) -> Bytes:
-    """What a stored chunk of the file holds. Raises DamagedError when it is not what was promised."""
+    """What a stored chunk of the file holds. Raises DamagedError when it does not match its checksum."""
     chunk: Bytes = data
     if array.codec != "none":
         chunk = bytearray(array.chunk_bytes)

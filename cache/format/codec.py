@@ -45,9 +45,10 @@ def decode_into(out: memoryview | bytearray, name: str, data: bytes) -> None:
     """Fill ``out`` with the chunk in ``data``. Raises DamagedError, before anything is unpacked, for another size."""
     import numcodecs
 
-    said = _zstd_size(data) if name == "zstd" else _blosc_size(data)
-    if said != len(out):
-        raise DamagedError(f"A compressed chunk says that it holds {said} bytes, not {len(out)}.")
+    # The header is read first, so that a crafted chunk cannot make the codec write past ``out`` or fill the memory.
+    size = _zstd_size(data) if name == "zstd" else _blosc_size(data)
+    if size != len(out):
+        raise DamagedError(f"A compressed chunk says that it holds {size} bytes, not {len(out)}.")
     codec = numcodecs.Zstd() if name == "zstd" else numcodecs.Blosc()
     try:
         codec.decode(data, out=out)
@@ -65,18 +66,21 @@ def _zstd_size(frame: bytes) -> int | None:
     if len(frame) < 6 or frame[:4] != _ZSTD_MAGIC:
         return None
     descriptor = frame[4]
-    single, flag = descriptor >> 5 & 1, descriptor >> 6
-    at = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
-    length = (1 if single else 0, 2, 4, 8)[flag]
-    return int.from_bytes(frame[at : at + length], "little") + (256 if flag == 1 else 0) if length else None
+    is_single_segment = descriptor >> 5 & 1
+    size_flag = descriptor >> 6
+    start = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    length = (1 if is_single_segment else 0, 2, 4, 8)[size_flag]
+    if not length:
+        return None
+    return int.from_bytes(frame[start : start + length], "little") + (256 if size_flag == 1 else 0)
 
 
 def _blosc_size(chunk: bytes) -> int | None:
     """The content size in a Blosc chunk's header, None when the header makes no sense."""
     if len(chunk) < 16:
         return None
-    content, _, whole = struct.unpack("<III", chunk[4:16])
-    return content if whole == len(chunk) else None
+    content, _, total = struct.unpack("<III", chunk[4:16])
+    return content if total == len(chunk) else None
 
 
 def least_bytes(plain_bytes: int, codec: str, dtype: str) -> int:

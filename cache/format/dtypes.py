@@ -31,7 +31,10 @@ class StoredRows:
 
 
 def to_stored(rows: Activations, dtype: str) -> StoredRows:
-    """Round ``rows`` to ``dtype`` (int8: bfloat16 as yet); bfloat16 comes as its bits in uint16."""
+    """Round ``rows`` to ``dtype``; bfloat16 comes as its bits in uint16.
+
+    For int8 this rounds to bfloat16: a whole segment is quantised later.
+    """
     given = (torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()).cpu()
     stored = given.to(TORCH_DTYPES[read_as(dtype)]).contiguous()
     finite = _all_finite(stored)

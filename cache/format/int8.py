@@ -31,15 +31,17 @@ class Quantised:
 
 def quantise(bits: UInt16[np.ndarray, "rows width"]) -> Quantised:
     """Reduce finite bfloat16 rows, given as their bits."""
-    values, channel = np.empty(bits.shape, np.int8), _mean_magnitude(bits)
-    scale, error = np.empty(len(bits), np.float32), np.empty(len(bits))
+    channel = _mean_magnitude(bits)
+    values = np.empty(bits.shape, np.int8)
+    scale = np.empty(len(bits), np.float32)
+    error = np.empty(len(bits))
     for start in range(0, len(bits), _BLOCK_ROWS):
         here = slice(start, start + _BLOCK_ROWS)
         exact = to_tensor(bits[here], "bfloat16").float().numpy()
         relative = exact / channel
         scale[here] = _or_one(np.abs(relative).max(axis=1) / np.float32(127))
         values[here] = np.rint(relative / scale[here, None])
-        back = restore(*(torch.from_numpy(part) for part in (values[here], scale[here], channel)))
+        back = restore(*(torch.from_numpy(array) for array in (values[here], scale[here], channel)))
         error[here] = ((exact - back.float().numpy()).astype(np.float64) ** 2).sum(axis=1)
     return Quantised(values, scale, channel, error)
 

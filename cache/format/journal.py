@@ -47,7 +47,7 @@ class FileEntry:
         """The checksum of what a chunk of this file holds."""
         return self.chunks[16 * number : 16 * number + 16]
 
-    def stretch(self, number: int, chunk_bytes: int) -> tuple[int, int]:
+    def byte_range(self, number: int, chunk_bytes: int) -> tuple[int, int]:
         """Where a chunk lies in this file, and its bytes there; ``chunk_bytes`` is what it holds."""
         if not self.sizes:
             return number * chunk_bytes, chunk_bytes

@@ -5,7 +5,7 @@
     rows.zarr/train/statistics/c.<segment>.0
 
 A segment is what a writer commits at once: shards of rows and one file of each column. All of it but the sizes of
-compressed files follows from ``Geometry``; no path is ever read from a file. FORMAT.md says it in words.
+compressed files follows from ``Geometry``; no path is ever read from a file. FORMAT.md explains it.
 """
 
 import json
@@ -165,7 +165,8 @@ class Group:
     @cached_property
     def arrays(self) -> dict[str, Array]:
         """The group's arrays by name, as they are written."""
-        item, narrow = STORED_AS[self.dtype], {"tokens": "int32", "document": "int64", "position": "int32"}
+        item = STORED_AS[self.dtype]
+        narrow = {"tokens": "int32", "document": "int64", "position": "int32"}
         rows = [
             Array(
                 self.name, name, item, width, self.rows, self.shard_rows, self.chunk_rows, True, self.dtype, self.codec
@@ -173,8 +174,8 @@ class Group:
             for name, width in self.sides.items()
         ]
         columns = [self._column(name, item) for name, item in narrow.items()]
-        figures = self._line("statistics", "float64", statistics_width(self.d_source, self.d_target))
-        arrays = [*rows, *columns, *(self._scales() if self.dtype == "int8" else []), figures]
+        statistics = self._line("statistics", "float64", statistics_width(self.d_source, self.d_target))
+        arrays = [*rows, *columns, *(self._scales() if self.dtype == "int8" else []), statistics]
         return {array.name: array for array in arrays}
 
     @property
@@ -257,8 +258,10 @@ class Geometry:
 
     def part_rows(self, group: str, part: int) -> int:
         """Rows that writer ``part`` adds to a group."""
-        own, of = self.part_segments(group, part), self.groups[group]
-        return min(of.rows, own.stop * of.segment_rows) - min(of.rows, own.start * of.segment_rows)
+        own = self.part_segments(group, part)
+        segment_rows = self.groups[group].segment_rows
+        rows = self.groups[group].rows
+        return min(rows, own.stop * segment_rows) - min(rows, own.start * segment_rows)
 
     @property
     def size_bytes(self) -> int:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from cache.config import CacheSettings
 from cache.format.layout import ITEM_BYTES, STORE, STORED_AS, Geometry, held_out_shard_rows, zarr_document
 from common.errors import DamagedError, MismatchError, UsageError
-from common.hashing import canonical_json, file_hash
+from common.hashing import canonical_json, hash_bytes
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -49,7 +50,11 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits: equal for two caches only if everything that determines their rows is."""
-        return file_hash([canonical_json(self.determining())])
+        return hash_bytes(canonical_json(self.determining()))
+
+    def is_ordinary(self, tokens: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+        """Which of these tokens are not special: the rows that are trained on, measured and counted."""
+        return ~np.isin(tokens, self.special_ids)
 
     def determining(self) -> dict[str, Any]:
         """Everything that determines the rows, as plain JSON."""
@@ -78,7 +83,7 @@ class Manifest:
             "fingerprint": self.fingerprint,
             "written_with": self.written_with,
         }
-        document["checksum"] = file_hash([canonical_json(document)])
+        document["checksum"] = hash_bytes(canonical_json(document))
         return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
     def _bound(self) -> dict[str, list[int | str]]:
@@ -192,7 +197,7 @@ def parse_manifest(data: bytes, *, where: object) -> Manifest:
         loaded: Any = json.loads(data)
         document = cast("dict[str, Any]", loaded)
         version, checksum = document["version"], document.pop("checksum")
-        sound = file_hash([canonical_json(document)]) == checksum
+        sound = hash_bytes(canonical_json(document)) == checksum
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise DamagedError("The manifest does not read.", where=where, remedy=_REPAIR) from None
     if not sound:
@@ -221,7 +226,7 @@ def _build(document: dict[str, Any]) -> Manifest:
     files = {_plain_path(path): (_size(size), str(digest)) for path, (size, digest) in document["files"].items()}
     computed = geometry.zarr_files()
     for path, data in computed.items():
-        if files[path] != (len(data), file_hash([data])):
+        if files[path] != (len(data), hash_bytes(data)):
             raise ValueError(f"{path} is not bound as this geometry has it")
     for path in files.keys() - computed.keys():
         if not path.startswith(_PARAMETERS):
@@ -266,7 +271,7 @@ def read_bound(folder: Path, name: str, promised: tuple[int, str]) -> bytes:
     if path.is_symlink() or not path.is_file() or path.stat().st_size != promised[0]:
         raise DamagedError("A file of the cache is missing, no plain file, or has another size.", where=path)
     data = path.read_bytes()
-    if file_hash([data]) != promised[1]:
+    if hash_bytes(data) != promised[1]:
         raise DamagedError("A file of the cache does not match its checksum.", where=path)
     return data
 

@@ -1,4 +1,4 @@
-"""Exact figures of the stored rows: accumulated in float64 as a segment is written, merged when it is read.
+"""Exact statistics of the stored rows: accumulated in float64 as a segment is written, merged when it is read.
 
 Of each side (source, target), over the rows whose token is not special, with x the stored values:
 
@@ -19,6 +19,7 @@ from torch import Tensor
 HISTOGRAM_BINS = 64
 LARGEST = 8
 _BLOCK_VALUES = 1 << 18
+"""Values that are widened to float64 at a time: 2 MB, which stay in the processor's cache until they are summed."""
 _FIXED = 2 + HISTOGRAM_BINS + 2 * LARGEST
 
 
@@ -29,7 +30,7 @@ def statistics_width(d_source: int, d_target: int) -> int:
 
 @dataclass(frozen=True)
 class SideStatistics:
-    """Figures of one side. ``rows`` counts rows without special tokens; vectors are (width,), in original units."""
+    """Statistics of one side. ``rows`` counts rows without special tokens; vectors are (width,), in original units."""
 
     rows: int
     mean: Float64[np.ndarray, " width"]
@@ -62,25 +63,31 @@ class SideStatistics:
 
     def pack(self) -> Float64[np.ndarray, " packed"]:
         """As numbers for the ``statistics`` array."""
-        whole = [np.float64(self.rows), self.mean, self.spread, np.float64(self.storage_error)]
-        return np.concatenate([np.atleast_1d(part) for part in [*whole, *self._norms()]]).astype(np.float64)
-
-    def _norms(self) -> list[np.ndarray]:
-        return [self.norm_counts, self.largest_norms, self.largest_rows]
+        fields = (
+            np.array([self.rows]),
+            self.mean,
+            self.spread,
+            np.array([self.storage_error]),
+            self.norm_counts,
+            self.largest_norms,
+            self.largest_rows,
+        )
+        return np.concatenate(fields).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Figures of both sides; ``target`` is None when the cache stores no target."""
+    """Statistics of both sides; ``target`` is None when the cache stores no target."""
 
     source: SideStatistics
     target: SideStatistics | None
 
 
 def empty_side(width: int) -> SideStatistics:
-    """Figures of no rows."""
+    """Statistics of no rows."""
     zeros = np.zeros(width)
-    norms, rows = np.full(LARGEST, -1.0), np.full(LARGEST, -1, np.int64)
+    norms = np.full(LARGEST, -1.0)
+    rows = np.full(LARGEST, -1, np.int64)
     return SideStatistics(0, zeros, zeros, 0.0, np.zeros(HISTOGRAM_BINS, np.int64), norms, rows)
 
 
@@ -91,7 +98,7 @@ def measure(
     first: int,
     error: Float64[np.ndarray, " rows"],
 ) -> SideStatistics:
-    """Figures of the ``kept`` rows of a stretch that begins at row ``first``; ``error`` is what storing each row lost.
+    """Statistics of the ``kept`` rows among ``stored``, which begins at row ``first``; ``error`` is what storing lost.
 
     In float64, from sums of values and squares: a spread is exact to 2^-52 times (1 + its squared mean over variance).
     """
@@ -101,7 +108,7 @@ def measure(
     spread = np.maximum(sums[1] - rows * mean**2, 0.0)
     norms = np.sqrt(squares[kept])
     counts = np.bincount(_bins(norms), minlength=HISTOGRAM_BINS).astype(np.int64)
-    none = empty_side(1)
+    none = empty_side(1)  # where there are fewer than LARGEST rows, absent ones fill up
     numbers = np.flatnonzero(kept) + first
     norms, numbers = _largest(np.append(none.largest_norms, norms), np.append(none.largest_rows, numbers))
     return SideStatistics(rows, mean, spread, float(error[kept].sum()), counts, norms, numbers)
@@ -116,8 +123,9 @@ def _sums(
     wide = torch.empty(block_rows, stored.shape[1], dtype=torch.float64)
     sums, squares = np.zeros((2, stored.shape[1])), torch.empty(len(stored), dtype=torch.float64)
     for start in range(0, len(stored), block_rows):
-        part = stored[start : start + block_rows]
-        block, rows = wide[: len(part)].copy_(part), slice(start, start + len(part))
+        values = stored[start : start + block_rows]
+        rows = slice(start, start + len(values))
+        block = wide[: len(values)].copy_(values)
         for row in np.flatnonzero(dropped[rows]).tolist():
             block[row] = 0
         sums[0] += block.sum(dim=0).numpy()
@@ -139,7 +147,7 @@ def _largest(
 
 
 def merge(first: SideStatistics, second: SideStatistics) -> SideStatistics:
-    """Figures of both sets of rows together."""
+    """Statistics of both sets of rows."""
     if not second.rows or not first.rows:
         return first if first.rows else second
     rows = first.rows + second.rows
@@ -169,16 +177,24 @@ def unpack(numbers: Float64[np.ndarray, " packed"], *, d_source: int, d_target: 
 def _unpack_side(numbers: Float64[np.ndarray, " packed"], width: int) -> SideStatistics:
     sizes = [1, width, width, 1, HISTOGRAM_BINS, LARGEST, LARGEST]
     rows, mean, spread, error, counts, norms, largest = np.split(numbers, np.cumsum(sizes)[:-1])
-    whole = [part.astype(np.int64) for part in (counts, largest)]
-    return SideStatistics(int(rows[0]), mean, spread, float(error[0]), whole[0], norms, whole[1])
+    return SideStatistics(
+        rows=int(rows[0]),
+        mean=mean,
+        spread=spread,
+        storage_error=float(error[0]),
+        norm_counts=counts.astype(np.int64),
+        largest_norms=norms,
+        largest_rows=largest.astype(np.int64),
+    )
 
 
-def merge_groups(parts: list[GroupStatistics]) -> GroupStatistics:
-    """Figures of all parts together, merged in the order given. ``parts`` is not empty."""
-    source, target = parts[0].source, parts[0].target
-    for part in parts[1:]:
-        source = merge(source, part.source)
-        target = merge(target, part.target) if target and part.target else None
+def merge_groups(segments: list[GroupStatistics]) -> GroupStatistics:
+    """Statistics of the rows of all segments, merged in the order given. ``segments`` is not empty."""
+    source = segments[0].source
+    target = segments[0].target
+    for segment in segments[1:]:
+        source = merge(source, segment.source)
+        target = merge(target, segment.target) if target and segment.target else None
     return GroupStatistics(source, target)
 
 

@@ -1,4 +1,4 @@
-"""Chunks that are near only for a while: the least recently used is given up first, one in use never."""
+"""Chunks that are in memory or on this disk for a while: the least recently used goes first, one in use never."""
 
 import threading
 from collections import Counter, OrderedDict
@@ -6,16 +6,19 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from common.errors import CapacityError
+from common.units import in_bytes
 
 Key = tuple[str, int]
 """An array's path and a chunk of it."""
 
 
-class Held:
-    """At most ``limit_bytes`` of chunks, and ``limit`` of them; ``where`` says in an error who holds them."""
+class ChunkLru:
+    """At most ``limit_bytes`` of chunks, and ``limit`` of them; ``where`` is named in an error."""
 
     def __init__(self, limit_bytes: int, *, where: object, limit: int = 1 << 62) -> None:
-        self._limit_bytes, self._limit, self._where = limit_bytes, limit, where
+        self._limit_bytes = limit_bytes
+        self._limit = limit
+        self._where = where
         self._chunks: OrderedDict[Key, tuple[int, Callable[[], None]]] = OrderedDict()
         self._bytes = 0
         self._uses: Counter[Key] = Counter()
@@ -24,18 +27,15 @@ class Held:
 
     @contextmanager
     def in_use(self, keys: Sequence[Key], *, chunk_bytes: int) -> Generator[None]:
-        """While the block runs, none of these chunks is given up; it begins when others leave room for them.
+        """While the block runs, none of these chunks is released; it begins when others leave room for them.
 
-        A thread that is in such a block may not enter another. Raises CapacityError when the limit is too small for
-        these alone.
+        A thread that is in such a block may not enter another: two threads could wait for each other. Raises
+        CapacityError when the limit is too small for these alone.
         """
         with self._changed:
             while self._bytes_in_use + self._unused(keys) * chunk_bytes > self._limit_bytes:
                 if not self._bytes_in_use:
-                    size = len(keys) * chunk_bytes
-                    what = f"The rows of a batch take {size} bytes, but only {self._limit_bytes} may be kept here."
-                    remedy = "Allow more bytes, or use smaller batches."
-                    raise CapacityError(what, where=self._where, remedy=remedy)
+                    raise self._too_small(len(keys) * chunk_bytes)
                 self._changed.wait()
             self._bytes_in_use += self._unused(keys) * chunk_bytes
             self._uses.update(keys)
@@ -50,23 +50,28 @@ class Held:
                         self._chunks.move_to_end(key)
                 self._changed.notify_all()
 
+    def _too_small(self, size_bytes: int) -> CapacityError:
+        limit = in_bytes(self._limit_bytes)
+        what = f"The rows of a batch take {in_bytes(size_bytes)}, but only {limit} may be kept here."
+        return CapacityError(what, where=self._where, remedy="Allow more bytes, or use smaller batches.")
+
     def _unused(self, keys: Sequence[Key]) -> int:
         return sum(not self._uses[key] for key in keys)
 
-    def add(self, key: Key, size: int, give_up: Callable[[], None]) -> None:
-        """Count a chunk that is now near, and make room for it by calling ``give_up`` of others."""
+    def add(self, key: Key, size: int, release: Callable[[], None]) -> None:
+        """Count a chunk that has come, and make room for it by calling ``release`` of the least recently used."""
         with self._changed:
-            before, _ = self._chunks.pop(key, (0, give_up))
-            self._chunks[key] = size, give_up
-            self._bytes += size - before
-            if not self._too_many():
+            size_before, _ = self._chunks.pop(key, (0, release))
+            self._chunks[key] = size, release
+            self._bytes += size - size_before
+            if not self._is_full():
                 return
-            for other in [other for other in self._chunks if not self._uses[other]]:
-                if not self._too_many():
+            for oldest in [known for known in self._chunks if not self._uses[known]]:
+                if not self._is_full():
                     return
-                freed, release = self._chunks.pop(other)
-                release()
+                freed, release_oldest = self._chunks.pop(oldest)
+                release_oldest()
                 self._bytes -= freed
 
-    def _too_many(self) -> bool:
+    def _is_full(self) -> bool:
         return self._bytes > self._limit_bytes or len(self._chunks) > self._limit

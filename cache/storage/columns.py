@@ -1,7 +1,8 @@
-"""The arrays of a cache in memory: mapped as they lie, or, where that cannot be, chunk by chunk for a while.
+"""The arrays of a cache in memory: files mapped one behind the other, or chunks that are loaded one by one.
 
-A column is one stretch of address space in which row r has its place, whether or not it is there yet. ``using`` makes
-chunks readable; each is held against its checksum the first time.
+A column is one range of address space in which row r has its fixed place, loaded or not. ``using`` makes chunks
+readable; each is compared with its checksum the first time. There are three kinds: ``Column`` maps whole files,
+``UnpackedColumn`` unpacks the chunks of a compressed cache, ``cache.remote_reader.RemoteColumn`` fetches remote ones.
 """
 
 import os
@@ -20,22 +21,28 @@ from jaxtyping import Int64, Shaped
 from cache.format.chunks import THREADS, unpack_into
 from cache.format.journal import FileEntry
 from cache.format.layout import Array
-from cache.storage.chunk_lru import Held
+from cache.storage.chunk_lru import ChunkLru
 from cache.storage.mapping import Region, open_plain
 from common.errors import DamagedError
 from common.hashing import chunk_hash
 
-_AHEAD_BYTES, _LOCKS = 16 << 20, 64
-Chunks = Int64[np.ndarray, " n"]
+_AHEAD_BYTES = 16 << 20
+"""How far read-ahead runs before the checksums: enough to keep a disk busy while a chunk is hashed."""
+_LOCKS = 64
+"""Chunks share this many locks. One a chunk would be millions of objects; with 64, two of eight threads that load
+different chunks wait for each other only rarely, and then only for a moment."""
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
+Chunks = Int64[np.ndarray, " n"]
 
 
 class Column:
-    """One array of a group, its files mapped side by side as they are first needed."""
+    """One array of a group, its files mapped as they are first needed."""
 
     def __init__(self, cache: Path, array: Array, entries: dict[int, FileEntry], *, verify: bool) -> None:
         self.array = array
-        self._cache, self._entries, self._verify = cache, entries, verify
+        self._cache = cache
+        self._entries = entries
+        self._verify = verify
         self._file_bytes = array.file_rows * array.row_bytes
         self._region = Region(array.files * self._file_bytes)
         self._placed = np.zeros(array.files, bool)
@@ -45,7 +52,7 @@ class Column:
         self.values: Shaped[np.ndarray, "rows ..."] = self._region.bytes.view(array.item).reshape(shape)
 
     def need(self, chunks: Chunks) -> None:
-        """Make the rows of these chunks readable. Raises DamagedError that names the file that is not as promised."""
+        """Make the rows of these chunks readable. Raises DamagedError that names the file that does not match."""
         missing = chunks[~self._checked[chunks]]
         if missing.size:
             self._place_files(missing)
@@ -63,22 +70,28 @@ class Column:
         self.need(np.arange(-(-self.array.rows // self.array.chunk_rows), dtype=np.int64))
 
     def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
-        """Read chunks from the disk before they are needed, in this order, and check them while the next ones come."""
+        """Read chunks from the disk before they are needed, in this order, and check them while the next ones come.
+
+        Raises DamagedError also for a file that was sound before and has been cut or removed since.
+        """
         self._place_files(chunks)
         size = self.array.chunk_bytes
         ahead = -(-_AHEAD_BYTES // size)
-        for place in range(-ahead, len(chunks)):
+        for index in range(-ahead, len(chunks)):
             if stopped():
                 return
-            if place + ahead < len(chunks):
-                self._region.read_ahead(offset=int(chunks[place + ahead]) * size, size_bytes=size)
-            if place >= 0:
-                self.need(chunks[place : place + 1])
+            if index + ahead < len(chunks):
+                self._region.read_ahead(offset=int(chunks[index + ahead]) * size, size_bytes=size)
+            if index >= 0:
+                self.need(chunks[index : index + 1])
 
     def _place_files(self, chunks: Chunks) -> None:
+        """Map the files of these chunks. Of those already mapped, the size is compared again (see ``bus_error``)."""
         with self._lock:
             for number in np.unique(chunks // self.array.index_entries).tolist():
-                if not self._placed[number]:
+                if self._placed[number]:
+                    self._region.check_size(number * self._file_bytes)
+                else:
                     self._place(number)
                     self._placed[number] = True
 
@@ -105,53 +118,55 @@ class Column:
 
 
 class PassingColumn(Column, ABC):
-    """A column whose chunks are brought one by one, several at once, and given up again when there are too many."""
+    """A column whose chunks are loaded one by one, several at once, and released when there are too many."""
 
     connections: ClassVar[int] = THREADS
 
-    def __init__(self, cache: Path, array: Array, entries: dict[int, FileEntry], *, verify: bool, held: Held) -> None:
+    def __init__(
+        self, cache: Path, array: Array, entries: dict[int, FileEntry], *, verify: bool, lru: ChunkLru
+    ) -> None:
         super().__init__(cache, array, entries, verify=verify)
-        self._held = held
-        self._bringing = [threading.Lock() for _ in range(_LOCKS)]
+        self._lru = lru
+        self._loading = [threading.Lock() for _ in range(_LOCKS)]
 
     @abstractmethod
-    def _bring(self, chunk: int) -> None:
+    def _load(self, chunk: int) -> None:
         """Put the chunk at its place and check it; no other thread does so meanwhile."""
 
-    def _bring_once(self, chunk: int) -> None:
-        with self._bringing[chunk % _LOCKS]:
+    def _load_once(self, chunk: int) -> None:
+        with self._loading[chunk % _LOCKS]:
             if not self._checked[chunk]:
-                self._bring(chunk)
+                self._load(chunk)
 
     def need(self, chunks: Chunks) -> None:
-        """Make the rows of these chunks readable. Raises DamagedError, and DiskError from afar."""
+        """Make the rows of these chunks readable. Raises DamagedError, and DiskError for a remote cache."""
         missing = np.unique(chunks[~self._checked[chunks]]).tolist()
         if missing:
             with ThreadPoolExecutor(min(self.connections, len(missing))) as pool:
-                list(pool.map(self._bring_once, missing))
-        # The narrow arrays are small, and needed all the time.
+                list(pool.map(self._load_once, missing))
+        # The narrow arrays are small and needed all the time: they are never released.
         for chunk in missing if self.array.sharded else ():
-            self._held.add((self.array.path, chunk), self.array.chunk_bytes, partial(self._give_up, chunk))
+            self._lru.add((self.array.path, chunk), self.array.chunk_bytes, partial(self._release, chunk))
 
     @contextmanager
     def using(self, chunks: Chunks) -> Generator[None]:
         """``need`` them, and keep them while the block runs. Raises CapacityError as well."""
         keys = [(self.array.path, chunk) for chunk in np.unique(chunks).tolist()]
         size = self.array.chunk_bytes if self.array.sharded else 0
-        with self._held.in_use(keys, chunk_bytes=size):
+        with self._lru.in_use(keys, chunk_bytes=size):
             self.need(chunks)
             yield
 
     def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
-        """Bring chunks before they are needed, some at a time, as far as there is room for them."""
+        """Load chunks before they are needed, some at a time, as far as there is room for them."""
         for start in range(0, len(chunks), self.connections):
             if stopped():
                 return
             self.need(chunks[start : start + self.connections])
 
-    def _give_up(self, chunk: int) -> None:
+    def _release(self, chunk: int) -> None:
         size = self.array.chunk_bytes
-        with self._bringing[chunk % _LOCKS]:
+        with self._loading[chunk % _LOCKS]:
             self._checked[chunk] = False
             self._region.forget(offset=chunk * size, size_bytes=size)
 
@@ -159,9 +174,9 @@ class PassingColumn(Column, ABC):
 class UnpackedColumn(PassingColumn):
     """An array of a compressed cache: chunks are unpacked into memory."""
 
-    def _bring(self, chunk: int) -> None:
+    def _load(self, chunk: int) -> None:
         number, inside = divmod(chunk, self.array.index_entries)
-        start, size = self._entries[number].stretch(inside, self.array.chunk_bytes)
+        start, size = self._entries[number].byte_range(inside, self.array.chunk_bytes)
         path = self._cache / self.array.file_path(number)
         descriptor = open_plain(path, size_bytes=self._entries[number].size_bytes)
         try:

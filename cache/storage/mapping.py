@@ -1,7 +1,32 @@
-"""A stretch of address space into which files are mapped side by side, so that many shards are one array.
+"""A range of address space into which files are mapped one behind the other, so that many shards are one array.
 
-Address space is reserved once (it costs nothing); a file whose rows fill whole pages is mapped to its place, any other
-is read into it. No file stays open, and a row is found by arithmetic alone. Nothing is ever written through a mapping.
+Why not a ``np.memmap`` for each shard? A shuffled batch takes its rows from about as many shards as the cache has. With
+a map for each, a batch is gathered shard by shard in Python: sorting rows by shard, thousands of small numpy calls, and
+a scatter into the batch. With all shards in one address range, row r of the array lies at byte r * row_bytes, and a
+batch is one ``torch.index_select`` over the whole array, which runs in C++, on several threads, without the GIL. That
+is what keeps a GPU fed from one process.
+
+How it works:
+
+1. ``mmap`` with MAP_ANONYMOUS | MAP_NORESERVE reserves the range. It costs page tables only for what is touched, so a
+   range of a terabyte is free. Untouched pages of it read as zeros.
+2. ``place`` maps a shard's chunks over its part of the range with MAP_FIXED, which replaces what was mapped there. A
+   mapping must begin and end on a page (4,096 bytes), so this is done when the shard's offset and size are whole pages;
+   any other shard (tiny ones, odd widths) is read into the anonymous pages, which then hold a copy.
+3. ``forget`` maps anonymous pages over a part again, which drops what was there.
+
+What could go wrong, and what is done about it:
+
+- MAP_FIXED over a wrong address would overwrite the process's own memory. Addresses are computed only here, from the
+  base of a range whose size is fixed when it is made, and offsets come from ``Array``, whose numbers are checked when
+  the manifest is read.
+- Views outliving the range would read unmapped memory. The mapping is undone by a finalizer of the ctypes array that
+  is the base of every numpy view and every tensor, so it lives as long as the last of them.
+- A file that is cut while it is mapped kills the process by SIGBUS: see ``bus_error``. Sizes are checked before.
+- Files are mapped PROT_READ and MAP_PRIVATE: nothing that happens to the array can reach the disk.
+- Linux grants a process 65,530 mappings. A mapping is a whole shard (75 MB at Gemma-2-2B's width), so that is 4.9 TB.
+
+No descriptor stays open: a mapping outlives the descriptor that made it.
 """
 
 import ctypes
@@ -15,6 +40,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from cache.storage.bus_error import MappedFiles
 from common.errors import DamagedError, DiskError
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -22,16 +48,20 @@ _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+# Python's mmap module does not name these two. MAP_FIXED is 0x10 on Linux and on macOS; MAP_NORESERVE is not.
 _FIXED = 0x10
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 _FAILED = ctypes.c_void_p(-1).value
 _READ_AHEAD_BYTES = 1 << 20
+"""What one madvise asks for: Linux reads no more than its read-ahead window at once, and drops the rest."""
+_REPAIR = "Run 'nestcoder cache repair' on the cache."
 
 
 class Region:
-    """``bytes`` is the whole stretch. It may also serve as plain memory, where no file is placed in it."""
+    """``bytes`` is the whole range. It also serves as plain memory where no file is placed in it."""
 
     def __init__(self, size_bytes: int, *, huge_pages: bool = False) -> None:
+        self._files = MappedFiles()
         self._size = -(-max(size_bytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._address = _map(None, self._size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_ANONYMOUS | _NORESERVE, -1)
         if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -44,8 +74,7 @@ class Region:
     def place(self, path: Path, *, offset: int, size_bytes: int, file_bytes: int) -> None:
         """Put the first ``size_bytes`` of a file of ``file_bytes`` bytes at ``offset``.
 
-        Raises DamagedError when it is missing, no plain file or of another size (a mapping of a cut file would kill
-        the process).
+        Raises DamagedError when it is missing, no plain file or of another size.
         """
         descriptor = open_plain(path, size_bytes=file_bytes)
         try:
@@ -53,36 +82,47 @@ class Region:
                 self._read(descriptor, offset, size_bytes, path)
             else:
                 _map(self._address + offset, size_bytes, mmap.PROT_READ, _FIXED, descriptor)
+                self._files.add(offset, path, file_bytes)
         finally:
             os.close(descriptor)
 
     def _read(self, descriptor: int, offset: int, size_bytes: int, path: Path) -> None:
-        view, done = self.bytes.data[offset : offset + size_bytes], 0
+        view = self.bytes.data[offset : offset + size_bytes]
+        done = 0
         while done < size_bytes:
             count = os.preadv(descriptor, [view[done:]], done)
             if not count:
-                raise DamagedError("A shard became shorter while it was read.", where=path)
+                raise DamagedError("A shard became shorter while it was read.", where=path, remedy=_REPAIR)
             done += count
 
+    def check_size(self, offset: int) -> None:
+        """Raise DamagedError when the file that is mapped at ``offset`` has another size by now, or is gone."""
+        if offset in self._files.by_offset:
+            path, size = self._files.by_offset[offset]
+            os.close(open_plain(path, size_bytes=size))
+
     def forget(self, *, offset: int, size_bytes: int) -> None:
-        """Let go of what was mapped here; the place must not be touched until a file is placed there again."""
+        """Drop what was mapped here. Until a file is placed here again, this part must not be read."""
+        self._files.by_offset.pop(offset, None)
         if not offset % mmap.PAGESIZE and not size_bytes % mmap.PAGESIZE:
             flags = _FIXED | mmap.MAP_ANONYMOUS | _NORESERVE
             _map(self._address + offset, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
 
     def read_ahead(self, *, offset: int, size_bytes: int) -> None:
-        """Ask the system to fetch these bytes from the disk. One request fetches no more than its read-ahead window."""
+        """Ask the system to fetch these bytes from the disk; this returns at once."""
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        for at in range(start, offset + size_bytes, _READ_AHEAD_BYTES):
-            length = min(_READ_AHEAD_BYTES, offset + size_bytes - at)
-            _LIBC.madvise(self._address + at, length, mmap.MADV_WILLNEED)
+        end = offset + size_bytes
+        for position in range(start, end, _READ_AHEAD_BYTES):
+            length = min(_READ_AHEAD_BYTES, end - position)
+            _LIBC.madvise(self._address + position, length, mmap.MADV_WILLNEED)
 
 
 def _map(address: int | None, size_bytes: int, protection: int, flags: int, descriptor: int) -> int:
     found = _LIBC.mmap(address, size_bytes, protection, mmap.MAP_PRIVATE | flags, descriptor, 0)
     if found == _FAILED:
         reason = os.strerror(ctypes.get_errno())
-        raise DiskError(f"The system refused to map {size_bytes} bytes: {reason}.", remedy="See vm.max_map_count.")
+        what = f"The system refused to map {size_bytes} bytes: {reason}."
+        raise DiskError(what, remedy="Raise the system's limits: 'ulimit -v' and 'sysctl vm.max_map_count'.")
     return found
 
 
@@ -94,16 +134,18 @@ def open_plain(path: Path, *, size_bytes: int) -> int:
         return descriptor
     os.close(descriptor)
     if not stat.S_ISREG(state.st_mode):
-        raise DamagedError("A shard is no plain file.", where=path)
-    what = f"A shard has {state.st_size} bytes instead of {size_bytes}."
-    raise DamagedError(what, where=path, remedy="Run 'nestcoder cache repair' on the cache.")
+        raise DamagedError("A shard is no plain file.", where=path, remedy=_REPAIR)
+    raise DamagedError(f"A shard has {state.st_size} bytes instead of {size_bytes}.", where=path, remedy=_REPAIR)
 
 
 def _open(path: Path) -> int:
+    # O_NOFOLLOW refuses a link out of the cache, O_NONBLOCK keeps a pipe in a shard's place from blocking.
     try:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        remedy = "Run 'nestcoder cache repair' on the cache."
-        raise DamagedError("A shard is missing.", where=path, remedy=remedy) from None
+        raise DamagedError("A shard is missing.", where=path, remedy=_REPAIR) from None
+    except PermissionError:
+        remedy = "Ask the owner of the cache for the right to read it."
+        raise DiskError("A shard cannot be opened: you may not read it.", where=path, remedy=remedy) from None
     except OSError as error:
-        raise DamagedError(f"A shard cannot be opened: {error.strerror}.", where=path) from None
+        raise DamagedError(f"A shard cannot be opened: {error.strerror}.", where=path, remedy=_REPAIR) from None

@@ -1,4 +1,4 @@
-"""The target worked out again from the source by the layer's own MLP, for a cache that stores no target.
+"""The target computed again from the source by the layer's own MLP, for a cache that stores no target.
 
     hidden = act(x @ up.T + up_bias)            or, with a gate,  act(x @ gate.T) * (x @ up.T)
     y      = hidden @ down.T + down_bias
@@ -23,6 +23,7 @@ from cache.format.dtypes import TORCH_DTYPES, to_array, to_tensor
 from common.errors import DamagedError, UsageError
 
 _BLOCK_ROWS = 1024
+"""Bounds the memory of the hidden layer: 1,024 rows of Gemma-2-2B's MLP take 19 MB in bfloat16."""
 _PREFIX = "mlp."
 
 
@@ -69,7 +70,8 @@ class Mlp:
         return torch.cat(blocks) if blocks else source.new_empty(0, len(self.down), dtype=self.up.dtype)
 
     def _block(self, x: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_target"]:
-        act, up = ACTIVATIONS[self.activation], functional.linear(x, self.up, self.up_bias)
+        act = ACTIVATIONS[self.activation]
+        up = functional.linear(x, self.up, self.up_bias)
         hidden = act(up) if self.gate is None else act(functional.linear(x, self.gate)) * up
         y = functional.linear(hidden, self.down, self.down_bias)
         if self.post_gain is None:
@@ -79,16 +81,16 @@ class Mlp:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a cache stores of it, by name."""
-        said = {
+        facts = {
             "activation": self.activation,
             "dtype": str(self.up.dtype).removeprefix("torch."),
             "epsilon": self.epsilon,
         }
-        text = np.frombuffer(json.dumps(said, sort_keys=True).encode(), np.uint8)
-        held = {
+        text = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
+        weights = {
             _PREFIX + name: to_array(tensor.detach().cpu().contiguous()) for name, tensor in self._tensors().items()
         }
-        return {f"{_PREFIX}json": text, **held}
+        return {f"{_PREFIX}json": text, **weights}
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -98,11 +100,11 @@ class Mlp:
 def mlp_of_arrays(arrays: Mapping[str, np.ndarray]) -> Mlp:
     """The MLP that a cache's small arrays hold. Raises DamagedError when they hold none that makes sense."""
     try:
-        said: dict[str, Any] = json.loads(arrays[f"{_PREFIX}json"].tobytes())
-        held = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
-        tensors = {name: _tensor(name, array, said["dtype"]) for name, array in held.items() if name != "json"}
-        return Mlp(said["activation"], float(said["epsilon"]), **tensors)
-    except (KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
+        facts: dict[str, Any] = json.loads(arrays[f"{_PREFIX}json"].tobytes())
+        weights = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
+        tensors = {name: _tensor(name, array, facts["dtype"]) for name, array in weights.items() if name != "json"}
+        return Mlp(facts["activation"], float(facts["epsilon"]), **tensors)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, UsageError) as error:
         raise DamagedError(f"The cache holds no target, and its MLP does not read ({error}).") from None
 
 

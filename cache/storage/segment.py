@@ -13,23 +13,30 @@ from cache.format.chunks import FileOut, cut
 from cache.format.dtypes import read_as, to_array, to_tensor
 from cache.format.int8 import quantise, restore
 from cache.format.layout import STORED_AS, Array, Group
+from cache.format.manifest import Manifest
 from cache.format.statistics import measure
 from cache.order import derive_key, permute
 from cache.storage.recompute import Mlp
 from common.errors import NumericalError
 from common.hashing import Bytes
 
-_LARGEST_FVU, _FEW_ROWS = 0.01, 16
+_FVU_LIMIT = 0.01
+"""A recomputed target may differ from the harvested one by the rounding of another order of sums (FVU 1e-5 in bfloat16,
+below 1e-3 where an outlying dimension is rounded); another source, or a forgotten norm, gives more than 0.1."""
+_FEW_ROWS = 16
 Block = dict[str, Shaped[np.ndarray, "rows ..."]]
 
 
 class SegmentBuffer:
-    """Holds one segment's rows; memory is kept for the group's next segment. ``mlp`` stands in for stored targets."""
+    """Holds one segment's rows; memory is kept for the group's next segment. ``mlp`` replaces stored targets."""
 
-    def __init__(self, group: Group, *, shuffle_seed: int, mlp: Mlp | None = None) -> None:
-        self.group, self._seed, self._mlp = group, shuffle_seed, mlp
+    def __init__(self, group: Group, manifest: Manifest, *, mlp: Mlp | None = None) -> None:
+        self.group = group
+        self._manifest = manifest
+        self._mlp = mlp
         self._dtype = read_as(group.dtype)
-        rows, item = min(group.segment_rows, group.rows), STORED_AS[self._dtype]
+        rows = min(group.segment_rows, group.rows)
+        item = STORED_AS[self._dtype]
         widths = {"source": group.d_source, "target": group.d_target}
         self._columns: Block = {name: np.empty((rows, width), item) for name, width in widths.items()}
         self._columns |= {name: np.empty(rows, group.arrays[name].item) for name in ("tokens", "document", "position")}
@@ -44,33 +51,35 @@ class SegmentBuffer:
             self._errors[name][slots] = values
 
     def _slots(self, segment: int, first: int, rows: int) -> Int64[np.ndarray, " rows"]:
-        places = np.arange(first, first + rows, dtype=np.int64)
+        stream = np.arange(first, first + rows, dtype=np.int64)
         if not self.group.shuffled:
-            return places
-        return permute(places, self.group.rows_in(segment), key=derive_key(self._seed, segment))
+            return stream
+        key = derive_key(self._manifest.shuffle_seed, segment)
+        return permute(stream, self.group.rows_in(segment), key=key)
 
-    def files(self, segment: int, special_ids: tuple[int, ...]) -> Iterator[FileOut]:
+    def files(self, segment: int) -> Iterator[FileOut]:
         """Every file of the segment, which must be full."""
-        sealed = self._columns | self._reduced(segment)
+        columns = self._columns | self._quantised(segment)
         if self._mlp:
-            self._recompute(self._mlp, segment, special_ids)
+            self._recompute(self._mlp, segment)
+        # Statistics come last in the order of files, so they are computed while the rows are written.
         with ThreadPoolExecutor(len(self._errors), thread_name_prefix="measure") as background:
-            sides = background.map(partial(self._measure, segment, special_ids), self._errors)
+            statistics = background.map(partial(self._measure, segment), self._errors)
             for array, number in self.group.segment_files(segment):
-                column = np.concatenate(list(sides)) if array.name == "statistics" else sealed[array.name]
+                column = np.concatenate(list(statistics)) if array.name == "statistics" else columns[array.name]
                 yield FileOut(array, number, self._chunks(array, number, segment, column))
 
-    def _reduced(self, segment: int) -> Block:
-        """The sides in 8 bits with their scales, when the cache holds them so; the staged rows become what is read."""
-        reduced: Block = {}
+    def _quantised(self, segment: int) -> Block:
+        """Source and target in 8 bits with their scales, when they are stored so; the rows become what will be read."""
+        quantised: Block = {}
         for name in self.group.sides if self.group.dtype == "int8" else ():
             staged = self._columns[name][: self.group.rows_in(segment)]
             found = quantise(staged)
             self._errors[name][: len(staged)] += found.error
-            parts = (torch.from_numpy(part) for part in (found.values, found.scale, found.channel))
-            staged[:] = to_array(restore(*parts))
-            reduced |= {name: found.values, f"{name}_scale": found.scale, f"{name}_channel": found.channel}
-        return reduced
+            tensors = (torch.from_numpy(array) for array in (found.values, found.scale, found.channel))
+            staged[:] = to_array(restore(*tensors))
+            quantised |= {name: found.values, f"{name}_scale": found.scale, f"{name}_channel": found.channel}
+        return quantised
 
     def _chunks(self, array: Array, number: int, segment: int, column: Shaped[np.ndarray, "..."]) -> list[Bytes]:
         if array.is_per_segment:
@@ -79,29 +88,30 @@ class SegmentBuffer:
         stop = min(start + array.file_rows, self.group.rows_in(segment))
         return cut(array, column[start:stop].data.cast("B"), stop - start)
 
-    def _measure(self, segment: int, special_ids: tuple[int, ...], name: str) -> Float64[np.ndarray, " figures"]:
-        """The figures of one side."""
-        count, first = self.group.rows_in(segment), segment * self.group.segment_rows
-        kept = ~np.isin(self._columns["tokens"][:count], special_ids)
-        rows, error = self._staged(name)[:count], self._errors[name][:count]
-        return measure(rows, kept=kept, first=first, error=error).pack()
+    def _measure(self, segment: int, name: str) -> Float64[np.ndarray, " packed"]:
+        """The statistics of source or target."""
+        count = self.group.rows_in(segment)
+        first = segment * self.group.segment_rows
+        kept = self._manifest.is_ordinary(self._columns["tokens"][:count])
+        error = self._errors[name][:count]
+        return measure(self._staged(name)[:count], kept=kept, first=first, error=error).pack()
 
     def _staged(self, name: str) -> Float[Tensor, "rows width"]:
         return to_tensor(self._columns[name], self._dtype)
 
-    def _recompute(self, mlp: Mlp, segment: int, special_ids: tuple[int, ...]) -> None:
-        """Hold the MLP against the harvested targets on a chunk of the segment, and take its error for every row.
+    def _recompute(self, mlp: Mlp, segment: int) -> None:
+        """Compare what the MLP gives with the harvested targets on a chunk, and take its mean error for every row.
 
-        Raises NumericalError when it is no small one: then the source is not what this MLP reads.
+        Raises NumericalError when the error is not small: then the source is not what this MLP reads.
         """
         count = min(self.group.chunk_rows, self.group.rows_in(segment))
-        kept = torch.from_numpy(~np.isin(self._columns["tokens"][:count], special_ids))
+        kept = torch.from_numpy(self._manifest.is_ordinary(self._columns["tokens"][:count]))
         harvested = self._staged("target")[:count][kept].double()
         error = (mlp.target(self._staged("source")[:count][kept]).cpu().double() - harvested).square().sum(dim=1)
-        # Of a few rows the spread says nothing: they are held against their size.
-        about = harvested.mean(dim=0) if len(harvested) >= _FEW_ROWS else 0.0
-        spread = (harvested - about).square().sum()
-        if error.sum() > _LARGEST_FVU * spread:
+        # The spread of a few rows about their mean says nothing: their error is compared with their size.
+        center = harvested.mean(dim=0) if len(harvested) >= _FEW_ROWS else 0.0
+        spread = (harvested - center).square().sum()
+        if error.sum() > _FVU_LIMIT * spread:
             what = f"The layer's MLP does not give the harvested target: FVU {float(error.sum() / spread):.2g}."
             raise NumericalError(what, remedy="Set cache.target to stored.")
         self._errors["target"][:] = float(error.mean()) if len(error) else 0.0

@@ -1,4 +1,4 @@
-"""What a cache is, in figures: rows, sites, documents, size, statistics, and how well its batches are mixed."""
+"""What a cache is, in numbers: rows, sites, documents, size, statistics, and how well its batches are mixed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 
 from cache.format.statistics import SideStatistics
-from cache.loader import open_loader
+from cache.loader import Loader
+from cache.open import open_cache
 from cache.reader import CacheReader, SplitView
+from cache.tools.index import read_index
 from cache.tools.mixing import Mixing, measure_mixing
-from cache.tools.verify import read_promises
 
 _BATCH_ROWS = 4096
 _BATCHES = 32
@@ -18,7 +19,7 @@ _BATCHES = 32
 
 @dataclass(frozen=True)
 class SideInfo:
-    """Figures of source or target over the training rows whose token is not special."""
+    """Numbers of source or target over the training rows whose token is not special."""
 
     width: int
     mean_square: float
@@ -30,7 +31,7 @@ class SideInfo:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Figures of a cache. ``rows`` and ``committed`` by group; what needs every row is None until it is complete."""
+    """Numbers of a cache. ``rows`` and ``committed`` by group; what needs every row is None until it is complete."""
 
     path: str
     fingerprint: str
@@ -55,56 +56,56 @@ class CacheInfo:
 
 
 def cache_info(path: Path | str) -> CacheInfo:
-    """Figures of the cache in a folder or at a URL. Raises what ``CacheReader.open`` raises.
+    """Numbers of the cache in a folder or at a URL. Raises what ``CacheReader.open`` raises.
 
     An unfinished cache in a folder is no error.
     """
-    remote = CacheReader.open(path) if isinstance(path, str) and "://" in path else None
-    promises = read_promises(remote.path if remote else Path(path))
-    geometry = promises.manifest.geometry
+    remote = open_cache(path) if isinstance(path, str) and "://" in path else None
+    index = read_index(remote.path if remote else Path(path))
+    geometry = index.manifest.geometry
     rows = {name: group.rows for name, group in geometry.groups.items()}
-    commits = [key for journal in promises.journals.values() for key in journal.commits]
+    commits = [key for journal in index.journals.values() for key in journal.commits]
     committed = {
         name: sum(group.rows_in(segment) for owner, segment in commits if owner == name)
         for name, group in geometry.groups.items()
     }
-    whole = _whole(remote or CacheReader.open(path)) if rows == committed else _Whole(None, None, None, None, None)
+    measured = _measured(remote or CacheReader.open(path)) if rows == committed else _Measured()
     return CacheInfo(
         path=str(path),
-        fingerprint=promises.manifest.fingerprint,
-        identity=promises.manifest.identity,
+        fingerprint=index.manifest.fingerprint,
+        identity=index.manifest.identity,
         dtype=geometry.dtype,
         rows=rows,
         committed=committed,
-        bytes=sum(promise.entry.size_bytes for promise in promises.files.values()),
-        files=len(promises.files),
+        bytes=index.bytes,
+        files=len(index.files),
         parts=geometry.parts,
-        written_with=promises.manifest.written_with,
-        **vars(whole),
+        written_with=index.manifest.written_with,
+        **vars(measured),
     )
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """What only a complete cache can say."""
+class _Measured:
+    """What needs every row."""
 
-    documents: dict[str, int] | None
-    special_rows: int | None
-    source: SideInfo | None
-    target: SideInfo | None
-    mixing: Mixing | None
+    documents: dict[str, int] | None = None
+    special_rows: int | None = None
+    source: SideInfo | None = None
+    target: SideInfo | None = None
+    mixing: Mixing | None = None
 
 
-def _whole(reader: CacheReader) -> _Whole:
+def _measured(reader: CacheReader) -> _Measured:
     splits = {name: reader.split(name) for name in _GROUPS}
     documents = {name: len(np.unique(split.document)) for name, split in splits.items()}
     train = splits["train"]
     if not len(train):
-        return _Whole(documents, None, None, None, None)
-    figures = train.statistics
-    target = _side(figures.target) if figures.target else None
-    special = len(train) - figures.source.rows
-    return _Whole(documents, special, _side(figures.source), target, _mixing(reader, train))
+        return _Measured(documents)
+    statistics = train.statistics
+    target = _side(statistics.target) if statistics.target else None
+    special = len(train) - statistics.source.rows
+    return _Measured(documents, special, _side(statistics.source), target, _mixing(reader, train))
 
 
 _GROUPS: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
@@ -125,5 +126,5 @@ def _mixing(reader: CacheReader, train: SplitView) -> Mixing:
     """Of 32 batches of 4,096 rows (or of what rows there are), spread over the loader's first epoch."""
     batch_rows = min(_BATCH_ROWS, max(1, len(train) // 2))
     places = np.unique(np.linspace(0, len(train) // batch_rows - 1, _BATCHES).astype(np.int64))
-    with open_loader(reader, batch_rows=batch_rows, seed=0) as loader:
+    with Loader(reader, batch_rows=batch_rows, seed=0) as loader:
         return measure_mixing(train.document, [loader.rows_of(0, place) for place in places.tolist()])

@@ -37,7 +37,9 @@ class Mixing:
 
 def measure_mixing(documents: Documents, batches: Iterable[Int64[np.ndarray, " batch"]]) -> Mixing:
     """Score batches, given as row numbers into ``documents``; they must be of one size, and at least one."""
-    distinct, pairs, rows = list[int](), list[float](), 0
+    distinct = list[int]()
+    pairs = list[float]()
+    rows = 0
     for batch in batches:
         rows = len(batch)
         counts = np.unique(documents[batch], return_counts=True)[1]
@@ -60,11 +62,11 @@ def _same_pairs(counts: Float64[np.ndarray, " documents"], rows: int) -> float:
 
 def _expected_distinct(counts: Float64[np.ndarray, " documents"], batch_rows: int) -> float:
     """Expected documents in ``batch_rows`` rows drawn without replacement from documents of these sizes."""
-    sizes, how_many = np.unique(counts, return_counts=True)
+    sizes, times = np.unique(counts, return_counts=True)
     total = int(counts.sum())
-    whole = _log_choose(total, batch_rows)
-    absent = [math.exp(_log_choose(total - int(size), batch_rows) - whole) for size in sizes]
-    return float((how_many * (1 - np.array(absent))).sum())
+    all_batches = _log_choose(total, batch_rows)
+    absent = [math.exp(_log_choose(total - int(size), batch_rows) - all_batches) for size in sizes]
+    return float((times * (1 - np.array(absent))).sum())
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -15,10 +15,10 @@ from cache.format.codec import Codec
 from cache.format.journal import Commit, FileEntry, Journal, open_journal
 from cache.format.layout import Array
 from cache.format.manifest import MANIFEST, Manifest, read_bound, read_manifest
-from cache.tools.verify import Promises, read_promises
+from cache.tools.index import CacheIndex, read_index
 from common import disk
 from common.errors import DamagedError, MismatchError, UsageError
-from common.hashing import Bytes, file_hash
+from common.hashing import Bytes, hash_bytes
 from common.progress import Progress, Silent
 
 _TAG = "pack"
@@ -45,58 +45,60 @@ def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None
     Raises UsageError for an unfinished cache or a folder that holds a finished one, MismatchError for one that holds
     another cache, DamagedError, InUseError, DiskError.
     """
-    promises, said = _promises(path), progress or Silent()
-    manifest = _repacked(promises.manifest, codec)
+    index = _complete_index(path)
+    progress = progress or Silent()
+    manifest = _repacked(index.manifest, codec)
     with ExitStack() as stack:
         for part in range(manifest.geometry.parts):
             stack.enter_context(disk.lock(out / "locks" / f"part-{part:05d}"))
-        _begin(path, out, promises.manifest, manifest)
-        said.begin("pack", total=promises.segments[1], unit="segments")
-        before, after = list[FileEntry](), list[FileEntry]()
-        for part, journal in promises.journals.items():
+        _begin(path, out, index.manifest, manifest)
+        progress.begin("pack", total=index.segments[1], unit="segments")
+        before = list[FileEntry]()
+        after = list[FileEntry]()
+        for part, journal in index.journals.items():
             written = open_journal(out, manifest, part)
             for commit in journal.commits.values():
                 before += commit.files
-                after += _pack_segment(path, out, commit, (promises.manifest, manifest), written=written)
-                said.advance(1)
-        said.end()
+                after += _pack_segment(path, out, commit, (index.manifest, manifest), written=written)
+                progress.advance(1)
+        progress.end()
     sizes = (sum(entry.size_bytes for entry in entries) for entries in (before, after))
     return Packing(codec, len(after), *sizes)
 
 
-def _promises(path: Path) -> Promises:
-    """The promises of a complete cache."""
-    promises = read_promises(path)
-    if promises.faults:
-        raise DamagedError(f"{promises.faults[0]}.", where=path, remedy="Run 'nestcoder cache repair' first.")
-    committed, whole = promises.segments
-    if committed < whole:
-        what = f"This cache is not finished: it has {committed} of {whole} segments."
+def _complete_index(path: Path) -> CacheIndex:
+    """The index of a complete cache. Raises DamagedError and UsageError for another."""
+    index = read_index(path)
+    if index.faults:
+        raise DamagedError(f"{index.faults[0]}.", where=path, remedy="Run 'nestcoder cache repair' first.")
+    committed, total = index.segments
+    if committed < total:
+        what = f"This cache is not finished: it has {committed} of {total} segments."
         raise UsageError(what, where=path, remedy="Run the same harvest again; it goes on from there.")
-    return promises
+    return index
 
 
 def _repacked(manifest: Manifest, codec: Codec) -> Manifest:
     """The manifest of the same cache under another codec."""
     geometry = replace(manifest.geometry, codec=codec)
-    files = manifest.files | {name: (len(data), file_hash([data])) for name, data in geometry.zarr_files().items()}
+    files = manifest.files | {name: (len(data), hash_bytes(data)) for name, data in geometry.zarr_files().items()}
     return replace(manifest, geometry=geometry, files=files)
 
 
-def _begin(path: Path, out: Path, held: Manifest, manifest: Manifest) -> None:
+def _begin(path: Path, out: Path, original: Manifest, manifest: Manifest) -> None:
     """Make the store with everything but rows, or check that what lies there is an unfinished one of this cache."""
     if (out / MANIFEST).exists():
         there = read_manifest(out)
         if there != manifest:
             what = f"The folder holds another cache: {there.fingerprint}, codec {there.geometry.codec}."
             raise MismatchError(what, where=out, remedy="Choose another folder.")
-        committed, whole = read_promises(out).segments
-        if committed == whole:
+        committed, total = read_index(out).segments
+        if committed == total:
             raise UsageError("This cache is there already.", where=out, remedy="Choose another folder.")
         return
     computed = manifest.geometry.zarr_files()
     for name in manifest.files:
-        disk.write_file(out / name, computed.get(name) or read_bound(path, name, held.files[name]), tag=_TAG)
+        disk.write_file(out / name, computed.get(name) or read_bound(path, name, original.files[name]), tag=_TAG)
     disk.write_file(out / MANIFEST, manifest.to_json(), tag=_TAG)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cache.format.journal import append, journal_line, journal_of, journal_path, revoke_line, sound_lines
 from cache.format.manifest import MANIFEST, Manifest, read_manifest
-from cache.tools.verify import Fault, Verification, verify_cache
+from cache.tools.index import Fault
+from cache.tools.verify import Verification, verify_cache
 from common import disk
 from common.errors import DamagedError, NestcoderError
 from common.progress import Progress

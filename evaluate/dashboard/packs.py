@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 
 from evaluate.features.contexts import NO_ROW
 from evaluate.features.evidence import Evidence
-from evaluate.features.labels import label_of
-from evaluate.features.page import context_kinds, position_rates, relatives, rounded
+from evaluate.features.text.labels import label_of
+from evaluate.features.text.page import context_kinds, position_rates, relatives, rounded
 from evaluate.features.tokens import NO_TOKEN
 
 PACK_FEATURES = 64
@@ -167,7 +167,7 @@ def _contexts(evidence: Evidence, feature: int, kind: str, vocabulary: _Vocabula
 
 
 def significant(values: Float[np.ndarray, " values"]) -> Float[np.ndarray, " values"]:
-    """Positive values with four significant digits; see ``evaluate.features.page.rounded``."""
+    """Positive values with four significant digits; see ``evaluate.features.text.page.rounded``."""
     exact = values.astype(np.float64)
     # A whole number over a power of ten is the nearest float to that decimal, which JSON then writes in full and short.
     scale = 10.0 ** (3 - np.floor(np.log10(exact)))

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from common import disk
 from common.progress import Progress
+from common.run_layout import FEATURES_PAGE
 from evaluate.dashboard.packs import PACK_FEATURES, index, packs, script
 from evaluate.features.evidence import Evidence
 
-PAGE, DATA = "index.html", "data"
+DATA = "data"
 _STATIC = Path(__file__).with_name("static")
 
 
 def write_dashboard(folder: Path, evidence: Evidence, *, progress: Progress) -> None:
     """Write the pages into ``folder``; those of an earlier run go first, so that no pack of theirs is left."""
-    disk.remove(folder / PAGE)
+    disk.remove(folder / FEATURES_PAGE)
     disk.remove(folder / DATA)
     progress.begin("pages", total=evidence.dict_size, unit="features")
     disk.write_files(_data_files(folder, evidence, progress), tag="0")
@@ -39,5 +40,5 @@ def _data_files(folder: Path, evidence: Evidence, progress: Progress) -> Generat
 
 def _static_files(folder: Path) -> Generator[tuple[Path, tuple[bytes, ...]]]:
     for path in sorted(_STATIC.iterdir()):
-        place = folder if path.name == PAGE else folder / "pages"
+        place = folder if path.name == FEATURES_PAGE else folder / "pages"
         yield place / path.name, (path.read_bytes(),)

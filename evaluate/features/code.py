@@ -67,7 +67,7 @@ class Code:
 
 def encode_blocks(
     view: SplitView,
-    dictionary: Transcoder,
+    transcoder: Transcoder,
     starts: Sequence[int],
     *,
     rows: int,
@@ -75,34 +75,34 @@ def encode_blocks(
     special_ids: Sequence[int],
     progress: Progress,
 ) -> list[CodeBlock]:
-    """The blocks that begin at ``starts``, of the first ``rows`` rows of ``view``; the dictionary's device computes.
+    """The blocks that begin at ``starts``, of the first ``rows`` rows of ``view``; the transcoder's device computes.
 
     Raises DamagedError for rows that are not what was written.
     """
     blocks: list[CodeBlock] = []
-    progress.begin(f"features of {dictionary.name}", total=len(starts) * block_rows, unit="rows")
+    progress.begin(f"features of {transcoder.name}", total=len(starts) * block_rows, unit="rows")
     for start in starts:
         end = min(start + block_rows, rows)
-        blocks.append(_encode_block(view, dictionary, start, end, special_ids=special_ids))
+        blocks.append(_encode_block(view, transcoder, start, end, special_ids=special_ids))
         progress.advance(block_rows)
     progress.end()
     return blocks
 
 
 def _encode_block(
-    view: SplitView, dictionary: Transcoder, start: int, end: int, *, special_ids: Sequence[int]
+    view: SplitView, transcoder: Transcoder, start: int, end: int, *, special_ids: Sequence[int]
 ) -> CodeBlock:
-    stored = view.rows(slice(start, end), view=dictionary.source_view)
+    stored = view.rows(slice(start, end), view=transcoder.source_view)
     kept = np.flatnonzero(counted(stored.tokens, special_ids))
-    device = dictionary.W_enc.device
+    device = transcoder.W_enc.device
     source = stored.source[torch.from_numpy(kept)].to(device)
     target = stored.target[torch.from_numpy(kept)].to(device).float()
 
-    code = dictionary.sparse_code(source)
-    errors = target[:, None] - dictionary.reconstruct(code, source.float())
-    lost, lost_prefix = losses_without(dictionary, code, errors)
+    code = transcoder.sparse_code(source)
+    errors = target[:, None] - transcoder.reconstruct(code, source.float())
+    lost, lost_prefix = losses_without(transcoder, code, errors)
     fires = code.values > 0
-    away = (target - dictionary.b_dec).double()
+    away = (target - transcoder.b_dec).double()
     return CodeBlock(
         start=start,
         tokens=len(kept),
@@ -119,14 +119,14 @@ def _encode_block(
 
 @torch.no_grad()
 def losses_without(
-    dictionary: Transcoder, code: SparseCode, errors: Float[Tensor, "rows prefixes d_target"]
+    transcoder: Transcoder, code: SparseCode, errors: Float[Tensor, "rows prefixes d_target"]
 ) -> tuple[Float[Tensor, " active"], Float[Tensor, " active"]]:
     """What a row's squared error grows by without each active entry: whole dictionary, shortest prefix that has it.
 
     ``errors`` are target minus reconstruction.
     """
-    W_dec = dictionary.W_dec
-    by_group = bags_of(code, dictionary.prefixes)
+    W_dec = transcoder.W_dec
+    by_group = bags_of(code, transcoder.prefixes)
     by_row = Bags(code.rows(), code.offsets)
     whole = activation_gradients(code, by_row, W_dec, grad_sums=errors[:, -1].contiguous())
     prefix = activation_gradients(code, by_group, W_dec, grad_sums=errors.flatten(0, 1).contiguous())

@@ -29,8 +29,8 @@ from evaluate.features.evidence import Evidence
 from evaluate.features.firings import HISTOGRAM_BINS, PERCENTILES, Firings, by_feature
 from evaluate.features.logits import Unembedding, logit_effects
 from evaluate.features.relations import Neighbours, cosines, nearest_by_cosine, shared_rows
+from evaluate.features.text.words import speller_of
 from evaluate.features.tokens import TokenTable, positions, token_table
-from evaluate.features.words import speller_of
 from transcoder.transcoder import Transcoder
 
 _SIDES = {"before": -1, "on": 0, "after": 1}
@@ -38,20 +38,19 @@ _SIDES = {"before": -1, "on": 0, "after": 1}
 
 def collect_evidence(
     reader: CacheReader,
-    dictionary: Transcoder,
+    transcoder: Transcoder,
     settings: FeatureSettings,
     *,
-    origin: Mapping[str, Any],
     progress: Progress,
     unembedding: Unembedding | None = None,
 ) -> Evidence:
-    """The evidence of every feature. ``origin`` is the config.json of the transcoder that ``dictionary`` is made of.
+    """The evidence of every feature.
 
     Raises UsageError when no row counts, DamagedError for rows that are not what was written.
     """
     starts = block_starts(reader, settings)
-    blocks = encode_part(reader, dictionary, settings, starts, progress=progress)
-    return evidence_of(blocks, reader, dictionary, settings, origin=origin, unembedding=unembedding)
+    blocks = encode_part(reader, transcoder, settings, starts, progress=progress)
+    return evidence_of(blocks, reader, transcoder, settings, unembedding=unembedding)
 
 
 def block_starts(reader: CacheReader, settings: FeatureSettings) -> list[int]:
@@ -60,12 +59,12 @@ def block_starts(reader: CacheReader, settings: FeatureSettings) -> list[int]:
 
 
 def encode_part(
-    reader: CacheReader, dictionary: Transcoder, settings: FeatureSettings, starts: list[int], *, progress: Progress
+    reader: CacheReader, transcoder: Transcoder, settings: FeatureSettings, starts: list[int], *, progress: Progress
 ) -> list[CodeBlock]:
     """The blocks that begin at ``starts``."""
     return encode_blocks(
         reader.split(settings.split),
-        dictionary,
+        transcoder,
         starts,
         rows=_rows(reader, settings),
         block_rows=settings.block_rows,
@@ -77,22 +76,21 @@ def encode_part(
 def evidence_of(
     blocks: list[CodeBlock],
     reader: CacheReader,
-    dictionary: Transcoder,
+    transcoder: Transcoder,
     settings: FeatureSettings,
     *,
-    origin: Mapping[str, Any],
     unembedding: Unembedding | None = None,
 ) -> Evidence:
     """The evidence in all blocks of the rows, in whatever order and from however many parts they come."""
     code = join(blocks)
-    firings = by_feature(code, dictionary.dict_size)
+    firings = by_feature(code, transcoder.dict_size)
     text = _text(reader, settings)
     contexts = choose_contexts(firings, text, settings)
     arrays = {
         **_counts(code, firings, text, reader, settings),
         **{f"context_{kind}": rows for kind, rows in contexts.items()},
         **_tokens(firings, text, settings),
-        **_relations(code, firings, dictionary, settings),
+        **_relations(code, firings, transcoder, settings),
         "text_token": text.tokens,
         "text_document": text.document,
         "text_position": text.position,
@@ -100,12 +98,12 @@ def evidence_of(
     }
     shown = [text.tokens.astype(np.int64)]
     if unembedding:
-        effects = logit_effects(dictionary.W_dec, unembedding, settings.logits)
+        effects = logit_effects(transcoder.W_dec, unembedding, settings.logits)
         arrays |= effects
         shown += [effects["raised_token"].ravel(), effects["lowered_token"].ravel()]
     spell = speller_of(reader.arrays)
     return Evidence(
-        head=_head(code, reader, dictionary, settings, origin=origin, text=text, unembedding=unembedding),
+        head=_head(code, reader, transcoder, settings, text=text, unembedding=unembedding),
         arrays=arrays,
         words={token: spell(token) for token in np.unique(np.concatenate(shown)).tolist()},
     )
@@ -157,19 +155,19 @@ def _columns(prefix: str, table: TokenTable | Neighbours) -> dict[str, np.ndarra
 
 
 def _relations(
-    code: Code, firings: Firings, dictionary: Transcoder, settings: FeatureSettings
+    code: Code, firings: Firings, transcoder: Transcoder, settings: FeatureSettings
 ) -> dict[str, np.ndarray]:
-    encoder = dictionary.W_enc
-    shared = shared_rows(code, firings, dictionary.prefixes, settings.relatives)
+    encoder = transcoder.W_enc
+    shared = shared_rows(code, firings, transcoder.prefixes, settings.relatives)
     coarser = shared.coarser.feature
     return {
-        **_columns("decoder", nearest_by_cosine(dictionary.W_dec, settings.relatives)),
+        **_columns("decoder", nearest_by_cosine(transcoder.W_dec, settings.relatives)),
         **_columns("encoder", nearest_by_cosine(encoder, settings.relatives)),
         **_columns("near", shared.near),
         "near_count": shared.near_count,
         **_columns("coarser", shared.coarser),
         "coarser_count": shared.coarser_count,
-        "coarser_decoder_cosine": cosines(dictionary.W_dec, coarser),
+        "coarser_decoder_cosine": cosines(transcoder.W_dec, coarser),
         "coarser_encoder_cosine": cosines(encoder, coarser),
     }
 
@@ -195,23 +193,22 @@ def _entries(
 def _head(
     code: Code,
     reader: CacheReader,
-    dictionary: Transcoder,
+    transcoder: Transcoder,
     settings: FeatureSettings,
     *,
-    origin: Mapping[str, Any],
     text: Text,
     unembedding: Unembedding | None,
 ) -> dict[str, Any]:
     known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context")
     return {
         "transcoder": {
-            "name": dictionary.name,
-            "dict_size": dictionary.dict_size,
-            "prefixes": list(dictionary.prefixes),
-            "top_k": dictionary.rule.row_limit,
-            "source_view": dictionary.source_view,
-            "tokens_trained": dictionary.tokens_trained,
-            "weights": origin.get("weights"),
+            "name": transcoder.name,
+            "dict_size": transcoder.dict_size,
+            "prefixes": list(transcoder.prefixes),
+            "top_k": transcoder.rule.row_limit,
+            "source_view": transcoder.source_view,
+            "tokens_trained": transcoder.tokens_trained,
+            "weights": transcoder.config.get("weights"),
         },
         "cache": {"fingerprint": reader.fingerprint} | {key: reader.identity.get(key) for key in known},
         "settings": settings.model_dump(mode="json"),

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from common import disk
 from common.errors import DamagedError, MismatchError, UsageError
-from common.hashing import file_hash
+from common.hashing import hash_bytes
 from common.sealed_tensors import FileSeal, read_tensors, write_tensors
 from evaluate.features.contexts import Text, text_of
 from evaluate.features.relations import children_of
@@ -97,23 +97,24 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
         **evidence.head,
         "files": {
             ARRAYS_FILE: seal.said(),
-            TOKENS_FILE: FileSeal(len(words), file_hash([words])).said(),
+            TOKENS_FILE: FileSeal(len(words), hash_bytes(words)).said(),
         },
     }
     disk.write_file(folder / HEAD_FILE, (json.dumps(head, indent=1) + "\n").encode())
 
 
-def read_evidence(folder: Path) -> Evidence:
+def read_evidence(folder: Path | str) -> Evidence:
     """The evidence in a folder, checked against its hashes.
 
     Raises UsageError where there is none, DamagedError, MismatchError for a format version that is not known.
     """
+    folder = Path(folder)
     head = _read_head(folder / HEAD_FILE)
     seals = head.pop("files")
     arrays = read_tensors(folder / ARRAYS_FILE, FileSeal.parse(seals.get(ARRAYS_FILE), where=folder / HEAD_FILE))
     seal = FileSeal.parse(seals.get(TOKENS_FILE), where=folder / HEAD_FILE)
     words = _read_bytes(folder / TOKENS_FILE)
-    if (len(words), file_hash([words])) != (seal.size, seal.hash):
+    if (len(words), hash_bytes(words)) != (seal.size, seal.hash):
         raise DamagedError("The tokens' text is not what was written.", where=folder / TOKENS_FILE)
     return Evidence(
         head=head,

@@ -52,7 +52,8 @@ class Firings:
 
     def sums(self, column: Float[np.ndarray, " entries"]) -> Float[np.ndarray, " features"]:
         """A column summed by feature, in float64 and in the order of the rows."""
-        return np.bincount(self.feature, weights=column, minlength=self.dict_size)
+        # Of no entry at all bincount makes whole numbers, whatever the weights.
+        return np.bincount(self.feature, weights=column, minlength=self.dict_size).astype(np.float64)
 
     def bins(self, count: int) -> Int[np.ndarray, " entries"]:
         """The bin of every entry, the values from 0 to the feature's largest being cut into ``count`` equal bins."""

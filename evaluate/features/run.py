@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.config import CacheSettings
-from cache.reader import CacheReader
+from cache.open import open_cache
 from common import disk
 from common.device import choose_device
 from common.errors import UsageError
@@ -14,8 +14,8 @@ from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import collect_evidence
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import write_evidence
-from evaluate.features.report import REPORT_FILE, as_markdown
 from evaluate.features.self_check import check_evidence
+from evaluate.features.text.report import REPORT_FILE, as_markdown
 from evaluate.reference import check_belongs
 from transcoder.formats.native import CONFIG_FILE, load_transcoder
 
@@ -41,10 +41,10 @@ def features_of_layer(
         remedy = "Run harvest and train for this layer first, or name another run."
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     place = str(choose_device(device))
-    reader = CacheReader.open_near(cache, cache_settings, device=place)
-    dictionary = load_transcoder(transcoder)
-    check_belongs(dictionary, reader, where=transcoder, force=force)
-    dictionary = dictionary.to(place)
+    reader = open_cache(cache, cache_settings, device=place)
+    trained = load_transcoder(transcoder, progress=progress)
+    check_belongs(trained, reader, where=transcoder, force=force)
+    trained = trained.to(place)
 
     unembedding = None
     if lm:
@@ -52,11 +52,9 @@ def features_of_layer(
         from evaluate.features.unembedding import read_unembedding
 
         revision = reader.identity.get("model_revision")
-        unembedding = read_unembedding(lm, width=dictionary.d_target, revision=revision)
-    evidence = collect_evidence(
-        reader, dictionary, settings, origin=dictionary.config, progress=progress, unembedding=unembedding
-    )
-    checked = check_evidence(evidence, reader, dictionary)
+        unembedding = read_unembedding(lm, width=trained.d_target, revision=revision)
+    evidence = collect_evidence(reader, trained, settings, progress=progress, unembedding=unembedding)
+    checked = check_evidence(evidence, reader, trained)
     evidence = replace(evidence, head={**evidence.head, "self_check": checked})
     write_evidence(out, evidence)
     disk.write_file(out / REPORT_FILE, as_markdown(evidence).encode())

@@ -17,7 +17,7 @@ TOLERANCE = 1e-3
 """Of the feature's largest value: float32 products of blocks of other sizes differ by less."""
 
 
-def check_evidence(evidence: Evidence, reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
+def check_evidence(evidence: Evidence, reader: CacheReader, transcoder: Transcoder) -> dict[str, Any]:
     """How many contexts and values were compared, and the largest difference as a share of its feature's largest value.
 
     Raises MismatchError for evidence of another cache, NumericalError where a value differs.
@@ -35,8 +35,8 @@ def check_evidence(evidence: Evidence, reader: CacheReader, dictionary: Transcod
     values = 0
     for feature, row in chosen:
         first, end = evidence.text.window(row, settings["context_tokens"])
-        rows = view.rows(slice(first, end), view=dictionary.source_view)
-        code = dictionary.sparse_code(rows.source.to(dictionary.W_enc.device)).dense(dictionary.dict_size).cpu()
+        rows = view.rows(slice(first, end), view=transcoder.source_view)
+        code = transcoder.sparse_code(rows.source.to(transcoder.W_enc.device)).dense(transcoder.dict_size).cpu()
         difference = _difference(evidence.values(feature, first, end), code, feature)
         worst = max(worst, difference / float(evidence.arrays["largest"][feature]))
         values += end - first

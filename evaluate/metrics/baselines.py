@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluate.metrics.metric import Replayed, State, add, mixed, numbered
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.metrics.metric import Findings, Metric, Replayed, State, mixed, numbered
 
 _FOLDS = 4
 _RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0)
@@ -32,15 +33,35 @@ _PANEL = 384
 
 
 @dataclass(frozen=True)
-class Baselines:
-    """The centres are the cache's means of source and target; ``bias`` is the transcoder's b_dec."""
+class Baselines(Metric):
+    """The centres are means of source and target, which keep the sums small; ``bias`` is the transcoder's b_dec.
+
+    ``storage_floor`` is what the cache's own number format cost, measured as its held-out rows were written. Baselines
+    are the cache's: beside a reference dictionary (``counted`` False) they are not measured again.
+    """
 
     source_centre: Float[Tensor, " d_source"]
     target_centre: Float[Tensor, " d_target"]
     bias: Float[Tensor, " d_target"]
+    storage_floor: float | None = None
+    counted: bool = True
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> "Baselines":
+        source = inputs.reader.statistics.source.mean
+        stored = inputs.held_out.view.statistics.target
+        return cls(
+            source_centre=torch.from_numpy(np.array(source, dtype=np.float64)).to(inputs.device),
+            target_centre=inputs.centre,
+            bias=inputs.dictionary.b_dec,
+            storage_floor=None if stored is None else stored.storage_floor,
+            counted=not inputs.is_reference,
+        )
 
     def start(self) -> State:
         """Sums of nothing, fold by fold."""
+        if not self.counted:
+            return {}
         d_source, d_target = len(self.source_centre), len(self.target_centre)
         shapes = {"n": (), "x": (d_source,), "y": (d_target,), "xx": (sum(_panel_sizes(d_source)),)}
         shapes |= {"xy": (d_source, d_target), "yy": (), "rounding": ()}
@@ -53,6 +74,8 @@ class Baselines:
 
     def measure(self, batch: Replayed) -> State:
         """The sums of the folds that the batch has documents of."""
+        if not self.counted:
+            return {}
         documents, place = numbered(batch.document)
         fold_of_document = torch.from_numpy((mixed(documents) % np.uint64(_FOLDS)).astype(np.int64))
         fold = fold_of_document.to(place.device)[place]
@@ -75,11 +98,11 @@ class Baselines:
             "rounding": rounding_errors(target).sum(),
         }
 
-    def combine(self, total: State, part: State) -> State:
-        return add(total, part)
-
-    def compute(self, state: State) -> dict[str, Any]:
+    def compute(self, state: State) -> Findings:
         """FVU of each baseline; the affine map is null, with the reason, where there are too few rows to fit one."""
+        return Findings({"baselines": self._fields(state) if self.counted else None})
+
+    def _fields(self, state: State) -> dict[str, Any]:
         folds = [_fold(state, number) for number in range(_FOLDS)]
         everything = _total(folds)
         variance = everything["yy"] - everything["y"].square().sum() / everything["n"]
@@ -93,6 +116,7 @@ class Baselines:
             "affine_ridge": strength,
             "affine_reason": reason,
             "bf16_floor": float(everything["rounding"] / variance),
+            "storage_floor": self.storage_floor,
         }
 
 

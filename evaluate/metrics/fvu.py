@@ -1,166 +1,263 @@
-"""Fraction of variance unexplained over the whole held-out set, and cosine, for every prefix, with intervals.
+"""Fraction of variance unexplained on the held-out rows, in its forms, and cosine; for every prefix, with intervals.
 
-    FVU_p = sum_t ||y_t - yhat_{p,t}||^2 / sum_t ||y_t - mu||^2        mu = mean of y over the evaluated rows
+With y a target row, yhat_p its reconstruction by prefix p, mu the mean of y over the evaluated rows, and over rows t
+and dimensions j:
 
-One pass: with a fixed centre c (any; the cache's mean keeps the numbers small) accumulate in float64
+    E_pj = sum_t (y_tj - yhat_ptj)^2        V_j = sum_t (y_tj - mu_j)^2        e_pt = sum_j (y_tj - yhat_ptj)^2
 
-    N,  S1 = sum (y - c),  S2 = sum ||y - c||^2,  E_p = sum ||y - yhat_p||^2      TSS = S2 - ||S1||^2 / N
+    fvu                     sum_j E_pj / sum_j V_j                            pooled: every squared unit counts the same
+    without_largest_rows    the same over the rows that are left without the 0.1 % (rounded up) of largest ||y - mu||^2,
+                            and about the mean of those
+    mean_dimension          mean over j of E_pj / V_j                         every dimension counts the same
+    median_dimension        median over j of E_pj / V_j
+    whitened                sum_j E_pj / s_j / sum_j V_j / s_j                s_j: variance of dimension j on the
+                                                                              training rows
+    mean_token              mean over t of e_pt / ||y_t - mu||^2              every token counts the same
+    median_token            median over t of the same
 
-and likewise the sums of per-token cosines between y and yhat_p and of L0 below p. All are plain sums, so shards and
-ranks merge by adding. A row's error and cosine are float32's, as its reconstruction is: off by a few 1e-7 of themselves
-at most, and so is the FVU.
+A dimension without variance on the evaluated rows is left out, and so is a token that lies exactly at the mean.
 
-Intervals: a Poisson bootstrap over documents. Replicate b gives document d the weight w(b, d) ~ Poisson(1), a pure
-function of (seed, b, d), and keeps the same sums weighted by it; replicate 0 has weights 1 and is the estimate. Two
-dictionaries evaluated on the same rows share their weights, so differences of replicates are a paired bootstrap.
+One pass. With a fixed centre c (the held-out mean as the cache knows it; any would do) accumulate in float64 N, sums of
+y - c and of its square by dimension, and of the errors; V_j = sum (y_j - c_j)^2 - (sum (y_j - c_j))^2 / N. All are
+plain sums, so batches and processes merge by adding. A row's error and cosine are float32's, as its reconstruction is:
+off by a few 1e-7 of themselves at most, and so is the FVU. The median over tokens is read from a histogram with 100
+bins to a factor of ten, interpolated.
 """
 
 from dataclasses import dataclass
-from math import exp, factorial
+from functools import cached_property
+from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt64
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.errors import NumericalError, UsageError
-from evaluate.metrics.metric import Replayed, State, add, mixed, numbered
-from evaluate.metrics.sparsity import l0_by_prefix
+from evaluate.metrics.bootstrap import DocumentSums, bootstrap_weights, intervals, sums_by_document
+from evaluate.metrics.error_sums import error_sums
+from evaluate.metrics.inputs import MetricInputs, Replicates
+from evaluate.metrics.largest_rows import LargestRows
+from evaluate.metrics.metric import Findings, Metric, Replayed, State, numbered
 
-_BLOCK_ROWS = 64
+LARGEST_SHARE = 0.001
+"""Of the rows: those left out of ``without_largest_rows``."""
+
 _NO_VARIANCE = 1e-12
-"""Of S2: what rounding may leave of no variance at all."""
-_POISSON = np.cumsum([exp(-1) / factorial(count) for count in range(12)])
+"""Of the second moment: what rounding may leave of no variance at all."""
+_LOWEST, _HIGHEST, _BINS_A_DECADE = -5, 3, 100
+_BINS = (_HIGHEST - _LOWEST) * _BINS_A_DECADE + 2
+"""Bins of log10 of a token's error, and one below and above them."""
+_BLOCK_ROWS = 1024
+
+Values = Float[np.ndarray, "replicates_plus_one ..."]
 
 
 @dataclass(frozen=True)
-class Fit:
-    """FVU and cosine of every prefix. ``centre`` is c above; the interval comes from ``replicates`` resamplings."""
+class Fvu(Metric):
+    """``centre`` is c above, ``scale`` s_j (None: the variance of the evaluated rows); ``rows`` how many there are."""
 
     centre: Float[Tensor, " d_target"]
     prefixes: tuple[int, ...]
     replicates: int
+    rows: int
     seed: int = 0
+    scale: Float[Tensor, " d_target"] | None = None
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> "Fvu":
+        trained = inputs.reader.statistics.target
+        return cls(
+            centre=inputs.centre,
+            prefixes=inputs.dictionary.prefixes,
+            replicates=inputs.settings.bootstrap,
+            rows=inputs.held_out.counted,
+            seed=inputs.settings.seed,
+            scale=None if trained is None else torch.from_numpy(np.array(trained.variance)),
+        )
+
+    @cached_property
+    def _sums(self) -> DocumentSums:
+        prefixes, width = len(self.prefixes), len(self.centre)
+        widths = {
+            "rows": (),
+            "away": (width,),
+            "variance": (width,),
+            "errors": (prefixes,),
+            "cosines": (prefixes,),
+            "errors_by_dimension": (prefixes, width),
+            "token_errors": (prefixes,),
+            "token_histogram": (prefixes, _BINS),
+        }
+        return DocumentSums(widths, self.replicates, self.seed, self.centre.device)
+
+    @cached_property
+    def _largest(self) -> LargestRows:
+        values = {
+            "target": ((len(self.centre),), torch.float32),
+            "errors": ((len(self.prefixes),), torch.float64),
+            "document": ((), torch.int64),
+        }
+        return LargestRows(ceil(LARGEST_SHARE * self.rows), values, self.centre.device)
 
     def start(self) -> State:
-        """Sums of nothing; row 0 is the estimate, the others the replicates."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(1 + self.replicates, *shape, dtype=torch.float64, device=self.centre.device)
-
-        prefixes = len(self.prefixes)
-        by_prefix = {name: zeros(prefixes) for name in ("E", "C", "L")}
-        return {"N": zeros(), "S1": zeros(len(self.centre)), "S2": zeros()} | by_prefix
+        """Sums of nothing, and no rows."""
+        return self._sums.start() | self._largest.start()
 
     def measure(self, batch: Replayed) -> State:
-        """The batch's sums: document by document, then weighted."""
+        """The batch's sums, document by document, and its largest rows."""
         documents, place = numbered(batch.document)
-        by_document, squares = self._centred(batch.target, place, documents=len(documents))
-        each = {
-            "N": torch.ones_like(squares),
-            "S2": squares,
-            "E": squared_errors(batch.reconstructed, batch.target),
-            "C": cosines(batch.reconstructed, batch.target),
-            "L": l0_by_prefix(batch.selection, self.prefixes),
+        found = error_sums(batch.reconstructed, batch.target, place, documents=len(documents), centre=self.centre)
+        relative = found.errors / found.squares[:, None]
+        counts = (found.squares > 0)[:, None]
+        values = {
+            "rows": torch.ones_like(found.squares),
+            "errors": found.errors,
+            "cosines": found.cosines,
+            "token_errors": torch.where(counts, relative, 0.0),
         }
-        weights = bootstrap_weights(documents, replicates=self.replicates, seed=self.seed).to(place.device)
-        return weighted_sums_by(each, place, weights=weights) | {"S1": weights @ by_document}
-
-    def _centred(
-        self, target: Float[Tensor, "rows d_target"], place: Int[Tensor, " rows"], *, documents: int
-    ) -> tuple[Float[Tensor, "documents d_target"], Float[Tensor, " rows"]]:
-        """Of every document the sum of y - c, of every row ||y - c||^2."""
-        sums = torch.zeros(documents, target.shape[1], dtype=torch.float64, device=target.device)
-        squares: list[Tensor] = []
-        for y, at in zip(_blocks(target), _blocks(place), strict=True):
-            away = y.double() - self.centre.double()
-            sums.index_add_(0, at, away)
-            squares.append(away.square_().sum(dim=1))
-        return sums, torch.cat(squares)
-
-    def combine(self, total: State, part: State) -> State:
-        return add(total, part)
-
-    def compute(self, state: State) -> dict[str, Any]:
-        """The estimates and their 95 % intervals. Raises NumericalError for values that are not finite."""
-        fvu, cosine = fvu_replicates(state), (state["C"] / state["N"][:, None]).cpu().numpy()
-        per_prefix = [float(value) for value in fvu[0]]
-        if not np.isfinite(per_prefix).all():
-            raise NumericalError("the reconstruction is not finite on held-out rows", remedy="Train again, more gently")
-        return {
-            "fvu": per_prefix[-1],
-            "fvu_per_prefix": per_prefix,
-            "fvu_min": min(per_prefix),
-            "fvu_max": max(per_prefix),
-            "fvu_mean": float(np.mean(per_prefix)),
-            "fvu_interval_per_prefix": intervals(fvu[1:]),
-            "cosine": float(cosine[0, -1]),
-            "cosine_per_prefix": [float(value) for value in cosine[0]],
-            "cosine_interval_per_prefix": intervals(cosine[1:]),
-            "l0_interval_per_prefix": intervals((state["L"] / state["N"][:, None]).cpu().numpy()[1:]),
-            "tokens_used": round(float(state["N"][0])),
+        sums = sums_by_document(values, place, documents=len(documents)) | {
+            "away": found.away,
+            "variance": found.variance,
+            "errors_by_dimension": found.errors_by_dimension,
+            "token_histogram": _histograms(relative, counts, place, documents=len(documents)),
         }
+        largest = self._largest.of_batch(
+            found.squares, batch.row, target=batch.target, errors=found.errors, document=batch.document
+        )
+        return self._sums.of_batch(documents, sums) | largest
+
+    def combine(self, total: State, addition: State) -> State:
+        self._sums.combine(total, addition)
+        return self._largest.combine(total, addition)
+
+    def compute(self, state: State) -> Findings:
+        """The estimates and their 95 % intervals.
+
+        Raises UsageError where the rows have no variance, NumericalError for a reconstruction that is not finite.
+        """
+        sums = {name: array.cpu().numpy() for name, array in self._sums.finish(state).items()}
+        variance = self._variance(sums)
+        pooled = sums["errors"] / variance.sum(axis=1)[:, None]
+        if not np.isfinite(pooled[0]).all():
+            raise NumericalError(
+                "The reconstruction is not finite on held-out rows.",
+                remedy="Train again with a lower learning rate, or evaluate an earlier checkpoint.",
+            )
+
+        cosine = sums["cosines"] / sums["rows"][:, None]
+        forms = self._forms(sums, variance) | {"without_largest_rows": self._without_largest(state, sums)}
+        return Findings(
+            fields=_pooled_fields(pooled, cosine)
+            | {
+                "tokens_used": round(float(sums["rows"][0])),
+                "fvu_forms": {name: _form_fields(values) for name, values in forms.items()},
+            },
+            replicates={"fvu": pooled, "cosine": cosine} | {f"fvu_{name}": values for name, values in forms.items()},
+        )
+
+    def _variance(self, sums: dict[str, Values]) -> Float[np.ndarray, "replicates_plus_one d_target"]:
+        """V_j. A resampling that drew no document has none."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            variance = sums["variance"] - sums["away"] ** 2 / sums["rows"][:, None]
+        if not variance[0].sum() > _NO_VARIANCE * self._second_moment(sums).sum():
+            raise UsageError("The held-out rows have no variance to explain.", remedy="Harvest more held-out text.")
+        return variance
+
+    def _second_moment(self, sums: dict[str, Values]) -> Float[np.ndarray, " d_target"]:
+        centre = self.centre.double().cpu().numpy()
+        return sums["variance"][0] + sums["rows"][0] * centre**2
+
+    def _forms(
+        self, sums: dict[str, Values], variance: Float[np.ndarray, "replicates_plus_one d_target"]
+    ) -> dict[str, Replicates]:
+        """Every form that needs nothing but sums."""
+        varies = variance[0] > _NO_VARIANCE * self._second_moment(sums)
+        scale = variance[0] if self.scale is None else self.scale.cpu().numpy()
+        weight = np.divide(1.0, scale, out=np.zeros_like(scale), where=varies & (scale > 0))
+
+        columns: dict[str, list[Values]] = {"mean_dimension": [], "median_dimension": [], "whitened": []}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for prefix in range(len(self.prefixes)):
+                errors = sums["errors_by_dimension"][:, prefix]
+                by_dimension = errors[:, varies] / variance[:, varies]
+                columns["mean_dimension"].append(by_dimension.mean(axis=1))
+                columns["median_dimension"].append(np.median(by_dimension, axis=1))
+                columns["whitened"].append((errors @ weight) / (variance @ weight))
+            counted = sums["token_histogram"].sum(axis=2)
+            mean_token = sums["token_errors"] / counted
+        forms = {name: np.stack(found, axis=1) for name, found in columns.items()}
+        return forms | {"mean_token": mean_token, "median_token": median_of_histograms(sums["token_histogram"])}
+
+    def _without_largest(self, state: State, sums: dict[str, Values]) -> Replicates:
+        """The FVU of the rows that are left, about their own mean: what the largest rows add is taken off the sums."""
+        largest = self._largest.finish(state)
+        rows = sums["rows"].copy()
+        away = sums["away"].copy()
+        squares = sums["variance"].sum(axis=1)
+        errors = sums["errors"].copy()
+        for first in range(0, len(largest["row"]), _BLOCK_ROWS):
+            block = {name: array[first : first + _BLOCK_ROWS].cpu() for name, array in largest.items()}
+            documents = block["document"].numpy().astype(np.uint64)
+            weights = bootstrap_weights(documents, replicates=self.replicates, seed=self.seed)
+            centred = block["target"].double() - self.centre.double().cpu()
+            rows -= weights.sum(dim=1).numpy()
+            away -= (weights @ centred).numpy()
+            squares -= (weights @ block["distance"]).numpy()
+            errors -= (weights @ block["errors"]).numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return errors / (squares - (away**2).sum(axis=1) / rows)[:, None]
 
 
-def fvu_replicates(state: State) -> Float[np.ndarray, "replicates_plus_one prefixes"]:
-    """The FVU of every prefix: the estimate, then each replicate. Raises UsageError when there is no variance."""
-    total = state["S2"] - state["S1"].square().sum(dim=1) / state["N"]
-    if not bool(total[0] > _NO_VARIANCE * state["S2"][0]):
-        raise UsageError("held-out rows have no variance to explain", remedy="Harvest more held-out text")
-    return (state["E"] / total[:, None]).cpu().numpy()
+def _pooled_fields(fvu: Replicates, cosine: Replicates) -> dict[str, Any]:
+    per_prefix = [float(value) for value in fvu[0]]
+    return {
+        "fvu": per_prefix[-1],
+        "fvu_per_prefix": per_prefix,
+        "fvu_min": min(per_prefix),
+        "fvu_max": max(per_prefix),
+        "fvu_mean": float(np.mean(per_prefix)),
+        "fvu_interval_per_prefix": intervals(fvu[1:]),
+        "cosine": float(cosine[0, -1]),
+        "cosine_per_prefix": [float(value) for value in cosine[0]],
+        "cosine_interval_per_prefix": intervals(cosine[1:]),
+    }
 
 
-def intervals(replicates: Float[np.ndarray, "replicates columns"]) -> list[list[float]] | None:
-    """The central 95 % of every column; null without replicates, and for so few documents (under five) that more than
-    one resampling in a hundred draws none of them."""
-    drawn = replicates[np.isfinite(replicates).all(axis=1)]
-    if len(drawn) < 0.99 * len(replicates) or not len(drawn):
-        return None
-    return [[float(low), float(high)] for low, high in np.percentile(drawn, [2.5, 97.5], axis=0).T]
+def _form_fields(values: Replicates) -> dict[str, Any]:
+    """null where there is nothing to measure: a handful of rows, all of which are among the largest."""
+    known = [float(value) if np.isfinite(value) else None for value in values[0]]
+    return {"value": known[-1], "per_prefix": known, "interval_per_prefix": intervals(values[1:])}
 
 
-def bootstrap_weights(
-    documents: UInt64[np.ndarray, " documents"], *, replicates: int, seed: int
-) -> Float[Tensor, "replicates_plus_one documents"]:
-    """Row 0 is 1; below it, Poisson(1) counts that depend on nothing but (seed, replicate, document)."""
-    streams = mixed(np.arange(replicates, dtype=np.uint64) + np.uint64(seed << 32))
-    uniform = (mixed(streams[:, None] ^ mixed(documents)[None]) >> np.uint64(11)) * 2.0**-53
-    counts = np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
-    return torch.from_numpy(np.concatenate([np.ones((1, len(documents))), counts]))
+def _histograms(
+    relative: Float[Tensor, "rows prefixes"],
+    counts: Bool[Tensor, "rows 1"],
+    place: Int[Tensor, " rows"],
+    *,
+    documents: int,
+) -> Int[Tensor, "documents prefixes bins"]:
+    """Of every document and prefix, how many tokens have an error in each bin."""
+    prefixes = relative.shape[1]
+    number = ((relative.log10() - _LOWEST) * _BINS_A_DECADE).floor() + 1
+    number = number.nan_to_num(nan=0.0).clamp_(0, _BINS - 1).long()
+    column = torch.arange(prefixes, device=place.device)
+    flat = (place[:, None] * prefixes + column) * _BINS + number
+    kept = flat[counts.expand_as(flat)]
+    return kept.bincount(minlength=documents * prefixes * _BINS).view(documents, prefixes, _BINS)
 
 
-def squared_errors(
-    reconstructed: Float[Tensor, "rows prefixes d_target"], target: Float[Tensor, "rows d_target"]
-) -> Float[Tensor, "rows prefixes"]:
-    """Of every row and prefix."""
-    pairs = zip(_blocks(reconstructed), _blocks(target), strict=True)
-    lengths = [torch.linalg.vector_norm(of - y[:, None], dim=2) for of, y in pairs]
-    return torch.cat(lengths).double().square_()
-
-
-def cosines(
-    reconstructed: Float[Tensor, "rows prefixes d_target"], target: Float[Tensor, "rows d_target"]
-) -> Float[Tensor, "rows prefixes"]:
-    """Of every row and prefix; 0 where either vector is 0."""
-    pairs = zip(_blocks(reconstructed), _blocks(target), strict=True)
-    along = torch.cat([(of * y[:, None]).sum(dim=2) for of, y in pairs])
-    lengths = torch.linalg.vector_norm(reconstructed, dim=2).double() * torch.linalg.vector_norm(target, dim=1)[:, None]
-    return along / lengths.clamp_min_(torch.finfo(torch.float32).tiny)
-
-
-def _blocks(rows: Shaped[Tensor, "rows ..."]) -> tuple[Tensor, ...]:
-    """A few rows after another, so that what is made of them never leaves a CPU's caches."""
-    return rows.split(max(1, len(rows)) if rows.is_cuda else _BLOCK_ROWS)
-
-
-def weighted_sums_by(
-    each: dict[str, Tensor], place: Int[Tensor, " rows"], *, weights: Float[Tensor, "replicates_plus_one documents"]
-) -> State:
-    """Values of rows, or vectors, summed in float64 within each document and then over documents by every weighting."""
-    sums: State = {}
-    for name, values in each.items():
-        by_document = torch.zeros(weights.shape[1], *values.shape[1:], dtype=torch.float64, device=values.device)
-        by_document.index_add_(0, place, values.double())
-        sums[name] = torch.tensordot(weights, by_document, dims=1)
-    return sums
+def median_of_histograms(histogram: Float[np.ndarray, "... bins"]) -> Float[np.ndarray, "..."]:
+    """Half of the counts lie below it; within a bin of log10 they are taken to lie evenly."""
+    cumulative = np.cumsum(histogram, axis=-1)
+    half = cumulative[..., -1:] / 2
+    bin_number = np.argmax(cumulative >= half, axis=-1)[..., None]
+    inside = np.take_along_axis(histogram, bin_number, axis=-1)
+    below = np.take_along_axis(cumulative, bin_number, axis=-1) - inside
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = ((half - below) / inside)[..., 0]
+    bins = bin_number[..., 0]
+    between = 10.0 ** (_LOWEST + (bins - 1 + share) / _BINS_A_DECADE)
+    # The bin below all others reaches down to zero, and of the one above them only its beginning is known.
+    return np.where(bins == 0, share * 10.0**_LOWEST, np.where(bins == _BINS - 1, 10.0**_HIGHEST, between))

@@ -1,21 +1,29 @@
-"""What every metric is: a pure measurement of one batch, and a state that merges.
+"""What every metric is: a pure measurement of one batch, a state that merges, and the fields that it adds to a report.
 
+    metric = Metric.create(inputs)
     state = metric.start()
-    state = combine(state, metric.measure(batch))    for every batch, shard and rank, in any order
-    result = metric.compute(state)
+    state = metric.combine(state, metric.measure(batch))    for every batch and process, in any order
+    findings = metric.compute(state)
 
-A state is a few named arrays of a size that does not depend on the number of rows. Because ``measure`` changes nothing,
-a batch that ran out of memory can be measured again in halves, and because states merge, ranks can share the rows.
+A state is a few named arrays whose shapes do not depend on how many rows were seen. ``measure`` changes nothing, so a
+batch that ran out of memory can be measured again in halves; states merge, so processes can share the rows.
+
+A metric that reads no rows (of the decoder alone, say) keeps the empty state and does its work in ``compute``.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
+from evaluate.metrics.inputs import MetricInputs, Replicates
+from transcoder.decode import bags_of
 from transcoder.sparse_code import SparseCode
 
 State = dict[str, Tensor]
@@ -29,6 +37,7 @@ class Replayed:
     """A batch of held-out rows and what a dictionary made of them. Rows of special tokens are already left out.
 
     ``row`` is each row's number in the held-out split, ``document`` its document's; arithmetic on them is exact.
+    ``prefixes`` are the ends of the prefixes that ``reconstructed`` has.
     """
 
     source: Float[Tensor, "rows d_source"]
@@ -37,28 +46,62 @@ class Replayed:
     row: Int[Tensor, " rows"]
     selection: SparseCode
     reconstructed: Float[Tensor, "rows prefixes d_target"]
+    prefixes: tuple[int, ...]
+
+    @cached_property
+    def l0(self) -> Int[Tensor, "rows prefixes"]:
+        """How many features below each prefix fire in every row."""
+        return l0_by_prefix(self.selection, self.prefixes)
 
 
-@runtime_checkable
-class Metric(Protocol):
-    """Pure: a metric holds what it was told at the start and nothing that it has seen."""
+@dataclass(frozen=True)
+class Findings:
+    """``fields`` go into metrics.json as they are. ``replicates`` are what a comparison gives paired intervals of."""
 
-    def start(self) -> State: ...
-
-    def measure(self, batch: Replayed) -> State: ...
-
-    def combine(self, total: State, part: State) -> State: ...
-
-    def compute(self, state: State) -> dict[str, Any]: ...
+    fields: dict[str, Any]
+    replicates: Mapping[str, Replicates] = field(default_factory=dict)
 
 
-def add(total: State, part: State) -> State:
-    """Sums merge by adding; ``total`` is changed in place, and what ``part`` lacks is left as it is."""
-    for name, array in part.items():
-        pieces = (side.view(-1).split(_ADDED) for side in (total[name], array.to(total[name].device)))
-        for sums, some in zip(*pieces, strict=True):
-            sums.add_(some)
+class Metric(ABC):
+    """Pure: a metric knows what it was made with, and nothing that it has seen."""
+
+    @classmethod
+    @abstractmethod
+    def create(cls, inputs: MetricInputs) -> "Metric":
+        """The metric for one dictionary on one cache."""
+
+    def start(self) -> State:
+        """The state before any row."""
+        return {}
+
+    def measure(self, batch: Replayed) -> State:  # noqa: ARG002
+        """The state of one batch."""
+        return {}
+
+    def combine(self, total: State, addition: State) -> State:
+        """Both states in one; ``total`` may be changed in place."""
+        return add(total, addition)
+
+    @abstractmethod
+    def compute(self, state: State) -> Findings:
+        """What the report says."""
+
+
+def add(total: State, addition: State) -> State:
+    """Sums merge by adding; ``total`` is changed in place, and what ``addition`` lacks is left as it is."""
+    for name, array in addition.items():
+        blocks = zip(total[name].view(-1).split(_ADDED), array.reshape(-1).split(_ADDED), strict=True)
+        for sums, values in blocks:
+            sums.add_(values.to(sums.device))
     return total
+
+
+def l0_by_prefix(selection: SparseCode, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
+    """How many features below each prefix fire in every row."""
+    firing = torch.zeros(selection.values.numel() + 1, dtype=torch.int64, device=selection.values.device)
+    torch.cumsum(selection.values > 0, dim=0, out=firing[1:])
+    bounds = bags_of(selection, prefixes).offsets.long()
+    return firing[bounds].diff().view(-1, len(prefixes)).cumsum(dim=1)
 
 
 def mixed(numbers: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:

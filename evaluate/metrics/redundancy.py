@@ -7,6 +7,7 @@ For each prefix, i and j both lie below it. Blocks of rows against blocks of row
 block.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.metrics.metric import Findings, Metric, State
+
 TWIN_ABOVE = 0.9
+
+_BLOCK = 2048
+"""Rows against rows at a time: 16 MB of cosines."""
+
+
+@dataclass(frozen=True)
+class Redundancy(Metric):
+    """Reads no rows: everything is in the decoder."""
+
+    W_dec: Float[Tensor, "dict_size d_target"]
+    prefixes: tuple[int, ...]
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> "Redundancy":
+        return cls(inputs.dictionary.W_dec, inputs.dictionary.prefixes)
+
+    def compute(self, state: State) -> Findings:  # noqa: ARG002
+        return Findings({"redundancy": redundancy(self.W_dec, self.prefixes, block=_BLOCK)})
 
 
 def redundancy(W_dec: Float[Tensor, "dict_size d_target"], prefixes: tuple[int, ...], *, block: int) -> dict[str, Any]:
-    """The three figures of every prefix, the whole dictionary's at the top level; a single feature has no cosine."""
+    """The three numbers of every prefix, the whole dictionary's at the top level; a single feature has no cosine."""
     highest, pairs = _largest_cosines(normalize(W_dec.float(), dim=1), prefixes, block=block)
     per_prefix = [
         {

@@ -8,16 +8,16 @@ tokens is called dead only where N is large enough to say: where the average fea
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
-from evaluate.metrics.metric import Replayed, State, add
-from transcoder.decode import bags_of
-from transcoder.sparse_code import SparseCode
+from evaluate.metrics.bootstrap import DocumentSums, intervals, sums_by_document
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.metrics.metric import Findings, Metric, Replayed, State, add, numbered
 
 DENSITY_EDGES = tuple(float(edge) for edge in np.linspace(-7, 0, 29))
 """Edges of the bins of the density histogram, in powers of ten."""
@@ -26,49 +26,82 @@ DENSE_ABOVE = 0.1
 
 
 @dataclass(frozen=True)
-class Sparsity:
+class Sparsity(Metric):
     """``least_mean_firings``: how often the average feature must have fired before a silent one is called dead."""
 
     prefixes: tuple[int, ...]
     least_mean_firings: float
+    replicates: int = 0
+    seed: int = 0
     device: str = "cpu"
 
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> "Sparsity":
+        return cls(
+            prefixes=inputs.dictionary.prefixes,
+            least_mean_firings=inputs.settings.dead_mean_firings,
+            replicates=inputs.settings.bootstrap,
+            seed=inputs.settings.seed,
+            device=inputs.device,
+        )
+
+    @cached_property
+    def _sums(self) -> DocumentSums:
+        return DocumentSums({"rows": (), "l0": (len(self.prefixes),)}, self.replicates, self.seed, self.device)
+
     def start(self) -> State:
-        """Empty tables."""
+        """Empty tables: tokens by (prefix, L0), firings by feature."""
         dict_size = self.prefixes[-1]
         tokens = torch.zeros(len(self.prefixes), dict_size + 1, dtype=torch.int64, device=self.device)
-        return {"tokens": tokens, "firings": torch.zeros(dict_size, dtype=torch.int64, device=self.device)}
+        firings = torch.zeros(dict_size, dtype=torch.int64, device=self.device)
+        return {"tokens": tokens, "firings": firings} | self._sums.start()
 
     def measure(self, batch: Replayed) -> State:
         """The batch's counts."""
         dict_size = self.prefixes[-1]
         fires = batch.selection.values > 0
-        counts = l0_by_prefix(batch.selection, self.prefixes)
-        tokens = torch.stack([column.bincount(minlength=dict_size + 1) for column in counts.unbind(1)])
-        return {"tokens": tokens, "firings": batch.selection.features[fires].bincount(minlength=dict_size)}
+        tokens = torch.stack([column.bincount(minlength=dict_size + 1) for column in batch.l0.unbind(1)])
+        firings = batch.selection.features[fires].bincount(minlength=dict_size)
 
-    def combine(self, total: State, part: State) -> State:
-        return add(total, part)
+        documents, place = numbered(batch.document)
+        values = {"rows": torch.ones_like(place), "l0": batch.l0}
+        sums = sums_by_document(values, place, documents=len(documents))
+        return {"tokens": tokens, "firings": firings} | self._sums.of_batch(documents, sums)
 
-    def compute(self, state: State) -> dict[str, Any]:
+    def combine(self, total: State, addition: State) -> State:
+        add(total, {name: addition[name] for name in ("tokens", "firings")})
+        return self._sums.combine(total, addition)
+
+    def compute(self, state: State) -> Findings:
         """L0, density, dead and dense features: of the whole dictionary, by prefix, by the group a prefix adds."""
-        tokens, firings = state["tokens"].cpu().numpy(), state["firings"].cpu().numpy()
+        tokens = state["tokens"].cpu().numpy()
+        firings = state["firings"].cpu().numpy()
         total = int(tokens[0].sum())
         l0 = [l0_summary(row) for row in tokens]
         reason = self._too_few(total, l0[-1]["mean"])
         dead = [None if reason else float((firings[:end] == 0).mean()) for end in self.prefixes]
-        return {
-            "l0": l0[-1],
-            "l0_per_prefix": l0,
-            "l0_histogram_per_prefix": [[int(count) for count in np.trim_zeros(row, "b")] for row in tokens],
+
+        sums = self._sums.finish(state)
+        with np.errstate(invalid="ignore"):
+            replicates = (sums["l0"] / sums["rows"][:, None]).cpu().numpy()
+        fields = {
+            "l0": l0[-1]["mean"],
+            "l0_per_prefix": [summary["mean"] for summary in l0],
+            "l0_interval_per_prefix": intervals(replicates[1:]),
             "dead_fraction": dead[-1],
             "dead_fraction_per_prefix": dead,
-            "dead_reason": reason,
-            "dead_tokens": total,
             "dense_fraction": float((firings > DENSE_ABOVE * total).mean()),
-            "density_log10_edges": list(DENSITY_EDGES),
-            "density_by_group": self._by_group(firings, total),
+            "sparsity": {
+                "l0": l0[-1],
+                "l0_per_prefix": l0,
+                "l0_histogram_per_prefix": [[int(count) for count in np.trim_zeros(row, "b")] for row in tokens],
+                "dead_reason": reason,
+                "dead_tokens": total,
+                "density_log10_edges": list(DENSITY_EDGES),
+                "density_by_group": self._by_group(firings, total),
+            },
         }
+        return Findings(fields, {"l0": replicates})
 
     def _too_few(self, total: int, mean_l0: float) -> str | None:
         expected = total * mean_l0 / self.prefixes[-1]
@@ -80,14 +113,6 @@ class Sparsity:
     def _by_group(self, firings: Int[np.ndarray, " dict_size"], total: int) -> list[dict[str, Any]]:
         groups = zip((0, *self.prefixes[:-1]), self.prefixes, strict=True)
         return [{"first": start, "end": end} | density_summary(firings[start:end], total) for start, end in groups]
-
-
-def l0_by_prefix(selection: SparseCode, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
-    """How many features below each prefix fire in every row."""
-    firing = torch.zeros(selection.values.numel() + 1, dtype=torch.int64, device=selection.values.device)
-    torch.cumsum(selection.values > 0, dim=0, out=firing[1:])
-    bounds = bags_of(selection, prefixes).offsets.long()
-    return firing[bounds].diff().view(-1, len(prefixes)).cumsum(dim=1)
 
 
 def l0_summary(tokens: Int[np.ndarray, " counts"]) -> dict[str, float]:

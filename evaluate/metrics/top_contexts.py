@@ -5,25 +5,32 @@ hundred files repeat would be all there is to see.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evaluate.metrics.metric import Replayed, State
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.metrics.metric import Findings, Metric, Replayed, State
 
 _LARGEST_INT = (1 << 31) - 1
 _NOTHING: dict[str, float | int] = {"value": 0.0, "document": -1, "row": -1}
 
 
 @dataclass(frozen=True)
-class TopContexts:
-    """The ``contexts`` strongest documents of every feature: value, document and row, strongest first."""
+class TopContexts(Metric):
+    """The ``contexts`` strongest documents of every feature: value, document and row, strongest first.
+
+    They are for samples.json, which reads the state; metrics.json has no field of them.
+    """
 
     dict_size: int
     contexts: int
     device: str = "cpu"
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> "TopContexts":
+        return cls(inputs.dictionary.dict_size, inputs.settings.sample_contexts, inputs.device)
 
     def start(self) -> State:
         """Nothing yet: value 0, document and row -1."""
@@ -33,24 +40,29 @@ class TopContexts:
     def measure(self, batch: Replayed) -> State:
         """The strongest of one batch."""
         fires = batch.selection.values > 0
-        values, features = batch.selection.values[fires].float(), batch.selection.features[fires].long()
+        values = batch.selection.values[fires].float()
+        features = batch.selection.features[fires].long()
         rows = batch.selection.rows().long()[fires]
         if not len(rows):
             return self.start()
         strongest = _strongest_by_document(values, features, batch.document[rows])
         order = strongest[_by_feature_and_value(features[strongest], values[strongest])]
         place = _place_within(features[order])
-        kept, place = order[place < self.contexts], place[place < self.contexts]
+        few = place < self.contexts
+        kept = order[few]
+        place = place[few]
         state = self.start()
         for name, column in (("value", values), ("document", batch.document[rows]), ("row", batch.row[rows])):
             state[name].index_put_((features[kept], place), column[kept].to(state[name].dtype))
         return state
 
-    def combine(self, total: State, part: State) -> State:
+    def combine(self, total: State, addition: State) -> State:
         """The strongest of both, written into ``total``; of a document that both know, the stronger row."""
-        part = {name: array.to(total[name].device) for name, array in part.items()}
-        changed = (part["value"][:, 0] > total["value"][:, -1]).nonzero()[:, 0]
-        best = self._best(*({name: array[changed] for name, array in side.items()} for side in (total, part)))
+        addition = {name: array.to(total[name].device) for name, array in addition.items()}
+        changed = (addition["value"][:, 0] > total["value"][:, -1]).nonzero()[:, 0]
+        known = {name: array[changed] for name, array in total.items()}
+        new = {name: array[changed] for name, array in addition.items()}
+        best = self._best(known, new)
         for name, array in best.items():
             total[name][changed] = array
         return total
@@ -66,9 +78,8 @@ class TopContexts:
         order = joined["value"].sort(dim=1, descending=True, stable=True).indices[:, : self.contexts]
         return {name: array.gather(1, order) for name, array in joined.items()}
 
-    def compute(self, state: State) -> dict[str, Any]:
-        """The table itself, as arrays."""
-        return {name: array.cpu().numpy() for name, array in state.items()}
+    def compute(self, state: State) -> Findings:  # noqa: ARG002
+        return Findings({})
 
 
 def _strongest_by_document(

@@ -5,73 +5,129 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from common.run_layout import METRICS_FILE
 from evaluate.compare import Comparison
 from evaluate.report.plots import as_files, new_figure, plot_interval
-from evaluate.report.report import METRICS_FILE, as_json, share
+from evaluate.report.report import as_json
+from evaluate.report.summary import FEW_DOCUMENTS, FORMS, number, share
 
 Document = Mapping[str, Any]
 
+NAMES = {
+    "fvu": "FVU",
+    **{f"fvu_{form}": f"FVU {head}" for form, head in FORMS.items()},
+    "delta_cross_entropy": "delta CE",
+    "cosine": "cosine",
+    "l0": "L0",
+}
+"""What the summary calls the numbers of comparison.json."""
+
+_DECIDES = "The rise of the model's own loss decides: delta CE where it was measured, else evaluate with --lm."
+
 
 def as_text(document: Document) -> str:
-    """What the summary says of a comparison: every figure of both, then ours minus theirs."""
-    rows, theirs = document["rows"], document["theirs"]
+    """What the summary says of a comparison: the numbers of both, ours minus theirs, and where the forms disagree."""
+    rows = document["rows"]
+    theirs = document["theirs"]
     lines = [
         f"Compared with {theirs['name']} ({theirs['origin']})",
         f"on the same {rows['tokens_used']:,} held-out tokens, target {rows['target']}; special tokens are left out.",
         f"{theirs['convention']}.",
         "",
-        f"{'':<22}{'features':>9}{'L0':>8}{'FVU':>8}{'cosine':>8}{'dead':>8}{'dense':>8}{'twins':>8}{'absorbed':>10}",
-        *(_line(label, figures) for label, figures in _labelled(document)),
+        f"{'':<22}{'features':>9}{'L0':>8}{'FVU':>8}{'whitened':>10}{'tok. med.':>10}{'delta CE':>10}{'cosine':>8}"
+        f"{'dead':>8}{'dense':>8}{'twins':>8}{'absorbed':>10}",
+        *(_line(label, values) for label, values in _labelled(document)),
         "",
-        "Ours minus theirs, 95 % intervals paired over documents:",
-        *(_difference(label, figures) for label, figures in _labelled(document) if "difference" in figures),
+        "Ours minus theirs, 95 % intervals paired over documents"
+        + (f" (rough: {rows['documents']} documents):" if rows["documents"] < FEW_DOCUMENTS else ":"),
+        *(_difference(label, values) for label, values in _labelled(document) if "difference" in values),
         "",
+        *_verdict_lines(document),
         f"Tokens trained on: ours {_count(document, 'ours')}, theirs {_count(document, 'theirs')}.",
     ]
     matched = document["ours_at_their_l0"]
     if matched["reason"]:
-        lines.append(f"Ours was not judged again at their L0: {matched['reason']}.")
+        lines.append(f"Ours was not measured again at their L0: {matched['reason']}.")
     lines += [f"Not compared: {name}: {reason.rstrip('.')}." for name, reason in document["not_compared"].items()]
     return "\n".join(lines) + "\n"
 
 
 def _labelled(document: Document) -> list[tuple[str, Mapping[str, Any]]]:
     """Every line of the table: ours by prefix, ours at their L0 by prefix, theirs."""
-    ours, matched = document["ours"], document["ours_at_their_l0"]
+    ours = document["ours"]
+    matched = document["ours_at_their_l0"]
     return [
-        *((str(ours["name"])[:21], figures) for figures in ours["per_prefix"]),
-        *((f"  at k = {matched['top_k']}", figures) for figures in matched["per_prefix"] or []),
+        *((str(ours["name"])[:21], values) for values in ours["per_prefix"]),
+        *((f"  at k = {matched['top_k']}", values) for values in matched["per_prefix"] or []),
         (str(document["theirs"]["name"])[:21], document["theirs"]),
     ]
 
 
-def _line(label: str, figures: Mapping[str, Any]) -> str:
-    absorbed = figures["absorption_first_letter"]
+def _line(label: str, values: Mapping[str, Any]) -> str:
+    delta = values["delta_cross_entropy"]
     return (
-        f"{label:<22}{figures['prefix']:>9,}{figures['l0']:>8.1f}{figures['fvu']:>8.4f}{figures['cosine']:>8.3f}"
-        f"{share(figures['dead_fraction']):>8}{share(figures['dense_fraction']):>8}"
-        f"{share(figures['redundancy']['twin_share']):>8}{'?' if absorbed is None else f'{absorbed:.3f}':>10}"
+        f"{label:<22}{values['prefix']:>9,}{values['l0']:>8.1f}{values['fvu']:>8.4f}"
+        f"{number(values['fvu_whitened']):>10}{number(values['fvu_median_token']):>10}"
+        f"{'-' if delta is None else f'{delta:+.4f}':>10}{values['cosine']:>8.3f}"
+        f"{share(values['dead_fraction']):>8}{share(values['dense_fraction']):>8}"
+        f"{share(values['redundancy']['twin_share']):>8}{number(values['absorption_first_letter'], 3):>10}"
     )
 
 
-def _difference(label: str, figures: Mapping[str, Any]) -> str:
-    gaps = figures["difference"]
-    said = [f"FVU {_gap(gaps['fvu'], 4)}", f"cosine {_gap(gaps['cosine'], 4)}", f"L0 {_gap(gaps['l0'], 1)}"]
-    return f"{label:<22}{figures['prefix']:>9,}  {', '.join(said)}"
+_SHOWN_DIFFERENCES = {"fvu": 4, "fvu_whitened": 4, "delta_cross_entropy": 4, "cosine": 4, "l0": 1}
+"""Of the differences in comparison.json, those in the summary, with their decimal places."""
 
 
-def _gap(gap: Mapping[str, Any], places: int) -> str:
-    value, bounds = gap["value"], gap["interval"]
-    return f"{value:+.{places}f}" + (f" [{bounds[0]:+.{places}f}, {bounds[1]:+.{places}f}]" if bounds else "")
+def _difference(label: str, values: Mapping[str, Any]) -> str:
+    differences = values["difference"]
+    texts = [
+        f"{NAMES[name]} {_difference_text(differences[name], places)}"
+        for name, places in _SHOWN_DIFFERENCES.items()
+        if name in differences
+    ]
+    return f"{label:<22}{values['prefix']:>9,}  {', '.join(texts)}"
 
 
-def _count(document: Document, side: str) -> str:
-    tokens = document["tokens_trained"][side]
+def _difference_text(value: Mapping[str, Any], places: int) -> str:
+    if value["value"] is None:
+        return "?"
+    bounds = value["interval"]
+    interval = f" [{bounds[0]:+.{places}f}, {bounds[1]:+.{places}f}]" if bounds else ""
+    return f"{value['value']:+.{places}f}{interval}"
+
+
+def _verdict_lines(document: Document) -> list[str]:
+    """Whether the forms agree on who is better: the whole dictionaries, and ours at their L0."""
+    matched = document["ours_at_their_l0"]
+    rows = {f"{document['ours']['name']}": document["ours"]["per_prefix"][-1]}
+    if matched["per_prefix"]:
+        rows[f"{document['ours']['name']} at k = {matched['top_k']}"] = matched["per_prefix"][-1]
+    lines: list[str] = []
+    for name, row in rows.items():
+        better = {
+            owner: [NAMES[form] for form, winner in row["better"].items() if winner == owner]
+            for owner in ("ours", "theirs")
+        }
+        if row["disagree"]:
+            lines.append(
+                f"The forms disagree on {name}: ours is better by {', '.join(better['ours'])}; theirs by"
+                f" {', '.join(better['theirs'])}. {_DECIDES}"
+            )
+        elif any(better.values()):
+            owner = "ours" if better["ours"] else "theirs"
+            lines.append(f"{name}: {owner} is better by {', '.join(better[owner])}; no form says otherwise.")
+        else:
+            lines.append(f"{name}: no form tells the two apart.")
+    return lines
+
+
+def _count(document: Document, owner: str) -> str:
+    tokens = document["tokens_trained"][owner]
     return "not known" if tokens is None else f"{tokens:,}"
 
 
 def comparison_files(comparison: Comparison, report: Mapping[str, bytes], *, label: str) -> dict[str, bytes]:
-    """What a comparison adds to a report, by file name: the documents, the figure, and the table under the summary."""
+    """What a comparison adds to a report, by file name: the documents, the plot, and the table under the summary."""
     return {
         "comparison.json": as_json(comparison.document),
         "ours_metrics.json": report[METRICS_FILE],
@@ -82,20 +138,23 @@ def comparison_files(comparison: Comparison, report: Mapping[str, bytes], *, lab
 
 
 def fvu_against_l0(document: Document) -> Figure:
-    """Ours as a line over its prefixes, again at their L0 where it was judged there, theirs as a point."""
-    ours, matched, theirs = document["ours"], document["ours_at_their_l0"], document["theirs"]
+    """Ours as a line over its prefixes, again at their L0 where it was measured there, theirs as a point."""
+    ours = document["ours"]
+    matched = document["ours_at_their_l0"]
+    theirs = document["theirs"]
     figure, axes = new_figure(f"the same {document['rows']['tokens_used']:,} held-out tokens")
     series = [(ours["name"], ours["per_prefix"], "o-")]
     if matched["per_prefix"]:
         series.append((f"{ours['name']} at k = {matched['top_k']}", matched["per_prefix"], "o--"))
     series.append((theirs["name"], [theirs], "s"))
     for name, points, style in series:
-        l0, fvu = ([point[figure_name] for point in points] for figure_name in ("l0", "fvu"))
-        known = [point["fvu_interval"] for point in points]
-        plot_interval(axes, l0, fvu, interval=known if all(known) else None, fmt=style, label=str(name))
+        l0 = [point["l0"] for point in points]
+        fvu = [point["fvu"] for point in points]
+        intervals = [point["fvu_interval"] for point in points]
+        plot_interval(axes, l0, fvu, interval=intervals if all(intervals) else None, fmt=style, label=str(name))
     for point in ours["per_prefix"]:
-        place = (point["l0"], point["fvu"])
-        axes.annotate(f"{point['prefix']:,}", place, xytext=(0, 10), textcoords="offset points", ha="center")
+        position = (point["l0"], point["fvu"])
+        axes.annotate(f"{point['prefix']:,}", position, xytext=(0, 10), textcoords="offset points", ha="center")
     axes.margins(x=0.08)
     axes.set(xlabel="features that fire on a token (mean L0)", ylabel="FVU on held-out rows", ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)

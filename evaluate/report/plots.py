@@ -1,4 +1,4 @@
-"""The figures of a report, as PNG and SVG bytes by file name."""
+"""The plots of a report, as PNG and SVG bytes by file name."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -13,15 +13,19 @@ from matplotlib.ticker import MaxNLocator
 Metrics = Mapping[str, Any]
 
 
-def figures(metrics: Metrics) -> dict[str, bytes]:
+def plots(metrics: Metrics) -> dict[str, bytes]:
     """FVU by prefix with baselines, the density of features, the distribution of L0."""
     drawn = {"fvu_by_prefix": fvu_by_prefix(metrics), "density": density(metrics), "l0": l0_distribution(metrics)}
-    return {name: data for stem, figure in drawn.items() for name, data in as_files(stem, figure).items()}
+    files: dict[str, bytes] = {}
+    for stem, figure in drawn.items():
+        files |= as_files(stem, figure)
+    return files
 
 
 def as_files(stem: str, figure: Figure) -> dict[str, bytes]:
     """One figure as a picture and as vectors; no display is needed."""
-    picture, vectors = BytesIO(), BytesIO()
+    picture = BytesIO()
+    vectors = BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
     FigureCanvasSVG(figure).print_svg(vectors)
     return {f"{stem}.png": picture.getvalue(), f"{stem}.svg": vectors.getvalue()}
@@ -51,8 +55,9 @@ def plot_interval(
 
 def fvu_by_prefix(metrics: Metrics) -> Figure:
     """FVU against prefix length with 95 % intervals; what a reconstruction without features reaches as lines."""
-    figure, axes = new_figure(_of_what(metrics))
-    prefixes, fvu = metrics["prefixes"], metrics["fvu_per_prefix"]
+    figure, axes = new_figure(_heading(metrics))
+    prefixes = metrics["prefixes"]
+    fvu = metrics["fvu_per_prefix"]
     plot_interval(axes, prefixes, fvu, interval=metrics["fvu_interval_per_prefix"], marker="o", label="transcoder")
     for prefix, value in zip(prefixes, fvu, strict=True):
         axes.annotate(f"{value:.3f}", (prefix, value), xytext=(0, 7), textcoords="offset points", ha="center")
@@ -70,9 +75,10 @@ def fvu_by_prefix(metrics: Metrics) -> Figure:
 
 def density(metrics: Metrics) -> Figure:
     """How often features fire, a stacked histogram of log10 density by the group that each prefix adds."""
-    groups, tokens = metrics["sparsity"]["density_by_group"], metrics["tokens_used"]
+    groups = metrics["sparsity"]["density_by_group"]
+    tokens = metrics["tokens_used"]
     silent = sum(group["silent"] for group in groups)
-    figure, axes = new_figure(f"{_of_what(metrics)}\n{silent:,} features never fired in {tokens:,} tokens")
+    figure, axes = new_figure(f"{_heading(metrics)}\n{silent:,} features never fired in {tokens:,} tokens")
     edges = np.array(metrics["sparsity"]["density_log10_edges"])
     below = np.zeros(len(edges) - 1)
     for group in groups:
@@ -90,10 +96,10 @@ def density(metrics: Metrics) -> Figure:
 
 def l0_distribution(metrics: Metrics) -> Figure:
     """How many features of each prefix fire on a token, and the means."""
-    figure, axes = new_figure(_of_what(metrics))
-    for place, tokens in enumerate(metrics["sparsity"]["l0_histogram_per_prefix"]):
+    figure, axes = new_figure(_heading(metrics))
+    for index, tokens in enumerate(metrics["sparsity"]["l0_histogram_per_prefix"]):
         shares = np.array(tokens) / sum(tokens)
-        label = f"{metrics['prefixes'][place]:,} features: mean {metrics['l0_per_prefix'][place]:.1f}"
+        label = f"{metrics['prefixes'][index]:,} features: mean {metrics['l0_per_prefix'][index]:.1f}"
         axes.stairs(shares, np.arange(len(tokens) + 1) - 0.5, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="features that fire on a token (L0)", ylabel="share of tokens")
@@ -101,5 +107,5 @@ def l0_distribution(metrics: Metrics) -> Figure:
     return figure
 
 
-def _of_what(metrics: Metrics) -> str:
+def _heading(metrics: Metrics) -> str:
     return f"{metrics['cache']['model']}, layer {metrics['cache']['layer']}: {metrics['transcoder']['name']}"

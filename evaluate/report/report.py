@@ -1,28 +1,35 @@
-"""What an evaluation leaves behind, and how a person reads it.
+"""What an evaluation leaves behind: a folder that appears complete or not at all.
 
-A report folder holds metrics.json (docs/metrics.md is its contract), summary.txt, samples.json and samples.txt, figures
-as PNG and SVG, and with a comparison what ``evaluate.compare`` adds. It appears whole or not at all; an evaluation that
-stood there before is moved aside to a folder that bears its date, never overwritten.
+It holds metrics.json (docs/metrics.md is its contract), summary.txt, samples.json, samples.txt, plots as PNG and SVG,
+and with a comparison what ``evaluate.compare`` adds. Every evaluation writes into a folder of its own first and renames
+it, so two that end at the same time both publish whole reports. The report that was there before is moved to a folder
+that bears its date, never overwritten; whatever is wrong with it cannot fail a new one.
 """
 
+import errno
 import json
+import os
+import re
+import socket
+import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from common import disk
 from common.checksums import CHECKSUMS_FILE, checksums_of
-from common.errors import DamagedError
+from common.errors import DiskError
+from common.run_layout import METRICS_FILE
 
 VERSION = 1
-METRICS_FILE = "metrics.json"
 
-_FEW_DOCUMENTS = 30
-
-_GUIDANCE = """How to read this: FVU 0 is perfect, 1 is the held-out mean. A transcoder earns its features where it
-beats the best affine map. Low FVU is easier in the first and last layers than between them: others found about .08 in
-layer 0, .34 in 6, .49 in 12 and .18 in 25 for Google's transcoders of Gemma-2-2B. Figures of different layers, models
-or L0 do not compare."""
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)")
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}
+"""What a rename says where another evaluation published or moved a report at the same moment."""
+_TRIES = 100
+_ABANDONED_SECONDS = 3600
+"""A report is written in seconds: an unfinished folder this old is what a killed evaluation left."""
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:
@@ -31,192 +38,71 @@ def as_json(document: Mapping[str, Any]) -> bytes:
 
 
 def write_report(out: Path, files: Mapping[str, bytes]) -> Path | None:
-    """Put ``files`` into the folder ``out``; where an earlier evaluation was moved to, if there was one."""
-    aside, earlier = out.with_name(f".{out.name}.unfinished"), None
-    disk.remove(aside)
+    """Put ``files`` into the folder ``out``; returns where an earlier report was moved to, if there was one."""
+    _remove_abandoned(out)
+    unfinished = out.with_name(f".{out.name}.{socket.gethostname()}-{os.getpid()}.unfinished")
+    disk.remove(unfinished)
     for name, data in (*files.items(), (CHECKSUMS_FILE, checksums_of(files))):
-        disk.write_file(aside / name, data)
-    if out.exists():
-        earlier = _dated(out)
-        disk.move(out, earlier)
-    disk.move(aside, out)
+        disk.write_file(unfinished / name, data)
+    try:
+        return _publish(unfinished, out)
+    except DiskError:
+        disk.remove(unfinished)
+        raise
+
+
+def _publish(unfinished: Path, out: Path) -> Path | None:
+    """Rename, having moved away what is there; again where another evaluation came in between."""
+    earlier: Path | None = None
+    for attempt in range(_TRIES):
+        try:
+            if out.exists():
+                dated = _dated(out)
+                disk.move(out, dated)
+                earlier = dated
+            disk.move(unfinished, out)
+            return earlier
+        except DiskError as error:
+            cause = error.__cause__
+            if not (isinstance(cause, OSError) and cause.errno in _TAKEN) or attempt == _TRIES - 1:
+                raise
     return earlier
 
 
+def _remove_abandoned(out: Path) -> None:
+    for folder in out.parent.glob(f".{out.name}.*unfinished"):
+        if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+            disk.remove(folder)
+
+
 def _dated(out: Path) -> Path:
-    """A free name for an old report: its own with its date."""
-    stamp = str(read_metrics(out).get("evaluated_at", "undated")).replace(":", "").replace("+0000", "Z")
-    names = (
-        out.with_name(f"{out.name}.{stamp}{suffix}") for suffix in ("", *(f".{count}" for count in range(2, 1000)))
-    )
-    return next(name for name in names if not name.exists())
+    """A free name for an old report: its own with its date; that of its folder where metrics.json does not tell."""
+    metrics, _ = read_earlier(out)
+    date = str(metrics.get("evaluated_at"))
+    if not _DATE.fullmatch(date):
+        date = datetime.fromtimestamp(out.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    stamp = date.replace(":", "").replace("+0000", "Z")
+    count = 1
+    name = out.with_name(f"{out.name}.{stamp}")
+    while name.exists():
+        count += 1
+        name = out.with_name(f"{out.name}.{stamp}.{count}")
+    return name
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """metrics.json of a report; empty where there is none. Raises DamagedError for a file that is not one."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return {}
+def read_earlier(out: Path) -> tuple[dict[str, Any], str | None]:
+    """metrics.json of the report in ``out``, and what is wrong with it (None: nothing, or there is no report)."""
+    path = out / METRICS_FILE
+    if not out.exists():
+        return {}, None
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedError(f"metrics.json is not JSON: {error}", where=path) from None
-    return found if isinstance(found, dict) else {}
-
-
-def summary(metrics: Mapping[str, Any]) -> str:
-    """summary.txt: the numbers of one transcoder for a person, with what they rest on."""
-    transcoder, cache = metrics["transcoder"], metrics["cache"]
-    lines = [
-        f"{cache['model']}, layer {cache['layer']}: {cache['source_site']} -> {cache['target_site']}",
-        f"transcoder {transcoder['name']}: {transcoder['dict_size']:,} features, {_rule(transcoder)}",
-        f"{metrics['tokens_used']:,} held-out tokens of {metrics['documents']:,} documents"
-        f" ({metrics['tokens_masked']:,} special tokens left out), {metrics['evaluated_at']}",
-        "",
-        *prefix_table(metrics),
-        *_caution(metrics["documents"]),
-        "",
-        *_baseline_lines(metrics["baselines"]),
-        *_feature_lines(metrics),
-        *_absorption_lines(metrics["absorption_first_letter"]),
-        *_language_model_lines(metrics["language_model"]),
-        "",
-        _GUIDANCE,
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _caution(documents: int) -> list[str]:
-    """Intervals resample documents, so a few of them carry an interval badly."""
-    if documents >= _FEW_DOCUMENTS:
-        return []
-    rough = f"With {documents} held-out documents the intervals are rough"
-    return [f"{rough}, and a dead feature may only lack its kind of text."]
-
-
-def _rule(transcoder: Mapping[str, Any]) -> str:
-    return f"top-k, k = {transcoder['top_k']}" if transcoder["top_k"] else "threshold"
-
-
-def prefix_table(metrics: Mapping[str, Any]) -> list[str]:
-    """A line a prefix: FVU with its interval, cosine, L0 with its 5 % and 95 % points, share of dead features."""
-    heading = f"{'features':>9}  {'FVU':>6}  {'95 % interval':<16}{'cosine':>6}  {'L0':>6}  {'5 - 95 %':<11}{'dead':>6}"
-    return [heading, *(_prefix_line(metrics, place) for place in range(len(metrics["prefixes"])))]
-
-
-def _prefix_line(metrics: Mapping[str, Any], place: int) -> str:
-    l0 = metrics["sparsity"]["l0_per_prefix"][place]
-    interval = metrics["fvu_interval_per_prefix"]
-    bounds = "{:.4f} - {:.4f}".format(*interval[place]) if interval else "none"
-    dead = metrics["dead_fraction_per_prefix"][place]
-    return (
-        f"{metrics['prefixes'][place]:>9,}  {metrics['fvu_per_prefix'][place]:6.4f}  {bounds:<16}"
-        f"{metrics['cosine_per_prefix'][place]:6.3f}  {l0['mean']:6.1f}  {l0['p5']:.0f} - {l0['p95']:<7.0f}"
-        f"{share(dead):>6}"
-    )
-
-
-def share(value: float | None) -> str:
-    """A fraction in per cent; ``?`` where it is not known."""
-    return "?" if value is None else f"{value:.1%}"
-
-
-def _baseline_lines(baselines: Mapping[str, Any]) -> list[str]:
-    affine, stored = baselines["affine"], baselines["storage_floor"]
-    said = (
-        f"{affine:.4f} (fitted to these very rows {baselines['affine_in_sample']:.4f})"
-        if affine is not None
-        else f"none: {baselines['affine_reason']}"
-    )
-    return [
-        f"Without features, FVU: best affine map {said}; bias alone {baselines['bias_only']:.4f}; mean 1.",
-        f"Floor, FVU: storing the target in bfloat16 costs {baselines['bf16_floor']:.1e}"
-        + (f"; this cache's format cost {stored:.1e}." if stored is not None else "."),
-    ]
-
-
-def _feature_lines(metrics: Mapping[str, Any]) -> list[str]:
-    sparsity, redundancy = metrics["sparsity"], metrics["redundancy"]
-    dead = sparsity["dead_reason"] or f"did not fire in {sparsity['dead_tokens']:,} tokens"
-    dense = share(metrics["dense_fraction"])
-    return [
-        f"Features: {share(metrics['dead_fraction'])} dead ({dead}); {dense} fire on more than 10 % of tokens.",
-        f"Redundancy: mean largest decoder cosine {_cosine(redundancy['mean_max_cosine'])};"
-        f" {share(redundancy['twin_share'])} have a twin above 0.9.",
-    ]
-
-
-def _cosine(value: float | None) -> str:
-    return "none, of a single feature" if value is None else f"{value:.3f}"
-
-
-def _absorption_lines(absorption: Mapping[str, Any]) -> list[str]:
-    if absorption["score"] is None:
-        return [f"First-letter absorption: not measured: {absorption['reason']}."]
-    by_prefix = ", ".join(f"{prefix['prefix']:,}: {prefix['score']:.3f}" for prefix in absorption["per_prefix"])
-    caution = f" Exploratory: {absorption['exploratory']}." if absorption["exploratory"] else ""
-    single = absorption["per_prefix"][-1]["k_sparse_f1"]["1"]
-    return [
-        f"First-letter absorption {absorption['score']:.3f} (by prefix {by_prefix}),"
-        f" full {absorption['full_absorption_rate']:.3f}.{caution}",
-        f"It rests on {absorption['words_right']:,} words of {absorption['letters_counted']} letters;"
-        f" F1 of the probes {absorption['probe_f1']:.2f}, of a letter's best single feature {single:.2f}.",
-    ]
-
-
-def _language_model_lines(spliced: Mapping[str, Any] | None) -> list[str]:
-    if spliced is None:
-        return []
-    clean, zero, mean = spliced["clean"], spliced["zero"]["cross_entropy"], spliced["mean"]["cross_entropy"]
-    ablated = f"cross-entropy clean {clean:.4f}, MLP zeroed {zero:.4f}, MLP at its mean {mean:.4f}"
-    heading = f"{'features':>9}  {'CE':>7}  {'delta':>7}  {'95 % interval':<18}  {'KL':>7}"
-    return [
-        "",
-        f"Spliced into the language model, {spliced['tokens']:,} tokens: {ablated}",
-        f"{heading}  recovered of zero, mean ablation",
-        *map(_spliced_line, spliced["per_prefix"]),
-    ]
-
-
-def _spliced_line(prefix: Mapping[str, Any]) -> str:
-    bounds = "[{:+.4f}, {:+.4f}]".format(*prefix["delta_interval"]) if prefix["delta_interval"] else "none"
-    return (
-        f"{prefix['prefix']:>9,}  {prefix['cross_entropy']:7.4f}  {prefix['delta']:+7.4f}  {bounds:<18}"
-        f"  {prefix['kl']:7.4f}  {share(prefix['recovered_zero'])}, {share(prefix['recovered_mean'])}"
-    )
-
-
-def table_of_runs(results: Mapping[int, Mapping[str, Any]]) -> str:
-    """One table over layers: a line a prefix, and what no features reach."""
-    spliced = any(metrics["language_model"] for metrics in results.values())
-    heading = f"layer  {'features':>9}  {'FVU':>6}  {'95 % interval':<15}  {'cosine':>6}  {'L0':>6}  {'dead':>6}"
-    lines = [heading + ("  delta CE" if spliced else "")]
-    for layer, metrics in results.items():
-        lines += [_run_line(layer, metrics, place) for place in range(len(metrics["prefixes"]))]
-        affine = metrics["baselines"]["affine"]
-        if affine is not None:
-            lines.append(f"{layer:>5}  {'affine':>9}  {affine:6.4f}  the best affine map of the source")
-        lines.append(f"{layer:>5}  {'mean':>9}  {1:6.4f}  on {metrics['tokens_used']:,} held-out tokens")
-        if "comparison" in metrics:
-            lines.append(_their_line(layer, metrics["comparison"]["theirs"]))
-    return "\n".join(lines)
-
-
-def _their_line(layer: int, theirs: Mapping[str, Any]) -> str:
-    bounds = "{:.4f} - {:.4f}".format(*theirs["fvu_interval"]) if theirs["fvu_interval"] else ""
-    return (
-        f"{layer:>5}  {'theirs':>9}  {theirs['fvu']:6.4f}  {bounds:<15}  {theirs['cosine']:6.3f}  {theirs['l0']:6.1f}"
-        f"  {share(theirs['dead_fraction']):>6}  {theirs['name']}, {theirs['dict_size']:,} features"
-    )
-
-
-def _run_line(layer: int, metrics: Mapping[str, Any], place: int) -> str:
-    interval = metrics["fvu_interval_per_prefix"]
-    bounds = "{:.4f} - {:.4f}".format(*interval[place]) if interval else ""
-    spliced = metrics["language_model"]
-    delta = f"  {spliced['per_prefix'][place]['delta']:+8.4f}" if spliced else ""
-    return (
-        f"{layer:>5}  {metrics['prefixes'][place]:>9,}  {metrics['fvu_per_prefix'][place]:6.4f}  {bounds:<15}"
-        f"  {metrics['cosine_per_prefix'][place]:6.3f}  {metrics['l0_per_prefix'][place]:6.1f}"
-        f"  {share(metrics['dead_fraction_per_prefix'][place]):>6}{delta}"
-    )
+    except FileNotFoundError:
+        return {}, "it has no metrics.json"
+    except OSError as error:
+        return {}, f"its metrics.json cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):
+        return {}, "its metrics.json is not JSON"
+    if not isinstance(found, dict):
+        return {}, "its metrics.json is no JSON object"
+    return found, None

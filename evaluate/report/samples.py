@@ -4,23 +4,19 @@ The features are chosen without looking at them: in each prefix group, evenly ov
 fire in enough documents. Tokens are decoded by the tokenizer that the harvest stored with the cache.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer
 
-from evaluate.replay import HeldOut
+from evaluate.held_out import HeldOut
+from evaluate.token_text import Speller
 from transcoder.transcoder import Transcoder
 
 BEFORE, AFTER = 14, 6
 """Tokens shown before and after the one where the feature is strongest."""
-
-TOKENIZER = "tokenizer.json"
-
-Spell = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,6 @@ class FeatureSample:
     prefix: int
     density: float
     contexts: list[Context]
-
-
-def speller(arrays: Mapping[str, np.ndarray]) -> Spell:
-    """Token ids to text, by the cache's own tokenizer; ids in brackets where it has none."""
-    if TOKENIZER not in arrays:
-        return lambda token: f"[{token}]"
-    tokenizer = Tokenizer.from_str(arrays[TOKENIZER].tobytes().decode())
-    return lambda token: tokenizer.decode([token], skip_special_tokens=False)
 
 
 def chosen_features(
@@ -76,23 +64,23 @@ def sample(
     features: Sequence[int],
     rows: Int[np.ndarray, "dict_size contexts"],
     firings: Int[np.ndarray, " dict_size"],
-    spell: Spell,
+    spell: Speller,
 ) -> list[FeatureSample]:
     """Read back the text around each feature's strongest rows. ``firings`` are over all unmasked held-out rows."""
-    tokens = len(held_out.view) - held_out.masked
     return [
         FeatureSample(
             feature=feature,
             prefix=next(prefix for prefix in dictionary.prefixes if feature < prefix),
-            density=float(firings[feature] / tokens),
+            density=float(firings[feature] / held_out.counted),
             contexts=[_context(held_out, dictionary, feature, row=int(row), spell=spell) for row in rows[feature]],
         )
         for feature in features
     ]
 
 
-def _context(held_out: HeldOut, dictionary: Transcoder, feature: int, *, row: int, spell: Spell) -> Context:
-    document, position = held_out.view.document, held_out.view.position
+def _context(held_out: HeldOut, dictionary: Transcoder, feature: int, *, row: int, spell: Speller) -> Context:
+    document = held_out.view.document
+    position = held_out.view.position
     start = row
     while start > 0 and row - start < BEFORE and position[start - 1] == position[start] - 1:
         start -= 1
@@ -101,9 +89,9 @@ def _context(held_out: HeldOut, dictionary: Transcoder, feature: int, *, row: in
         end += 1
     rows = held_out.view.rows(slice(start, end), view=dictionary.source_view)
     selection = dictionary.sparse_code(rows.source.float().to(dictionary.W_enc.device))
-    is_it = selection.features == feature
+    of_feature = selection.features == feature
     activations = torch.zeros(end - start).index_put_(
-        (selection.rows()[is_it].long().cpu(),), selection.values[is_it].cpu()
+        (selection.rows()[of_feature].long().cpu(),), selection.values[of_feature].cpu()
     )
     return Context(
         document=int(document[row]),
@@ -116,26 +104,26 @@ def _context(held_out: HeldOut, dictionary: Transcoder, feature: int, *, row: in
 
 def as_text(samples: Sequence[FeatureSample]) -> str:
     """A feature a paragraph, a context a line; the strongest token in ⟦ ⟧, others that it fires on in ‹ ›."""
-    return "\n\n".join("\n".join([_heading(one), *map(_line, one.contexts)]) for one in samples) + "\n"
+    return "\n\n".join("\n".join([_heading(sample), *map(_line, sample.contexts)]) for sample in samples) + "\n"
 
 
-def _heading(one: FeatureSample) -> str:
-    return f"feature {one.feature}  (prefix {one.prefix:,}; fires on {one.density:.2%} of tokens)"
+def _heading(sample: FeatureSample) -> str:
+    return f"feature {sample.feature}  (prefix {sample.prefix:,}; fires on {sample.density:.2%} of tokens)"
 
 
 def _line(context: Context) -> str:
-    shown = [_marked(context, place) for place in range(len(context.tokens))]
+    shown = [_marked(context, index) for index in range(len(context.tokens))]
     return f"  {context.activations[context.at]:8.3f}  {''.join(shown)}"
 
 
-def _marked(context: Context, place: int) -> str:
-    text = context.tokens[place].replace("\n", "⏎").replace("\t", "⇥").replace("\r", "")
+def _marked(context: Context, index: int) -> str:
+    text = context.tokens[index].replace("\n", "⏎").replace("\t", "⇥").replace("\r", "")
     printable = "".join(letter if letter.isprintable() else "·" for letter in text)
-    if place == context.at:
+    if index == context.at:
         return f"⟦{printable}⟧"
-    return f"‹{printable}›" if context.activations[place] > 0 else printable
+    return f"‹{printable}›" if context.activations[index] > 0 else printable
 
 
 def as_json(samples: Sequence[FeatureSample]) -> list[dict[str, object]]:
     """The same as plain data."""
-    return [asdict(one) for one in samples]
+    return [asdict(sample) for sample in samples]

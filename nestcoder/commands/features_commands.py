@@ -1,13 +1,15 @@
 """The ``features`` commands: what each of them says, as JSON and as text that a person wants to read."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
+from common.run_layout import FEATURES_PAGE
+from nestcoder import stages
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
-from nestcoder.ranks import read_ranks
 from nestcoder.text import table
 
 if TYPE_CHECKING:
@@ -22,34 +24,17 @@ def collect(
     invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool
 ) -> CommandResult:
     """Take the evidence of each layer's transcoder ``name``."""
-    from evaluate.features.run import features_of_layer
-
-    if read_ranks().world > 1:
-        raise UsageError("Evidence is taken by one process.", remedy="Run 'nestcoder features' without torchrun.")
-    settings = invocation.settings
-    results: dict[int, Any] = {}
     with shown_progress() as progress:
-        for layer in layers:
-            folders = invocation.folders(layer)
-            results[layer] = features_of_layer(
-                cache=folders.cache,
-                cache_settings=settings.cache,
-                transcoder=folders.transcoder(name),
-                out=folders.features(name),
-                settings=settings.features,
-                device=device,
-                lm=settings.model if lm else None,
-                force=force,
-                progress=progress,
-            )
-    return CommandResult(
-        results, "\n".join(f"features: {invocation.folders(layer).features(name) / 'index.html'}" for layer in layers)
-    )
+        results = stages.run_features(
+            invocation.settings, layers, name=name, device=device, lm=lm, force=force, progress=progress
+        )
+    lines = [f"features: {invocation.folders(layer).features(name) / FEATURES_PAGE}" for layer in layers]
+    return CommandResult(results, "\n".join(lines))
 
 
 def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     """One feature's evidence."""
-    from evaluate.features.page import feature_page
+    from evaluate.features.text.page import feature_page
 
     layer, number = parse_feature(feature)
     page = feature_page(*_opened(invocation, layer, number, name))
@@ -58,7 +43,7 @@ def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
 
 def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> CommandResult:
     """Several features, a column each."""
-    from evaluate.features.page import feature_page
+    from evaluate.features.text.page import feature_page
 
     pages = [feature_page(*_opened(invocation, *parse_feature(feature), name)) for feature in features]
     heading = ["", *(page["id"] for page in pages)]
@@ -68,8 +53,8 @@ def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> C
 
 def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     """The features nearest to one, by direction and by the rows that they share."""
-    from evaluate.features.labels import label_of
-    from evaluate.features.page import relatives
+    from evaluate.features.text.labels import label_of
+    from evaluate.features.text.page import relatives
 
     layer, number = parse_feature(feature)
     evidence, number = _opened(invocation, layer, number, name)
@@ -77,7 +62,8 @@ def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     lines = [f"{feature}  {label_of(evidence, number)}"]
     for kind, title in _RELATIVES.items():
         rows = [
-            [f"{layer}/{one['feature']}", _score(one), label_of(evidence, one["feature"])] for one in found[kind][:10]
+            [f"{layer}/{relative['feature']}", _score(relative), label_of(evidence, relative["feature"])]
+            for relative in found[kind][:10]
         ]
         lines += ["", title, *table(["feature", "", "label"], rows)] if rows else []
     return CommandResult(found, "\n".join(lines))
@@ -86,13 +72,13 @@ def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
 def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> CommandResult:
     """Features whose label, or one of the tokens they fire on most, has ``text`` in it; the most exclusive first."""
     from evaluate.features.evidence import read_evidence
-    from evaluate.features.find import find_features
+    from evaluate.features.text.find import find_features
 
     layers = [layer] if layer is not None else _layers_with(invocation, name)
     found: list[dict[str, Any]] = [
-        {"id": f"{one}/{hit.feature}", "label": hit.label, "firings": hit.firings, "share": hit.share}
-        for one in layers
-        for hit in find_features(read_evidence(invocation.folders(one).features(name)), text)
+        {"id": f"{searched}/{hit.feature}", "label": hit.label, "firings": hit.firings, "share": hit.share}
+        for searched in layers
+        for hit in find_features(read_evidence(invocation.folders(searched).features(name)), text)
     ]
     if not found:
         return CommandResult(found, f"No feature's label or tokens have '{text}' in them.")
@@ -101,10 +87,13 @@ def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> C
     return CommandResult(found, "\n".join([*table(["feature", "firings", "label"], rows), *more]))
 
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
 def parse_feature(text: str) -> tuple[int, int]:
     """Layer and number of a feature written as 8/123. Raises UsageError."""
     layer, slash, number = text.partition("/")
-    if not (slash and layer.isascii() and layer.isdigit() and number.isascii() and number.isdigit()):
+    if not (slash and _NUMBER.fullmatch(layer) and _NUMBER.fullmatch(number)):
         raise UsageError(f"'{text}' is no feature.", remedy="Write its layer and its number, for example 8/123.")
     return int(layer), int(number)
 
@@ -143,7 +132,8 @@ def _page_lines(page: dict[str, Any]) -> list[str]:
     for kind, count in _SHOWN.items():
         shown = page["contexts"][kind][:count]
         lines += ["", f"{kind}:", *map(_context_line, shown)] if shown else []
-    coarser, finer = page["relatives"]["coarser"][:3], page["relatives"]["finer"][:5]
+    coarser = page["relatives"]["coarser"][:3]
+    finer = page["relatives"]["finer"][:5]
     lines += ["", "coarser: " + _named(coarser, page)] if coarser else []
     lines += ["finer: " + _named(finer, page)] if finer else []
     return lines
@@ -151,16 +141,16 @@ def _page_lines(page: dict[str, Any]) -> list[str]:
 
 def _named(relatives: list[dict[str, Any]], page: dict[str, Any]) -> str:
     layer = page["id"].partition("/")[0]
-    return ", ".join(f"{layer}/{one['feature']} ({_score(one)})" for one in relatives)
+    return ", ".join(f"{layer}/{relative['feature']} ({_score(relative)})" for relative in relatives)
 
 
 def _context_line(context: dict[str, Any]) -> str:
-    from evaluate.features.labels import visible
+    from evaluate.features.text.labels import visible
 
     shown = ""
-    for place, (token, value) in enumerate(zip(context["tokens"], context["values"], strict=True)):
+    for index, (token, value) in enumerate(zip(context["tokens"], context["values"], strict=True)):
         text = visible(token)
-        if place == context["at"]:
+        if index == context["at"]:
             text = f"⟦{text}⟧"
         elif value > 0:
             text = f"‹{text}›"
@@ -168,18 +158,18 @@ def _context_line(context: dict[str, Any]) -> str:
     return f"  {context['values'][context['at']]:8.3f}  {shown}"
 
 
-def _tokens(page: dict[str, Any], side: str) -> str:
-    from evaluate.features.labels import quoted
+def _tokens(page: dict[str, Any], where: str) -> str:
+    from evaluate.features.text.labels import quoted
 
-    listed = page["tokens"][side][:4]
-    return ", ".join(f"{quoted(one['token'])} {one['share']:.0%} (x {one['lift']:.3g})" for one in listed)
+    listed = page["tokens"][where][:4]
+    return ", ".join(f"{quoted(entry['token'])} {entry['share']:.0%} (x {entry['lift']:.3g})" for entry in listed)
 
 
-def _logits(page: dict[str, Any], side: str) -> str:
-    from evaluate.features.labels import quoted
+def _logits(page: dict[str, Any], direction: str) -> str:
+    from evaluate.features.text.labels import quoted
 
-    listed = (page["logits"] or {}).get(side, [])[:5]
-    return ", ".join(f"{quoted(one['token'])} {one['logit']:+.2f}" for one in listed)
+    listed = (page["logits"] or {}).get(direction, [])[:5]
+    return ", ".join(f"{quoted(entry['token'])} {entry['logit']:+.2f}" for entry in listed)
 
 
 def _score(relative: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def plan_train(invocation: Invocation, layers: list[int], device: str, *, name: 
 
 def evaluate(invocation: Invocation, layers: list[int], device: str, options: EvaluateOptions) -> CommandResult:
     """Evaluate the transcoder ``options.name`` of each layer; one table for all."""
-    from evaluate.report.report import table_of_runs
+    from evaluate.report.table_of_runs import table_of_runs
 
     chosen = layers or stages.trained_layers(invocation.settings, options.name)
     with shown_progress() as progress:

@@ -110,9 +110,7 @@ def _artefacts(top: Path) -> Iterator[tuple[str, Path]]:
         kind = next((kind for kind, signs in _SIGNS.items() if signs & present), None)
         if kind:
             yield kind, Path(name)
-        # A transcoder's folder holds those of its sweep; nothing of ours lies inside the others.
-        inner = [folder for folder in folders if folder != CHECKPOINTS] if kind in (None, "transcoder") else []
-        folders[:] = sorted(inner)
+        folders[:] = [] if kind else sorted(folders)
 
 
 _SIGNS = {
@@ -145,7 +143,7 @@ def _faults(kind: str, folder: Path, *, fast: bool, progress: Progress) -> list[
 
 
 def _probe_faults(folder: Path) -> list[str]:
-    from evaluate.metrics.probe_set import read_probe_set
+    from evaluate.absorption.probe_set import read_probe_set
 
     read_probe_set(folder)
     return []
@@ -159,10 +157,9 @@ def _features_faults(folder: Path) -> list[str]:
 
 
 def _transcoder_faults(folder: Path) -> list[str]:
-    from transcoder.formats.native import load_transcoder
+    from train.verify import verify_run
 
-    load_transcoder(folder)
-    return []
+    return verify_run(folder)
 
 
 _CHECKS: dict[str, Callable[[Path], list[str]]] = {

@@ -180,15 +180,15 @@ def test_the_flips_find_a_hash_that_leaves_out_zarr_json(cache, flip, monkeypatc
     """Metadata decides what bytes mean: were it left out, a flipped bit in it would pass."""
     flip(cache / "rows.zarr/train/source/zarr.json", 1000)
     assert verify_cache(cache).faults
-    whole = verify_module.read_promises
+    whole = verify_module.read_index
 
     def careless(path):
-        promises = whole(path)
-        kept = {name: promise for name, promise in promises.files.items() if not name.endswith("zarr.json")}
-        object.__setattr__(promises, "files", kept)
-        return promises
+        index = whole(path)
+        kept = {name: expected for name, expected in index.files.items() if not name.endswith("zarr.json")}
+        object.__setattr__(index, "files", kept)
+        return index
 
-    monkeypatch.setattr(verify_module, "read_promises", careless)
+    monkeypatch.setattr(verify_module, "read_index", careless)
     monkeypatch.setattr(verify_module, "_walk", lambda store: ([], []))
     assert not verify_cache(cache).faults, "this fault is what the check is for"
 

@@ -18,7 +18,7 @@ from cache.format.manifest import parse_manifest, read_manifest
 from cache.reader import CacheReader
 from cache.tools.verify import verify_cache
 from common.errors import DamagedError, MismatchError, NestcoderError
-from common.hashing import canonical_json, chunk_hash, file_hash
+from common.hashing import canonical_json, chunk_hash, hash_bytes
 
 FULL = os.environ.get("NESTCODER_FULL") == "1"
 JOURNAL = journal_path(0)
@@ -160,8 +160,8 @@ def sealed(document):
     files = document.get("files")
     kept = {k: v for k, v in files.items() if k.startswith("rows.zarr/parameters/")} if isinstance(files, dict) else {}
     determining["parameters"] = kept
-    document["fingerprint"] = file_hash([canonical_json(determining)])
-    document["checksum"] = file_hash([canonical_json(document)])
+    document["fingerprint"] = hash_bytes(canonical_json(determining))
+    document["checksum"] = hash_bytes(canonical_json(document))
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
 
@@ -293,7 +293,7 @@ def test_a_zarr_json_with_another_codec_is_refused_even_when_the_manifest_binds_
         data = json.dumps(described, indent=1, sort_keys=True).encode()
         (cache / path).write_bytes(data)
         document = json.loads((cache / "manifest.json").read_bytes())
-        document["files"][path] = [len(data), file_hash([data])]
+        document["files"][path] = [len(data), hash_bytes(data)]
         before = (cache / "manifest.json").read_bytes()
         (cache / "manifest.json").write_bytes(sealed(document))
         (cache / JOURNAL).unlink(missing_ok=True)
@@ -308,7 +308,7 @@ def test_a_small_array_of_an_absurd_shape_is_refused(cache, shape):
     data = json.dumps(json.loads((cache / name).read_bytes()) | {"shape": shape}, indent=1, sort_keys=True).encode()
     (cache / name).write_bytes(data)
     document = json.loads((cache / "manifest.json").read_bytes())
-    document["files"][name] = [len(data), file_hash([data])]
+    document["files"][name] = [len(data), hash_bytes(data)]
     (cache / "manifest.json").write_bytes(sealed(document))
     with pytest.raises(DamagedError):
         small_arrays(cache)

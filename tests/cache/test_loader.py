@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cache.config import CacheSettings
-from cache.loader import open_loader
+from cache.loader import Loader
 from cache.reader import CacheReader
 from cache.storage.buffers import Buffers
 from cache.storage.columns import Column
@@ -28,7 +28,7 @@ def reader(tmp_path_factory):
 
 
 def served(reader, **options):
-    with open_loader(reader, batch_rows=100, seed=3, **{"epochs": 2} | options) as loader:
+    with Loader(reader, batch_rows=100, seed=3, **{"epochs": 2} | options) as loader:
         return list(loader)
 
 
@@ -80,7 +80,7 @@ def test_ranks_together_get_what_one_process_gets(reader, world):
 
 
 def test_the_cursor_counts_batches_consumed_not_fetched(reader):
-    with open_loader(reader, batch_rows=100, seed=3, prefetch=4) as loader:
+    with Loader(reader, batch_rows=100, seed=3, prefetch=4) as loader:
         for _ in range(3):
             next(loader)
         assert loader.consumed == 3
@@ -95,13 +95,13 @@ def test_the_normalised_view_undoes_gain_and_bias(reader):
 
 def test_an_absent_group_and_absurd_sizes_are_refused(reader):
     with pytest.raises(UsageError, match="no held_out rows"):
-        open_loader(reader, split="held_out", batch_rows=10, seed=0)
+        Loader(reader, split="held_out", batch_rows=10, seed=0)
     with pytest.raises(UsageError, match="batch_rows=0"):
-        open_loader(reader, batch_rows=0, seed=0)
+        Loader(reader, batch_rows=0, seed=0)
 
 
 def test_what_is_still_held_is_never_overwritten(reader):
-    with open_loader(reader, batch_rows=50, seed=3, epochs=2, prefetch=2) as loader:
+    with Loader(reader, batch_rows=50, seed=3, epochs=2, prefetch=2) as loader:
         held = []
         for number, batch in enumerate(loader):
             exact = loader.batch(number)
@@ -113,20 +113,20 @@ def test_what_is_still_held_is_never_overwritten(reader):
 
 def test_memory_is_used_again_as_soon_as_nobody_holds_it():
     buffers = Buffers(rows=100, pinned=False)
-    first = buffers.take(80, width=3, dtype=torch.bfloat16)
+    first = buffers.lend(80, width=3, dtype=torch.bfloat16)
     address, part = first.data_ptr(), first[3:5].float
     del first
-    assert buffers.take(100, width=3, dtype=torch.bfloat16).data_ptr() != address, "a view is still held"
+    assert buffers.lend(100, width=3, dtype=torch.bfloat16).data_ptr() != address, "a view is still held"
     del part
-    second = buffers.take(100, width=3, dtype=torch.bfloat16)
+    second = buffers.lend(100, width=3, dtype=torch.bfloat16)
     assert second.shape == (100, 3)
-    third = buffers.take(7, width=6, dtype=torch.float32)
+    third = buffers.lend(7, width=6, dtype=torch.float32)
     second.zero_()
     third.fill_(1)
     assert not second.any()
     taken = {second.data_ptr(), third.data_ptr()}
     del second, third
-    assert {buffers.take(9, width=3, dtype=torch.float16).data_ptr() for _ in range(4)} & taken
+    assert {buffers.lend(9, width=3, dtype=torch.float16).data_ptr() for _ in range(4)} & taken
 
 
 def test_a_pool_is_read_in_the_order_of_the_file_and_the_next_one_behind_it(reader, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_pool_is_read_in_the_order_of_the_file_and_the_next_one_behind_it(read
         read(column, chunks, **options)
 
     monkeypatch.setattr(Column, "read_through", noted)
-    with open_loader(reader, batch_rows=16, seed=3, epochs=1) as loader:
+    with Loader(reader, batch_rows=16, seed=3, epochs=1) as loader:
         loader.batch(0)
         loader.close()
         assert [name for name, _ in seen] == ["source", "target"] * 2
@@ -153,13 +153,13 @@ def test_a_pool_is_read_in_the_order_of_the_file_and_the_next_one_behind_it(read
 
 def test_to_name_rows_reads_none(reader, monkeypatch):
     monkeypatch.setattr(Column, "need", lambda *_: pytest.fail("rows were read"))
-    with open_loader(reader, batch_rows=16, seed=3) as loader:
+    with Loader(reader, batch_rows=16, seed=3) as loader:
         assert len(loader.rows_of(4, 2)) == 16
 
 
 def test_damage_is_met_by_the_batch_that_needs_it(tmp_path, make_toy, flip):
     make_toy().write(tmp_path)
     flip(tmp_path / "rows.zarr/train/source/c.1.0", 77)
-    loader = open_loader(CacheReader.open(tmp_path), batch_rows=8, seed=0)
+    loader = Loader(CacheReader.open(tmp_path), batch_rows=8, seed=0)
     with loader, pytest.raises(DamagedError, match=r"c\.1\.0"):
         list(loader)

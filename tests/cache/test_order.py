@@ -6,21 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.config import CacheSettings
-from cache.order import EpochOrder, derive_key, permute, unpermute
+from cache.order import EpochOrder, derive_key, permute
 
 
 @given(size=st.integers(1, 5000), key=st.integers(0, 2**64 - 1))
 @settings(max_examples=60, deadline=None)
-def test_permute_is_a_permutation_with_its_inverse(size, key):
-    image = permute(np.arange(size), size, key=key)
-    assert (np.sort(image) == np.arange(size)).all()
-    assert (unpermute(image, size, key=key) == np.arange(size)).all()
+def test_permute_is_a_permutation(size, key):
+    assert (np.sort(permute(np.arange(size), size, key=key)) == np.arange(size)).all()
 
 
 def test_a_permutation_of_an_astronomical_size_needs_no_table():
     size = 8_600_000_000
-    places = np.arange(size - 1000, size)
-    assert (unpermute(permute(places, size, key=3), size, key=3) == places).all()
+    image = permute(np.arange(size - 1000, size), size, key=3)
+    assert len(set(image.tolist())) == 1000
+    assert 0 <= image.min() < size // 4 < 3 * size // 4 < image.max() < size
 
 
 def test_the_permutation_is_the_one_that_the_format_fixes():

@@ -11,7 +11,8 @@ from cache import loader
 from cache.config import CacheSettings
 from cache.format.codec import decode_into, encoder
 from cache.format.journal import journal_path
-from cache.loader import open_loader
+from cache.loader import Loader
+from cache.open import open_cache
 from cache.reader import CacheReader
 from cache.tools.pack import pack_cache
 from cache.tools.repair import repair_cache
@@ -102,7 +103,7 @@ def test_a_packed_cache_serves_the_batches_of_the_plain_one_in_little_memory(lar
     monkeypatch.setattr("cache.reader.UNPACKED_BYTES", 6 * pair)
     ours, theirs = CacheReader.open(packed), CacheReader.open(large)
     options = {"batch_rows": 32, "seed": 3, "epochs": 2}
-    with open_loader(ours, threads=2, **options) as left, open_loader(theirs, **options) as right:
+    with Loader(ours, threads=2, **options) as left, Loader(theirs, **options) as right:
         for one, other in zip(left, right, strict=True):
             assert torch.equal(one.source, other.source)
             assert torch.equal(one.target, other.target)
@@ -112,7 +113,7 @@ def test_a_packed_cache_serves_the_batches_of_the_plain_one_in_little_memory(lar
 
 def test_a_packed_cache_opens_on_a_url(packed, large, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    same = CacheReader.open(f"file://{packed}").split("train").rows(slice(0, 100))
+    same = open_cache(f"file://{packed}").split("train").rows(slice(0, 100))
     assert torch.equal(same.source, CacheReader.open(large).split("train").rows(slice(0, 100)).source)
 
 
@@ -271,7 +272,7 @@ def test_threads_do_not_unpack_one_chunk_over_each_other(tmp_path, monkeypatch, 
     whole = CacheReader.open(tmp_path).split("train").rows(slice(None))
     for seed in range(12):
         given = {"batch_rows": 384, "seed": seed, "epochs": 1, "threads": threads, "prefetch": 8, "mask_special": False}
-        with loader.open_loader(CacheReader.open(tmp_path), **given) as batches:
+        with loader.Loader(CacheReader.open(tmp_path), **given) as batches:
             for batch in batches:
                 index = batches.rows_of(0, batch.index)
                 assert torch.equal(batch.source, whole.source[index])

@@ -8,6 +8,7 @@ import pytest
 
 from cache.config import CacheSettings
 from cache.format.manifest import MANIFEST
+from cache.open import open_cache
 from cache.reader import CacheReader
 from cache.storage.publish import publish_whole, withdraw
 from cache.tools.repair import repair_cache
@@ -80,7 +81,7 @@ def test_a_machine_that_has_only_the_promises_reads_from_afar(here, make_toy, wh
     shutil.rmtree(here)
     assert toy.write(here) == 0
     assert (here / MANIFEST).exists()
-    reader, local = CacheReader.open_near(here, SETTINGS), CacheReader.open(whole_cache)
+    reader, local = open_cache(here, SETTINGS), CacheReader.open(whole_cache)
     whole = slice(None)
     assert (reader.split("train").rows(whole).source == local.split("train").rows(whole).source).all()
 
@@ -116,7 +117,7 @@ def test_copies_of_earlier_processes_count_and_one_that_vanishes_does_no_harm(he
     limit = 600
     for _ in range(3):
         shutil.rmtree(here, ignore_errors=True)
-        split = CacheReader.open_near(here, CacheSettings(remote=BUCKET, remote_bytes=limit)).split("train")
+        split = open_cache(here, CacheSettings(remote=BUCKET, remote_bytes=limit)).split("train")
         for row in range(0, len(split), 4):
             split.rows(slice(row, row + 1))
         copies = [file for file in (here.parents[2] / "home").rglob("chunks/**/*") if file.is_file()]
@@ -129,4 +130,4 @@ def test_copies_of_earlier_processes_count_and_one_that_vanishes_does_no_harm(he
         return stat(self)
 
     monkeypatch.setattr(Path, "lstat", gone)
-    assert CacheReader.open(url(here)).fingerprint == split._reader.fingerprint
+    assert open_cache(url(here)).fingerprint == split._reader.fingerprint

@@ -11,7 +11,7 @@ import torch
 import zarr
 
 from cache.config import CacheSettings
-from cache.loader import Batch, open_loader
+from cache.loader import Batch, Loader
 from cache.reader import CacheReader, SplitView
 from cache.storage.recompute import ACTIVATIONS, Mlp, mlp_of_arrays
 from cache.tools.pack import pack_cache
@@ -122,7 +122,7 @@ def test_it_takes_half_the_disk_and_says_what_recomputing_costs(written):
 
 def test_the_loader_serves_computed_targets(written):
     reader = CacheReader.open(written.path["recompute"])
-    with open_loader(reader, batch_rows=10, seed=0, epochs=1) as loader:
+    with Loader(reader, batch_rows=10, seed=0, epochs=1) as loader:
         for batch in loader:
             assert torch.equal(batch.target, reader.mlp.target(batch.source).bfloat16())
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from cache.config import CacheSettings
-from cache.loader import open_loader
+from cache.loader import Loader
+from cache.open import open_cache
 from cache.reader import CacheReader
-from cache.storage.remote import open_remote
+from cache.remote_reader import open_remote
 from cache.tools.info import cache_info
 from cache.tools.verify import verify_cache
 from cache.tools.verify_remote import verify_remote
@@ -49,14 +50,14 @@ def same_rows(first, second, name="train"):
 
 def test_a_cache_opens_on_a_url_with_the_same_rows(url, pages, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    remote, local = CacheReader.open(url), CacheReader.open(pages)
+    remote, local = open_cache(url), CacheReader.open(pages)
     assert remote.fingerprint == local.fingerprint
     assert (remote.arrays["gain"] == local.arrays["gain"]).all()
     assert remote.statistics.source.variance_sum == local.statistics.source.variance_sum
     assert same_rows(remote, local)
     assert same_rows(remote, local, "held_out")
-    ours = open_loader(remote, batch_rows=256, seed=1, epochs=1, threads=2)
-    with ours, open_loader(local, batch_rows=256, seed=1, epochs=1) as theirs:
+    ours = Loader(remote, batch_rows=256, seed=1, epochs=1, threads=2)
+    with ours, Loader(local, batch_rows=256, seed=1, epochs=1) as theirs:
         for left, right in zip(ours, theirs, strict=True):
             assert torch.equal(left.source, right.source)
 
@@ -89,7 +90,7 @@ def test_the_copies_keep_within_their_limit(url, pages, tmp_path):
 def test_many_threads_under_a_small_limit_read_what_they_ask_for(url, pages, tmp_path):
     reader, local = open_remote(url, local=tmp_path, limit_bytes=40 * 64 * 64 * 4), CacheReader.open(pages)
     options = {"batch_rows": 32, "seed": 3, "epochs": 2}
-    with open_loader(reader, threads=4, **options) as ours, open_loader(local, **options) as theirs:
+    with Loader(reader, threads=4, **options) as ours, Loader(local, **options) as theirs:
         for left, right in zip(ours, theirs, strict=True):
             assert torch.equal(left.source, right.source)
             assert torch.equal(left.target, right.target)
@@ -124,7 +125,7 @@ def test_damage_on_the_remote_side_is_named(url, tmp_path):
 
 def test_another_cache_than_expected_and_no_cache_are_refused(url, tmp_path):
     with pytest.raises(MismatchError, match="layer is 3, not 4"):
-        CacheReader.open(url, expect={"layer": 4})
+        open_cache(url, expect={"layer": 4})
     with pytest.raises(DamagedError, match="missing"):
         open_remote("memory://bucket/nothing", local=tmp_path)
     with pytest.raises(UsageError, match="cannot be opened"):
@@ -236,7 +237,7 @@ def test_a_network_that_stays_down_is_one_sentence_and_a_rerun_goes_on(bucket, s
     toy.write(folder, stop=6)
     system = fsspec.filesystem("s3")
     with toy.writer(folder) as writer:
-        writer._publisher._remote._root = "no-such-bucket/x"
+        writer._publisher._store._root = "no-such-bucket/x"
         with pytest.raises(DiskError, match="The network refused to write"):
             toy.feed(writer)
     toy.write(folder)
@@ -251,15 +252,15 @@ def test_what_is_not_here_is_read_from_below_the_remote_url(pages, tmp_path, mon
     system.store.clear()
     system.put(f"{pages}/", "/bucket/gpt2/layer03/cache/", recursive=True)
     here, settings = tmp_path / "runs/gpt2/layer03/cache", CacheSettings(remote="memory://bucket/")
-    assert same_rows(CacheReader.open_near(here, settings), CacheReader.open(pages))
-    tight = CacheReader.open_near(here, CacheSettings(remote="memory://bucket", remote_bytes=1000))
+    assert same_rows(open_cache(here, settings), CacheReader.open(pages))
+    tight = open_cache(here, CacheSettings(remote="memory://bucket", remote_bytes=1000))
     with pytest.raises(CapacityError):
         tight.split("train").rows(slice(None))
     system.store.clear()
     shutil.copytree(pages, here)
-    assert same_rows(CacheReader.open_near(here, settings), CacheReader.open(pages))
+    assert same_rows(open_cache(here, settings), CacheReader.open(pages))
     with pytest.raises(UsageError, match="no cache here"):
-        CacheReader.open_near(tmp_path / "other", CacheSettings())
+        open_cache(tmp_path / "other", CacheSettings())
 
 
 def test_checksums_of_rows_can_be_left_out_but_not_those_of_the_journal(pages, tmp_path, flip):
@@ -267,9 +268,9 @@ def test_checksums_of_rows_can_be_left_out_but_not_those_of_the_journal(pages, t
     flip(tmp_path / "cache/rows.zarr/train/source/c.1.0", 77)
     whole = slice(None)
     with pytest.raises(DamagedError):
-        CacheReader.open_near(tmp_path / "cache", CacheSettings()).split("train").rows(whole)
+        open_cache(tmp_path / "cache", CacheSettings()).split("train").rows(whole)
     trusting = CacheSettings(check_reads=False)
-    assert len(CacheReader.open_near(tmp_path / "cache", trusting).split("train").rows(whole).source) == 2000
+    assert len(open_cache(tmp_path / "cache", trusting).split("train").rows(whole).source) == 2000
     flip(tmp_path / "cache/journal/part-00000.jsonl", 1000)
     with pytest.raises(DamagedError, match="journal"):
-        CacheReader.open_near(tmp_path / "cache", trusting)
+        open_cache(tmp_path / "cache", trusting)

@@ -120,7 +120,6 @@ class Toy:
 
     reader: CacheReader
     trained: Transcoder
-    dictionary: Transcoder
     settings: FeatureSettings
     blocks: list[CodeBlock]
     evidence: Evidence
@@ -135,7 +134,7 @@ class Toy:
 
     @property
     def firings(self) -> Firings:
-        return by_feature(self.code, self.dictionary.dict_size)
+        return by_feature(self.code, self.trained.dict_size)
 
     @property
     def text(self) -> Text:
@@ -145,11 +144,10 @@ class Toy:
 @pytest.fixture(scope="session")
 def toy(toy_cache: Path, toy_transcoder: Path) -> Toy:
     reader, trained = CacheReader.open(toy_cache), load_transcoder(toy_transcoder)
-    dictionary = trained
     settings = FeatureSettings(
         block_rows=256, context_tokens=3, top_contexts=4, interval_contexts=2, uniform_contexts=3, silent_contexts=2
     )
-    blocks = encode_part(reader, dictionary, settings, block_starts(reader, settings), progress=Silent())
+    blocks = encode_part(reader, trained, settings, block_starts(reader, settings), progress=Silent())
     view = reader.split("held_out")
     rows = view.rows(slice(0, len(view)))
     kept = np.flatnonzero(rows.tokens != SPECIAL)
@@ -158,10 +156,9 @@ def toy(toy_cache: Path, toy_transcoder: Path) -> Toy:
     return Toy(
         reader=reader,
         trained=trained,
-        dictionary=dictionary,
         settings=settings,
         blocks=blocks,
-        evidence=evidence_of(blocks, reader, dictionary, settings, origin=trained.config),
+        evidence=evidence_of(blocks, reader, trained, settings),
         dense=dense,
         kept=kept,
         source=rows.source.float(),

@@ -13,9 +13,9 @@ from cache.config import CacheSettings
 from cache.writer import CacheWriter
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
-from evaluate.compare import difference
+from evaluate.compare import difference, verdicts
 from evaluate.config import EvaluateSettings
-from evaluate.report.report import table_of_runs
+from evaluate.report.table_of_runs import table_of_runs
 from evaluate.run import evaluate_layer
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
@@ -176,9 +176,11 @@ def test_the_gained_input_is_refused_before_anything_is_measured(tmp_path: Path,
 def test_a_run_against_itself_differs_in_nothing(tmp_path: Path, place: Path) -> None:
     run(place / "cache", place / "main", tmp_path / "report", against=place / "main")
     document = json.loads((tmp_path / "report" / "comparison.json").read_text())
-    assert document["ours"]["per_prefix"][-1]["difference"] == {
-        name: {"value": 0.0, "interval": [0.0, 0.0]} for name in ("fvu", "cosine", "l0")
-    }
+    row = document["ours"]["per_prefix"][-1]
+    assert {"fvu", "cosine", "l0", "fvu_whitened", "fvu_median_token"} < row["difference"].keys()
+    assert all(gap == {"value": 0.0, "interval": [0.0, 0.0]} for gap in row["difference"].values())
+    assert set(row["better"].values()) == {None}
+    assert not row["disagree"]
     assert "already" in document["ours_at_their_l0"]["reason"]
     assert "a run of ours" in document["theirs"]["convention"]
     assert (tmp_path / "report" / "other_metrics.json").is_file()
@@ -238,3 +240,12 @@ def test_paired_intervals_are_narrower_than_unpaired() -> None:
     gap = difference(1 + shared + own, shared)
     assert gap["interval"][1] - gap["interval"][0] < 0.06
     assert difference(shared[:1], shared[:1])["interval"] is None
+
+
+def test_forms_that_name_different_winners_disagree() -> None:
+    lower, higher = {"value": -0.1, "interval": [-0.2, -0.1]}, {"value": 0.1, "interval": [0.1, 0.2]}
+    unclear = {"value": 0.1, "interval": [-0.1, 0.2]}
+    agreed = verdicts({"fvu": lower, "fvu_whitened": unclear, "cosine": higher})
+    assert agreed == {"better": {"fvu": "ours", "fvu_whitened": None}, "disagree": False}
+    assert verdicts({"fvu": lower, "delta_cross_entropy": higher})["disagree"]
+    assert verdicts({"fvu": {"value": 0.1, "interval": None}})["better"] == {"fvu": None}

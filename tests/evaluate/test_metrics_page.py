@@ -13,11 +13,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 ELSEWHERE = {"transcoder.weights", "cache.dataset"}
 SPLICED = "language_model"
 PROBED = ("absorption_first_letter.score", "absorption_first_letter.reason")
-"""Of absorption, all that there is without a probe cache; test_absorption_stage holds the rest against the page."""
+"""Of absorption, all that there is without a probe cache; tests/evaluate/absorption holds the rest against the page."""
+
+
+NAMED_BY_DATA = {"fvu_forms", "concentration.rows", "concentration.dimensions"}
+"""Their entries are ``*`` on the page."""
 
 
 def fields_of(value: Any, name: str = "") -> set[str]:
     """Names of the values, ``[]`` for entries of a list of objects."""
+    if name in NAMED_BY_DATA:
+        return {field for inner in value.values() for field in fields_of(inner, f"{name}.*")}
     if isinstance(value, dict) and name not in ELSEWHERE:
         return {field for key, inner in value.items() for field in fields_of(inner, f"{name}.{key}".lstrip("."))}
     if isinstance(value, list) and value and isinstance(value[0], dict):

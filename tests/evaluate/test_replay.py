@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from cache.reader import CacheReader
-from common.errors import CapacityError, UsageError
+from common.errors import CapacityError
 from common.progress import Silent
+from evaluate.absorption.first_letter import absorption_scorer
 from evaluate.config import EvaluateSettings
-from evaluate.measure import judge
-from evaluate.memory import batch_rows_for, bytes_a_row
-from evaluate.replay import Replay, open_held_out
+from evaluate.held_out import open_held_out
+from evaluate.measure import Measurement, measure
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.replay import Replay
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.rule import Rule
 from transcoder.sparse_code import SparseCode
@@ -49,10 +51,13 @@ from pathlib import Path
 from common.progress import Silent
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
-from transcoder.transcoder import Transcoder, random_arrays
-from evaluate.measure import judge
-from evaluate.replay import Replay, open_held_out
+from transcoder.transcoder import Transcoder
+from evaluate.held_out import open_held_out
+from evaluate.measure import measure
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.replay import Replay
 from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 def megabytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -69,7 +74,10 @@ reader, watching = CacheReader.open(Path(path)), Watching()
 dictionary = Transcoder(
     **random_arrays(width, width, dict_size=18_432), rule=TopK(96), prefixes=(1152, 3456, 8064, 18432)
 )
-judge(Replay(open_held_out(reader), rows, "cpu", watching), dictionary, reader=reader, settings=EvaluateSettings())
+held_out = open_held_out(reader)
+nothing = {"score": None, "reason": "not asked for"}
+inputs = MetricInputs(dictionary, held_out, reader, EvaluateSettings(), "cpu", absorption=lambda _: nothing)
+measure(Replay(held_out, rows, "cpu", watching), inputs)
 half = len(watching.own) // 2
 print(len(watching.own), max(watching.own[:half]), max(watching.own[half:]), megabytes("VmHWM"))
 """
@@ -96,10 +104,13 @@ def dictionary(toy_transcoder: Path) -> Transcoder:
     return load_transcoder(toy_transcoder)
 
 
-def judged(cache: Path, dictionary: Transcoder, progress: Silent) -> dict[str, Any]:
+def measured(cache: Path, dictionary: Transcoder, progress: Silent, *, batch_rows: int = 256) -> Measurement:
     reader = CacheReader.open(cache)
-    replay = Replay(open_held_out(reader), 256, "cpu", progress)
-    return judge(replay, dictionary, reader=reader, settings=EvaluateSettings(bootstrap=10)).metrics
+    held_out = open_held_out(reader)
+    inputs = MetricInputs(
+        dictionary, held_out, reader, EvaluateSettings(bootstrap=10), "cpu", absorption_scorer(reader, cache / "none")
+    )
+    return measure(Replay(held_out, batch_rows, "cpu", progress), inputs)
 
 
 OUT_OF_MEMORY = (
@@ -130,8 +141,9 @@ def limited_to(rows: int, dictionary: Transcoder, error: Exception = OUT_OF_MEMO
 def test_out_of_memory_halves_the_batch_and_changes_no_number(
     toy_cache: Path, dictionary: Transcoder, error: Exception
 ) -> None:
-    heard, limited = Heard(), limited_to(40, dictionary, error)
-    whole, halved = judged(toy_cache, dictionary, Silent()), judged(toy_cache, limited, heard)
+    heard = Heard()
+    whole = measured(toy_cache, dictionary, Silent()).metrics
+    halved = measured(toy_cache, limited_to(40, dictionary, error), heard).metrics
     assert heard.notes == [f"out of memory: going on with {rows} rows at a time" for rows in (128, 64, 32)]
     assert halved["sparsity"] == whole["sparsity"]
     np.testing.assert_allclose(halved["fvu_per_prefix"], whole["fvu_per_prefix"], rtol=1e-6)
@@ -139,26 +151,22 @@ def test_out_of_memory_halves_the_batch_and_changes_no_number(
 
 def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Transcoder) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        judged(toy_cache, limited_to(40, dictionary, RuntimeError("shapes cannot be multiplied")), Silent())
+        measured(toy_cache, limited_to(40, dictionary, RuntimeError("shapes cannot be multiplied")), Silent())
 
 
 def test_a_batch_of_special_tokens_alone_is_passed_over(
     write_toy_cache: Any, dictionary: Transcoder, tmp_path: Path
 ) -> None:
-    reader = CacheReader.open(write_toy_cache(tmp_path / "cache", held_out_rows=48))
-    found = [
-        judge(
-            Replay(open_held_out(reader), rows, "cpu", Silent()), dictionary, reader=reader, settings=EvaluateSettings()
-        )
-        for rows in (1, 48)
-    ]
-    assert found[0].metrics["tokens_used"] == 45
-    np.testing.assert_allclose(found[0].fvu, found[1].fvu, rtol=1e-6)
+    cache = write_toy_cache(tmp_path / "cache", held_out_rows=48)
+    single, whole = (measured(cache, dictionary, Silent(), batch_rows=rows) for rows in (1, 48))
+    assert single.metrics["tokens_used"] == 45
+    for name, values in whole.replicates.items():
+        np.testing.assert_allclose(single.replicates[name], values, rtol=1e-5)
 
 
 def test_a_device_without_room_for_a_row_is_said(toy_cache: Path, dictionary: Transcoder) -> None:
-    with pytest.raises(CapacityError, match="not even one row"):
-        judged(toy_cache, limited_to(0, dictionary), Silent())
+    with pytest.raises(CapacityError, match="Not even one row"):
+        measured(toy_cache, limited_to(0, dictionary), Silent())
 
 
 def test_no_network_and_no_model_library_is_needed(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
@@ -185,15 +193,3 @@ def test_memory_stays_under_four_gigabytes_and_does_not_grow_with_the_rows(
     assert measured == batches
     assert max(first_half, second_half) < 4e9 / 2**20
     assert second_half < 1.05 * first_half
-
-
-def test_no_held_out_rows_is_said(write_toy_cache: Any, tmp_path: Path) -> None:
-    cache = write_toy_cache(tmp_path / "cache", held_out_rows=0)
-    with pytest.raises(UsageError, match="no held-out rows"):
-        open_held_out(CacheReader.open(cache))
-
-
-def test_the_batch_fits_in_free_memory(dictionary: Transcoder) -> None:
-    rows = batch_rows_for(dictionary, "cpu")
-    assert rows & (rows - 1) == 0
-    assert bytes_a_row(dictionary) > 4 * dictionary.dict_size

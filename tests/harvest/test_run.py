@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cache.config import CacheSettings
+from cache.open import open_cache
 from cache.reader import CacheReader
 from cache.tools.pack import pack_cache
 from cache.tools.repair import repair_cache
@@ -240,7 +241,7 @@ def test_a_fresh_harvest_begins_anew_afar_too(model_folders, text, tmp_path, rem
         harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0], train_tokens=500)
     harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0], train_tokens=500, fresh=True)
     assert len(CacheReader.open(folder).split("train")) == 500
-    assert CacheReader.open("memory://bucket/tiny/layer02/cache").fingerprint == CacheReader.open(folder).fingerprint
+    assert open_cache("memory://bucket/tiny/layer02/cache").fingerprint == CacheReader.open(folder).fingerprint
 
 
 def test_a_probe_finds_its_cache_afar(model_folders, text, tmp_path, remote):

@@ -35,7 +35,7 @@ def problem(path: Path | None, *overrides: str) -> str:
     ("override", "words"),
     [
         ('runs="a\\0b"', "NUL"),
-        ("cache.split_seed=1180591620717411303424", "2^63"),
+        ("cache.split_seed=1180591620717411303424", "cache.split_seed:"),
         ("train.steps=" + "9" * 5000, "5000 digits"),
         ("train.lr=.inf", "finite"),
         ("train.lr=.nan", "finite"),
@@ -44,6 +44,8 @@ def problem(path: Path | None, *overrides: str) -> str:
         ("evaluate.bootstrap=1000000000000", "less than or equal to 100000"),
         ("evaluate.samples_per_group=1e12", "less than or equal to 10000"),
         ("evaluate.sample_contexts=1e12", "less than or equal to 1000"),
+        ("train.steps.x=1", "valid integer"),
+        ("train..steps=1", "KEY=VALUE"),
         ("evaluate.seed=-1", "greater than or equal to 0"),
     ],
 )
@@ -51,7 +53,7 @@ def test_an_override_that_cannot_be_is_named(override: str, words: str) -> None:
     text = problem(None, override)
     assert words in text
     assert "--set" in text
-    assert override.split("=")[0].split(".")[-1] in text
+    assert override.split("=")[0].split(".")[1 if "." in override.split("=")[0] else 0] in text
     assert max(map(len, text.split("\n"))) < 250
 
 
@@ -63,6 +65,14 @@ def test_a_problem_across_settings_names_those_that_were_given(file: Path) -> No
     assert problem(file).startswith(f"{file}:3: train: prefixes [4, 2]")
     text = problem(None, "train.prefixes=[8, 64]", "train.group_sizes=[8, 56]")
     assert text.startswith("--set train.prefixes=[8, 64] and --set train.group_sizes=[8, 56]")
+
+
+def test_a_section_with_nothing_in_it_keeps_its_defaults(file: Path) -> None:
+    file.write_text("model: gpt2\ntrain:\n  # steps: 5\ncache:\n")
+    assert load_settings(file) == load_settings(None, ["model=gpt2"])
+    assert load_settings(file, ["train.steps=200"]).train.steps == 200
+    file.write_text("model:\n")
+    assert f"{file}:1: model:" in problem(file)
 
 
 def test_paths_in_settings_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

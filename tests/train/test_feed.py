@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.loader import Batch, open_loader
+from cache.loader import Batch, Loader
 from cache.reader import CacheReader
 from train.feed import Feed
 
@@ -18,9 +18,9 @@ DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is
 def test_a_feed_hands_on_what_the_loader_gives(small_cache: Path, device: str) -> None:
     reader = CacheReader.open(small_cache)
     pinned = device == "cuda"
-    with open_loader(reader, batch_rows=48, seed=2, epochs=1) as plain:
+    with Loader(reader, batch_rows=48, seed=2, epochs=1) as plain:
         expected = list(plain)
-    with open_loader(reader, batch_rows=48, seed=2, epochs=1, pin_memory=pinned) as loader:
+    with Loader(reader, batch_rows=48, seed=2, epochs=1, pin_memory=pinned) as loader:
         found = list(Feed(loader, torch.device(device)))
     assert [batch.index for batch in found] == list(range(21)) == [batch.index for batch in expected]
     for one, other in zip(expected, found, strict=True):
@@ -56,10 +56,10 @@ if torch.cuda.is_available():
     def test_memory_is_not_used_again_before_the_step_that_reads_it(small_cache: Path) -> None:
         """Slow work on every batch, none of them kept: a buffer reused too early would hold a later batch's rows."""
         reader = CacheReader.open(small_cache)
-        with open_loader(reader, batch_rows=48, seed=2, epochs=4) as plain:
+        with Loader(reader, batch_rows=48, seed=2, epochs=4) as plain:
             expected = [batch.source.float().sum(dim=0) for batch in plain]
         slow, sums = torch.randn(4096, 4096, device="cuda"), []
-        with open_loader(reader, batch_rows=48, seed=2, epochs=4, pin_memory=True) as loader:
+        with Loader(reader, batch_rows=48, seed=2, epochs=4, pin_memory=True) as loader:
             for batch in Feed(loader, torch.device("cuda")):
                 for _ in range(5):
                     slow = torch.nn.functional.normalize(slow @ slow)

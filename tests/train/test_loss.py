@@ -101,9 +101,9 @@ def test_dead_is_counted_in_tokens_since_the_last_firing() -> None:
 def test_products_in_bfloat16_are_as_near_as_bfloat16_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aux_loss, "prefers_products", lambda *_, **__: True)
     doubles, source, e = problem()
-    weights = Weights(**{name: array.float() for name, array in doubles.tensors().items()})
+    weights = Parameters(**{name: array.float() for name, array in doubles.tensors().items()})
     source, e = source.float(), e.float()
-    given = {"pre": (source @ weights.W_enc + weights.b_enc)[:, DEAD], "residual": -e, "dead": DEAD, "top_k": TOP_K}
+    given = {"pre": (source @ weights.W_enc.T + weights.b_enc)[:, DEAD], "residual": -e, "dead": DEAD, "top_k": TOP_K}
     exact = auxiliary(weights, source, **given)
     rounded = auxiliary(weights, source, **given, dtype=torch.bfloat16)
     for name in ("error", "encoder", "bias", "decoder"):

@@ -52,7 +52,14 @@ def report(binary):
 def main():
     found = {}
     for table, kept in (("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp64", "fp64")):
-        floats = {"out": f"*{kept}", "pieces": f"*{kept}", "table": f"*{table}", "weight": f"*{table}"}
+        floats = {
+            "out": f"*{kept}",
+            "pieces": f"*{kept}",
+            "along": f"*{kept}",
+            "unit": f"*{table}",
+            "table": f"*{table}",
+            "weight": f"*{table}",
+        }
         types = {
             **floats,
             **INTS,
@@ -67,6 +74,7 @@ def main():
                 "BLOCK": tile.block,
                 "ACC": getattr(tl, {"fp32": "float32", "fp64": "float64"}[kept]),
                 "WIDTH": width,
+                "PROJECT": True,
             }
             for name in ("_sums_kernel", "_dots_kernel", "_add_pieces_kernel"):
                 kernel = getattr(kernels, name)

@@ -58,6 +58,11 @@ def check_skewed(dtype, device):
         out = torch.full_like(expected, 7.0, dtype=torch.promote_types(dtype, torch.float32))
         kernels.weighted_sums_(out, table, index, weight=weight, offsets=offsets)
         found.append(out)
+    unit = torch.randn_like(found[0]).to(dtype)
+    along = torch.randn(len(unit), device=device, dtype=found[0].dtype)
+    less = torch.empty_like(found[0])
+    kernels.weighted_sums_(less, table, index, weight=weight, offsets=offsets, less=(along, unit))
+    assert relative(less, expected - along.double()[:, None] * unit.double()) < TOLERANCE[dtype]
     assert relative(found[0], expected) < TOLERANCE[dtype]
     assert relative(found[0], decode.weighted_sums(table, index, weight, offsets=offsets)) < 10 * TOLERANCE[dtype]
     assert torch.equal(*found)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evaluate.dashboard.packs import PACK_FEATURES, index, pack, packs, script, significant
-from evaluate.features.page import feature_page, rounded
+from evaluate.features.text.page import feature_page, rounded
 
 
 def _unpacked(data: bytes) -> tuple[str, Any]:
@@ -31,7 +31,7 @@ def test_a_script_is_one_call_of_letters_that_mean_nothing_to_a_browser() -> Non
 def test_the_index_has_an_entry_a_feature(toy) -> None:
     found = index(toy.evidence)
     for column in ("labels", "firings", "largest", "lost", "parent", "tokens"):
-        assert len(found[column]) == toy.dictionary.dict_size
+        assert len(found[column]) == toy.trained.dict_size
     assert found["firings"] == toy.evidence.arrays["firings"].tolist()
     first = found["tokens"][30][0]
     assert found["vocabulary"][first] == feature_page(toy.evidence, 30)["tokens"]["on"][0]["token"]
@@ -39,7 +39,7 @@ def test_the_index_has_an_entry_a_feature(toy) -> None:
 
 
 def test_a_pack_says_what_the_pages_say(toy) -> None:
-    found = json.loads(json.dumps(pack(toy.evidence, range(toy.dictionary.dict_size))))
+    found = json.loads(json.dumps(pack(toy.evidence, range(toy.trained.dict_size))))
     vocabulary = found["vocabulary"]
     for feature in (0, 21, 63):
         page, packed = feature_page(toy.evidence, feature), found["pages"][feature]
@@ -63,7 +63,7 @@ def test_packs_hold_all_features_once(toy) -> None:
     files = list(packs(toy.evidence))
     assert [name for name, _ in files] == [f"pack-{number:05d}" for number in range(len(files))]
     pages = [len(_unpacked(data)[1]["pages"]) for _, data in files]
-    assert sum(pages) == toy.dictionary.dict_size
+    assert sum(pages) == toy.trained.dict_size
     assert max(pages) <= PACK_FEATURES
 
 

@@ -44,7 +44,7 @@ def test_parts_in_any_order_join_to_the_same_bytes(toy) -> None:
     parts = [
         encode_blocks(
             toy.reader.split("held_out"),
-            toy.dictionary,
+            toy.trained,
             starts[first::3],
             rows=len(toy.dense),
             block_rows=toy.settings.block_rows,

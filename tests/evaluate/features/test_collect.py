@@ -9,11 +9,11 @@ from evaluate.features.collect import block_starts, collect_evidence, encode_par
 def test_any_division_into_parts_gives_the_same_evidence(toy) -> None:
     starts = block_starts(toy.reader, toy.settings)
     parts = [
-        encode_part(toy.reader, toy.dictionary, toy.settings, some, progress=Silent())
+        encode_part(toy.reader, toy.trained, toy.settings, some, progress=Silent())
         for some in (starts[4:], starts[:1], starts[1:4])
     ]
     blocks = [block for part in parts for block in part]
-    merged = evidence_of(blocks, toy.reader, toy.dictionary, toy.settings, origin=toy.trained.config)
+    merged = evidence_of(blocks, toy.reader, toy.trained, toy.settings)
     assert merged.head == toy.evidence.head
     for name, array in toy.evidence.arrays.items():
         assert array.tobytes() == merged.arrays[name].tobytes(), name
@@ -21,7 +21,7 @@ def test_any_division_into_parts_gives_the_same_evidence(toy) -> None:
 
 def test_training_rows_and_fewer_rows_can_be_asked_for(toy) -> None:
     settings = toy.settings.model_copy(update={"split": "train", "rows": 300})
-    evidence = collect_evidence(toy.reader, toy.dictionary, settings, origin={}, progress=Silent())
+    evidence = collect_evidence(toy.reader, toy.trained, settings, progress=Silent())
     view = toy.reader.split("train")
     assert np.array_equal(evidence.arrays["text_token"], view.tokens[:300])
     assert evidence.tokens == int((view.tokens[:300] != 0).sum())

@@ -7,7 +7,7 @@ from evaluate.features.contexts import NO_ROW, interval_name, text_of
 
 def test_strongest_contexts_are_each_the_largest_of_another_document(toy) -> None:
     document = toy.text.document
-    for feature in range(0, toy.dictionary.dict_size, 5):
+    for feature in range(0, toy.trained.dict_size, 5):
         values = toy.evidence.arrays["largest"][feature] and toy.dense[:, feature]
         best = {}
         for row in np.flatnonzero(toy.dense[:, feature] > 0):
@@ -51,7 +51,7 @@ def test_the_uniform_sample_does_not_prefer_strong_firings(toy) -> None:
 def test_silent_contexts_are_of_documents_that_know_the_feature_and_do_not_fire(toy) -> None:
     silent, strongest = toy.evidence.arrays["context_silent"], toy.evidence.arrays["context_strongest"]
     feature, place = np.nonzero(silent != NO_ROW)
-    assert len(feature) > toy.dictionary.dict_size
+    assert len(feature) > toy.trained.dict_size
     for one, row in zip(feature, silent[feature, place], strict=True):
         first, end = toy.text.window(int(row), toy.settings.context_tokens)
         assert not (toy.dense[first:end, one] > 0).any()

@@ -17,7 +17,7 @@ def test_counts_largest_and_means_are_those_of_the_dense_code(toy) -> None:
 
 def test_histogram_percentiles_and_intervals_are_counted_one_by_one(toy) -> None:
     arrays, firings = toy.evidence.arrays, toy.firings
-    for feature in range(0, toy.dictionary.dict_size, 7):
+    for feature in range(0, toy.trained.dict_size, 7):
         values = firings.value[firings.offsets[feature] : firings.offsets[feature + 1]].astype(np.float64)
         if not len(values):
             continue

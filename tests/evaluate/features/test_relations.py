@@ -39,7 +39,7 @@ def test_features_of_the_same_rows_are_ranked_by_overlap(toy) -> None:
 def test_coarser_relatives_are_of_shorter_prefixes_and_likelier_when_the_feature_fires(toy) -> None:
     fires = (toy.dense > 0).astype(int)
     both, counts = fires.T @ fires, fires.sum(axis=0)
-    group = np.searchsorted(toy.trained.prefixes, np.arange(toy.dictionary.dict_size), side="right")
+    group = np.searchsorted(toy.trained.prefixes, np.arange(toy.trained.dict_size), side="right")
     added = both / np.maximum(1, counts)[:, None] - counts[None] / len(toy.kept)
     added[(group[:, None] <= group[None]) | (both == 0) | (added < 0)] = 0
     arrays = toy.evidence.arrays

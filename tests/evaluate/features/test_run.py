@@ -2,13 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import read_evidence
 from evaluate.features.run import features_of_layer
+from evaluate.features.text.page import feature_page
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.relu import ReLU
+from transcoder.rules.rule import Rule
+from transcoder.rules.threshold import JumpReLU
+from transcoder.rules.topk import TopK
 
 
 def _run(cache: Path, transcoder: Path, out: Path) -> dict:
@@ -42,3 +50,42 @@ def test_no_transcoder_and_another_cache_are_refused(
     wide = write_toy_cache(tmp_path / "wide", d_source=16)
     with pytest.raises(MismatchError, match="16"):
         _run(wide, toy_transcoder, tmp_path / "features")
+
+
+@pytest.mark.parametrize("rule", [JumpReLU(torch.full((64,), 0.5)), ReLU(), TopK(20)], ids=["jumprelu", "relu", "topk"])
+def test_every_rule_of_selection_and_a_skip_have_evidence(toy, toy_cache: Path, tmp_path: Path, rule: Rule) -> None:
+    skip = torch.full((toy.trained.d_source, toy.trained.d_target), 0.01)
+    transcoder = toy.trained.replaced(rule=rule, W_skip=skip)
+    save_transcoder(transcoder, tmp_path / "transcoder", config={})
+    _run(toy_cache, tmp_path / "transcoder", tmp_path / "features")
+    read = read_evidence(tmp_path / "features")
+    source, target = toy.source[toy.kept], toy.target[toy.kept].double()
+    code = transcoder.encode(source)
+    assert np.array_equal(read.arrays["firings"], (code > 0).sum(dim=0).numpy())
+    centred = (target - target.mean(dim=0)).square().sum()
+    without = code.clone()
+    without[:, 30] = 0
+    errors = [(target - transcoder.decode(one, source=source).double()).square().sum() for one in (code, without)]
+    assert read.arrays["fvu_lost"][30] == pytest.approx(float((errors[1] - errors[0]) / centred), rel=1e-3, abs=1e-6)
+
+
+def test_features_that_never_fire_and_blocks_of_special_rows_alone_do_no_harm(
+    toy, toy_cache: Path, tmp_path: Path
+) -> None:
+    silent = toy.trained.replaced(b_enc=torch.full((64,), -1e9))
+    save_transcoder(silent, tmp_path / "transcoder", config={})
+    head = features_of_layer(
+        cache=toy_cache,
+        transcoder=tmp_path / "transcoder",
+        out=tmp_path / "features",
+        settings=FeatureSettings(block_rows=1, rows=40),
+        device="cpu",
+        lm=None,
+        force=False,
+        progress=Silent(),
+    )
+    assert head["l0"] == 0
+    assert head["tokens"] == 37
+    page = feature_page(read_evidence(tmp_path / "features"), 3)
+    assert page["label"] == "never fires here"
+    assert page["contexts"]["strongest"] == []

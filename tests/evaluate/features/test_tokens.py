@@ -14,7 +14,7 @@ def test_tokens_beside_a_feature_are_counted_one_by_one(toy, side: str, offset: 
     rows = [row for row in toy.kept if text.run_start[row] <= row + offset < text.run_end[row]]
     base = Counter(text.tokens[toy.kept].tolist())
     beside = Counter(text.tokens[np.array(rows) + offset].tolist())
-    for feature in range(0, toy.dictionary.dict_size, 9):
+    for feature in range(0, toy.trained.dict_size, 9):
         firing = [row for row in rows if toy.dense[row, feature] > 0]
         counts = Counter(text.tokens[np.array(firing, dtype=int) + offset].tolist())
         expected = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: toy.settings.tokens]

@@ -89,7 +89,7 @@ def test_find_looks_in_tokens(runs: Path) -> None:
     assert "No feature" in _call(runs, "features", "find", "zebra").stdout
 
 
-@pytest.mark.parametrize("text", ["8", "8/", "/3", "a/b", "8/-1", "8/1/2", "８/1"])
+@pytest.mark.parametrize("text", ["8", "8/", "/3", "a/b", "8/-1", "8/1/2", "８/1", "8/" + "9" * 5000])
 def test_what_is_no_feature_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no feature"):
         parse_feature(text)

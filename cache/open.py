@@ -1,0 +1,44 @@
+"""``open_cache`` opens a cache wherever it lies: in a folder, or at a URL."""
+
+from pathlib import Path
+from typing import Any
+
+from cache.config import CacheSettings
+from cache.reader import CacheReader, View, is_complete
+from cache.remote_reader import open_remote
+from cache.storage.remote_store import url_of
+
+
+def open_cache(
+    path: Path | str,
+    settings: CacheSettings | None = None,
+    *,
+    expect: dict[str, Any] | None = None,
+    view: View = "mlp_in",
+    device: str = "cpu",
+) -> CacheReader:
+    """Open a finished cache to read its rows.
+
+        reader = open_cache("runs/gpt2/layer08/cache")
+        train = reader.split("train")
+        rows = train.rows(slice(0, 512))          # source (512, d_source), target (512, d_target), tokens, ...
+        ordinary = train.is_ordinary(rows.tokens)   # False for special tokens, which no metric counts
+        print(len(train), reader.identity["model"], reader.statistics.target.variance_sum)
+
+    ``path`` is a folder, or a URL that fsspec knows (``s3://bucket/gpt2/layer08/cache``). With ``settings.remote``, a
+    cache that is not complete in its folder is read from the same place below that URL. ``expect`` names what the
+    cache's identity must say (any part of it). ``view`` is how the source is seen (see ``cache.reader``). A target
+    that is not stored is computed on ``device``.
+
+    Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field, and
+    for a URL DiskError.
+    """
+    settings = settings or CacheSettings()
+    limit = settings.remote_bytes
+    if isinstance(path, str) and "://" in path:
+        return open_remote(path, expect=expect, view=view, limit_bytes=limit, device=device)
+    folder = Path(path)
+    if settings.remote and not is_complete(folder):
+        url = url_of(folder, settings.remote)
+        return open_remote(url, expect=expect, view=view, limit_bytes=limit, device=device)
+    return CacheReader.open(folder, expect=expect, verify=settings.check_reads, view=view, device=device)

@@ -1,0 +1,117 @@
+"""Reads a cache at a URL, through a local folder of bounded size.
+
+Shards are copied chunk by chunk as rows are needed: a chunk is a range of bytes at a known place, with a checksum of
+its own, so a shuffled epoch moves every byte once. Each copy is checked against the journal. A copy that does not match
+is fetched again once.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cache.config import CacheSettings
+from cache.format.journal import FileEntry, journal_path
+from cache.format.layout import STORE, Array
+from cache.format.manifest import MANIFEST, Manifest, parse_manifest
+from cache.reader import CacheReader, View
+from cache.storage.chunk_copies import ChunkCopies
+from cache.storage.columns import Column, PassingColumn
+from cache.storage.remote_store import RemoteStore
+from common import disk
+from common.errors import DamagedError
+from common.hashing import hash_bytes, hash_file
+
+
+class RemoteColumn(PassingColumn):
+    """One array of a remote cache: chunks are copied, mapped and checked when they are first needed."""
+
+    connections = 8  # transfers at once: a single connection to an object store is far from filling the line
+
+    def __init__(self, copies: ChunkCopies, array: Array, entries: dict[int, FileEntry]) -> None:
+        super().__init__(copies.folder, array, entries, verify=True, lru=copies.lru)
+        self._copies = copies
+
+    def _load(self, chunk: int) -> None:
+        try:
+            self._fetch(chunk)
+        except DamagedError:
+            # The copy of an earlier process, or this transfer, may have gone wrong: fetch it once more.
+            self._copies.remove((self.array.path, chunk))
+            self._fetch(chunk)
+
+    def _fetch(self, chunk: int) -> None:
+        number = chunk // self.array.index_entries
+        size = self.array.chunk_bytes
+        try:
+            path = self._copies.fetch(self.array, chunk, self._entries[number])
+            self._region.place(path, offset=chunk * size, size_bytes=size, file_bytes=size)
+            self._check(chunk)
+        except DamagedError as error:
+            raise DamagedError(error.what, where=self._where(number)) from None
+
+    def _where(self, number: int) -> str:
+        return f"{self._copies.store.url}/{self.array.file_path(number)}"
+
+    def _release(self, chunk: int) -> None:
+        super()._release(chunk)
+        self._copies.remove((self.array.path, chunk))
+
+
+class RemoteReader(CacheReader):
+    """A ``CacheReader`` over copies of the chunks of a remote cache."""
+
+    def __init__(self, copies: ChunkCopies, manifest: Manifest, *, view: View, device: str) -> None:
+        super().__init__(copies.folder, manifest, verify=True, view=view, device=device)
+        self.copies = copies
+
+    def make_column(self, array: Array, entries: dict[int, FileEntry]) -> Column:
+        """An array of this cache."""
+        return RemoteColumn(self.copies, array, entries)
+
+
+def open_remote(
+    url: str,
+    *,
+    expect: dict[str, Any] | None = None,
+    view: View = "mlp_in",
+    local: Path | None = None,
+    limit_bytes: int = CacheSettings().remote_bytes,
+    device: str = "cpu",
+) -> RemoteReader:
+    """Open the cache at ``url``: manifest, journals and small arrays are copied now, rows as they are needed.
+
+    At most ``limit_bytes`` of rows are kept, below ``local`` (None: the user's cache folder). Raises what
+    ``CacheReader.open`` raises, DiskError when the network refuses, CapacityError when a batch needs more than that.
+    """
+    store = RemoteStore(url)
+    data = store.read(MANIFEST)
+    manifest = parse_manifest(data, where=f"{url}/{MANIFEST}")
+    folder = (local or _user_cache()) / manifest.fingerprint
+    tag = str(os.getpid())
+
+    for part in range(manifest.geometry.parts):
+        if store.has(journal_path(part)):
+            disk.write_file(folder / journal_path(part), store.read(journal_path(part)), tag=tag)
+    for name, (size, digest) in manifest.files.items():
+        if name.startswith(f"{STORE}/parameters/") and not _has_hash(folder / name, digest):
+            disk.write_file(folder / name, _read_checked(store, name, size, digest), tag=tag)
+    disk.write_file(folder / MANIFEST, data, tag=tag)
+
+    reader = RemoteReader(ChunkCopies(store, folder, limit_bytes=limit_bytes), manifest, view=view, device=device)
+    reader.check(expect)
+    return reader
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nestcoder"
+
+
+def _has_hash(path: Path, digest: str) -> bool:
+    return path.is_file() and hash_file(path) == digest
+
+
+def _read_checked(store: RemoteStore, name: str, size: int, digest: str) -> bytes:
+    data = store.read(name, 0, size) if size else b""
+    if hash_bytes(data) != digest:
+        raise DamagedError("A file of the remote cache does not match its checksum.", where=f"{store.url}/{name}")
+    return data

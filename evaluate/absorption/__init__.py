@@ -1,0 +1,1 @@
+"""First-letter absorption: the words, their probes, the definition, and the metric that reports it."""

@@ -1,0 +1,1 @@
+"""Evidence in words: labels, pages, search, a report, the text of tokens."""

@@ -1,0 +1,172 @@
+"""One feature's evidence as plain data, with texts in place of numbers: for JSON, a terminal, a report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from evaluate.features.contexts import NO_ROW, SILENT, STRONGEST, UNIFORM, interval_name
+from evaluate.features.evidence import Evidence
+from evaluate.features.relations import NO_FEATURE
+from evaluate.features.text.labels import label_of
+from evaluate.features.tokens import NO_TOKEN
+
+_SHOWN_PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def feature_page(evidence: Evidence, feature: int) -> dict[str, Any]:
+    """Everything that is known of one feature."""
+    arrays = evidence.arrays
+    firings = int(arrays["firings"][feature])
+    return {
+        "id": f"{evidence.layer}/{feature}",
+        "feature": feature,
+        "prefix": prefix_of(evidence, feature),
+        "label": label_of(evidence, feature),
+        "firings": firings,
+        "density": firings / evidence.tokens,
+        "largest": rounded(arrays["largest"][feature]),
+        "mean": rounded(arrays["mean"][feature]),
+        "percentiles": {str(q): rounded(arrays["percentiles"][feature, q - 1]) for q in _SHOWN_PERCENTILES},
+        "fvu_lost": rounded(arrays["fvu_lost"][feature]),
+        "fvu_lost_prefix": rounded(arrays["fvu_lost_prefix"][feature]),
+        "histogram": arrays["histogram"][feature].tolist(),
+        "intervals": intervals(evidence, feature),
+        "positions": position_rates(evidence, feature),
+        "tokens": {side: tokens(evidence, feature, side) for side in ("before", "on", "after")},
+        "logits": logits(evidence, feature),
+        "relatives": relatives(evidence, feature),
+        "contexts": {kind: contexts(evidence, feature, kind) for kind in context_kinds(evidence)},
+    }
+
+
+def prefix_of(evidence: Evidence, feature: int) -> int:
+    """The shortest prefix that has the feature."""
+    return next(prefix for prefix in evidence.prefixes if feature < prefix)
+
+
+def context_kinds(evidence: Evidence) -> list[str]:
+    """Strongest first, then the intervals from the strongest down, then the others."""
+    count = evidence.arrays["intervals"].shape[1]
+    return [STRONGEST, *(interval_name(number) for number in reversed(range(count))), UNIFORM, SILENT]
+
+
+def intervals(evidence: Evidence, feature: int) -> list[dict[str, Any]]:
+    """Bounds, firings and share of firings of each interval of activation, weakest first."""
+    counts, largest = evidence.arrays["intervals"][feature], float(evidence.arrays["largest"][feature])
+    edges = np.linspace(0, largest, len(counts) + 1)
+    total = max(1, int(counts.sum()))
+    return [
+        {"from": rounded(low), "to": rounded(high), "firings": int(count), "share": int(count) / total}
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+
+
+def position_rates(evidence: Evidence, feature: int) -> list[float]:
+    """The density in each stretch of the context."""
+    rates = evidence.arrays["positions"][feature] / np.maximum(1, evidence.arrays["positions_base"])
+    return [rounded(rate) for rate in rates]
+
+
+def tokens(evidence: Evidence, feature: int, side: str) -> list[dict[str, Any]]:
+    """The tokens on one side ("before", "on", "after"), most frequent first."""
+    columns = [evidence.arrays[f"{side}_{name}"][feature] for name in ("token", "count", "share", "lift", "recall")]
+    return [
+        {
+            "token": evidence.word(int(token)),
+            "count": int(count),
+            "share": rounded(share),
+            "lift": rounded(lift),
+            "recall": rounded(recall),
+        }
+        for token, count, share, lift, recall in zip(*columns, strict=True)
+        if token != NO_TOKEN
+    ]
+
+
+def logits(evidence: Evidence, feature: int) -> dict[str, Any] | None:
+    """Tokens whose logits the feature raises and lowers; None where no unembedding was given."""
+    if "raised_token" not in evidence.arrays:
+        return None
+    return {
+        side: [
+            {"token": evidence.word(int(token)), "logit": rounded(logit)}
+            for token, logit in zip(
+                evidence.arrays[f"{side}_token"][feature], evidence.arrays[f"{side}_logit"][feature], strict=True
+            )
+        ]
+        for side in ("raised", "lowered")
+    }
+
+
+def relatives(evidence: Evidence, feature: int) -> dict[str, list[dict[str, Any]]]:
+    """Nearest by decoder and encoder, firing on the same rows, coarser and finer features."""
+    return {
+        "decoder": _nearest(evidence, feature, "decoder"),
+        "encoder": _nearest(evidence, feature, "encoder"),
+        "near": [_shared(evidence, feature, place, "near") for place in _there(evidence, feature, "near")],
+        "coarser": [_shared(evidence, feature, place, "coarser") for place in _there(evidence, feature, "coarser")],
+        "finer": finer(evidence, feature),
+    }
+
+
+def finer(evidence: Evidence, feature: int) -> list[dict[str, Any]]:
+    """The features whose parent this one is, those that it predicts best first."""
+    found = [
+        _shared(evidence, child, 0, "coarser") | {"feature": child} for child in evidence.children.get(feature, [])
+    ]
+    return sorted(found, key=lambda child: -child["given"])
+
+
+def _there(evidence: Evidence, feature: int, kind: str) -> list[int]:
+    return np.flatnonzero(evidence.arrays[f"{kind}_feature"][feature] != NO_FEATURE).tolist()
+
+
+def _nearest(evidence: Evidence, feature: int, kind: str) -> list[dict[str, Any]]:
+    pairs = zip(evidence.arrays[f"{kind}_feature"][feature], evidence.arrays[f"{kind}_score"][feature], strict=True)
+    return [{"feature": int(other), "cosine": rounded(cosine)} for other, cosine in pairs]
+
+
+def _shared(evidence: Evidence, feature: int, place: int, kind: str) -> dict[str, Any]:
+    """How another feature fires with this one: rows of both, P(other | this), lift, and what ranks it."""
+    arrays = evidence.arrays
+    other = int(arrays[f"{kind}_feature"][feature, place])
+    rows = int(arrays[f"{kind}_count"][feature, place])
+    own, its = int(arrays["firings"][feature]), int(arrays["firings"][other])
+    shared: dict[str, Any] = {
+        "feature": other,
+        "rows": rows,
+        "given": rounded(rows / own),
+        "lift": rounded(rows * evidence.tokens / (own * its)),
+    }
+    if kind == "near":
+        return shared | {"overlap": rounded(arrays["near_score"][feature, place])}
+    cosines = {f"{side}_cosine": arrays[f"coarser_{side}_cosine"][feature, place] for side in ("decoder", "encoder")}
+    return shared | {name: rounded(cosine) for name, cosine in cosines.items()}
+
+
+def contexts(evidence: Evidence, feature: int, kind: str) -> list[dict[str, Any]]:
+    """The contexts of one kind: document, row, tokens, and the feature's value on every one of them."""
+    rows = evidence.arrays[f"context_{kind}"][feature]
+    return [_context(evidence, feature, int(row)) for row in rows[rows != NO_ROW]]
+
+
+def _context(evidence: Evidence, feature: int, row: int) -> dict[str, Any]:
+    text = evidence.text
+    first, end = text.window(row, _window(evidence.head))
+    return {
+        "document": int(text.document[row]),
+        "row": row,
+        "at": row - first,
+        "tokens": [evidence.word(int(token)) for token in text.tokens[first:end]],
+        "values": [rounded(value) for value in evidence.values(feature, first, end)],
+    }
+
+
+def _window(head: Mapping[str, Any]) -> int:
+    return int(head["settings"]["context_tokens"])
+
+
+def rounded(value: float | np.floating[Any]) -> float:
+    """Four significant digits: fewer would show other orders, more would be noise."""
+    return float(f"{float(value):.4g}")

@@ -1,0 +1,124 @@
+"""How much of the target's variance a handful of rows, or of dimensions, owns.
+
+    share of the largest rows        sum over those rows of ||y - mu||^2  /  sum over all rows of the same
+    share of the largest dimensions  sum over those dimensions of V_j     /  sum over all dimensions of V_j
+
+with mu the held-out mean and V_j the squared deviations of dimension j (see ``fvu``). The pooled FVU speaks of these
+rows and dimensions alone where their share is large, however exact it is.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evaluate.held_out import HeldOut
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.metrics.largest_rows import LargestRows
+from evaluate.metrics.metric import Findings, Metric, Replayed, State, add
+from evaluate.token_text import Speller, speller
+
+ROW_SHARES = (0.0001, 0.001, 0.01)
+"""Of the rows, each rounded up."""
+DIMENSIONS = (1, 2, 10)
+
+NAMED_ROWS = 10
+"""Of the largest rows and dimensions are named."""
+
+RULING_SHARE = 0.5
+"""A handful rules where 0.1 % of the rows, or two dimensions, have more of the variance than this."""
+
+
+@dataclass(frozen=True)
+class Concentration(Metric):
+    """Of the evaluated rows' target. ``held_out`` and ``spell`` say which tokens the largest rows are."""
+
+    centre: Float[Tensor, " d_target"]
+    held_out: HeldOut
+    spell: Speller
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> "Concentration":
+        return cls(inputs.centre, inputs.held_out, speller(inputs.reader.arrays))
+
+    @cached_property
+    def _largest(self) -> LargestRows:
+        return LargestRows(ceil(max(ROW_SHARES) * self.held_out.counted), {}, self.centre.device)
+
+    def start(self) -> State:
+        width = len(self.centre)
+        sums = {"away": torch.zeros(width), "variance": torch.zeros(width), "rows": torch.zeros(())}
+        sums = {name: array.double().to(self.centre.device) for name, array in sums.items()}
+        return sums | self._largest.start()
+
+    def measure(self, batch: Replayed) -> State:
+        """The batch's sums by dimension, and its largest rows."""
+        centred = batch.target.double() - self.centre.double()
+        away = centred.sum(dim=0)
+        squares = centred.square_()
+        sums = {"away": away, "variance": squares.sum(dim=0), "rows": centred.new_tensor(len(centred))}
+        return sums | self._largest.of_batch(squares.sum(dim=1), batch.row)
+
+    def combine(self, total: State, addition: State) -> State:
+        add(total, {name: addition[name] for name in ("away", "variance", "rows")})
+        return self._largest.combine(total, addition)
+
+    def compute(self, state: State) -> Findings:
+        largest = {name: array.cpu().numpy() for name, array in self._largest.finish(state).items()}
+        total = float(state["variance"].sum())
+        by_dimension = (state["variance"] - state["away"].square() / state["rows"]).cpu().numpy()
+        rows = {
+            f"{share:.2%}": float(largest["distance"][: ceil(share * int(state["rows"]))].sum()) / total
+            for share in ROW_SHARES
+        }
+        fields = concentration_fields(by_dimension) | {
+            "rows": rows,
+            "largest_rows": self._named_rows(largest["row"], largest["distance"] / total),
+        }
+        return Findings({"concentration": fields | {"warning": warning(fields)}})
+
+    def _named_rows(self, rows: np.ndarray, shares: np.ndarray) -> list[dict[str, Any]]:
+        view = self.held_out.view
+        return [
+            {
+                "row": int(row),
+                "document": int(view.document[row]),
+                "position": int(view.position[row]),
+                "token": int(view.tokens[row]),
+                "text": self.spell(int(view.tokens[row])),
+                "share": float(share),
+            }
+            for row, share in zip(rows[:NAMED_ROWS], shares, strict=False)
+        ]
+
+
+def concentration_fields(variance: Float[np.ndarray, " d_target"]) -> dict[str, Any]:
+    """Shares of the largest dimensions, and which they are."""
+    order = np.argsort(-variance, kind="stable")
+    shares = variance[order] / variance.sum()
+    return {
+        "dimensions": {str(count): float(shares[:count].sum()) for count in DIMENSIONS},
+        "largest_dimensions": [
+            {"dimension": int(number), "share": float(share)}
+            for number, share in zip(order[:NAMED_ROWS], shares, strict=False)
+        ],
+    }
+
+
+def warning(fields: dict[str, Any]) -> str | None:
+    """One plain line where a handful of rows or dimensions owns most of the variance; None elsewhere."""
+    rows, dimensions = fields["rows"]["0.10%"], fields["dimensions"]["2"]
+    owners: list[str] = []
+    if rows > RULING_SHARE:
+        owners.append(f"0.1 % of the rows own {rows:.0%} of the target's variance")
+    if dimensions > RULING_SHARE:
+        numbers = " and ".join(str(entry["dimension"]) for entry in fields["largest_dimensions"][:2])
+        owners.append(f"dimensions {numbers} own {dimensions:.0%}" + ("" if owners else " of the target's variance"))
+    if not owners:
+        return None
+    return f"{', '.join(owners)}: the pooled FVU speaks of those alone. Quote the whitened FVU beside it."

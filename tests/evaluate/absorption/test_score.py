@@ -1,0 +1,205 @@
+"""Absorption against toys whose truth is known by construction, and against the definition in plain Python."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluate.absorption.letters import Space, fit_letter_probes, readability
+from evaluate.absorption.probe_set import ProbeSet
+from evaluate.absorption.score import absorption_fraction, measure_absorption, score_prefix
+from transcoder.rules.relu import ReLU
+from transcoder.sparse_code import SparseCode, largest_sums, stacked
+from transcoder.transcoder import Transcoder
+
+LETTERS, WORDS, STRENGTH, NOISE_DIMS = 26, 40, 3.0, 24
+
+
+def toy_words(*, seed: int = 0) -> ProbeSet:
+    """26 letters of 40 words in each split; the target is 3 along the letter's own axis, and noise on other axes."""
+    generator = torch.Generator().manual_seed(seed)
+    letter = torch.arange(LETTERS).repeat_interleave(WORDS).repeat(2)
+    target = torch.zeros(len(letter), LETTERS + NOISE_DIMS)
+    target[torch.arange(len(letter)), letter] = STRENGTH
+    target[:, LETTERS:] = torch.randn(len(letter), NOISE_DIMS, generator=generator)
+    test = torch.arange(len(letter)) >= LETTERS * WORDS
+    return ProbeSet(source=target.clone(), target=target, letter=letter, test=test, about={"model_parameters": 10})
+
+
+def selection(code: torch.Tensor) -> SparseCode:
+    rows, features = (code > 0).nonzero(as_tuple=True)
+    offsets = torch.searchsorted(rows, torch.arange(len(code) + 1)).int()
+    return SparseCode(code[rows, features], features.int(), offsets)
+
+
+def absorbed_toy(words: ProbeSet, *, absorbed: int, main_left: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Code and unit decoder rows. In each split the first ``absorbed`` words of a letter have a feature of their own,
+    which takes the letter over from the main one; that keeps ``main_left`` of it."""
+    code = torch.zeros(len(words.letter), LETTERS + LETTERS * absorbed)
+    rows = torch.arange(len(words.letter))
+    code[rows, words.letter] = STRENGTH
+    number = rows % WORDS
+    taken = number < absorbed
+    own = LETTERS + words.letter * absorbed + number
+    code[rows[taken], words.letter[taken]] = STRENGTH * main_left
+    code[rows[taken], own[taken]] = STRENGTH * (1 - main_left) * math.sqrt(2)
+    decoder = torch.zeros(code.shape[1], words.target.shape[1])
+    decoder[:LETTERS, :LETTERS] = torch.eye(LETTERS)
+    for letter in range(LETTERS):
+        mine = slice(LETTERS + letter * absorbed, LETTERS + (letter + 1) * absorbed)
+        decoder[mine, letter] = math.sqrt(0.5)
+        decoder[mine, LETTERS + letter % NOISE_DIMS] = math.sqrt(0.5)
+    return code, decoder
+
+
+SPACES = pytest.mark.parametrize("space", ["target", "source"])
+"""The toy's source is its target, and what is a decoder row in one space is an encoder row in the other."""
+
+
+@pytest.mark.parametrize(("space", "absorbed"), [("target", 0), ("target", 2), ("target", 10), ("source", 2)])
+def test_known_full_absorption_is_found(space: Space, absorbed: int) -> None:
+    words = toy_words()
+    code, directions = absorbed_toy(words, absorbed=absorbed, main_left=0.0)
+    score = score_prefix(selection(code), words, fit_letter_probes(words, space), directions)
+    assert score["score"] == pytest.approx(absorbed / WORDS, abs=0.02)
+    assert score["full_absorption_rate"] == pytest.approx(absorbed / WORDS, abs=0.02)
+    assert score["main_features_mean"] == 1
+
+
+@SPACES
+def test_known_partial_absorption_is_found(space: Space) -> None:
+    words = toy_words()
+    code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
+    score = score_prefix(selection(code), words, fit_letter_probes(words, space), directions)
+    assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
+    assert score["full_absorption_rate"] == 0
+
+
+@SPACES
+def test_redundancy_alone_is_no_absorption(space: Space) -> None:
+    """Every letter has twin decoder rows that share its words between them: redundant, split, and nothing absorbed."""
+    words = toy_words()
+    code = torch.zeros(len(words.letter), 2 * LETTERS)
+    rows = torch.arange(len(words.letter))
+    code[rows, words.letter + LETTERS * (rows % 2)] = STRENGTH
+    decoder = torch.zeros(2 * LETTERS, words.target.shape[1])
+    decoder[:LETTERS, :LETTERS] = decoder[LETTERS:, :LETTERS] = torch.eye(LETTERS)
+    score = score_prefix(selection(code), words, fit_letter_probes(words, space), decoder)
+    assert score["score"] == score["full_absorption_rate"] == 0
+    assert score["main_features_mean"] == 2
+
+
+@SPACES
+def test_scaled_rows_change_nothing(space: Space) -> None:
+    words = toy_words()
+    code, decoder = absorbed_toy(words, absorbed=5, main_left=0.25)
+    scale = torch.logspace(-1, 1, len(decoder))[
+        torch.randperm(len(decoder), generator=torch.Generator().manual_seed(1))
+    ]
+    probes = fit_letter_probes(words, space)
+    # An encoder row that is twice as long makes its activation twice as large; with a decoder row it is half of it.
+    scaled_code = code / scale if space == "target" else code * scale
+    plain = score_prefix(selection(code), words, probes, decoder)
+    scaled = score_prefix(selection(scaled_code), words, probes, decoder * scale[:, None])
+    assert scaled["score"] == pytest.approx(plain["score"], abs=1e-5)
+    assert scaled["k_sparse_f1"] == pytest.approx(plain["k_sparse_f1"], abs=1e-3)
+
+
+def identity_dictionary(words: ProbeSet, prefixes: tuple[int, ...]) -> Transcoder:
+    width = words.target.shape[1]
+    arrays = (torch.eye(width), torch.zeros(width), torch.eye(width), torch.zeros(width))
+    return Transcoder(*arrays, rule=ReLU(), prefixes=prefixes)
+
+
+def test_every_prefix_is_scored_on_its_own_features() -> None:
+    words = toy_words()
+    result = measure_absorption(identity_dictionary(words, (13, 50)), words, readability(words))
+    assert [entry["prefix"] for entry in result["per_prefix"]] == [13, 50]
+    assert result["score"] == result["per_prefix"][-1]["score"] == 0
+    letters = result["per_prefix"][0]["per_letter"]
+    assert letters["a"]["main"] == [0]
+    assert all(feature < 13 for letter in letters.values() for feature in letter["main"])
+    assert result["per_prefix"][-1]["k_sparse_f1"]["1"] > 0.99
+    assert "under 1 B parameters" in result["exploratory"]
+
+
+def test_features_that_are_all_quieter_absorb_no_more_in_the_source() -> None:
+    words = toy_words()
+    code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
+    score = score_prefix(selection(code / 4), words, fit_letter_probes(words, "source"), directions)
+    assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
+
+
+def test_a_dictionary_that_carries_no_letter_is_not_scored_in_the_source() -> None:
+    words = toy_words()
+    code = torch.ones(len(words.letter), 4)
+    directions = torch.eye(words.source.shape[1])[-4:]
+    score = score_prefix(selection(code), words, fit_letter_probes(words, "source"), directions)
+    assert score["score"] is None
+    assert "carries" in score["reason"]
+
+
+def test_the_source_is_used_where_the_target_does_not_tell_letters() -> None:
+    words = toy_words()
+    noise = torch.randn(words.target.shape, generator=torch.Generator().manual_seed(5))
+    silent = replace(words, target=noise)
+    assert readability(words).best.space == "target"
+    found = readability(silent)
+    assert found.probes is not None
+    assert found.probes.space == "source"
+    result = measure_absorption(identity_dictionary(silent, (13, 50)), silent, found)
+    assert result["space"] == "source"
+    assert result["score"] == 0
+    assert result["per_prefix"][0]["score"] is None
+    assert "13 carries 13 of 26 letters" in result["per_prefix"][0]["reason"]
+
+
+def test_too_few_letters_are_refused_with_a_reason() -> None:
+    words = toy_words()
+    target = words.target.clone()
+    target[:, :10] = torch.randn(len(target), 10, generator=torch.Generator().manual_seed(5))
+    noisy = ProbeSet(source=target, target=target, letter=words.letter, test=words.test, about={})
+    result = measure_absorption(identity_dictionary(noisy, (20, 50)), noisy, readability(noisy))
+    assert result["score"] is None
+    assert [entry["score"] for entry in result["per_prefix"]] == [None, None]
+    assert result["space"] is None
+    assert "16 of 26 letters" in result["reason"]
+    assert "cannot be read off this layer" in result["reason"]
+
+
+def fraction_of_one_word(main: float, absorbers: float, along: float) -> float:
+    if main >= along or along <= 0 or absorbers / along < 0.4:
+        return 0.0
+    if main <= 0:
+        return 1.0
+    taken = min(absorbers, along - main)
+    return taken / (taken + main)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.integers(-400, 400).map(lambda part: part / 100)] * 3), min_size=1, max_size=20))
+def test_the_fraction_is_its_definition(triples: list[tuple[float, float, float]]) -> None:
+    main, absorbers, along = (torch.tensor(column, dtype=torch.float64) for column in zip(*triples, strict=True))
+    found = absorption_fraction(main, absorbers.clamp_min(0), along)
+    expected = [fraction_of_one_word(m, max(a, 0.0), y) for m, a, y in triples]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-50, 50)), max_size=30), st.integers(1, 4))
+def test_the_largest_of_every_row_are_summed(entries: list[tuple[int, int]], limit: int) -> None:
+    rows = torch.tensor([row for row, _ in entries], dtype=torch.long)
+    values = torch.tensor([float(value) for _, value in entries])
+    found = largest_sums(rows, values, 6, limit=limit)
+    expected = [sum(sorted((v for r, v in entries if r == row), reverse=True)[:limit]) for row in range(6)]
+    assert found.tolist() == expected
+
+
+def test_codes_stacked_are_the_code_of_all_rows() -> None:
+    rows = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) - 0.5
+    together = stacked([selection(part) for part in rows.split(3)])
+    torch.testing.assert_close(together.dense(5), rows.clamp_min(0))
+    assert together.offsets.dtype == torch.int32

@@ -1,0 +1,101 @@
+"""The reconstructions a transcoder must beat, against closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluate.metrics.baselines import Baselines, rounding_errors, upper_panels, whole_square
+from evaluate.metrics.metric import Replayed
+from transcoder.sparse_code import SparseCode
+
+NOTHING = SparseCode(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+
+
+def evaluated(source: torch.Tensor, target: torch.Tensor, *, bias: torch.Tensor, pieces: int = 1) -> dict[str, object]:
+    metric = Baselines(torch.full((source.shape[1],), 0.3), torch.full((target.shape[1],), -0.2), bias)
+    state = metric.start()
+    for rows in torch.arange(len(source)).chunk(pieces):
+        reconstructed = target[rows][:, None]
+        batch = Replayed(source[rows], target[rows], rows // 8, rows, NOTHING, reconstructed, (1,))
+        state = metric.combine(state, metric.measure(batch))
+    return metric.compute(state).fields["baselines"]
+
+
+def affine_data(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(4000, 5, generator=generator) + 2
+    target = source @ torch.randn(5, 3, generator=generator) - 4 + noise * torch.randn(4000, 3, generator=generator)
+    return source, target
+
+
+def test_an_affine_target_is_explained_up_to_its_noise() -> None:
+    source, target = affine_data(0.5)
+    result = evaluated(source, target, bias=target.mean(0))
+    variance = ((target - target.mean(0)) ** 2).sum() / len(target)
+    assert result["affine"] == pytest.approx(3 * 0.25 / float(variance), rel=0.05)
+
+
+def test_the_affine_map_equals_fitting_the_folds_by_hand() -> None:
+    source, target = affine_data(1.0)
+    whole, parts = (evaluated(source, target, bias=target.mean(0), pieces=pieces) for pieces in (1, 7))
+    assert parts["affine"] == pytest.approx(whole["affine"], rel=1e-5)
+    x, y = source.double().numpy(), target.double().numpy()
+    design = np.c_[x, np.ones(len(x))]
+    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+    in_sample = ((y - design @ fitted) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert whole["affine_in_sample"] == pytest.approx(in_sample, rel=1e-5)
+    assert in_sample < whole["affine"] < in_sample * 1.02
+
+
+def test_a_badly_conditioned_source_costs_no_accuracy() -> None:
+    """Dimensions that differ a thousandfold and nearly repeat one another, as a model's do; against least squares."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.linalg.qr(torch.randn(40, 40, generator=generator)).Q * torch.logspace(0, -4, 40)[:, None]
+    source = torch.randn(8000, 40, generator=generator) @ mixing * torch.logspace(0, 3, 40) + 0.5
+    source = source.bfloat16().float()
+    x = source.double() - source.double().mean(0)
+    y = x @ torch.randn(40, 4, generator=generator).double()
+    y = (y / y.std(0) + 0.5 * torch.randn(8000, 4, generator=generator)).bfloat16()
+    result = evaluated(source, y.float(), bias=torch.zeros(4), pieces=5)
+    design, wanted = np.c_[source.double().numpy(), np.ones(8000)], y.double().numpy()
+    left = wanted - design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
+    expected = (left**2).sum() / ((wanted - wanted.mean(0)) ** 2).sum()
+    assert result["affine_in_sample"] == pytest.approx(expected, abs=1e-5)
+    assert expected < float(str(result["affine"])) < 1.02 * expected
+
+
+@given(st.integers(1, 20), st.integers(1, 1000))
+@settings(max_examples=15, deadline=None)
+def test_the_upper_panels_hold_the_whole_product(rows: int, width: int) -> None:
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(width))
+    torch.testing.assert_close(whole_square(upper_panels(x), width), x.T @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_is_not_explained_by_fitting_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randn(400, 60, generator=generator), torch.randn(400, 3, generator=generator)
+    assert evaluated(source, target, bias=target.mean(0))["affine"] > 0.95
+
+
+def test_too_few_rows_for_a_map_is_a_reason() -> None:
+    result = evaluated(torch.randn(40, 60), torch.randn(40, 3), bias=torch.zeros(3))
+    assert result["affine"] is None
+    assert "60 inputs" in str(result["affine_reason"])
+
+
+def test_the_bias_alone_scores_one_at_the_mean_and_more_elsewhere() -> None:
+    source, target = affine_data(1.0)
+    assert evaluated(source, target, bias=target.mean(0))["bias_only"] == pytest.approx(1, abs=1e-9)
+    moved = target.mean(0) + 1
+    expected = ((target - moved) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
+    assert evaluated(source, target, bias=moved)["bias_only"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_storage_floor_is_what_rounding_costs() -> None:
+    values = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0)) * 7
+    true = (values.bfloat16().float() - values).square().sum()
+    assert float(rounding_errors(values).sum()) == pytest.approx(float(true), rel=0.02)
+    assert rounding_errors(torch.zeros(2, 3)).tolist() == [0, 0]
+    assert float(rounding_errors(torch.tensor([[1.0, -3.0]]))) == pytest.approx((2.0**-14 + 2.0**-12) / 12)
