@@ -5,7 +5,9 @@ safetensors has no checksum of its own, does not fsync, and gives its files mode
 """
 
 import json
+import struct
 from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from common import disk
-from common.errors import DamagedError, MismatchError
+from common.errors import DamagedError, DiskError, MismatchError
+from common.hashing import hash_file
 
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 _PIECE_BYTES = 1 << 24
@@ -41,16 +44,19 @@ class FileSeal:
             case {"bytes": int(size), "xxh3_128": str(digest)}:
                 return FileSeal(size, digest)
             case _:
-                raise DamagedError("the size and hash of a file are missing", where=where)
+                raise DamagedError("The size and hash of a file are missing.", where=where)
 
 
-def write_tensors(path: Path, arrays: Mapping[str, Tensor]) -> FileSeal:
-    """Write float32, int32 and int64 arrays whole or not at all, durably, readable by all, and return the seal."""
+def write_tensors(path: Path, arrays: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> FileSeal:
+    """Write float32, int32 and int64 arrays whole or not at all, durably, readable by all, and return the seal.
+
+    ``metadata`` goes into the file's header, where other tools pass over it.
+    """
     digest, size = xxhash.xxh3_128(), 0
 
     def sealed() -> Generator[bytes]:
         nonlocal size
-        for piece in _pieces(arrays):
+        for piece in _pieces(arrays, metadata):
             digest.update(piece)
             size += len(piece)
             yield piece
@@ -62,35 +68,53 @@ def write_tensors(path: Path, arrays: Mapping[str, Tensor]) -> FileSeal:
 def read_tensors(path: Path, seal: FileSeal, *, device: str = "cpu") -> dict[str, Tensor]:
     """The arrays of a sealed file. Raises DamagedError when it is missing, altered, or no safetensors file."""
     if not path.is_file():
-        raise DamagedError("a file is missing", where=path)
-    if path.stat().st_size != seal.size:
-        raise DamagedError(f"the file has {path.stat().st_size} bytes instead of {seal.size}", where=path)
-    if _hash_of(path) != seal.hash:
-        raise DamagedError("the file's contents are not what was written (its hash differs)", where=path)
-    try:
+        raise DamagedError("A file is missing.", where=path)
+    with reading_safetensors(path):
+        size = path.stat().st_size
+        if size != seal.size:
+            raise DamagedError(f"The file has {size:,} bytes instead of {seal.size:,}.", where=path)
+        if hash_file(path) != seal.hash:
+            raise DamagedError("The file's contents are not what was written: its hash differs.", where=path)
         return load_file(path, device=device)
-    except SafetensorError as error:
-        raise DamagedError(f"the file is not in safetensors format: {error}", where=path) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file; empty where there is none."""
+    with reading_safetensors(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def reading_safetensors(path: Path) -> Generator[None]:
+    """DamagedError for whatever the safetensors library raises on bytes of another kind, DiskError for the disk's."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, struct.error) as error:
+        raise DamagedError(f"Not a readable safetensors file: {error}.", where=path) from error
+    except OSError as error:
+        raise DiskError(f"The file cannot be read: {error}.", where=path) from error
 
 
 def check_shapes(arrays: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: object) -> None:
     """Raise MismatchError unless these are exactly the arrays that are wanted, finite and of the right shapes."""
     if surplus := arrays.keys() ^ shapes.keys():
         raise MismatchError(
-            f"arrays {sorted(shapes)} are wanted, but {sorted(surplus)} are there or missing", where=where
+            f"Arrays {sorted(shapes)} are expected, but {sorted(surplus)} are there or missing.", where=where
         )
     for name, array in arrays.items():
         if tuple(array.shape) != shapes[name]:
-            raise MismatchError(f"{name} has shape {tuple(array.shape)} instead of {shapes[name]}", where=where)
+            raise MismatchError(f"{name} has shape {tuple(array.shape)} instead of {shapes[name]}.", where=where)
         if array.dtype not in _DTYPES:
             raise MismatchError(f"{name} is {array.dtype}, neither float32 nor int32 nor int64", where=where)
         if not bool(array.isfinite().all()):
-            raise DamagedError(f"{name} holds NaN or infinity", where=where)
+            raise DamagedError(f"{name} holds NaN or infinity.", where=where)
 
 
-def _pieces(arrays: Mapping[str, Tensor]) -> Generator[bytes]:
+def _pieces(arrays: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Generator[bytes]:
     """The file's bytes in order."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, array in arrays.items():
         start, end = end, end + array.numel() * array.element_size()
@@ -101,11 +125,3 @@ def _pieces(arrays: Mapping[str, Tensor]) -> Generator[bytes]:
     for array in arrays.values():
         flat = array.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8)
         yield from (flat[start : start + _PIECE_BYTES].tobytes() for start in range(0, len(flat), _PIECE_BYTES))
-
-
-def _hash_of(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -57,7 +57,7 @@ def evaluate_layer(
     _check_trained(transcoder)
     device_name = str(choose_device(device))
     reader = open_cache(cache, cache_settings, device=device_name)
-    dictionary = load_transcoder(transcoder).on(device_name)
+    dictionary = load_transcoder(transcoder, progress=progress).on(device_name)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, device_name), device_name, progress)
 

@@ -63,6 +63,10 @@ class HarvestSettings(Settings):
     """The tensor that the transcoder reads."""
     target: Site = "mlp_out"
     """The tensor that the transcoder predicts."""
+    probe_words: Count = 500
+    """The most words of one letter in the first-letter probe."""
+    probe_examples: Count = 10
+    """Solved lines before the word in a prompt of the first-letter probe."""
     batch_contexts: Count | None = None
     """Contexts that go through the model at once; None finds a number that fits."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

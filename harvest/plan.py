@@ -11,16 +11,22 @@ from common.device import free_memory
 from common.known_models import KNOWN_MODELS
 from common.progress import Silent
 from harvest.batch import BatchForward
+from harvest.config import HarvestSettings
 from harvest.memory import check_disk, choose_batch, missing_bytes, weight_bytes
 from harvest.model.forward import Key
 from harvest.model.language_model import load_found
 from harvest.model.placement import in_words, place
 from harvest.prepare import PreparedHarvest, prepare
 from harvest.request import HarvestRequest
+from harvest.text.split import document_bytes, is_held_out
 
 _TIMED_SECONDS = 3.0
 """How long the model is timed: enough for a steady rate, short for somebody who waits for a plan."""
 _TIMED_BATCHES = 64
+_COUNTED_SECONDS = 5.0
+"""How long held-out documents are counted before the rest is extrapolated."""
+_ENOUGH_DOCUMENTS = 100
+"""Held-out documents from which an interval over documents can be trusted."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class HarvestPlan:
     tokens_per_second: float
     seconds: float
     finished_layers: list[int]
+    held_out_documents: int
+    advice: list[str]
 
 
 def plan_harvest(request: HarvestRequest) -> HarvestPlan:
@@ -71,6 +79,7 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
         batch, speed = _time_batches(prepared, missing)
 
     settings = request.settings
+    documents = count_held_out(prepared)
     rows = settings.train_tokens + settings.held_out_tokens
     return HarvestPlan(
         model=source.name,
@@ -93,7 +102,44 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
         tokens_per_second=speed,
         seconds=rows / request.world / speed,
         finished_layers=finished,
+        held_out_documents=documents,
+        advice=_advice(documents, settings),
     )
+
+
+def count_held_out(prepared: PreparedHarvest, *, seconds: float = _COUNTED_SECONDS) -> int:
+    """How many documents the held-out rows will come from.
+
+    Read off the text itself, of which only held-out documents are tokenised; after ``seconds`` it is extrapolated
+    from what was read.
+    """
+    settings = prepared.settings
+    cache = prepared.request.cache
+    world = prepared.request.world
+    wanted = settings.held_out_tokens / world
+    rows = 0
+    documents = 0
+    started = time.perf_counter()
+    for content, _ in prepared.documents.read(None):
+        if is_held_out(document_bytes(content), fraction=cache.held_out_fraction, seed=cache.split_seed):
+            tokens = prepared.tokenizer.count(content)
+            rows += min(tokens, settings.held_out_document_tokens or tokens) + prepared.tokenizer.begins_with_bos
+            documents += 1
+        if rows >= wanted:
+            break
+        if time.perf_counter() - started > seconds and documents:
+            return round(documents * wanted / rows) * world
+    return documents * world
+
+
+def _advice(documents: int, settings: HarvestSettings) -> list[str]:
+    if documents >= _ENOUGH_DOCUMENTS:
+        return []
+    return [
+        f"The held-out rows come from {documents} documents; intervals want at least {_ENOUGH_DOCUMENTS}. Raise "
+        "harvest.held_out_tokens, give more or shorter documents, or cap each by harvest.held_out_document_tokens="
+        f"{max(1, settings.held_out_tokens // _ENOUGH_DOCUMENTS)}."
+    ]
 
 
 def _time_batches(prepared: PreparedHarvest, layers: list[int]) -> tuple[int, float]:

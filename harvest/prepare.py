@@ -1,7 +1,7 @@
 """A request whose model is found and whose text is open. No weights are loaded for it, and nothing is written."""
 
 import posixpath
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,8 @@ from cache.format.codec import least_bytes
 from cache.format.layout import Geometry
 from cache.format.manifest import MANIFEST, first_difference, make_geometry, read_manifest
 from cache.reader import CacheReader
-from cache.writer import refuse_other_parts
 from common.device import choose_device
-from common.errors import MismatchError, UsageError
+from common.errors import MismatchError, NestcoderError, UsageError
 from common.progress import Progress
 from harvest.config import HarvestSettings
 from harvest.model.language_model import choose_dtype
@@ -63,7 +62,7 @@ class PreparedHarvest:
         source = self.source
         settings = self.settings
         return {
-            "model": posixpath.normpath(source.name),
+            "model": self._name_in(layer) or posixpath.normpath(source.name),
             "model_revision": source.revision,
             "model_parameters": source.parameters,
             "weights_hash": source.weights_hash,
@@ -82,6 +81,19 @@ class PreparedHarvest:
             "repeat": settings.repeat,
             **self._unusual_settings(),
         }
+
+    def _name_in(self, layer: int) -> str | None:
+        """The model's name in the layer's cache, where that holds the same weights: a relative and an absolute path
+        are one model."""
+        folder = self.request.folders[layer]
+        if self.source.revision is not None or not (folder / MANIFEST).is_file():
+            return None
+        try:
+            identity = read_manifest(folder).identity
+        except NestcoderError:
+            return None
+        same = identity.get("weights_hash") == self.source.weights_hash and identity.get("model_revision") is None
+        return str(identity["model"]) if same else None
 
     def _unusual_settings(self) -> dict[str, Any]:
         """Later settings enter the identity only where they differ from what caches were made with before them."""
@@ -106,8 +118,7 @@ class PreparedHarvest:
         cache = self.request.cache
         wanted_seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
         seeds = (manifest.shuffle_seed, manifest.held_out_fraction, manifest.split_seed)
-        # Rows are the same under every codec: what was packed is finished too. And what any number of processes has
-        # finished holds the rows that were asked for.
+        # The rows of a finished cache are the same under every codec, and whoever wrote them.
         geometry = replace(manifest.geometry, codec=self.geometry.codec, parts=self.geometry.parts)
         return reader if seeds == wanted_seeds and geometry == self.geometry else None
 
@@ -117,12 +128,14 @@ class PreparedHarvest:
         if not (folder / MANIFEST).exists():
             return
         manifest = read_manifest(folder)
-        existing = {key: value for key, value in manifest.identity.items() if key != "proof"}
-        difference = first_difference({"identity": self.identity(layer)}, {"identity": existing})
+        existing = {
+            "identity": {key: value for key, value in manifest.identity.items() if key != "proof"},
+            "format": asdict(manifest.geometry) | {"codec": self.geometry.codec},
+        }
+        difference = first_difference({"identity": self.identity(layer), "format": asdict(self.geometry)}, existing)
         if difference:
             what = f"The cache here was made differently: {difference}."
-            raise MismatchError(what, where=folder, remedy="Choose another folder, or --fresh to begin anew.")
-        refuse_other_parts(manifest, self.geometry.parts, where=folder)
+            raise MismatchError(what, where=folder, remedy=_remedy_for(difference.split(" is ")[0], existing))
 
     def stream(self, *, batch_contexts: int, cursor: dict[str, Any] | None) -> ContextStream:
         """This process's share of the text, from a cursor on, in batches."""
@@ -204,6 +217,47 @@ def prepare(request: HarvestRequest, progress: Progress | None = None) -> Prepar
         device=device,
         dtype=choose_dtype(settings.dtype, device),
     )
+
+
+_SETTINGS = {
+    "identity.context": "harvest.context",
+    "identity.packing": "harvest.packing",
+    "identity.attention": "harvest.attention",
+    "identity.repeat": "harvest.repeat",
+    "identity.source_site": "harvest.source",
+    "identity.target_site": "harvest.target",
+    "identity.model_dtype": "harvest.dtype",
+    "identity.held_out_document_tokens": "harvest.held_out_document_tokens",
+    "identity.special_tokens_in_text": "harvest.special_tokens_in_text",
+    "identity.dataset.split": "harvest.dataset_split",
+    "identity.dataset.config": "harvest.dataset_config",
+    "identity.dataset.revision": "harvest.dataset_revision",
+    "identity.dataset.bad_rows": "harvest.bad_rows",
+    "identity.model_revision": "harvest.revision",
+    "format.train_rows": "harvest.train_tokens",
+    "format.held_out_rows": "harvest.held_out_tokens",
+    "format.dtype": "cache.dtype",
+    "format.target": "cache.target",
+    "format.shard_rows": "cache.shard_rows",
+    "format.segment_rows": "cache.segment_rows",
+    "format.chunk_rows": "cache.chunk_rows",
+}
+"""The setting that brings a field of a manifest back."""
+
+
+def _remedy_for(field: str, existing: dict[str, Any]) -> str:
+    """How to go on with the cache that is there, where a setting does that; then what costs work."""
+    value: Any = existing
+    for key in field.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    others = "Another folder (--set runs=...) keeps both; --fresh removes it and begins anew."
+    if field == "format.parts":
+        return f"Run it with {value} processes to go on with it. {others}"
+    if field in _SETTINGS and value is not None:
+        return f"Set {_SETTINGS[field]} to {value} to go on with it. {others}"
+    if field.startswith("identity.dataset"):
+        return f"Give the text that it was begun with to go on with it. {others}"
+    return others
 
 
 def check_sites(source: ModelSource, settings: HarvestSettings) -> None:

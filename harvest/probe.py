@@ -1,22 +1,19 @@
 """The first-letter probe: activations at single words, from which absorption is scored with no language model.
 
-A context is BOS, ten solved lines in a random order, and the word:
-
-    " mirth has the first letter: M\\n tartan has the first letter: T\\n ... word"
-
-and the row kept is the word's, where the letter is about to be asked for (Chanin et al. 2024, arXiv 2409.14507). Words
-are the tokenizer's own tokens of the form " word", so that each is one row. The folder, per layer:
+The row kept of a prompt (``harvest.probe_words``) is the word's, where the letter is about to be asked for (Chanin et
+al. 2024, arXiv 2409.14507). The folder, per layer:
 
     probe.safetensors   source (words, d_source), target (words, d_target), bfloat16; letter (words,) int64, 0 for a;
                         split (words,) uint8, 0 train, 1 test
     probe.json          version, kind, words, prompt, examples, site_source, site_target, model, model_parameters,
                         layer, fingerprint of the activation cache that it belongs to, seed, weights (size and hash of
                         probe.safetensors), checksum of all these
+
+Until the probe is complete, ``pieces/`` holds what is done of it, and the same command goes on from there.
 """
 
 import json
-import random
-import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,57 +21,155 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from cache.format.manifest import Manifest
 from cache.open import open_cache
 from common import disk
-from common.errors import MismatchError, UsageError
+from common.errors import MismatchError
 from common.hashing import hash_bytes
 from common.progress import Progress, Silent
 from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
 from common.sealed_json import with_checksum
-from harvest.config import HarvestSettings
-from harvest.memory import choose_batch
+from harvest.memory import choose_batch, weight_bytes
 from harvest.model.forward import Captured, Key, run_modules, use_attention
 from harvest.model.language_model import LanguageModel, load_found
-from harvest.model.source import check_layers, find_model
-from harvest.model.tokenizer import ModelTokenizer
+from harvest.model.source import ModelSource, check_layers, find_model
+from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
 from harvest.prepare import check_sites
+from harvest.probe_words import PROMPT, SEED, ProbeWords, choose_words, probe_contexts
 from harvest.request import HarvestRequest
 
 VERSION = 2
 KIND = "first-letter"
-PROMPT = " {word} has the first letter: {letter}\n"
-EXAMPLES = 10
-WORDS_PER_LETTER = 500
-TEST_SHARE = 0.2
-SEED = 0
-_WORD = re.compile(r"[Ġ▁]([a-z]{2,})")
+_PIECE_WORDS = 512
+"""Words of a piece that is kept at once: some ten seconds of a small model on a CPU."""
+_TIMED_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class ProbeWords:
-    """Words that are one token each, by letter then alphabet, and which of them are for testing."""
+class ProbePlan:
+    """What the probe will take; ``words`` and ``tokens`` are of the whole probe, whatever is done of it."""
 
-    words: tuple[str, ...]
-    tokens: tuple[int, ...]
-    test: tuple[bool, ...]
+    model: str
+    layers: list[int]
+    finished_layers: list[int]
+    device: str
+    letters: int
+    words: int
+    examples: int
+    tokens: int
+    bytes_per_layer: int
+    weight_bytes: int
+    tokens_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The request with its words and prompts, and what each layer's ``probe.json`` will say."""
+
+    request: HarvestRequest
+    folders: dict[int, Path]
+    source: ModelSource
+    words: ProbeWords
+    contexts: list[Int[Tensor, " pos"]]
+    manifests: dict[int, Manifest]
+
+    def about(self, layer: int) -> dict[str, Any]:
+        settings = self.request.settings
+        return {
+            "version": VERSION,
+            "kind": KIND,
+            "words": list(self.words.words),
+            "prompt": PROMPT,
+            "examples": settings.probe_examples,
+            "site_source": settings.source,
+            "site_target": settings.target,
+            "model": self.source.name,
+            "model_parameters": self.source.parameters,
+            "layer": layer,
+            "fingerprint": self.manifests[layer].fingerprint,
+            "seed": SEED,
+        }
+
+    def is_finished(self, layer: int) -> bool:
+        """Whether the layer's folder holds this very probe; the model's name may be another path to it."""
+        try:
+            folder = self.folders[layer]
+            found: Any = json.loads((folder / PROBE_FILE).read_bytes())
+            sealed = with_checksum({key: value for key, value in found.items() if key != "checksum"}) == found
+            size = (folder / PROBE_WEIGHTS_FILE).stat().st_size
+            about = {key: found.get(key) for key in self.about(layer)}
+            same = {**about, "model": self.source.name} == self.about(layer)
+            return sealed and same and found["weights"]["bytes"] == size
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False
 
     @property
-    def letters(self) -> list[int]:
-        """0 for a to 25 for z."""
-        return [ord(word[0]) - ord("a") for word in self.words]
+    def missing(self) -> list[int]:
+        return [layer for layer in self.request.layers if not self.is_finished(layer)]
+
+    def load(self, layers: Sequence[int]) -> LanguageModel:
+        """The model as the caches were harvested with it."""
+        request = self.request
+        model = load_found(self.source, device=request.device, dtype=request.settings.dtype, last_layer=max(layers))
+        if any(self.manifests[layer].identity["proof"]["attention"] == "eager" for layer in layers):
+            use_attention(model, "eager")
+        return model
 
 
 def harvest_probe(
-    request: HarvestRequest, *, folders: dict[int, Path], progress: Progress | None = None
+    request: HarvestRequest, *, folders: dict[int, Path], fresh: bool = False, progress: Progress | None = None
 ) -> dict[int, dict[str, Any]]:
     """Write the probe of every layer into ``folders``, all layers in one pass; the caches must be finished.
 
-    Raises UsageError when a layer has no activation cache or the tokenizer has no words, MismatchError when the
-    cache came from another model.
+    A finished probe is left alone unless ``fresh``. Raises UsageError when a layer has no activation cache or the
+    tokenizer has no words, MismatchError when the cache came from another model.
     """
+    progress = progress or Silent()
+    probe = _prepare(request, folders)
+    if fresh:
+        for folder in folders.values():
+            _remove(folder)
+    missing = probe.missing
+    if missing:
+        _fill(probe, missing, progress)
+    return {layer: {"probe": str(folders[layer]), "words": len(probe.words.words)} for layer in request.layers}
+
+
+def plan_probe(request: HarvestRequest, *, folders: dict[int, Path]) -> ProbePlan:
+    """Measure what ``harvest_probe`` would take, and write nothing. Raises what it would raise before its first row."""
+    probe = _prepare(request, folders)
+    missing = probe.missing
+    tokens = sum(len(context) for context in probe.contexts)
+    speed = float("inf")
+    device = request.device
+    dtype = torch.float32
+    if missing:
+        model = probe.load(missing)
+        speed = _time_words(probe, model, missing)
+        device = str(model.device)
+        dtype = model.dtype
+    return ProbePlan(
+        model=probe.source.name,
+        layers=request.layers,
+        finished_layers=[layer for layer in request.layers if layer not in missing],
+        device=device,
+        letters=len(set(probe.words.letters)),
+        words=len(probe.words.words),
+        examples=request.settings.probe_examples,
+        tokens=tokens,
+        bytes_per_layer=len(probe.words.words) * 2 * probe.source.width * torch.bfloat16.itemsize,
+        weight_bytes=weight_bytes(probe.source, dtype, layers=max(missing, default=0) + 1),
+        tokens_per_second=speed,
+        seconds=tokens / speed,
+    )
+
+
+def _prepare(request: HarvestRequest, folders: dict[int, Path]) -> _Probe:
     settings = request.settings
     source = find_model(request.model, revision=settings.revision)
     check_layers(request.layers, source)
@@ -83,81 +178,106 @@ def harvest_probe(
         if manifest.identity.get("weights_hash") != source.weights_hash:
             raise MismatchError("The activation cache came from another model.", where=request.folders[layer])
     check_sites(source, settings)
-
-    model = load_found(source, device=request.device, dtype=settings.dtype, last_layer=max(request.layers))
-    if any(manifest.identity["proof"]["attention"] == "eager" for manifest in manifests.values()):
-        use_attention(model, "eager")
-    words = choose_words(model.tokenizer)
-    keys: list[Key] = [(layer, site) for layer in request.layers for site in settings.sites]
-    rows = _run(model, words, keys, settings=settings, progress=progress or Silent())
-
-    results: dict[int, dict[str, Any]] = {}
-    for layer in request.layers:
-        about = _about(model, words, settings, layer, manifests[layer].fingerprint)
-        _write(folders[layer], words, rows[layer, settings.source], rows[layer, settings.target], about)
-        results[layer] = {"probe": str(folders[layer]), "words": len(words.words)}
-    return results
+    tokenizer: ModelTokenizer = load_tokenizer(source, bos=settings.bos)
+    words = choose_words(tokenizer, per_letter=settings.probe_words)
+    contexts = probe_contexts(tokenizer, words, positions=source.positions, solved_lines=settings.probe_examples)
+    return _Probe(request, folders, source, words, contexts, manifests)
 
 
-def choose_words(tokenizer: ModelTokenizer) -> ProbeWords:
-    """The tokenizer's lower-case words of one token with a space before, at most ``WORDS_PER_LETTER`` a letter.
+def _fill(probe: _Probe, layers: list[int], progress: Progress) -> None:
+    settings = probe.request.settings
+    model = probe.load(layers)
+    keys: list[Key] = [(layer, site) for layer in layers for site in settings.sites]
+    batch = choose_batch(model, settings, layers=len(keys))
+    starts = range(0, len(probe.contexts), _PIECE_WORDS)
+    done = [start for start in starts if all(_read_piece(probe, layer, start) is not None for layer in layers)]
 
-    Raises UsageError when there are none.
-    """
-    found = {
-        match[1]: int(token)
-        for text, token in sorted(tokenizer.backend.get_vocab().items())
-        if (match := _WORD.fullmatch(text)) and tokenizer.backend.decode([token]).strip() == match[1]
-    }
-    if not found:
-        raise UsageError("The tokenizer has no token that is a word with a space before it, so there is no probe.")
-    generator = random.Random(SEED)
-    words: list[tuple[str, bool]] = []
-    for letter in sorted({word[0] for word in found}):
-        own = sorted(word for word in found if word[0] == letter)
-        own = sorted(generator.sample(own, min(len(own), WORDS_PER_LETTER)))
-        test = set(generator.sample(own, round(TEST_SHARE * len(own))))
-        words += [(word, word in test) for word in own]
-    return ProbeWords(
-        words=tuple(word for word, _ in words),
-        tokens=tuple(found[word] for word, _ in words),
-        test=tuple(test for _, test in words),
+    progress.begin(
+        "harvest the first-letter prompts",
+        total=len(probe.contexts),
+        unit="words",
+        done=sum(len(probe.contexts[start : start + _PIECE_WORDS]) for start in done),
     )
+    for start in starts:
+        if start in done:
+            continue
+        contexts = probe.contexts[start : start + _PIECE_WORDS]
+        rows = _run(model, contexts, keys, batch=batch, progress=progress)
+        for layer in layers:
+            tensors = {site: rows[layer, site].contiguous() for site in settings.sites}
+            metadata = {"about": json.dumps(probe.about(layer))}
+            disk.write_file(_piece_path(probe, layer, start), save(tensors, metadata))
+    progress.end()
+    for layer in layers:
+        _complete(probe, layer, starts)
 
 
-def probe_contexts(tokenizer: ModelTokenizer, words: ProbeWords, *, positions: int) -> list[Int[Tensor, " pos"]]:
-    """BOS, solved lines of training words as far as they fit (never the word itself), and the word's token."""
-    train = [word for word, test in zip(words.words, words.test, strict=True) if not test]
-    contexts: list[Int[Tensor, " pos"]] = []
-    for number, (word, token) in enumerate(zip(words.words, words.tokens, strict=True)):
-        generator = random.Random(f"{SEED} {number}")
-        shown = [one for one in generator.sample(train, min(len(train), EXAMPLES + 1)) if one != word][:EXAMPLES]
-        lines = [PROMPT.format(word=one, letter=one[0].upper()) for one in shown]
-        encoded = tokenizer.backend.encode_batch_fast(lines, add_special_tokens=False)
-        examples: list[int] = []
-        for encoding in encoded:
-            if len(examples) + len(encoding.ids) + 2 <= positions:
-                examples += encoding.ids
-        start = [tokenizer.bos] if tokenizer.begins_with_bos else []
-        contexts.append(torch.tensor([*start, *examples, token]))
-    return contexts
+def _piece_path(probe: _Probe, layer: int, start: int) -> Path:
+    return probe.folders[layer] / "pieces" / f"{start:06d}.safetensors"
+
+
+def _read_piece(probe: _Probe, layer: int, start: int) -> dict[str, Tensor] | None:
+    """A piece of this very probe; None when it is missing, damaged or of another."""
+    path = _piece_path(probe, layer, start)
+    words = len(probe.contexts[start : start + _PIECE_WORDS])
+    try:
+        data = path.read_bytes()
+        header: Any = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        tensors = load(data)
+        same = json.loads(header["__metadata__"]["about"]) == probe.about(layer)
+        whole = set(tensors) == set(probe.request.settings.sites) and all(len(t) == words for t in tensors.values())
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError):
+        return None
+    return tensors if same and whole else None
+
+
+def _complete(probe: _Probe, layer: int, starts: Sequence[int]) -> None:
+    """Join a layer's pieces into the probe, and remove them."""
+    settings = probe.request.settings
+    pieces = [_read_piece(probe, layer, start) for start in starts]
+    rows = {site: torch.cat([piece[site] for piece in pieces if piece]) for site in settings.sites}
+    _write(probe.folders[layer], probe.words, rows[settings.source], rows[settings.target], probe.about(layer))
+    disk.remove(probe.folders[layer] / "pieces")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a probe, its description first, so that a half-removed one is not read."""
+    for name in (PROBE_FILE, PROBE_WEIGHTS_FILE, "pieces"):
+        disk.remove(folder / name)
 
 
 def _run(
-    model: LanguageModel, words: ProbeWords, keys: Sequence[Key], *, settings: HarvestSettings, progress: Progress
+    model: LanguageModel,
+    contexts: Sequence[Int[Tensor, " pos"]],
+    keys: Sequence[Key],
+    *,
+    batch: int,
+    progress: Progress,
 ) -> dict[Key, Float[Tensor, "words d"]]:
-    contexts = probe_contexts(model.tokenizer, words, positions=model.source.positions)
-    batch = choose_batch(model, settings, layers=len(keys))
     kept: dict[Key, list[Tensor]] = {key: [] for key in keys}
-    progress.begin("harvest the first-letter probe", total=len(contexts), unit="words")
     for start in range(0, len(contexts), batch):
-        part = contexts[start : start + batch]
-        captured = _at_the_word(model, part, keys)
+        chosen = contexts[start : start + batch]
+        captured = _at_the_word(model, chosen, keys)
         for key in keys:
             kept[key].append(captured[key].to(torch.bfloat16).cpu())
-        progress.advance(len(part))
-    progress.end()
+        progress.advance(len(chosen))
     return {key: torch.cat(rows) for key, rows in kept.items()}
+
+
+def _time_words(probe: _Probe, model: LanguageModel, layers: Sequence[int]) -> float:
+    """Tokens a second through the model, measured on the probe's own prompts."""
+    settings = probe.request.settings
+    keys: list[Key] = [(layer, site) for layer in layers for site in settings.sites]
+    batch = choose_batch(model, settings, layers=len(keys))
+    tokens = 0
+    started = time.perf_counter()
+    for start in range(0, len(probe.contexts), batch):
+        chosen = probe.contexts[start : start + batch]
+        _at_the_word(model, chosen, keys)
+        tokens += sum(len(context) for context in chosen)
+        if time.perf_counter() - started > _TIMED_SECONDS:
+            break
+    return tokens / (time.perf_counter() - started)
 
 
 def _at_the_word(model: LanguageModel, contexts: Sequence[Int[Tensor, " pos"]], keys: Sequence[Key]) -> Captured:
@@ -166,25 +286,6 @@ def _at_the_word(model: LanguageModel, contexts: Sequence[Int[Tensor, " pos"]], 
     last = torch.tensor([len(context) - 1 for context in contexts])
     captured = run_modules(model, tokens.to(model.device), keys=keys)
     return {key: tensor[torch.arange(len(last)), last] for key, tensor in captured.items()}
-
-
-def _about(
-    model: LanguageModel, words: ProbeWords, settings: HarvestSettings, layer: int, fingerprint: str
-) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "kind": KIND,
-        "words": list(words.words),
-        "prompt": PROMPT,
-        "examples": EXAMPLES,
-        "site_source": settings.source,
-        "site_target": settings.target,
-        "model": model.source.name,
-        "model_parameters": model.source.parameters,
-        "layer": layer,
-        "fingerprint": fingerprint,
-        "seed": SEED,
-    }
 
 
 def _write(

@@ -6,7 +6,6 @@ Before the first row, and on a sample of the batches, ``harvest.model.proof`` sh
 Running again goes on where the slowest cache stopped; a cache that is further along passes over what it has.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,19 +19,18 @@ from cache.format.seal import seal_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
-from common import disk
 from common.errors import UsageError
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
+from harvest.load import load_and_measure, refuse_second_process
 from harvest.memory import check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
-from harvest.model.language_model import LanguageModel, boot_bridge, load_found
+from harvest.model.language_model import LanguageModel, boot_bridge
 from harvest.model.mlp import mlp_of
-from harvest.model.own_loss import READ_CONTEXTS, measure_own_loss
-from harvest.model.placement import has_room_for_all
 from harvest.model.proof import SiteProof, prove_sites
 from harvest.prepare import PreparedHarvest, prepare
+from harvest.record import ProofFile
 from harvest.request import HarvestRequest
 from harvest.sink import Sink, cut_alike, slowest_cursor, writing
 from harvest.text.tokens import ContextBatch
@@ -57,7 +55,7 @@ def harvest_layers(
 
     No process waits for another. Raises UsageError for a model, layer, device or text that cannot be used,
     MismatchError when a folder holds another cache, NumericalError when the site proof fails, DiskError and InUseError
-    as the disk says.
+    from the disk.
     """
     progress = progress or Silent()
     prepared = prepare(request, progress)
@@ -80,38 +78,12 @@ def harvest_layers(
     if missing:
         for layer in missing:
             prepared.refuse_another(layer)
+            refuse_second_process(request, layer)
         _check_promises(request, missing)
         check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
-        model, own_loss = _load(prepared, max(missing), progress)
+        model, own_loss = load_and_measure(prepared, max(missing), progress)
         results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
-
-
-def _load(
-    prepared: PreparedHarvest, last_layer: int, progress: Progress
-) -> tuple[LanguageModel, dict[str, float | int] | None]:
-    """The model up to ``last_layer``, and the loss that all of it has on the text, where all of it fits."""
-    request = prepared.request
-    source = prepared.source
-    whole = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
-    model = load_found(source, device=request.device, dtype=request.settings.dtype, last_layer=last_layer, whole=whole)
-    for note in (*prepared.tokenizer.notes, *model.notes):
-        progress.note(note)
-    if not whole:
-        progress.note("there is no room for all of the model, so its own loss on this text is not measured")
-        return model, None
-    settings = request.settings
-    batch = next(iter(prepared.first_contexts(READ_CONTEXTS)))
-    own_loss = measure_own_loss(
-        model,
-        batch,
-        planned_contexts=(settings.train_tokens + settings.held_out_tokens) // settings.context,
-        within_documents=settings.attention == "document",
-    )
-    for line in own_loss.lines():
-        progress.note(line)
-    model.cut(last_layer)
-    return model, own_loss.as_dict()
 
 
 def _check_promises(request: HarvestRequest, layers: Sequence[int]) -> None:
@@ -156,6 +128,7 @@ class _Harvest:
         self._own_loss = own_loss
         self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
+        self._files: dict[int, ProofFile] = {}
         self._mlps: dict[int, Mlp] = {}
 
     def fill(self, layers: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -165,6 +138,10 @@ class _Harvest:
         self._prove(layers)
         with ExitStack() as stack:
             sinks = [Sink(layer, stack.enter_context(self._open(layer))) for layer in layers]
+            for sink in sinks:
+                folder = self._request.folders[sink.layer]
+                record = sink.writer.manifest.identity["proof"]
+                self._files[sink.layer] = ProofFile(folder, rank=self._request.rank, record=record)
             counts: dict[int, dict[str, float | int]] = {layer: {"rows": 0} for layer in layers}
             for group in cut_alike([sink for sink in sinks if not sink.writer.complete]):
                 counts |= dict.fromkeys((sink.layer for sink in group), self._pass(group))
@@ -172,10 +149,12 @@ class _Harvest:
 
     def _report(self, sink: Sink, counts: dict[str, float | int]) -> dict[str, Any]:
         folder = self._request.folders[sink.layer]
-        proof = self._record(sink.layer)
-        path = folder / f"proof-{self._request.rank:05d}.json"
-        disk.write_file(path, json.dumps(proof, indent=1).encode() + b"\n")
-        return _facts(folder, sink.writer.manifest.fingerprint, counts, proof)
+        self._files[sink.layer].write(self._skipped_rows)
+        return _facts(folder, sink.writer.manifest.fingerprint, counts, self._record(sink.layer))
+
+    @property
+    def _skipped_rows(self) -> int:
+        return int(getattr(self._prepared.documents, "skipped_rows", 0))
 
     def _record(self, layer: int) -> dict[str, Any]:
         """The proof of a layer and the model's own loss, which no fingerprint depends on."""
@@ -219,18 +198,28 @@ class _Harvest:
         title = f"harvest layer {', '.join(str(sink.layer) for sink in sinks)}"
         self._progress.begin(title, total=sum(stream.rows), unit="tokens", done=stream.rows_before)
         started = time.perf_counter()
+        # Written at the first batch, and whenever a bad row was left out since.
+        skipped_rows = -1
         batches = Prefetcher(stream, depth=_PREFETCHED_BATCHES)
         rows = BackgroundWriter(writing(sinks, settings), depth=_UNWRITTEN_BATCHES)
         with batches, rows:
-            for number, batch in enumerate(batches):
-                rows.put(forward.run(batch, self._progress))
-                if _is_sampled(number):
-                    self._prove_sample(batch, [sink.layer for sink in sinks])
+            for batch in batches:
+                computed = forward.run(batch, self._progress)
+                # Before its rows can be committed, so that no kill leaves rows without their sample.
+                contexts = sum(batch.cursor["emitted"]) if batch.cursor else 0
+                if _is_sampled(contexts // batch_contexts):
+                    self._prove_sample(batch, [sink.layer for sink in sinks], contexts)
+                if self._skipped_rows != skipped_rows:
+                    skipped_rows = self._skipped_rows
+                    for sink in sinks:
+                        self._files[sink.layer].write(skipped_rows)
+                rows.put(computed)
                 self._progress.advance(batch.rows)
                 # After a repair only some rows are missing, and the text after them need not be read.
                 if all(sink.writer.complete for sink in sinks):
                     break
         self._progress.end()
+        self._note_skipped()
         return {
             "rows": sum(stream.rows) - stream.rows_before,
             "seconds": time.perf_counter() - started,
@@ -251,8 +240,17 @@ class _Harvest:
             proofs = self._measure(batch, layers)
         self._keep(proofs)
 
-    def _prove_sample(self, batch: ContextBatch, layers: Sequence[int]) -> None:
-        self._keep([proof.worst(self._proofs[proof.layer]) for proof in self._measure(batch, layers)])
+    def _prove_sample(self, batch: ContextBatch, layers: Sequence[int], contexts: int) -> None:
+        proofs = self._measure(batch, layers)
+        self._keep([proof.worst(self._proofs[proof.layer]) for proof in proofs])
+        for proof in proofs:
+            self._files[proof.layer].add_sample(contexts, proof)
+
+    def _note_skipped(self) -> None:
+        for place, why in getattr(self._prepared.documents, "skipped", {}).items():
+            self._progress.note(f"left out {place}: {why}")
+        if self._skipped_rows:
+            self._progress.note(f"left out {self._skipped_rows:,} rows of the text that cannot be used")
 
     def _measure(self, batch: ContextBatch, layers: Sequence[int]) -> list[SiteProof]:
         settings = self._request.settings
@@ -274,5 +272,6 @@ class _Harvest:
 
 
 def _is_sampled(number: int) -> bool:
+    """Whether the batch of this number, counted from the beginning of the text, is proved."""
     is_power_of_two = number & (number - 1) == 0
     return number >= _FIRST_SAMPLE and (is_power_of_two or number % _SAMPLE_EVERY == 0)

@@ -65,8 +65,10 @@ def harvest(
     from nestcoder.commands import stage_commands
 
     chosen = list(dict.fromkeys(layers))
-    if probe:
-        result = stage_commands.harvest_probe(invocation, chosen, device)
+    if probe and dry_run:
+        result = stage_commands.plan_probe(invocation, chosen, device)
+    elif probe:
+        result = stage_commands.harvest_probe(invocation, chosen, device, fresh=fresh)
     elif dry_run:
         result = stage_commands.plan_harvest(invocation, chosen, device)
     else:

@@ -64,13 +64,19 @@ def harvest_request(settings: PipelineSettings, layers: Sequence[int], device: s
 
 
 def run_harvest_probe(
-    settings: PipelineSettings, layers: Sequence[int], *, device: str = "auto", progress: Progress | None = None
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Harvest the first-letter prompts beside each layer's finished cache, for the absorption metric."""
     from harvest.probe import harvest_probe
 
     folders = {layer: folders_of(settings, layer).probe() for layer in layers}
-    return harvest_probe(harvest_request(settings, layers, device), folders=folders, progress=progress)
+    request = harvest_request(settings, layers, device)
+    return harvest_probe(request, folders=folders, fresh=fresh, progress=progress)
 
 
 def run_train(

@@ -76,6 +76,8 @@ class CommonTrainSettings(Settings):
     """Largest norm of the whole gradient; None does not clip."""
     aux_alpha: NonNegativeFloat = 1 / 32
     """Weight of the auxiliary loss that revives dead features; 0 leaves it out."""
+    revive: bool = True
+    """Begin dead features again, each from a row that is drawn for it, until the rate has fallen to a third."""
 
     log_every: Count = 10
     checkpoint_every: Count = 500

@@ -43,6 +43,14 @@ class Ranks:
             for array, summed in zip(mine, flat.split([array.numel() for array in mine]), strict=True):
                 array.copy_(summed.view(array.shape))
 
+    def rows_before(self, rows: int, device: torch.device) -> int:
+        """How many rows of a batch the processes before this one have; ``rows`` are its own."""
+        if self.world == 1:
+            return 0
+        counts = torch.zeros(self.world, dtype=torch.int64, device=device)
+        counts[self.rank] = rows
+        return int(self._reduced(counts)[: self.rank].sum())
+
     def agree(self, number: int, device: torch.device) -> int:
         """The largest of the processes' numbers."""
         if self.world == 1:

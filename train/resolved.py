@@ -31,6 +31,8 @@ ComputeDtype = Literal["float32", "bfloat16"]
 _DEFAULT_TOP_K = 16
 _DEFAULT_WARMUP_STEPS = 100
 _ROUNDING = 1e-9
+_BEFORE = {"revive": False}
+"""What earlier releases did where their records do not say it, and today's default is another."""
 
 
 class ResolvedSettings(CommonTrainSettings):
@@ -96,7 +98,7 @@ def resolve(
 def read_record(record: Any, *, d_target: int, where: object) -> ResolvedSettings:
     """The settings of a run from what it recorded. Raises MismatchError where this release does not know them."""
     try:
-        stated = TrainSettings.model_validate_json(json.dumps(record))
+        stated = TrainSettings.model_validate_json(json.dumps(_BEFORE | record))
         return resolve(stated, model="", d_target=d_target)
     except (ValidationError, UsageError) as error:
         problems = _problems(error) if isinstance(error, ValidationError) else error.what

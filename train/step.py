@@ -23,6 +23,7 @@ from train.optim import Moments, in_one_pass, learning_rate, update_
 from train.parameters import Parameters
 from train.ranks import Part, Ranks
 from train.resolved import ResolvedSettings
+from train.revive import may_revive, revive_
 from train.workspace import Workspace
 from transcoder.constants import constant
 from transcoder.rules.registry import make_rule
@@ -131,6 +132,7 @@ def train_step(
     """
     settings = recipe.settings
     dead = _dead(state, recipe)
+    dead_count = shard.count(dead.numel(), dead.device) if _wants_dead(settings) else 0
     part = ranks.part_of(len(source), source.device)
     if not part.rows:
         source, target = source.new_zeros(1, source.shape[1]), target.new_zeros(1, target.shape[1])
@@ -149,6 +151,7 @@ def train_step(
         state.weights,
         source,
         dead=dead,
+        dead_count=dead_count,
         result=result,
         recipe=recipe,
         part=part,
@@ -180,20 +183,30 @@ def train_step(
         gradient_norm=norm,
         lr=learning_rate(settings, state.step),
     )
+    if dead_count and part.whole and may_revive(settings, state.step):
+        still_dead = dead[~fired[dead]]
+        revive_(state.weights, source, result=result, dead=still_dead, step=state.step, part=part, shard=shard)
+        state.since_fired[still_dead] = 0
+        workspace.is_current = False
     state.step += 1
     state.tokens += part.whole
     return metrics
 
 
 def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
-    """The features that the auxiliary loss is to revive."""
+    """The features that have been silent for too long."""
     after_tokens = recipe.settings.dead_after_tokens
     none = state.since_fired.new_empty(0, dtype=torch.int64)
-    if not recipe.settings.aux_alpha or state.tokens < state.none_dead_before:
+    if not _wants_dead(recipe.settings) or state.tokens < state.none_dead_before:
         return none
     left = tokens_left(state.since_fired, after_tokens=after_tokens)
     state.none_dead_before = state.tokens + left
     return none if left > 0 else dead_features(state.since_fired, after_tokens=after_tokens)
+
+
+def _wants_dead(settings: ResolvedSettings) -> bool:
+    """Whether anything is done about dead features."""
+    return settings.revive or bool(settings.aux_alpha)
 
 
 def _add_auxiliary_(
@@ -201,6 +214,7 @@ def _add_auxiliary_(
     source: Float[Tensor, "rows d_source"],
     *,
     dead: Int[Tensor, " dead"],
+    dead_count: int,
     result: StepResult,
     recipe: Recipe,
     part: Part,
@@ -209,11 +223,10 @@ def _add_auxiliary_(
 ) -> Float[Tensor, ""]:
     """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
 
-    Nothing dead or no rows, nothing done. The gradient is divided by the part's share, by which the step multiplies it
-    again.
+    Nothing is done where no feature is dead or there are no rows. The gradient is divided by the part's share, by which
+    the step multiplies it again. ``dead_count`` is over all processes' features.
     """
-    count = shard.count(dead.numel(), dead.device) if recipe.settings.aux_alpha else 0
-    if not (count and part.whole):
+    if not (recipe.settings.aux_alpha and dead_count and part.whole):
         return result.sse.new_zeros(())
     extra = auxiliary(
         weights,
@@ -228,7 +241,10 @@ def _add_auxiliary_(
     statistics, error = spread(result.residual) * bool(part.rows), extra.error * bool(part.rows)
     part.ranks.sum_([statistics, error])
     scale = auxiliary_scale(
-        alpha=recipe.settings.aux_alpha, dead=count, top_k=recipe.settings.aux_top_k, variation=variation(statistics)
+        alpha=recipe.settings.aux_alpha,
+        dead=dead_count,
+        top_k=recipe.settings.aux_top_k,
+        variation=variation(statistics),
     )
     add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (part.share or 1.0))
     return error * scale

@@ -89,6 +89,12 @@ class Shard:
             distributed.all_reduce(array)
         return array
 
+    def least_(self, array: Tensor) -> Tensor:
+        """Replace, in place, every number by the least of the processes'."""
+        if self.world > 1:
+            distributed.all_reduce(array, op=distributed.ReduceOp.MIN)
+        return array
+
     def count(self, own: int, device: torch.device) -> int:
         """The sum of every process's number."""
         return own if self.world == 1 else int(self.sum_(torch.tensor(own, device=device)))

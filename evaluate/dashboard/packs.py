@@ -148,11 +148,13 @@ def _logits(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary
 
 def _contexts(evidence: Evidence, feature: int, kind: str, vocabulary: _Vocabulary) -> list[list[Any]]:
     """Document, row, place of the row in the window, tokens, and (place, value, place, value...) where it fires."""
-    text, arrays = evidence.text, evidence.arrays
+    text = evidence.text
+    arrays = evidence.arrays
     rows = arrays[f"context_{kind}"][feature]
     rows = rows[rows != NO_ROW]
     own = slice(*arrays["entry_offsets"][feature : feature + 2])
-    firing, values = arrays["entry_row"][own], significant(arrays["entry_value"][own])
+    firing = arrays["entry_row"][own]
+    values = significant(arrays["entry_value"][own])
 
     firsts, ends = text.windows(rows, evidence.head["settings"]["context_tokens"])
     lows, highs = np.searchsorted(firing, (firsts, ends))

@@ -114,7 +114,8 @@ def _rows(reader: CacheReader, settings: FeatureSettings) -> int:
 
 
 def _text(reader: CacheReader, settings: FeatureSettings) -> Text:
-    view, rows = reader.split(settings.split), _rows(reader, settings)
+    view = reader.split(settings.split)
+    rows = _rows(reader, settings)
     tokens = view.tokens[:rows]
     return text_of(tokens, view.document[:rows], view.position[:rows], counted(tokens, tuple(reader.special_ids)))
 

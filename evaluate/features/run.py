@@ -42,7 +42,7 @@ def features_of_layer(
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     place = str(choose_device(device))
     reader = open_cache(cache, cache_settings, device=place)
-    trained = load_transcoder(transcoder)
+    trained = load_transcoder(transcoder, progress=progress)
     check_belongs(trained, reader, where=transcoder, force=force)
     trained = trained.to(place)
 

@@ -125,6 +125,7 @@ def _alone(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layers: Seque
 def _prove_layer(
     model: LanguageModel, layer: int, fast: Captured, plain: Captured, *, rows: Tensor, alone: Pairs, mlp: Mlp | None
 ) -> SiteProof:
+    _refuse_overflow(model, layer, fast)
     relations = equations(model, layer, fast)
     if mlp:
         source = fast[layer, "mlp_in"]
@@ -144,6 +145,19 @@ def _prove_layer(
         modules=f"{model.source.architecture}: {model.family.blocks}.{layer} of {', '.join(filter(None, parts))}",
         rows=int(rows.sum()),
     )
+
+
+def _refuse_overflow(model: LanguageModel, layer: int, captured: Captured) -> None:
+    """In float16 a model may leave the range of its numbers, which is no fault of the hooks."""
+    if model.dtype != torch.float16:
+        return
+    sites = [name for (number, name), tensor in captured.items() if number == layer and not tensor.isfinite().all()]
+    if sites:
+        raise NumericalError(
+            f"The model overflows in float16: {', '.join(sites)} of layer {layer} hold infinities or NaN.",
+            where=f"{model.source.name}, {model.family.blocks}.{layer}",
+            remedy="Set harvest.dtype to bfloat16 or float32.",
+        )
 
 
 @torch.inference_mode()

@@ -46,6 +46,12 @@ class ModelTokenizer:
         """The xxh3-128 of ``json``."""
         return xxhash.xxh3_128_hexdigest(self.json.encode())
 
+    def count(self, content: str | list[int]) -> int:
+        """Tokens of a document, without BOS."""
+        if not isinstance(content, str):
+            return len(content)
+        return len(self.backend.encode(content, add_special_tokens=False).ids)
+
     @property
     def has_chat_template(self) -> bool:
         """Whether ``render_chat`` can be used."""

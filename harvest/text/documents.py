@@ -18,6 +18,8 @@ from harvest.text.rows import BadRowError, Content, RowReader
 from harvest.text.stdlib import stdlib_documents, stdlib_identity
 
 _HASHED_BYTES = 1 << 22
+MOST_NAMED = 10
+"""Skipped rows whose place and reason are kept; the others are counted."""
 SKIP = "Mend or remove the row, or set harvest.bad_rows to skip to leave such rows out."
 
 
@@ -107,8 +109,10 @@ class FileDocuments:
         is_text = text.kind == "text"
         self._row_reader = RowReader("text") if is_text else row_reader
         self._reader = _reader_of(text.kind, settings)
+        self.skipped_rows = 0
+        """Rows left out from the beginning of the text to where reading stands."""
         self.skipped: dict[str, str] = {}
-        """Why each skipped row was left out, by file and row."""
+        """Why the first of them were left out, by file and row."""
         self.left_out = text.left_out
 
     def identity(self) -> dict[str, Any]:
@@ -133,13 +137,14 @@ class FileDocuments:
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
         if state is None:
-            state = {"file": 0, "row": 0, "offset": 0, "rows_before": 0}
+            state = {"file": 0, "row": 0, "offset": 0, "rows_before": 0, "skipped": 0}
         if "file" not in state:
             raise MismatchError(
                 "The cache was begun by an older nestcoder, which counted its place in the text in another way.",
                 remedy="Finish it with that nestcoder, or begin anew with --fresh.",
             )
         rows = int(state["rows_before"])
+        self.skipped_rows = int(state.get("skipped", 0))
         for index in range(state["file"], len(self._text.files)):
             if self._by_file and index % self._world != self._rank:
                 continue
@@ -151,7 +156,7 @@ class FileDocuments:
                     continue
                 content = self._content(path, number, row)
                 if content is not None:
-                    yield content, {"file": index, **position, "rows_before": rows}
+                    yield content, {"file": index, **position, "rows_before": rows, "skipped": self.skipped_rows}
 
     def _content(self, path: Path, number: int, row: Any) -> Content | None:
         """The row's document; None for a bad row that is skipped."""
@@ -162,7 +167,9 @@ class FileDocuments:
         except BadRowError as bad:
             place = f"{path}, row {number}"
             if self._settings.bad_rows == "skip":
-                self.skipped[place] = bad.why
+                self.skipped_rows += 1
+                if len(self.skipped) < MOST_NAMED:
+                    self.skipped[place] = bad.why
                 return None
             raise UsageError(
                 f"A row of the text cannot be used: {bad.why}.", where=place, remedy=f"{bad.remedy} {SKIP}".strip()

@@ -7,7 +7,7 @@ from typing import Any, cast
 from common.errors import DiskError, NestcoderError, UsageError
 from common.hub_errors import hub_errors, hub_problem, page_of
 from harvest.config import HarvestSettings
-from harvest.text.documents import SKIP, TextAccess
+from harvest.text.documents import MOST_NAMED, SKIP, TextAccess
 from harvest.text.rows import BadRowError, Content, RowReader
 
 _REMEDY = "Connect, or harvest local files or 'stdlib', which need no network."
@@ -27,8 +27,10 @@ class HubDocuments:
         self._row_reader = row_reader
         self._note = access.note
         self._commit = commit
+        self.skipped_rows = 0
+        """Rows left out from the beginning of the text to where reading stands."""
         self.skipped: dict[str, str] = {}
-        """Why each skipped row was left out, by row."""
+        """Why the first of them were left out, by row."""
 
     def identity(self) -> dict[str, Any]:
         settings = self._settings
@@ -47,18 +49,21 @@ class HubDocuments:
         return identity
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
+        self.skipped_rows = int((state or {}).get("skipped", 0))
         for number, row, following in self._rows(state):
             try:
                 content = self._row_reader.content(row)
             except BadRowError as bad:
                 place = f"{self._settings.dataset}, row {number}"
                 if self._settings.bad_rows == "skip":
-                    self.skipped[place] = bad.why
+                    self.skipped_rows += 1
+                    if len(self.skipped) < MOST_NAMED:
+                        self.skipped[place] = bad.why
                     continue
                 raise UsageError(
                     f"A row of the text cannot be used: {bad.why}.", where=place, remedy=f"{bad.remedy} {SKIP}".strip()
                 ) from None
-            yield content, following
+            yield content, following | {"skipped": self.skipped_rows}
 
     def _rows(self, state: Any) -> Iterator[tuple[int, Any, dict[str, Any]]]:
         """Every row, its number, and the state after it; a dropped stream goes on where it was."""

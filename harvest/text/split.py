@@ -4,6 +4,7 @@ Adding, removing or reordering other documents never moves a document across the
 and copies of one document always fall on the same side.
 """
 
+import numpy as np
 import xxhash
 
 _BUCKETS = 1 << 32
@@ -12,6 +13,11 @@ _BUCKETS = 1 << 32
 def document_hash(content: bytes, *, seed: int = 0) -> int:
     """The 64-bit identity of a document with these bytes (UTF-8 text, or int32 little-endian token ids)."""
     return xxhash.xxh3_64_intdigest(content, seed=seed)
+
+
+def document_bytes(content: str | list[int]) -> bytes:
+    """The bytes by which a document is known: UTF-8 text, or int32 little-endian token ids."""
+    return content.encode() if isinstance(content, str) else np.asarray(content, dtype="<i4").tobytes()
 
 
 def is_held_out(content: bytes, *, fraction: float, seed: int) -> bool:

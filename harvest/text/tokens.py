@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from common.errors import MismatchError, UsageError
+from common.errors import UsageError
+from harvest.text.cursor import Snapshot, cursor_to_json, read_cursor
 from harvest.text.documents import Documents
-from harvest.text.packing import Context, Packer, Pending, pending_from_json, pending_to_json
+from harvest.text.packing import Context, Packer
 from harvest.text.rows import Content
-from harvest.text.split import is_held_out
+from harvest.text.split import document_bytes, is_held_out
 
 TRAIN = 0
 HELD_OUT = 1
@@ -26,7 +27,6 @@ _GROUP_DOCUMENTS = 64
 _FIRST_GROUP_CHARACTERS = 1 << 12
 _GROUP_CHARACTERS = 1 << 17
 """Documents are tokenised in groups: small ones at first, for which the model waits, then larger ones."""
-_CURSOR_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,6 @@ class StreamSettings:
     """The most tokens that a held-out document gives; None is all of them."""
 
 
-@dataclass(frozen=True)
-class _Snapshot:
-    """The stream as it stood before a document: all that is needed to go on from there."""
-
-    state: Any
-    document: int
-    epoch: int
-    pending: tuple[Pending, Pending]
-    contexts: tuple[int, int]
-    rows: tuple[int, int]
-
-
-_BEGINNING = _Snapshot(state=None, document=0, epoch=0, pending=((), ()), contexts=(0, 0), rows=(0, 0))
-
-
 class ContextStream:
     """An iterator of ContextBatch from a cursor on (None: from the beginning).
 
@@ -105,7 +90,7 @@ class ContextStream:
         self._settings = settings
         self._first = first_document
         self._step = document_step
-        start, self._emitted, self.rows_before = _read_cursor(cursor)
+        start, self._emitted, self.rows_before = read_cursor(cursor)
         self._cursor = cursor
         self._emitted_rows = self.rows_before
         self._snapshots = deque([start])
@@ -176,7 +161,7 @@ class ContextStream:
         pending = (self._packers[TRAIN].pending, self._packers[HELD_OUT].pending)
         contexts = (self._contexts[0], self._contexts[1])
         rows = (self._rows[0], self._rows[1])
-        self._snapshots.append(_Snapshot(state, document, epoch, pending=pending, contexts=contexts, rows=rows))
+        self._snapshots.append(Snapshot(state, document, epoch, pending=pending, contexts=contexts, rows=rows))
 
     def _encoded(self, state: Any) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
         group: list[tuple[Content, Any]] = []
@@ -204,7 +189,7 @@ class ContextStream:
             yield (side, self._checked(np.asarray(ids, dtype=np.int32))), following
 
     def _side(self, content: Content) -> int:
-        data = content.encode() if isinstance(content, str) else np.asarray(content, dtype="<i4").tobytes()
+        data = document_bytes(content)
         held_out = is_held_out(data, fraction=self._settings.held_out_fraction, seed=self._settings.split_seed)
         return HELD_OUT if held_out else TRAIN
 
@@ -252,11 +237,11 @@ class ContextStream:
             self._snapshots.popleft()
         yield _batch(contexts, bos=self._settings.bos, held_out=side == HELD_OUT, cursor=self._cursor)
         contexts.clear()
-        self._cursor = _cursor_to_json(
+        self._cursor = cursor_to_json(
             self._snapshots[0], self._emitted, rows=self._emitted_rows, batch_contexts=self._settings.batch_contexts
         )
 
-    def _reaches(self, snapshot: _Snapshot) -> bool:
+    def _reaches(self, snapshot: Snapshot) -> bool:
         return all(at <= done for at, done in zip(snapshot.contexts, self._emitted, strict=True))
 
 
@@ -273,38 +258,3 @@ def _batch(contexts: list[Context], *, bos: int, held_out: bool, cursor: dict[st
         kept[row, :size] = True
         positions[row, :size] = context.document_positions()
     return ContextBatch(tokens, documents, kept, document_positions=positions, held_out=held_out, cursor=cursor)
-
-
-def _cursor_to_json(snapshot: _Snapshot, emitted: list[int], *, rows: int, batch_contexts: int) -> dict[str, Any]:
-    return {
-        "version": _CURSOR_VERSION,
-        "state": snapshot.state,
-        "document": snapshot.document,
-        "epoch": snapshot.epoch,
-        "pending": [pending_to_json(pending) for pending in snapshot.pending],
-        "contexts": list(snapshot.contexts),
-        "rows": list(snapshot.rows),
-        "emitted": list(emitted),
-        "emitted_rows": rows,
-        "batch_contexts": batch_contexts,
-    }
-
-
-def _read_cursor(cursor: dict[str, Any] | None) -> tuple[_Snapshot, list[int], int]:
-    if cursor is None:
-        return _BEGINNING, [0, 0], 0
-    if cursor["version"] != _CURSOR_VERSION:
-        raise MismatchError(
-            f"The cache was begun by a nestcoder whose place in the text has version {cursor['version']}.",
-            remedy="Finish it with that nestcoder, or begin anew with --fresh.",
-        )
-    train, held_out = (pending_from_json(pending) for pending in cursor["pending"])
-    snapshot = _Snapshot(
-        state=cursor["state"],
-        document=cursor["document"],
-        epoch=cursor["epoch"],
-        pending=(train, held_out),
-        contexts=(cursor["contexts"][0], cursor["contexts"][1]),
-        rows=(cursor["rows"][0], cursor["rows"][1]),
-    )
-    return snapshot, list(cursor["emitted"]), int(cursor["emitted_rows"])

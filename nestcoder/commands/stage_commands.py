@@ -40,10 +40,19 @@ def plan_harvest(invocation: Invocation, layers: list[int], device: str) -> Comm
     return CommandResult(found, as_lines(found))
 
 
-def harvest_probe(invocation: Invocation, layers: list[int], device: str) -> CommandResult:
+def plan_probe(invocation: Invocation, layers: list[int], device: str) -> CommandResult:
+    """What ``harvest --probe`` would take: words, tokens, bytes, minutes."""
+    from harvest.probe import plan_probe as plan
+
+    folders = {layer: invocation.folders(layer).probe() for layer in layers}
+    found = asdict(plan(stages.harvest_request(invocation.settings, layers, device), folders=folders))
+    return CommandResult(found, as_lines(found))
+
+
+def harvest_probe(invocation: Invocation, layers: list[int], device: str, *, fresh: bool) -> CommandResult:
     """Harvest the first-letter prompts beside each layer's finished cache."""
     with shown_progress() as progress:
-        result = stages.run_harvest_probe(invocation.settings, layers, device=device, progress=progress)
+        result = stages.run_harvest_probe(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
     return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).probe()}" for layer in layers))
 
 

@@ -143,7 +143,7 @@ def _faults(kind: str, folder: Path, *, fast: bool, progress: Progress) -> list[
 
 
 def _probe_faults(folder: Path) -> list[str]:
-    from evaluate.metrics.probe_set import read_probe_set
+    from evaluate.absorption.probe_set import read_probe_set
 
     read_probe_set(folder)
     return []

@@ -1,6 +1,7 @@
 """Each trouble with the Hub is a sentence of its own, with the exit code of whoever can mend it."""
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_the_cause_inside_another_error_is_found_and_stated_problems_pass() -> N
 def test_pages() -> None:
     assert page_of("dataset", "a/b") == "https://huggingface.co/datasets/a/b"
     assert page_of("model", "a/b") == "https://huggingface.co/a/b"
+
+
+def test_a_refused_token_is_found_behind_a_missing_file() -> None:
+    refused = named("HfHubHTTPError")
+    refused.response = SimpleNamespace(status_code=403)  # pyright: ignore[reportAttributeAccessIssue]
+    refused.server_message = "Enable access."  # pyright: ignore[reportAttributeAccessIssue]
+    missing = named("LocalEntryNotFoundError", "not on the disk")
+    missing.__cause__ = refused
+    with pytest.raises(UsageError, match="refuses access to 'a/b': Enable access"), hub_errors("model", "a/b"):
+        raise missing

@@ -4,14 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cache.config import CacheSettings
+from cache.reader import CacheReader
 from common.device import choose_device, free_memory
 from common.errors import CapacityError, UsageError
 from common.known_models import KNOWN_MODELS
 from harvest.config import HarvestSettings
-from harvest.plan import plan_harvest, which_fit
+from harvest.plan import count_held_out, plan_harvest, which_fit
+from harvest.prepare import prepare
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
@@ -67,3 +70,21 @@ def test_which_models_fit_is_arithmetic():
     assert not table["gemma-2-9b"]["float32"]["fits"]
     assert not table["gemma-2-27b"]["bfloat16"]["fits"]
     assert free_memory(choose_device("cpu")) > 10**8
+
+
+def test_the_plan_counts_the_documents_of_the_held_out_rows_and_asks_for_more(model_folders, text, tmp_path):
+    given = asked(model_folders["gpt2"], text, {1: tmp_path / "c"})
+    plan = plan_harvest(given)
+    harvest_layers(given)
+    view = CacheReader.open(tmp_path / "c").split("held_out")
+    assert abs(plan.held_out_documents - len(np.unique(view.document))) <= 1
+    (advice,) = plan.advice
+    assert "at least 100" in advice
+    capped = replace(given, settings=given.settings.model_copy(update={"held_out_document_tokens": 20}))
+    assert plan_harvest(replace(capped, folders={1: tmp_path / "d"})).held_out_documents > 2 * plan.held_out_documents
+
+
+def test_a_count_that_takes_too_long_is_extrapolated(model_folders, text, tmp_path):
+    prepared = prepare(asked(model_folders["gpt2"], text, {1: tmp_path / "c"}))
+    exact = count_held_out(prepared)
+    assert count_held_out(prepared, seconds=0) == pytest.approx(exact, rel=0.3)

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cache.format.manifest import read_manifest
 from common.errors import MismatchError, UsageError
+from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.model.source import find_model
 from harvest.model.tokenizer import load_tokenizer
-from harvest.probe import choose_words, harvest_probe, probe_contexts
+from harvest.probe import harvest_probe, plan_probe
+from harvest.probe_words import choose_words, probe_contexts
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
@@ -108,3 +110,72 @@ def test_a_probe_needs_the_cache_it_belongs_to(folder, text, model_folders, tmp_
 def test_a_tokenizer_without_words_is_said(model_folders):
     with pytest.raises(UsageError, match="no probe"):
         choose_words(load_tokenizer(find_model(str(model_folders["gemma2"]))))
+
+
+@pytest.fixture
+def asked(folder, text, tmp_path):
+    """A finished cache of two layers, and what a probe of them is asked."""
+    given = settings(text).model_copy(update={"probe_words": 9, "probe_examples": 2})
+    request = HarvestRequest(str(folder), {n: tmp_path / f"cache{n}" for n in (1, 2)}, settings=given, device="cpu")
+    harvest_layers(request)
+    return request, {n: tmp_path / f"probe{n}" for n in (1, 2)}
+
+
+def test_a_plan_measures_and_writes_nothing(asked):
+    request, folders = asked
+    plan = plan_probe(request, folders=folders)
+    assert not any(folder.exists() for folder in folders.values())
+    assert (plan.letters, plan.examples, plan.finished_layers) == (6, 2, [])
+    assert plan.words <= 6 * 9
+    assert plan.seconds == pytest.approx(plan.tokens / plan.tokens_per_second)
+    harvest_probe(request, folders=folders)
+    assert (folders[1] / "probe.safetensors").stat().st_size == pytest.approx(plan.bytes_per_layer, rel=0.15)
+    again = plan_probe(request, folders=folders)
+    assert (again.finished_layers, again.seconds) == ([1, 2], 0)
+
+
+class StopError(Exception):
+    """Stands for a kill."""
+
+
+class Kill(Silent):
+    """Raises when so many words are done."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def advance(self, amount, **_):
+        self.left -= amount
+        if self.left < 0:
+            raise StopError
+
+
+def files(folders):
+    return {str(path): path.read_bytes() for f in folders.values() for path in sorted(f.rglob("*")) if path.is_file()}
+
+
+def test_a_probe_goes_on_where_it_was_killed_and_is_left_alone_when_finished(asked, monkeypatch):
+    request, folders = asked
+    monkeypatch.setattr("harvest.probe._PIECE_WORDS", 8)
+    harvest_probe(request, folders=folders)
+    whole = files(folders)
+    assert not any("pieces" in path for path in whole)
+    monkeypatch.setattr("harvest.probe.load_found", None)
+    harvest_probe(request, folders=folders)  # finished: no model is loaded
+    monkeypatch.undo()
+    monkeypatch.setattr("harvest.probe._PIECE_WORDS", 8)
+    with pytest.raises(StopError):
+        harvest_probe(request, folders=folders, fresh=True, progress=Kill(20))
+    assert len(list((folders[1] / "pieces").iterdir())) == 2
+    damaged = folders[2] / "pieces" / "000000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+
+    begun = []
+
+    class Begun(Silent):
+        def begin(self, task, *, total, unit, done=0):
+            begun.append(done)
+
+    harvest_probe(request, folders=folders, progress=Begun())
+    assert begun == [8]
+    assert files(folders) == whole

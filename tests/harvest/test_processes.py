@@ -127,7 +127,7 @@ def tree(cache: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(cache)): path.read_bytes()
         for path in sorted(cache.rglob("*"))
-        if path.is_file() and "locks" not in path.parts and not path.name.startswith("proof-")
+        if path.is_file() and "locks" not in path.parts
     }
 
 

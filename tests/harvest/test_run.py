@@ -17,7 +17,8 @@ from cache.tools.pack import pack_cache
 from cache.tools.repair import repair_cache
 from cache.tools.verify import verify_cache
 from cache.tools.verify_remote import verify_remote
-from common.errors import CapacityError, MismatchError, UsageError
+from common import disk
+from common.errors import CapacityError, InUseError, MismatchError, UsageError
 from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.probe import harvest_probe
@@ -63,11 +64,11 @@ def harvest(model, folders, text, *, progress=None, fresh=False, rank=0, world=1
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file that is the same whatever was interrupted: all but locks and this run's own proof."""
+    """Every file that is the same whatever was interrupted: all but locks."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "locks" not in path.parts and not path.name.startswith("proof-")
+        if path.is_file() and "locks" not in path.parts
     }
 
 
@@ -275,3 +276,97 @@ def test_a_compressed_cache_is_not_refused_for_the_room_of_a_plain_one(model_fol
         harvest(model_folders["gpt2"], {2: tmp_path / "again"}, text)
     harvest(model_folders["gpt2"], {2: tmp_path / "packed"}, text, cache=packed)
     assert CacheReader.open(tmp_path / "packed").fingerprint == CacheReader.open(plain).fingerprint
+
+
+def test_the_proof_file_is_there_before_the_end_and_the_same_after_kills(model_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("harvest.run._FIRST_SAMPLE", 2)
+    text = documents_file(tmp_path, count=200)
+    model = model_folders["gpt2"]
+    harvest(model, {1: tmp_path / "whole"}, text)
+    expected = (tmp_path / "whole" / "proof-00000.json").read_bytes()
+    assert len(json.loads(expected)["samples"]) > 1
+    for after in (3, 4):
+        with pytest.raises(StopError):
+            harvest(model, {1: tmp_path / "cut"}, text, progress=Crash(after))
+        assert (tmp_path / "cut" / "proof-00000.json").exists()
+    harvest(model, {1: tmp_path / "cut"}, text)
+    assert (tmp_path / "cut" / "proof-00000.json").read_bytes() == expected
+
+
+def test_the_model_s_own_loss_is_said_and_kept_in_the_manifest(model_folders, text, tmp_path):
+    notes = []
+
+    class Notes(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    (result,) = harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, progress=Notes()).values()
+    loss = CacheReader.open(tmp_path / "c").identity["proof"]["language_model_loss"]
+    assert result["proof"]["language_model_loss"] == loss
+    # A random network predicts worse than token frequencies do.
+    assert loss["first_contexts"] > loss["unigram"] > 1
+    assert any("own loss" in note for note in notes)
+    assert any(note.startswith("WARNING") for note in notes)
+
+
+def test_a_model_by_another_path_is_the_same_cache(model_folders, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(model_folders["gpt2"].parent)
+    harvest(model_folders["gpt2"].name, {1: tmp_path / "c"}, text)
+    assert harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text)[1]["rows"] == 0
+
+
+def test_a_finished_cache_is_finished_for_any_number_of_processes(model_folders, text, tmp_path):
+    cache = CACHE.model_copy(update={"segment_rows": 64})
+    for rank in (0, 1):
+        harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, rank=rank, world=2, cache=cache)
+    assert harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, cache=cache)[1]["rows"] == 0
+    harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, rank=0, world=2, cache=cache)
+    with pytest.raises(MismatchError, match="parts is 2, not 1") as raised:
+        harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, cache=cache)
+    assert raised.value.remedy.startswith("Run it with 2 processes")
+
+
+def test_a_refusal_names_the_remedy_that_costs_nothing_first(model_folders, text, tmp_path):
+    harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text)
+    for changes, first in (
+        ({"context": 16}, "Set harvest.context to 32"),
+        ({"train_tokens": 500}, "Set harvest.train_tokens to 700"),
+    ):
+        with pytest.raises(MismatchError) as raised:
+            harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, **changes)
+        assert raised.value.remedy.startswith(first)
+
+
+def test_a_second_process_is_refused_before_the_model_is_loaded(model_folders, text, tmp_path, monkeypatch):
+    with pytest.raises(StopError):
+        harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, progress=Crash(3))
+    before = tree(tmp_path / "c")
+    monkeypatch.setattr("harvest.load.load_found", None)
+    with disk.lock(tmp_path / "c" / "locks" / "part-00000"), pytest.raises(InUseError):
+        harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text)
+    assert tree(tmp_path / "c") == before
+
+
+def test_skipped_rows_are_counted_beside_the_manifest_whatever_was_killed(model_folders, tmp_path):
+    text = documents_file(tmp_path, count=80)
+    lines = text.read_text().splitlines()
+    for place in (3, 20, 21, 40):
+        lines[place] = '{"text": 5}'
+    text.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UsageError, match="cannot be used") as raised:
+        harvest(model_folders["gpt2"], {1: tmp_path / "refused"}, text)
+    assert raised.value.where == f"{text}, row 4"
+    harvest(model_folders["gpt2"], {1: tmp_path / "whole"}, text, bad_rows="skip")
+    assert json.loads((tmp_path / "whole" / "proof-00000.json").read_text())["skipped_rows"] >= 3
+    with pytest.raises(StopError):
+        harvest(model_folders["gpt2"], {1: tmp_path / "cut"}, text, bad_rows="skip", progress=Crash(5))
+    harvest(model_folders["gpt2"], {1: tmp_path / "cut"}, text, bad_rows="skip")
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+def test_the_rows_of_one_held_out_document_can_be_capped(model_folders, text, tmp_path):
+    harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, held_out_document_tokens=8, held_out_tokens=80)
+    view = CacheReader.open(tmp_path / "c").split("held_out")
+    rows = view.rows(slice(0, len(view)))
+    _, counts = np.unique(rows.document[rows.tokens != 0], return_counts=True)
+    assert counts.max() == 8

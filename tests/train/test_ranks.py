@@ -67,7 +67,8 @@ def test_several_processes_are_one(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, world: int, activation: str, shard: bool
 ) -> None:
     settings = changed(quick, steps=20, skip=True, activation=activation, shard_dictionary=shard)
-    settings = changed(settings, lr=2e-3, dead_after_tokens=1)
+    # Revival at every step, of nearly all features, makes rounding grow; parts_checks has one step with it.
+    settings = changed(settings, lr=2e-3, dead_after_tokens=1, revive=False)
     alone(small_cache, tmp_path / "one", settings)
     together(world, small_cache, tmp_path / "several", settings)
     assert_the_same(tmp_path / "one", tmp_path / "several")

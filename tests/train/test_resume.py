@@ -79,10 +79,10 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def left_by(out: Path) -> dict[str, bytes]:
-    """Every file of a run, less the time in its config.json."""
+    """Every file of a run, less the time in its config.json, and the seal, which is of the time too."""
     found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     config = json.loads(found["config.json"])
-    return found | {"config.json": json.dumps(config | {"completed_at": ""}).encode()}
+    return found | {"config.json": json.dumps(config | {"completed_at": "", "seal": ""}).encode()}
 
 
 def changed(settings: TrainSettings, **values: Any) -> TrainSettings:

@@ -1,15 +1,15 @@
 """Foreign safetensors and JSON files: any bytes give the right arrays or a typed error, and nothing is executed."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from common.errors import DamagedError, DiskError, UsageError
+from common.sealed_tensors import reading_safetensors
 
 JSON_LIMIT_BYTES = 64 << 20
 
@@ -32,16 +32,11 @@ def read_tensors(path: Path, *, names: set[str], optional: frozenset[str] = froz
     UsageError: no such file. DamagedError: not a safetensors file, or a tensor is missing.
     """
     _require_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            held = set(file.keys())
-            if missing := sorted(names - held):
-                raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(held)}.", where=path)
-            return {name: file.get_tensor(name) for name in sorted(names | (optional & held))}
-    except (SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, struct.error) as error:
-        raise DamagedError(f"Not a readable safetensors file: {error}.", where=path) from error
-    except OSError as error:
-        raise DiskError(f"The file cannot be read: {error}.", where=path) from error
+    with reading_safetensors(path), safe_open(path, framework="pt") as file:
+        found = set(file.keys())
+        if missing := sorted(names - found):
+            raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(found)}.", where=path)
+        return {name: file.get_tensor(name) for name in sorted(names | (optional & found))}
 
 
 def check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: Path) -> None:

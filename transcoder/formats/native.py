@@ -2,7 +2,9 @@
 
 The arrays are float32, decoder rows of norm 1, in the units of the cache. In the file ``W_enc`` is (d_source,
 dict_size), as the field writes it; in memory it is feature-major, (dict_size, d_source). ``config.json`` is written
-last, and holds the size and hash of the other file.
+last, and holds the size and hash of the other file, and a seal: the hash of everything else that it says. The
+header of the arrays' file tells that there must be a seal, so that no single damage can take it away. Transcoders of
+earlier releases have no seal, and are read with a note.
 """
 
 import json
@@ -13,7 +15,10 @@ from typing import Any, get_args
 
 from common import disk
 from common.errors import DamagedError, MismatchError
-from common.sealed_tensors import FileSeal, check_shapes, read_tensors, write_tensors
+from common.hashing import hash_bytes
+from common.progress import Progress
+from common.sealed_tensors import FileSeal, check_shapes, read_metadata, read_tensors, write_tensors
+from transcoder.formats.foreign_files import read_json
 from transcoder.rules.registry import RULES
 from transcoder.rules.rule import is_count
 from transcoder.transcoder import SourceView, Transcoder
@@ -21,6 +26,10 @@ from transcoder.transcoder import SourceView, Transcoder
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "transcoder.safetensors"
 CONFIG_FILE = "config.json"
+_SEAL = "seal"
+"""The key of config.json that holds the hash of the others."""
+_MARK = "sealed"
+"""The entry of the header of the arrays' file that says that config.json has a seal."""
 
 
 def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +37,7 @@ def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str
     rule = transcoder.rule
     arrays = {name: array.detach().float() for name, array in transcoder.arrays().items()}
     arrays["W_enc"] = arrays["W_enc"].T
-    seal = write_tensors(folder / WEIGHTS_FILE, arrays | rule.arrays())
+    seal = write_tensors(folder / WEIGHTS_FILE, arrays | rule.arrays(), metadata={_MARK: "config.json"})
     document = {
         "format_version": FORMAT_VERSION,
         "dict_size": transcoder.dict_size,
@@ -44,17 +53,23 @@ def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str
         **config,
         "weights": {"file": WEIGHTS_FILE, **seal.said()},
     }
+    document = json.loads(json.dumps(document))
+    document[_SEAL] = _seal_of(document)
     disk.write_file(folder / CONFIG_FILE, (json.dumps(document, indent=1) + "\n").encode())
     return document
 
 
-def load_transcoder(path: str | Path, *, device: str = "cpu") -> Transcoder:
+def load_transcoder(path: str | Path, *, device: str = "cpu", progress: Progress | None = None) -> Transcoder:
     """The transcoder in a folder (or given its transcoder.safetensors), with its config.json as ``config``.
 
-    Raises DamagedError for missing or altered files, MismatchError for files of another kind or format version.
+    Its arrays ask for no gradient. ``progress`` gets a note where an earlier release wrote it, whose config.json has no
+    seal. Raises DamagedError for missing or altered files, DiskError for unreadable ones, MismatchError for files of
+    another kind or format version.
     """
     folder = Path(path).parent if Path(path).name == WEIGHTS_FILE else Path(path)
     config = read_config(folder)
+    if progress and _SEAL not in config:
+        progress.note(f"{folder / CONFIG_FILE} has no seal (an earlier release wrote it): changes to it go unnoticed")
     seal = FileSeal.parse(config.get("weights"), where=folder / CONFIG_FILE)
     arrays = read_tensors(folder / WEIGHTS_FILE, seal, device=device)
     rule = RULES[config["activation"]].load()
@@ -74,15 +89,12 @@ def load_transcoder(path: str | Path, *, device: str = "cpu") -> Transcoder:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a saved transcoder, checked. Raises DamagedError or MismatchError."""
+    """config.json of a saved transcoder, checked. Raises DamagedError, DiskError or MismatchError."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise DamagedError("There is no trained transcoder here: config.json is missing.", where=folder)
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedError(f"The file is not JSON: {error}.", where=path) from error
-    if not isinstance(config, dict) or "format_version" not in config:
+    config = read_json(path)
+    if "format_version" not in config:
         raise MismatchError("The file is not a nestcoder transcoder's config.json.", where=path)
     if config["format_version"] != FORMAT_VERSION:
         raise MismatchError(f"Format version {config['format_version']!r} is unknown to this release.", where=path)
@@ -90,7 +102,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     wrong = wrong or RULES[config["activation"]].load().wrong_keys(config)
     if wrong or config["prefixes"][-1] != config["dict_size"]:
         raise DamagedError(f"config.json makes no sense: {', '.join(wrong) or 'prefixes and dict_size'}.", where=path)
+    _check_seal(config, folder)
     return config
+
+
+def _check_seal(config: Mapping[str, Any], folder: Path) -> None:
+    """Raises DamagedError where config.json is not what was written, or its seal is gone."""
+    path = folder / CONFIG_FILE
+    weights = folder / WEIGHTS_FILE
+    if _SEAL in config:
+        if config[_SEAL] != _seal_of(config):
+            raise DamagedError("The file's contents are not what was written: its seal differs.", where=path)
+    elif weights.is_file() and _MARK in read_metadata(weights):
+        raise DamagedError("The file's seal is missing, and it was written with one.", where=path)
+
+
+def _seal_of(config: Mapping[str, Any]) -> str:
+    """The hash of everything that config.json says but the seal itself."""
+    sealed = {key: value for key, value in config.items() if key != _SEAL}
+    return hash_bytes(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _are_prefixes(value: Any) -> bool:

@@ -53,7 +53,8 @@ def context_kinds(evidence: Evidence) -> list[str]:
 
 def intervals(evidence: Evidence, feature: int) -> list[dict[str, Any]]:
     """Bounds, firings and share of firings of each interval of activation, weakest first."""
-    counts, largest = evidence.arrays["intervals"][feature], float(evidence.arrays["largest"][feature])
+    counts = evidence.arrays["intervals"][feature]
+    largest = float(evidence.arrays["largest"][feature])
     edges = np.linspace(0, largest, len(counts) + 1)
     total = max(1, int(counts.sum()))
     return [
@@ -132,7 +133,8 @@ def _shared(evidence: Evidence, feature: int, place: int, kind: str) -> dict[str
     arrays = evidence.arrays
     other = int(arrays[f"{kind}_feature"][feature, place])
     rows = int(arrays[f"{kind}_count"][feature, place])
-    own, its = int(arrays["firings"][feature]), int(arrays["firings"][other])
+    own = int(arrays["firings"][feature])
+    its = int(arrays["firings"][other])
     shared: dict[str, Any] = {
         "feature": other,
         "rows": rows,

@@ -35,7 +35,8 @@ def as_markdown(evidence: Evidence) -> str:
 
 def _heading(evidence: Evidence) -> list[str]:
     head = evidence.head
-    name, cache = head["transcoder"]["name"], head["cache"]
+    name = head["transcoder"]["name"]
+    cache = head["cache"]
     rows = "training" if head["settings"]["split"] == "train" else "held-out"
     logits = head["logits"]
     return [

@@ -115,3 +115,11 @@ def test_attention_that_looks_across_documents_fails_the_proof(model_folder):
     )
     (proof,) = prove_sites(model, bridge, tokens(model), **given)
     assert proof.failures == [ALONE]
+
+
+def test_an_overflow_in_float16_is_said_and_no_hook_is_blamed(model_folders):
+    model = load_model(str(model_folders["gpt2"]), device="cpu", dtype="float16", last_layer=LAYER)
+    model.block(LAYER).mlp.c_proj.weight.fill_(6e4)
+    with pytest.raises(NumericalError, match=r"overflows in float16: .*mlp_out.* of layer 2") as raised:
+        prove_sites(model, boot_bridge(model), tokens(model), layers=[LAYER], sites=["mlp_in", "mlp_out"])
+    assert "harvest.dtype" in raised.value.remedy

@@ -1,4 +1,4 @@
-"""A transcoder: what it computes against its definition, and what its files withstand."""
+"""Our own format: what is saved comes back, and no change of either file goes unnoticed."""
 
 import json
 import stat
@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.errors import DamagedError, MismatchError, NestcoderError, UsageError
+from common.errors import DamagedError, DiskError, MismatchError, NestcoderError
+from common.progress import Silent
+from common.sealed_tensors import FileSeal, write_tensors
 from train.parameters import random_parameters
+from transcoder.formats import native
 from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.batchtopk import BatchTopK
 from transcoder.rules.topk import TopK
@@ -34,63 +38,6 @@ def make(*, skip: bool = False, threshold: float | None = None) -> Transcoder:
 
 def sources(rows: int = 30) -> Tensor:
     return torch.randn(rows, 10, generator=torch.Generator().manual_seed(1))
-
-
-def defined(transcoder: Transcoder, source: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """Code and reconstruction in five lines of float64."""
-    W_enc, b_enc, W_dec, b_dec = (getattr(transcoder, name).double() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    pre = source.double() @ W_enc.T + b_enc
-    threshold = transcoder.rule.as_config().get("threshold")
-    kept = pre >= pre.topk(5, dim=1).values[:, -1:] if threshold is None else pre > threshold
-    a = pre.relu() * kept
-    y = b_dec + a[:, :prefix] @ W_dec[:prefix]
-    return a, y if transcoder.W_skip is None else y + source.double() @ transcoder.W_skip.double()
-
-
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("threshold", [None, 0.8])
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_every_prefix_is_the_definition(skip: bool, threshold: float | None, prefix: int) -> None:
-    transcoder, source = make(skip=skip, threshold=threshold), sources()
-    code, reconstruction = defined(transcoder, source, prefix)
-    torch.testing.assert_close(transcoder.encode(source).double(), code, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(transcoder(source, prefix=prefix).double(), reconstruction, rtol=1e-5, atol=1e-5)
-    decoded = transcoder.decode(code.float(), prefix=prefix, source=source)
-    torch.testing.assert_close(decoded.double(), reconstruction, rtol=1e-5, atol=1e-5)
-
-
-def test_a_truncated_transcoder_keeps_the_selection() -> None:
-    transcoder, source = make(), sources()
-    small = transcoder.truncate(20)
-    torch.testing.assert_close(small.encode(source), transcoder.encode(source)[:, :20])
-    torch.testing.assert_close(small(source), transcoder(source, prefix=20))
-    torch.testing.assert_close(small.decode(small.encode(source)), small(source), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(small(source, prefix=8), transcoder(source, prefix=8))
-
-
-@pytest.mark.parametrize("prefix", [0, 7, 49, -1])
-def test_another_prefix_is_refused_naming_those_there_are(prefix: int) -> None:
-    with pytest.raises(UsageError, match=r"\[8, 20, 48\]"):
-        make().truncate(prefix)
-    with pytest.raises(UsageError, match=r"it has \[8\]"):
-        make().truncate(8)(sources(), prefix=20)
-
-
-def test_decoding_with_a_skip_needs_the_source() -> None:
-    with pytest.raises(UsageError, match="decode needs the source"):
-        make(skip=True).decode(torch.zeros(3, 48))
-
-
-def test_the_bias_is_never_subtracted_from_the_source() -> None:
-    transcoder, source = make(), sources()
-    shifted = transcoder.replaced(b_dec=transcoder.b_dec + 5.0)
-    torch.testing.assert_close(shifted.encode(source), transcoder.encode(source))
-    torch.testing.assert_close(shifted(source), transcoder(source) + 5.0)
-
-
-def test_bfloat16_sources_are_taken() -> None:
-    source = sources().bfloat16()
-    torch.testing.assert_close(make().encode(source), make().encode(source.float()))
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -133,8 +80,10 @@ def test_any_flipped_bit_of_the_weights_is_noticed(
 
 def _config(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
+        """As if this had been written: the seal is that of the changed config."""
         config = json.loads((folder / "config.json").read_text())
         change(config)
+        config["seal"] = native._seal_of(config)
         (folder / "config.json").write_text(json.dumps(config))
 
     return damage
@@ -156,9 +105,9 @@ def _foreign_weights(folder: Path) -> None:
         (lambda folder: (folder / "transcoder.safetensors").unlink(), DamagedError, "missing"),
         (_shorter, DamagedError, "bytes instead of"),
         (_foreign_weights, DamagedError, "bytes instead of"),
-        (lambda folder: (folder / "config.json").write_text("{"), DamagedError, "not JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), MismatchError, "not a nestcoder transcoder"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), DamagedError, "not JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), DamagedError, "Not a JSON file"),
+        (lambda folder: (folder / "config.json").write_text("[]"), DamagedError, "JSON object was expected"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), DamagedError, "Not a JSON file"),
         (_config(lambda config: config.pop("format_version")), MismatchError, "not a nestcoder transcoder"),
         (_config(lambda config: config.update(format_version=99)), MismatchError, "version 99 is unknown"),
         (_config(lambda config: config.update(prefixes=[48, 20])), DamagedError, "prefixes"),
@@ -176,4 +125,107 @@ def test_damaged_and_foreign_files_are_typed_errors(
     save_transcoder(make(), tmp_path, config={})
     damage(tmp_path)
     with pytest.raises(error, match=message):
+        load_transcoder(tmp_path)
+
+
+def test_every_flipped_bit_of_the_config_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    save_transcoder(
+        make(skip=True, threshold=0.25), tmp_path, config={"model": "gpt2", "layer": 8, "gain": [0.5, 1.25]}
+    )
+    path = tmp_path / "config.json"
+    written = path.read_bytes()
+    config = json.loads(written)
+    for position in range(len(written)):
+        for bit in range(8):
+            flipped = bytearray(written)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                found = native.read_config(tmp_path)
+            except NestcoderError:
+                continue
+            assert found == config, (position, bit)
+
+
+@pytest.mark.parametrize("change", [{"top_k": 4}, {"prefixes": [9, 20, 48]}, {"source_view": "ln2_normalized"}])
+def test_an_edited_config_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    save_transcoder(make(), tmp_path, config={})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(DamagedError, match="seal differs"):
+        load_transcoder(tmp_path)
+
+
+def test_a_seal_that_is_gone_is_missed(tmp_path: Path) -> None:
+    save_transcoder(make(), tmp_path, config={})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["seal"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"top_k": 4}))
+    with pytest.raises(DamagedError, match="seal is missing"):
+        load_transcoder(tmp_path)
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_transcoder_of_an_earlier_release_is_read_with_a_note(tmp_path: Path) -> None:
+    """Neither file knows of seals, as before they were introduced."""
+    save_transcoder(make(), tmp_path, config={})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["seal"]
+    seal = write_tensors(tmp_path / "transcoder.safetensors", load_file(tmp_path / "transcoder.safetensors"))
+    config["weights"] = {"file": "transcoder.safetensors", **seal.said()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    notes = Notes()
+    again = load_transcoder(tmp_path, progress=notes)
+    assert torch.equal(again(sources()), make()(sources()))
+    assert len(notes.notes) == 1
+    assert "has no seal" in notes.notes[0]
+    assert load_transcoder(tmp_path).config == config
+
+
+@pytest.mark.parametrize("name", ["transcoder.safetensors", "config.json"])
+def test_an_unreadable_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    save_transcoder(make(), tmp_path, config={})
+    plain = Path.open
+
+    def refused(self: Path, *args: object, **named: object) -> object:
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self, *args, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DiskError, match="cannot be read"):
+        load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 8,
+        (1 << 40).to_bytes(8, "little"),
+        b"\x02" + bytes(7) + b"[]",
+        b"\x04" + bytes(7) + b"{\xff}}",
+    ],
+)
+def test_a_header_that_is_none_is_said_whatever_the_seal(tmp_path: Path, header: bytes) -> None:
+    save_transcoder(make(), tmp_path, config={})
+    data = header + (tmp_path / "transcoder.safetensors").read_bytes()[len(header) :]
+    (tmp_path / "transcoder.safetensors").write_bytes(data)
+    damage = FileSeal(len(data), xxhash.xxh3_128_hexdigest(data)).said()
+    _config(lambda config: config.update(weights=damage))(tmp_path)
+    with pytest.raises(DamagedError, match="Not a readable safetensors file"):
+        load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format_version": ' + "9" * 5000 + "}", "null", '"text"'])
+def test_json_that_no_parser_likes_is_said(tmp_path: Path, text: str) -> None:
+    save_transcoder(make(), tmp_path, config={})
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DamagedError):
         load_transcoder(tmp_path)

@@ -1,0 +1,117 @@
+"""Dead features begin again, each from a row of the batch that is drawn for it.
+
+With x the source of the row less the batch's mean, and e what the dictionary leaves unexplained of its target,
+
+    W_enc[f] = 0.5 * x / |x|     W_dec[f] = e / |e|     b_enc[f] = what makes f fire on 3 in 1,000 rows of the batch
+
+so a feature begins as "where the source is like this row's, add what was missing there". The auxiliary loss alone does
+not do: it has no gradient for a feature whose pre-activation is positive on no row, and of the demo's dead features
+that were nearly all. Adam's moments are kept: without them the first steps would be three times too long.
+
+Rows are drawn by the step and the feature's number, so a run that is resumed, or dealt over processes, draws the same.
+docs/log.md has what else was tried.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from train.loss import StepResult
+from train.optim import learning_rate
+from train.parameters import Parameters
+from train.ranks import Part
+from train.resolved import ResolvedSettings
+from transcoder.sharded import WHOLE, Shard
+from transcoder.sparse_code import SparseCode
+
+_ENCODER_NORM = 0.5
+_NO_DIRECTION = 1e-5
+# A feature that fires on its own row alone was dead again soon; on one row in a hundred it was in the others' way.
+_SHARE_OF_ROWS = 0.003
+_MARGIN = 1e-4
+
+
+def may_revive(settings: ResolvedSettings, step: int) -> bool:
+    """Whether features are revived at a step: while a third of the full rate is left for them to learn by."""
+    return settings.revive and 3 * learning_rate(settings, step) >= settings.lr
+
+
+def revive_(
+    weights: Parameters,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    result: StepResult,
+    dead: Int[Tensor, " dead"],
+    step: int,
+    part: Part,
+    shard: Shard = WHOLE,
+) -> None:
+    """Give the features ``dead`` new weights, in place. Every process takes part, those without dead features too.
+
+    ``result`` is the step's on these rows. A feature whose row has no direction is left as it is.
+    """
+    rows = _drawn_rows(dead, step=step, part=part, shard=shard)
+    values = torch.cat([source.to(weights.b_enc.dtype), -result.residual], dim=1)
+    drawn, mean = _gathered(values, rows, part=part)
+    x, missing = drawn.split([source.shape[1], result.residual.shape[1]], dim=1)
+    direction = x - mean[: source.shape[1]]
+
+    length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+    missing_length = torch.linalg.vector_norm(missing, dim=1, keepdim=True)
+    # A source that is the mean but for rounding has no direction, only noise.
+    has_direction = length > _NO_DIRECTION * torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    usable = (has_direction & (missing_length > 0)).flatten()
+    encoder = _ENCODER_NORM * direction / length.clamp(min=1e-30)
+    bias = _firing_bias(encoder, source, thresholds=_thresholds(result.code, shard), part=part)
+
+    features = dead[usable]
+    weights.W_enc[features] = encoder[usable]
+    weights.b_enc[features] = bias[usable]
+    weights.W_dec[features] = (missing / missing_length)[usable]
+
+
+def _drawn_rows(dead: Int[Tensor, " dead"], *, step: int, part: Part, shard: Shard) -> Int[Tensor, " dead"]:
+    """A row of the whole batch for each feature: different ones where the batch has a row for every feature."""
+    order = torch.randperm(part.whole, generator=torch.Generator().manual_seed(step)).to(dead.device)
+    number_in_dictionary = dead * shard.world + shard.rank
+    return order[number_in_dictionary % part.whole]
+
+
+def _thresholds(code: SparseCode, shard: Shard) -> Float[Tensor, " rows"]:
+    """What a pre-activation must exceed to be among a row's: the least that is; 0 where there is none."""
+    infinity = float("inf")
+    own = torch.segment_reduce(code.values.float(), "min", offsets=code.offsets.long(), initial=infinity)
+    least = shard.least_(own)
+    return least.masked_fill(least == infinity, 0.0)
+
+
+def _firing_bias(
+    encoder: Float[Tensor, "dead d_source"],
+    source: Float[Tensor, "rows d_source"],
+    *,
+    thresholds: Float[Tensor, " rows"],
+    part: Part,
+) -> Float[Tensor, " dead"]:
+    """The bias with which each feature exceeds the threshold on its share of the whole batch's rows."""
+    count = max(1, round(_SHARE_OF_ROWS * part.whole))
+    wanted = thresholds[:, None] - source.to(encoder.dtype) @ encoder.T
+    least = wanted[: part.rows].topk(min(count, part.rows), dim=0, largest=False).values
+    # Every process's least ones side by side, so that the sum over processes is all of them.
+    of_all = encoder.new_zeros(part.ranks.world, count, len(encoder))
+    of_all[part.ranks.rank] = float("inf")
+    of_all[part.ranks.rank, : len(least)] = least
+    part.ranks.sum_([of_all])
+    return of_all.flatten(0, 1).kthvalue(count, dim=0).values + _MARGIN
+
+
+def _gathered(
+    values: Float[Tensor, "rows width"], rows: Int[Tensor, " dead"], *, part: Part
+) -> tuple[Float[Tensor, "dead width"], Float[Tensor, " width"]]:
+    """The values of rows of the whole batch, whichever process has them, and the whole batch's mean."""
+    own = rows - part.ranks.rows_before(part.rows, values.device)
+    is_own = (own >= 0) & (own < part.rows)
+    drawn = values.new_zeros(len(rows), values.shape[1])
+    drawn[is_own] = values[own[is_own]]
+    total = values.sum(dim=0) * bool(part.rows)
+    part.ranks.sum_([drawn, total])
+    return drawn, total / part.whole
