@@ -1,111 +1,159 @@
-"""The auxiliary loss against its definition, values and gradients in float64, and the defects it must not have."""
+"""The sparse step against the dense reference, in float64."""
+
+import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
 
-from train import aux_loss
-from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
-from train.dead import count_tokens_, dead_features, dead_share
+from train.loss import NestedLoss, equal_weights, nested_step
 from train.parameters import Parameters, random_parameters
+from train.reference import reference_prefixes, reference_step
+from train.workspace import Workspace
+from transcoder.decode import decode_prefixes
+from transcoder.rules.registry import make_rule
 
-DEAD = torch.tensor([1, 4, 5, 9])
-ALPHA, TOP_K = 1 / 32, 2
-
-
-def problem() -> tuple[Parameters, Tensor, Tensor]:
-    weights = random_parameters(6, 5, dict_size=12, seed=3, dtype=torch.float64, skip=True)
-    weights.b_dec.add_(torch.arange(5.0))
-    generator = torch.Generator().manual_seed(0)
-    source = torch.randn(20, 6, generator=generator, dtype=torch.float64)
-    return weights, source, torch.randn(20, 5, generator=generator, dtype=torch.float64)
+PREFIXES = (16, 40, 41, 96, 160)
 
 
-def defined(weights: Parameters, source: Tensor, e: Tensor) -> Tensor:
-    """alpha * min(dead / k_aux, 1) * MSE(e_hat, e) / Var(e), in five lines."""
-    pre = source @ weights.W_enc[DEAD].T + weights.b_enc[DEAD]
-    kept = pre >= pre.topk(TOP_K, dim=1).values[:, -1:]
-    e_hat = (pre.relu() * kept) @ weights.W_dec[DEAD]
-    return ALPHA * min(len(DEAD) / TOP_K, 1) * (e_hat - e).square().mean() / (e - e.mean(dim=0)).square().mean()
+def problem(*, activation, skip, prefix_weights=None, dtype=torch.float64):
+    torch.manual_seed(3)
+    weights = random_parameters(12, 10, dict_size=160, skip=skip, seed=1, dtype=dtype)
+    for array in weights.tensors().values():
+        array.add_(torch.randn_like(array), alpha=0.1)
+    source, target = torch.randn(33, 12, dtype=dtype), torch.randn(33, 10, dtype=dtype)
+    source[7] *= 1e-3  # under batchtopk this row gets few features
+    loss = NestedLoss(
+        prefixes=PREFIXES,
+        rule=make_rule(activation, 6),
+        target_variance=7.5,
+        prefix_weights=prefix_weights or equal_weights(PREFIXES),
+    )
+    return weights, source, target, loss
 
 
-def computed(weights: Parameters, source: Tensor, e: Tensor) -> tuple[Tensor, Parameters]:
-    pre = (source @ weights.W_enc.T + weights.b_enc)[:, DEAD]
-    extra = auxiliary(weights, source, pre=pre, residual=-e, dead=DEAD, top_k=TOP_K)
-    scale = auxiliary_scale(alpha=ALPHA, dead=len(DEAD), top_k=TOP_K, variation=variation(spread(-e)))
-    zeros = {name: torch.zeros_like(array) for name, array in weights.tensors().items()}
-    add_auxiliary_(gradients := Parameters(**zeros), extra, dead=DEAD, scale=scale)
-    return extra.error * scale, gradients
+def relative(value, expected):
+    return float((value - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("products", [False, True])
-def test_value_and_gradients_are_the_definition(products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aux_loss, "prefers_products", lambda *_, **__: products)
-    weights, source, e = problem()
-    leaves = {name: array.clone().requires_grad_() for name, array in weights.tensors().items()}
-    value = defined(Parameters(**leaves), source, e)
-    expected = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
-    loss, gradients = computed(weights, source, e)
-    torch.testing.assert_close(loss, value.detach(), rtol=1e-12, atol=0)
-    assert expected["b_dec"] is None
-    assert expected["W_skip"] is None
-    assert not gradients.b_dec.any()
-    assert gradients.W_skip is not None
-    assert not gradients.W_skip.any()
-    torch.testing.assert_close(gradients.W_enc, expected["W_enc"], rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(gradients.b_enc, expected["b_enc"], rtol=1e-10, atol=1e-14)
-    along = (expected["W_dec"] * weights.W_dec).sum(dim=1, keepdim=True)
-    torch.testing.assert_close(gradients.W_dec, expected["W_dec"] - along * weights.W_dec, rtol=1e-10, atol=1e-14)
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("prefix_weights", [None, (0.4, 0.1, 0.3, 0.2, 0.0)])
+def test_loss_and_gradients_equal_the_dense_reference(activation, skip, prefix_weights):
+    weights, source, target, loss = problem(activation=activation, skip=skip, prefix_weights=prefix_weights)
+    value, sse, gradients = reference_step(weights, source, target=target, loss=loss)
+    result = nested_step(weights, source, target=target, loss=loss)
+    assert float(result.loss) == pytest.approx(float(value), rel=1e-12)
+    assert relative(result.sse, sse) < 1e-12
+    ours = result.gradients.tensors()
+    for name, expected in gradients.tensors().items():
+        assert relative(ours[name], expected) < 1e-10, name
 
 
-def test_only_dead_features_are_touched() -> None:
-    _, gradients = computed(*problem())
-    alive = torch.ones(12, dtype=torch.bool)
-    alive[DEAD] = False
-    assert not gradients.W_enc[alive].any()
-    assert not gradients.b_enc[alive].any()
-    assert not gradients.W_dec[alive].any()
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_counts_are_those_of_the_dense_code(activation):
+    weights, source, target, loss = problem(activation=activation, skip=False)
+    result = nested_step(weights, source, target=target, loss=loss)
+    code = loss.rule.select(source @ weights.W_enc.T + weights.b_enc).dense(160)
+    assert result.l0.tolist() == [float((code[:, :p] > 0).sum()) / 33 for p in PREFIXES]
+    assert torch.equal(result.fired, (code > 0).any(dim=0))
 
 
-def test_neither_bias_nor_skip_is_part_of_the_account() -> None:
-    weights, source, e = problem()
-    before, _ = computed(weights, source, e)
-    weights.b_dec.add_(100.0)
-    assert weights.W_skip is not None
-    weights.W_skip.add_(1.0)
-    assert computed(weights, source, e)[0] == before
+def test_every_prefix_moves_the_gradient():
+    weights, source, target, loss = problem(activation="topk", skip=False)
+    whole = dataclasses.replace(loss, prefix_weights=(0.0, 0.0, 0.0, 0.0, 1.0))
+    nested = nested_step(weights, source, target=target, loss=loss).gradients
+    plain = nested_step(weights, source, target=target, loss=whole).gradients
+    assert relative(nested.W_dec, plain.W_dec) > 0.1
+    assert relative(nested.W_enc, plain.W_enc) > 0.1
 
 
-def test_few_dead_features_count_less() -> None:
-    one = torch.ones((), dtype=torch.float64)
-    assert float(auxiliary_scale(alpha=1.0, dead=3, top_k=12, variation=one)) == 0.25
-    assert float(auxiliary_scale(alpha=1.0, dead=30, top_k=12, variation=one)) == 1.0
+def test_residual_is_the_whole_dictionarys_error():
+    weights, source, target, loss = problem(activation="topk", skip=True)
+    result = nested_step(weights, source, target=target, loss=loss)
+    code = result.code.dense(160)
+    expected = reference_prefixes(weights, source, code=code, prefixes=PREFIXES)[:, -1] - target
+    assert relative(result.residual, expected) < 1e-12
 
 
-def test_spread_adds_up_over_parts() -> None:
-    e = torch.randn(30, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    whole = (e - e.mean(dim=0)).square().sum()
-    torch.testing.assert_close(variation(spread(e[:7]) + spread(e[7:])), whole)
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_watched_pre_activations_are_those_of_their_features(activation):
+    weights, source, target, loss = problem(activation=activation, skip=False)
+    watch = torch.tensor([3, 50, 159])
+    result = nested_step(weights, source, target=target, loss=loss, watch=watch)
+    assert relative(result.watched, (source @ weights.W_enc.T + weights.b_enc)[:, watch]) < 1e-12
+    assert nested_step(weights, source, target=target, loss=loss).watched.shape == (33, 0)
 
 
-def test_dead_is_counted_in_tokens_since_the_last_firing() -> None:
-    since = torch.zeros(3, dtype=torch.int64)
-    count_tokens_(since, torch.tensor([True, False, False]), tokens=60)
-    count_tokens_(since, torch.tensor([False, False, True]), tokens=40)
-    assert since.tolist() == [40, 100, 0]
-    assert dead_features(since, after_tokens=100).tolist() == [1]
-    assert dead_features(since, after_tokens=101).tolist() == []
-    assert float(dead_share(since, after_tokens=40)) == pytest.approx(2 / 3)
+def test_decode_prefixes_equals_a_product_for_each_prefix():
+    weights, source, _, loss = problem(activation="batchtopk", skip=False)
+    selection = loss.rule.select(source @ weights.W_enc.T + weights.b_enc)
+    decoded = decode_prefixes(selection, weights.W_dec, weights.b_dec, prefixes=PREFIXES)
+    expected = reference_prefixes(weights, source, code=selection.dense(160), prefixes=PREFIXES)
+    assert relative(decoded, expected) < 1e-12
 
 
-def test_products_in_bfloat16_are_as_near_as_bfloat16_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aux_loss, "prefers_products", lambda *_, **__: True)
-    doubles, source, e = problem()
-    weights = Parameters(**{name: array.float() for name, array in doubles.tensors().items()})
-    source, e = source.float(), e.float()
-    given = {"pre": (source @ weights.W_enc.T + weights.b_enc)[:, DEAD], "residual": -e, "dead": DEAD, "top_k": TOP_K}
-    exact = auxiliary(weights, source, **given)
-    rounded = auxiliary(weights, source, **given, dtype=torch.bfloat16)
-    for name in ("error", "encoder", "bias", "decoder"):
-        value, near = getattr(exact, name), getattr(rounded, name)
-        assert 0 < (near - value).norm() / value.norm() < 0.02, name
+def test_sums_of_squares_are_exact_in_float32():
+    # One float32 sum over half a million squares would be off in the fourth digit.
+    weights = random_parameters(4, 64, dict_size=16)
+    target = torch.full((8192, 64), 1.1)
+    loss = NestedLoss(prefixes=(16,), rule=make_rule("topk", 1), target_variance=1.0, prefix_weights=(1.0,))
+    result = nested_step(weights, torch.zeros(8192, 4), target=target, loss=loss)
+    assert float(result.sse[0]) == pytest.approx(float(target.double().square().sum()), rel=1e-6)
+
+
+def test_the_step_is_the_same_every_time():
+    weights, source, target, loss = problem(activation="topk", skip=True, dtype=torch.float32)
+    first = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
+    second = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_a_workspace_changes_nothing(activation):
+    weights, source, target, loss = problem(activation=activation, skip=True)
+    workspace = Workspace.like(weights, rows=40, rule=loss.rule)
+    nested_step(
+        weights,
+        torch.randn(40, 12, dtype=torch.float64),
+        target=torch.ones(40, 10).double(),
+        loss=loss,
+        workspace=workspace,
+    )
+    fresh = nested_step(weights, source, target=target, loss=loss).gradients.tensors()
+    reused = nested_step(weights, source, target=target, loss=loss, workspace=workspace).gradients
+    assert reused is workspace.gradients
+    assert all(torch.equal(fresh[name], array) for name, array in reused.tensors().items())
+
+
+def test_blocks_of_rows_and_features_change_nothing():
+    weights = random_parameters(6, 5, dict_size=1200, dtype=torch.float64)
+    source, target = torch.randn(1100, 6, dtype=torch.float64), torch.randn(1100, 5, dtype=torch.float64)
+    loss = NestedLoss(prefixes=(100, 1200), rule=make_rule("topk", 4), target_variance=1.0, prefix_weights=(0.5, 0.5))
+    value, _, gradients = reference_step(weights, source, target=target, loss=loss)
+    result = nested_step(weights, source, target=target, loss=loss)
+    assert float(result.loss) == pytest.approx(float(value), rel=1e-12)
+    assert relative(result.gradients.W_enc, gradients.W_enc) < 1e-10
+    assert relative(result.gradients.W_dec, gradients.W_dec) < 1e-10
+
+
+def test_projection_leaves_nothing_along_unit_rows():
+    weights, source, target, loss = problem(activation="topk", skip=False)
+    weights.W_dec.div_(weights.W_dec.norm(dim=1, keepdim=True))
+    whole = nested_step(weights, source, target=target, loss=loss).gradients.W_dec
+    projected = nested_step(weights, source, target=target, loss=loss, project=True).gradients.W_dec
+    along = (whole * weights.W_dec).sum(dim=1, keepdim=True)
+    assert relative(projected, whole - along * weights.W_dec) < 1e-12
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_bfloat16_compute_is_as_close_as_its_rounding(activation):
+    weights, source, target, loss = problem(activation=activation, skip=True, dtype=torch.float32)
+    rounded = {name: array.bfloat16().float() for name, array in weights.tensors().items()}
+    weights, source = Parameters(**rounded), source.bfloat16().float()
+    exact = nested_step(weights, source, target=target, loss=loss)
+    workspace = Workspace.like(weights, rows=33, rule=loss.rule, dtype=torch.bfloat16)
+    result = nested_step(weights, source.bfloat16(), target=target, loss=loss, workspace=workspace)
+    assert relative(result.sse, exact.sse) < 0.01
+    for name, array in result.gradients.tensors().items():
+        assert array.dtype == torch.float32
+        assert relative(array, exact.gradients.tensors()[name]) < 0.1, name  # a few selections flip
