@@ -82,7 +82,7 @@ def test_the_baselines_frame_the_transcoder(metrics: dict[str, Any]) -> None:
 def test_the_report_has_every_file(report: Path) -> None:
     names = {path.name for path in report.iterdir()}
     figures = {f"{stem}.{kind}" for stem in ("fvu_by_prefix", "density", "l0") for kind in ("png", "svg")}
-    assert names == figures | {"metrics.json", "summary.txt", "samples.json", "samples.txt"}
+    assert names == figures | {"checksums.json", "metrics.json", "summary.txt", "samples.json", "samples.txt"}
     assert (report / "density.png").read_bytes().startswith(b"\x89PNG")
     assert "best affine map" in (report / "summary.txt").read_text()
 

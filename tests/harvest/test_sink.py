@@ -2,11 +2,24 @@
 
 from types import SimpleNamespace
 
+import numpy as np
+
 from harvest.sink import Sink, cut_alike, slowest_cursor
+from harvest.text.tokens import ContextBatch
 
 
 def sink(layer, cursor):
-    return Sink(layer, SimpleNamespace(cursor=cursor, complete=False))
+    """A sink of a writer that stopped at a cursor; made past its constructor, which asks for a whole writer."""
+    made = object.__new__(Sink)
+    vars(made).update(layer=layer, writer=SimpleNamespace(cursor=cursor, complete=False), waiting=True)
+    return made
+
+
+def batch_at(cursor):
+    tokens = np.zeros((1, 2), dtype=np.int64)
+    return ContextBatch(
+        tokens=tokens, documents=tokens, kept=tokens == 0, document_positions=tokens, held_out=False, cursor=cursor
+    )
 
 
 def cursor(emitted, batch_contexts=4):
@@ -26,5 +39,5 @@ def test_a_pass_begins_where_the_slowest_stopped():
 
 def test_a_cache_waits_for_its_place_in_the_text():
     waiting = sink(1, cursor([4, 0]))
-    batches = [SimpleNamespace(cursor=at) for at in (None, cursor([4, 0]), cursor([4, 4]))]
+    batches = [batch_at(at) for at in (None, cursor([4, 0]), cursor([4, 4]))]
     assert [waiting.takes(batch) for batch in batches] == [False, True, True]
