@@ -18,7 +18,7 @@ MOST_MODULES = 14
 LARGER_FOLDERS = {"train": 28}
 """Folders that hold more modules than that, and how many they may: they are to be divided, not to grow."""
 
-MOST_PACKED = 101
+MOST_PACKED = 70
 """Assignments that pack unrelated values into one line (``a, b = f(), g()``), in all packages."""
 
 TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
@@ -90,7 +90,10 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "transcoder: by the tests of training and evaluation, which it once belonged to": (
         "transcoder/constants.py",
         "transcoder/decode.py",
+        "transcoder/formats/circuit_tracer.py",
         "transcoder/formats/foreign.py",
+        "transcoder/formats/saelens.py",
+        "transcoder/formats/wanted.py",
         "transcoder/formats/foreign_files.py",
         "transcoder/formats/gemma_scope.py",
         "transcoder/formats/hub.py",
