@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from common.errors import DamagedError, MismatchError, UsageError
+from transcoder.formats import foreign
 from transcoder.formats.foreign import Wanted, read_foreign
+from transcoder.rules.relu import ReLU
+from transcoder.transcoder import Transcoder
 
 WANTED = Wanted(d_source=6, d_target=5, layer=8, dict_size=32, l0=4.0)
 
@@ -123,3 +126,16 @@ def test_nothing_there_is_a_mistake_of_use(tmp_path: Path) -> None:
         read_foreign(tmp_path / "nothing", WANTED)
     with pytest.raises(UsageError, match="holds no"):
         read_foreign(tmp_path, WANTED)
+
+
+def test_a_toy_layout_is_a_reader_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(path: Path, _wanted: Wanted) -> Path | None:
+        return path if path.suffix == ".toy" else None
+
+    def read(path: Path, _wanted: Wanted) -> Transcoder:
+        return Transcoder(*load_file(path).values(), rule=ReLU(), name="toy")
+
+    given = [torch.randn(24, 6), torch.zeros(24), torch.randn(24, 5), torch.zeros(5)]
+    save_file(dict(zip("abcd", given, strict=True)), tmp_path / "one.toy")
+    monkeypatch.setattr(foreign, "FORMATS", {"toy": foreign.Format(find, read), **foreign.FORMATS})  # the one line
+    assert torch.equal(read_foreign(tmp_path / "one.toy", WANTED).W_dec, given[2])
