@@ -18,7 +18,8 @@ from harvest.model.language_model import choose_dtype
 from harvest.model.source import ModelSource, check_layers, find_model
 from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
 from harvest.request import HarvestRequest
-from harvest.text.documents import Documents, TextAccess, open_documents
+from harvest.text.documents import Documents, open_documents
+from harvest.text.rows import TextAccess
 from harvest.text.tokens import ContextStream, StreamSettings
 
 

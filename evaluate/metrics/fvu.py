@@ -146,7 +146,9 @@ class Fvu(Metric):
                 remedy="Train again with a lower learning rate, or evaluate an earlier checkpoint.",
             )
 
-        cosine = sums["cosines"] / sums["rows"][:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # A resampling that drew no document has no rows, and no cosine.
+            cosine = sums["cosines"] / sums["rows"][:, None]
         forms = self._forms(sums, variance) | {"without_largest_rows": self._without_largest(state, sums)}
         return Findings(
             fields=_pooled_fields(pooled, cosine)

@@ -3,8 +3,8 @@
 A document is its text, or ready token ids. Ranks of a parallel harvest read disjoint documents.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,13 +14,10 @@ from common.errors import DiskError, MismatchError, UsageError
 from harvest.config import HarvestSettings
 from harvest.text.find_files import LocalText, find_local_text
 from harvest.text.readers import Reader, read_arrow, read_json, read_parquet, text_reader
-from harvest.text.rows import BadRowError, Content, RowReader
+from harvest.text.rows import MOST_NAMED, SKIP, BadRowError, Content, RowReader, TextAccess
 from harvest.text.stdlib import stdlib_documents, stdlib_identity
 
 _HASHED_BYTES = 1 << 22
-MOST_NAMED = 10
-"""Skipped rows whose place and reason are kept; the others are counted."""
-SKIP = "Mend or remove the row, or set harvest.bad_rows to skip to leave such rows out."
 
 
 @runtime_checkable
@@ -34,19 +31,6 @@ class Documents(Protocol):
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
         """Yield each document and the state right after it; ``state`` None begins at the first document."""
         ...
-
-
-@dataclass(frozen=True)
-class TextAccess:
-    """What reading needs of the model beside the settings, and this process's share of the text."""
-
-    vocabulary: int | None = None
-    render: Callable[[Any], list[int]] | None = None
-    """Chat messages into token ids by the tokenizer's template."""
-    note: Callable[[str], None] = field(default=lambda _: None)
-    """Takes a line for people: a stream that is tried again."""
-    rank: int = 0
-    world: int = 1
 
 
 def open_documents(settings: HarvestSettings, access: TextAccess | None = None) -> Documents:

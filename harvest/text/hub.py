@@ -7,8 +7,7 @@ from typing import Any, cast
 from common.errors import DiskError, NestcoderError, UsageError
 from common.hub_errors import hub_errors, hub_problem, page_of
 from harvest.config import HarvestSettings
-from harvest.text.documents import MOST_NAMED, SKIP, TextAccess
-from harvest.text.rows import BadRowError, Content, RowReader
+from harvest.text.rows import MOST_NAMED, SKIP, BadRowError, Content, RowReader, TextAccess
 
 _REMEDY = "Connect, or harvest local files or 'stdlib', which need no network."
 _TRIES = 5

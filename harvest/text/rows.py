@@ -1,11 +1,27 @@
 """What a row of a dataset must hold to be a document, and the sentence for one that does not."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 Content = str | list[int]
 """A document: its text, or ready token ids."""
+MOST_NAMED = 10
+"""Skipped rows whose place and reason are kept; the others are counted."""
+SKIP = "Mend or remove the row, or set harvest.bad_rows to skip to leave such rows out."
+
+
+@dataclass(frozen=True)
+class TextAccess:
+    """What reading needs of the model beside the settings, and this process's share of the text."""
+
+    vocabulary: int | None = None
+    render: Callable[[Any], list[int]] | None = None
+    """Chat messages into token ids by the tokenizer's template."""
+    note: Callable[[str], None] = field(default=lambda _: None)
+    """Takes a line for people: a stream that is tried again."""
+    rank: int = 0
+    world: int = 1
 
 
 class BadRowError(Exception):

@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import DiskError, MismatchError, UsageError
 from harvest.config import HarvestSettings
-from harvest.text.documents import TextAccess, open_documents
+from harvest.text.documents import open_documents
+from harvest.text.rows import TextAccess
 
 TEXTS = [f"document {n}\nsecond line {n}" for n in range(23)]
 

@@ -5,9 +5,8 @@ from datasets import Dataset
 
 from common.errors import DiskError, UsageError
 from harvest.config import HarvestSettings
-from harvest.text.documents import TextAccess
 from harvest.text.hub import HubDocuments
-from harvest.text.rows import RowReader
+from harvest.text.rows import RowReader, TextAccess
 
 
 class Dropping:

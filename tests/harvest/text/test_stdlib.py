@@ -1,7 +1,8 @@
 """The standard library as text."""
 
 from harvest.config import HarvestSettings
-from harvest.text.documents import TextAccess, open_documents
+from harvest.text.documents import open_documents
+from harvest.text.rows import TextAccess
 from harvest.text.stdlib import stdlib_files, stdlib_identity
 
 

@@ -19,7 +19,7 @@ from nestcoder.commands.verify import verify
 
 FLIPS_A_FILE = 4
 # What no number is read from: locks, and a record of the site proof that the manifest has too.
-NO_NUMBERS = {"locks", "proof-00000.json", ".lock", "config.json"}
+NO_NUMBERS = {"locks", "proof-00000.json", ".lock"}
 
 
 @pytest.fixture
