@@ -19,6 +19,7 @@ from cache.format.seal import seal_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
+from common import disk
 from common.errors import UsageError
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
