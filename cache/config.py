@@ -37,6 +37,9 @@ class CacheSettings(Settings):
     """Seeds which documents are held out."""
     check_reads: bool = True
     """Compare each chunk with its checksum the first time that it is read."""
+    weak_disk: bool = False
+    """Go on where the file system offers no locks (then see to it that one process writes to a folder at a time) or
+    cannot flush folders (then a power cut may lose the last files). It changes no row and is recorded nowhere."""
     remote: PathText = ""
     """An fsspec URL (s3://bucket/folder) below which caches lie as below runs/: a harvest commits there as well, and
     what is not in runs/ is read from there."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cache.format.dtypes import TORCH_DTYPES, read_as, to_tensor
 from cache.format.int8 import restore
-from cache.format.journal import Commit, FileEntry, commits_of
+from cache.format.journal import Commit, FileEntry
 from cache.format.layout import STORE, Array, Group
 from cache.format.manifest import (
     MANIFEST,
@@ -30,6 +30,7 @@ from cache.format.manifest import (
     read_parameter,
     refuse_links,
 )
+from cache.format.seal import commits_of
 from cache.format.statistics import GroupStatistics, merge_groups, unpack
 from cache.storage.buffers import Buffers
 from cache.storage.chunk_lru import ChunkLru

@@ -13,6 +13,7 @@ from cache.config import CacheSettings
 from cache.format.journal import FileEntry, journal_path
 from cache.format.layout import STORE, Array
 from cache.format.manifest import MANIFEST, Manifest, parse_manifest
+from cache.format.seal import seal_path
 from cache.reader import CacheReader, View
 from cache.storage.chunk_copies import ChunkCopies
 from cache.storage.columns import Column, PassingColumn
@@ -90,8 +91,11 @@ def open_remote(
     tag = str(os.getpid())
 
     for part in range(manifest.geometry.parts):
-        if store.has(journal_path(part)):
-            disk.write_file(folder / journal_path(part), store.read(journal_path(part)), tag=tag)
+        for path in (journal_path(part), seal_path(part)):
+            if store.has(path):
+                disk.write_file(folder / path, store.read(path), tag=tag)
+            else:
+                disk.remove(folder / path)
     for name, (size, digest) in manifest.files.items():
         if name.startswith(f"{STORE}/parameters/") and not _has_hash(folder / name, digest):
             disk.write_file(folder / name, _read_checked(store, name, size, digest), tag=tag)

@@ -19,7 +19,7 @@ from torch import Tensor
 from cache.config import CacheSettings
 from cache.format.codec import least_bytes
 from cache.format.dtypes import Activations, StoredRows, to_stored
-from cache.format.journal import Commit, FileEntry, Point, journal_of, open_journal
+from cache.format.journal import Commit, FileEntry, Point
 from cache.format.layout import GROUPS, STORE
 from cache.format.manifest import (
     MANIFEST,
@@ -30,11 +30,20 @@ from cache.format.manifest import (
     read_manifest,
     refuse_links,
 )
+from cache.format.seal import (
+    SEALS,
+    is_part_complete,
+    journal_of,
+    open_journal,
+    part_locks,
+    seal_finished,
+    seal_part,
+)
 from cache.storage.publish import open_publisher
 from cache.storage.recompute import mlp_of_arrays
 from cache.storage.segment import SegmentBuffer
 from common import disk
-from common.errors import CapacityError, MismatchError, NumericalError, UsageError
+from common.errors import CapacityError, DiskError, MismatchError, NumericalError, UsageError
 from common.hashing import Bytes, hash_bytes
 from common.progress import Progress, Silent
 from common.units import in_bytes
@@ -83,17 +92,24 @@ class CacheWriter:
         self.manifest = _make_manifest(
             self._geometry, settings, identity=identity, special_ids=special_ids, files=files
         )
+        if settings.weak_disk:
+            disk.accept_weak_disk(True)
         with ExitStack() as stack:
-            stack.enter_context(disk.lock(self._path / "locks" / f"part-{part:05d}"))
+            if not self._is_finished():
+                disk.check_promises(self._path)
+            stack.enter_context(self._lock())
             self._publisher = open_publisher(self._path, settings.remote, self.manifest, part=part)
             self._compare()
             self._journal = journal_of(self._path, self.manifest, part)
             self._check_room()
-            self._create(files)
-            self._journal = open_journal(self._path, self.manifest, part)
+            if not self._is_finished():
+                self._create(files)
+                self._journal = open_journal(self._path, self.manifest, part)
             if self._journal.commits:
                 count = len(self._journal.commits)
                 (progress or Silent()).note(f"kept {count} segments of an earlier run in {self._path}")
+            if self.complete:
+                seal_finished(self._path, part)
             if self._publisher:
                 self._publisher.catch_up(self._journal)
             self._closing = stack.pop_all()
@@ -195,6 +211,10 @@ class CacheWriter:
             self._journal.add(commit)
             if self._publisher:
                 self._publisher.publish(commit)
+            if self.complete:
+                seal_part(self._path, self._part)
+                if self._publisher:
+                    self._publisher.publish_seal()
         self._journal.points.setdefault((name, segment + 1), following)
 
     def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
@@ -208,6 +228,23 @@ class CacheWriter:
         disk.write_files(files(), tag=self._tag)
         return tuple(entries)
 
+    def _is_finished(self) -> bool:
+        """Whether this very part lies here, complete. Then nothing is written, and the disk may be read-only."""
+        if not (self._path / MANIFEST).exists() or read_manifest(self._path) != self.manifest:
+            return False
+        bound = all((self._path / name).is_file() for name in self.manifest.files)
+        return bound and is_part_complete(journal_of(self._path, self.manifest, self._part), self.manifest, self._part)
+
+    def _lock(self) -> ExitStack:
+        """The lock of the part; of a finished part on a disk that refuses it, none is needed."""
+        stack = ExitStack()
+        try:
+            stack.enter_context(disk.lock(self._path / "locks" / self._tag))
+        except DiskError:
+            if not self._is_finished():
+                raise
+        return stack
+
     def _compare(self) -> None:
         """Raise MismatchError when another cache lies here."""
         refuse_links(self._path, self._geometry)
@@ -215,6 +252,7 @@ class CacheWriter:
             return
         existing = read_manifest(self._path)
         if existing.fingerprint != self.manifest.fingerprint:
+            refuse_other_parts(existing, self._geometry.parts, where=self._path)
             difference = first_difference(self.manifest.determining(), existing.determining())
             what = f"The cache here was made differently: {difference}."
             raise MismatchError(what, where=self._path, remedy="Choose another folder, or --fresh to begin anew.")
@@ -287,10 +325,18 @@ def _not_finite(name: str, rows: StoredRows, block: dict[str, np.ndarray], dtype
     return NumericalError(f"The {name} holds a NaN or an infinity as {dtype}.", where=where, remedy=remedy)
 
 
+def refuse_other_parts(existing: Manifest, parts: int, *, where: Path) -> None:
+    """Raise MismatchError when an unfinished cache was begun by another number of processes: each has its own rows."""
+    begun = existing.geometry.parts
+    if begun != parts:
+        what = f"This cache was begun by {begun} process{'es' if begun > 1 else ''}, not by {parts}."
+        remedy = f"Go on with {begun}: each process fills a share of the rows of its own. Or choose another folder."
+        raise MismatchError(what, where=where, remedy=remedy)
+
+
 def remove_cache(path: Path) -> None:
     """Remove the cache in this folder, and nothing else that lies there. Raises InUseError when a writer is at work."""
-    with ExitStack() as stack:
-        for held in sorted((path / "locks").glob("part-*")):
-            stack.enter_context(disk.lock(held))
-        for name in (MANIFEST, "journal", STORE, "quarantine", "locks"):
+    with disk.lock_all(part_locks(path)):
+        # The seals first: without its journal, a seal says that a complete cache was damaged.
+        for name in (SEALS, MANIFEST, "journal", STORE, "quarantine", "locks"):
             disk.remove(path / name)

@@ -2,6 +2,10 @@
 
 A file appears whole or not at all: it is written aside, flushed to the disk and renamed, and its folder is flushed.
 Tests watch (and break) each operation through ``watch``.
+
+Two things are asked of a file system that some do not offer: locks (flock; NFS and Lustre may refuse it) and the
+flushing of a folder (fsync; SMB and some FUSE file systems refuse it). Without them, work goes on only after
+``accept_weak_disk``.
 """
 
 import errno
@@ -12,16 +16,26 @@ import shutil
 import socket
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
-from common.errors import DiskError, InUseError
+from common.errors import DiskError, InUseError, UsageError
 
 Bytes = bytes | bytearray | memoryview
 Watcher = Callable[[str, str, Path], None]
 _watchers: list[Watcher] = []
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NOT_OFFERED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
+"""What file systems answer that do not know flock, or fsync of a folder."""
+_weak_disk_accepted = False
+
+
+def accept_weak_disk(accepted: bool) -> None:
+    """Whether to go on, from now on in this process, where a file system offers no locks or flushes no folders."""
+    global _weak_disk_accepted  # noqa: PLW0603 - a property of the machine that the process runs on, like the watchers
+    _weak_disk_accepted = accepted
 
 
 @contextmanager
@@ -48,14 +62,19 @@ def _operation(name: str, path: Path) -> Generator[None]:
 
 def _stated(error: OSError, name: str, path: Path) -> DiskError:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = "Nothing was half-committed; free some space and run again: it goes on from here."
-    if error.errno not in _FULL:
+    if error.errno in _FULL:
+        remedy = "Nothing was half-committed; free some space and run again: it goes on from here."
+    elif error.errno in READ_ONLY:
+        remedy = "Choose a folder that you may write to, or ask for the right to write here."
+    else:
         remedy = "Nothing was half-committed; mend the disk and run again: it goes on from here."
     return DiskError(f"The disk refused to {name}: {reason}.", where=path, remedy=remedy)
 
 
 def make_folder(path: Path) -> None:
     """Make the folder and its parents, each flushed into its own parent."""
+    if "\0" in str(path):
+        raise UsageError("This path cannot be: it holds a NUL character.", where=path)
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -65,13 +84,46 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk."""
+    """Flush a folder's entries to the disk. Raises DiskError that names the setting where this is not offered."""
     with _operation("flush a folder", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+            if not _weak_disk_accepted:
+                raise _weak("flush folders (fsync)", error, path, risk="a power cut may lose the last files") from None
         finally:
             os.close(descriptor)
+
+
+def _weak(promise: str, error: OSError, path: Path, *, risk: str) -> DiskError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    what = f"This file system does not {promise}: {reason}."
+    remedy = f"Set cache.weak_disk to true to go on ({risk}), or choose a folder on a local disk."
+    return DiskError(what, where=path, remedy=remedy)
+
+
+def check_promises(folder: Path) -> None:
+    """Ask the file system of ``folder`` (or of its nearest parent that exists) for a lock and a flush, and tidy up.
+
+    Raises DiskError that names what it does not offer, before any work is done. A folder that cannot be written to is
+    left to the first write.
+    """
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    trial = folder / f".nestcoder-trial-{os.getpid()}"
+    try:
+        descriptor = os.open(trial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        _take(descriptor, trial)
+    finally:
+        os.close(descriptor)
+        trial.unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def write_file(path: Path, data: Bytes | Iterable[Bytes], *, tag: str = "0") -> None:
@@ -195,25 +247,55 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path) -> Generator[None]:
-    """Hold ``path`` alone while the block runs. The system lets go when the process ends, however it ends.
+    """Be the only one who has ``path`` while the block runs; the file goes with the block.
 
-    Raises InUseError that names the host and process that hold it.
+    The system releases the lock when the process ends, however it ends. Raises InUseError that names the host and
+    process that have it, DiskError where the file system offers no locks.
     """
-    make_folder(path.parent)
-    with _operation("open a lock", path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    descriptor = _open_locked(path)
     try:
-        _take(descriptor, path)
         holder = {"host": socket.gethostname(), "pid": os.getpid()}
         with _operation("write a lock", path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        try:
-            yield
-        finally:
-            os.ftruncate(descriptor, 0)
+        yield
     finally:
+        # Unlinked while it is locked: whoever opened this file meanwhile sees below that it is no longer at its path.
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """A descriptor of the locked file at ``path``: a file that was unlinked in between is opened anew."""
+    while True:
+        make_folder(path.parent)
+        with _operation("open a lock", path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            _take(descriptor, path)
+            if _is_at(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def lock_all(paths: Iterable[Path]) -> Generator[None]:
+    """``lock`` every path while the block runs. Raises as ``lock`` for the first that another process has."""
+    with ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(lock(path))
+        yield
 
 
 def _take(descriptor: int, path: Path) -> None:
@@ -222,13 +304,19 @@ def _take(descriptor: int, path: Path) -> None:
     except BlockingIOError:
         what = f"Another process writes here: {_holder(descriptor)}."
         raise InUseError(what, where=path, remedy="Wait for it, or end it.") from None
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise _stated(error, "lock a file", path) from None
+        if not _weak_disk_accepted:
+            risk = "then see to it that only one process writes to a folder"
+            raise _weak("lock files (flock)", error, path, risk=risk) from None
 
 
 def _holder(descriptor: int) -> str:
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OSError):
         return "one that has only just begun"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cache.format.seal import seal_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
@@ -67,6 +68,8 @@ def harvest_layers(
     if remote:
         for layer in finished:
             publish_whole(request.folders[layer], remote, part=request.rank)
+    for layer in finished:
+        seal_finished(request.folders[layer], request.rank)
 
     results = {
         layer: _facts(request.folders[layer], reader.fingerprint, {"rows": 0}, reader.identity["proof"])
@@ -76,10 +79,19 @@ def harvest_layers(
         for layer in missing:
             prepared.refuse_another(layer)
             refuse_second_process(request, layer)
+        _check_promises(request, missing)
         check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
         model, own_loss = load_and_measure(prepared, max(missing), progress)
         results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
+
+
+def _check_promises(request: HarvestRequest, layers: Sequence[int]) -> None:
+    """Raise DiskError now, and not after the model was loaded, where a file system cannot do what a cache needs."""
+    if request.cache.weak_disk:
+        disk.accept_weak_disk(True)
+    for layer in layers:
+        disk.check_promises(request.folders[layer])
 
 
 def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:

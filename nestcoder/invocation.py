@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from common import disk
 from nestcoder.text import printable
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class Invocation:
         from nestcoder.config import load_settings
 
         usual = Path("pipeline.yaml")
-        return load_settings(self._config or (usual if usual.exists() else None), self._overrides)
+        settings = load_settings(self._config or (usual if usual.exists() else None), self._overrides)
+        disk.accept_weak_disk(settings.cache.weak_disk)
+        return settings
 
     def folders(self, layer: int) -> "RunFolders":
         """The folders of a layer of the settings' model."""

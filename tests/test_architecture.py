@@ -15,7 +15,7 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/python.md", "docs/log.md", "docs/kinds.md")
 
 MOST_MODULES = 14
-MOST_PACKED = 101
+MOST_PACKED = 70
 """Assignments that pack unrelated values into one line (``a, b = f(), g()``), in all packages."""
 
 TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
@@ -87,7 +87,10 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "transcoder: by the tests of training and evaluation, which it once belonged to": (
         "transcoder/constants.py",
         "transcoder/decode.py",
+        "transcoder/formats/circuit_tracer.py",
         "transcoder/formats/foreign.py",
+        "transcoder/formats/saelens.py",
+        "transcoder/formats/wanted.py",
         "transcoder/formats/foreign_files.py",
         "transcoder/formats/gemma_scope.py",
         "transcoder/formats/hub.py",

@@ -1,7 +1,7 @@
 """The journal: which segments exist. What is not in it does not exist, whatever lies in the folders.
 
-One file a writer (part). Each line is ``<xxh3-64 of the text> <JSON text>``, the first one names the fingerprint and
-the part, the others follow in turn and say what was committed (or taken back):
+One file a writer (part). Each line is ``<xxh3-64 of the text> <JSON text>``. The first one names the
+fingerprint and the part, the others are numbered and say what was committed (or revoked):
 
     {"n": 1, "commit": "train", "segment": 0, "from": POINT, "next": POINT,
      "files": [{path, size_bytes, xxh3, chunks, and of compressed ones sizes}]}
@@ -11,7 +11,6 @@ A POINT is where the caller's text must restart to meet a row again. A last line
 crash and counts for nothing; anything else that does not read is damage.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any, cast
 
 from cache.format.codec import most_bytes
 from cache.format.layout import Array, Geometry
-from cache.format.manifest import Manifest
 from common import disk
 from common.errors import DamagedError, MismatchError, NestcoderError
 from common.hashing import canonical_json, chunk_hash
+from common.reading import parse_json, read_file
 
 _LINE = re.compile(rb"([0-9a-f]{16}) (\{.*\})")
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -53,7 +52,7 @@ class FileEntry:
             return number * chunk_bytes, chunk_bytes
         return sum(self.sizes[:number]), self.sizes[number]
 
-    def described(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """As a journal has it."""
         return {key: value for key, value in vars(self).items() if value != ()}
 
@@ -113,7 +112,7 @@ def commit_line(number: int, commit: Commit) -> dict[str, Any]:
         "segment": commit.segment,
         "from": vars(commit.start),
         "next": vars(commit.next),
-        "files": [entry.described() for entry in commit.files],
+        "files": [entry.as_dict() for entry in commit.files],
     }
 
 
@@ -134,16 +133,18 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
-    """What the journal at ``path`` promises; an absent one promises nothing.
+    """What the journal at ``path`` names; an absent one names nothing.
 
     Raises DamagedError naming the line that does not read, MismatchError when it belongs to another cache.
     """
+    data = read_file(path, limit_bytes=_LIMIT_BYTES)
+    return parse_journal(data or b"", path, geometry=geometry, fingerprint=fingerprint, part=part)
+
+
+def parse_journal(data: bytes, path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
+    """What the bytes of a journal name; ``path`` is where they come from. Raises as ``read_journal``."""
     journal = Journal(path)
-    if not path.exists():
-        return journal
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
-        raise DamagedError("The journal is no plain file of a sane size.", where=path)
-    *lines, torn = path.read_bytes().split(b"\n")
+    *lines, torn = data.split(b"\n")
     if torn and not _is_torn(torn):
         raise _damaged(path, len(lines), "has another byte for its end")
     for number, line in enumerate(lines):
@@ -152,42 +153,20 @@ def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int)
     return journal
 
 
-def journal_of(path: Path, manifest: Manifest, part: int) -> Journal:
-    """The journal of a part of the cache in folder ``path``. Raises as ``read_journal``."""
-    geometry, fingerprint = manifest.geometry, manifest.fingerprint
-    return read_journal(path / journal_path(part), geometry=geometry, fingerprint=fingerprint, part=part)
-
-
-def commits_of(path: Path, manifest: Manifest) -> dict[tuple[str, int], Commit]:
-    """What all parts of the cache in folder ``path`` have committed. Raises as ``read_journal``."""
-    journals = [journal_of(path, manifest, part) for part in range(manifest.geometry.parts)]
-    return {key: commit for journal in journals for key, commit in journal.commits.items()}
-
-
-def open_journal(cache: Path, manifest: Manifest, part: int) -> Journal:
-    """The journal of a part, ready to be added to: begun if it is not there, a torn last line cut off."""
-    journal, path = journal_of(cache, manifest, part), cache / journal_path(part)
-    if path.exists() and path.stat().st_size != journal.whole_bytes:
-        disk.truncate(path, journal.whole_bytes)
-    if not journal.lines:
-        disk.make_folder(path.parent)
-        append(path, header(manifest.fingerprint, part))
-        disk.sync_folder(path.parent)
-        journal.lines = 1
-    return journal
-
-
 def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int) -> list[dict[str, Any]]:
     """What a damaged journal still says: its lines that read and fit, with a header, numbered anew."""
-    path, first = Path(journal_path(part)), header(fingerprint, part)
-    journal, kept, lines = Journal(path, lines=1), [first], data.split(b"\n")
+    path = Path(journal_path(part))
+    first = header(fingerprint, part)
+    journal = Journal(path, lines=1)
+    kept = [first]
+    lines = data.split(b"\n")
     for line in [*lines, lines[-1][:-1]]:
         try:
-            parsed: dict[str, Any] = json.loads(line[17:]) if _is_sound(line) else {}
+            parsed: dict[str, Any] = parse_json(line[17:]) if _is_sound(line) else {}
             if "journal" in parsed and parsed != first:
                 return [first]
             _apply(journal, parsed, path, geometry=geometry, header=first)
-        except (ValueError, RecursionError, NestcoderError):
+        except (ValueError, NestcoderError):
             continue
         kept.append(parsed | {"n": len(kept)})
     return kept
@@ -196,7 +175,7 @@ def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int)
 def _is_torn(tail: bytes) -> bool:
     """Whether a crash can have left this: a line without its end, or the zeros of a block never flushed.
 
-    A whole line whose newline became another byte is none.
+    A complete line whose newline became another byte is damage.
     """
     return not _is_sound(tail[:-1]) or tail.endswith(b"\0")
 
@@ -215,8 +194,8 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if not _is_sound(line):
         raise _damaged(path, number, "does not match its checksum")
     try:
-        parsed: Any = json.loads(line[17:])
-    except (ValueError, RecursionError):
+        parsed: Any = parse_json(line[17:])
+    except ValueError:
         raise _damaged(path, number, "is no JSON") from None
     if not isinstance(parsed, dict) or cast("dict[str, Any]", parsed).get("n") != number:
         raise _damaged(path, number, "is out of turn")
@@ -224,7 +203,8 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 
 def _apply(journal: Journal, line: dict[str, Any], path: Path, *, geometry: Geometry, header: dict[str, Any]) -> None:
-    number, journal.lines = journal.lines, journal.lines + 1
+    number = journal.lines
+    journal.lines += 1
     if number == 0:
         if line != header:
             what = f"The journal is of cache {line.get('fingerprint')}, part {line.get('part')}, not of this one."
@@ -244,7 +224,8 @@ def _apply(journal: Journal, line: dict[str, Any], path: Path, *, geometry: Geom
 
 
 def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
-    group, segment = geometry.groups[line["commit"]], line["segment"]
+    group = geometry.groups[line["commit"]]
+    segment = line["segment"]
     if type(segment) is not int or segment not in geometry.part_segments(group.name, part):
         raise ValueError(segment)
     entries = tuple(
@@ -255,12 +236,13 @@ def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
 
 
 def _read_entry(value: dict[str, Any], array: Array, file: int) -> FileEntry:
-    told: dict[str, Any] = {**value, "sizes": tuple(value.get("sizes", ()))}
-    entry = FileEntry(**told)
-    count, compressed = array.chunks_in(file), array.codec != "none"
+    fields: dict[str, Any] = {**value, "sizes": tuple(value.get("sizes", ()))}
+    entry = FileEntry(**fields)
+    count = array.chunks_in(file)
+    compressed = array.codec != "none"
     sizes = entry.sizes if compressed else (array.chunk_bytes,) * count
-    most = most_bytes(array.chunk_bytes)
-    if len(sizes) != count or not all(type(size) is int and 0 < size <= most for size in sizes):
+    limit = most_bytes(array.chunk_bytes)
+    if len(sizes) != count or not all(type(size) is int and 0 < size <= limit for size in sizes):
         raise ValueError(entry.path)
     found = (entry.path, entry.size_bytes, len(entry.chunks), bool(entry.sizes))
     if found != (array.file_path(file), sum(sizes) + array.index_bytes, 16 * count, compressed):

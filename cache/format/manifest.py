@@ -21,6 +21,7 @@ from cache.config import CacheSettings
 from cache.format.layout import ITEM_BYTES, STORE, STORED_AS, Geometry, held_out_shard_rows, zarr_document
 from common.errors import DamagedError, MismatchError, UsageError
 from common.hashing import canonical_json, hash_bytes
+from common.reading import parse_json, read_file
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -28,7 +29,10 @@ _PARAMETERS = f"{STORE}/parameters/"
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _LIMIT_BYTES = 64 << 20
 _PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
+# A manifest could name sizes that fill the memory of whoever opens the cache. These are far above any real cache.
 _GEOMETRY_LIMIT = 1 << 48
+_WIDTH_LIMIT = 1 << 24
+_PARTS_LIMIT = 1 << 16
 _FILES_LIMIT = 1 << 22
 _CHUNKS_LIMIT = 1 << 27
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
@@ -124,14 +128,14 @@ def _geometry_problem(geometry: Geometry) -> str:
         return "chunks, shards and segments are not multiples of each other"
     if geometry.held_out_shard_rows % geometry.chunk_rows:
         return "held-out shards are no multiple of a chunk"
-    if geometry.parts > 1 << 16 or max(geometry.d_source, geometry.d_target) > 1 << 24:
-        return "a width or the number of parts is absurd"
+    if geometry.parts > _PARTS_LIMIT or max(geometry.d_source, geometry.d_target) > _WIDTH_LIMIT:
+        return f"a width is above {_WIDTH_LIMIT} or there are more than {_PARTS_LIMIT} parts"
     arrays = [array for group in geometry.groups.values() for array in group.arrays.values()]
     if (
         sum(array.files for array in arrays) > _FILES_LIMIT
         or max(a.files * a.index_entries for a in arrays) > _CHUNKS_LIMIT
     ):
-        return "the number of files or chunks is absurd"
+        return f"there are more than {_FILES_LIMIT} files or {_CHUNKS_LIMIT} chunks"
     return ""
 
 
@@ -176,11 +180,13 @@ def read_manifest(cache: Path) -> Manifest:
     Raises UsageError when there is none, DamagedError when it does not read, MismatchError for an unknown version.
     """
     path = cache / MANIFEST
-    if not path.exists():
-        raise UsageError("There is no cache here.", where=cache, remedy="Run 'nestcoder harvest' first.")
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
-        raise DamagedError("The manifest is no plain file of a sane size.", where=path)
-    return parse_manifest(path.read_bytes(), where=path)
+    data = read_file(path, limit_bytes=_LIMIT_BYTES)
+    if data is not None:
+        return parse_manifest(data, where=path)
+    if (cache / "journal").is_dir():
+        remedy = "Run the same harvest again: it writes the manifest again and keeps the rows."
+        raise UsageError("The manifest of this cache is missing; its rows are still here.", where=cache, remedy=remedy)
+    raise UsageError("There is no cache here.", where=cache, remedy="Run 'nestcoder harvest' first.")
 
 
 def refuse_links(cache: Path, geometry: Geometry) -> None:
@@ -194,11 +200,11 @@ def refuse_links(cache: Path, geometry: Geometry) -> None:
 def parse_manifest(data: bytes, *, where: object) -> Manifest:
     """The manifest that ``data`` holds. Raises as ``read_manifest``."""
     try:
-        loaded: Any = json.loads(data)
+        loaded: Any = parse_json(data)
         document = cast("dict[str, Any]", loaded)
         version, checksum = document["version"], document.pop("checksum")
         sound = hash_bytes(canonical_json(document)) == checksum
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise DamagedError("The manifest does not read.", where=where, remedy=_REPAIR) from None
     if not sound:
         raise DamagedError("The manifest does not match its own checksum.", where=where, remedy=_REPAIR)
@@ -207,11 +213,11 @@ def parse_manifest(data: bytes, *, where: object) -> Manifest:
         raise MismatchError(what, where=where, remedy="Use the nestcoder that wrote it, or harvest again.")
     try:
         manifest = _build(document)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it lacks something"
         raise DamagedError(f"The manifest makes no sense ({reason}).", where=where) from None
     if manifest.to_json() != data:
-        raise DamagedError("The manifest is not written as it was.", where=where, remedy=_REPAIR)
+        raise DamagedError("The manifest is not written as a cache writes it.", where=where, remedy=_REPAIR)
     return manifest
 
 
@@ -243,8 +249,8 @@ def _build(document: dict[str, Any]) -> Manifest:
 
 
 def _plain_path(path: str) -> str:
-    parts = path.split("/")
-    if parts[0] != STORE or not all(re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", part) for part in parts):
+    names = path.split("/")
+    if names[0] != STORE or not all(re.fullmatch(r"[a-z0-9_][a-z0-9_.-]*", name) for name in names):
         raise ValueError(f"path {path!r}")
     return path
 
@@ -265,21 +271,23 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def read_bound(folder: Path, name: str, promised: tuple[int, str]) -> bytes:
-    """The bytes of a file of which size and xxh3-128 are promised. Raises DamagedError when they are not those."""
+def read_bound(folder: Path, name: str, bound: tuple[int, str]) -> bytes:
+    """The bytes of a file whose size and xxh3-128 are known. Raises DamagedError when it is another file."""
     path = folder / name
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != promised[0]:
-        raise DamagedError("A file of the cache is missing, no plain file, or has another size.", where=path)
-    data = path.read_bytes()
-    if hash_bytes(data) != promised[1]:
-        raise DamagedError("A file of the cache does not match its checksum.", where=path)
+    size, digest = bound
+    data = read_file(path, limit_bytes=size)
+    if data is None or len(data) != size:
+        raise DamagedError("A file of the cache is missing or has another size.", where=path, remedy=_REPAIR)
+    if hash_bytes(data) != digest:
+        raise DamagedError("A file of the cache does not match its checksum.", where=path, remedy=_REPAIR)
     return data
 
 
 def read_parameter(described: bytes, data: bytes) -> np.ndarray:
     """A small array from its zarr.json and its bytes. Raises ValueError when that is not what a cache holds."""
-    document = json.loads(described)
-    shape, item = document["shape"], document["data_type"]
+    document = parse_json(described)
+    shape = document["shape"]
+    item = document["data_type"]
     if item not in _PARAMETER_TYPES or not 1 <= len(shape) <= 8:
         raise ValueError(f"an array of {item!r}")
     array = np.frombuffer(data, item).reshape([_size(length) for length in shape]).copy()
@@ -288,13 +296,14 @@ def read_parameter(described: bytes, data: bytes) -> np.ndarray:
     return array
 
 
-def first_difference(ours: Any, theirs: Any, name: str = "") -> str:
+def first_difference(wanted: Any, found: Any, name: str = "") -> str:
     """Names the first field in which two plain JSON values differ, with both values; '' when they are equal."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        left, right = cast("dict[str, Any]", ours), cast("dict[str, Any]", theirs)
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        left = cast("dict[str, Any]", wanted)
+        right = cast("dict[str, Any]", found)
         for key in sorted(left.keys() | right.keys()):
-            found = first_difference(left.get(key), right.get(key), f"{name}.{key}" if name else key)
-            if found:
-                return found
+            difference = first_difference(left.get(key), right.get(key), f"{name}.{key}" if name else key)
+            if difference:
+                return difference
         return ""
-    return "" if ours == theirs and type(ours) is type(theirs) else f"{name} is {theirs!r}, not {ours!r}"
+    return "" if wanted == found and type(wanted) is type(found) else f"{name} is {found!r}, not {wanted!r}"

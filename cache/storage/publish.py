@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cache.format.journal import Commit, Journal, journal_of, journal_path, read_journal
+from cache.format.journal import Commit, Journal, journal_path, parse_journal
 from cache.format.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
+from cache.format.seal import is_part_complete, journal_of, seal_path
 from cache.storage.remote_store import RemoteStore, url_of
 from common import disk
 from common.errors import MismatchError
@@ -75,22 +76,34 @@ class Publisher:
         if not self._store.has(MANIFEST):
             self._send([*self._manifest.files])
             self._send([MANIFEST])
-        said, known = self._said()
+        there, known = self._remote_journal()
         for key, commit in journal.commits.items():
             if known.get(key) != commit and all((self._path / entry.path).exists() for entry in commit.files):
                 self._send([entry.path for entry in commit.files])
-        if said != journal.path.read_bytes():
+        if there != journal.path.read_bytes():
             self._send([journal_path(self._part)])
+        if is_part_complete(journal, self._manifest, self._part):
+            self.publish_seal()
 
-    def _said(self) -> tuple[bytes, dict[tuple[str, int], Commit]]:
-        """The remote journal, and what it says is there."""
+    def publish_seal(self) -> None:
+        """Upload the seal of a part that is complete."""
+        if (self._path / seal_path(self._part)).exists():
+            self._send([seal_path(self._part)])
+
+    def _remote_journal(self) -> tuple[bytes, dict[tuple[str, int], Commit]]:
+        """The bytes of the remote journal, and the commits in it."""
         name = journal_path(self._part)
         if not self._store.has(name):
             return b"", {}
-        data, copy = self._store.read(name), self._path / "locks" / f"remote-{self._part:05d}.jsonl"
-        disk.write_file(copy, data)
-        geometry, fingerprint = self._manifest.geometry, self._manifest.fingerprint
-        return data, read_journal(copy, geometry=geometry, fingerprint=fingerprint, part=self._part).commits
+        data = self._store.read(name)
+        journal = parse_journal(
+            data,
+            self._path / name,
+            geometry=self._manifest.geometry,
+            fingerprint=self._manifest.fingerprint,
+            part=self._part,
+        )
+        return data, journal.commits
 
     def publish(self, commit: Commit) -> None:
         """Upload a segment that the local journal has just come to name."""

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.format.journal import Commit, FileEntry, Journal, journal_of, journal_path
+from cache.format.journal import Commit, FileEntry, Journal, journal_path
 from cache.format.layout import Array, Geometry
 from cache.format.manifest import Manifest, read_manifest
+from cache.format.seal import journal_of, seal_path
 from common.errors import NestcoderError
 
 
@@ -64,11 +65,17 @@ def read_index(path: Path) -> CacheIndex:
         try:
             journals[part] = journal_of(path, manifest, part)
         except NestcoderError as error:
-            faults.append(Fault("unreadable", journal_path(part), error.what))
+            faults.append(journal_fault(path, part, error))
             continue
         for commit in journals[part].commits.values():
             files |= _files_of(commit, manifest.geometry)
     return CacheIndex(manifest, journals, files, tuple(faults))
+
+
+def journal_fault(path: Path, part: int, error: NestcoderError) -> Fault:
+    """The fault that a journal or its seal has, by what reading them raised."""
+    name = seal_path(part) if error.where == str(path / seal_path(part)) else journal_path(part)
+    return Fault("unreadable", name, error.what)
 
 
 def _files_of(commit: Commit, geometry: Geometry) -> dict[str, ExpectedFile]:

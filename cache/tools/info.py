@@ -10,11 +10,14 @@ from cache.format.statistics import SideStatistics
 from cache.loader import Loader
 from cache.open import open_cache
 from cache.reader import CacheReader, SplitView
+from cache.tools.concentration import Concentration, concentration
 from cache.tools.index import read_index
 from cache.tools.mixing import Mixing, measure_mixing
 
 _BATCH_ROWS = 4096
 _BATCHES = 32
+_CONCENTRATION_ROWS = 65_536
+"""Training rows whose norms are looked at: half a segment, a sample of it, read in seconds at any width."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class CacheInfo:
     source: SideInfo | None
     target: SideInfo | None
     mixing: Mixing | None
+    concentration: Concentration | None
 
     @property
     def complete(self) -> bool:
@@ -94,6 +98,7 @@ class _Measured:
     source: SideInfo | None = None
     target: SideInfo | None = None
     mixing: Mixing | None = None
+    concentration: Concentration | None = None
 
 
 def _measured(reader: CacheReader) -> _Measured:
@@ -105,7 +110,14 @@ def _measured(reader: CacheReader) -> _Measured:
     statistics = train.statistics
     target = _side(statistics.target) if statistics.target else None
     special = len(train) - statistics.source.rows
-    return _Measured(documents, special, _side(statistics.source), target, _mixing(reader, train))
+    return _Measured(
+        documents=documents,
+        special_rows=special,
+        source=_side(statistics.source),
+        target=target,
+        mixing=_mixing(reader, train),
+        concentration=concentration(reader, limit_rows=_CONCENTRATION_ROWS) if statistics.source.rows else None,
+    )
 
 
 _GROUPS: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")

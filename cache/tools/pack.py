@@ -6,15 +6,15 @@ Every byte that is read is checked on the way.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.format.chunks import FileOut, chunks_of
 from cache.format.codec import Codec
-from cache.format.journal import Commit, FileEntry, Journal, open_journal
+from cache.format.journal import Commit, FileEntry, Journal
 from cache.format.layout import Array
 from cache.format.manifest import MANIFEST, Manifest, read_bound, read_manifest
+from cache.format.seal import open_journal, seal_part
 from cache.tools.index import CacheIndex, read_index
 from common import disk
 from common.errors import DamagedError, MismatchError, UsageError
@@ -48,9 +48,8 @@ def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None
     index = _complete_index(path)
     progress = progress or Silent()
     manifest = _repacked(index.manifest, codec)
-    with ExitStack() as stack:
-        for part in range(manifest.geometry.parts):
-            stack.enter_context(disk.lock(out / "locks" / f"part-{part:05d}"))
+    with disk.lock_all(out / "locks" / f"part-{part:05d}" for part in range(manifest.geometry.parts)):
+        disk.check_promises(out)
         _begin(path, out, index.manifest, manifest)
         progress.begin("pack", total=index.segments[1], unit="segments")
         before = list[FileEntry]()
@@ -61,6 +60,7 @@ def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None
                 before += commit.files
                 after += _pack_segment(path, out, commit, (index.manifest, manifest), written=written)
                 progress.advance(1)
+            seal_part(out, part)
         progress.end()
     sizes = (sum(entry.size_bytes for entry in entries) for entries in (before, after))
     return Packing(codec, len(after), *sizes)

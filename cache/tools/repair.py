@@ -2,21 +2,22 @@
 
 What can be computed is put back at once (zarr.json). A damaged shard is moved to ``quarantine/`` and its segment is
 revoked in the journal: a segment's rows are shuffled over its shards, so their text has to be read again as a whole.
-A damaged line of a journal loses its segment alone. A damaged manifest is written again by the harvest, whose settings
-it comes from. Nothing is deleted.
+A line that a journal lost is taken from its seal; where there is none, its segment is harvested again. A damaged
+manifest is written again by the harvest, whose settings it comes from. Nothing is deleted.
 """
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cache.format.journal import append, journal_line, journal_of, journal_path, revoke_line, sound_lines
+from cache.format.journal import append, journal_line, journal_path, revoke_line, sound_lines
 from cache.format.manifest import MANIFEST, Manifest, read_manifest
-from cache.tools.index import Fault
+from cache.format.seal import is_part_complete, journal_of, part_locks, seal_part, seal_path
+from cache.tools.index import Fault, journal_fault
 from cache.tools.verify import Verification, verify_cache
 from common import disk
-from common.errors import DamagedError, NestcoderError
+from common.errors import DamagedError, DiskError, NestcoderError
+from common.hashing import canonical_json
 from common.progress import Progress
 
 QUARANTINE = "quarantine"
@@ -40,7 +41,7 @@ def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
     Raises InUseError while a writer is at work, MismatchError for an unknown format version.
     """
     quarantined: list[str] = []
-    with _alone(path):
+    with disk.lock_all(part_locks(path)):
         try:
             manifest = read_manifest(path)
         except DamagedError as error:
@@ -55,8 +56,10 @@ def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
         if any(fault.kind == "link" for fault in strays):
             faults += strays
             found = verify_cache(path, progress=progress)
-        _revoke(path, manifest, found.damaged_segments)
+        # A shard goes to the quarantine before its segment is revoked: after a kill in between, the next repair finds
+        # it missing and revokes. The other way round it would take the bad shard for what an interrupted writer left.
         rewritten = _mend_files(path, manifest, found, quarantined)
+        _revoke(path, manifest, found.damaged_segments)
     return Repair(
         path=str(path),
         faults=(*faults, *found.faults),
@@ -65,14 +68,6 @@ def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
         revoked=found.damaged_segments,
         rows=sum(manifest.geometry.groups[group].rows_in(segment) for group, segment in found.damaged_segments),
     )
-
-
-@contextmanager
-def _alone(path: Path) -> Generator[None]:
-    with ExitStack() as stack:
-        for held in sorted((path / "locks").glob("part-*")):
-            stack.enter_context(disk.lock(held))
-        yield
 
 
 def _set_aside(path: Path, name: str, quarantined: list[str]) -> None:
@@ -85,22 +80,61 @@ def _set_aside(path: Path, name: str, quarantined: list[str]) -> None:
 
 
 def _mend_journals(path: Path, manifest: Manifest, quarantined: list[str]) -> list[Fault]:
-    """Write each journal that does not read again from its sound lines."""
+    """Write each journal that does not read, or has lost lines, again from the sound lines of its seal and its own."""
     faults: list[Fault] = []
     for part in range(manifest.geometry.parts):
         try:
             journal_of(path, manifest, part)
+        except DiskError:
+            raise
         except NestcoderError as error:
-            faults.append(Fault("unreadable", journal_path(part), error.what))
-            data = (path / journal_path(part)).read_bytes() if (path / journal_path(part)).is_file() else b""
-            _set_aside(path, journal_path(part), quarantined)
-            _write_sound(path, manifest, part, data)
+            faults.append(journal_fault(path, part, error))
+            _mend_journal(path, manifest, part, quarantined)
     return faults
 
 
-def _write_sound(path: Path, manifest: Manifest, part: int, data: bytes) -> None:
-    lines = sound_lines(data, geometry=manifest.geometry, fingerprint=manifest.fingerprint, part=part)
-    disk.write_file(path / journal_path(part), list(map(journal_line, lines)))
+def _mend_journal(path: Path, manifest: Manifest, part: int, quarantined: list[str]) -> None:
+    journal = journal_path(part)
+    seal = seal_path(part)
+    sealed = _sound(path / seal, manifest, part)
+    own = _sound(path / journal, manifest, part)
+    known = {canonical_json(line | {"n": 0}) for line in sealed}
+    added = [line for line in own if canonical_json(line | {"n": 0}) not in known]
+    lines = [line | {"n": number} for number, line in enumerate([*sealed, *added])]
+
+    # A copy goes to the quarantine and the mended journal replaces the damaged one: a kill leaves one of the two.
+    _copy_aside(path, journal, quarantined)
+    disk.write_file(path / journal, list(map(journal_line, lines)))
+    if (path / seal).exists() and not _is_sealed(path, manifest, part):
+        _set_aside(path, seal, quarantined)
+    mended = journal_of(path, manifest, part)
+    if is_part_complete(mended, manifest, part):
+        seal_part(path, part)
+
+
+def _sound(path: Path, manifest: Manifest, part: int) -> list[dict[str, Any]]:
+    """The lines of a journal or a seal that read and belong to this part."""
+    data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+    return sound_lines(data, geometry=manifest.geometry, fingerprint=manifest.fingerprint, part=part)
+
+
+def _is_sealed(path: Path, manifest: Manifest, part: int) -> bool:
+    """Whether the journal and the seal of a part fit each other."""
+    try:
+        journal_of(path, manifest, part)
+    except NestcoderError:
+        return False
+    return True
+
+
+def _copy_aside(path: Path, name: str, quarantined: list[str]) -> None:
+    """Copy a file to the quarantine; what is no plain file is moved there."""
+    file = path / name
+    if file.is_file() and not file.is_symlink():
+        disk.write_file(path / QUARANTINE / name, file.read_bytes())
+        quarantined.append(name)
+    else:
+        _set_aside(path, name, quarantined)
 
 
 def _revoke(path: Path, manifest: Manifest, segments: tuple[tuple[str, int], ...]) -> None:

@@ -35,9 +35,28 @@ def _info_lines(info: "CacheInfo") -> list[str]:
         **{name: _array_statistics(array) for name, array in _arrays(info)},
         "special": f"{info.special_rows:,} training rows of special tokens, masked" if info.special_rows else "",
         "mixing": _mixing_score(info),
+        **_concentration_lines(info),
         "fingerprint": info.fingerprint,
     }
     return [f"{name:<11}  {value}" for name, value in facts.items() if value]
+
+
+def _concentration_lines(info: "CacheInfo") -> dict[str, str]:
+    found = info.concentration
+    if not found:
+        return {}
+    rows = ", ".join(
+        f"{share:.1%} in the largest {fraction:.2%} of rows" for fraction, share in found.row_shares.items()
+    )
+    dimensions = ", ".join(f"{share:.1%} in {count}" for count, share in found.dimension_shares.items())
+    largest = found.largest_rows[0]
+    named = ", ".join(str(dimension) for dimension, _ in found.largest_dimensions[:3])
+    where = f"row {largest.row}: token {largest.token}, document {largest.document}, position {largest.position}"
+    return {
+        "variance": f"of the {found.side}, {found.rows:,} rows: {rows} (most in {where})",
+        "dimensions": f"{dimensions} of {found.width} dimensions (most in {named})",
+        "warning": found.warning,
+    }
 
 
 def _arrays(info: "CacheInfo") -> "list[tuple[str, SideInfo]]":

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cache.format.journal import journal_path, read_journal
 from cache.format.manifest import parse_manifest, read_manifest
+from cache.format.seal import seal_path
 from cache.reader import CacheReader
 from cache.tools.verify import verify_cache
 from common.errors import DamagedError, MismatchError, NestcoderError
@@ -105,6 +106,7 @@ def test_every_bit_of_manifest_and_journal_is_detected(cache, name):
 
 
 def test_every_journal_cut_short_is_a_shorter_promise(cache):
+    (cache / seal_path(0)).unlink()
     data = (cache / JOURNAL).read_bytes()
     without_newline = {length for length, byte in enumerate(data) if byte == ord("\n")}
     lines = 0
@@ -198,6 +200,7 @@ def test_a_journal_that_says_anything_is_read_or_refused(cache, whole_cache, dat
         texts = [canonical_json(line) for line in replaced(lines, at, data.draw(json_values))]
     except ValueError:
         return
+    (cache / seal_path(0)).unlink(missing_ok=True)
     (cache / JOURNAL).write_bytes(b"".join(chunk_hash(text).encode() + b" " + text + b"\n" for text in texts))
     opens_or_says_why(cache)
 

@@ -1,9 +1,12 @@
+import os
 import shutil
+import signal
 
 import pytest
 
 from cache.tools.repair import repair_cache
 from cache.tools.verify import verify_cache
+from common import disk
 from common.errors import DamagedError, InUseError, MismatchError
 
 SHARD = "rows.zarr/train/source/c.1.0"
@@ -64,6 +67,45 @@ def test_several_faults_at_once(cache, toy, tree, flip, whole_cache):
     assert not verify_cache(cache).faults
 
 
+def test_a_kill_at_any_operation_of_a_repair_leaves_it_to_the_next_one(cache, tmp_path, toy, tree, flip, whole_cache):
+    flip(cache / SHARD, 99)
+    flip(cache / JOURNAL, 8 * 1500)
+    (cache / "rows.zarr/train/source/zarr.json").write_bytes(b"{}")
+    operations = []
+    shutil.copytree(cache, tmp_path / "alone")
+    with disk.watch(lambda when, operation, path: operations.append(operation) if when == "before" else None):
+        repair_cache(tmp_path / "alone")
+    for number in range(1, len(operations) + 1):
+        path = tmp_path / str(number)
+        shutil.copytree(cache, path)
+        assert killed_in_repair(path, number)
+        repair_cache(path)
+        assert tree(path) == tree(tmp_path / "alone"), f"killed before operation {number}, {operations[number - 1]}"
+        assert not verify_cache(path).faults
+    toy.write(path)
+    assert rows_of(tree, path) == rows_of(tree, whole_cache)
+
+
+def killed_in_repair(path, number):
+    """Repair in a fork that is killed before the operation of this number; whether it was killed."""
+    count = 0
+
+    def kill(when, _operation, _path):
+        nonlocal count
+        count += when == "before"
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            with disk.watch(kill):
+                repair_cache(path)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def test_swapped_shards_are_both_redone(cache, toy, tree, whole_cache):
     second = cache / SHARD.replace("c.1", "c.2")
     (cache / SHARD).rename(cache / "aside")
@@ -75,7 +117,18 @@ def test_swapped_shards_are_both_redone(cache, toy, tree, whole_cache):
 
 
 @pytest.mark.parametrize("line", [0, 1, 4, 7])
-def test_a_damaged_journal_line_costs_its_segment_alone(cache, toy, tree, flip, whole_cache, line):
+def test_a_damaged_journal_line_is_taken_from_the_seal(cache, flip, whole_cache, line):
+    data = (cache / JOURNAL).read_bytes()
+    starts = [0, *(at + 1 for at, byte in enumerate(data) if byte == 10)]
+    flip(cache / JOURNAL, 8 * (starts[line] + 40))
+    assert [fault.kind for fault in repair_cache(cache).faults] == ["unreadable"]
+    assert (cache / JOURNAL).read_bytes() == (whole_cache / JOURNAL).read_bytes()
+    assert verify_cache(cache).complete
+
+
+@pytest.mark.parametrize("line", [0, 1, 4, 7])
+def test_without_a_seal_a_damaged_journal_line_costs_its_segment_alone(cache, toy, tree, flip, whole_cache, line):
+    shutil.rmtree(cache / "seals")
     data = (cache / JOURNAL).read_bytes()
     starts = [0, *(at + 1 for at, byte in enumerate(data) if byte == 10)]
     flip(cache / JOURNAL, 8 * (starts[line] + 40))
@@ -96,7 +149,8 @@ def test_the_last_newline_of_a_journal_is_not_mistaken_for_a_crash(cache, flip):
     assert verify_cache(cache).complete
 
 
-def test_a_journal_of_another_cache_promises_nothing(cache, toy, make_toy, tmp_path, tree, whole_cache):
+def test_a_journal_of_another_cache_names_nothing(cache, toy, make_toy, tmp_path, tree, whole_cache):
+    shutil.rmtree(cache / "seals")
     make_toy(shuffle_seed=1).write(tmp_path / "other")
     shutil.copy(tmp_path / "other" / JOURNAL, cache / JOURNAL)
     repair_cache(cache)

@@ -2,7 +2,7 @@
 
 import torch
 
-from harvest.memory import token_bytes
+from harvest.memory import check_disk, missing_bytes, token_bytes
 from harvest.model.source import find_model
 
 
