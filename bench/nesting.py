@@ -11,7 +11,7 @@ from pathlib import Path
 from cache.reader import CacheReader
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
-from train.log import read_log
+from train.record.log import read_log
 from train.run import train_layer
 
 

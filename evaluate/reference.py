@@ -15,7 +15,7 @@ from common.errors import MismatchError, UsageError
 from common.progress import Progress
 from common.run_layout import WEIGHTS_FILE
 from evaluate.together import wait
-from train.ranks import Ranks
+from train.arrays.ranks import Ranks
 from transcoder.formats.foreign import Wanted, read_foreign
 from transcoder.formats.gemma_scope import (
     MODEL,

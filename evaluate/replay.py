@@ -17,7 +17,7 @@ from common.progress import Progress
 from evaluate.held_out import HeldOut
 from evaluate.metrics.metric import Metric, Replayed, State
 from evaluate.together import merged
-from train.ranks import Ranks
+from train.arrays.ranks import Ranks
 from transcoder.transcoder import Transcoder
 
 

@@ -31,7 +31,7 @@ from evaluate.report.plots import plots
 from evaluate.report.summary import summary
 from evaluate.together import least, wait
 from evaluate.token_text import speller
-from train.ranks import Ranks
+from train.arrays.ranks import Ranks
 from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
 

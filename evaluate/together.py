@@ -14,7 +14,7 @@ from torch import distributed
 
 from common.errors import DiskError
 from evaluate.metrics.metric import State
-from train.ranks import Ranks
+from train.arrays.ranks import Ranks
 
 
 def merged(combine: Callable[[State, State], State], state: State, ranks: Ranks) -> State:

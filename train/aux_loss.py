@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from train.optim import remove_parallel_
-from train.parameters import Parameters
+from train.arrays.optim import remove_parallel_
+from train.arrays.parameters import Parameters
 from transcoder.decode import transpose, weighted_sums_into
 from transcoder.sharded import WHOLE, Shard
 from transcoder.sparse_code import SparseCode

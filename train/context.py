@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from cache.reader import CacheReader
 from common.progress import Progress
-from train.held_out_fvu import HeldOut
-from train.ranks import Ranks
-from train.units import Units
+from train.arrays.ranks import Ranks
+from train.arrays.units import Units
+from train.record.held_out_fvu import HeldOut
 from transcoder.sharded import Shard
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from cache.loader import Loader
 from cache.reader import CacheReader, View
 from common.errors import UsageError
-from train.optim import unit_rows_
-from train.parameters import Parameters
-from train.units import Units
+from train.arrays.optim import unit_rows_
+from train.arrays.parameters import Parameters
+from train.arrays.units import Units
 
 _ENCODER_NORM = 0.2
 _NOISE = 0.1

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from train.parameters import Parameters
-from train.ranks import Part
-from train.workspace import Workspace
+from train.arrays.parameters import Parameters
+from train.arrays.ranks import Part
+from train.arrays.workspace import Workspace
 from transcoder.constants import constant
 from transcoder.decode import (
     Bags,

@@ -16,21 +16,21 @@ from cache.reader import CacheReader
 from common import disk
 from common.errors import NumericalError
 from common.sealed_tensors import FileSeal
-from train.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, Restored
+from train.arrays.optim import Moments
+from train.arrays.parameters import Parameters
+from train.arrays.units import Units
+from train.arrays.workspace import Workspace
 from train.config import LogSettings
 from train.context import TrainingContext
-from train.held_out_fvu import held_out_fvu
-from train.identity import RunIdentity
 from train.initial import initial_weights
-from train.log import LOG_FILE, MetricsLog, WandbMirror
-from train.optim import Moments
-from train.overfitting import OverfittingWatch
-from train.parameters import Parameters
+from train.record.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, Restored
+from train.record.held_out_fvu import held_out_fvu
+from train.record.identity import RunIdentity
+from train.record.log import LOG_FILE, MetricsLog, WandbMirror
+from train.record.overfitting import OverfittingWatch
 from train.resolved import ResolvedSettings
 from train.step import Recipe, State, StepMetrics, train_step
 from train.threshold import calibrated_rule
-from train.units import Units
-from train.workspace import Workspace
 from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
 from transcoder.rules.registry import make_rule
 from transcoder.transcoder import Transcoder

@@ -21,15 +21,15 @@ from common import disk
 from common.device import free_memory, has_bfloat16
 from common.errors import CapacityError
 from common.units import in_bytes
+from train.arrays.optim import Moments
+from train.arrays.parameters import random_parameters
+from train.arrays.ranks import Ranks
+from train.arrays.units import Units, units_of
+from train.arrays.workspace import BLOCK_ROWS
 from train.config import TrainSettings
 from train.member import workspace_of
-from train.optim import Moments
-from train.parameters import random_parameters
-from train.ranks import Ranks
 from train.resolved import ResolvedSettings, members, resolve
 from train.step import Recipe, State, train_step
-from train.units import Units, units_of
-from train.workspace import BLOCK_ROWS
 from transcoder.rules.registry import RULES
 from transcoder.sharded import WHOLE
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from train.arrays.parameters import Parameters
 from train.loss import NestedLoss
-from train.parameters import Parameters
 
 
 def reference_prefixes(

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from train.arrays.optim import learning_rate
+from train.arrays.parameters import Parameters
+from train.arrays.ranks import Part
 from train.loss import StepResult
-from train.optim import learning_rate
-from train.parameters import Parameters
-from train.ranks import Part
 from train.resolved import ResolvedSettings
 from transcoder.sharded import WHOLE, Shard
 from transcoder.sparse_code import SparseCode

@@ -28,15 +28,15 @@ from common import disk
 from common.device import choose_device, has_bfloat16
 from common.errors import NumericalError
 from common.progress import Progress
+from train.arrays.feed import Feed
+from train.arrays.ranks import ALONE, Ranks
+from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
 from train.context import TrainingContext
-from train.feed import Feed
-from train.held_out_fvu import HeldOut
 from train.member import Member, complete_config, remove_run, run_identity
 from train.plan import check_fit, resolved_members
-from train.ranks import ALONE, Ranks
+from train.record.held_out_fvu import HeldOut
 from train.resolved import ResolvedSettings
-from train.units import units_of
 from transcoder.sharded import WHOLE, Shard
 
 

@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from train.arrays.optim import Moments, in_one_pass, learning_rate, update_
+from train.arrays.parameters import Parameters
+from train.arrays.ranks import Part, Ranks
+from train.arrays.workspace import Workspace
 from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.dead import count_tokens_, dead_features, dead_share, tokens_left
 from train.loss import NestedLoss, StepResult, nested_step
-from train.optim import Moments, in_one_pass, learning_rate, update_
-from train.parameters import Parameters
-from train.ranks import Part, Ranks
 from train.resolved import ResolvedSettings
 from train.revive import may_revive, revive_
-from train.workspace import Workspace
 from transcoder.constants import constant
 from transcoder.rules.registry import make_rule
 from transcoder.sharded import WHOLE, Shard

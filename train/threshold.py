@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.reader import CacheReader, View
-from train.parameters import Parameters
+from train.arrays.parameters import Parameters
 from transcoder.rules.rule import Rule
 
 _ROWS = 32_768

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
+from train.arrays.optim import Moments
+from train.arrays.parameters import Parameters
+from train.arrays.ranks import Ranks
+from train.arrays.workspace import Workspace
 from train.config import TrainSettings
-from train.optim import Moments
-from train.parameters import Parameters
-from train.ranks import Ranks
 from train.resolved import resolve
 from train.step import Recipe, State, train_step
-from train.workspace import Workspace
 
 _DEAD_AFTER = 10**9
 

@@ -20,9 +20,9 @@ from gpu_step import milliseconds
 from rows import Rows
 from step_systems import Problem, problem
 
-from train import optim
+from train.arrays import optim
+from train.arrays.parameters import Parameters
 from train.config import TrainSettings
-from train.parameters import Parameters
 from train.resolved import resolve
 from transcoder import decode, kernels
 from transcoder.decode import Bags, bags_of, transpose

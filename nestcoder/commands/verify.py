@@ -157,7 +157,7 @@ def _features_faults(folder: Path) -> list[str]:
 
 
 def _transcoder_faults(folder: Path) -> list[str]:
-    from train.verify import verify_run
+    from train.record.verify import verify_run
 
     return verify_run(folder)
 

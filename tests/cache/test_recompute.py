@@ -18,9 +18,9 @@ from cache.tools.pack import pack_cache
 from cache.tools.verify import verify_cache
 from cache.writer import CacheWriter
 from common.errors import DamagedError, NumericalError, UsageError
+from train.arrays.units import units_of
 from train.initial import initial_weights
 from train.run import _why_not_finite
-from train.units import units_of
 
 _spec = importlib.util.spec_from_file_location("cards", Path(__file__).parents[1] / "harvest" / "cards.py")
 cards = importlib.util.module_from_spec(_spec)

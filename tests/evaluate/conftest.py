@@ -19,7 +19,7 @@ from evaluate.features.config import FeatureSettings
 from evaluate.features.contexts import Text
 from evaluate.features.evidence import Evidence
 from evaluate.features.firings import Firings, by_feature
-from train.parameters import Parameters, random_parameters
+from train.arrays.parameters import Parameters, random_parameters
 from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder

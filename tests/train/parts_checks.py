@@ -4,13 +4,13 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from train.arrays.optim import Moments
+from train.arrays.parameters import random_parameters
+from train.arrays.ranks import ALONE, Ranks
+from train.arrays.workspace import Workspace
 from train.config import TrainSettings
-from train.optim import Moments
-from train.parameters import random_parameters
-from train.ranks import ALONE, Ranks
 from train.resolved import resolve
 from train.step import Recipe, State, train_step
-from train.workspace import Workspace
 from transcoder.sharded import winners
 
 PREFIXES = (9, 20, 64)

@@ -6,9 +6,9 @@ import torch
 from parts_checks import check_parts
 from torch import distributed
 
+from train.arrays.parameters import Parameters, random_parameters
 from train.aux_loss import auxiliary
 from train.loss import NestedLoss, equal_weights, nested_step
-from train.parameters import Parameters, random_parameters
 from transcoder.rules.registry import make_rule
 from transcoder.sharded import Shard
 

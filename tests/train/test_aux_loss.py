@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from train import aux_loss
+from train.arrays.parameters import Parameters, random_parameters
 from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.dead import count_tokens_, dead_features, dead_share
-from train.parameters import Parameters, random_parameters
 
 DEAD = torch.tensor([1, 4, 5, 9])
 ALPHA, TOP_K = 1 / 32, 2

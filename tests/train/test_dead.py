@@ -3,14 +3,14 @@
 import torch
 
 from train import step as train_step_module
+from train.arrays.optim import Moments
+from train.arrays.parameters import random_parameters
+from train.arrays.ranks import Ranks
+from train.arrays.workspace import Workspace
 from train.config import TrainSettings
 from train.dead import count_tokens_, dead_features, tokens_left
-from train.optim import Moments
-from train.parameters import random_parameters
-from train.ranks import Ranks
 from train.resolved import resolve
 from train.step import Recipe, State, train_step
-from train.workspace import Workspace
 
 ROWS, WIDTH, DICT_SIZE = 32, 12, 64
 

@@ -7,9 +7,9 @@ import torch
 
 from cache.reader import CacheReader, View
 from common.errors import UsageError
+from train.arrays.parameters import Parameters
+from train.arrays.units import units_of
 from train.initial import initial_weights
-from train.parameters import Parameters
-from train.units import units_of
 
 
 def begin(cache: Path, *, dict_size: int, view: View = "mlp_in", seed: int = 0) -> Parameters:

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from train.arrays.parameters import Parameters, random_parameters
+from train.arrays.workspace import Workspace
 from train.loss import NestedLoss, equal_weights, nested_step
-from train.parameters import Parameters, random_parameters
 from train.reference import reference_prefixes, reference_step
-from train.workspace import Workspace
 from transcoder.decode import decode_prefixes
 from transcoder.rules.registry import make_rule
 

@@ -14,10 +14,10 @@ from cache.loader import Batch, Loader
 from common import disk
 from common.errors import DamagedError, InUseError, MismatchError, NumericalError
 from common.progress import Silent
-from train.checkpoint import Checkpoints
 from train.config import LogSettings, TrainSettings
-from train.identity import RunIdentity
 from train.member import Member
+from train.record.checkpoint import Checkpoints
+from train.record.identity import RunIdentity
 from train.resolved import read_record
 from train.run import _why_not_finite, train_layer
 

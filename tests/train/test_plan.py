@@ -8,10 +8,10 @@ import pytest
 from cache.reader import CacheReader
 from common.errors import CapacityError
 from common.progress import Silent
+from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
 from train.plan import check_fit, disk_bytes, plan_train, resolved_members
 from train.run import train_layer
-from train.units import units_of
 
 
 def test_the_plan_is_what_then_happens(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:

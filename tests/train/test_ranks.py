@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
-from train.log import read_log
+from train.record.log import read_log
 from train.run import train_layer
 
 PROCESS = Path(__file__).with_name("training_process.py")

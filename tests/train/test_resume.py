@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from common import disk
 from common.progress import Silent
 from common.sealed_tensors import FileSeal
-from train.checkpoint import Checkpoints, Restored, arrays_of, state_of
 from train.config import LogSettings, TrainSettings
-from train.log import read_log
+from train.record.checkpoint import Checkpoints, Restored, arrays_of, state_of
+from train.record.log import read_log
 from train.run import train_layer
 from train.step import State
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from common.progress import Silent
+from train.arrays.parameters import Parameters, random_parameters
+from train.arrays.ranks import Part
 from train.config import LogSettings, TrainSettings
 from train.loss import NestedLoss, StepResult, equal_weights, nested_step
-from train.parameters import Parameters, random_parameters
-from train.ranks import Part
 from train.resolved import resolve
 from train.revive import may_revive, revive_
 from train.run import train_layer

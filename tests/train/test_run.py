@@ -12,7 +12,7 @@ from cache.reader import CacheReader
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
-from train.log import read_log
+from train.record.log import read_log
 from train.run import train_layer
 from transcoder.formats.native import load_transcoder
 

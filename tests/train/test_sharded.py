@@ -7,9 +7,9 @@ import torch
 
 from common.errors import UsageError
 from common.progress import Silent
+from train.arrays.parameters import random_parameters
 from train.config import LogSettings, TrainSettings
-from train.log import read_log
-from train.parameters import random_parameters
+from train.record.log import read_log
 from train.run import train_layer
 from transcoder.formats.native import load_transcoder
 from transcoder.sharded import Shard

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from train.arrays.optim import Moments
+from train.arrays.parameters import Parameters, random_parameters
+from train.arrays.ranks import Ranks
+from train.arrays.workspace import Workspace
 from train.config import TrainSettings
-from train.optim import Moments
-from train.parameters import Parameters, random_parameters
-from train.ranks import Ranks
 from train.resolved import resolve
 from train.step import Recipe, State, train_step
-from train.workspace import Workspace
 
 ROWS, WIDTH, DICT_SIZE = 64, 32, 256
 GPU = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []

@@ -1,7 +1,7 @@
 """The threshold of batchtopk, from training rows."""
 
 from cache.reader import CacheReader
-from train.parameters import random_parameters
+from train.arrays.parameters import random_parameters
 from train.threshold import calibrated_rule
 from transcoder.rules.batchtopk import BatchTopK
 

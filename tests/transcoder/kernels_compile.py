@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from train import update_kernel
+from train.arrays import update_kernel
 from transcoder import kernels
 
 INTS = {"index": "*i32", "offsets": "*i32", "bag": "*i32", "feature": "*i32", "owners": "*i32"}

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import torch
 
+from train.arrays.parameters import random_parameters
+from train.arrays.workspace import Workspace
 from train.loss import NestedLoss, nested_step
-from train.parameters import random_parameters
 from train.reference import reference_step
-from train.workspace import Workspace
 from transcoder import decode, kernels
 from transcoder.rules.batchtopk import select_batchtopk
 from transcoder.rules.registry import make_rule

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.parameters import Parameters, random_parameters
+from train.arrays.parameters import Parameters, random_parameters
 from transcoder import prefilter as screen
 from transcoder.prefilter import Prefilter, prefilter_of
 from transcoder.rules.batchtopk import BatchTopK

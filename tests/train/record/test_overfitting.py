@@ -2,7 +2,7 @@
 
 import torch
 
-from train.overfitting import OverfittingWatch
+from train.record.overfitting import OverfittingWatch
 
 
 def checkpoints(*pairs: tuple[float, float]) -> list[str | None]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 PROCESS = Path(__file__).with_name("update_kernel_process.py")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(device, **variables):

@@ -9,7 +9,7 @@ import torch
 
 from cache.loader import Batch, Loader
 from cache.reader import CacheReader
-from train.feed import Feed
+from train.arrays.feed import Feed
 
 DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
 

@@ -10,11 +10,11 @@ import torch
 from common.errors import DamagedError, MismatchError
 from common.progress import Silent
 from common.sealed_tensors import FileSeal
-from train.checkpoint import Checkpoints, arrays_of
+from train.arrays.optim import Moments
+from train.arrays.parameters import random_parameters
 from train.config import TrainSettings
-from train.identity import RunIdentity
-from train.optim import Moments
-from train.parameters import random_parameters
+from train.record.checkpoint import Checkpoints, arrays_of
+from train.record.identity import RunIdentity
 from train.resolved import resolve
 from train.step import State
 

@@ -9,9 +9,9 @@ import xxhash
 
 from common.errors import NestcoderError
 from common.sealed_tensors import FileSeal, read_tensors
-from train.checkpoint import CHECKPOINTS_FOLDER, arrays_path, facts_path
-from train.checkpoint_index import INDEX_FILE, Entry, read_index
-from train.log import DAMAGED, LOG_FILE
+from train.record.checkpoint import CHECKPOINTS_FOLDER, arrays_path, facts_path
+from train.record.checkpoint_index import INDEX_FILE, Entry, read_index
+from train.record.log import DAMAGED, LOG_FILE
 from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, load_transcoder
 
 _LEFT = (CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, CHECKPOINTS_FOLDER)

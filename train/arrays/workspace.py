@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from train.parameters import Parameters
+from train.arrays.parameters import Parameters
 from transcoder.rules.rule import Rule
 
 BLOCK_ROWS = 512

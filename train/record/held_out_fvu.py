@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.reader import CacheReader, View
+from train.arrays.parameters import Parameters
+from train.arrays.units import Units
 from train.aux_loss import spread, variation
 from train.loss import NestedLoss
-from train.parameters import Parameters
-from train.units import Units
 from transcoder.decode import decode_prefixes
 from transcoder.sharded import WHOLE, Shard
 

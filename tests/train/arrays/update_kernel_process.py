@@ -6,13 +6,13 @@ import sys
 import torch
 from torch.optim.adam import adam
 
-from train import optim
+from train.arrays import optim
+from train.arrays.optim import unit_rows_
+from train.arrays.parameters import Parameters, random_parameters
+from train.arrays.update_kernel import AdamStep, update_array_
+from train.arrays.workspace import Workspace
 from train.config import TrainSettings
-from train.optim import unit_rows_
-from train.parameters import Parameters, random_parameters
 from train.resolved import resolve
-from train.update_kernel import AdamStep, update_array_
-from train.workspace import Workspace
 from transcoder.rules.topk import TopK
 
 BETA1, BETA2, EPSILON, LR = 0.9, 0.999, 1e-8, 0.01

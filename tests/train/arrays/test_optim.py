@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from train.arrays.optim import Moments, learning_rate, update_
+from train.arrays.parameters import Parameters, random_parameters
 from train.config import TrainSettings
-from train.optim import Moments, learning_rate, update_
-from train.parameters import Parameters, random_parameters
 from train.resolved import ResolvedSettings, resolve
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from train.parameters import Parameters
+from train.arrays.parameters import Parameters
 from train.resolved import ResolvedSettings
 from transcoder.decode import uses_kernels
 from transcoder.sharded import WHOLE, Shard
@@ -109,7 +109,7 @@ def _update_in_one_pass_(
     rounded: Parameters | None,
     norm: Float[Tensor, ""],
 ) -> None:
-    from train.update_kernel import AdamStep, update_array_
+    from train.arrays.update_kernel import AdamStep, update_array_
 
     lr = learning_rate(settings, step)
     numbers = AdamStep(

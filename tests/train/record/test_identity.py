@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import DamagedError, MismatchError
 from train.config import TrainSettings
-from train.identity import RunIdentity
+from train.record.identity import RunIdentity
 from train.resolved import resolve
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
+from train.record.verify import verify_run
 from train.run import train_layer
-from train.verify import verify_run
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import DamagedError, MismatchError
-from train.optim import learning_rate
+from train.arrays.optim import learning_rate
 from train.resolved import ResolvedSettings, read_record
 
 _OF_THE_RATE = {"steps", "warmup_steps", "decay_steps", "schedule", "lr", "min_lr"}

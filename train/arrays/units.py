@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cache.reader import CacheReader, View
 from common.errors import NumericalError, UsageError
-from train.parameters import Parameters
+from train.arrays.parameters import Parameters
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from common.errors import DiskError
 from common.progress import Silent
 from common.sealed_tensors import FileSeal
 from train.config import LogSettings, TrainSettings
-from train.log import MetricsLog, WandbMirror, read_log
+from train.record.log import MetricsLog, WandbMirror, read_log
 from train.run import train_layer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"

@@ -22,10 +22,10 @@ from common import disk
 from common.errors import DamagedError, MismatchError
 from common.progress import Progress
 from common.sealed_tensors import FileSeal, read_tensors, write_tensors
-from train.checkpoint_index import FORMAT_VERSION, INDEX_FILE, Entry, index_text, read_index
-from train.identity import RunIdentity, differences
-from train.optim import Moments
-from train.parameters import Parameters
+from train.arrays.optim import Moments
+from train.arrays.parameters import Parameters
+from train.record.checkpoint_index import FORMAT_VERSION, INDEX_FILE, Entry, index_text, read_index
+from train.record.identity import RunIdentity, differences
 from train.step import State
 
 CHECKPOINTS_FOLDER = "checkpoints"
