@@ -17,6 +17,7 @@ import torch
 from cache.config import CacheSettings
 from cache.open import open_cache
 from cache.reader import CacheReader
+from cache.tools.concentration import concentration
 from common import disk
 from common.device import free_memory, has_bfloat16
 from common.errors import CapacityError
@@ -34,12 +35,15 @@ from transcoder.rules.registry import RULES
 from transcoder.sharded import WHOLE
 
 _TIMED_STEPS = 3
+# Enough to see a thousandth of the rows, and seconds even at width 4,608.
+_CONCENTRATION_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class TrainPlan:
     """What a run will take, all transcoders of its sweep together. Memory is of this process, seconds of the steps;
-    ``held_out_documents`` is how many documents there are to measure on: few make for wide intervals."""
+    ``held_out_documents`` is how many documents there are to measure on: few make for wide intervals.
+    ``concentration`` is a warning where a handful of rows or dimensions rules the target's variance, else ''."""
 
     device: str
     transcoders: int
@@ -51,6 +55,7 @@ class TrainPlan:
     batch_rows: int
     epochs: float
     held_out_documents: int
+    concentration: str
     memory_bytes: int
     free_memory_bytes: int
     disk_bytes: int
@@ -81,6 +86,7 @@ def plan_train(
         batch_rows=first.batch_rows,
         epochs=first.steps * first.batch_rows / len(reader.split("train")),
         held_out_documents=len(np.unique(reader.split("held_out").document)),
+        concentration=concentration(reader, limit_rows=_CONCENTRATION_ROWS).warning,
         memory_bytes=memory,
         free_memory_bytes=free_memory(device),
         disk_bytes=space,

@@ -22,11 +22,11 @@ from common.errors import UsageError
 
 ROW_FRACTIONS = (0.0001, 0.001, 0.01)
 DIMENSIONS = (1, 2, 10)
-_NAMED_ROWS = 10
+NAMED_ROWS = 10
 _BLOCK_ROWS = 8192
-_RULED_BY_ROWS = 0.25
+RULED_BY_ROWS = 0.25
 """A share of a quarter for a thousandth of the rows is 250 times an even share; benign layers have 1 to 2 %."""
-_RULED_BY_DIMENSIONS = 0.5
+RULED_BY_DIMENSIONS = 0.5
 """Half of the variance in two dimensions of hundreds; benign layers have a few per cent."""
 Side = Literal["source", "target"]
 
@@ -65,9 +65,9 @@ class Concentration:
         """One line where a handful of rows or dimensions rules, '' where none does."""
         found: list[str] = []
         count = max(1, round(ROW_FRACTIONS[1] * self.rows))
-        if self.rows >= 1000 and self.row_shares[ROW_FRACTIONS[1]] > _RULED_BY_ROWS:
+        if self.rows >= 1000 and self.row_shares[ROW_FRACTIONS[1]] > RULED_BY_ROWS:
             found.append(f"{count:,} of {self.rows:,} rows hold {self.row_shares[ROW_FRACTIONS[1]]:.0%}")
-        if self.width >= 20 and self.dimension_shares[DIMENSIONS[1]] > _RULED_BY_DIMENSIONS:
+        if self.width >= 20 and self.dimension_shares[DIMENSIONS[1]] > RULED_BY_DIMENSIONS:
             numbers = " and ".join(str(dimension) for dimension, _ in self.largest_dimensions[:2])
             found.append(f"dimensions {numbers} of {self.width} hold {self.dimension_shares[DIMENSIONS[1]]:.0%}")
         if not found:
@@ -139,7 +139,7 @@ def _of_sums(
     total = float(rows.sum()) or 1.0  # constant rows have no variance, and every share is 0
     by_row = np.sort(rows)[::-1].cumsum() / total
     by_dimension = np.sort(dimensions)[::-1].cumsum() / total
-    largest = np.argsort(-rows, kind="stable")[:_NAMED_ROWS]
+    largest = np.argsort(-rows, kind="stable")[:NAMED_ROWS]
     numbers = index[largest]
     largest_dimensions = np.argsort(-dimensions, kind="stable")[: DIMENSIONS[-1]]
     norms = torch.cat([block.double().norm(dim=1).cpu() for _, block in _blocks(view, side, numbers)])

@@ -17,21 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cache.tools.concentration import DIMENSIONS, NAMED_ROWS, ROW_FRACTIONS, RULED_BY_DIMENSIONS, RULED_BY_ROWS
 from evaluate.held_out import HeldOut
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.largest_rows import LargestRows
 from evaluate.metrics.metric import Findings, Metric, Replayed, State, add
 from evaluate.token_text import Speller, speller
-
-ROW_SHARES = (0.0001, 0.001, 0.01)
-"""Of the rows, each rounded up."""
-DIMENSIONS = (1, 2, 10)
-
-NAMED_ROWS = 10
-"""Of the largest rows and dimensions are named."""
-
-RULING_SHARE = 0.5
-"""A handful rules where 0.1 % of the rows, or two dimensions, have more of the variance than this."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Concentration(Metric):
 
     @cached_property
     def _largest(self) -> LargestRows:
-        return LargestRows(ceil(max(ROW_SHARES) * self.held_out.counted), {}, self.centre.device)
+        return LargestRows(ceil(max(ROW_FRACTIONS) * self.held_out.counted), {}, self.centre.device)
 
     def start(self) -> State:
         width = len(self.centre)
@@ -74,7 +65,7 @@ class Concentration(Metric):
         by_dimension = (state["variance"] - state["away"].square() / state["rows"]).cpu().numpy()
         rows = {
             f"{share:.2%}": float(largest["distance"][: ceil(share * int(state["rows"]))].sum()) / total
-            for share in ROW_SHARES
+            for share in ROW_FRACTIONS
         }
         fields = concentration_fields(by_dimension) | {
             "rows": rows,
@@ -114,9 +105,9 @@ def warning(fields: dict[str, Any]) -> str | None:
     """One plain line where a handful of rows or dimensions owns most of the variance; None elsewhere."""
     rows, dimensions = fields["rows"]["0.10%"], fields["dimensions"]["2"]
     owners: list[str] = []
-    if rows > RULING_SHARE:
+    if rows > RULED_BY_ROWS:
         owners.append(f"0.1 % of the rows own {rows:.0%} of the target's variance")
-    if dimensions > RULING_SHARE:
+    if dimensions > RULED_BY_DIMENSIONS:
         numbers = " and ".join(str(entry["dimension"]) for entry in fields["largest_dimensions"][:2])
         owners.append(f"dimensions {numbers} own {dimensions:.0%}" + ("" if owners else " of the target's variance"))
     if not owners:

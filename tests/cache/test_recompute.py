@@ -22,7 +22,7 @@ from train.arrays.units import units_of
 from train.initial import initial_weights
 from train.run import _why_not_finite
 
-_spec = importlib.util.spec_from_file_location("cards", Path(__file__).parents[1] / "harvest" / "cards.py")
+_spec = importlib.util.spec_from_file_location("cards", Path(__file__).parents[1] / "harvest" / "model" / "cards.py")
 cards = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(cards)
 
@@ -227,6 +227,6 @@ def test_training_takes_a_target_that_was_computed_on_a_card(written, monkeypatc
         target = torch.ones(3, 2)
         target[1, 0] = torch.nan
         narrow = np.zeros(3, np.int32), np.array([7, 8, 9], np.int64)
-        said = _why_not_finite(Batch(torch.ones(3, 2), cards.put(target, "cuda:0"), *narrow, index=4, epoch=1))
+        reason = _why_not_finite(Batch(torch.ones(3, 2), cards.put(target, "cuda:0"), *narrow, index=4, epoch=1))
     assert torch.equal(made.W_dec, expected.W_dec)
-    assert said == "; batch 4 (epoch 1) holds NaN or infinity in rows of document 8"
+    assert reason.strip() == "Batch 4 (epoch 1) holds NaN or infinity in rows of document 8."

@@ -31,7 +31,7 @@ def cut_last_line(path):
     (path / JOURNAL).write_bytes(b"".join(lines[:-1]))
 
 
-@pytest.mark.parametrize(("harm", "lost"), [(empty, 7), (remove, 7), (remove_folder, 7), (cut_last_line, 1)], ids=str)
+@pytest.mark.parametrize(("harm", "lost"), [(empty, 7), (remove, 7), (remove_folder, 7), (cut_last_line, 1)])
 def test_a_journal_that_lost_lines_is_damage_and_comes_back(cache, whole_cache, tree, toy, harm, lost):
     harm(cache)
     stated = f"was complete, but its journal has lost {lost} of the 7 segments"
