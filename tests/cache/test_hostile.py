@@ -245,6 +245,7 @@ def changed(cache, **changes):
         {"chunk_rows": 3},
         {"shard_rows": 1 << 44, "segment_rows": 1 << 44},
         {"parts": 1 << 40},
+        {"parts": 4097},
         {"parts": 0},
         {"dtype": "object"},
         {"dtype": "int8; import os"},
