@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from common.errors import CapacityError
-from common.halving import Halving
 from common.progress import Progress
+from evaluate.halving import Halving
 from evaluate.held_out import HeldOut
 from evaluate.metrics.metric import Metric, Replayed, State
 from evaluate.together import merged

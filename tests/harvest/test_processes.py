@@ -172,7 +172,7 @@ def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(tmp_path):
 def test_torchrun_holds_each_document_once(model_folders, tmp_path):
     processes = 3
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    given = settings(tmp_path, "runs", **{"harvest.context": 64, "harvest.text.packing": "document"})
+    given = settings(tmp_path, "runs", **{"harvest.context": 64, "harvest.packing": "document"})
     finish(start(launcher, model_folders["gpt2"], given))
     reader = CacheReader.open(cache_of(tmp_path, "runs"))
     tokenizer = json.loads(bytes(reader.arrays["tokenizer.json"]))

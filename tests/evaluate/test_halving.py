@@ -3,8 +3,8 @@
 import pytest
 
 from common.errors import CapacityError
-from common.halving import Halving, is_out_of_memory
 from common.progress import Silent
+from evaluate.halving import Halving, is_out_of_memory
 
 
 class Notes(Silent):
