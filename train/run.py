@@ -26,7 +26,7 @@ from cache.open import open_cache
 from cache.reader import CacheReader
 from common import disk
 from common.device import choose_device, has_bfloat16
-from common.errors import NumericalError
+from common.errors import DiskError, NumericalError
 from common.progress import Progress
 from train.arrays.feed import Feed
 from train.arrays.ranks import ALONE, Ranks
@@ -60,11 +60,18 @@ def train_layer(
     ranks = Ranks.current()
     chosen_device = str(choose_device(device))
     with ExitStack() as stack:
+        no_lock: DiskError | None = None
         if ranks.rank == 0:
-            stack.enter_context(disk.lock(out / ".lock"))
+            try:
+                stack.enter_context(disk.lock(out / ".lock"))
+            except DiskError as error:
+                if fresh:
+                    raise
+                # A complete run needs no lock: it may lie on a disk that is read only.
+                no_lock = error
         reader = open_cache(cache, cache_settings, device=chosen_device)
         context = _context(reader, settings, device=chosen_device, progress=progress, ranks=ranks)
-        configs = _complete(out, settings, context=context, log=log, fresh=fresh)
+        configs = _complete(out, settings, context=context, log=log, fresh=fresh, no_lock=no_lock)
     config = configs.pop("")
     return config | ({"sweep": configs} if configs else {})
 
@@ -81,14 +88,20 @@ def _context(
 
 
 def _complete(
-    out: Path, settings: TrainSettings, *, context: TrainingContext, log: LogSettings, fresh: bool
+    out: Path,
+    settings: TrainSettings,
+    *,
+    context: TrainingContext,
+    log: LogSettings,
+    fresh: bool,
+    no_lock: DiskError | None,
 ) -> dict[str, dict[str, Any]]:
-    """config.json of every transcoder, by name, having trained those that were not complete."""
+    """config.json of every transcoder, by name, having trained those that were not complete.
+
+    Raises ``no_lock``, why the run could not be locked, where there is something to train.
+    """
     resolved = resolved_members(settings, context.reader, context.units, device=context.device)
-    if settings.compute_dtype == "auto":
-        able = "computes" if has_bfloat16(context.device) else "does not compute"
-        dtype = resolved[""].compute_dtype
-        context.progress.note(f"train.compute_dtype: {dtype}; {context.device} {able} in bfloat16.")
+    _note_dtype(settings, resolved[""], context=context)
     for chosen in resolved.values():
         context.shard.check(dict_size=chosen.dict_size, top_k=chosen.top_k)
     if fresh and context.ranks.rank == 0:
@@ -102,6 +115,8 @@ def _complete(
         if config := complete_config(out / name, identity):
             complete[name] = config
     missing = {name: chosen for name, chosen in resolved.items() if name not in complete}
+    if missing and no_lock:
+        raise no_lock
     check_fit(missing, units=context.units, device=context.device, out=out)
 
     training = {name: Member(out / name, chosen, context=context, log=log) for name, chosen in missing.items()}
@@ -110,6 +125,13 @@ def _complete(
     made = {name: member.finish() for name, member in training.items()}
     context.ranks.wait()
     return {name: complete.get(name) or made[name] for name in resolved}
+
+
+def _note_dtype(settings: TrainSettings, resolved: ResolvedSettings, *, context: TrainingContext) -> None:
+    """Say which dtype ``auto`` is on this device, and why."""
+    if settings.compute_dtype == "auto":
+        able = "computes" if has_bfloat16(context.device) else "does not compute"
+        context.progress.note(f"train.compute_dtype: {resolved.compute_dtype}; {context.device} {able} in bfloat16.")
 
 
 def _train(training: list[Member], *, context: TrainingContext) -> None:

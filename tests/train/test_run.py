@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from cache.reader import CacheReader
-from common.errors import MismatchError, UsageError
+from common import disk
+from common.errors import DiskError, MismatchError, UsageError
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.record.log import read_log
@@ -121,6 +122,23 @@ def test_batchtopk_is_saved_with_a_threshold_that_keeps_the_l0(
     rows = CacheReader.open(small_cache).split("train").rows(slice(0, 1000))
     selection = transcoder.select(rows.source[torch.from_numpy(rows.tokens != 0)])
     assert selection.values.numel() / selection.row_count == pytest.approx(4, abs=0.01)
+
+
+def test_a_complete_run_needs_no_lock(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = train(small_cache, tmp_path / "run", quick)
+
+    def read_only(path: Path) -> None:
+        raise DiskError("The disk refused to open a lock: Read-only file system.", where=path)
+
+    monkeypatch.setattr(disk, "lock", read_only)
+    assert train(small_cache, tmp_path / "run", quick) == config
+    for path, fresh in ((tmp_path / "run", True), (tmp_path / "other", False)):
+        with pytest.raises(DiskError, match="Read-only"):
+            train(small_cache, path, quick, fresh=fresh)
+    assert not (tmp_path / "other").exists()
+    assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_complete_run_is_left_alone(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
