@@ -1,94 +1,36 @@
-"""``python -m nestcoder``: runs the command line and turns stated problems into three lines and an exit code."""
+"""``python -m nestcoder``: looks whose packages Python finds, then runs one command."""
 
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
-
-from common.errors import CapacityError, DamagedError, DiskError, NestcoderError, UsageError
-from nestcoder.streams import protect_standard_streams
-from nestcoder.text import printable
-
-_LONGEST = 1000
-"""Characters of a message's line; a name of thousands is no help."""
-_STAGES = ("cache", "harvest", "train", "evaluate")
+_PACKAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code (``nestcoder --help`` lists them)."""
-    from nestcoder.cli import command_line
+    _refuse_foreign_packages()
+    from nestcoder.entry import run
 
-    protect_standard_streams()
-    try:
-        _refuse_foreign_packages()
-        command_line.main(args=arguments, standalone_mode=False)
-        sys.stdout.flush()
-    except NestcoderError as error:
-        _leave(str(error), error.exit_code)
-    except click.ClickException as error:
-        print(printable(_usage_text(error)), file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort) as error:
-        _leave_interrupted(error)
-    except (OSError, MemoryError, RuntimeError) as error:
-        stated = _stated(error)
-        if stated is None:
-            raise
-        _leave(str(stated), stated.exit_code)
-
-
-def _leave(message: str, code: int) -> None:
-    """Print the problem as what, where, what to do; leave."""
-    first, *rest = (
-        line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in printable(message).split("\n")
-    )
-    print("\n".join([f"nestcoder: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
-    sys.exit(code)
-
-
-def _usage_text(error: click.ClickException) -> str:
-    """A wrong option or argument as click words it, with the command's usage before it."""
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is None:
-        return f"Error: {error.format_message()}"
-    return f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n\nError: {error.format_message()}"
-
-
-def _leave_interrupted(error: BaseException) -> None:
-    """Leave after Ctrl-C; click also says Abort where some file ended too early, and that is no interrupt."""
-    if isinstance(error.__cause__, EOFError):
-        what = f"A file ends before its contents do ({error.__cause__})."
-        _leave(str(DamagedError(what, remedy="Fetch or write the file again.")), DamagedError.exit_code)
-    _leave("Interrupted; run the same command again to go on.", 130)
-
-
-def _stated(error: Exception) -> NestcoderError | None:
-    """A problem of files, disk, network or memory that no stage has put into words; None for a bug."""
-    if isinstance(error, OSError):
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        return DiskError(
-            f"The system refused: {reason}.",
-            where=error.filename or "",
-            remedy="Nothing that was finished is lost; put it right and run the same command again.",
-        )
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        first = (str(error).splitlines() or [""])[0]
-        return CapacityError(f"Memory ran out. {first}".strip(), remedy="Take smaller batches, or another device.")
-    return None
+    run(arguments)
 
 
 def _refuse_foreign_packages() -> None:
-    """A package of a stage's name from elsewhere (Hugging Face has an ``evaluate``) must not be taken for ours."""
+    """Leave with 2 where a package of ours is another's: a ``common`` in this folder, Hugging Face's ``evaluate``.
+
+    Nothing of ours is imported before: it would fail on the other package's contents.
+    """
     home = Path(__file__).resolve().parent.parent
-    prefix = NestcoderError.__module__.removesuffix("common.errors")  # "nestcoder." in an installed wheel
-    for stage in _STAGES:
-        spec = find_spec(prefix + stage)
+    # In an installed wheel they are nestcoder.common and so on (build_hook.py), in a checkout they stand beside it.
+    prefix = "" if (home / "common" / "errors.py").is_file() else "nestcoder."
+    for package in _PACKAGES:
+        spec = find_spec(prefix + package)
         found = Path(spec.origin).resolve() if spec and spec.origin else None
         if found is None or home not in found.parents:
-            what = f"The package '{stage}' that Python finds is not nestcoder's."
-            raise UsageError(what, where=found or "not found", remedy=f"Run 'python -m nestcoder' from {home}.")
+            print(f"nestcoder: The package '{package}' that Python finds is not nestcoder's.", file=sys.stderr)
+            print(f"  {ascii(str(found or 'not found'))[1:-1]}", file=sys.stderr)
+            print(f"  Run 'python -m nestcoder' from {home}.", file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def cache(tmp_path):
 
 
 def run(*arguments):
-    """The command's exit code as nestcoder.__main__ gives it, and what it printed on standard output."""
+    """The command's exit code as nestcoder.entry gives it, and what it printed on standard output."""
     done = CliRunner().invoke(command_line, [str(argument) for argument in arguments])
     code = getattr(done.exception, "exit_code", done.exit_code)
     return code, done.stdout, str(done.exception or "")
