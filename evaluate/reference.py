@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from cache.reader import CacheReader
+from common.distributed import Ranks
 from common.errors import MismatchError, UsageError
 from common.progress import Progress
 from common.run_layout import WEIGHTS_FILE
-from evaluate.together import wait
-from train.arrays.ranks import Ranks
 from transcoder.formats.foreign import Wanted, read_foreign
 from transcoder.formats.gemma_scope import (
     MODEL,
@@ -153,10 +152,10 @@ def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     ranks = Ranks.current()
     if ranks.rank:
         # The first process has the file by now, so nothing is fetched twice.
-        wait(ranks)
+        ranks.wait()
     path, choice = hub.fetch_nearest(layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
     if not ranks.rank:
-        wait(ranks)
+        ranks.wait()
     what = f"{choice.path} is the nearest to our {wanted.dict_size:,} features and L0 of {wanted.l0:.1f}"
     progress.note(f"Gemma Scope ({MODEL}): {what}; it lies in {path}")
     return path

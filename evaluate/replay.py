@@ -11,13 +11,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from common.distributed import Ranks
 from common.errors import CapacityError
 from common.progress import Progress
 from evaluate.halving import Halving
 from evaluate.held_out import HeldOut
 from evaluate.metrics.metric import Metric, Replayed, State
-from evaluate.together import merged
-from train.arrays.ranks import Ranks
 from transcoder.transcoder import Transcoder
 
 
@@ -52,7 +51,7 @@ class Replay:
                     states[name] = metrics[name].combine(states[name], state)
             self.progress.advance(len(rows))
         self.progress.end()
-        return {name: merged(metrics[name].combine, state, self.ranks) for name, state in states.items()}
+        return {name: self.ranks.merged(state, metrics[name].combine) for name, state in states.items()}
 
     def _batches(self) -> list[range]:
         """This process's share of the rows."""

@@ -13,6 +13,7 @@ from cache.config import CacheSettings
 from cache.open import open_cache
 from cache.reader import CacheReader
 from common.device import choose_device
+from common.distributed import Ranks
 from common.errors import UsageError
 from common.progress import Progress
 from common.run_layout import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolders
@@ -29,9 +30,7 @@ from evaluate.report import report, samples
 from evaluate.report.comparison import comparison_files
 from evaluate.report.plots import plots
 from evaluate.report.summary import summary
-from evaluate.together import least, wait
 from evaluate.token_text import speller
-from train.arrays.ranks import Ranks
 from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
 
@@ -85,7 +84,7 @@ def evaluate_layer(
         earlier = report.write_report(out, files)
         if earlier:
             progress.note(f"the earlier evaluation is now {earlier}")
-    wait(replay.ranks)
+    replay.ranks.wait()
     return metrics | ({"comparison": comparison.document} if comparison else {})
 
 
@@ -141,7 +140,7 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
 def _batch_rows(settings: EvaluateSettings, dictionary: Transcoder, device: str) -> int:
     """The same in every process, so that batches are the same whatever the number of processes."""
     found = settings.batch_rows or batch_rows_for(dictionary, device)
-    return least(found, device=device, ranks=Ranks.current())
+    return Ranks.current().smallest(found, device)
 
 
 def _heading(reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from evaluate.metrics.inputs import Replicates
 from evaluate.metrics.metric import State, numbered
 from evaluate.replay import Replay
 from evaluate.splice import Replacement, Splicer
-from evaluate.together import merged
 from transcoder.transcoder import Transcoder
 
 _BATCH_BYTES = {"cpu": 1 << 24, "cuda": 1 << 26}
@@ -64,7 +63,7 @@ class SplicedModel:
             state = sums.combine(state, _measure(self.splicer, batch, replacements, sums))
             progress.advance(len(batch.tokens))
         progress.end()
-        state = merged(sums.combine, state, self.replay.ranks)
+        state = self.replay.ranks.merged(state, sums.combine)
         return _fields(sums.finish(state), dictionary.prefixes)
 
     def _contexts(self) -> list[Contexts]:

@@ -32,7 +32,7 @@ from common.errors import MismatchError
 from common.hashing import hash_bytes
 from common.progress import Progress, Silent
 from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
-from common.sealed_json import with_checksum
+from common.sealed.document import with_checksum
 from harvest.memory import choose_batch, weight_bytes
 from harvest.model.forward import Captured, Key, run_modules, use_attention
 from harvest.model.language_model import LanguageModel, load_found

@@ -17,7 +17,6 @@ from common.errors import UsageError
 from common.progress import Progress, Silent
 from common.run_layout import RunFolders, known_layers, run_folders
 from nestcoder.config import PipelineSettings
-from nestcoder.ranks import process_group, read_ranks
 
 if TYPE_CHECKING:
     from harvest.request import HarvestRequest
@@ -49,6 +48,7 @@ def run_harvest(
 
 def harvest_request(settings: PipelineSettings, layers: Sequence[int], device: str = "auto") -> "HarvestRequest":
     """What the settings ask the harvest stage for, and this process's share of it."""
+    from common.distributed import read_ranks
     from harvest.request import HarvestRequest
 
     ranks = read_ranks()
@@ -92,6 +92,7 @@ def run_train(
 
     nestcoder.run_train(nestcoder.load_settings(overrides=["train.top_k=32"]), [8], name="k32")
     """
+    from common.distributed import process_group, read_ranks
     from train.run import train_layer
 
     ranks = read_ranks()
@@ -131,6 +132,7 @@ def run_evaluate(
 
         nestcoder.run_evaluate(nestcoder.load_settings("pipeline.yaml"))[8]["fvu_per_prefix"]
     """
+    from common.distributed import process_group, read_ranks
     from evaluate.run import evaluate_layer
 
     ranks = read_ranks()
@@ -173,6 +175,7 @@ def run_features(
         evidence = nestcoder.load_features("runs/gpt2-stdlib/layer08/features/main")
         nestcoder.feature_page(evidence, 123)["label"]
     """
+    from common.distributed import read_ranks
     from evaluate.features.run import features_of_layer
 
     if read_ranks().world > 1:

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from train.arrays.optim import remove_parallel_
 from train.arrays.parameters import Parameters
 from transcoder.decode import transpose, weighted_sums_into
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import WHOLE, Shard, winners
 from transcoder.sparse_code import SparseCode
 
 
@@ -163,5 +163,5 @@ def _largest(
     """The ``top_k`` largest of every row over all processes, rectified: those of this process, 0 where they lose."""
     values, places = pre.topk(min(top_k, pre.shape[1]), dim=1, sorted=False)
     if shard.world > 1:
-        values = values.masked_fill(~shard.winners(values, top_k), 0)
+        values = values.masked_fill(~winners(values, top_k, ranks=shard), 0)
     return values.relu(), places

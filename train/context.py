@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from cache.reader import CacheReader
+from common.distributed import Ranks
 from common.progress import Progress
-from train.arrays.ranks import Ranks
 from train.arrays.units import Units
 from train.record.held_out_fvu import HeldOut
 from transcoder.sharded import Shard

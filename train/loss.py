@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from train.arrays.batch_share import BatchShare
 from train.arrays.parameters import Parameters
-from train.arrays.ranks import Part
 from train.arrays.workspace import Workspace
 from transcoder.constants import constant
 from transcoder.decode import (
@@ -78,27 +78,27 @@ def nested_step(
     workspace: Workspace | None = None,
     project: bool = False,
     watch: Int[Tensor, " watched"] | None = None,
-    part: Part | None = None,
+    share: BatchShare | None = None,
     shard: Shard = WHOLE,
 ) -> StepResult:
     """The loss of a batch and its gradient, all prefixes from one sparse decode; top-k waits for no device.
 
     With a ``workspace`` the gradients are its arrays, overwritten by the next step. ``project`` leaves out of the
     decoder's gradient what points along its rows, which must then have norm 1. ``watch`` names features whose
-    pre-activations are wanted too: they are copied out while they are at hand. ``part`` says of what batch these rows
-    are a part; their loss, gradient and counts are their own, but batchtopk selects over the whole batch. With a
+    pre-activations are wanted too: they are copied out while they are at hand. ``share`` says of what batch these rows
+    are; their loss, gradient and counts are their own, but batchtopk selects over the whole batch. With a
     ``shard``, the weights are that process's features, and so are the gradients, ``fired`` and ``code``; prefixes,
     errors and counts are of the whole dictionary.
     """
     space = workspace or Workspace.like(weights, rows=source.shape[0], rule=loss.rule)
     rounded = space.compute_weights(weights)
     source = source.to(rounded.W_enc.dtype)
-    part = part or Part(len(source), len(source))
+    share = share or BatchShare(len(source), len(source))
 
-    candidates, watched = encode(rounded, source, loss=loss, pre=space.pre, watch=watch, part=part)
-    code = shard.keep(candidates, rule=loss.rule, batch_rows=part.whole)
+    candidates, watched = encode(rounded, source, loss=loss, pre=space.pre, watch=watch, share=share)
+    code = keep_winners(candidates, loss.rule, batch_rows=share.batch_rows, ranks=shard)
     if loss.rule.scope == "batch":
-        code = keep_winners(code, loss.rule, batch_rows=part.whole, rank=part.ranks.rank, world=part.ranks.world)
+        code = keep_winners(code, loss.rule, batch_rows=share.batch_rows, ranks=share.ranks)
 
     bags = bags_of(code, shard.prefixes(loss.prefixes))
     sums = shard.sum_(bag_sums(code, bags, rounded.W_dec)).unflatten(0, (len(source), -1))
@@ -125,13 +125,13 @@ def encode(
     *,
     loss: NestedLoss,
     pre: Float[Tensor, "block_rows dict_size"],
-    part: Part,
+    share: BatchShare,
     watch: Int[Tensor, " watched"] | None = None,
 ) -> tuple[SparseCode, Float[Tensor, "rows watched"]]:
     """The sparse code of a batch, and the pre-activations of the watched features.
 
-    Under a rule that selects over the whole batch, of a part of one: all candidates, what would be kept were the part
-    the whole. ``pre`` is overwritten, a block of rows at a time where the rule allows it.
+    Under a rule that selects over the whole batch: the candidates, which are what would be kept of these rows alone.
+    ``pre`` is overwritten, a block of rows at a time where the rule allows it.
     """
     watch = source.new_empty(0, dtype=torch.int64) if watch is None else watch
     over_batch = loss.rule.scope == "batch"
@@ -140,10 +140,10 @@ def encode(
     for rows in source.split(len(source) if over_batch else len(pre)):
         out = pre[: len(rows)] if len(rows) <= len(pre) else None
         block = torch.addmm(weights.b_enc, rows, weights.W_enc.T, out=out)
-        codes.append(loss.rule.select_training(block, batch_rows=part.whole))
+        codes.append(loss.rule.select_training(block, batch_rows=share.batch_rows))
         watched.append(block.index_select(1, watch))
     code = stacked(codes)
-    if over_batch and not part.rows:
+    if over_batch and not share.rows:
         # The row of zeros that stands in for no rows must not win a place from another process's rows.
         code = entries_of(code, torch.zeros_like(code.values, dtype=torch.bool))
     return code, torch.cat(watched)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cache.reader import CacheReader
 from common import disk
 from common.errors import NumericalError
-from common.sealed_tensors import FileSeal
+from common.sealed.tensors import FileSeal
 from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units

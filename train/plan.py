@@ -20,11 +20,11 @@ from cache.reader import CacheReader
 from cache.tools.concentration import concentration
 from common import disk
 from common.device import free_memory, has_bfloat16
+from common.distributed import Ranks
 from common.errors import CapacityError
 from common.units import in_bytes
 from train.arrays.optim import Moments
 from train.arrays.parameters import random_parameters
-from train.arrays.ranks import Ranks
 from train.arrays.units import Units, units_of
 from train.arrays.workspace import BLOCK_ROWS
 from train.config import TrainSettings

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from train.arrays.batch_share import BatchShare
 from train.arrays.optim import learning_rate
 from train.arrays.parameters import Parameters
-from train.arrays.ranks import Part
 from train.loss import StepResult
 from train.resolved import ResolvedSettings
 from transcoder.sharded import WHOLE, Shard
@@ -43,16 +43,16 @@ def revive_(
     result: StepResult,
     dead: Int[Tensor, " dead"],
     step: int,
-    part: Part,
+    share: BatchShare,
     shard: Shard = WHOLE,
 ) -> None:
     """Give the features ``dead`` new weights, in place. Every process takes part, those without dead features too.
 
     ``result`` is the step's on these rows. A feature whose row has no direction is left as it is.
     """
-    rows = _drawn_rows(dead, step=step, part=part, shard=shard)
+    rows = _drawn_rows(dead, step=step, share=share, shard=shard)
     values = torch.cat([source.to(weights.b_enc.dtype), -result.residual], dim=1)
-    drawn, mean = _gathered(values, rows, part=part)
+    drawn, mean = _gathered(values, rows, share=share)
     x, missing = drawn.split([source.shape[1], result.residual.shape[1]], dim=1)
     direction = x - mean[: source.shape[1]]
 
@@ -62,7 +62,7 @@ def revive_(
     has_direction = length > _NO_DIRECTION * torch.linalg.vector_norm(x, dim=1, keepdim=True)
     usable = (has_direction & (missing_length > 0)).flatten()
     encoder = _ENCODER_NORM * direction / length.clamp(min=1e-30)
-    bias = _firing_bias(encoder, source, thresholds=_thresholds(result.code, shard), part=part)
+    bias = _firing_bias(encoder, source, thresholds=_thresholds(result.code, shard), share=share)
 
     features = dead[usable]
     weights.W_enc[features] = encoder[usable]
@@ -70,18 +70,18 @@ def revive_(
     weights.W_dec[features] = (missing / missing_length)[usable]
 
 
-def _drawn_rows(dead: Int[Tensor, " dead"], *, step: int, part: Part, shard: Shard) -> Int[Tensor, " dead"]:
+def _drawn_rows(dead: Int[Tensor, " dead"], *, step: int, share: BatchShare, shard: Shard) -> Int[Tensor, " dead"]:
     """A row of the whole batch for each feature: different ones where the batch has a row for every feature."""
-    order = torch.randperm(part.whole, generator=torch.Generator().manual_seed(step)).to(dead.device)
+    order = torch.randperm(share.batch_rows, generator=torch.Generator().manual_seed(step)).to(dead.device)
     number_in_dictionary = dead * shard.world + shard.rank
-    return order[number_in_dictionary % part.whole]
+    return order[number_in_dictionary % share.batch_rows]
 
 
 def _thresholds(code: SparseCode, shard: Shard) -> Float[Tensor, " rows"]:
     """What a pre-activation must exceed to be among a row's: the least that is; 0 where there is none."""
     infinity = float("inf")
     own = torch.segment_reduce(code.values.float(), "min", offsets=code.offsets.long(), initial=infinity)
-    least = shard.least_(own)
+    least = shard.min_(own)
     return least.masked_fill(least == infinity, 0.0)
 
 
@@ -90,28 +90,25 @@ def _firing_bias(
     source: Float[Tensor, "rows d_source"],
     *,
     thresholds: Float[Tensor, " rows"],
-    part: Part,
+    share: BatchShare,
 ) -> Float[Tensor, " dead"]:
     """The bias with which each feature exceeds the threshold on its share of the whole batch's rows."""
-    count = max(1, round(_SHARE_OF_ROWS * part.whole))
+    count = max(1, round(_SHARE_OF_ROWS * share.batch_rows))
     wanted = thresholds[:, None] - source.to(encoder.dtype) @ encoder.T
-    least = wanted[: part.rows].topk(min(count, part.rows), dim=0, largest=False).values
-    # Every process's least ones side by side, so that the sum over processes is all of them.
-    of_all = encoder.new_zeros(part.ranks.world, count, len(encoder))
-    of_all[part.ranks.rank] = float("inf")
-    of_all[part.ranks.rank, : len(least)] = least
-    part.ranks.sum_([of_all])
-    return of_all.flatten(0, 1).kthvalue(count, dim=0).values + _MARGIN
+    least = wanted[: share.rows].topk(min(count, share.rows), dim=0, largest=False).values
+    padded = encoder.new_full((count, len(encoder)), float("inf"))
+    padded[: len(least)] = least
+    return share.ranks.gathered(padded).flatten(0, 1).kthvalue(count, dim=0).values + _MARGIN
 
 
 def _gathered(
-    values: Float[Tensor, "rows width"], rows: Int[Tensor, " dead"], *, part: Part
+    values: Float[Tensor, "rows width"], rows: Int[Tensor, " dead"], *, share: BatchShare
 ) -> tuple[Float[Tensor, "dead width"], Float[Tensor, " width"]]:
     """The values of rows of the whole batch, whichever process has them, and the whole batch's mean."""
-    own = rows - part.ranks.rows_before(part.rows, values.device)
-    is_own = (own >= 0) & (own < part.rows)
+    own = rows - share.rows_before(values.device)
+    is_own = (own >= 0) & (own < share.rows)
     drawn = values.new_zeros(len(rows), values.shape[1])
     drawn[is_own] = values[own[is_own]]
-    total = values.sum(dim=0) * bool(part.rows)
-    part.ranks.sum_([drawn, total])
-    return drawn, total / part.whole
+    total = values.sum(dim=0) * bool(share.rows)
+    share.ranks.sum_all_([drawn, total])
+    return drawn, total / share.batch_rows

@@ -26,10 +26,10 @@ from cache.open import open_cache
 from cache.reader import CacheReader
 from common import disk
 from common.device import choose_device, has_bfloat16
+from common.distributed import ALONE, Ranks
 from common.errors import DiskError, NumericalError
 from common.progress import Progress
 from train.arrays.feed import Feed
-from train.arrays.ranks import ALONE, Ranks
 from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
 from train.context import TrainingContext
@@ -145,7 +145,7 @@ def _train(training: list[Member], *, context: TrainingContext) -> None:
         for batch in Feed(batches, torch.device(context.device)):
             _take(training, batch, context=context)
             # Every process must leave after the same step, so that the one checkpoint is of all of them.
-            if number := context.ranks.agree(signals[0] if signals else 0, torch.device(context.device)):
+            if number := context.ranks.largest(signals[0] if signals else 0, context.device):
                 _leave(training, number, progress=progress)
     progress.end()
 

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.distributed import Ranks
+from train.arrays.batch_share import BatchShare
 from train.arrays.optim import Moments, in_one_pass, learning_rate, update_
 from train.arrays.parameters import Parameters
-from train.arrays.ranks import Part, Ranks
 from train.arrays.workspace import Workspace
 from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.dead import count_tokens_, dead_features, dead_share, tokens_left
@@ -132,9 +133,9 @@ def train_step(
     """
     settings = recipe.settings
     dead = _dead(state, recipe)
-    dead_count = shard.count(dead.numel(), dead.device) if _wants_dead(settings) else 0
-    part = ranks.part_of(len(source), source.device)
-    if not part.rows:
+    dead_count = shard.total(dead.numel(), dead.device) if _wants_dead(settings) else 0
+    share = BatchShare.of(len(source), ranks, source.device)
+    if not share.rows:
         source, target = source.new_zeros(1, source.shape[1]), target.new_zeros(1, target.shape[1])
     result = nested_step(
         state.weights,
@@ -144,7 +145,7 @@ def train_step(
         workspace=workspace,
         project=True,
         watch=dead,
-        part=part,
+        share=share,
         shard=shard,
     )
     aux_loss = _add_auxiliary_(
@@ -154,15 +155,15 @@ def train_step(
         dead_count=dead_count,
         result=result,
         recipe=recipe,
-        part=part,
+        share=share,
         dtype=workspace.pre.dtype,
         shard=shard,
     )
-    fvu = result.sse * bool(part.rows) / (max(1, part.whole) * recipe.nested.target_variance)
-    l0 = result.l0 * part.share
-    if ranks.world > 1 or not part.rows:
-        ranks.sum_([array.mul_(part.share) for array in result.gradients.tensors().values()] + [fvu, l0])
-    fired = ranks.any_of(result.fired & bool(part.rows))
+    fvu = result.sse * bool(share.rows) / (max(1, share.batch_rows) * recipe.nested.target_variance)
+    l0 = result.l0 * share.fraction
+    if ranks.world > 1 or not share.rows:
+        ranks.sum_all_([array.mul_(share.fraction) for array in result.gradients.tensors().values()] + [fvu, l0])
+    fired = ranks.any_of(result.fired & bool(share.rows))
     norm = update_(
         state.weights,
         result.gradients,
@@ -173,7 +174,7 @@ def train_step(
         shard=shard,
     )
     workspace.is_current = in_one_pass(state.weights)
-    count_tokens_(state.since_fired, fired, tokens=part.whole)
+    count_tokens_(state.since_fired, fired, tokens=share.batch_rows)
     metrics = StepMetrics(
         l2_loss=(fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
         aux_loss=aux_loss,
@@ -183,13 +184,13 @@ def train_step(
         gradient_norm=norm,
         lr=learning_rate(settings, state.step),
     )
-    if dead_count and part.whole and may_revive(settings, state.step):
+    if dead_count and share.batch_rows and may_revive(settings, state.step):
         still_dead = dead[~fired[dead]]
-        revive_(state.weights, source, result=result, dead=still_dead, step=state.step, part=part, shard=shard)
+        revive_(state.weights, source, result=result, dead=still_dead, step=state.step, share=share, shard=shard)
         state.since_fired[still_dead] = 0
         workspace.is_current = False
     state.step += 1
-    state.tokens += part.whole
+    state.tokens += share.batch_rows
     return metrics
 
 
@@ -217,16 +218,16 @@ def _add_auxiliary_(
     dead_count: int,
     result: StepResult,
     recipe: Recipe,
-    part: Part,
+    share: BatchShare,
     dtype: torch.dtype,
     shard: Shard,
 ) -> Float[Tensor, ""]:
     """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
 
-    Nothing is done where no feature is dead or there are no rows. The gradient is divided by the part's share, by which
-    the step multiplies it again. ``dead_count`` is over all processes' features.
+    Nothing is done where no feature is dead or there are no rows. The gradient is divided by the share's fraction,
+    by which the step multiplies it again. ``dead_count`` is over all processes' features.
     """
-    if not (recipe.settings.aux_alpha and dead_count and part.whole):
+    if not (recipe.settings.aux_alpha and dead_count and share.batch_rows):
         return result.sse.new_zeros(())
     extra = auxiliary(
         weights,
@@ -238,13 +239,14 @@ def _add_auxiliary_(
         dtype=dtype,
         shard=shard,
     )
-    statistics, error = spread(result.residual) * bool(part.rows), extra.error * bool(part.rows)
-    part.ranks.sum_([statistics, error])
+    statistics = spread(result.residual) * bool(share.rows)
+    error = extra.error * bool(share.rows)
+    share.ranks.sum_all_([statistics, error])
     scale = auxiliary_scale(
         alpha=recipe.settings.aux_alpha,
         dead=dead_count,
         top_k=recipe.settings.aux_top_k,
         variation=variation(statistics),
     )
-    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (part.share or 1.0))
+    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (share.fraction or 1.0))
     return error * scale

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, distributed
+from torch import Tensor
 
+from common.distributed import Ranks
 from common.errors import UsageError
 from transcoder.rules.rule import Rule
 from transcoder.sparse_code import SparseCode
@@ -28,16 +29,8 @@ _BY_FEATURE = ("W_enc", "b_enc", "W_dec")
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Ranks):
     """This process's share of a dictionary. One process alone owns all of it and talks to nobody."""
-
-    rank: int = 0
-    world: int = 1
-
-    @staticmethod
-    def current() -> "Shard":
-        """As torch.distributed was set up."""
-        return Shard(distributed.get_rank(), distributed.get_world_size())
 
     def check(self, *, dict_size: int, top_k: int) -> None:
         """Raises UsageError where a process would own fewer features than a row may use."""
@@ -79,37 +72,11 @@ class Shard:
         longest = math.ceil(dict_size / self.world)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
-        gathered = rows.new_empty(self.world, longest, *rows.shape[1:])
-        distributed.all_gather(list(gathered.unbind()), padded)
-        return gathered.transpose(0, 1).flatten(0, 1)[:dict_size].contiguous()
-
-    def sum_(self, array: Tensor) -> Tensor:
-        """Add up every process's array in place."""
-        if self.world > 1:
-            distributed.all_reduce(array)
-        return array
-
-    def least_(self, array: Tensor) -> Tensor:
-        """Replace, in place, every number by the least of the processes'."""
-        if self.world > 1:
-            distributed.all_reduce(array, op=distributed.ReduceOp.MIN)
-        return array
-
-    def count(self, own: int, device: torch.device) -> int:
-        """The sum of every process's number."""
-        return own if self.world == 1 else int(self.sum_(torch.tensor(own, device=device)))
+        return self.gathered(padded).transpose(0, 1).flatten(0, 1)[:dict_size].contiguous()
 
     def mean(self, own: Float[Tensor, ""], features: int) -> Float[Tensor, ""]:
         """The whole dictionary's mean of what has a mean of ``own`` over this process's ``features``."""
-        return own if self.world == 1 else self.sum_(own * features) / self.count(features, own.device)
-
-    def winners(self, values: Float[Tensor, "rows candidates"], count: int) -> Bool[Tensor, "rows candidates"]:
-        """Which of this process's candidates are among the ``count`` largest of a row over all features."""
-        return winners(values, count, rank=self.rank, world=self.world)
-
-    def keep(self, candidates: SparseCode, *, rule: Rule, batch_rows: int) -> SparseCode:
-        """The candidates that win over all features."""
-        return keep_winners(candidates, rule, batch_rows=batch_rows, rank=self.rank, world=self.world)
+        return own if self.world == 1 else self.sum_(own * features) / self.total(features, own.device)
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """The norm of the whole dictionary's gradient."""
@@ -121,34 +88,30 @@ class Shard:
 WHOLE = Shard()
 
 
-def winners(
-    values: Float[Tensor, "rows candidates"], count: int, *, rank: int, world: int
-) -> Bool[Tensor, "rows candidates"]:
+def winners(values: Float[Tensor, "rows candidates"], count: int, *, ranks: Ranks) -> Bool[Tensor, "rows candidates"]:
     """Which of this process's candidates, at most ``count`` a row, are among a row's ``count`` largest of all.
 
     Exactly ``count`` win a row: of equals the first ones, in the order of the processes. Where there is a NaN all win,
     so that it is not lost.
     """
-    rows, own = values.shape
+    own = values.shape[1]
     # Back ends differ in which dtypes they can send; all send float32 and float64.
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     padded = torch.nn.functional.pad(exact, (0, count - own), value=float("-inf"))
-    gathered = padded.new_empty(world, rows, count)
-    distributed.all_gather(list(gathered.unbind()), padded)
-    offered = gathered.transpose(0, 1).flatten(1)
+    offered = ranks.gathered(padded).transpose(0, 1).flatten(1)
     least = offered.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     above = ~(offered <= least)
     equal = offered == least
     won = above | (equal & (equal.cumsum(dim=1) <= count - above.sum(dim=1, keepdim=True)))
-    return won[:, rank * count :][:, :own]
+    return won[:, ranks.rank * count :][:, :own]
 
 
-def keep_winners(candidates: SparseCode, rule: Rule, *, batch_rows: int, rank: int, world: int) -> SparseCode:
+def keep_winners(candidates: SparseCode, rule: Rule, *, batch_rows: int, ranks: Ranks) -> SparseCode:
     """The candidates that the rule keeps where several processes make them. Counting them waits for the device."""
-    if world == 1 or rule.scope == "feature" or not rule.kept(batch_rows):
+    if ranks.world == 1 or rule.scope == "feature" or not rule.kept(batch_rows):
         return candidates
     contests = candidates.row_count if rule.scope == "row" else 1
-    won = winners(candidates.values.view(contests, -1), rule.kept(batch_rows), rank=rank, world=world).flatten()
+    won = winners(candidates.values.view(contests, -1), rule.kept(batch_rows), ranks=ranks).flatten()
     before = torch.zeros(won.numel() + 1, dtype=torch.int32, device=won.device)
     torch.cumsum(won, dim=0, dtype=torch.int32, out=before[1:])
     return SparseCode(candidates.values[won], candidates.features[won], before[candidates.offsets.long()])

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from common.distributed import Ranks
 from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters
-from train.arrays.ranks import Ranks
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
 from train.resolved import resolve

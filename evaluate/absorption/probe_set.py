@@ -22,7 +22,7 @@ from torch import Tensor
 from common.errors import DamagedError, DiskError, MismatchError
 from common.hashing import hash_bytes
 from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
-from common.sealed_json import check_checksum
+from common.sealed.document import check_checksum
 from transcoder.formats.foreign_files import read_json, read_tensors
 
 VERSION = 2

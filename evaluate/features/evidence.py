@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Shaped
 from common import disk
 from common.errors import DamagedError, MismatchError, UsageError
 from common.hashing import hash_bytes
-from common.sealed_tensors import FileSeal, read_tensors, write_tensors
+from common.sealed.tensors import FileSeal, read_tensors, write_tensors
 from evaluate.features.contexts import Text, text_of
 from evaluate.features.relations import children_of
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from common import disk
-from common.checksums import CHECKSUMS_FILE, checksums_of
 from common.errors import DiskError
 from common.run_layout import METRICS_FILE
+from common.sealed.checksums import CHECKSUMS_FILE, checksums_of
 
 VERSION = 1
 

@@ -7,7 +7,6 @@ from typing import Any
 from nestcoder import stages
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
-from nestcoder.ranks import read_ranks
 from nestcoder.text import as_lines
 
 _SHOWN_FEATURES = 6
@@ -69,6 +68,7 @@ def train(invocation: Invocation, layers: list[int], device: str, *, name: str, 
 def plan_train(invocation: Invocation, layers: list[int], device: str, *, name: str) -> CommandResult:
     """What ``train`` would take for each layer: steps, epochs, memory, disk, minutes."""
     from common.device import choose_device
+    from common.distributed import read_ranks
     from train.plan import plan_train as plan
 
     settings = invocation.settings

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.checksums import CHECKSUMS_FILE, faults_of
 from common.errors import DamagedError, NestcoderError, UsageError
 from common.progress import Progress
 from common.run_layout import (
@@ -22,6 +21,7 @@ from common.run_layout import (
     PROBE_WEIGHTS_FILE,
     WEIGHTS_FILE,
 )
+from common.sealed.checksums import CHECKSUMS_FILE, faults_of
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
 from nestcoder.text import table

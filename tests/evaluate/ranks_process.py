@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common.distributed import process_group, read_ranks
 from common.errors import CapacityError, NestcoderError
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
-from nestcoder.ranks import process_group, read_ranks
 
 SECONDS = 60
 

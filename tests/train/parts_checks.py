@@ -4,9 +4,9 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from common.distributed import ALONE, Ranks
 from train.arrays.optim import Moments
 from train.arrays.parameters import random_parameters
-from train.arrays.ranks import ALONE, Ranks
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
 from train.resolved import resolve
@@ -58,12 +58,12 @@ def check_ties(ranks, dtype):
     generator = torch.Generator().manual_seed(5)
     counts = [5, 0, 4][: ranks.world]
     offered = [torch.randint(0, 3, (40, own), generator=generator).to(dtype) for own in counts]
-    won = winners(offered[ranks.rank], 5, rank=ranks.rank, world=ranks.world)
+    won = winners(offered[ranks.rank], 5, ranks=ranks)
     order = torch.cat(offered, dim=1).sort(dim=1, descending=True, stable=True).indices[:, :5]
     expected = torch.zeros(40, sum(counts), dtype=torch.bool).scatter(1, order, True)
     assert torch.equal(won, expected.split(counts, dim=1)[ranks.rank])
     offered[0][7, 2] = torch.nan
-    assert bool(winners(offered[ranks.rank], 5, rank=ranks.rank, world=ranks.world)[7].all())
+    assert bool(winners(offered[ranks.rank], 5, ranks=ranks)[7].all())
 
 
 def check_parts():

@@ -6,6 +6,7 @@ import torch
 from parts_checks import check_parts
 from torch import distributed
 
+from common.distributed import Ranks
 from train.arrays.parameters import Parameters, random_parameters
 from train.aux_loss import auxiliary
 from train.loss import NestedLoss, equal_weights, nested_step
@@ -27,7 +28,8 @@ def check(activation: str, *, skip: bool) -> None:
     source, target = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
     loss = NestedLoss(PREFIXES, make_rule(activation, 6), 7.5, prefix_weights=equal_weights(PREFIXES))
     single = nested_step(weights, source, target=target, loss=loss)
-    shard = Shard.current()
+    ranks = Ranks.current()
+    shard = Shard(ranks.rank, ranks.world)
     mine = Parameters(**shard.take(weights.tensors()))
     result = nested_step(mine, source, target=target, loss=loss, shard=shard)
     assert relative(result.loss, single.loss) < 1e-12
@@ -49,7 +51,8 @@ def check_auxiliary(dead: list[int]) -> None:
     torch.manual_seed(0)
     weights = random_parameters(12, 10, dict_size=97, seed=1, dtype=torch.float64)
     source, residual = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
-    shard = Shard.current()
+    ranks = Ranks.current()
+    shard = Shard(ranks.rank, ranks.world)
     whole, own = torch.tensor(dead), torch.tensor([f // shard.world for f in dead if f % shard.world == shard.rank])
     mine, own = Parameters(**shard.take(weights.tensors())), own.long()
     given = {"residual": residual, "top_k": 4}

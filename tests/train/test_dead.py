@@ -2,10 +2,10 @@
 
 import torch
 
+from common.distributed import Ranks
 from train import step as train_step_module
 from train.arrays.optim import Moments
 from train.arrays.parameters import random_parameters
-from train.arrays.ranks import Ranks
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
 from train.dead import count_tokens_, dead_features, tokens_left

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from common import disk
 from common.progress import Silent
-from common.sealed_tensors import FileSeal
+from common.sealed.tensors import FileSeal
 from train.config import LogSettings, TrainSettings
 from train.record.checkpoint import Checkpoints, Restored, arrays_of, state_of
 from train.record.log import read_log

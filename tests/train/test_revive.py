@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from common.progress import Silent
+from train.arrays.batch_share import BatchShare
 from train.arrays.parameters import Parameters, random_parameters
-from train.arrays.ranks import Part
 from train.config import LogSettings, TrainSettings
 from train.loss import NestedLoss, StepResult, equal_weights, nested_step
 from train.resolved import resolve
@@ -32,7 +32,7 @@ def batch(seed: int = 1) -> tuple[Parameters, torch.Tensor, StepResult]:
 
 def revived(step: int = 5) -> tuple[Parameters, torch.Tensor, StepResult]:
     weights, source, result = batch()
-    revive_(weights, source, result=result, dead=DEAD, step=step, part=Part(40, 40))
+    revive_(weights, source, result=result, dead=DEAD, step=step, share=BatchShare(40, 40))
     return weights, source, result
 
 
@@ -72,7 +72,7 @@ def test_the_same_step_draws_the_same_rows_and_another_step_others() -> None:
 def test_a_row_without_a_direction_leaves_the_feature_alone() -> None:
     weights, source, result = batch()
     before = weights.W_enc.clone()
-    revive_(weights, source[:1].expand(40, -1), result=result, dead=DEAD, step=5, part=Part(40, 40))
+    revive_(weights, source[:1].expand(40, -1), result=result, dead=DEAD, step=5, share=BatchShare(40, 40))
     assert torch.equal(weights.W_enc, before)
     assert all(bool(array.isfinite().all()) for array in weights.tensors().values())
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from common.distributed import Ranks
 from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters, random_parameters
-from train.arrays.ranks import Ranks
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
 from train.resolved import resolve

@@ -21,7 +21,7 @@ import xxhash
 from common import disk
 from common.errors import DamagedError, MismatchError
 from common.progress import Progress
-from common.sealed_tensors import FileSeal, read_tensors, write_tensors
+from common.sealed.tensors import FileSeal, read_tensors, write_tensors
 from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters
 from train.record.checkpoint_index import FORMAT_VERSION, INDEX_FILE, Entry, index_text, read_index

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from common.errors import MismatchError
-from common.sealed_tensors import FileSeal
+from common.sealed.tensors import FileSeal
 
 FORMAT_VERSION = 1
 INDEX_FILE = "index.json"

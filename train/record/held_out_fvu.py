@@ -18,7 +18,7 @@ from train.arrays.units import Units
 from train.aux_loss import spread, variation
 from train.loss import NestedLoss
 from transcoder.decode import decode_prefixes
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import WHOLE, Shard, keep_winners
 
 _BATCH_ROWS = 2048
 
@@ -62,7 +62,7 @@ def _squared_errors(
 ) -> Float[Tensor, " prefixes"]:
     pre = torch.addmm(weights.b_enc, source, weights.W_enc.T)
     candidates = nested.rule.select_training(pre, batch_rows=len(source))
-    code = shard.keep(candidates, rule=nested.rule, batch_rows=len(source))
+    code = keep_winners(candidates, nested.rule, batch_rows=len(source), ranks=shard)
     base = weights.b_dec if weights.W_skip is None else torch.addmm(weights.b_dec, source, weights.W_skip)
     decoded = decode_prefixes(code, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
     errors = decoded - target[:, None]

@@ -19,7 +19,7 @@ import xxhash
 from common import disk
 from common.errors import DiskError
 from common.progress import Progress
-from common.sealed_tensors import FileSeal
+from common.sealed.tensors import FileSeal
 from train.config import LogSettings
 
 LOG_FILE = "metrics.jsonl"

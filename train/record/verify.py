@@ -8,7 +8,7 @@ from typing import Any
 import xxhash
 
 from common.errors import NestcoderError
-from common.sealed_tensors import FileSeal, read_tensors
+from common.sealed.tensors import FileSeal, read_tensors
 from train.record.checkpoint import CHECKPOINTS_FOLDER, arrays_path, facts_path
 from train.record.checkpoint_index import INDEX_FILE, Entry, read_index
 from train.record.log import DAMAGED, LOG_FILE

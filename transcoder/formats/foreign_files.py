@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from common.errors import DamagedError, DiskError, UsageError
-from common.sealed_tensors import reading_safetensors
+from common.sealed.tensors import reading_safetensors
 
 JSON_LIMIT_BYTES = 64 << 20
 

@@ -17,7 +17,7 @@ from common import disk
 from common.errors import DamagedError, MismatchError
 from common.hashing import hash_bytes
 from common.progress import Progress
-from common.sealed_tensors import FileSeal, check_shapes, read_metadata, read_tensors, write_tensors
+from common.sealed.tensors import FileSeal, check_shapes, read_metadata, read_tensors, write_tensors
 from transcoder.formats.foreign_files import read_json
 from transcoder.rules.registry import RULES
 from transcoder.rules.rule import is_count

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from common.errors import DamagedError, MismatchError, UsageError
 from common.hashing import hash_bytes
-from common.sealed_json import with_checksum
+from common.sealed.document import with_checksum
 from evaluate.absorption.probe_set import read_probe_set
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from common import disk
-from common.checksums import CHECKSUMS_FILE
 from common.errors import DiskError
+from common.sealed.checksums import CHECKSUMS_FILE
 from evaluate.report.report import read_earlier, write_report
 
 WRITERS, REPORTS = 4, 5

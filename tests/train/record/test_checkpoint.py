@@ -9,7 +9,7 @@ import torch
 
 from common.errors import DamagedError, MismatchError
 from common.progress import Silent
-from common.sealed_tensors import FileSeal
+from common.sealed.tensors import FileSeal
 from train.arrays.optim import Moments
 from train.arrays.parameters import random_parameters
 from train.config import TrainSettings

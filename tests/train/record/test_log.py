@@ -11,7 +11,7 @@ import xxhash
 from common import disk
 from common.errors import DiskError
 from common.progress import Silent
-from common.sealed_tensors import FileSeal
+from common.sealed.tensors import FileSeal
 from train.config import LogSettings, TrainSettings
 from train.record.log import MetricsLog, WandbMirror, read_log
 from train.run import train_layer

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.errors import DamagedError, DiskError, MismatchError, NestcoderError
 from common.progress import Silent
-from common.sealed_tensors import FileSeal, write_tensors
+from common.sealed.tensors import FileSeal, write_tensors
 from train.arrays.parameters import random_parameters
 from transcoder.formats import native
 from transcoder.formats.native import load_transcoder, save_transcoder

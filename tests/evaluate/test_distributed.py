@@ -84,7 +84,7 @@ def test_a_process_that_fails_leaves_nobody_waiting(given: dict[str, str], tmp_p
     assert killed["codes"] == [5, -9]
     assert unwritten["codes"] == [5, 5]
     for said in (*refused["said"][:2], killed["said"][0], unwritten["said"][1]):
-        assert "Another process of this evaluation has stopped." in said
+        assert "Another process of this run has stopped." in said
         assert len(said.splitlines()) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import DamagedError, MismatchError
-from common.sealed_tensors import FileSeal, check_shapes, read_tensors, write_tensors
+from common.sealed.tensors import FileSeal, check_shapes, read_tensors, write_tensors
 
 ARRAYS = {"W": torch.arange(6, dtype=torch.float32).reshape(2, 3), "count": torch.tensor([1, 2**40])}
 

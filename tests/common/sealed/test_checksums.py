@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from common.checksums import CHECKSUMS_FILE, checksums_of, faults_of
 from common.errors import DamagedError
+from common.sealed.checksums import CHECKSUMS_FILE, checksums_of, faults_of
 
 FILES = {"a.txt": b"first", "b.json": b"{}"}
 

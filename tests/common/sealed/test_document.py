@@ -5,7 +5,7 @@ import json
 import pytest
 
 from common.errors import DamagedError
-from common.sealed_json import check_checksum, with_checksum
+from common.sealed.document import check_checksum, with_checksum
 
 DOCUMENT = {"top_k": 16, "prefixes": [32, 64], "name": "é"}
 

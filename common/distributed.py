@@ -1,0 +1,166 @@
+"""Several processes that do one task: which of them this one is, and everything that they exchange.
+
+torchrun starts them and sets RANK, WORLD_SIZE and LOCAL_RANK; ``process_group`` connects them while a stage runs. Every
+exchange waits for all processes, so all must come to the same exchanges in the same order. One process alone is rank 0
+of 1, and every exchange gives it back what it has.
+
+One that fails says why and leaves, which closes its connections: with gloo the exchange that another is in, or comes
+to, then ends with a stated problem there too. With NCCL it is torchrun that ends the others.
+"""
+
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor, distributed
+
+from common.errors import DiskError, UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number, how many there are, and its number on its own machine."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @staticmethod
+    def current() -> "Ranks":
+        """As torch.distributed was set up; one process alone where it was not."""
+        if distributed.is_available() and distributed.is_initialized():
+            return Ranks(distributed.get_rank(), distributed.get_world_size())
+        return ALONE
+
+    def device(self, asked: str) -> str:
+        """``asked``, or this process's own card when several share a machine and none is named."""
+        if self.world == 1 or asked not in {"auto", "cuda"}:
+            return asked
+        if asked == "auto" and not torch.cuda.is_available():
+            return asked
+        return f"cuda:{self.local}"
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            with self._exchanging():
+                distributed.barrier()
+
+    def sum_(self, array: Tensor) -> Tensor:
+        """Replace an array, in place, by its sum over processes."""
+        return self._reduced_(array, distributed.ReduceOp.SUM)
+
+    def sum_all_(self, arrays: Sequence[Tensor]) -> None:
+        """Replace each array by its sum over processes: one exchange for all arrays of a dtype."""
+        if self.world == 1:
+            return
+        for dtype in dict.fromkeys(array.dtype for array in arrays):
+            same = [array for array in arrays if array.dtype == dtype]
+            flat = self.sum_(torch.cat([array.reshape(-1) for array in same]))
+            for array, summed in zip(same, flat.split([array.numel() for array in same]), strict=True):
+                array.copy_(summed.view(array.shape))
+
+    def min_(self, array: Tensor) -> Tensor:
+        """Replace, in place, every number of an array by the smallest of the processes'."""
+        return self._reduced_(array, distributed.ReduceOp.MIN)
+
+    def total(self, number: int, device: torch.device | str) -> int:
+        """The sum of the processes' numbers."""
+        return self._number(number, device, distributed.ReduceOp.SUM)
+
+    def smallest(self, number: int, device: torch.device | str) -> int:
+        """The smallest of the processes' numbers."""
+        return self._number(number, device, distributed.ReduceOp.MIN)
+
+    def largest(self, number: int, device: torch.device | str) -> int:
+        """The largest of the processes' numbers."""
+        return self._number(number, device, distributed.ReduceOp.MAX)
+
+    def any_of(self, flags: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Which flags any process has set."""
+        return flags if self.world == 1 else self._reduced_(flags.int(), distributed.ReduceOp.MAX).bool()
+
+    def gathered(self, array: Tensor) -> Shaped[Tensor, "world ..."]:
+        """Every process's array, in the order of the ranks. All have the same shape and dtype."""
+        if self.world == 1:
+            return array[None]
+        every = array.new_empty(self.world, *array.shape)
+        with self._exchanging():
+            distributed.all_gather(list(every.unbind()), array)
+        return every
+
+    def merged(
+        self, state: Mapping[str, Tensor], combine: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Every process's named arrays in one, the same on all; two at a time are in memory."""
+        if self.world == 1:
+            return dict(state)
+        return reduce(combine, (self._broadcast(state, source=rank) for rank in range(self.world)))
+
+    def _broadcast(self, state: Mapping[str, Tensor], *, source: int) -> dict[str, Tensor]:
+        received = {name: array.clone() for name, array in state.items()}
+        with self._exchanging():
+            for array in received.values():
+                distributed.broadcast(array, src=source)
+        return received
+
+    def _number(self, number: int, device: torch.device | str, op: distributed.ReduceOp.RedOpType) -> int:
+        return number if self.world == 1 else int(self._reduced_(torch.tensor(number, device=device), op))
+
+    def _reduced_(self, array: Tensor, op: distributed.ReduceOp.RedOpType) -> Tensor:
+        if self.world > 1:
+            with self._exchanging():
+                distributed.all_reduce(array, op=op)
+        return array
+
+    @contextmanager
+    def _exchanging(self) -> Generator[None]:
+        """Raises DiskError where another process does not answer any more."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # this process's own, noticed here
+            raise
+        except RuntimeError as error:
+            raise DiskError(
+                "Another process of this run has stopped.",
+                where=f"process {self.rank} of {self.world} was waiting for it",
+                remedy="What that process said last is the reason. Run the same command again.",
+            ) from error
+
+
+ALONE = Ranks()
+
+
+def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """The ranks torchrun set, or one process alone. Raises UsageError when they contradict each other."""
+    try:
+        ranks = Ranks(*(int(environment.get(key, usual)) for key, usual in _KEYS))
+    except ValueError:
+        raise UsageError("RANK, WORLD_SIZE and LOCAL_RANK must be numbers.", remedy="Start with torchrun.") from None
+    if not 0 <= ranks.rank < ranks.world:
+        raise UsageError(f"RANK {ranks.rank} is not one of {ranks.world}.", remedy="Start with torchrun.")
+    return ranks
+
+
+_KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: str) -> Generator[None]:
+    """torch.distributed while the block runs, when there are several processes; nothing otherwise."""
+    if ranks.world == 1:
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+        distributed.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
+    else:
+        distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

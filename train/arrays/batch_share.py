@@ -1,0 +1,35 @@
+"""What of a batch is this process's, where several read different rows of it (data parallel).
+
+Sums over processes of gradients weighted by each one's share of the rows are the gradient of the whole batch, and
+batchtopk selects over all rows of it, so N processes and one process do the same to rounding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from common.distributed import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """This process's ``rows`` of a batch that has ``batch_rows`` rows over all processes; either may be 0."""
+
+    rows: int
+    batch_rows: int
+    ranks: Ranks = ALONE
+
+    @staticmethod
+    def of(rows: int, ranks: Ranks, device: torch.device) -> "BatchShare":
+        """Every process takes part, those without rows too."""
+        return BatchShare(rows, ranks.total(rows, device), ranks)
+
+    @property
+    def fraction(self) -> float:
+        """What this process's mean counts in the batch's."""
+        return self.rows / max(1, self.batch_rows)
+
+    def rows_before(self, device: torch.device) -> int:
+        """How many rows of the batch the processes before this one have."""
+        counts = self.ranks.gathered(torch.tensor(self.rows, device=device))
+        return int(counts[: self.ranks.rank].sum())
