@@ -152,7 +152,7 @@ class Loader:
             rows=len(self._rows),
             chunk_rows=group.chunk_rows,
             segment_rows=group.segment_rows,
-            pool_rows=POOL_BYTES // sum(group.arrays[name].row_bytes for name in group.sides),
+            pool_rows=POOL_BYTES // sum(column.array.row_bytes for column in self._rows.read_columns),
             seed=self._seed,
             epoch=epoch,
         )
@@ -187,5 +187,5 @@ class _Pools:
 
     def _read(self, order: EpochOrder, pool: int) -> None:
         chunks = np.sort(order.chunks_of_pool(pool))
-        for name in self._rows.group.sides:
-            self._rows.columns[name].read_through(chunks, stopped=self._closed.is_set)
+        for column in self._rows.read_columns:
+            column.read_through(chunks, stopped=self._closed.is_set)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.config import CacheSettings
+from cache.one_side import Side, one_side
 from cache.reader import CacheReader, View, is_complete
 from cache.remote_reader import open_remote
 from cache.storage.remote_store import url_of
@@ -15,6 +16,7 @@ def open_cache(
     *,
     expect: dict[str, Any] | None = None,
     view: View = "mlp_in",
+    side: Side | None = None,
     device: str = "cpu",
 ) -> CacheReader:
     """Open a finished cache to read its rows.
@@ -27,18 +29,25 @@ def open_cache(
 
     ``path`` is a folder, or a URL that fsspec knows (``s3://bucket/gpt2/layer08/cache``). With ``settings.remote``, a
     cache that is not complete in its folder is read from the same place below that URL. ``expect`` names what the
-    cache's identity must say (any part of it). ``view`` is how the source is seen (see ``cache.reader``). A target
-    that is not stored is computed on ``device``.
+    cache's identity must say (any part of it). ``view`` is how the source is seen (see ``cache.reader``); ``side``
+    opens the cache as an autoencoder of its source or target sees it. A target that is not stored is computed on
+    ``device``.
 
     Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field, and
     for a URL DiskError.
     """
-    settings = settings or CacheSettings()
-    limit = settings.remote_bytes
+    reader = _opened(path, settings or CacheSettings(), expect=expect, view=view, device=device)
+    return one_side(reader, side) if side else reader
+
+
+def _opened(
+    path: Path | str, settings: CacheSettings, *, expect: dict[str, Any] | None, view: View, device: str
+) -> CacheReader:
     if isinstance(path, str) and "://" in path:
-        return open_remote(path, expect=expect, view=view, limit_bytes=limit, device=device)
+        return open_remote(path, expect=expect, view=view, limit_bytes=settings.remote_bytes, device=device)
     folder = Path(path)
     if settings.remote and not is_complete(folder):
-        url = url_of(folder, settings.remote)
-        return open_remote(url, expect=expect, view=view, limit_bytes=limit, device=device)
+        return open_remote(
+            url_of(folder, settings.remote), expect=expect, view=view, limit_bytes=settings.remote_bytes, device=device
+        )
     return CacheReader.open(folder, expect=expect, verify=settings.check_reads, view=view, device=device)

@@ -7,6 +7,7 @@ Views of the source: ``mlp_in`` is what is stored, what the MLP consumed; ``ln2_
 norm's gain and bias, (mlp_in - bias) / gain, in float32.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,21 +60,26 @@ class Rows:
 class SplitView:
     """The rows of ``train`` or ``held_out``. ``len()`` is the number of rows."""
 
-    def __init__(self, reader: "CacheReader", group: Group, commits: dict[int, Commit]) -> None:
+    def __init__(self, reader: "CacheReader", group: Group, columns: dict[str, Column]) -> None:
+        self.reader = reader
         self.group = group
-        self._reader = reader
-        self.columns: dict[str, Column] = {}
-        for array in group.arrays.values():
-            entries = {
-                number: entry
-                for commit in commits.values()
-                for (owner, number), entry in zip(group.segment_files(commit.segment), commit.files, strict=True)
-                if owner.name == array.name
-            }
-            self.columns[array.name] = reader.make_column(array, entries)
+        self.columns = columns
 
     def __len__(self) -> int:
         return self.group.rows
+
+    @property
+    def d_source(self) -> int:
+        return self.group.d_source
+
+    @property
+    def d_target(self) -> int:
+        return self.group.d_target
+
+    @property
+    def read_columns(self) -> list[Column]:
+        """The columns that source and target are read from."""
+        return [self.columns[name] for name in self.group.sides]
 
     def rows(self, which: slice | Int64[np.ndarray, " rows"], *, view: View | None = None) -> Rows:
         """A copy of the rows in ``which``, in its order. Raises DamagedError and, for an absent gain, UsageError."""
@@ -93,8 +99,8 @@ class SplitView:
         if "target" in self.columns:
             target = self.gather("target", index, buffers=buffers)
         else:
-            target = self._reader.mlp.target(source)
-        return self._reader.as_view(source, view), target.to(TORCH_DTYPES[read_as(self.group.dtype)])
+            target = self.reader.mlp.target(source)
+        return self.reader.as_view(source, view), target.to(TORCH_DTYPES[read_as(self.group.dtype)])
 
     def gather(
         self, name: str, index: Int64[np.ndarray, " rows"], *, buffers: Buffers | None = None
@@ -143,17 +149,17 @@ class SplitView:
 
     def is_ordinary(self, tokens: Int32[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
         """Which of these tokens are not special: the rows that are trained on, measured and counted."""
-        return self._reader.manifest.is_ordinary(tokens)
+        return self.reader.manifest.is_ordinary(tokens)
 
     @cached_property
     def statistics(self) -> GroupStatistics:
         """Exact statistics of the rows whose token is not special. Raises UsageError when there are no rows."""
         if not len(self):
-            raise UsageError(f"The cache has no {self.group.name} rows.", where=self._reader.path)
+            raise UsageError(f"The cache has no {self.group.name} rows.", where=self.reader.path)
         column = self.columns["statistics"]
         column.need_all()
         if not np.isfinite(column.values).all():
-            raise DamagedError("The statistics hold a NaN or an infinity.", where=self._reader.path)
+            raise DamagedError("The statistics hold a NaN or an infinity.", where=self.reader.path)
         widths = {"d_source": self.group.d_source, "d_target": self.group.d_target}
         return merge_groups([unpack(line, **widths) for line in column.values])
 
@@ -170,7 +176,7 @@ class CacheReader:
         self._verify = verify
         self._view: View = view
         self._device = device
-        self._splits: dict[str, SplitView] = {}
+        self.splits: dict[str, SplitView] = {}
         self._lru = ChunkLru(UNPACKED_BYTES, where=path)
 
     @classmethod
@@ -213,7 +219,19 @@ class CacheReader:
             raise UsageError(what, where=self.path, remedy="Run the same harvest again; it goes on from there.")
         for name, group in geometry.groups.items():
             own = {segment: commit for (owner, segment), commit in commits.items() if owner == name}
-            self._splits[name] = SplitView(self, group, own)
+            self.splits[name] = SplitView(self, group, self._columns(group, own))
+
+    def _columns(self, group: Group, commits: dict[int, Commit]) -> dict[str, Column]:
+        columns: dict[str, Column] = {}
+        for array in group.arrays.values():
+            entries = {
+                number: entry
+                for commit in commits.values()
+                for (owner, number), entry in zip(group.segment_files(commit.segment), commit.files, strict=True)
+                if owner.name == array.name
+            }
+            columns[array.name] = self.make_column(array, entries)
+        return columns
 
     def make_column(self, array: Array, entries: dict[int, FileEntry]) -> Column:
         """An array of this cache."""
@@ -223,7 +241,22 @@ class CacheReader:
 
     def split(self, name: Literal["train", "held_out"]) -> SplitView:
         """The rows of one group."""
-        return self._splits[name]
+        return self.splits[name]
+
+    def with_splits(self, splits: dict[str, SplitView], *, identity: dict[str, Any]) -> "CacheReader":
+        """The same open cache seen otherwise."""
+        seen = copy(self)
+        seen.identity = identity
+        seen.splits = splits
+        return seen
+
+    @property
+    def d_source(self) -> int:
+        return self.split("train").d_source
+
+    @property
+    def d_target(self) -> int:
+        return self.split("train").d_target
 
     @property
     def statistics(self) -> GroupStatistics:

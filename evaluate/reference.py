@@ -74,10 +74,9 @@ def open_reference(
     if gemma_scope is not None and against is not None:
         what = "Both --gemma-scope and --against were given."
         raise UsageError(what, remedy="Compare with one dictionary at a time.")
-    geometry = reader.manifest.geometry
     wanted = Wanted(
-        d_source=geometry.d_source,
-        d_target=geometry.d_target,
+        d_source=reader.d_source,
+        d_target=reader.d_target,
         layer=int(reader.identity.get("layer", -1)),
         dict_size=ours.dict_size,
         l0=l0,
@@ -120,8 +119,7 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
 
 def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, force: bool) -> None:
     """Refuse rows that the transcoder in ``where`` was not made for. Raises MismatchError."""
-    geometry = reader.manifest.geometry
-    widths = (geometry.d_source, geometry.d_target)
+    widths = (reader.d_source, reader.d_target)
     if (trained.d_source, trained.d_target) != widths:
         what = f"The transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}."
         raise MismatchError(what, where=where, remedy=f"The cache is {reader.path}.")

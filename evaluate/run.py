@@ -55,8 +55,8 @@ def evaluate_layer(
     """
     _check_trained(transcoder)
     device_name = str(choose_device(device))
-    reader = open_cache(cache, cache_settings, device=device_name)
     dictionary = load_transcoder(transcoder, progress=progress).on(device_name)
+    reader = open_cache(cache, cache_settings, device=device_name, side=dictionary.side)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, device_name), device_name, progress)
 
@@ -69,7 +69,7 @@ def evaluate_layer(
         reader=reader,
         settings=settings,
         device=device_name,
-        absorption=absorption_scorer(reader, RunFolders.of_cache(cache).probe()),
+        absorption=absorption_scorer(reader, RunFolders.of_cache(cache).probe(), side=dictionary.side),
         splice=_splice(lm, replay, reader, settings=settings, device=device) if lm else None,
     )
     _note_damaged_report(out, progress)
@@ -155,6 +155,7 @@ def _heading(reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
             "top_k": dictionary.rule.row_limit,
             "activation": dictionary.rule.name,
             "threshold": dictionary.rule.as_config().get("threshold"),
+            "kind": dictionary.kind,
             "source_view": dictionary.source_view,
             "tokens_trained": dictionary.tokens_trained,
             "weights": dictionary.config.get("weights"),

@@ -49,6 +49,13 @@ class LogSettings(Settings):
 class CommonTrainSettings(Settings):
     """Settings that always have a value, whether stated or not."""
 
+    kind: Literal["transcoder", "sae"] = "transcoder"
+    """What is trained: a transcoder, from the cache's source to its target, or a sparse autoencoder of one of them."""
+    side: Literal["source", "target"] = "source"
+    """Which side of the cache an autoencoder reads and reconstructs."""
+    subtract_b_dec: bool = False
+    """An autoencoder's encoder reads its source less b_dec, as other tools train it; a saved one has that folded into
+    b_enc, so that there is one form of file."""
     activation: str = "topk"
     """A selection rule by its name: ``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch,
     over all processes that share it, and stores a threshold to evaluate by."""
@@ -96,7 +103,27 @@ class CommonTrainSettings(Settings):
             raise ValueError(f"activation {self.activation!r} is unknown; there are {', '.join(trainable())}")
         if self.save_best and not self.held_out_rows:
             raise ValueError("save_best needs held_out_rows: without them no checkpoint is the best")
+        _check_kind(self)
         return self
+
+    @property
+    def one_side(self) -> Literal["source", "target"] | None:
+        """The side of the cache that is both source and target; None where they are two."""
+        return self.side if self.kind == "sae" else None
+
+
+def _check_kind(settings: CommonTrainSettings) -> None:
+    """Refuse what only makes sense for another kind."""
+    if settings.kind == "sae":
+        if settings.skip:
+            raise ValueError("skip with kind sae: an affine map of the source reconstructs the source by itself")
+        if settings.source != "mlp_in":
+            raise ValueError(f"source {settings.source} with kind sae: an autoencoder reads its side as it is stored")
+        return
+    if settings.side != "source":
+        raise ValueError(f"side {settings.side} is an autoencoder's; set kind to sae, or leave it out")
+    if settings.subtract_b_dec:
+        raise ValueError("subtract_b_dec is an autoencoder's: a transcoder's b_dec lives in another space")
 
 
 class TrainSettings(CommonTrainSettings):

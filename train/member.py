@@ -165,7 +165,8 @@ class Member:
         context = self._context
         if context.held_out is None:
             return None
-        per_prefix = held_out_fvu(self.state.weights, context.held_out, nested=self._recipe.nested, shard=context.shard)
+        weights = plain_weights(self.state.weights, self.settings)
+        per_prefix = held_out_fvu(weights, context.held_out, nested=self._recipe.nested, shard=context.shard)
         step = self.state.step
         line = {"held_out_fvu": per_prefix[-1], "held_out_fvu_per_prefix": per_prefix}
         self._record({"step": step, "tokens": self.state.tokens, **line})
@@ -193,7 +194,7 @@ class Member:
         """What has been trained, in the cache's units, with a threshold where the rule needs one."""
         settings = self.settings
         context = self._context
-        weights = context.units.folded(state.weights)
+        weights = context.units.folded(plain_weights(state.weights, settings))
         rule = calibrated_rule(
             weights, self._recipe.nested.rule, context.reader, view=settings.source, device=context.home
         )
@@ -208,6 +209,8 @@ class Member:
         saved = [entry.held_out_fvu for entry in self._checkpoints.entries if entry.step == state.step]
         return {
             **{key: reader.identity.get(key) for key in _FROM_CACHE},
+            "kind": self.settings.kind,
+            "side": self.settings.one_side,
             "gain": _numbers(reader, "gain"),
             "bias": _numbers(reader, "bias"),
             **self._identity.record(),
@@ -232,8 +235,15 @@ def first_state(settings: ResolvedSettings, context: TrainingContext) -> State:
         seed=settings.seed,
         device=context.home,
     )
+    if settings.subtract_b_dec:
+        weights = weights.reading_less_b_dec()
     since_fired = torch.zeros(settings.dict_size, dtype=torch.int64, device=context.home)
     return State(weights, Moments.zero(weights), since_fired)
+
+
+def plain_weights(weights: Parameters, settings: ResolvedSettings) -> Parameters:
+    """Weights whose encoder reads the source as it is."""
+    return weights.reading_less_b_dec(-1.0) if settings.subtract_b_dec else weights
 
 
 def remove_run(folder: Path) -> None:

@@ -70,7 +70,7 @@ def plan_train(
 
     Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
     """
-    reader = open_cache(cache, cache_settings, device=device)
+    reader = open_cache(cache, cache_settings, device=device, side=settings.one_side)
     units = units_of(reader, settings.source)
     resolved = resolved_members(settings, reader, units, device=device)
     memory, space = check_fit(resolved, units=units, device=device, out=out)

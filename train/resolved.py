@@ -151,7 +151,7 @@ def _dead_after_tokens(settings: TrainSettings) -> int:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = {"checkpoints", "metrics.jsonl", "transcoder.safetensors", "config.json", "wandb"}
-_READING = ("source", "order_seed", "steps", "batch_rows", "held_out_rows", "shard_dictionary", "sweep")
+_READING = ("kind", "side", "source", "order_seed", "steps", "batch_rows", "held_out_rows", "shard_dictionary", "sweep")
 _NESTING = ("prefixes", "group_sizes", "dict_size")
 
 

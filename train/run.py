@@ -69,7 +69,7 @@ def train_layer(
                     raise
                 # A complete run needs no lock: it may lie on a disk that is read only.
                 no_lock = error
-        reader = open_cache(cache, cache_settings, device=chosen_device)
+        reader = open_cache(cache, cache_settings, device=chosen_device, side=settings.one_side)
         context = _context(reader, settings, device=chosen_device, progress=progress, ranks=ranks)
         configs = _complete(out, settings, context=context, log=log, fresh=fresh, no_lock=no_lock)
     config = configs.pop("")

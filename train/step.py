@@ -137,6 +137,8 @@ def train_step(
     share = BatchShare.of(len(source), ranks, source.device)
     if not share.rows:
         source, target = source.new_zeros(1, source.shape[1]), target.new_zeros(1, target.shape[1])
+    if settings.subtract_b_dec:
+        source = source - state.weights.b_dec
     result = nested_step(
         state.weights,
         source,
@@ -159,6 +161,8 @@ def train_step(
         dtype=workspace.pre.dtype,
         shard=shard,
     )
+    if settings.subtract_b_dec:
+        add_gradient_through_source_(result.gradients, state.weights, shard=shard)
     fvu = result.sse * bool(share.rows) / (max(1, share.batch_rows) * recipe.nested.target_variance)
     l0 = result.l0 * share.fraction
     if ranks.world > 1 or not share.rows:
@@ -208,6 +212,11 @@ def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
 def _wants_dead(settings: ResolvedSettings) -> bool:
     """Whether anything is done about dead features."""
     return settings.revive or bool(settings.aux_alpha)
+
+
+def add_gradient_through_source_(gradients: Parameters, weights: Parameters, *, shard: Shard) -> None:
+    """The gradient that b_dec gets by being taken off the source: pre = W_enc (source - b_dec) + b_enc."""
+    gradients.b_dec.sub_(shard.sum_(gradients.b_enc @ weights.W_enc))
 
 
 def _add_auxiliary_(

@@ -110,6 +110,16 @@ class Transcoder(nn.Module):
         return self.rule.top_k
 
     @property
+    def kind(self) -> str:
+        """``transcoder``, or ``sae`` for an autoencoder, whose source is its target."""
+        return self.config.get("kind", "transcoder")
+
+    @property
+    def side(self) -> Literal["source", "target"] | None:
+        """The side of its cache that an autoencoder reads and reconstructs; None for a transcoder."""
+        return self.config.get("side")
+
+    @property
     def groups(self) -> tuple[range, ...]:
         """The features that each prefix adds to the one before."""
         return tuple(range(start, end) for start, end in zip((0, *self.prefixes[:-1]), self.prefixes, strict=True))

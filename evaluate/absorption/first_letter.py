@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cache.one_side import Side
 from cache.reader import CacheReader
 from evaluate.absorption.letters import Readability, readability
 from evaluate.absorption.probe_set import DESCRIPTION, read_probe_set
@@ -30,11 +31,17 @@ class FirstLetterAbsorption(Metric):
         return Findings({"absorption_first_letter": self.scorer(self.dictionary)})
 
 
-def absorption_scorer(reader: CacheReader, folder: Path) -> AbsorptionScorer:
-    """Scores dictionaries on the probe cache in ``folder``; gives a reason where there is none."""
+def absorption_scorer(reader: CacheReader, folder: Path, *, side: Side | None = None) -> AbsorptionScorer:
+    """Scores dictionaries on the probe cache in ``folder``; gives a reason where there is none.
+
+    ``side`` is that of an autoencoder, whose source and target both are.
+    """
     if not (folder / DESCRIPTION).is_file():
         return lambda _: {"score": None, "reason": _NO_PROBE}
     words = read_probe_set(folder, fingerprint=reader.fingerprint)
+    if side:
+        values = getattr(words, side)
+        words = replace(words, source=values, target=values)
     probes: dict[str, Readability] = {}
 
     def score(dictionary: Transcoder) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def features_of_layer(
         remedy = "Run harvest and train for this layer first, or name another run."
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     place = str(choose_device(device))
-    reader = open_cache(cache, cache_settings, device=place)
     trained = load_transcoder(transcoder, progress=progress)
+    reader = open_cache(cache, cache_settings, device=place, side=trained.side)
     check_belongs(trained, reader, where=transcoder, force=force)
     trained = trained.to(place)
 

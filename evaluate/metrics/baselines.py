@@ -3,6 +3,7 @@
     mean        FVU of the held-out mean itself: 1, by definition
     bias_only   FVU of b_dec alone                         = 1 + N ||mu - b_dec||^2 / TSS
     affine      FVU of the best affine map of the source   W = (Cxx + lambda diag Cxx)^-1 Cxy,  b = mean(y) - mean(x) W
+    pca         FVU of the first r principal axes         r = the prefix's mean L0, rounded; of an autoencoder alone
     bf16_floor  FVU of storing the target in bfloat16      = sum of (unit in the last place)^2 / 12 / TSS
 
 The affine map is cross-fitted: documents fall into folds, and each fold is scored by the map that the others give, so
@@ -11,6 +12,9 @@ Fit and score need only each fold's sums of x, y, x x', x y', ||y||^2 around the
 are float32's, and batches add up in float64: the affine FVU is right to 1e-5 (tested where dimensions differ a
 thousandfold and nearly repeat one another). Of a few ridge strengths, each relative to a dimension's own variance, the
 best one counts: the baseline is as strong as it gets. Of the symmetric x x' only the upper panels are kept.
+
+Where source and target are one site, the best affine map is the identity, and says nothing. There the baseline is as
+many numbers a row as the prefix uses features: the principal axes, cross-fitted like the map.
 """
 
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ _LEAST_SPREAD = 1e-6
 _BF16_MANTISSA_BITS = 7
 _FLOAT_EXPONENT = 0x7F800000
 _PANEL = 384
+_IDENTITY = "source and target are one site, so it is the identity"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Baselines(Metric):
     """The centres are means of source and target, which keep the sums small; ``bias`` is the transcoder's b_dec.
 
     ``storage_floor`` is what the cache's own number format cost, measured as its held-out rows were written. Baselines
-    are the cache's: beside a reference dictionary (``counted`` False) they are not measured again.
+    are the cache's: beside a reference dictionary (``counted`` False) they are not measured again. ``prefixes`` is how
+    many there are of an autoencoder, 0 for a transcoder.
     """
 
     source_centre: Float[Tensor, " d_source"]
@@ -45,17 +51,21 @@ class Baselines(Metric):
     bias: Float[Tensor, " d_target"]
     storage_floor: float | None = None
     counted: bool = True
+    prefixes: int = 0
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "Baselines":
         source = inputs.reader.statistics.source.mean
         stored = inputs.held_out.view.statistics.target
+        identity = inputs.reader.identity
+        reads_its_target = identity.get("source_site") == identity.get("target_site")
         return cls(
             source_centre=torch.from_numpy(np.array(source, dtype=np.float64)).to(inputs.device),
             target_centre=inputs.centre,
             bias=inputs.dictionary.b_dec,
             storage_floor=None if stored is None else stored.storage_floor,
             counted=not inputs.is_reference,
+            prefixes=len(inputs.dictionary.prefixes) if reads_its_target else 0,
         )
 
     def start(self) -> State:
@@ -64,7 +74,7 @@ class Baselines(Metric):
             return {}
         d_source, d_target = len(self.source_centre), len(self.target_centre)
         shapes = {"n": (), "x": (d_source,), "y": (d_target,), "xx": (sum(_panel_sizes(d_source)),)}
-        shapes |= {"xy": (d_source, d_target), "yy": (), "rounding": ()}
+        shapes |= {"xy": (d_source, d_target), "yy": (), "rounding": (), "l0": (self.prefixes,)}
         device = self.target_centre.device
         return {
             f"{name}{fold}": torch.zeros(shape, dtype=torch.float64, device=device)
@@ -83,6 +93,8 @@ class Baselines(Metric):
         for number in fold_of_document.unique().tolist():
             rows = (fold == number).nonzero()[:, 0]
             sums = self._sums(batch.source[rows], batch.target[rows])
+            if self.prefixes:
+                sums["l0"] = batch.l0[rows].sum(dim=0)
             state |= {f"{name}{number}": value for name, value in sums.items()}
         return state
 
@@ -108,6 +120,8 @@ class Baselines(Metric):
         variance = everything["yy"] - everything["y"].square().sum() / everything["n"]
         off = everything["y"] / everything["n"] - (self.bias.double() - self.target_centre.double())
         affine, strength, reason = _affine_fvu(folds, float(variance))
+        if self.prefixes:
+            affine, strength, reason = None, None, _IDENTITY
         return {
             "mean": 1.0,
             "bias_only": 1 + float(everything["n"] * off.square().sum() / variance),
@@ -115,9 +129,33 @@ class Baselines(Metric):
             "affine_in_sample": None if reason else _in_sample_fvu(everything, float(variance)),
             "affine_ridge": strength,
             "affine_reason": reason,
+            **self._principal_fields(folds, float(variance)),
             "bf16_floor": float(everything["rounding"] / variance),
             "storage_floor": self.storage_floor,
         }
+
+    def _principal_fields(self, folds: list[State], variance: float) -> dict[str, Any]:
+        """FVU of each prefix's number of principal axes; null of a transcoder."""
+        if not self.prefixes:
+            return {"pca_per_prefix": None, "pca_rank_per_prefix": None}
+        everything = _total(folds)
+        ranks = [max(1, round(float(l0 / everything["n"]))) for l0 in everything["l0"]]
+        fits = [{name: everything[name] - fold[name] for name in everything} for fold in folds]
+        errors = torch.stack([_principal_errors(fit, fold) for fit, fold in zip(fits, folds, strict=True)]).sum(dim=0)
+        return {
+            "pca_per_prefix": [float(errors[min(rank, len(errors) - 1)]) / variance for rank in ranks],
+            "pca_rank_per_prefix": ranks,
+        }
+
+
+def _principal_errors(fit: State, held: State) -> Float[Tensor, " ranks"]:
+    """The squared error on one fold of the first r principal axes of the others, about their mean; r = 0, 1, ..."""
+    mean = fit["x"] / fit["n"].clamp(min=1)
+    axes = torch.linalg.eigh(fit["xx"] - torch.outer(fit["x"], mean)).eigenvectors.flip(1)
+    crossed = torch.outer(held["x"], mean)
+    spread = held["xx"] - crossed - crossed.T + held["n"] * torch.outer(mean, mean)
+    explained = torch.linalg.vecdot(axes.T, axes.T @ spread)
+    return spread.trace() - torch.cat([explained.new_zeros(1), explained.cumsum(0)])
 
 
 def rounding_errors(target: Float[Tensor, "rows d_target"]) -> Float[Tensor, " rows"]:

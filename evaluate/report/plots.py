@@ -58,12 +58,16 @@ def fvu_by_prefix(metrics: Metrics) -> Figure:
     figure, axes = new_figure(_heading(metrics))
     prefixes = metrics["prefixes"]
     fvu = metrics["fvu_per_prefix"]
-    plot_interval(axes, prefixes, fvu, interval=metrics["fvu_interval_per_prefix"], marker="o", label="transcoder")
+    kind = metrics["transcoder"].get("kind", "transcoder")
+    plot_interval(axes, prefixes, fvu, interval=metrics["fvu_interval_per_prefix"], marker="o", label=kind)
     for prefix, value in zip(prefixes, fvu, strict=True):
         axes.annotate(f"{value:.3f}", (prefix, value), xytext=(0, 7), textcoords="offset points", ha="center")
     affine = metrics["baselines"]["affine"]
     if affine is not None:
         axes.axhline(affine, color="tab:red", linestyle="--", label=f"best affine map {affine:.3f}")
+    pca = metrics["baselines"].get("pca_per_prefix")
+    if pca:
+        axes.plot(prefixes, pca, color="tab:red", linestyle="--", label="as many principal axes as features a row")
     axes.axhline(1.0, color="0.6", linestyle=":", label="the mean 1")
     axes.set(xscale="log", xlabel="features in the prefix", ylabel="FVU on held-out rows")
     axes.set_ylim(0, 1.08 * max(1.0, *fvu))

@@ -29,10 +29,11 @@ or L0 do not compare."""
 def summary(metrics: Metrics) -> str:
     """The whole text."""
     transcoder = metrics["transcoder"]
+    kind = transcoder.get("kind", "transcoder")
     cache = metrics["cache"]
     lines = [
         f"{cache['model']}, layer {cache['layer']}: {cache['source_site']} -> {cache['target_site']}",
-        f"transcoder {transcoder['name']}: {transcoder['dict_size']:,} features, {_rule(transcoder)}",
+        f"{kind} {transcoder['name']}: {transcoder['dict_size']:,} features, {_rule(transcoder)}",
         f"{metrics['tokens_used']:,} held-out tokens of {metrics['documents']:,} documents"
         f" ({metrics['tokens_masked']:,} special tokens left out), {metrics['evaluated_at']}",
         "",
@@ -155,12 +156,16 @@ def _concentration_lines(concentration: Mapping[str, Any]) -> list[str]:
 
 def _baseline_lines(baselines: Mapping[str, Any]) -> list[str]:
     affine = baselines["affine"]
+    pca = baselines.get("pca_per_prefix")
     stored = baselines["storage_floor"]
     best = (
         f"{affine:.4f} (fitted to these very rows {baselines['affine_in_sample']:.4f})"
         if affine is not None
         else f"none: {baselines['affine_reason']}"
     )
+    if pca:
+        axes = ", ".join(f"{rank} {fvu:.4f}" for rank, fvu in zip(baselines["pca_rank_per_prefix"], pca, strict=True))
+        best = f"the identity, which says nothing; as many principal axes as features a row: {axes}"
     return [
         f"Without features, FVU: best affine map {best}; bias alone {baselines['bias_only']:.4f}; mean 1.",
         f"Floor, FVU: storing the target in bfloat16 costs {baselines['bf16_floor']:.1e}"

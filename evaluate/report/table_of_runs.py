@@ -19,6 +19,10 @@ def table_of_runs(results: Mapping[int, Metrics]) -> str:
         affine = metrics["baselines"]["affine"]
         if affine is not None:
             lines.append(f"{layer:>5}  {'affine':>9}  {affine:6.4f}  the best affine map of the source")
+        pca = metrics["baselines"].get("pca_per_prefix")
+        if pca:
+            rank = metrics["baselines"]["pca_rank_per_prefix"][-1]
+            lines.append(f"{layer:>5}  {'PCA':>9}  {pca[-1]:6.4f}  the first {rank} principal axes")
         lines.append(f"{layer:>5}  {'mean':>9}  {1:6.4f}  on {metrics['tokens_used']:,} held-out tokens")
         if "comparison" in metrics:
             lines.append(_reference_line(layer, metrics))

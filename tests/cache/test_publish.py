@@ -130,4 +130,4 @@ def test_copies_of_earlier_processes_count_and_one_that_vanishes_does_no_harm(he
         return stat(self)
 
     monkeypatch.setattr(Path, "lstat", gone)
-    assert open_cache(url(here)).fingerprint == split._reader.fingerprint
+    assert open_cache(url(here)).fingerprint == split.reader.fingerprint

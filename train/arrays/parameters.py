@@ -4,7 +4,7 @@ The weights themselves, a gradient, and weights rounded to the dtype of the matr
 differentiates by hand, so these are plain tensors, without autograd.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,10 @@ class Parameters:
         """The arrays by name, in a fixed order; ``W_skip`` only where there is one."""
         arrays = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
         return arrays if self.W_skip is None else arrays | {"W_skip": self.W_skip}
+
+    def reading_less_b_dec(self, sign: float = 1.0) -> "Parameters":
+        """The same encoder for a source less ``sign`` times b_dec, which lives in the source's space."""
+        return replace(self, b_enc=self.b_enc + sign * (self.W_enc @ self.b_dec))
 
     def to(self, device: str | torch.device) -> "Parameters":
         """The same arrays on a device."""

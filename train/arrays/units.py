@@ -25,7 +25,8 @@ from train.arrays.parameters import Parameters
 
 @dataclass(frozen=True)
 class Units:
-    """The two scales, and the means of source and target in the cache's units."""
+    """The two scales, and the means of source and target in the cache's units. Rows are copied, never changed: an
+    autoencoder's source and target are the same array."""
 
     source_scale: float
     target_scale: float
@@ -33,10 +34,10 @@ class Units:
     target_mean: Float[Tensor, " d_target"]
 
     def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
-        return rows.float().mul_(self.source_scale)
+        return rows.to(torch.float32, copy=True).mul_(self.source_scale)
 
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
-        return rows.float().mul_(self.target_scale)
+        return rows.to(torch.float32, copy=True).mul_(self.target_scale)
 
     def folded(self, weights: Parameters) -> Parameters:
         """The same transcoder in the cache's units."""

@@ -99,6 +99,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config["format_version"] != FORMAT_VERSION:
         raise MismatchError(f"Format version {config['format_version']!r} is unknown to this release.", where=path)
     wrong = [key for key, is_right in _RIGHT.items() if not (key in config and is_right(config[key]))]
+    wrong += [key for key, is_right in _RIGHT_WHERE_THERE.items() if key in config and not is_right(config[key])]
     wrong = wrong or RULES[config["activation"]].load().wrong_keys(config)
     if wrong or config["prefixes"][-1] != config["dict_size"]:
         raise DamagedError(f"config.json makes no sense: {', '.join(wrong) or 'prefixes and dict_size'}.", where=path)
@@ -141,6 +142,11 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "skip": lambda value: isinstance(value, bool),
     "source_view": lambda value: value in get_args(SourceView),
 }
+_RIGHT_WHERE_THERE: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda value: value in ("transcoder", "sae"),
+    "side": lambda value: value in (None, "source", "target"),
+}
+"""Keys that transcoders of earlier releases and of other tools do not have."""
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -99,3 +99,23 @@ def test_the_storage_floor_is_what_rounding_costs() -> None:
     assert float(rounding_errors(values).sum()) == pytest.approx(float(true), rel=0.02)
     assert rounding_errors(torch.zeros(2, 3)).tolist() == [0, 0]
     assert float(rounding_errors(torch.tensor([[1.0, -3.0]]))) == pytest.approx((2.0**-14 + 2.0**-12) / 12)
+
+
+def test_an_autoencoder_is_held_against_as_many_principal_axes_as_it_uses_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4000, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 3
+    metric = Baselines(torch.full((6,), 0.3), torch.full((6,), 0.3), rows.mean(0), prefixes=2)
+    features = torch.tensor([0, 1, 4], dtype=torch.int32).repeat(len(rows))
+    code = SparseCode(torch.ones(len(features)), features, torch.arange(0, len(features) + 1, 3, dtype=torch.int32))
+    number = torch.arange(len(rows))
+    batch = Replayed(rows, rows, number // 8, number, code, rows[:, None].expand(-1, 2, -1), (2, 5))
+    found = metric.compute(metric.combine(metric.start(), metric.measure(batch))).fields["baselines"]
+
+    centred = (rows - rows.mean(0)).double().numpy()
+    shares = np.linalg.svd(centred)[1] ** 2
+    assert found["affine"] is None
+    assert found["affine_reason"]
+    assert found["pca_rank_per_prefix"] == [2, 3]
+    for rank, fvu in zip((2, 3), found["pca_per_prefix"], strict=True):
+        in_sample = shares[rank:].sum() / shares.sum()
+        assert in_sample < fvu < 1.02 * in_sample

@@ -1,0 +1,65 @@
+"""A cache as an autoencoder sees it: one of its sides, source or target, is both what is read and what is predicted.
+
+So an autoencoder needs no cache of its own, nor any code that knows of it: rows, widths, statistics and sites are those
+of a cache whose two sides are the same.
+"""
+
+from functools import cached_property
+from typing import Literal
+
+from jaxtyping import Float, Int64
+from numpy import ndarray
+from torch import Tensor
+
+from cache.format.statistics import GroupStatistics
+from cache.reader import CacheReader, SplitView, View
+from cache.storage.buffers import Buffers
+from cache.storage.columns import Column
+
+Side = Literal["source", "target"]
+
+
+class OneSide(SplitView):
+    """The rows of a split, their ``side`` twice. Only that side's files are read, where it is stored."""
+
+    def __init__(self, split: SplitView, side: Side) -> None:
+        super().__init__(split.reader, split.group, split.columns)
+        self._split = split
+        self._side: Side = side
+
+    @property
+    def d_source(self) -> int:
+        return self._split.d_source if self._side == "source" else self._split.d_target
+
+    @property
+    def d_target(self) -> int:
+        return self.d_source
+
+    @property
+    def read_columns(self) -> list[Column]:
+        stored = self.columns.get(self._side)
+        return [stored] if stored else self._split.read_columns
+
+    def sides(
+        self, index: Int64[ndarray, " rows"], *, view: View | None = None, buffers: Buffers | None = None
+    ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
+        """The side of the rows ``index``, twice the same tensor; ``view`` is the source's, and changes no target."""
+        if self._side == "source":
+            values = self.reader.as_view(self.gather("source", index, buffers=buffers), view)
+        elif self._side in self.columns:
+            values = self.gather("target", index, buffers=buffers)
+        else:
+            values = self._split.sides(index, buffers=buffers)[1]
+        return values, values
+
+    @cached_property
+    def statistics(self) -> GroupStatistics:
+        side = getattr(self._split.statistics, self._side)
+        return GroupStatistics(side, side)
+
+
+def one_side(reader: CacheReader, side: Side) -> CacheReader:
+    """The same cache with ``side`` as its source and its target, named so in its identity."""
+    site = reader.identity.get(f"{side}_site")
+    splits: dict[str, SplitView] = {name: OneSide(split, side) for name, split in reader.splits.items()}
+    return reader.with_splits(splits, identity=reader.identity | {"source_site": site, "target_site": site})

@@ -1,0 +1,42 @@
+"""A cache seen as an autoencoder sees it, against the cache itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from cache.loader import Loader
+from cache.open import open_cache
+
+
+@pytest.fixture
+def folder(toy, tmp_path):
+    with toy.writer(tmp_path / "cache") as writer:
+        toy.feed(writer)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_both_sides_are_the_one_that_is_named(folder, side):
+    whole = open_cache(folder)
+    seen = open_cache(folder, side=side)
+    for name in ("train", "held_out"):
+        rows = seen.split(name).rows(slice(None))
+        expected = getattr(whole.split(name).rows(slice(None)), side)
+        assert torch.equal(rows.source, expected)
+        assert torch.equal(rows.target, expected)
+    assert seen.d_source == seen.d_target == getattr(whole, f"d_{side}")
+    assert seen.fingerprint == whole.fingerprint
+    assert seen.identity["source_site"] == seen.identity["target_site"] == whole.identity.get(f"{side}_site")
+    expected = getattr(whole.statistics, side)
+    assert np.array_equal(seen.statistics.source.mean, expected.mean)
+    assert np.array_equal(seen.statistics.target.variance, expected.variance)
+
+
+def test_a_loader_reads_the_files_of_that_side_alone(folder):
+    seen = open_cache(folder, side="target")
+    with Loader(seen, batch_rows=8, seed=0, epochs=1) as batches:
+        values = torch.cat([batch.source for batch in batches])
+    ordinary = seen.split("train").rows(slice(None))
+    kept = torch.from_numpy(seen.split("train").is_ordinary(ordinary.tokens))
+    assert torch.equal(values.sort(dim=0).values, ordinary.target[kept].sort(dim=0).values)
+    assert [column.array.name for column in seen.split("train").read_columns] == ["target"]
