@@ -96,9 +96,14 @@ def _is_folder(name: str) -> bool:
 
 def checked_name(name: str) -> str:
     """``name`` itself; raises UsageError unless every part is plain letters, digits, dot, dash, underscore."""
-    if not all(_NAME.fullmatch(part) for part in name.split("/")):
+    if not is_name(name):
         raise UsageError(f"'{name}' is no run name.", remedy="Use letters, digits, '.', '-' and '_'.")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether a run may be called this: parts of plain letters, digits, dot, dash, underscore."""
+    return all(_NAME.fullmatch(part) for part in name.split("/"))
 
 
 def known_layers(runs: Path, model: str) -> list[int]:

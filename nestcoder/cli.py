@@ -189,6 +189,20 @@ def find_feature(invocation: Invocation, *, text: str, layer: int | None, name: 
     invocation.show(features_commands.find(invocation, text, layer, name))
 
 
+@command_line.command()
+@click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1, renewed while runs go on, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of --serve [default: a free one].")
+@click.pass_obj
+def browse(invocation: Invocation, *, serve: bool, port: int) -> None:
+    """Write index.html into the runs folder: every transcoder in one table, plots over runs and over training."""
+    from nestcoder.commands import browse_command
+
+    if serve:
+        browse_command.serve(invocation, port)
+    else:
+        invocation.show(browse_command.write(invocation))
+
+
 @command_line.group()
 def cache() -> None:
     """Look at an activation cache, check it, mend it, pack it for an archive."""

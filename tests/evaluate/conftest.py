@@ -1,9 +1,10 @@
 """A small real cache of a known nonlinear map, and a transcoder for it."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from train.arrays.parameters import Parameters, random_parameters
 from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 D_SOURCE, D_TARGET, DICT_SIZE = 12, 10, 64
 SPECIAL = 0
@@ -164,3 +168,30 @@ def toy(toy_cache: Path, toy_transcoder: Path) -> Toy:
         source=rows.source.float(),
         target=rows.target.float(),
     )
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Generator[WebDriver]":
+    """A Chromium without a screen, for all tests that open pages; no name resolves in it."""
+    from selenium import webdriver
+
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    assert found, "Chromium is needed: apt-get install chromium chromium-driver"
+    driver = shutil.which("chromedriver")
+    assert driver, "chromedriver is needed: apt-get install chromium-driver"
+    options = webdriver.ChromeOptions()
+    options.binary_location = found[0]
+    # No name resolves: whatever a page might ask a network for is refused.
+    arguments = (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1000",
+    )
+    for argument in (*arguments, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield driven
+    driven.quit()

@@ -33,30 +33,6 @@ SECONDS = 20
 
 
 @pytest.fixture(scope="module")
-def browser() -> Generator[WebDriver]:
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    assert found, "Chromium is needed: apt-get install chromium chromium-driver"
-    driver = shutil.which("chromedriver")
-    assert driver, "chromedriver is needed: apt-get install chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = found[0]
-    # No name resolves: whatever a page might ask a network for is refused.
-    arguments = (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1400,1000",
-    )
-    for argument in (*arguments, "--host-resolver-rules=MAP * ~NOTFOUND"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield driven
-    driven.quit()
-
-
-@pytest.fixture(scope="module")
 def folder(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pages of the toy cache, whose tokens are as hostile as can be."""
     folder = tmp_path_factory.mktemp("pages of a run")
