@@ -96,9 +96,9 @@ def table(title, methods, folder, options, *, before=lambda: None):
             shutil.rmtree(path, ignore_errors=True)
             before()
             began, processor = time.perf_counter(), time.process_time()
-            said = method(path) or 1
+            reply = method(path) or 1
             took = (time.perf_counter() - began, time.process_time() - processor)
-            wall, cpu = said if isinstance(said, tuple) else (said * seconds for seconds in took)
+            wall, cpu = reply if isinstance(reply, tuple) else (reply * seconds for seconds in took)
             walls[name].append(wall)
             processors[name].append(cpu)
     shutil.rmtree(folder / "now", ignore_errors=True)
@@ -176,8 +176,8 @@ class Peer:
     def epoch(self, _):
         self._process.stdin.write("epoch\n")
         self._process.stdin.flush()
-        said = json.loads(self._process.stdout.readline())
-        return said["wall"], said["cpu"]
+        reply = json.loads(self._process.stdout.readline())
+        return reply["wall"], reply["cpu"]
 
     def close(self):
         self._process.communicate()
@@ -225,8 +225,8 @@ def mixing(rows, width):
         order = EpochOrder(rows=len(text), seed=1, epoch=0, **sizes)
         starts = generator.integers(0, len(text) // BATCH_ROWS, 40) * BATCH_ROWS
         found = measure_mixing(laid, (order.rows_at(start, start + BATCH_ROWS) for start in starts.tolist()))
-        figures = f"{found.distinct:>11.0f}{found.distinct_ideal:>9.0f}{found.score:>8.3f}"
-        print(f"  {wide:<8}{min(pool_rows, len(text)):>10}{figures}{found.pairs / found.pairs_ideal:>30.2f}")
+        columns = f"{found.distinct:>11.0f}{found.distinct_ideal:>9.0f}{found.score:>8.3f}"
+        print(f"  {wide:<8}{min(pool_rows, len(text)):>10}{columns}{found.pairs / found.pairs_ideal:>30.2f}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ LAYER, WIDTH = 8, 768
 TOKENIZER = Path(__file__).parents[1] / "models" / "gpt2-stdlib"
 
 
-Figures = dict[str, float]
+Timings = dict[str, float]
 """What a way cost: CPU ``seconds``, for how many ``tokens``, and more of our own."""
 
 
@@ -63,7 +63,7 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def bare(folder: Path, context: int, tokens: int, batch: int) -> Figures:
+def bare(folder: Path, context: int, tokens: int, batch: int) -> Timings:
     """The model's own blocks up to the layer, by Hugging Face, with sdpa and nothing kept."""
     model = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
     model.h = model.h[: LAYER + 1]
@@ -76,7 +76,7 @@ def bare(folder: Path, context: int, tokens: int, batch: int) -> Figures:
         return {"seconds": time.process_time() - started, "tokens": tokens}
 
 
-def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int]) -> Figures:
+def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int]) -> Timings:
     """The harvest, from text to fsynced shards."""
     # Whole contexts on either side, so that the model sees as many tokens as the bare one.
     clock, held_out = Clock(), context
@@ -99,7 +99,7 @@ def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int])
     }
 
 
-def peer(python: Path, folder: Path, context: int, tokens: int, batch: int, model_class: str) -> Figures:
+def peer(python: Path, folder: Path, context: int, tokens: int, batch: int, model_class: str) -> Timings:
     """SAELens's CacheActivationsRunner, once for the target and once for the source, in an environment of its own."""
     script, text = Path(__file__).with_name("support") / "harvest_saelens.py", folder / "text.jsonl"
     with text.open("w", encoding="utf-8") as file:
@@ -110,9 +110,9 @@ def peer(python: Path, folder: Path, context: int, tokens: int, batch: int, mode
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def ways_of(folder: Path, context: int, args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
+def ways_of(folder: Path, context: int, args: argparse.Namespace) -> dict[str, Callable[[], Timings]]:
     given = folder, context, args.tokens, max(1, 2048 // context)
-    ways: dict[str, Callable[[], Figures]] = {
+    ways: dict[str, Callable[[], Timings]] = {
         "bare": lambda: bare(*given),
         "nestcoder": lambda: ours(*given, [LAYER]),
         "nestcoder, 3 layers": lambda: ours(*given, [LAYER - 2, LAYER - 1, LAYER]),
@@ -140,11 +140,11 @@ def main() -> None:
             report(context, [{name: way() for name, way in ways.items()} for _ in range(args.rounds)])
 
 
-def report(context: int, rounds: list[dict[str, Figures]]) -> None:
-    def median(of: Callable[[dict[str, Figures]], float]) -> float:
+def report(context: int, rounds: list[dict[str, Timings]]) -> None:
+    def median(of: Callable[[dict[str, Timings]], float]) -> float:
         return statistics.median(of(round_) for round_ in rounds)
 
-    def cost(round_: dict[str, Figures], name: str) -> float:
+    def cost(round_: dict[str, Timings], name: str) -> float:
         return round_[name]["seconds"] / round_[name]["tokens"]
 
     print(f"context {context}, CPU seconds a thousand tokens, load {os.getloadavg()[0]:.1f}")

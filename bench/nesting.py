@@ -20,10 +20,10 @@ class Steps(Silent):
 
     done = 0
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         self.done += amount
         if self.done % 500 == 0:
-            print(f"step {self.done}: batch FVU {figures['batch_fvu']:.4f}", file=sys.stderr, flush=True)
+            print(f"step {self.done}: batch FVU {metrics['batch_fvu']:.4f}", file=sys.stderr, flush=True)
 
 
 def compare(cache: Path, out: Path, *, steps: int, top_k: int) -> list[tuple[int, float, float, float, float, float]]:
@@ -35,17 +35,17 @@ def compare(cache: Path, out: Path, *, steps: int, top_k: int) -> list[tuple[int
         prefixes=ends, top_k=top_k, steps=steps, batch_rows=1024, dead_after_tokens=200_000, sweep=alone
     )
     train_layer(cache=cache, out=out, settings=settings, device="cpu", fresh=False, progress=Steps(), log=LogSettings())
-    nested = last_figures(out)
+    nested = last_metrics(out)
     rows: list[tuple[int, float, float, float, float, float]] = []
     for number, end in enumerate(ends):
-        one = last_figures(out / f"alone-{end}")
+        one = last_metrics(out / f"alone-{end}")
         beside = (nested["held_out_fvu_per_prefix"][number], nested["l0_per_prefix"][number])
         rows.append((end, *beside, one["held_out_fvu"], one["l0"], one["dead"]))
     print(f"dead share of the nested one: {nested['dead']:.3f}")
     return rows
 
 
-def last_figures(run: Path) -> dict:
+def last_metrics(run: Path) -> dict:
     """The last value of everything that a run logged."""
     return {key: value for line in read_log(run / "metrics.jsonl") for key, value in line.items()}
 

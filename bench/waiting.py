@@ -40,7 +40,7 @@ class Watch(Silent):
     def advance(self, *_: int, **__: float) -> None:
         self.marks.append((time.perf_counter(), self.loader.waited_seconds))
 
-    def said(self) -> tuple[float, float]:
+    def seconds_and_share(self) -> tuple[float, float]:
         """Seconds a step, and the share of them spent waiting."""
         first, *_, last, _ = self.marks
         wall, waited = last[0] - first[0], last[1] - first[1]
@@ -76,7 +76,7 @@ def measure(cache: Path, out: Path, *, steps: int) -> tuple[float, float]:
     settings = TrainSettings(preset="gpt2", steps=steps, warmup_steps=1, held_out_rows=0, checkpoint_every=steps)
     given = {"settings": settings, "device": "cpu", "fresh": True, "log": LogSettings()}
     loop.train_layer(cache=cache, out=out, progress=watch, **given)
-    return watch.said()
+    return watch.seconds_and_share()
 
 
 def main() -> None:

@@ -98,7 +98,9 @@ class Loader:
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -123,25 +125,25 @@ class Loader:
 
     def batch(self, number: int) -> Batch:
         """Batch ``number``, or this rank's part of it, gathered now. Raises DamagedError."""
-        epoch, place = divmod(number, self.batches_per_epoch)
+        epoch, number_in_epoch = divmod(number, self.batches_per_epoch)
         order = self._order(epoch)
         last = self._end is not None and epoch + 1 >= self._end // self.batches_per_epoch
         self._pools.enter(
-            order, order.pool_at(place * self._batch_rows), following=None if last else self._order(epoch + 1)
+            order, order.pool_at(number_in_epoch * self._batch_rows), following=None if last else self._order(epoch + 1)
         )
-        index = self.rows_of(epoch, place)
+        index = self.rows_of(epoch, number_in_epoch)
         tokens = self._rows.tokens[index]
         if self._mask_special:
             ordinary = self._rows.is_ordinary(tokens)
             index = index[ordinary]
             tokens = tokens[ordinary]
         sides = self._rows.sides(index, view=self._view, buffers=self._buffers)
-        source, target = (side.pin_memory() if self._pinned and side.device.type == "cpu" else side for side in sides)
+        source, target = (rows.pin_memory() if self._pinned and rows.device.type == "cpu" else rows for rows in sides)
         return Batch(source, target, tokens, self._rows.document[index], number, epoch)
 
-    def rows_of(self, epoch: int, place: int) -> Int64[np.ndarray, " batch"]:
-        """Row numbers of this rank's part of the epoch's batch ``place``, before masking. Nothing is read for it."""
-        start = place * self._batch_rows
+    def rows_of(self, epoch: int, number_in_epoch: int) -> Int64[np.ndarray, " batch"]:
+        """Row numbers of this rank's part of the epoch's batch, before masking. Nothing is read for it."""
+        start = number_in_epoch * self._batch_rows
         count = min(self._batch_rows, len(self._rows) - start)
         first, last = (start + count * (self._rank + step) // self._world for step in (0, 1))
         return self._order(epoch).rows_at(first, last)

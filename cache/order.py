@@ -5,7 +5,7 @@ walked until it falls below n. With it
 
     slot in segment = permute(stream index)                     once, when a segment is written
     chunk           = rounds over all segments, one chunk of each a round
-    row             = permute(place in pool), a pool being some consecutive chunks of that order
+    row             = permute(position in pool), a pool being some consecutive chunks of that order
 
 An epoch visits every row once. Chunks of a pool lie in as many segments as there are, so a batch is drawn from the
 whole cache although only a pool of it is near; within a chunk the disk is read in one run.
@@ -78,8 +78,8 @@ def _rounds(key: int, half: int) -> Int64[np.ndarray, "rounds half"]:
 class EpochOrder:
     """The order of one epoch over ``rows`` rows that lie in chunks, and chunks in segments.
 
-    ``pool_rows`` is how many rows are near at a time, at most but for the last, short chunk. State: none. Any place in
-    O(1).
+    ``pool_rows`` is how many rows are near at a time, at most but for the last, short chunk. There is no state: any
+    position takes the same time.
     """
 
     rows: int
@@ -99,18 +99,18 @@ class EpochOrder:
         return max(1, -(-self.chunks // max(1, self.pool_rows // self.chunk_rows)))
 
     def pool_start(self, pool: int) -> int:
-        """The place in the epoch of the first row of ``pool``; for ``pools`` the number of rows."""
+        """The position in the epoch of the first row of ``pool``; for ``pools`` the number of rows."""
         return self.rows if pool >= self.pools else pool * self.chunks // self.pools * self.chunk_rows
 
-    def pool_at(self, place: int) -> int:
-        """The pool that serves ``place``."""
-        pool = min(self.pools - 1, place // self.chunk_rows * self.pools // max(1, self.chunks))
-        while self.pool_start(pool + 1) <= place:
+    def pool_at(self, position: int) -> int:
+        """The pool that serves ``position``."""
+        pool = min(self.pools - 1, position // self.chunk_rows * self.pools // max(1, self.chunks))
+        while self.pool_start(pool + 1) <= position:
             pool += 1
         return pool
 
     def rows_at(self, start: int, stop: int) -> Indices:
-        """Row numbers served at places ``start`` to ``stop`` of the epoch."""
+        """Row numbers served at positions ``start`` to ``stop`` of the epoch."""
         stop, pieces = min(stop, self.rows), [np.empty(0, np.int64)]
         while start < stop:
             pool = self.pool_at(start)
@@ -121,9 +121,9 @@ class EpochOrder:
 
     def _rows_of_pool(self, pool: int, start: int, stop: int) -> Indices:
         first, end = self.pool_start(pool), self.pool_start(pool + 1)
-        places = np.arange(start - first, stop - first, dtype=np.int64)
-        places = permute(places, end - first, key=derive_key(self.seed, self.epoch, 1, pool))
-        chunk, inside = np.divmod(places, self.chunk_rows)
+        positions = np.arange(start - first, stop - first, dtype=np.int64)
+        positions = permute(positions, end - first, key=derive_key(self.seed, self.epoch, 1, pool))
+        chunk, inside = np.divmod(positions, self.chunk_rows)
         return _pool_chunks(self, pool)[chunk] * self.chunk_rows + inside
 
     def chunks_of_pool(self, pool: int) -> Indices:
@@ -134,26 +134,26 @@ class EpochOrder:
         chunks[whole] = self.chunk_at(chunks[whole])
         return chunks
 
-    def chunk_at(self, place: Indices) -> Indices:
-        """The chunk at a place of the epoch's order of whole chunks.
+    def chunk_at(self, position: Indices) -> Indices:
+        """The chunk at a position of the epoch's order of whole chunks.
 
         Rounds go over the full segments, a chunk of each; the chunks of a shorter last segment are spread evenly.
         """
         per_segment = self.segment_rows // self.chunk_rows
         full, short = divmod(self.chunks, per_segment)
-        dealt = place * short // max(1, self.chunks)
-        is_short = (place + 1) * short // max(1, self.chunks) > dealt
-        chunk = np.empty_like(place)
+        dealt = position * short // max(1, self.chunks)
+        is_short = (position + 1) * short // max(1, self.chunks) > dealt
+        chunk = np.empty_like(position)
         last = permute(dealt[is_short], short, key=derive_key(self.seed, self.epoch, 2)) if short else dealt[is_short]
         chunk[is_short] = full * per_segment + last
-        chunk[~is_short] = self._full_chunk((place - dealt)[~is_short], full, per_segment)
+        chunk[~is_short] = self._full_chunk((position - dealt)[~is_short], full, per_segment)
         return chunk
 
-    def _full_chunk(self, place: Indices, full: int, per_segment: int) -> Indices:
-        if not place.size:
-            return place
-        turn, seat = np.divmod(place, full)
-        segment = np.empty_like(place)
+    def _full_chunk(self, position: Indices, full: int, per_segment: int) -> Indices:
+        if not position.size:
+            return position
+        turn, seat = np.divmod(position, full)
+        segment = np.empty_like(position)
         for number in np.unique(turn):
             here = turn == number
             segment[here] = permute(seat[here], full, key=derive_key(self.seed, self.epoch, 3, int(number)))

@@ -38,19 +38,19 @@ LOWER_IS_BETTER = ("fvu", "fvu_without_largest_rows", "fvu_whitened", "fvu_mean_
 
 @dataclass(frozen=True)
 class Comparison:
-    """``document`` is comparison.json; ``theirs`` is google_metrics.json (or other_metrics.json)."""
+    """``document`` is comparison.json; ``reference`` is google_metrics.json (or other_metrics.json)."""
 
     document: dict[str, Any]
-    theirs: dict[str, Any]
+    reference: dict[str, Any]
 
 
 def compare(
     ours: Measurement, reference: Reference, *, replay: Replay, inputs: MetricInputs, force: bool
 ) -> Comparison:
     """Measure ``reference`` on the rows of ``ours``. Raises MismatchError when it is not fed what it was trained on."""
-    theirs = measure(replay, _for_reference(inputs, reference.dictionary.on(replay.device)))
-    l0 = float(theirs.metrics["l0"])
-    convention = reference.convention(l0, force=force) + _doubt(float(theirs.metrics["fvu"]))
+    measured = measure(replay, _for_reference(inputs, reference.dictionary.on(replay.device)))
+    l0 = float(measured.metrics["l0"])
+    convention = reference.convention(l0, force=force) + _doubt(float(measured.metrics["fvu"]))
     matched = None
     reason = _no_match(ours.dictionary, l0)
     if reason is None:
@@ -58,8 +58,8 @@ def compare(
         matched = measure(replay, _for_reference(inputs, at_their_l0))
     fields = reference_fields(reference) | {"convention": convention}
     return Comparison(
-        document=_document(ours, theirs, matched=matched, reason=reason, fields=fields, inputs=inputs),
-        theirs={"version": VERSION, "dictionary": fields, **theirs.metrics},
+        document=_document(ours, measured, matched=matched, reason=reason, fields=fields, inputs=inputs),
+        reference={"version": VERSION, "dictionary": fields, **measured.metrics},
     )
 
 
@@ -73,9 +73,9 @@ def early_l0(replay: Replay, dictionary: Transcoder) -> float:
     return firing / max(1, sum(len(batch.row) for batch in counted))
 
 
-def difference(ours: Float[np.ndarray, " replicates"], theirs: Float[np.ndarray, " replicates"]) -> dict[str, Any]:
-    """Ours minus theirs: the estimate, which comes first in both, and the central 95 % of the paired replicates."""
-    gap = ours - theirs
+def difference(ours: Float[np.ndarray, " replicates"], reference: Float[np.ndarray, " replicates"]) -> dict[str, Any]:
+    """Ours minus the reference: the estimate (first in both) and the central 95 % of the paired replicates."""
+    gap = ours - reference
     interval = intervals(gap[1:, None])
     value = float(gap[0])
     return {"value": value if np.isfinite(value) else None, "interval": interval[0] if interval else None}
@@ -119,14 +119,14 @@ def _no_match(ours: Transcoder, l0: float) -> str | None:
 
 def _document(
     ours: Measurement,
-    theirs: Measurement,
+    reference: Measurement,
     *,
     matched: Measurement | None,
     reason: str | None,
     fields: dict[str, Any],
     inputs: MetricInputs,
 ) -> dict[str, Any]:
-    trained = {"ours": ours.dictionary.tokens_trained, "theirs": theirs.dictionary.tokens_trained}
+    trained = {"ours": ours.dictionary.tokens_trained, "theirs": reference.dictionary.tokens_trained}
     return {
         "version": VERSION,
         "compared_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -142,25 +142,26 @@ def _document(
         "ours": {
             "name": ours.dictionary.name,
             "top_k": ours.dictionary.rule.row_limit,
-            "per_prefix": _rows(ours, theirs),
+            "per_prefix": _rows(ours, reference),
         },
         "ours_at_their_l0": {
             "top_k": matched.dictionary.rule.row_limit if matched else None,
             "reason": reason,
-            "per_prefix": _rows(matched, theirs) if matched else None,
+            "per_prefix": _rows(matched, reference) if matched else None,
         },
-        "theirs": fields | _prefix_fields(theirs, -1),
-        "not_compared": _missing(trained, ours, theirs),
+        "theirs": fields | _prefix_fields(reference, -1),
+        "not_compared": _missing(trained, ours, reference),
     }
 
 
-def _rows(measurement: Measurement, theirs: Measurement) -> list[dict[str, Any]]:
+def _rows(measurement: Measurement, reference: Measurement) -> list[dict[str, Any]]:
     """A line for each prefix: its numbers, the differences to their whole dictionary, and what each form concludes."""
     rows: list[dict[str, Any]] = []
-    shared = [name for name in measurement.replicates if name in theirs.replicates]
+    shared = [name for name in measurement.replicates if name in reference.replicates]
     for index in range(len(measurement.dictionary.prefixes)):
         differences = {
-            name: difference(measurement.replicates[name][:, index], theirs.replicates[name][:, -1]) for name in shared
+            name: difference(measurement.replicates[name][:, index], reference.replicates[name][:, -1])
+            for name in shared
         }
         rows.append(_prefix_fields(measurement, index) | {"difference": differences} | verdicts(differences))
     return rows
@@ -189,10 +190,10 @@ def _prefix_fields(measurement: Measurement, index: int) -> dict[str, Any]:
     }
 
 
-def _missing(trained: Mapping[str, int | None], ours: Measurement, theirs: Measurement) -> dict[str, str]:
+def _missing(trained: Mapping[str, int | None], ours: Measurement, reference: Measurement) -> dict[str, str]:
     """Everything that is null of either, and why."""
     missing: dict[str, str] = {}
-    for owner, measurement in (("ours", ours), ("theirs", theirs)):
+    for owner, measurement in (("ours", ours), ("theirs", reference)):
         absorption = measurement.metrics["absorption_first_letter"]
         if absorption["score"] is None:
             missing[f"{owner}: absorption_first_letter"] = str(absorption["reason"])

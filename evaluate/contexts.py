@@ -33,24 +33,24 @@ def held_out_contexts(reader: CacheReader, *, tokens: int, batch_tokens: int, de
     per_document = reader.identity.get("attention") == "document"
     batches: list[Contexts] = []
     for length, same in groupby(pairwise(bounds), key=lambda bound: bound[1] - bound[0]):
-        for some in _batched(same, max(1, batch_tokens // length)):
-            rows = np.concatenate([np.arange(*bound) for bound in some]).reshape(len(some), length)
-            places = _positions(view.document[rows], per_document=per_document)
-            arrays = (np.array(array, np.int64) for array in (view.tokens[rows], view.document[rows], places))
+        for bounds in _batched(same, max(1, batch_tokens // length)):
+            rows = np.concatenate([np.arange(*bound) for bound in bounds]).reshape(len(bounds), length)
+            positions = _positions(view.document[rows], per_document=per_document)
+            arrays = (np.array(array, np.int64) for array in (view.tokens[rows], view.document[rows], positions))
             batches.append(Contexts(*(torch.from_numpy(array).to(device) for array in arrays)))
     return batches
 
 
 def _batched(bounds: Iterable[tuple[int, int]], count: int) -> Iterator[list[tuple[int, int]]]:
     remaining = iter(bounds)
-    while some := list(islice(remaining, count)):
-        yield some
+    while batch := list(islice(remaining, count)):
+        yield batch
 
 
 def _positions(document: Int[np.ndarray, "batch pos"], *, per_document: bool) -> Int[np.ndarray, "batch pos"]:
-    """The place in the context; where attention stays inside a document, the place behind its beginning."""
-    places = np.broadcast_to(np.arange(document.shape[1]), document.shape)
+    """The position in the context; where attention stays inside a document, the position after its beginning."""
+    positions = np.broadcast_to(np.arange(document.shape[1]), document.shape)
     if not per_document:
-        return places
+        return positions
     begins = np.diff(document, axis=1, prepend=-1) != 0
-    return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    return positions - np.maximum.accumulate(np.where(begins, positions, 0), axis=1)

@@ -112,14 +112,14 @@ def _measure(splicer: Splicer, contexts: Contexts, replacements: list[Replacemen
         losses.append(-replaced.gather(1, following)[:, 0])
         divergences.append((probability * (clean - replaced)).sum(dim=1))
 
-    documents, place = numbered(contexts.document[:, :-1][counted])
+    documents, document_index = numbered(contexts.document[:, :-1][counted])
     values = {
         "predictions": torch.ones(len(following), device=clean.device),
         "clean": -clean.gather(1, following)[:, 0],
         "replaced": torch.stack(losses, dim=1),
         "kl": torch.stack(divergences, dim=1),
     }
-    return sums.of_batch(documents, sums_by_document(values, place, documents=len(documents)))
+    return sums.of_batch(documents, sums_by_document(values, document_index, documents=len(documents)))
 
 
 def _fields(sums: State, prefixes: tuple[int, ...]) -> tuple[dict[str, Any], Replicates]:

@@ -16,9 +16,9 @@ def bench(name: str, *options: str) -> str:
 
 def test_the_cache_beside_what_it_replaces(tmp_path: Path) -> None:
     sizes = {"rows": 9000, "width": 32, "repeats": 1, "mixing-rows": 100_000}
-    said = bench("cache", "--folder", str(tmp_path), *(f"--{name}={value}" for name, value in sizes.items()))
+    output = bench("cache", "--folder", str(tmp_path), *(f"--{name}={value}" for name, value in sizes.items()))
     for method in ("plain files, fsynced", "this cache, prefetched", "zarr's own API", "this cache, shuffled"):
-        assert method in said
+        assert method in output
     assert list(tmp_path.iterdir()) == []
 
 

@@ -81,7 +81,7 @@ def plan_train(
         dict_size=first.dict_size,
         prefixes=first.prefixes,
         top_k=first.top_k,
-        parameters=sum(_weights(one, units) for one in resolved.values()),
+        parameters=sum(_weights(member, units) for member in resolved.values()),
         steps=first.steps,
         batch_rows=first.batch_rows,
         epochs=first.steps * first.batch_rows / len(reader.split("train")),
@@ -91,7 +91,7 @@ def plan_train(
         free_memory_bytes=free_memory(device),
         disk_bytes=space,
         free_disk_bytes=disk.free_bytes(out),
-        seconds=sum(one.steps * _seconds_a_step(one, units, device=device) for one in resolved.values()),
+        seconds=sum(member.steps * _seconds_a_step(member, units, device=device) for member in resolved.values()),
     )
 
 
@@ -110,9 +110,9 @@ def resolved_members(
 
 def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
     """Bytes of memory, and of disk beside what is there, that a run takes. Raises CapacityError if there are fewer."""
-    memory = sum(memory_bytes(one, units, device=device) for one in resolved.values())
+    memory = sum(memory_bytes(member, units, device=device) for member in resolved.values())
     there = sum(path.stat().st_size for name in resolved for path in (out / name / "checkpoints").glob("*"))
-    space = max(0, sum(disk_bytes(one, units) for one in resolved.values()) - there)
+    space = max(0, sum(disk_bytes(member, units) for member in resolved.values()) - there)
     for what, needed, free, remedy in (
         (
             "memory",

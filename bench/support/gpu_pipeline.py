@@ -235,7 +235,7 @@ def training_loop(bench: Bench, name: str, settings: dict[str, Any]) -> dict[str
     loop.train_layer(cache=bench.cache, out=bench.folder / f"loop-{name}", progress=watch, **given)
     # From the middle on: the first steps compile kernels, and the first epoch reads cold pages.
     watch.marks = watch.marks[steps // 2 :]
-    seconds, share = watch.said()
+    seconds, share = watch.seconds_and_share()
     peak = {"peak_mb": round(torch.cuda.max_memory_allocated() / 1e6)} if bench.device.startswith("cuda") else {}
     return {"value": round(seconds * 1e3, 2), "unit": "ms a step", "waited_for_data": f"{share:.2%}", **peak}
 

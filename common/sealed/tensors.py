@@ -34,13 +34,14 @@ class FileSeal:
     size: int
     hash: str
 
-    def said(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return {"bytes": self.size, "xxh3_128": self.hash}
 
     @staticmethod
-    def parse(said: Any, *, where: object) -> "FileSeal":
-        """From what ``said`` gave. Raises DamagedError for anything else."""
-        match said:
+    def parse(value: Any, *, where: object) -> "FileSeal":
+        """From what ``as_dict`` gave. Raises DamagedError for anything else."""
+        match value:
             case {"bytes": int(size), "xxh3_128": str(digest)}:
                 return FileSeal(size, digest)
             case _:

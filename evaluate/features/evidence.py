@@ -96,8 +96,8 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
         "format_version": FORMAT_VERSION,
         **evidence.head,
         "files": {
-            ARRAYS_FILE: seal.said(),
-            TOKENS_FILE: FileSeal(len(words), hash_bytes(words)).said(),
+            ARRAYS_FILE: seal.as_dict(),
+            TOKENS_FILE: FileSeal(len(words), hash_bytes(words)).as_dict(),
         },
     }
     disk.write_file(folder / HEAD_FILE, (json.dumps(head, indent=1) + "\n").encode())

@@ -86,9 +86,9 @@ class Baselines(Metric):
         """The sums of the folds that the batch has documents of."""
         if not self.counted:
             return {}
-        documents, place = numbered(batch.document)
+        documents, document_index = numbered(batch.document)
         fold_of_document = torch.from_numpy((mixed(documents) % np.uint64(_FOLDS)).astype(np.int64))
-        fold = fold_of_document.to(place.device)[place]
+        fold = fold_of_document.to(document_index.device)[document_index]
         state: State = {}
         for number in fold_of_document.unique().tolist():
             rows = (fold == number).nonzero()[:, 0]
@@ -203,17 +203,17 @@ def _affine_fvu(folds: list[State], variance: float) -> tuple[float | None, floa
     smallest = min(round(float(fit["n"])) for fit in fits)
     if smallest <= d_source:
         return None, None, f"{smallest} rows cannot fit a map of {d_source} inputs"
-    errors = {ridge: sum(map(_held_fold_error, fits, folds, [ridge] * _FOLDS)) for ridge in _RIDGES}
+    errors = {ridge: sum(map(_fold_error, fits, folds, [ridge] * _FOLDS)) for ridge in _RIDGES}
     best = min(errors, key=lambda ridge: errors[ridge])
     return errors[best] / variance, best, None
 
 
 def _in_sample_fvu(sums: State, variance: float) -> float:
     """What ordinary least squares on all rows leaves of their own variance."""
-    return _held_fold_error(sums, sums, min(_RIDGES)) / variance
+    return _fold_error(sums, sums, min(_RIDGES)) / variance
 
 
-def _held_fold_error(fit: State, held: State, ridge: float) -> float:
+def _fold_error(fit: State, left_out: State, ridge: float) -> float:
     """The squared error on one fold of the map that the sums of the others give."""
     mean_x, mean_y = fit["x"] / fit["n"], fit["y"] / fit["n"]
     xx = fit["xx"] - torch.outer(fit["x"], mean_x)
@@ -222,6 +222,8 @@ def _held_fold_error(fit: State, held: State, ridge: float) -> float:
     strength = ridge * spread.clamp(min=_LEAST_SPREAD * float(spread.mean()) + torch.finfo(torch.float64).tiny)
     weight = torch.linalg.solve(xx + strength.diag(), xy)
     bias = mean_y - mean_x @ weight
-    explained = 2 * (bias @ held["y"] + (weight * held["xy"]).sum())
-    power = held["n"] * bias @ bias + 2 * bias @ (held["x"] @ weight) + (weight * (held["xx"] @ weight)).sum()
-    return float(held["yy"] - explained + power)
+    explained = 2 * (bias @ left_out["y"] + (weight * left_out["xy"]).sum())
+    power = (
+        left_out["n"] * bias @ bias + 2 * bias @ (left_out["x"] @ weight) + (weight * (left_out["xx"] @ weight)).sum()
+    )
+    return float(left_out["yy"] - explained + power)

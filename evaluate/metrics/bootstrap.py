@@ -101,15 +101,18 @@ class DocumentSums:
 
 def sums_by_document(
     values: Mapping[str, Float[Tensor, "rows ..."] | Int[Tensor, "rows ..."]],
-    place: Int[Tensor, " rows"],
+    document_index: Int[Tensor, " rows"],
     *,
     documents: int,
 ) -> State:
-    """Values of rows, numbers or vectors, summed within each document in float64. ``place`` is each row's document."""
-    if place.is_cuda:
+    """Values of rows, numbers or vectors, summed within each document in float64.
+
+    ``document_index`` is the number of each row's document among those of the batch.
+    """
+    if document_index.is_cuda:
         # There index_add_ adds in whatever order its threads run, and a rerun would differ in the last digit.
-        order = place.sort(stable=True).indices
-        lengths = place.bincount(minlength=documents)
+        order = document_index.sort(stable=True).indices
+        lengths = document_index.bincount(minlength=documents)
         return {
             name: torch.segment_reduce(array.double()[order], "sum", lengths=lengths, axis=0)
             for name, array in values.items()
@@ -117,7 +120,7 @@ def sums_by_document(
     sums: State = {}
     for name, array in values.items():
         sums[name] = torch.zeros(documents, *array.shape[1:], dtype=torch.float64)
-        sums[name].index_add_(0, place, array.double())
+        sums[name].index_add_(0, document_index, array.double())
     return sums
 
 

@@ -34,12 +34,12 @@ class ErrorSums:
 def error_sums(
     reconstructed: Float[Tensor, "rows prefixes d_target"],
     target: Float[Tensor, "rows d_target"],
-    place: Int[Tensor, " rows"],
+    document_index: Int[Tensor, " rows"],
     *,
     documents: int,
     centre: Float[Tensor, " d_target"],
 ) -> ErrorSums:
-    """``place`` is each row's document in the batch, 0 to ``documents`` - 1; ``centre`` is c."""
+    """``document_index`` is each row's document in the batch, 0 to ``documents`` - 1; ``centre`` is c."""
     centre = centre.double()
     width, prefixes = target.shape[1], reconstructed.shape[1]
     away = torch.zeros(documents, width, dtype=torch.float64, device=target.device)
@@ -49,7 +49,7 @@ def error_sums(
     errors: list[Tensor] = []
     cosines: list[Tensor] = []
 
-    for document, rows in _runs(place, width=prefixes * width):
+    for document, rows in _runs(document_index, width=prefixes * width):
         y, predicted = target[rows], reconstructed[rows]
 
         centred = y.double() - centre
@@ -88,11 +88,11 @@ def _cosines(
     return along / lengths.clamp_min_(torch.finfo(torch.float32).tiny)
 
 
-def _runs(place: Int[Tensor, " rows"], *, width: int) -> Iterator[tuple[int, slice]]:
+def _runs(document_index: Int[Tensor, " rows"], *, width: int) -> Iterator[tuple[int, slice]]:
     """Neighbouring rows of one document, in order: the document's number and the rows."""
-    numbers = place.cpu().numpy()
+    numbers = document_index.cpu().numpy()
     changes = np.flatnonzero(np.diff(numbers)) + 1
-    longest = max(1, len(numbers)) if place.is_cuda else max(_LEAST_RUN_ROWS, _RUN_VALUES // width)
+    longest = max(1, len(numbers)) if document_index.is_cuda else max(_LEAST_RUN_ROWS, _RUN_VALUES // width)
     for start, end in zip([0, *changes.tolist()], [*changes.tolist(), len(numbers)], strict=True):
         for first in range(start, end, longest):
             yield int(numbers[start]), slice(first, min(first + longest, end))

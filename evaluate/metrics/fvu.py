@@ -107,8 +107,10 @@ class Fvu(Metric):
 
     def measure(self, batch: Replayed) -> State:
         """The batch's sums, document by document, and its largest rows."""
-        documents, place = numbered(batch.document)
-        found = error_sums(batch.reconstructed, batch.target, place, documents=len(documents), centre=self.centre)
+        documents, document_index = numbered(batch.document)
+        found = error_sums(
+            batch.reconstructed, batch.target, document_index, documents=len(documents), centre=self.centre
+        )
         relative = found.errors / found.squares[:, None]
         counts = (found.squares > 0)[:, None]
         values = {
@@ -117,11 +119,11 @@ class Fvu(Metric):
             "cosines": found.cosines,
             "token_errors": torch.where(counts, relative, 0.0),
         }
-        sums = sums_by_document(values, place, documents=len(documents)) | {
+        sums = sums_by_document(values, document_index, documents=len(documents)) | {
             "away": found.away,
             "variance": found.variance,
             "errors_by_dimension": found.errors_by_dimension,
-            "token_histogram": _histograms(relative, counts, place, documents=len(documents)),
+            "token_histogram": _histograms(relative, counts, document_index, documents=len(documents)),
         }
         largest = self._largest.of_batch(
             found.squares, batch.row, target=batch.target, errors=found.errors, document=batch.document
@@ -236,7 +238,7 @@ def _form_fields(values: Replicates) -> dict[str, Any]:
 def _histograms(
     relative: Float[Tensor, "rows prefixes"],
     counts: Bool[Tensor, "rows 1"],
-    place: Int[Tensor, " rows"],
+    document_index: Int[Tensor, " rows"],
     *,
     documents: int,
 ) -> Int[Tensor, "documents prefixes bins"]:
@@ -244,8 +246,8 @@ def _histograms(
     prefixes = relative.shape[1]
     number = ((relative.log10() - _LOWEST) * _BINS_A_DECADE).floor() + 1
     number = number.nan_to_num(nan=0.0).clamp_(0, _BINS - 1).long()
-    column = torch.arange(prefixes, device=place.device)
-    flat = (place[:, None] * prefixes + column) * _BINS + number
+    column = torch.arange(prefixes, device=document_index.device)
+    flat = (document_index[:, None] * prefixes + column) * _BINS + number
     kept = flat[counts.expand_as(flat)]
     return kept.bincount(minlength=documents * prefixes * _BINS).view(documents, prefixes, _BINS)
 

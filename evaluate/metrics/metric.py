@@ -114,6 +114,6 @@ def mixed(numbers: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]
 
 
 def numbered(document: Int[Tensor, " rows"]) -> tuple[UInt64[np.ndarray, " documents"], Int[Tensor, " rows"]]:
-    """The distinct documents of a batch, and for every row the place of its own among them."""
-    documents, place = torch.unique(document, return_inverse=True)
-    return documents.cpu().numpy().astype(np.uint64), place
+    """The distinct documents of a batch, and for every row the index of its own among them."""
+    documents, document_index = torch.unique(document, return_inverse=True)
+    return documents.cpu().numpy().astype(np.uint64), document_index

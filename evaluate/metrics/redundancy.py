@@ -44,11 +44,11 @@ def redundancy(W_dec: Float[Tensor, "dict_size d_target"], prefixes: tuple[int, 
     highest, pairs = _largest_cosines(normalize(W_dec.float(), dim=1), prefixes, block=block)
     per_prefix = [
         {
-            "mean_max_cosine": float(highest[:end, place].mean()) if end > 1 else None,
-            "twin_share": float((highest[:end, place] > TWIN_ABOVE).double().mean()),
-            "pair_share": int(pairs[place]) / max(1, end * (end - 1) // 2),
+            "mean_max_cosine": float(highest[:end, index].mean()) if end > 1 else None,
+            "twin_share": float((highest[:end, index] > TWIN_ABOVE).double().mean()),
+            "pair_share": int(pairs[index]) / max(1, end * (end - 1) // 2),
         }
-        for place, end in enumerate(prefixes)
+        for index, end in enumerate(prefixes)
     ]
     return per_prefix[-1] | {"per_prefix": per_prefix}
 

@@ -63,9 +63,9 @@ class Sparsity(Metric):
         tokens = torch.stack([column.bincount(minlength=dict_size + 1) for column in batch.l0.unbind(1)])
         firings = batch.selection.features[fires].bincount(minlength=dict_size)
 
-        documents, place = numbered(batch.document)
-        values = {"rows": torch.ones_like(place), "l0": batch.l0}
-        sums = sums_by_document(values, place, documents=len(documents))
+        documents, document_index = numbered(batch.document)
+        values = {"rows": torch.ones_like(document_index), "l0": batch.l0}
+        sums = sums_by_document(values, document_index, documents=len(documents))
         return {"tokens": tokens, "firings": firings} | self._sums.of_batch(documents, sums)
 
     def combine(self, total: State, addition: State) -> State:

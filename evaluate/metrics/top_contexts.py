@@ -47,13 +47,13 @@ class TopContexts(Metric):
             return self.start()
         strongest = _strongest_by_document(values, features, batch.document[rows])
         order = strongest[_by_feature_and_value(features[strongest], values[strongest])]
-        place = _place_within(features[order])
-        few = place < self.contexts
+        number = _number_within(features[order])
+        few = number < self.contexts
         kept = order[few]
-        place = place[few]
+        number = number[few]
         state = self.start()
         for name, column in (("value", values), ("document", batch.document[rows]), ("row", batch.row[rows])):
-            state[name].index_put_((features[kept], place), column[kept].to(state[name].dtype))
+            state[name].index_put_((features[kept], number), column[kept].to(state[name].dtype))
         return state
 
     def combine(self, total: State, addition: State) -> State:
@@ -86,8 +86,8 @@ def _strongest_by_document(
     values: Float[Tensor, " entries"], features: Int[Tensor, " entries"], document: Int[Tensor, " entries"]
 ) -> Int[Tensor, " strongest"]:
     """The entry of largest value, the first of equals, of every (feature, document), by feature."""
-    known, place = torch.unique(document, return_inverse=True)
-    key, order = (features * len(known) + place).sort(stable=True)
+    known, document_index = torch.unique(document, return_inverse=True)
+    key, order = (features * len(known) + document_index).sort(stable=True)
     _, pair, lengths = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
     largest = torch.segment_reduce(values[order], "max", lengths=lengths)
     reaching = (values[order] == largest[pair]).nonzero()[:, 0]
@@ -103,8 +103,8 @@ def _by_feature_and_value(
     return (features << 32 | _LARGEST_INT - values.view(torch.int32).long()).sort(stable=True).indices
 
 
-def _place_within(features: Int[Tensor, " entries"]) -> Int[Tensor, " entries"]:
-    """The place of each entry among those of its feature, for features in order."""
+def _number_within(features: Int[Tensor, " entries"]) -> Int[Tensor, " entries"]:
+    """The number of each entry among those of its feature, for features in order."""
     number = torch.arange(len(features), device=features.device)
     starts = torch.ones(len(features), dtype=torch.bool, device=features.device)
     starts[1:] = features[1:] != features[:-1]

@@ -28,11 +28,11 @@ _DECIDES = "The rise of the model's own loss decides: delta CE where it was meas
 def as_text(document: Document) -> str:
     """What the summary says of a comparison: the numbers of both, ours minus theirs, and where the forms disagree."""
     rows = document["rows"]
-    theirs = document["theirs"]
+    reference = document["theirs"]
     lines = [
-        f"Compared with {theirs['name']} ({theirs['origin']})",
+        f"Compared with {reference['name']} ({reference['origin']})",
         f"on the same {rows['tokens_used']:,} held-out tokens, target {rows['target']}; special tokens are left out.",
-        f"{theirs['convention']}.",
+        f"{reference['convention']}.",
         "",
         f"{'':<22}{'features':>9}{'L0':>8}{'FVU':>8}{'whitened':>10}{'tok. med.':>10}{'delta CE':>10}{'cosine':>8}"
         f"{'dead':>8}{'dense':>8}{'twins':>8}{'absorbed':>10}",
@@ -131,7 +131,7 @@ def comparison_files(comparison: Comparison, report: Mapping[str, bytes], *, lab
     return {
         "comparison.json": as_json(comparison.document),
         "ours_metrics.json": report[METRICS_FILE],
-        f"{label}_metrics.json": as_json(comparison.theirs),
+        f"{label}_metrics.json": as_json(comparison.reference),
         "summary.txt": report["summary.txt"] + b"\n" + as_text(comparison.document).encode(),
         **as_files("fvu_against_l0", fvu_against_l0(comparison.document)),
     }
@@ -141,12 +141,12 @@ def fvu_against_l0(document: Document) -> Figure:
     """Ours as a line over its prefixes, again at their L0 where it was measured there, theirs as a point."""
     ours = document["ours"]
     matched = document["ours_at_their_l0"]
-    theirs = document["theirs"]
+    reference = document["theirs"]
     figure, axes = new_figure(f"the same {document['rows']['tokens_used']:,} held-out tokens")
     series = [(ours["name"], ours["per_prefix"], "o-")]
     if matched["per_prefix"]:
         series.append((f"{ours['name']} at k = {matched['top_k']}", matched["per_prefix"], "o--"))
-    series.append((theirs["name"], [theirs], "s"))
+    series.append((reference["name"], [reference], "s"))
     for name, points, style in series:
         l0 = [point["l0"] for point in points]
         fvu = [point["fvu"] for point in points]

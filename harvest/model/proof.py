@@ -115,11 +115,13 @@ def _alone(model: LanguageModel, tokens: Int[Tensor, "batch pos"], layers: Seque
     """Each layer's mlp_in of the contexts' second halves, behind the first as another document and by themselves."""
     half = tokens.shape[1] // 2
     length = tokens.shape[1]
-    places = torch.cat([torch.arange(half), torch.arange(length - half)]).to(tokens.device).expand(len(tokens), -1)
+    positions_of_both = (
+        torch.cat([torch.arange(half), torch.arange(length - half)]).to(tokens.device).expand(len(tokens), -1)
+    )
     keys: list[Key] = [(layer, "mlp_in") for layer in layers]
-    behind = run_modules(model, tokens, keys=keys, positions=places)
+    packed = run_modules(model, tokens, keys=keys, positions=positions_of_both)
     alone = run_modules(model, tokens[:, half:], keys=keys)
-    return {key[0]: {ALONE: (behind[key][:, half:].flatten(0, 1), alone[key].flatten(0, 1))} for key in keys}
+    return {key[0]: {ALONE: (packed[key][:, half:].flatten(0, 1), alone[key].flatten(0, 1))} for key in keys}
 
 
 def _prove_layer(
@@ -132,7 +134,7 @@ def _prove_layer(
         target = fast[layer, "mlp_out"]
         relations["recomputed = mlp_out"] = (mlp.target(source.flatten(0, 1)).view_as(target), target)
     bridge = {f"{site} = bridge": (fast[at, site], plain[at, site]) for at, site in fast if at == layer}
-    pairs = {name: (_at(a, rows), _at(b, rows)) for name, (a, b) in {**relations, **bridge}.items()} | alone
+    pairs = {name: (_rows_at(a, rows), _rows_at(b, rows)) for name, (a, b) in {**relations, **bridge}.items()} | alone
     tolerances = dict.fromkeys(relations, RELATION_TOLERANCE[model.dtype])
     tolerances |= dict.fromkeys([*bridge, *alone], BRIDGE_TOLERANCE[model.dtype])
     parts = (model.family.norm, model.family.mlp, model.family.post_norm, model.family.attention_out.path)
@@ -180,7 +182,7 @@ def equations(model: LanguageModel, layer: int, captured: Captured) -> Pairs:
     }
 
 
-def _at(tensor: Float[Tensor, "batch pos d"], rows: Bool[Tensor, "batch pos"]) -> Float[Tensor, "rows d"]:
+def _rows_at(tensor: Float[Tensor, "batch pos d"], rows: Bool[Tensor, "batch pos"]) -> Float[Tensor, "rows d"]:
     return tensor[rows.to(tensor.device)]
 
 

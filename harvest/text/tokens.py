@@ -1,6 +1,6 @@
 """Text into batches of contexts for the model, in an order that depends on the text and the settings alone.
 
-Training and held-out documents fill contexts of their own, so a batch belongs to one side of the split. Every batch
+Training and held-out documents fill contexts of their own, so a batch belongs to one split. Every batch
 carries the cursor at which it begins: the state of the documents before the oldest document that is still needed, what
 was pending there, and how much had been handed out. A stream that begins at a cursor yields exactly that batch and
 those that followed, cut the same way, so that the model's sums come out the same to the last bit.
@@ -114,20 +114,20 @@ class ContextStream:
 
     def __iter__(self) -> Iterator[ContextBatch]:
         start = self._snapshots[0]
-        at = start.state
+        state = start.state
         document = start.document
         epoch = start.epoch
         while not self._full():
-            for content, following in self._encoded(at):
-                self._remember(at, document, epoch)
+            for content, following in self._encoded(state):
+                self._remember(state, document, epoch)
                 yield from self._add(self._first + self._step * document, content)
-                at = following
+                state = following
                 document = document + 1
                 if self._full():
                     break
             else:
                 yield from self._end_of_text()
-                at = None
+                state = None
                 epoch = epoch + 1
         yield from self._flush()
 
@@ -135,10 +135,10 @@ class ContextStream:
         return all(done >= wanted for done, wanted in zip(self._rows, self._settings.rows, strict=True))
 
     def _end_of_text(self) -> Iterator[ContextBatch]:
-        for side in (TRAIN, HELD_OUT):
-            for context in self._packers[side].flush():
-                yield from self._produce(side, context)
-        # Reading again only helps where the text has something for either side.
+        for split in (TRAIN, HELD_OUT):
+            for context in self._packers[split].flush():
+                yield from self._produce(split, context)
+        # Reading again only helps where the text has something for either split.
         helps = all(done or not wanted for done, wanted in zip(self._rows, self._settings.rows, strict=True))
         if self._full() or (self._settings.repeat and helps):
             return
@@ -178,17 +178,17 @@ class ContextStream:
         yield from self._encode(group)
 
     def _encode(self, group: list[tuple[Content, Any]]) -> Iterator[tuple[tuple[int, Int[np.ndarray, " tokens"]], Any]]:
-        sides = [self._side(content) for content, _ in group]
+        splits = [self._split_of(content) for content, _ in group]
         texts = [
-            content if isinstance(content, str) and self._rows[side] < self._settings.rows[side] else ""
-            for (content, _), side in zip(group, sides, strict=True)
+            content if isinstance(content, str) and self._rows[split] < self._settings.rows[split] else ""
+            for (content, _), split in zip(group, splits, strict=True)
         ]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for (content, following), side, encoding in zip(group, sides, encodings, strict=True):
+        for (content, following), split, encoding in zip(group, splits, encodings, strict=True):
             ids = encoding.ids if isinstance(content, str) else content
-            yield (side, self._checked(np.asarray(ids, dtype=np.int32))), following
+            yield (split, self._checked(np.asarray(ids, dtype=np.int32))), following
 
-    def _side(self, content: Content) -> int:
+    def _split_of(self, content: Content) -> int:
         data = document_bytes(content)
         held_out = is_held_out(data, fraction=self._settings.held_out_fraction, seed=self._settings.split_seed)
         return HELD_OUT if held_out else TRAIN
@@ -203,46 +203,49 @@ class ContextStream:
         return ids
 
     def _add(self, document: int, encoded: tuple[int, Int[np.ndarray, " tokens"]]) -> Iterator[ContextBatch]:
-        side, ids = encoded
-        if side == HELD_OUT:
+        split, ids = encoded
+        if split == HELD_OUT:
             ids = ids[: self._settings.held_out_document_tokens]
-        if self._rows[side] >= self._settings.rows[side]:
+        if self._rows[split] >= self._settings.rows[split]:
             return
-        for context in self._packers[side].add(document, ids):
-            yield from self._produce(side, context)
+        for context in self._packers[split].add(document, ids):
+            yield from self._produce(split, context)
 
-    def _produce(self, side: int, context: Context) -> Iterator[ContextBatch]:
-        missing = self._settings.rows[side] - self._rows[side]
+    def _produce(self, split: int, context: Context) -> Iterator[ContextBatch]:
+        missing = self._settings.rows[split] - self._rows[split]
         if missing <= 0:
             return
         context = context.first(missing)
-        self._contexts[side] += 1
-        self._rows[side] += len(context)
-        if self._contexts[side] > self._emitted[side]:
-            self._waiting[side].append(context)
-        if len(self._waiting[side]) == self._settings.batch_contexts or self._rows[side] == self._settings.rows[side]:
-            yield from self._emit(side)
+        self._contexts[split] += 1
+        self._rows[split] += len(context)
+        if self._contexts[split] > self._emitted[split]:
+            self._waiting[split].append(context)
+        if (
+            len(self._waiting[split]) == self._settings.batch_contexts
+            or self._rows[split] == self._settings.rows[split]
+        ):
+            yield from self._emit(split)
 
     def _flush(self) -> Iterator[ContextBatch]:
-        for side in (TRAIN, HELD_OUT):
-            yield from self._emit(side)
+        for split in (TRAIN, HELD_OUT):
+            yield from self._emit(split)
 
-    def _emit(self, side: int) -> Iterator[ContextBatch]:
-        contexts = self._waiting[side]
+    def _emit(self, split: int) -> Iterator[ContextBatch]:
+        contexts = self._waiting[split]
         if not contexts:
             return
-        self._emitted[side] += len(contexts)
+        self._emitted[split] += len(contexts)
         self._emitted_rows += sum(len(context) for context in contexts)
         while len(self._snapshots) > 1 and self._reaches(self._snapshots[1]):
             self._snapshots.popleft()
-        yield _batch(contexts, bos=self._settings.bos, held_out=side == HELD_OUT, cursor=self._cursor)
+        yield _batch(contexts, bos=self._settings.bos, held_out=split == HELD_OUT, cursor=self._cursor)
         contexts.clear()
         self._cursor = cursor_to_json(
             self._snapshots[0], self._emitted, rows=self._emitted_rows, batch_contexts=self._settings.batch_contexts
         )
 
     def _reaches(self, snapshot: Snapshot) -> bool:
-        return all(at <= done for at, done in zip(snapshot.contexts, self._emitted, strict=True))
+        return all(context <= done for context, done in zip(snapshot.contexts, self._emitted, strict=True))
 
 
 def _batch(contexts: list[Context], *, bos: int, held_out: bool, cursor: dict[str, Any] | None) -> ContextBatch:

@@ -3,7 +3,7 @@
 A request: {"path", "toy": sizes, and one way to end: "at": [operation, "before" | "after" | "torn"], "seconds": s,
 "bytes": largest file, "leave": free bytes that others leave once it has begun, or none; "cut": also lose what was not
 flushed, as a power cut would; "mutant": a fault to plant}
-The answer: {"exit": code or -signal, "operations": what the writer did, "said": an error's text}
+The answer: {"exit": code or -signal, "operations": what the writer did, "output": an error's text}
 """
 
 import importlib.util
@@ -131,7 +131,7 @@ def work(request, answer):
     """In the child: check what lies there, then write until the cache is complete."""
     path, saboteur = Path(request["path"]), Saboteur(request)
     plant(request.get("mutant"))
-    said, code = "", 0
+    output, code = "", 0
     if "bytes" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["bytes"], resource.RLIM_INFINITY))
     try:
@@ -140,11 +140,11 @@ def work(request, answer):
             TOY(**request["toy"]).write(path)
         verify_cache(path).require_whole()
     except NestcoderError as error:
-        said, code = str(error), error.exit_code
+        output, code = str(error), error.exit_code
     except BaseException:
-        said, code = traceback.format_exc(), 1
+        output, code = traceback.format_exc(), 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    os.write(answer, json.dumps({"operations": saboteur.names, "said": said}).encode())
+    os.write(answer, json.dumps({"operations": saboteur.names, "output": output}).encode())
     os._exit(code)
 
 
@@ -166,9 +166,9 @@ def run(request):
         time.sleep(request["seconds"])
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
+        output = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"exit": status} | (json.loads(said) if said else {"operations": [], "said": ""})
+    return {"exit": status} | (json.loads(output) if output else {"operations": [], "output": ""})
 
 
 if __name__ == "__main__":

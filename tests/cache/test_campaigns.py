@@ -79,7 +79,7 @@ def finish(zygote, path, toy, reference, tree, **how):
     """Run undisturbed to the end; '' when that gives the reference's bytes, and else what is wrong."""
     done = zygote.ask(path, toy, **how)
     if done["exit"] != 0:
-        return done["said"] or f"exit {done['exit']}"
+        return done["output"] or f"exit {done['exit']}"
     found = tree(path)
     wrong = [name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name)]
     return ", ".join(sorted(wrong))
@@ -87,7 +87,7 @@ def finish(zygote, path, toy, reference, tree, **how):
 
 def write_reference(zygote, folder, toy, tree):
     done = zygote.ask(folder / "reference", toy)
-    assert done["exit"] == 0, done["said"]
+    assert done["exit"] == 0, done["output"]
     return tree(folder / "reference"), done["operations"]
 
 
@@ -98,7 +98,7 @@ def kill_at_operations(zygote, folder, tree, moments, **how):
     for moment in moments:
         path = folder / f"at-{moment[0]}-{moment[1]}"
         done = zygote.ask(path, SMALL, at=moment, **how)
-        assert done["exit"] in {KILLED, 0}, done["said"]
+        assert done["exit"] in {KILLED, 0}, done["output"]
         problem = finish(zygote, path, SMALL, reference, tree, mutant=how.get("mutant"))
         if problem:
             wrong[moment] = problem
@@ -143,7 +143,7 @@ def test_killed_at_random_moments_a_larger_write_ends_with_the_same_bytes(zygote
         path, number = folder / f"random-{number}", number + 1
         for _ in range(8):
             done = zygote.ask(path, LARGER, seconds=dice.uniform(0, seconds / 2))
-            assert done["exit"] in {KILLED, 0}, done["said"]
+            assert done["exit"] in {KILLED, 0}, done["output"]
             kills += done["exit"] == KILLED
         assert not finish(zygote, path, LARGER, reference, tree)
         shutil.rmtree(path)
@@ -157,8 +157,8 @@ def test_a_file_too_large_for_the_disk_is_one_sentence_and_a_rerun_goes_on(zygot
     for point in range(1, 21) if FULL else (1, 6, 20):
         path = folder / f"full-{point}"
         done = zygote.ask(path, LARGER, bytes=largest * point // 21 // (1 + 40 * (point % 3 == 0)))
-        assert done["exit"] == 5, done["said"]
-        assert "The disk refused to" in done["said"]
+        assert done["exit"] == 5, done["output"]
+        assert "The disk refused to" in done["output"]
         assert not finish(zygote, path, LARGER, reference, tree)
         shutil.rmtree(path)
 
@@ -289,9 +289,9 @@ def test_a_full_disk_is_one_sentence_and_a_rerun_goes_on(zygote, folder, tmp_pat
         pytest.skip(f"this machine mounts no tmpfs ({error})")
     try:
         done = zygote.ask(tmp_path / "cache", LARGER, leave=leave)
-        assert done["exit"] == 5, done["said"]
-        assert "No space left" in done["said"]
-        assert len(done["said"].splitlines()) == 3
+        assert done["exit"] == 5, done["output"]
+        assert "No space left" in done["output"]
+        assert len(done["output"].splitlines()) == 3
         (tmp_path / "filler").unlink()
         assert not finish(zygote, tmp_path / "cache", LARGER, reference, tree)
     finally:

@@ -157,8 +157,8 @@ def sealed(document):
     document = {key: value for key, value in document.items() if key != "checksum"}
     determining = {key: document.get(key) for key in ("version", "special_ids")}
     for key, left_out in (("identity", "proof"), ("format", "codec")):
-        said = document.get(key)
-        determining[key] = {k: v for k, v in said.items() if k != left_out} if isinstance(said, dict) else said
+        value = document.get(key)
+        determining[key] = {k: v for k, v in value.items() if k != left_out} if isinstance(value, dict) else value
     files = document.get("files")
     kept = {k: v for k, v in files.items() if k.startswith("rows.zarr/parameters/")} if isinstance(files, dict) else {}
     determining["parameters"] = kept

@@ -165,7 +165,7 @@ def test_an_mlp_comes_back_from_its_arrays_bit_for_bit(dtype):
 
 def test_arrays_that_make_no_mlp_are_damage():
     arrays = random_mlp(gated=False).arrays()
-    said = json.loads(arrays["mlp.json"].tobytes())
+    stored = json.loads(arrays["mlp.json"].tobytes())
     for change in (
         {"activation": "__import__"},
         {"dtype": "object"},
@@ -173,7 +173,7 @@ def test_arrays_that_make_no_mlp_are_damage():
         {"epsilon": "x"},
         {"epsilon": None},
     ):
-        text = np.frombuffer(json.dumps(said | change).encode(), np.uint8)
+        text = np.frombuffer(json.dumps(stored | change).encode(), np.uint8)
         with pytest.raises(DamagedError):
             mlp_of_arrays(arrays | {"mlp.json": text})
     for name in ("mlp.json", "mlp.up", "mlp.down"):

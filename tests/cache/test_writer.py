@@ -182,8 +182,8 @@ def test_the_size_said_beforehand_is_the_size_then_written(make_toy, tmp_path, s
     sizes = {"train_rows": 5000, "held_out_rows": 500, "d_source": 64, "d_target": 48}
     small = {"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 1024, "segment_rows": 2048}
     make_toy(**sizes, **small | settings).write(tmp_path)
-    said = CacheReader.open(tmp_path).manifest.geometry.size_bytes
+    stated = CacheReader.open(tmp_path).manifest.geometry.size_bytes
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     rows = sum(path.stat().st_size for path in tmp_path.rglob("c.*") if "parameters" not in path.parts)
-    assert said == rows
-    assert written == pytest.approx(said, abs=0.01 * said + 60_000), "beside rows there are kilobytes"
+    assert stated == rows
+    assert written == pytest.approx(stated, abs=0.01 * stated + 60_000), "beside rows there are kilobytes"

@@ -1,8 +1,8 @@
 """Evaluations by several processes that meet as torchrun lets them: JOBS, a JSON list, run one after another.
 
-Everything is imported once and every process of a job is a fork. Prints a list with each job's exit codes and what its
-processes said. A job: world, arguments of ``evaluate_layer`` as paths and strings, and ``fault``: what befalls the last
-process, "refused" (a stated problem while it replays) or "killed" (no word at all).
+Everything is imported once and every process of a job is a fork. Prints a list with each job's exit codes and the
+outputs of its processes. A job: world, arguments of ``evaluate_layer`` as paths and strings, and ``fault``: what
+befalls its last process, "refused" (a stated problem while it replays) or "killed" (no word at all).
 """
 
 import json
@@ -29,7 +29,7 @@ class Faulty(Silent):
     def __init__(self, fault: str | None) -> None:
         self._fault = fault
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **values: float) -> None:
         if self._fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self._fault == "refused":
@@ -52,7 +52,7 @@ def evaluate(job: dict[str, Any], *, rank: int) -> None:
         )
 
 
-def forked(job: dict[str, Any], *, rank: int, port: int, said: Path) -> int:
+def forked(job: dict[str, Any], *, rank: int, port: int, output: Path) -> int:
     child = os.fork()
     if child:
         return child
@@ -65,7 +65,7 @@ def forked(job: dict[str, Any], *, rank: int, port: int, said: Path) -> int:
         code = 0
     except NestcoderError as error:
         code = error.exit_code
-        said.write_text(str(error))
+        output.write_text(str(error))
     finally:
         os._exit(code)
 
@@ -74,10 +74,10 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    said = [folder / str(rank) for rank in range(job["world"])]
-    children = [forked(job, rank=rank, port=port, said=path) for rank, path in enumerate(said)]
+    output = [folder / str(rank) for rank in range(job["world"])]
+    children = [forked(job, rank=rank, port=port, output=path) for rank, path in enumerate(output)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return {"codes": codes, "said": [path.read_text() if path.exists() else "" for path in said]}
+    return {"codes": codes, "output": [path.read_text() if path.exists() else "" for path in output]}
 
 
 def main() -> None:

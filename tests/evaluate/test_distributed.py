@@ -46,7 +46,7 @@ def reports(given: dict[str, str], toy_cache: Path, tmp_path_factory: pytest.Tem
         for world in WORLDS
     ]
     for job, result in zip(jobs, run(jobs), strict=True):
-        assert result["codes"] == [0] * job["world"], result["said"]
+        assert result["codes"] == [0] * job["world"], result["output"]
     return root
 
 
@@ -80,12 +80,12 @@ def test_a_process_that_fails_leaves_nobody_waiting(given: dict[str, str], tmp_p
     refused, killed, unwritten = run(jobs)
     assert time.monotonic() - started < 60
     assert refused["codes"] == [5, 5, 7]
-    assert "not even one row fits" in refused["said"][2]
+    assert "not even one row fits" in refused["output"][2]
     assert killed["codes"] == [5, -9]
     assert unwritten["codes"] == [5, 5]
-    for said in (*refused["said"][:2], killed["said"][0], unwritten["said"][1]):
-        assert "Another process of this run has stopped." in said
-        assert len(said.splitlines()) == 3
+    for output in (*refused["output"][:2], killed["output"][0], unwritten["output"][1]):
+        assert "Another process of this run has stopped." in output
+        assert len(output.splitlines()) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 

@@ -42,8 +42,8 @@ def test_the_page_and_the_file_have_the_same_fields(toy_cache: Path, toy_transco
         cache=toy_cache, transcoder=toy_transcoder, out=tmp_path / "main", settings=EvaluateSettings(bootstrap=10),
         device="cpu", lm=None, gemma_scope=None, against=None, force=False, progress=Silent(),
     )  # fmt: skip
-    said = {field for field in documented() if not field.startswith((SPLICED, "absorption_first_letter"))}
-    assert fields_of(metrics) - {SPLICED} == said | set(PROBED)
+    explained = {field for field in documented() if not field.startswith((SPLICED, "absorption_first_letter"))}
+    assert fields_of(metrics) - {SPLICED} == explained | set(PROBED)
     assert f"metrics.json, version {VERSION}" in PAGE.read_text()
 
 

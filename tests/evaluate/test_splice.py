@@ -161,8 +161,8 @@ def test_a_transcoder_that_is_the_mlp_costs_nothing(tmp_path: Path) -> None:
 
 def test_clean_is_the_models_own_loss(splicer: Splicer, context: Contexts) -> None:
     expected = splicer.model.hugging(input_ids=context.tokens, labels=context.tokens).loss
-    said = splicer.log_probabilities(context)[:, :-1].gather(2, context.tokens[:, 1:, None])
-    assert -float(said.mean()) == pytest.approx(float(expected), rel=1e-5)
+    log_probabilities = splicer.log_probabilities(context)[:, :-1].gather(2, context.tokens[:, 1:, None])
+    assert -float(log_probabilities.mean()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_pass_begun_at_the_layer_is_the_whole_pass(splicer: Splicer, context: Contexts) -> None:

@@ -1,7 +1,7 @@
 """A warm process that forks harvests and kills them; run by test_processes.py, told what to do by lines of JSON.
 
 A request: {"arguments": of the command line, "seconds": after which the harvest is killed, or null}
-The answer: {"exit": code or -signal, "seconds": how long it ran, "said": what it wrote to standard error}
+The answer: {"exit": code or -signal, "seconds": how long it ran, "output": what it wrote to standard error}
 """
 
 import json
@@ -18,9 +18,9 @@ import nestcoder.commands.stage_commands  # noqa: F401
 from nestcoder.__main__ import main
 
 
-def child(arguments, said):
-    os.dup2(said.fileno(), 2)
-    os.dup2(said.fileno(), 1)
+def child(arguments, output):
+    os.dup2(output.fileno(), 2)
+    os.dup2(output.fileno(), 1)
     code = 1
     try:
         main(arguments)
@@ -32,11 +32,11 @@ def child(arguments, said):
 
 
 def run(arguments, seconds):
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         started = time.monotonic()
         process = os.fork()
         if not process:
-            child(arguments, said)
+            child(arguments, output)
         while seconds is not None and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if time.monotonic() - started >= seconds:
                 os.kill(process, signal.SIGKILL)
@@ -44,9 +44,9 @@ def run(arguments, seconds):
             time.sleep(0.002)
         status = os.waitpid(process, 0)[1]
         took = time.monotonic() - started
-        said.seek(0)
-        text = said.read().decode(errors="replace")
-    return {"exit": os.waitstatus_to_exitcode(status), "seconds": took, "said": text}
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    return {"exit": os.waitstatus_to_exitcode(status), "seconds": took, "output": text}
 
 
 for line in sys.stdin:

@@ -60,20 +60,20 @@ def zygote():
 @pytest.mark.parametrize("model", ["models/gpt2-stdlib", "models/gemma2-stdlib"])
 def test_kills_at_random_moments_leave_the_same_bytes(zygote, tmp_path, model):
     whole = zygote.harvest(model, tmp_path / "whole")
-    assert whole["exit"] == 0, whole["said"]
+    assert whole["exit"] == 0, whole["output"]
     expected, dice, kills, number = trees(tmp_path / "whole"), random.Random(model), 0, 0
     assert len(expected) == 2
     while kills < KILLS:
         runs, number = tmp_path / f"cut-{number}", number + 1
         for _ in range(4):
             done = zygote.harvest(model, runs, seconds=dice.uniform(0, 0.8 * whole["seconds"]))
-            assert done["exit"] in {KILLED, 0}, done["said"]
+            assert done["exit"] in {KILLED, 0}, done["output"]
             kills += done["exit"] == KILLED
             if not done["exit"]:
                 break
         else:
             done = zygote.harvest(model, runs)
-            assert done["exit"] == 0, done["said"]
+            assert done["exit"] == 0, done["output"]
         assert trees(runs) == expected
     print(f"{kills} kills in {number} harvests of {model}")
 
@@ -114,8 +114,8 @@ def start(launcher: list[str], model: Path, given: list[str]) -> subprocess.Pope
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate(timeout=280)
-    assert process.returncode == 0, said.decode()
+    _, output = process.communicate(timeout=280)
+    assert process.returncode == 0, output.decode()
 
 
 def cache_of(folder: Path, runs: str) -> Path:

@@ -39,7 +39,7 @@ class Crash(Silent):
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def advance(self, amount, **figures):
+    def advance(self, amount, **values):
         self.left -= 1
         if self.left < 0:
             raise StopError

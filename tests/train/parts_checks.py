@@ -32,8 +32,8 @@ def step(at, source, target, *, activation, ranks):
     )
     recipe = Recipe.of(resolve(stated, model="", d_target=10), target_variance=7.5)
     space = Workspace.like(at.weights, rows=29, rule=recipe.nested.rule)
-    figures = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
-    return {key: value for key, value in figures.as_dict().items() if key != "lr"}
+    metrics = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
+    return {key: value for key, value in metrics.as_dict().items() if key != "lr"}
 
 
 def check(ranks, split, activation):
@@ -44,9 +44,9 @@ def check(ranks, split, activation):
     first, last = list(pairwise((0, *accumulate(split))))[ranks.rank]
     whole, mine = state(), state()
     expected = step(whole, source, target, activation=activation, ranks=ALONE)
-    said = step(mine, source[first:last], target[first:last], activation=activation, ranks=ranks)
+    shared = step(mine, source[first:last], target[first:last], activation=activation, ranks=ranks)
     for key, value in expected.items():
-        torch.testing.assert_close(torch.tensor(said[key]), torch.tensor(value), rtol=1e-5, atol=1e-6, msg=key)
+        torch.testing.assert_close(torch.tensor(shared[key]), torch.tensor(value), rtol=1e-5, atol=1e-6, msg=key)
     for name, moment in whole.moments.first.items():  # a tenth of the gradient
         assert float((mine.moments.first[name] - moment).norm()) <= 1e-6 * float(moment.norm()), name
     assert torch.equal(mine.since_fired, whole.since_fired)

@@ -16,7 +16,7 @@ class Interrupting(Silent):
     def __init__(self, steps: int) -> None:
         self._left = steps
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         self._left -= 1
         if not self._left:
             raise InterruptedError

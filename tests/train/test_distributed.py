@@ -19,7 +19,7 @@ PROCESS = Path(__file__).with_name("training_process.py")
 ROOT = Path(__file__).parents[2]
 
 
-def together(world: int, cache: Path, out: Path, settings: TrainSettings) -> None:
+def train_in_processes(world: int, cache: Path, out: Path, settings: TrainSettings) -> None:
     """Train with so many processes, joined by gloo."""
     out.mkdir(parents=True, exist_ok=True)
     meeting = out.parent / f"{out.name}-{len(list(out.parent.iterdir()))}.meeting"
@@ -32,8 +32,8 @@ def together(world: int, cache: Path, out: Path, settings: TrainSettings) -> Non
         )
         for rank in range(world)
     ]
-    said = [process.communicate(timeout=200)[1].decode() for process in started]
-    assert [process.returncode for process in started] == [0] * world, said
+    output = [process.communicate(timeout=200)[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0] * world, output
 
 
 def alone(cache: Path, out: Path, settings: TrainSettings) -> None:
@@ -70,7 +70,7 @@ def test_several_processes_are_one(
     # Revival at every step, of nearly all features, makes rounding grow; parts_checks has one step with it.
     settings = changed(settings, lr=2e-3, dead_after_tokens=1, revive=False)
     alone(small_cache, tmp_path / "one", settings)
-    together(world, small_cache, tmp_path / "several", settings)
+    train_in_processes(world, small_cache, tmp_path / "several", settings)
     assert_the_same(tmp_path / "one", tmp_path / "several")
     left = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*"))
     assert sorted(str(path.relative_to(tmp_path / "several")) for path in (tmp_path / "several").rglob("*")) == left
@@ -82,7 +82,7 @@ def test_a_dealt_run_goes_on_with_another_number_of_processes(
     """The checkpoint is of the whole dictionary: begun by two, finished by one."""
     settings = changed(quick, steps=20, shard_dictionary=True, lr=2e-3)
     alone(small_cache, tmp_path / "one", settings)
-    together(2, small_cache, tmp_path / "several", settings)
+    train_in_processes(2, small_cache, tmp_path / "several", settings)
     for name in ("config.json", "transcoder.safetensors"):
         (tmp_path / "several" / name).unlink()
     index = tmp_path / "several" / "checkpoints" / "step-00000020.safetensors"

@@ -44,7 +44,7 @@ class Stop(Silent):
     def __init__(self, steps: int) -> None:
         self.left = steps
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         self.left -= amount
         if not self.left:
             raise RuntimeError("stopped")
@@ -71,8 +71,8 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
     train(small_cache, tmp_path / "whole", quick)
     read = Loader.batch
     monkeypatch.setattr(Loader, "batch", lambda self, number: _spoilt(read(self, number), only=17))
-    said = r"batch 17 is not finite\. Batch 17 \(epoch 1\) holds NaN or infinity in rows of document \d+\b"
-    with pytest.raises(NumericalError, match=said) as caught:
+    problem = r"batch 17 is not finite\. Batch 17 \(epoch 1\) holds NaN or infinity in rows of document \d+\b"
+    with pytest.raises(NumericalError, match=problem) as caught:
         train(small_cache, tmp_path / "run", quick)
     assert caught.value.remedy == "The checkpoint of step 10 is intact."
     monkeypatch.undo()
@@ -157,8 +157,8 @@ def test_a_sweep_is_the_same_runs_made_alone(small_cache: Path, tmp_path: Path, 
     with pytest.raises(RuntimeError, match="stopped"):
         train(small_cache, tmp_path / "swept", swept, Stop(13))
     shutil.rmtree(tmp_path / "swept" / "k2" / "checkpoints")
-    said = train(small_cache, tmp_path / "swept", swept)
-    assert set(said["sweep"]) == {"k2", "wide"}
+    config = train(small_cache, tmp_path / "swept", swept)
+    assert set(config["sweep"]) == {"k2", "wide"}
     alone = {
         "": changed(quick, steps=20),
         "k2": changed(quick, steps=20, top_k=2),

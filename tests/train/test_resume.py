@@ -46,7 +46,7 @@ class KillAt(Silent):
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
         self.left -= done
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         self.left -= amount
         if self.left == 0:
             os.kill(os.getpid(), self.number)

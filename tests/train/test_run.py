@@ -19,19 +19,19 @@ from transcoder.formats.native import load_transcoder
 
 
 class Heard(Silent):
-    """Remembers what was said."""
+    """Remembers the notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.figures: list[dict[str, float]] = []
+        self.metrics: list[dict[str, float]] = []
         self.began: list[int] = []
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
         self.began.append(done)
 
-    def advance(self, amount: int, **figures: float) -> None:
-        if figures:
-            self.figures.append(figures)
+    def advance(self, amount: int, **metrics: float) -> None:
+        if metrics:
+            self.metrics.append(metrics)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -53,8 +53,8 @@ NAMES = {"loss", "l2_loss", "aux_loss", "l0", "l0_per_prefix", "dead", "gradient
 def test_a_run_leaves_what_it_says(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     heard = Heard()
     config = train(small_cache, tmp_path / "run", quick, progress=heard)
-    assert list(heard.figures[-1]) == ["epoch", "batch_fvu", "held_out_fvu", "l0", "dead", "loss"]
-    assert heard.figures[-1]["epoch"] == 40 / 16
+    assert list(heard.metrics[-1]) == ["epoch", "batch_fvu", "held_out_fvu", "l0", "dead", "loss"]
+    assert heard.metrics[-1]["epoch"] == 40 / 16
     lines = read_log(tmp_path / "run" / "metrics.jsonl")
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [1, 5, 10, 15, 20, 25, 30, 35, 40]
@@ -176,7 +176,7 @@ class StopAt(Silent):
     def __init__(self, steps: int) -> None:
         self.left = steps
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         self.left -= amount
         if self.left < 0:
             raise RuntimeError("stopped")

@@ -32,7 +32,7 @@ def run_processes(script: str, world: int, arguments: list[str]) -> list[str]:
     ]
     answers = [process.communicate(timeout=280) for process in processes]
     assert not any(process.returncode for process in processes), [error for _, error in answers]
-    return [said.strip() for said, _ in answers]
+    return [answer.strip() for answer, _ in answers]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -80,8 +80,8 @@ def test_sharded_training_is_one_process_training(activation, small_cache, quick
     one, two = (load_transcoder(tmp_path / name) for name in ("one", "two"))
     for name, expected in one.arrays().items():
         torch.testing.assert_close(two.arrays()[name], expected, rtol=2e-3, atol=2e-4)
-    figures = [read_log(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
-    assert any(line.get("aux_loss") for line in figures[0])
-    for alone, together in zip(*figures, strict=True):
+    logs = [read_log(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert any(line.get("aux_loss") for line in logs[0])
+    for alone, sharded in zip(*logs, strict=True):
         for key, value in alone.items():
-            assert value == pytest.approx(together[key], rel=1e-3, abs=1e-6), key
+            assert value == pytest.approx(sharded[key], rel=1e-3, abs=1e-6), key

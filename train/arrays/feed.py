@@ -29,13 +29,14 @@ class Feed:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[Batch]:
-        ahead: _Sent | None = None
+        sent: _Sent | None = None
         for batch in self._batches:
-            now, ahead = ahead, self._send(batch)
-            if now:
-                yield self._receive(now)
-        if ahead:
-            yield self._receive(ahead)
+            following = self._send(batch)
+            if sent:
+                yield self._receive(sent)
+            sent = following
+        if sent:
+            yield self._receive(sent)
 
     def _send(self, batch: Batch) -> _Sent:
         """Begin the way to the device, beside whatever it is computing."""

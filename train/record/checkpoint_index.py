@@ -60,8 +60,8 @@ def index_text(entries: list[Entry]) -> bytes:
     lines = [
         {
             "step": entry.step,
-            "arrays": entry.arrays.said(),
-            "facts": entry.facts.said(),
+            "arrays": entry.arrays.as_dict(),
+            "facts": entry.facts.as_dict(),
             "log_bytes": entry.log.size,
             "log_xxh3_128": entry.log.hash,
             "held_out_fvu": entry.held_out_fvu,

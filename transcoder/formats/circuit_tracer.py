@@ -30,11 +30,11 @@ def read_circuit_tracer(path: Path, wanted: Wanted) -> Transcoder:
     if not config.is_file():
         what = "There is no config.yaml beside the file to say what its encoder reads."
         raise UsageError(what, where=path.parent)
-    said = dict(re.findall(r"^(\w+): *['\"]?([^'\"#\s]*)", config.read_text(errors="replace"), re.MULTILINE))
-    if said.get("activation") == "topk":
+    fields = dict(re.findall(r"^(\w+): *['\"]?([^'\"#\s]*)", config.read_text(errors="replace"), re.MULTILINE))
+    if fields.get("activation") == "topk":
         raise MismatchError("The set's activation is top-k; JumpReLU and ReLU are read.", where=config)
     layer = int(path.stem.removeprefix("layer_"))
-    hooks = (f"blocks.{layer}.{said.get(f'feature_{side}_hook')}" for side in ("input", "output"))
+    hooks = (f"blocks.{layer}.{fields.get(f'feature_{side}_hook')}" for side in ("input", "output"))
     view = view_of(*hooks, where=config, wanted=wanted)
     tensors = read_tensors(path, names=NAMES, optional=frozenset({_THRESHOLD, "W_skip"}))
     if "W_skip" in tensors:

@@ -130,19 +130,19 @@ def check_widths(found: tuple[int, int], wanted: tuple[int, int], where: object)
 
 def check_convention(dictionary: Transcoder, measured_l0: float, *, force: bool, where: str = "") -> str:
     """What the L0 measured says beside the nominal one. MismatchError outside 0.7 to 1.4 of it, unless ``force``."""
-    said = f"{dictionary.name}: L0 is {measured_l0:.1f}"
+    measured = f"{dictionary.name}: L0 is {measured_l0:.1f}"
     if dictionary.nominal_l0 is None:
-        return f"{said}; the file promises none, so its convention was not checked"
+        return f"{measured}; the file promises none, so its convention was not checked"
     ratio = measured_l0 / dictionary.nominal_l0
-    said = f"{said}, {ratio:.2f} of the {dictionary.nominal_l0:g} that its folder promises"
+    measured = f"{measured}, {ratio:.2f} of the {dictionary.nominal_l0:g} that its folder promises"
     if LEAST_L0_RATIO <= ratio <= MOST_L0_RATIO:
-        return said
+        return measured
     bounds = f"outside {LEAST_L0_RATIO} to {MOST_L0_RATIO}"
     if force:
-        return f"{said}: {bounds}, compared all the same because that was forced"
+        return f"{measured}: {bounds}, compared all the same because that was forced"
     what = (
-        f"The comparison is refused: {said}. That is {bounds}: the dictionary is not being fed what it was trained on, "
-        "and none of its figures would mean anything."
+        f"The comparison is refused: {measured}. That is {bounds}: the dictionary is not being fed what it was trained "
+        "on, and no number measured of it would mean anything."
     )
     remedy = (
         "Check that the cache is of the file's model and layer, from mlp_in to mlp_out, on ordinary prose. "

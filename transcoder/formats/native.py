@@ -51,7 +51,7 @@ def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str
         "source_view": transcoder.source_view,
         **rule.as_config(),
         **config,
-        "weights": {"file": WEIGHTS_FILE, **seal.said()},
+        "weights": {"file": WEIGHTS_FILE, **seal.as_dict()},
     }
     document = json.loads(json.dumps(document))
     document[_SEAL] = _seal_of(document)

@@ -56,11 +56,11 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _check_members(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path) -> None:
     members = archive.infolist()
-    held = [member.filename for member in members]
-    if len(set(held)) != len(held):
+    found = [member.filename for member in members]
+    if len(set(found)) != len(found):
         raise DamagedError("Two members of the file have one name.", where=path)
-    if missing := [name for name in names if f"{name}.npy" not in held]:
-        raise DamagedError(f"The file has no array {', '.join(missing)}; it has {sorted(held)}.", where=path)
+    if missing := [name for name in names if f"{name}.npy" not in found]:
+        raise DamagedError(f"The file has no array {', '.join(missing)}; it has {sorted(found)}.", where=path)
     claimed, actual = sum(member.file_size for member in members), path.stat().st_size
     if claimed > LARGEST_RATIO * actual + SLACK_BYTES:
         what = f"The file has {actual:,} bytes and claims to hold {claimed:,}: that is no dictionary."
@@ -69,10 +69,10 @@ def _check_members(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path)
         _check_header(archive, f"{name}.npy", name, path)
 
 
-def _check_header(archive: zipfile.ZipFile, held: str, name: str, path: Path) -> None:
+def _check_header(archive: zipfile.ZipFile, member_name: str, name: str, path: Path) -> None:
     """DamagedError unless the member is a float array whose bytes are as many as its shape needs."""
-    file_size = archive.getinfo(held).file_size
-    with archive.open(held) as member:
+    file_size = archive.getinfo(member_name).file_size
+    with archive.open(member_name) as member:
         version = npy.read_magic(member)
         if version not in ((1, 0), (2, 0)):
             raise DamagedError(f"{name} is in .npy version {version}, which no float array needs.", where=path)

@@ -35,6 +35,6 @@ def read_saelens(folder: Path, wanted: Wanted) -> Transcoder:
     names = NAMES | ({"threshold"} if architecture == "jumprelu_transcoder" else set())
     tensors = read_tensors(folder / _FILE, names=names)
     metadata = config.get("metadata")
-    said: dict[str, Any] = metadata if isinstance(metadata, dict) else config
-    view = view_of(said.get("hook_name"), said.get("hook_name_out"), folder, wanted)
+    hooks: dict[str, Any] = metadata if isinstance(metadata, dict) else config
+    view = view_of(hooks.get("hook_name"), hooks.get("hook_name_out"), folder, wanted)
     return transcoder_of(tensors, folder.name, view=view, where=folder / _FILE, wanted=wanted)

@@ -129,11 +129,11 @@ def evaluate(layer: Path, *asked: str) -> None:
 def test_the_command_says_what_is_absorbed(layer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_probe(layer / "probe" / "first-letter", fingerprint=CacheReader.open(layer / "cache").fingerprint)
     evaluate(layer, "--json")
-    said = json.loads(capsys.readouterr().out)["8"]
+    metrics = json.loads(capsys.readouterr().out)["8"]
     report = layer / "report" / "main"
-    assert said == json.loads((report / "metrics.json").read_text()) | {"comparison": said["comparison"]}
-    check_scores(said["absorption_first_letter"])
-    check_comparison(said["comparison"], json.loads((report / "other_metrics.json").read_text()))
+    assert metrics == json.loads((report / "metrics.json").read_text()) | {"comparison": metrics["comparison"]}
+    check_scores(metrics["absorption_first_letter"])
+    check_comparison(metrics["comparison"], json.loads((report / "other_metrics.json").read_text()))
     summary = (report / "summary.txt").read_text()
     assert "absorption 0.100 (by prefix 26: 0.000, 78: 0.100), full 0.100. Exploratory: the dictionary has" in summary
     assert "words of 26 letters; F1 of the probes 1.00, of a letter's best single feature 0." in summary
@@ -176,14 +176,14 @@ def test_too_few_readable_letters_have_a_reason_and_no_score(layer: Path, capsys
     fingerprint = CacheReader.open(layer / "cache").fingerprint
     write_probe(layer / "probe" / "first-letter", fingerprint=fingerprint, readable=19, in_source=0)
     evaluate(layer, "--json")
-    said = json.loads(capsys.readouterr().out)["8"]
-    assert said["absorption_first_letter"]["score"] is None
-    assert said["absorption_first_letter"]["space"] is None
-    assert "19 of 26 letters" in said["absorption_first_letter"]["reason"]
-    assert "cannot be read off this layer" in said["absorption_first_letter"]["reason"]
+    metrics = json.loads(capsys.readouterr().out)["8"]
+    assert metrics["absorption_first_letter"]["score"] is None
+    assert metrics["absorption_first_letter"]["space"] is None
+    assert "19 of 26 letters" in metrics["absorption_first_letter"]["reason"]
+    assert "cannot be read off this layer" in metrics["absorption_first_letter"]["reason"]
     assert "not measured: 19 of 26 letters" in (layer / "report" / "main" / "summary.txt").read_text()
     assert {"ours: absorption_first_letter", "theirs: absorption_first_letter"} <= set(
-        said["comparison"]["not_compared"]
+        metrics["comparison"]["not_compared"]
     )
 
 

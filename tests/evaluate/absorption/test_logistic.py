@@ -44,10 +44,10 @@ def test_l1_weights_satisfy_their_optimality_conditions() -> None:
         bias = torch.zeros(1, dtype=torch.float64)
         for _ in range(200):
             bias -= 4 * (torch.sigmoid(dense @ weight[:, place] + bias) - labels[:, place].double()).mean()
-        slope = dense.T @ (torch.sigmoid(dense @ weight[:, place] + bias) - labels[:, place].double()) / len(x)
+        gradient = dense.T @ (torch.sigmoid(dense @ weight[:, place] + bias) - labels[:, place].double()) / len(x)
         used = weight[:, place] != 0
-        torch.testing.assert_close(slope[used], -penalty[place] * weight[used, place].sign(), atol=1e-3, rtol=0)
-        assert (slope[~used].abs() <= penalty[place] + 1e-3).all()
+        torch.testing.assert_close(gradient[used], -penalty[place] * weight[used, place].sign(), atol=1e-3, rtol=0)
+        assert (gradient[~used].abs() <= penalty[place] + 1e-3).all()
         assert 0 < used.sum() < 12
 
 
@@ -62,10 +62,10 @@ def test_the_l1_choice_does_not_depend_on_scale() -> None:
 def test_every_class_is_fitted_on_its_own_columns() -> None:
     x, labels = problem()
     table = torch.stack([x[:, :2], x[:, 1:3], x[:, 2:4]])
-    together = fit_chosen(table, labels.T).logits(table)
+    at_once = fit_chosen(table, labels.T).logits(table)
     for place in range(3):
         alone = fit_chosen(table[place : place + 1], labels.T[place : place + 1]).logits(table[place : place + 1])
-        torch.testing.assert_close(together[place], alone[0], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(at_once[place], alone[0], atol=2e-3, rtol=2e-3)
 
 
 def test_f1_counts_hits_misses_and_false_alarms() -> None:

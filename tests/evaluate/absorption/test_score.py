@@ -200,6 +200,6 @@ def test_the_largest_of_every_row_are_summed(entries: list[tuple[int, int]], lim
 
 def test_codes_stacked_are_the_code_of_all_rows() -> None:
     rows = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) - 0.5
-    together = stacked([selection(part) for part in rows.split(3)])
-    torch.testing.assert_close(together.dense(5), rows.clamp_min(0))
-    assert together.offsets.dtype == torch.int32
+    joined = stacked([selection(part) for part in rows.split(3)])
+    torch.testing.assert_close(joined.dense(5), rows.clamp_min(0))
+    assert joined.offsets.dtype == torch.int32

@@ -62,12 +62,12 @@ def test_a_site_is_what_plain_hooks_see(model_folder, family, dtype, site):
     model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
     batch = tokens(model)
     ours = run_modules(model, batch, keys=[(LAYER, site)])[LAYER, site]
-    theirs = oracle(model_folder, family, dtype, batch)[site]
+    expected = oracle(model_folder, family, dtype, batch)[site]
     if site == "ln2_normalized":
         # The oracle divides a rounded mlp_in by the gain: exact up to that rounding.
-        assert relative_error(ours.flatten(0, 1), theirs.flatten(0, 1)) < (1e-5 if dtype == "float32" else 3e-2)
+        assert relative_error(ours.flatten(0, 1), expected.flatten(0, 1)) < (1e-5 if dtype == "float32" else 3e-2)
     else:
-        assert torch.equal(ours, theirs)
+        assert torch.equal(ours, expected)
 
 
 def test_every_site_equals_the_bridge(model_folder, family, dtype):
@@ -106,8 +106,8 @@ def test_attention_within_documents_is_each_document_alone(model_folder):
     batch[0, 12] = model.tokenizer.bos
     positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
     key: Key = (LAYER, "mlp_out")
-    together = run_modules(model, batch, keys=[key], positions=positions)[key][0]
+    batched = run_modules(model, batch, keys=[key], positions=positions)[key][0]
     alone = torch.cat([run_modules(model, part, keys=[key])[key][0] for part in batch.split([12, 18], dim=1)])
-    assert relative_error(together, alone) < 1e-5
+    assert relative_error(batched, alone) < 1e-5
     across = run_modules(model, batch, keys=[key])[key][0]
     assert relative_error(across[12:], alone[12:]) > 1e-2

@@ -155,8 +155,8 @@ def test_what_the_hub_refuses_is_said_by_its_own_words(endpoint, monkeypatch, ki
 def test_datasets_that_cannot_be_read_have_a_sentence_each(endpoint):
     Hub.files[("datasets", "someone/script")] = {NEW: {"script.py": b"import datasets", "README.md": b"#"}}
     Hub.files[("datasets", "someone/empty")] = {NEW: {"README.md": b"#"}}
-    for name, said in (("script", "script of its own"), ("empty", "no data files"), ("nothing", "No dataset")):
-        with pytest.raises(UsageError, match=said):
+    for name, problem in (("script", "script of its own"), ("empty", "no data files"), ("nothing", "No dataset")):
+        with pytest.raises(UsageError, match=problem):
             open_documents(HarvestSettings(dataset=f"someone/{name}"))
     with pytest.raises(UsageError, match="'someone/text' has no revision 'v9'"):
         open_documents(HarvestSettings(dataset="someone/text", dataset_revision="v9"))

@@ -19,7 +19,7 @@ def test_sizes_come_from_the_header(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "problem"),
     [
         (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git-lfs pointer"),
         (lambda data: data[:-5], "5 bytes early"),
@@ -29,11 +29,11 @@ def test_sizes_come_from_the_header(tmp_path):
         (lambda _: b"\xff" * 64, "header of the weights cannot be read"),
     ],
 )
-def test_damaged_weights_are_one_sentence(model_folders, tmp_path, damage, said):
+def test_damaged_weights_are_one_sentence(model_folders, tmp_path, damage, problem):
     folder = shutil.copytree(model_folders["gpt2"], tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DamagedError, match=said) as raised:
+    with pytest.raises(DamagedError, match=problem) as raised:
         find_model(str(folder)).parameters  # noqa: B018
     assert raised.value.where == str(path)
 

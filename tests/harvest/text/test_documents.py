@@ -57,13 +57,14 @@ def test_a_state_is_exact_and_survives_json(dataset, after):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_documents_and_each_has_an_exact_state(dataset, world):
-    settings, together = HarvestSettings(dataset=dataset), []
+    settings = HarvestSettings(dataset=dataset)
+    texts = []
     for rank in range(world):
         own = read(open_documents(settings, TextAccess(rank=rank, world=world)))
         rest = read(open_documents(settings, TextAccess(rank=rank, world=world)), json.loads(json.dumps(own[2][1])))
         assert [text for text, _ in rest] == [text for text, _ in own[3:]]
-        together += [text for text, _ in own]
-    assert sorted(together) == sorted(TEXTS)
+        texts += [text for text, _ in own]
+    assert sorted(texts) == sorted(TEXTS)
 
 
 def test_ready_token_ids(tmp_path):

@@ -40,7 +40,7 @@ def run(*arguments):
 
 
 def test_info_says_what_a_cache_is(cache):
-    code, said, _ = run("cache", "info", cache)
+    code, output, _ = run("cache", "info", cache)
     assert code == 0
     for words in (
         "toy, layer 3",
@@ -49,17 +49,17 @@ def test_info_says_what_a_cache_is(cache):
         "stored without loss",
         "uniform shuffle",
     ):
-        assert words in said
-    code, said, _ = run("--json", "cache", "info", cache)
-    assert json.loads(said)["rows"] == {"train": 40, "held_out": 8}
+        assert words in output
+    code, output, _ = run("--json", "cache", "info", cache)
+    assert json.loads(output)["rows"] == {"train": 40, "held_out": 8}
 
 
 def test_verify_says_that_a_cache_is_sound(cache):
-    code, said, _ = run("cache", "verify", cache)
+    code, output, _ = run("cache", "verify", cache)
     assert code == 0
-    assert "sound: every byte" in said
-    code, said, _ = run("--json", "cache", "verify", "--fast", cache)
-    assert json.loads(said)["faults"] == []
+    assert "sound: every byte" in output
+    code, output, _ = run("--json", "cache", "verify", "--fast", cache)
+    assert json.loads(output)["faults"] == []
 
 
 def test_verify_names_what_is_damaged_and_repair_mends_it(cache):
@@ -70,12 +70,12 @@ def test_verify_names_what_is_damaged_and_repair_mends_it(cache):
     assert code == 3
     assert f"{SHARD}: damaged, chunk 1 (rows 12 to 15)" in problem
     assert "nestcoder cache repair" in problem
-    code, said, _ = run("cache", "repair", cache)
+    code, output, _ = run("cache", "repair", cache)
     assert code == 0
-    assert "To harvest again: 16 rows (segments train 0)" in said
-    code, said, _ = run("cache", "verify", cache)
+    assert "To harvest again: 16 rows (segments train 0)" in output
+    code, output, _ = run("cache", "verify", cache)
     assert code == 0
-    assert "not finished: 4 of 5 segments" in said
+    assert "not finished: 4 of 5 segments" in output
     assert "24 of 40" in run("cache", "info", cache)[1]
     assert "Nothing is damaged" in run("cache", "repair", cache)[1]
 
@@ -88,12 +88,12 @@ def test_where_there_is_no_cache_the_commands_say_so(tmp_path):
 
 
 def test_pack_and_unpack_say_the_ratio(cache, tmp_path):
-    code, said, _ = run("cache", "pack", cache, tmp_path / "archive", "--codec", "blosc-zstd")
+    code, output, _ = run("cache", "pack", cache, tmp_path / "archive", "--codec", "blosc-zstd")
     assert code == 0
-    assert "codec blosc-zstd" in said
-    assert "ratio" in said
+    assert "codec blosc-zstd" in output
+    assert "ratio" in output
     assert "every byte of" in run("cache", "verify", tmp_path / "archive")[1]
-    code, said, _ = run("--json", "cache", "unpack", tmp_path / "archive", tmp_path / "back")
-    assert json.loads(said)["ratio"] > 0
+    code, output, _ = run("--json", "cache", "unpack", tmp_path / "archive", tmp_path / "back")
+    assert json.loads(output)["ratio"] > 0
     assert run("cache", "verify", tmp_path / "back")[0] == 0
     assert run("cache", "pack", cache, tmp_path / "other", "--codec", "pickle")[0] == 2

@@ -29,10 +29,10 @@ IDENTITY = identity()
 
 class Notes(Silent):
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.texts: list[str] = []
 
     def note(self, text: str) -> None:
-        self.said.append(text)
+        self.texts.append(text)
 
 
 def log_at(step: int) -> FileSeal:
@@ -121,7 +121,7 @@ def test_a_damaged_newest_falls_back_loudly(tmp_path: Path, name: str, damage: s
     restored = checkpoints.restore(device="cpu")
     assert restored is not None
     assert (restored.state.step, restored.log) == (1, log_at(1))
-    assert [note for note in notes.said if "The checkpoint of step 2 is damaged and passed over" in note]
+    assert [note for note in notes.texts if "The checkpoint of step 2 is damaged and passed over" in note]
     checkpoints.save(state_at(2), log=log_at(2), held_out_fvu=0.4)
     again = at(tmp_path).restore(device="cpu")
     assert again is not None
@@ -162,7 +162,7 @@ def test_every_bit_of_the_index_counts(tmp_path: Path) -> None:
             continue
         found = at(tmp_path, notes=notes).restore(device="cpu")
         assert found is not None
-        assert notes.said[0].startswith("The index of the checkpoints is damaged")
+        assert notes.texts[0].startswith("The index of the checkpoints is damaged")
         assert found.log == log_at(found.state.step)
         assert torch.equal(found.state.weights.W_enc, state_at(found.state.step).weights.W_enc)
         restored.add(found.state.step)
@@ -199,7 +199,7 @@ def test_other_hardware_is_said_aloud(tmp_path: Path) -> None:
         assert at(tmp_path, notes=notes).restore(device="cpu") is not None
     finally:
         torch.set_num_threads(1)
-    assert [note for note in notes.said if "threads was 1, is now 2" in note]
+    assert [note for note in notes.texts if "threads was 1, is now 2" in note]
 
 
 def test_a_state_without_a_skip(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_the_best_state_is_that_of_the_lowest_held_out_fvu(tmp_path: Path) -> No
     best = at(tmp_path, keep=3, notes=notes).best_state(device="cpu")
     assert best is not None
     assert best.step == 3
-    assert [note for note in notes.said if note.startswith("The best checkpoint, of step 2, is damaged")]
+    assert [note for note in notes.texts if note.startswith("The best checkpoint, of step 2, is damaged")]
 
 
 def test_none_is_best_where_none_was_measured(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 class Notes(Silent):
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.texts: list[str] = []
 
     def note(self, text: str) -> None:
-        self.said.append(text)
+        self.texts.append(text)
 
 
 NO_LOG = FileSeal(0, "")
@@ -45,7 +45,7 @@ def test_lines_are_there_at_once_and_cut_on_resume(tmp_path: Path) -> None:
     again.add({"step": 2, "fvu": 0.4})
     assert [line["step"] for line in read_log(path)] == [1, 2]
     assert again.seal == FileSeal(path.stat().st_size, xxhash.xxh3_128_hexdigest(path.read_bytes()))
-    assert notes.said == []
+    assert notes.texts == []
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_log_that_was_cut_or_altered_is_said_and_marked(
     path.write_bytes(damage(path.read_bytes()))
     notes = Notes()
     MetricsLog(path, seal=log.seal, step=2, progress=notes)
-    assert len(notes.said) == 1
-    assert "the log was cut or altered since the checkpoint of step 2" in notes.said[0]
+    assert len(notes.texts) == 1
+    assert "the log was cut or altered since the checkpoint of step 2" in notes.texts[0]
     assert path.read_bytes().endswith(b'{"step": 2, "log_was_damaged": true}\n')
     if steps:
         assert [line["step"] for line in read_log(path)] == steps
@@ -81,7 +81,7 @@ def test_a_seal_of_an_earlier_release_speaks_of_the_length_alone(tmp_path: Path)
     notes = Notes()
     MetricsLog(path, seal=FileSeal(12, ""), step=1, progress=notes)
     assert [line["step"] for line in read_log(path)] == [1]
-    assert notes.said == []
+    assert notes.texts == []
 
 
 def test_logs_of_earlier_releases_are_read_under_today_s_names(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_offline_wandb_mirrors_and_changes_nothing(
     notes = Notes()
     train(small_cache, tmp_path / "plain", quick, LogSettings(), notes)
     train(small_cache, tmp_path / "mirrored", quick, LogSettings(wandb=True), notes)
-    assert notes.said == []
+    assert notes.texts == []
     assert weights_of(tmp_path / "mirrored") == weights_of(tmp_path / "plain")
     files = list((tmp_path / "mirrored" / "wandb").rglob("*"))
     assert [path for path in files if path.suffix == ".wandb"]
@@ -178,4 +178,4 @@ def test_a_failure_while_mirroring_is_said_once_without_its_text(tmp_path: Path)
     mirror.add({"step": 1})
     mirror.add({"step": 2})
     mirror.close()
-    assert notes.said == ["Weights & Biases is off: ConnectionError. metrics.jsonl has every metric."]
+    assert notes.texts == ["Weights & Biases is off: ConnectionError. metrics.jsonl has every metric."]

@@ -17,14 +17,14 @@ def checkpoints(*pairs: tuple[float, float]) -> list[str | None]:
 
 
 def test_it_is_said_once_with_the_numbers() -> None:
-    said = checkpoints((0.5, 0.5), (0.4, 0.4), (0.41, 0.3), (0.5, 0.2))
-    assert said[:2] == [None, None]
-    assert said[2] is not None
-    assert said[2].startswith(
+    warnings = checkpoints((0.5, 0.5), (0.4, 0.4), (0.41, 0.3), (0.5, 0.2))
+    assert warnings[:2] == [None, None]
+    assert warnings[2] is not None
+    assert warnings[2].startswith(
         "Over-fitting: from step 20 to 30 held-out FVU rose from 0.4000 to 0.4100 while that of the batches fell "
         "from 0.4000 to 0.3000."
     )
-    assert said[3] is None
+    assert warnings[3] is None
 
 
 def test_a_rise_of_both_or_within_the_noise_is_none() -> None:

@@ -46,8 +46,8 @@ def write_circuit_tracer(folder: Path, *, layer: int = 8, hook: str = "ln2.hook_
     tensors["activation_function.threshold"] = tensors.pop("threshold")
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     save_file(tensors, folder / f"layer_{layer}.safetensors")
-    said = f"model_name: gpt2\nfeature_input_hook: '{hook}'  # as trained\nfeature_output_hook: hook_mlp_out\n{more}"
-    (folder / "config.yaml").write_text(said)
+    config = f"model_name: gpt2\nfeature_input_hook: '{hook}'  # as trained\nfeature_output_hook: hook_mlp_out\n{more}"
+    (folder / "config.yaml").write_text(config)
     return folder
 
 

@@ -44,12 +44,12 @@ def sources(rows: int = 30) -> Tensor:
 @pytest.mark.parametrize("threshold", [None, 0.8])
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, skip: bool, threshold: float | None) -> None:
     transcoder, source = make(skip=skip, threshold=threshold), sources()
-    said = save_transcoder(transcoder, tmp_path, config={"layer": 8})
+    config = save_transcoder(transcoder, tmp_path, config={"layer": 8})
     again = load_transcoder(tmp_path)
     assert torch.equal(again(source), transcoder(source))
     assert (again.prefixes, again.top_k) == (PREFIXES, 5)
     assert again.rule.as_config() == transcoder.rule.as_config()
-    assert (again.config, said["layer"]) == (said, 8)
+    assert (again.config, config["layer"]) == (config, 8)
     for name in ("transcoder.safetensors", "config.json"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o644
     assert torch.equal(load_transcoder(tmp_path / "transcoder.safetensors")(source), transcoder(source))
@@ -179,7 +179,7 @@ def test_a_transcoder_of_an_earlier_release_is_read_with_a_note(tmp_path: Path) 
     config = json.loads((tmp_path / "config.json").read_text())
     del config["seal"]
     seal = write_tensors(tmp_path / "transcoder.safetensors", load_file(tmp_path / "transcoder.safetensors"))
-    config["weights"] = {"file": "transcoder.safetensors", **seal.said()}
+    config["weights"] = {"file": "transcoder.safetensors", **seal.as_dict()}
     (tmp_path / "config.json").write_text(json.dumps(config))
     notes = Notes()
     again = load_transcoder(tmp_path, progress=notes)
@@ -217,7 +217,7 @@ def test_a_header_that_is_none_is_said_whatever_the_seal(tmp_path: Path, header:
     save_transcoder(make(), tmp_path, config={})
     data = header + (tmp_path / "transcoder.safetensors").read_bytes()[len(header) :]
     (tmp_path / "transcoder.safetensors").write_bytes(data)
-    damage = FileSeal(len(data), xxhash.xxh3_128_hexdigest(data)).said()
+    damage = FileSeal(len(data), xxhash.xxh3_128_hexdigest(data)).as_dict()
     _config(lambda config: config.update(weights=damage))(tmp_path)
     with pytest.raises(DamagedError, match="Not a readable safetensors file"):
         load_transcoder(tmp_path)
