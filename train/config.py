@@ -58,7 +58,15 @@ class CommonTrainSettings(Settings):
     b_enc, so that there is one form of file."""
     activation: str = "topk"
     """A selection rule by its name: ``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch,
-    over all processes that share it, and stores a threshold to evaluate by."""
+    over all processes that share it, and stores a threshold to evaluate by. ``jumprelu`` trains a threshold for each
+    feature; ``top_k`` is then the mean number of features a row that training steers towards."""
+    sparsity: NonNegativeFloat = 1.0
+    """Of jumprelu: what the penalty on the mean number of active features counts in the loss."""
+    l0_penalty: Literal["target", "linear"] = "target"
+    """Of jumprelu: (L0 / top_k - 1)^2, or L0 / top_k, under which ``sparsity`` alone decides what L0 comes out."""
+    bandwidth: PositiveFloat = 1.0
+    """Of jumprelu: how wide about its threshold pre-activations tell where it should be, in standard deviations of the
+    target."""
     skip: bool = False
     """Add an affine map of the source, zero at first, to every prefix."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"
@@ -150,6 +158,8 @@ class TrainSettings(CommonTrainSettings):
     """The full rate; 0.04 / sqrt(width of the target) where not given, so 0.004 at 96 and 0.0014 at 768."""
     warmup_steps: CountOrZero | None = None
     """Steps in which the rate rises; 100 where not given, and at most half of the steps that no decay takes."""
+    sparsity_warmup_steps: CountOrZero | None = None
+    """Of jumprelu: steps in which ``sparsity`` rises from 0; a tenth of the run where not given."""
     decay_steps: Count | None = None
     """Length of the decay, at the end of the run; all steps after the warm-up where not given."""
     aux_top_k: Count | None = None

@@ -4,6 +4,8 @@
 
 where SSE_p sums over rows and dimensions, and ``target_variance`` is the cache's total variance a row: the loss is the
 weighted mean of the batch's fractions of variance unexplained, so learning rates carry over between layers and models.
+A rule that trains thresholds adds its own penalty on L0 (transcoder/rules/threshold.py).
+
 reference.py says the same in a few lines of autograd, and is what the tests hold this against.
 """
 
@@ -34,12 +36,18 @@ from transcoder.sparse_code import SparseCode, entries_of, stacked
 
 @dataclass(frozen=True)
 class NestedLoss:
-    """What a step minimises, and the rule it selects by. ``prefix_weights`` sum to 1."""
+    """What a step minimises, and the rule it selects by. ``prefix_weights`` sum to 1; ``sparsity`` is what the rule's
+    penalty on L0 counts, where it has one."""
 
     prefixes: tuple[int, ...]
     rule: Rule
     target_variance: float
     prefix_weights: tuple[float, ...]
+    sparsity: float = 0.0
+
+    def rule_of(self, weights: Parameters) -> Rule:
+        """The rule, with the thresholds that are trained with the weights where it has some."""
+        return self.rule if weights.threshold is None else self.rule.with_threshold(weights.threshold)
 
     def weight_of(self, rows: int) -> tuple[float, ...]:
         """What a squared error of each prefix adds to the loss of a batch of this many rows."""
@@ -50,7 +58,8 @@ class NestedLoss:
 class StepResult:
     """``l0`` counts firing features a row, ``residual`` is the whole dictionary's reconstruction minus the target.
 
-    ``watched`` holds the pre-activations of the features that were asked for.
+    ``penalty`` is that on the whole batch's L0, None under a rule without one. ``watched`` holds the pre-activations of
+    the features that were asked for.
     """
 
     loss: Float[Tensor, ""]
@@ -61,6 +70,20 @@ class StepResult:
     code: SparseCode
     gradients: Parameters
     watched: Float[Tensor, "rows watched"]
+    penalty: Float[Tensor, ""] | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch's sparse decode: ``sums`` are of the features of each (row, prefix group), without what all prefixes
+    share. ``weights`` and ``source`` are in the dtype of the products."""
+
+    weights: Parameters
+    source: Float[Tensor, "rows d_source"]
+    rule: Rule
+    code: SparseCode
+    bags: Bags
+    sums: Float[Tensor, "rows groups d_target"]
 
 
 def equal_weights(prefixes: tuple[int, ...]) -> tuple[float, ...]:
@@ -91,31 +114,76 @@ def nested_step(
     errors and counts are of the whole dictionary.
     """
     space = workspace or Workspace.like(weights, rows=source.shape[0], rule=loss.rule)
+    share = share or BatchShare(len(source), len(source))
+    rule = loss.rule_of(weights)
     rounded = space.compute_weights(weights)
     source = source.to(rounded.W_enc.dtype)
-    share = share or BatchShare(len(source), len(source))
+    code, watched = encode(rounded, source, rule=rule, pre=space.pre, watch=watch, share=share, shard=shard)
+    decoded = decode(rounded, source, code=code, rule=rule, prefixes=loss.prefixes, shard=shard)
+    left = _unexplained(weights, source, target=target)
+    sse, residual = grad_sums_(decoded.sums, left, weights=loss.weight_of(len(source)))
+    return differentiate(
+        decoded,
+        sse=sse,
+        residual=residual,
+        loss=loss,
+        gradients=space.gradients,
+        project=project,
+        watched=watched.to(weights.b_enc.dtype),
+        share=share,
+        shard=shard,
+    )
 
-    candidates, watched = encode(rounded, source, loss=loss, pre=space.pre, watch=watch, share=share)
-    code = keep_winners(candidates, loss.rule, batch_rows=share.batch_rows, ranks=shard)
-    if loss.rule.scope == "batch":
-        code = keep_winners(code, loss.rule, batch_rows=share.batch_rows, ranks=share.ranks)
 
-    bags = bags_of(code, shard.prefixes(loss.prefixes))
-    sums = shard.sum_(bag_sums(code, bags, rounded.W_dec)).unflatten(0, (len(source), -1))
-    shares = loss.weight_of(len(source))
-    sse, residual = grad_sums_(sums, _unexplained(weights, source, target=target), weights=shares)
+def decode(
+    weights: Parameters,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    code: SparseCode,
+    rule: Rule,
+    prefixes: tuple[int, ...],
+    shard: Shard = WHOLE,
+) -> Decoded:
+    """The decode of a code that ``encode`` found."""
+    bags = bags_of(code, shard.prefixes(prefixes))
+    sums = shard.sum_(bag_sums(code, bags, weights.W_dec)).unflatten(0, (len(source), -1))
+    return Decoded(weights, source, rule, code, bags, sums)
 
-    indexed = _IndexedCode(code, bags, transpose(code, rounded.b_enc.numel()))
-    fired = _differentiate(rounded, source, indexed=indexed, grad_sums=sums, gradients=space.gradients, project=project)
+
+def differentiate(
+    decoded: Decoded,
+    *,
+    sse: Float[Tensor, " prefixes"],
+    residual: Float[Tensor, "rows d_target"],
+    loss: NestedLoss,
+    gradients: Parameters,
+    project: bool,
+    watched: Float[Tensor, "rows watched"],
+    share: BatchShare,
+    shard: Shard = WHOLE,
+) -> StepResult:
+    """The step's result and gradient, once ``decoded.sums`` have become sums of gradients (``grad_sums_``)."""
+    code = decoded.code
+    l0 = shard.sum_(_l0(code, decoded.bags, prefixes=len(loss.prefixes)))
+    penalty = None
+    l0_slope = 0.0
+    if gradients.threshold is not None:
+        penalty, slope = decoded.rule.penalty(share.ranks.sum_(l0[-1] * share.fraction))
+        penalty = loss.sparsity * penalty
+        l0_slope = loss.sparsity * float(slope)
+    indexed = _IndexedCode(code, decoded.bags, transpose(code, decoded.weights.b_enc.numel()))
+    fired = _fill_gradients(decoded, indexed, gradients=gradients, project=project, l0_slope=l0_slope)
+    shares = loss.weight_of(code.row_count)
     return StepResult(
         loss=(sse * constant(shares, sse.dtype, sse.device)).sum(),
         sse=sse,
-        l0=shard.sum_(_l0(code, bags, prefixes=len(loss.prefixes))),
+        l0=l0,
         fired=fired,
         residual=residual,
         code=code,
-        gradients=space.gradients,
-        watched=watched.to(weights.b_enc.dtype),
+        gradients=gradients,
+        watched=watched,
+        penalty=penalty,
     )
 
 
@@ -123,29 +191,34 @@ def encode(
     weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
-    loss: NestedLoss,
+    rule: Rule,
     pre: Float[Tensor, "block_rows dict_size"],
     share: BatchShare,
     watch: Int[Tensor, " watched"] | None = None,
+    shard: Shard = WHOLE,
 ) -> tuple[SparseCode, Float[Tensor, "rows watched"]]:
     """The sparse code of a batch, and the pre-activations of the watched features.
 
-    Under a rule that selects over the whole batch: the candidates, which are what would be kept of these rows alone.
-    ``pre`` is overwritten, a block of rows at a time where the rule allows it.
+    Where several processes compete, over features or under a rule that selects over the whole batch, each picks what it
+    would keep alone and then drops what does not win. ``pre`` is overwritten, a block of rows at a time where the rule
+    allows it.
     """
     watch = source.new_empty(0, dtype=torch.int64) if watch is None else watch
-    over_batch = loss.rule.scope == "batch"
+    over_batch = rule.scope == "batch"
     codes: list[SparseCode] = []
     watched: list[Tensor] = []
     for rows in source.split(len(source) if over_batch else len(pre)):
         out = pre[: len(rows)] if len(rows) <= len(pre) else None
         block = torch.addmm(weights.b_enc, rows, weights.W_enc.T, out=out)
-        codes.append(loss.rule.select_training(block, batch_rows=share.batch_rows))
+        codes.append(rule.select_training(block, batch_rows=share.batch_rows))
         watched.append(block.index_select(1, watch))
     code = stacked(codes)
     if over_batch and not share.rows:
         # The row of zeros that stands in for no rows must not win a place from another process's rows.
         code = entries_of(code, torch.zeros_like(code.values, dtype=torch.bool))
+    code = keep_winners(code, rule, batch_rows=share.batch_rows, ranks=shard)
+    if over_batch:
+        code = keep_winners(code, rule, batch_rows=share.batch_rows, ranks=share.ranks)
     return code, torch.cat(watched)
 
 
@@ -166,16 +239,13 @@ class _IndexedCode:
     by_feature: Transposed
 
 
-def _differentiate(
-    weights: Parameters,
-    source: Float[Tensor, "rows d_source"],
-    *,
-    indexed: _IndexedCode,
-    grad_sums: Float[Tensor, "rows prefixes d_target"],
-    gradients: Parameters,
-    project: bool,
+def _fill_gradients(
+    decoded: Decoded, indexed: _IndexedCode, *, gradients: Parameters, project: bool, l0_slope: float
 ) -> Bool[Tensor, " dict_size"]:
-    """Fill the gradient of every array; returns which features fired."""
+    """Fill the gradient of every array; returns which features fired. ``l0_slope`` is the penalty's, by mean L0."""
+    weights = decoded.weights
+    source = decoded.source
+    grad_sums = decoded.sums
     code = indexed.code
     order = indexed.by_feature.order.long()
     offsets = indexed.by_feature.offsets
@@ -183,8 +253,9 @@ def _differentiate(
 
     # dL/da by (row, group), then everything in the order of the features.
     d_values = activation_gradients(code, indexed.bags, weights.W_dec, grad_sums=by_bag)
-    d_pre = (d_values * (code.values > 0))[order]
+    d_values = d_values[order]
     values = code.values[order]
+    d_pre = d_values * (values > 0)
     rows = code.rows()[order]
     bags = indexed.bags.bag[order]
 
@@ -196,6 +267,9 @@ def _differentiate(
         less = along, weights.W_dec
     weighted_sums_into(gradients.W_dec, by_bag, bags, weight=values, offsets=offsets, less=less)
 
+    if gradients.threshold is not None:
+        slope = l0_slope / code.row_count
+        gradients.threshold.copy_(decoded.rule.threshold_gradient(values, d_values, offsets=offsets, l0_slope=slope))
     gradients.b_enc.copy_(torch.segment_reduce(d_pre.to(grad_sums.dtype), "sum", offsets=offsets.long()))
     # The first group's sums run over all prefixes: what all prefixes share, the bias and the skip, gets those.
     torch.sum(grad_sums[:, 0], dim=0, out=gradients.b_dec)

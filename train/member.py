@@ -29,10 +29,9 @@ from train.record.identity import RunIdentity
 from train.record.log import LOG_FILE, MetricsLog, WandbMirror
 from train.record.overfitting import OverfittingWatch
 from train.resolved import ResolvedSettings
-from train.step import Recipe, State, StepMetrics, train_step
-from train.threshold import calibrated_rule
+from train.step import Recipe, State, StepMetrics, rule_of, train_step
+from train.threshold import calibrated_rule, with_first_thresholds
 from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
-from transcoder.rules.registry import make_rule
 from transcoder.transcoder import Transcoder
 
 _FROM_CACHE = ("model", "model_revision", "layer", "source_site", "target_site")
@@ -196,10 +195,10 @@ class Member:
         context = self._context
         weights = context.units.folded(plain_weights(state.weights, settings))
         rule = calibrated_rule(
-            weights, self._recipe.nested.rule, context.reader, view=settings.source, device=context.home
+            weights, self._recipe.nested.rule_of(weights), context.reader, view=settings.source, device=context.home
         )
         return Transcoder.from_arrays(
-            weights.tensors(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
+            weights.of_transcoder(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
         )
 
     def _config(self, state: State) -> dict[str, Any]:
@@ -235,6 +234,10 @@ def first_state(settings: ResolvedSettings, context: TrainingContext) -> State:
         seed=settings.seed,
         device=context.home,
     )
+    if rule_of(settings).trains_threshold:
+        weights = with_first_thresholds(
+            weights, context.reader, context.units, view=settings.source, top_k=settings.top_k, device=context.home
+        )
     if settings.subtract_b_dec:
         weights = weights.reading_less_b_dec()
     since_fired = torch.zeros(settings.dict_size, dtype=torch.int64, device=context.home)
@@ -271,9 +274,7 @@ def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | Non
 def workspace_of(weights: Parameters, settings: ResolvedSettings) -> Workspace:
     """Room for the run's steps."""
     dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
-    return Workspace.like(
-        weights, rows=settings.batch_rows, dtype=dtype, rule=make_rule(settings.activation, settings.top_k)
-    )
+    return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype, rule=rule_of(settings))
 
 
 def _numbers(reader: CacheReader, name: str) -> list[float] | None:

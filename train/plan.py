@@ -8,7 +8,7 @@ Of a dictionary with P weights and F features, one transcoder needs
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,13 +155,18 @@ def disk_bytes(settings: ResolvedSettings, units: Units) -> int:
 def _weights(settings: ResolvedSettings, units: Units) -> int:
     """Numbers that are trained."""
     d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
-    return settings.dict_size * (d_source + d_target + 1) + d_target + settings.skip * d_source * d_target
+    thresholds = RULES[settings.activation].load().trains_threshold
+    return settings.dict_size * (d_source + d_target + 1 + thresholds) + d_target + settings.skip * d_source * d_target
 
 
 def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) -> float:
     """The time of a step on random rows, all features alive."""
     d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
     weights = random_parameters(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
+    if RULES[settings.activation].load().trains_threshold:
+        # Of a standard normal distribution, which these pre-activations have.
+        quantile = torch.tensor(1 - min(0.5, settings.top_k / settings.dict_size))
+        weights = replace(weights, threshold=torch.special.ndtri(quantile).repeat(settings.dict_size).to(device))
     state = State(weights, Moments.zero(weights), torch.zeros(settings.dict_size, dtype=torch.int64, device=device))
     source, target = (
         torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)

@@ -45,6 +45,7 @@ class ResolvedSettings(CommonTrainSettings):
     compute_dtype: ComputeDtype
     lr: PositiveFloat
     warmup_steps: CountOrZero
+    sparsity_warmup_steps: CountOrZero
     decay_steps: Count
     aux_top_k: Count
     dead_after_tokens: Tokens
@@ -85,6 +86,7 @@ def resolve(
         "compute_dtype": device_dtype if settings.compute_dtype == "auto" else settings.compute_dtype,
         "lr": settings.lr or 0.04 / math.sqrt(d_target),
         "warmup_steps": warmup_steps,
+        "sparsity_warmup_steps": _or_else(settings.sparsity_warmup_steps, settings.steps // 10),
         "decay_steps": settings.decay_steps or max(1, settings.steps - warmup_steps),
         "aux_top_k": settings.aux_top_k or max(1, d_target // 2),
         "dead_after_tokens": settings.dead_after_tokens or _dead_after_tokens(settings),
@@ -141,6 +143,10 @@ def _warmup_steps(settings: TrainSettings) -> int:
     if settings.warmup_steps is not None:
         return settings.warmup_steps
     return min(_DEFAULT_WARMUP_STEPS, (settings.steps - (settings.decay_steps or 0)) // 2)
+
+
+def _or_else(stated: int | None, otherwise: int) -> int:
+    return otherwise if stated is None else stated
 
 
 def _dead_after_tokens(settings: TrainSettings) -> int:

@@ -62,7 +62,8 @@ def revive_(
     has_direction = length > _NO_DIRECTION * torch.linalg.vector_norm(x, dim=1, keepdim=True)
     usable = (has_direction & (missing_length > 0)).flatten()
     encoder = _ENCODER_NORM * direction / length.clamp(min=1e-30)
-    bias = _firing_bias(encoder, source, thresholds=_thresholds(result.code, shard), share=share)
+    thresholds = _thresholds(result.code, shard) if weights.threshold is None else weights.threshold[dead][None]
+    bias = _firing_bias(encoder, source, thresholds=thresholds, share=share)
 
     features = dead[usable]
     weights.W_enc[features] = encoder[usable]
@@ -77,24 +78,25 @@ def _drawn_rows(dead: Int[Tensor, " dead"], *, step: int, share: BatchShare, sha
     return order[number_in_dictionary % share.batch_rows]
 
 
-def _thresholds(code: SparseCode, shard: Shard) -> Float[Tensor, " rows"]:
+def _thresholds(code: SparseCode, shard: Shard) -> Float[Tensor, "rows 1"]:
     """What a pre-activation must exceed to be among a row's: the least that is; 0 where there is none."""
     infinity = float("inf")
     own = torch.segment_reduce(code.values.float(), "min", offsets=code.offsets.long(), initial=infinity)
     least = shard.min_(own)
-    return least.masked_fill(least == infinity, 0.0)
+    return least.masked_fill(least == infinity, 0.0)[:, None]
 
 
 def _firing_bias(
     encoder: Float[Tensor, "dead d_source"],
     source: Float[Tensor, "rows d_source"],
     *,
-    thresholds: Float[Tensor, " rows"],
+    thresholds: Float[Tensor, "..."],
     share: BatchShare,
 ) -> Float[Tensor, " dead"]:
-    """The bias with which each feature exceeds the threshold on its share of the whole batch's rows."""
+    """The bias with which each feature exceeds the threshold, of the row or of its own, on its share of the whole
+    batch's rows."""
     count = max(1, round(_SHARE_OF_ROWS * share.batch_rows))
-    wanted = thresholds[:, None] - source.to(encoder.dtype) @ encoder.T
+    wanted = thresholds - source.to(encoder.dtype) @ encoder.T
     least = wanted[: share.rows].topk(min(count, share.rows), dim=0, largest=False).values
     padded = encoder.new_full((count, len(encoder)), float("inf"))
     padded[: len(least)] = least

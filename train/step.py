@@ -9,7 +9,7 @@ aux_loss as train/aux_loss.py has it, where a feature is dead
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from train.resolved import ResolvedSettings
 from train.revive import may_revive, revive_
 from transcoder.constants import constant
 from transcoder.rules.registry import make_rule
+from transcoder.rules.rule import Rule
 from transcoder.sharded import WHOLE, Shard
 
 
@@ -74,11 +75,22 @@ class Recipe:
         """``target_variance`` is the sum over the target's dimensions, in the units of training."""
         nested = NestedLoss(
             prefixes=settings.prefixes,
-            rule=make_rule(settings.activation, settings.top_k),
+            rule=rule_of(settings),
             target_variance=target_variance,
             prefix_weights=settings.prefix_weights,
         )
         return Recipe(settings, nested)
+
+    def loss_at(self, step: int) -> NestedLoss:
+        """What a step minimises: a penalty on L0 rises from nothing, so that features form before they are pruned."""
+        warmup = self.settings.sparsity_warmup_steps
+        return replace(self.nested, sparsity=self.settings.sparsity * min(1.0, (step + 1) / max(1, warmup)))
+
+
+def rule_of(settings: ResolvedSettings) -> Rule:
+    """The rule that a run selects by."""
+    has_target = settings.l0_penalty == "target"
+    return make_rule(settings.activation, settings.top_k, bandwidth=settings.bandwidth, has_target=has_target)
 
 
 @dataclass(frozen=True)
@@ -92,16 +104,19 @@ class StepMetrics:
     dead: Float[Tensor, ""]
     gradient_norm: Float[Tensor, ""]
     lr: float
+    sparsity_loss: Float[Tensor, ""] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and plain numbers, as the log and W&B have them."""
         l2_loss = float(self.l2_loss)
         aux_loss = float(self.aux_loss)
         batch_fvu = self.batch_fvu.tolist()
+        penalty = {} if self.sparsity_loss is None else {"sparsity_loss": float(self.sparsity_loss)}
         return {
-            "loss": l2_loss + aux_loss,
+            "loss": l2_loss + aux_loss + sum(penalty.values()),
             "l2_loss": l2_loss,
             "aux_loss": aux_loss,
+            **penalty,
             "batch_fvu": batch_fvu[-1],
             "batch_fvu_min": min(batch_fvu),
             "batch_fvu_max": max(batch_fvu),
@@ -143,7 +158,7 @@ def train_step(
         state.weights,
         source,
         target=target,
-        loss=recipe.nested,
+        loss=recipe.loss_at(state.step),
         workspace=workspace,
         project=True,
         watch=dead,
@@ -187,6 +202,7 @@ def train_step(
         dead=shard.mean(dead_share(state.since_fired, after_tokens=settings.dead_after_tokens), len(state.since_fired)),
         gradient_norm=norm,
         lr=learning_rate(settings, state.step),
+        sparsity_loss=result.penalty,
     )
     if dead_count and share.batch_rows and may_revive(settings, state.step):
         still_dead = dead[~fired[dead]]

@@ -1,6 +1,8 @@
-"""Calibration: what a rule must learn from training rows before it can be evaluated, such as batchtopk's threshold."""
+"""Thresholds from training rows: what a rule must learn of them before it can be evaluated, such as batchtopk's, and
+where thresholds begin that are trained."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -8,12 +10,17 @@ from torch import Tensor
 
 from cache.reader import CacheReader, View
 from train.arrays.parameters import Parameters
+from train.arrays.units import Units
 from transcoder.rules.rule import Rule
 
 _ROWS = 32_768
 """Training rows that a rule is calibrated on."""
 _BATCH_ROWS = 1024
 """Rows whose pre-activations exist at a time."""
+_FIRST_ROWS = 8192
+_BLOCK = 1024
+"""Features whose pre-activations on those rows exist at a time."""
+_FIRST_L0 = 4
 
 
 def calibrated_rule(weights: Parameters, rule: Rule, reader: CacheReader, *, view: View, device: str) -> Rule:
@@ -22,9 +29,7 @@ def calibrated_rule(weights: Parameters, rule: Rule, reader: CacheReader, *, vie
     ``weights`` are in the units of the cache. A rule that needs no calibration comes back as it is, and nothing is
     computed.
     """
-    split = reader.split("train")
-    taken = split.rows(slice(0, min(_ROWS, len(split))), view=view)
-    source = taken.source[torch.from_numpy(split.is_ordinary(taken.tokens))]
+    source = _first_rows(reader, count=_ROWS, view=view)
 
     def batches() -> Iterator[Float[Tensor, "rows dict_size"]]:
         """Pre-activations, made as they are asked for."""
@@ -32,3 +37,28 @@ def calibrated_rule(weights: Parameters, rule: Rule, reader: CacheReader, *, vie
             yield torch.addmm(weights.b_enc, rows.to(device, weights.b_enc.dtype), weights.W_enc.T)
 
     return rule.calibrated(batches(), rows=len(source))
+
+
+def with_first_thresholds(
+    weights: Parameters, reader: CacheReader, units: Units, *, view: View, top_k: int, device: str
+) -> Parameters:
+    """Weights in training units, with thresholds at which every feature fires on the same share of rows.
+
+    That share makes ``_FIRST_L0`` times ``top_k`` features a row: from a threshold at 0, half of all would fire, and a
+    sparse step would have nothing to gain from sparsity.
+    """
+    source = units.source(_first_rows(reader, count=_FIRST_ROWS, view=view)).to(device)
+    share = min(0.5, _FIRST_L0 * top_k / len(weights.b_enc))
+    place = max(1, round(share * len(source)))
+    thresholds = [
+        torch.addmm(bias, source, encoder.T).topk(min(place, len(source)), dim=0).values[-1]
+        for encoder, bias in zip(weights.W_enc.split(_BLOCK), weights.b_enc.split(_BLOCK), strict=True)
+    ]
+    return replace(weights, threshold=torch.cat(thresholds).clamp_(min=0))
+
+
+def _first_rows(reader: CacheReader, *, count: int, view: View) -> Float[Tensor, "rows d_source"]:
+    """The source of the first rows of the training split, without special tokens."""
+    split = reader.split("train")
+    taken = split.rows(slice(0, min(count, len(split))), view=view)
+    return taken.source[torch.from_numpy(split.is_ordinary(taken.tokens))]

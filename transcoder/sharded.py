@@ -24,7 +24,7 @@ from common.errors import UsageError
 from transcoder.rules.rule import Rule
 from transcoder.sparse_code import SparseCode
 
-_BY_FEATURE = ("W_enc", "b_enc", "W_dec")
+_BY_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
 """The arrays with one row a feature; the others are the same in every process."""
 
 

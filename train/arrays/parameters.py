@@ -22,6 +22,8 @@ class Parameters:
     W_dec: Float[Tensor, "dict_size d_target"]
     b_dec: Float[Tensor, " d_target"]
     W_skip: Float[Tensor, "d_source d_target"] | None = None
+    threshold: Float[Tensor, " dict_size"] | None = None
+    """Of a rule that trains one for each feature."""
 
     @staticmethod
     def of(transcoder: Transcoder) -> "Parameters":
@@ -29,9 +31,14 @@ class Parameters:
         return Parameters(**{name: array.detach() for name, array in transcoder.arrays().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The arrays by name, in a fixed order; ``W_skip`` only where there is one."""
+        """The arrays by name, in a fixed order; ``W_skip`` and ``threshold`` only where there is one."""
         arrays = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        return arrays if self.W_skip is None else arrays | {"W_skip": self.W_skip}
+        others = {"W_skip": self.W_skip, "threshold": self.threshold}
+        return arrays | {name: array for name, array in others.items() if array is not None}
+
+    def of_transcoder(self) -> dict[str, Tensor]:
+        """The arrays that a ``Transcoder`` has itself; the threshold is its rule's."""
+        return replace(self, threshold=None).tensors()
 
     def reading_less_b_dec(self, sign: float = 1.0) -> "Parameters":
         """The same encoder for a source less ``sign`` times b_dec, which lives in the source's space."""

@@ -43,6 +43,7 @@ class Units:
         """The same transcoder in the cache's units."""
         across = self.source_scale / self.target_scale
         factors = {"W_enc": across, "b_enc": 1 / self.target_scale, "b_dec": 1 / self.target_scale, "W_skip": across}
+        factors["threshold"] = 1 / self.target_scale
         return Parameters(**{name: array * factors.get(name, 1.0) for name, array in weights.tensors().items()})
 
 

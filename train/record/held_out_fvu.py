@@ -61,8 +61,9 @@ def _squared_errors(
     shard: Shard,
 ) -> Float[Tensor, " prefixes"]:
     pre = torch.addmm(weights.b_enc, source, weights.W_enc.T)
-    candidates = nested.rule.select_training(pre, batch_rows=len(source))
-    code = keep_winners(candidates, nested.rule, batch_rows=len(source), ranks=shard)
+    rule = nested.rule_of(weights)
+    candidates = rule.select_training(pre, batch_rows=len(source))
+    code = keep_winners(candidates, rule, batch_rows=len(source), ranks=shard)
     base = weights.b_dec if weights.W_skip is None else torch.addmm(weights.b_dec, source, weights.W_skip)
     decoded = decode_prefixes(code, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
     errors = decoded - target[:, None]

@@ -6,7 +6,7 @@ imports torch: settings are checked against these names by commands that must st
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transcoder.rules.rule import Rule
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Entry:
     """A rule's class, or where it is: ``module:class``, relative to this folder.
 
-    ``trains``: whether ``train.activation`` may name it. The others are rules of transcoders from elsewhere, whose
-    sparsity comes from a penalty that our training does not have.
+    ``trains``: whether ``train.activation`` may name it. The other is a rule of transcoders from elsewhere, whose
+    sparsity comes from a penalty on activations that our training does not have.
     """
 
     rule: "str | type[Rule]"
@@ -34,7 +34,7 @@ class Entry:
 RULES: dict[str, Entry] = {
     "topk": Entry("topk:TopK", trains=True),
     "batchtopk": Entry("batchtopk:BatchTopK", trains=True),
-    "jumprelu": Entry("threshold:JumpReLU"),
+    "jumprelu": Entry("threshold:JumpReLU", trains=True),
     "relu": Entry("relu:ReLU"),
 }
 
@@ -44,6 +44,6 @@ def trainable() -> list[str]:
     return [name for name, entry in RULES.items() if entry.trains]
 
 
-def make_rule(name: str, top_k: int) -> "Rule":
-    """The rule that training uses, as settings name it."""
-    return RULES[name].load().from_settings(top_k)
+def make_rule(name: str, top_k: int, **own: Any) -> "Rule":
+    """The rule that training uses, as settings name it; ``own`` are settings that only some rules know."""
+    return RULES[name].load().from_settings(top_k, **own)

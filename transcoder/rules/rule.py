@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transcoder.sparse_code import SparseCode
@@ -28,6 +28,8 @@ class Rule(nn.Module, ABC):
 
     name: ClassVar[str]
     scope: ClassVar[Scope]
+    trains_threshold: ClassVar[bool] = False
+    """Whether training gives every feature a threshold, and the rule the three methods that go with it."""
 
     def __init__(self, top_k: int | None = None) -> None:
         super().__init__()
@@ -44,13 +46,32 @@ class Rule(nn.Module, ABC):
     # Training.
 
     @classmethod
-    def from_settings(cls, top_k: int) -> "Rule":
-        """The rule of a training run."""
+    def from_settings(cls, top_k: int, **_own: Any) -> "Rule":
+        """The rule of a training run; ``_own`` are settings that only some rules know."""
         return cls(top_k)
 
     def select_training(self, pre: Float[Tensor, "rows dict_size"], *, batch_rows: int) -> SparseCode:
         """The candidates among these rows of a batch of ``batch_rows``, where training selects otherwise."""
         return self.select(pre)
+
+    def with_threshold(self, threshold: Float[Tensor, " dict_size"]) -> "Rule":
+        """The rule with the thresholds that are trained beside the weights."""
+        raise NotImplementedError
+
+    def penalty(self, l0: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """What the loss adds for a mean L0, before its coefficient, and its slope."""
+        raise NotImplementedError
+
+    def threshold_gradient(
+        self,
+        values: Float[Tensor, " active"],
+        d_values: Float[Tensor, " active"],
+        *,
+        offsets: Int[Tensor, " dict_size_plus_one"],
+        l0_slope: float,
+    ) -> Float[Tensor, " dict_size"]:
+        """The gradient of the thresholds, from a selection of training in the order of the features."""
+        raise NotImplementedError
 
     def kept(self, batch_rows: int) -> int:
         """How many entries a selection keeps: of a row, or of a whole batch (scope ``batch``)."""

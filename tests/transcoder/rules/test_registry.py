@@ -72,13 +72,13 @@ def test_a_toy_rule_trains_and_is_saved_loaded_and_evaluated(tmp_path: Path, mon
 
 
 def test_a_rule_that_is_unknown_or_cannot_train_is_refused_with_those_that_can() -> None:
-    for name in ("softmax", "jumprelu"):
-        with pytest.raises((ValueError, UsageError), match="topk, batchtopk"):
+    for name in ("softmax", "relu"):
+        with pytest.raises((ValueError, UsageError), match="topk, batchtopk, jumprelu"):
             TrainSettings(activation=name)
 
 
 def test_every_entry_is_the_class_of_its_name() -> None:
-    assert trainable() == ["topk", "batchtopk"]
+    assert trainable() == ["topk", "batchtopk", "jumprelu"]
     for name, entry in RULES.items():
         assert entry.load().name == name
     assert make_rule("topk", 7).top_k == 7
