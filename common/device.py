@@ -1,6 +1,8 @@
 """Which device a name means on this machine, and what is free on it: one answer for every stage."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -36,3 +38,9 @@ def free_memory(device: torch.device | str) -> int:
         return int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def peak_memory() -> int:
+    """Bytes of main memory that this process has had at once so far, its libraries included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import torch
 
+from cache.format.dtypes import TORCH_DTYPES, read_as
+from cache.format.layout import Geometry
 from common import disk
 from common.device import free_memory
 from common.errors import CapacityError
 from harvest.compat import attention_name
 from harvest.config import HarvestSettings
 from harvest.model.language_model import LanguageModel
+from harvest.model.own_loss import MOST_POSITIONS, POSITIONS_AT_ONCE
 from harvest.model.source import ModelSource
 
 _CPU_TOKENS = 4096
@@ -59,6 +62,19 @@ def missing_bytes(cache_bytes: int, folder: Path) -> int:
     """Bytes that a cache of ``cache_bytes`` in ``folder`` still lacks."""
     present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
     return max(0, cache_bytes - present)
+
+
+def buffer_bytes(geometry: Geometry, *, layers: int) -> int:
+    """Bytes of the rows that wait in memory for their segments to be full."""
+    numbers = geometry.d_source + geometry.d_target
+    rows = sum(min(group.segment_rows, group.rows) for group in geometry.groups.values())
+    return layers * rows * numbers * TORCH_DTYPES[read_as(geometry.dtype)].itemsize
+
+
+def own_loss_bytes(source: ModelSource, dtype: torch.dtype, *, context: int) -> int:
+    """Bytes that the language model's own loss takes: one context's logits, and some of them in float32, twice."""
+    positions = min(context, MOST_POSITIONS)
+    return source.vocabulary * (positions * dtype.itemsize + 2 * POSITIONS_AT_ONCE * torch.float32.itemsize)
 
 
 def check_disk(cache_bytes: int, folders: list[Path]) -> None:

@@ -26,9 +26,9 @@ _MOST_CONTEXTS = 16
 _LEAST_CONTEXTS = 2
 _SHARE = 100
 """At most one context in so many of the harvest goes through the whole model: below a few per cent of the work."""
-_MOST_POSITIONS = 512
+MOST_POSITIONS = 512
 """A context's first tokens are enough; logits of long ones over a large vocabulary would fill the memory."""
-_POSITIONS_AT_ONCE = 64
+POSITIONS_AT_ONCE = 64
 _ENOUGH_TOKENS = 500
 """Below so many tokens the unigram model, which has seen them, looks better than it is, so nothing is warned of."""
 
@@ -125,7 +125,7 @@ def _context_loss(
     model: LanguageModel, batch: ContextBatch, context: int, *, within_documents: bool
 ) -> tuple[float, int]:
     """The summed loss of one context's ordinary tokens, and their number."""
-    length = min(int(batch.kept[context].sum()), _MOST_POSITIONS)
+    length = min(int(batch.kept[context].sum()), MOST_POSITIONS)
     tokens = torch.from_numpy(batch.tokens[context : context + 1, :length]).to(model.device)
     positions: Tensor | None = None
     predicted = _ordinary(model, batch.tokens[context, 1:length])
@@ -137,7 +137,7 @@ def _context_loss(
     logits: Any = model.hugging(input_ids=tokens, position_ids=positions, use_cache=False).logits[0]
     wanted = torch.from_numpy(np.flatnonzero(predicted))
     total = 0.0
-    for rows in wanted.split(_POSITIONS_AT_ONCE):
+    for rows in wanted.split(POSITIONS_AT_ONCE):
         total += _summed_loss(logits[rows.to(logits.device)], tokens[0, rows.to(tokens.device) + 1])
     return total, len(wanted)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.device import choose_device, free_memory, has_bfloat16
+from common.device import choose_device, free_memory, has_bfloat16, peak_memory
 from common.errors import UsageError
 
 
@@ -15,6 +15,14 @@ def test_auto_is_a_device_that_is_there() -> None:
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(UsageError, match="auto, cpu"):
         choose_device("cuda:99")
+
+
+def test_the_peak_does_not_fall_with_what_is_freed() -> None:
+    array = bytearray(b"x" * 50_000_000)
+    peak = peak_memory()
+    assert peak > len(array)
+    del array
+    assert peak_memory() >= peak
 
 
 @pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])

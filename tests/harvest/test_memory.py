@@ -2,7 +2,9 @@
 
 import torch
 
-from harvest.memory import check_disk, missing_bytes, token_bytes
+from cache.config import CacheSettings
+from cache.format.manifest import make_geometry
+from harvest.memory import buffer_bytes, check_disk, missing_bytes, own_loss_bytes, token_bytes
 from harvest.model.source import find_model
 
 
@@ -16,3 +18,16 @@ def test_what_is_there_already_is_not_needed_again(tmp_path):
     (tmp_path / "rows").write_bytes(bytes(1000))
     assert missing_bytes(1500, tmp_path) == 500
     check_disk(1500, [tmp_path])
+
+
+def test_rows_of_an_unfinished_segment_are_counted_once_a_layer():
+    settings = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=1024)
+    sizes = {"d_source": 8, "d_target": 4, "train_rows": 5000, "held_out_rows": 100, "parts": 1}
+    geometry = make_geometry(settings, **sizes)
+    held_out = min(geometry.groups["held_out"].segment_rows, 100)
+    assert buffer_bytes(geometry, layers=3) == 3 * (1024 + held_out) * (8 + 4) * 2
+
+
+def test_the_own_loss_takes_one_context_of_logits(model_folder):
+    source = find_model(str(model_folder))
+    assert own_loss_bytes(source, torch.bfloat16, context=10_000) == source.vocabulary * (512 * 2 + 2 * 64 * 4)

@@ -43,6 +43,9 @@ def test_the_plan_is_within_a_hundredth_of_what_is_written(model_folder, text, t
         assert rows == pytest.approx(plan.bytes_per_layer, rel=0.01)
     assert plan.bytes_to_write == 2 * plan.bytes_per_layer
     assert plan.tokens_per_second > 0
+    # Torch alone takes 200 MB; the rows of both layers wait in memory, 22,000 of two times 16 numbers in bfloat16.
+    assert plan.peak_memory_bytes is not None
+    assert plan.peak_memory_bytes > 2e8
     assert plan.seconds == pytest.approx(22_000 / plan.tokens_per_second)
     again = plan_harvest(given)
     assert (again.finished_layers, again.bytes_to_write, again.seconds) == ([1, 2], 0, 0)
