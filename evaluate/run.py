@@ -124,8 +124,9 @@ def _reference(
 def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: EvaluateSettings, device: str) -> Splice:
     """Raises MismatchError for another model than the cache's."""
     # Only here does evaluation meet a language model; everything else runs without transformers.
-    from evaluate.splice import Splicer, check_model
-    from evaluate.spliced_loss import SplicedModel
+    from evaluate.spliced.loss import SplicedModel
+    from evaluate.spliced.replace import Place
+    from evaluate.spliced.splicer import Splicer, check_model
     from harvest.model.language_model import load_model
 
     identity = reader.identity
@@ -133,7 +134,7 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
         model, device=device, dtype=identity.get("model_dtype", "auto"), revision=identity.get("model_revision")
     )
     check_model(loaded, reader)
-    splicer = Splicer(loaded, identity["layer"], tuple(reader.special_ids))
+    splicer = Splicer(loaded, {identity["layer"]: Place.of(identity)}, tuple(reader.special_ids))
     return SplicedModel(splicer, reader, replay, settings).measure
 
 

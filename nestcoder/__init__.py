@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Evidence,
         NestcoderError,
         PipelineSettings,
+        SAEBenchAdapter,
         Transcoder,
         feature_page,
         load_features,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         run_harvest,
         run_harvest_probe,
         run_train,
+        splice,
+        transformer_lens_hooks,
     )
 
 __version__ = "0.1.0"
@@ -37,6 +40,7 @@ __all__ = [
     "Evidence",
     "NestcoderError",
     "PipelineSettings",
+    "SAEBenchAdapter",
     "Transcoder",
     "feature_page",
     "load_features",
@@ -48,6 +52,8 @@ __all__ = [
     "run_harvest",
     "run_harvest_probe",
     "run_train",
+    "splice",
+    "transformer_lens_hooks",
 ]
 
 

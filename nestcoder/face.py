@@ -10,6 +10,9 @@ from common.errors import NestcoderError
 from evaluate.features.evidence import Evidence
 from evaluate.features.evidence import read_evidence as load_features
 from evaluate.features.text.page import feature_page
+from evaluate.spliced.saebench import SAEBenchAdapter
+from evaluate.spliced.splice import splice
+from evaluate.spliced.transformer_lens import transformer_lens_hooks
 from nestcoder.config import PipelineSettings, load_settings
 from nestcoder.stages import run_evaluate, run_features, run_harvest, run_harvest_probe, run_train
 from transcoder.formats.native import load_transcoder
@@ -20,6 +23,7 @@ __all__ = [
     "Evidence",
     "NestcoderError",
     "PipelineSettings",
+    "SAEBenchAdapter",
     "Transcoder",
     "feature_page",
     "load_features",
@@ -31,4 +35,6 @@ __all__ = [
     "run_harvest",
     "run_harvest_probe",
     "run_train",
+    "splice",
+    "transformer_lens_hooks",
 ]

@@ -64,7 +64,8 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "evaluate/metrics/largest_rows.py",
         "evaluate/report/summary.py",
         "evaluate/report/table_of_runs.py",
-        "evaluate/spliced_loss.py",
+        "evaluate/spliced/contexts.py",
+        "evaluate/spliced/loss.py",
         "evaluate/token_text.py",
     ),
     "harvest: by the tests of whole harvests and of each kind of text": (

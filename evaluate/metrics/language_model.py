@@ -1,7 +1,7 @@
 """What the language model loses with the dictionary in place of its MLP, where ``--lm`` names the model.
 
-``evaluate.splice`` has the definitions. Ablating to the mean needs the target's mean over the evaluated rows, which is
-all that this metric gathers from them.
+``evaluate.spliced.loss`` has the definitions. Ablating to the mean needs the target's mean over the evaluated rows,
+which is all that this metric gathers from them.
 """
 
 from dataclasses import dataclass

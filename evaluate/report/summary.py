@@ -209,8 +209,8 @@ def _language_model_lines(spliced: Mapping[str, Any] | None, *, documents: int) 
         return []
     zero = spliced["zero"]["cross_entropy"]
     mean = spliced["mean"]["cross_entropy"]
-    ablated = f"cross-entropy clean {spliced['clean']:.4f}, MLP zeroed {zero:.4f}, MLP at its mean {mean:.4f}"
-    heading = f"{'features':>9}  {'CE':>7}  {'delta':>7}  {'95 % interval':<19}  {'KL':>7}"
+    ablated = f"cross-entropy clean {spliced['clean']:.4f}, target zeroed {zero:.4f}, target at its mean {mean:.4f}"
+    heading = f"{'features':>9}  {'CE':>7}  {'delta':>7}  {'95 % interval':<19}  {'KL':>7}  {'top-1':>6}"
     return [
         "",
         f"Spliced into the language model, {spliced['tokens']:,} tokens: {ablated}",
@@ -223,5 +223,6 @@ def _spliced_line(prefix: Mapping[str, Any], *, documents: int) -> str:
     bounds = interval_text(prefix["delta_interval"], documents=documents, form="[{:+.4f}, {:+.4f}]")
     return (
         f"{prefix['prefix']:>9,}  {prefix['cross_entropy']:7.4f}  {prefix['delta']:+7.4f}  {bounds:<19}"
-        f"  {prefix['kl']:7.4f}  {share(prefix['recovered_zero'])}, {share(prefix['recovered_mean'])}"
+        f"  {prefix['kl']:7.4f}  {share(prefix['top1']):>6}"
+        f"  {share(prefix['recovered_zero'])}, {share(prefix['recovered_mean'])}"
     )

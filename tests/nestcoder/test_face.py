@@ -29,13 +29,15 @@ def test_the_snippets_of_the_page_run_one_after_another(
     (tmp_path / "pipeline.yaml").write_text(write_yaml(settings.model_dump(mode="json")))
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets) == 8
     names: dict[str, object] = {}
     for snippet in snippets:
         exec(compile(snippet, str(PAGE), "exec"), names)
     printed = capsys.readouterr().out
     assert "active features a row 4.0" in printed
     assert "layer09" in printed
+    assert "moved the likeliest token by" in printed
+    assert "['blocks.8.ln2.hook_normalized', 'blocks.8.hook_mlp_out']" in printed
     assert (tmp_path / "runs" / "gpt2-stdlib" / "layer08" / "transcoder" / "short" / "config.json").is_file()
 
 

@@ -10,7 +10,9 @@ from transformers.utils import logging as hugging_logging
 from cache.config import CacheSettings
 from cache.reader import CacheReader
 from common.errors import NumericalError, UsageError
-from evaluate.splice import Contexts, Splicer
+from evaluate.spliced.contexts import Contexts
+from evaluate.spliced.replace import MLP
+from evaluate.spliced.splicer import Splicer
 from harvest.config import HarvestSettings
 from harvest.model.families import family_of
 from harvest.model.forward import Key, run_modules
@@ -147,9 +149,10 @@ def test_a_derived_family_goes_through_plan_harvest_and_splice(folders, name, te
     assert harvest(folder, text, tmp_path / "c", attention="document")[LAYER]["rows"] == 0
 
     contexts = Contexts(*(torch.arange(24)[None] + at for at in (3, 0, 0)))
-    splicer = Splicer(model, LAYER, special_ids=(0,))
+    splicer = Splicer(model, {LAYER: MLP}, special_ids=(0,))
     mlp = model.hugging.get_submodule(f"{model.family.blocks}.{LAYER}.mlp").forward  # past the hooks
-    same, zero = (splicer.log_probabilities(contexts, way) for way in (mlp, torch.zeros_like))
+    ways = (lambda source, _: mlp(source), lambda _, own: torch.zeros_like(own))
+    same, zero = (splicer.log_probabilities(contexts, {LAYER: way}) for way in ways)
     clean = splicer.log_probabilities(contexts)
     assert torch.allclose(same, clean, atol=1e-5)
     assert not torch.allclose(zero, clean, atol=1e-2)

@@ -12,8 +12,9 @@ from accelerate import dispatch_model
 
 from common.errors import CapacityError
 from common.progress import Silent
-from evaluate.contexts import Contexts
-from evaluate.splice import Splicer
+from evaluate.spliced.contexts import Contexts
+from evaluate.spliced.replace import MLP
+from evaluate.spliced.splicer import Splicer
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
 from harvest.memory import weight_bytes
@@ -163,13 +164,13 @@ def test_a_splice_into_a_model_on_two_cards_is_one_into_one(model_folder):
 
     def begun(splicer, contexts):
         clean, before = splicer.clean(contexts)
-        return clean, splicer.log_probabilities(contexts, torch.zeros_like, before=before)
+        return clean, splicer.log_probabilities(contexts, {LAYER: lambda _, own: torch.zeros_like(own)}, before=before)
 
-    alone = begun(Splicer(model, LAYER, model.tokenizer.special_ids), contexts)
+    alone = begun(Splicer(model, {LAYER: MLP}, model.tokenizer.special_ids), contexts)
     with cards.Cards():
         spread_out = on_cards(model, over_two(model.source))
         there = Contexts(*(each.to(spread_out.device) for each in vars(contexts).values()))
-        splicer = Splicer(spread_out, LAYER, model.tokenizer.special_ids)
+        splicer = Splicer(spread_out, {LAYER: MLP}, model.tokenizer.special_ids)
         found = begun(splicer, there)
         assert torch.equal(splicer.log_probabilities(there), found[0])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, alone, strict=True))

@@ -15,9 +15,10 @@ from cache.writer import CacheWriter
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
-from evaluate.contexts import Contexts, held_out_contexts
 from evaluate.run import evaluate_layer
-from evaluate.splice import Splicer, check_model
+from evaluate.spliced.contexts import Contexts, held_out_contexts
+from evaluate.spliced.replace import MLP
+from evaluate.spliced.splicer import Splicer, check_model
 from harvest.model.forward import run_modules
 from harvest.model.language_model import LanguageModel, load_model
 from harvest.model.sites import module_at
@@ -26,7 +27,8 @@ from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
 LAYER, WIDTH, CONTEXT, BOS = 1, 64, 24, 0
-EMBEDDED = Path(__file__).parents[2] / "models" / "gpt2-stdlib"
+ZERO = {LAYER: lambda _, own: torch.zeros_like(own)}
+EMBEDDED = Path(__file__).parents[3] / "models" / "gpt2-stdlib"
 CONFIGS = {
     "gpt2": GPT2Config(vocab_size=2048, n_positions=64, n_embd=WIDTH, n_layer=3, n_head=4),
     "gemma2": Gemma2Config(
@@ -97,7 +99,7 @@ def write_cache(model: LanguageModel, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def splicer(model: LanguageModel) -> Splicer:
-    return Splicer(model, LAYER, model.tokenizer.special_ids)
+    return Splicer(model, {LAYER: MLP}, model.tokenizer.special_ids)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def context(cache: Path) -> Contexts:
 def own_mlp(model: LanguageModel) -> Any:
     family, block = model.family, model.block(LAYER)
 
-    def replacement(source: torch.Tensor) -> torch.Tensor:
+    def replacement(source: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         out = module_at(block, family.mlp).forward(source)
         return module_at(block, family.post_norm).forward(out) if family.post_norm else out
 
@@ -135,7 +137,7 @@ def test_positions_start_anew_where_attention_does(cache: Path) -> None:
 
 
 def test_an_exact_copy_of_the_mlp_loses_nothing(splicer: Splicer, context: Contexts) -> None:
-    copied = splicer.log_probabilities(context, own_mlp(splicer.model))
+    copied = splicer.log_probabilities(context, {LAYER: own_mlp(splicer.model)})
     torch.testing.assert_close(copied, splicer.log_probabilities(context), atol=1e-5, rtol=0)
 
 
@@ -168,20 +170,20 @@ def test_clean_is_the_models_own_loss(splicer: Splicer, context: Contexts) -> No
 def test_a_pass_begun_at_the_layer_is_the_whole_pass(splicer: Splicer, context: Contexts) -> None:
     clean, before = splicer.clean(context)
     torch.testing.assert_close(clean, splicer.log_probabilities(context), atol=0, rtol=0)
-    whole, begun = (splicer.log_probabilities(context, torch.zeros_like, before=known) for known in (None, before))
+    whole, begun = (splicer.log_probabilities(context, ZERO, before=known) for known in (None, before))
     torch.testing.assert_close(begun, whole, atol=0, rtol=0)
     torch.testing.assert_close(splicer.log_probabilities(context), clean, atol=0, rtol=0)
-    first = Splicer(splicer.model, 0, splicer.special_ids)
+    first = Splicer(splicer.model, {0: MLP}, splicer.special_ids)
     assert first.clean(context)[1] is None
 
 
 def test_zero_changes_ordinary_positions_alone(splicer: Splicer, context: Contexts) -> None:
     clean = splicer.log_probabilities(context)
-    zero = splicer.log_probabilities(context, torch.zeros_like)
+    zero = splicer.log_probabilities(context, ZERO)
     assert float((clean[0, 0] - zero[0, 0]).abs().max()) < 1e-6
     assert float((clean[0, 1:] - zero[0, 1:]).abs().max()) > 1e-2
-    everything = Splicer(splicer.model, LAYER, tuple(range(2048)))
-    torch.testing.assert_close(everything.log_probabilities(context, torch.zeros_like), clean, atol=1e-6, rtol=0)
+    everything = Splicer(splicer.model, {LAYER: MLP}, tuple(range(2048)))
+    torch.testing.assert_close(everything.log_probabilities(context, ZERO), clean, atol=1e-6, rtol=0)
 
 
 def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, context: Contexts) -> None:
@@ -197,7 +199,7 @@ def test_zero_is_the_ablation_of_the_residual_contribution(splicer: Splicer, con
         ablated = splicer.log_probabilities(context)
     finally:
         handle.remove()
-    torch.testing.assert_close(splicer.log_probabilities(context, torch.zeros_like), ablated, atol=1e-5, rtol=0)
+    torch.testing.assert_close(splicer.log_probabilities(context, ZERO), ablated, atol=1e-5, rtol=0)
 
 
 def test_the_whole_stage_says_what_the_definition_says(
@@ -210,24 +212,28 @@ def test_the_whole_stage_says_what_the_definition_says(
         cache=cache, transcoder=tmp_path / "main", out=tmp_path / "report", settings=EvaluateSettings(bootstrap=20),
         device="cpu", lm=str(folder), gemma_scope=None, against=None, force=False, progress=Silent(),
     )["language_model"]  # fmt: skip
-    clean, replaced, kl = [], [], []
+    clean, replaced, kl, top1 = [], [], [], []
     for context in held_out_contexts(CacheReader.open(cache), tokens=10_000, batch_tokens=1, device="cpu"):
         counted = ~splicer.kept(context.tokens)[0, :-1]
         own = splicer.log_probabilities(context)[0, :-1][counted]
-        other = splicer.log_probabilities(context, lambda x: transcoder.forward(x, prefix=32))[0, :-1][counted]
+        other = splicer.log_probabilities(context, {LAYER: lambda x, _: transcoder.forward(x, prefix=32)})[0, :-1][
+            counted
+        ]
         following = context.tokens[0, 1:][counted][:, None]
         clean.append(-own.gather(1, following))
         replaced.append(-other.gather(1, following))
         kl.append((own.exp() * (own - other)).sum(1))
+        top1.append((own.argmax(1) == other.argmax(1)).float())
     first = metrics["per_prefix"][0]
     assert metrics["tokens"] == sum(map(len, clean))
     assert metrics["clean"] == pytest.approx(float(torch.cat(clean).mean()), rel=1e-5)
     assert first["delta"] == pytest.approx(float(torch.cat(replaced).mean() - torch.cat(clean).mean()), abs=1e-5)
     assert first["kl"] == pytest.approx(float(torch.cat(kl).mean()), abs=1e-5)
+    assert first["top1"] == pytest.approx(float(torch.cat(top1).mean()), abs=1e-6)
     low, high = first["delta_interval"]
     assert low < first["delta"] < high
     assert metrics["zero"]["cross_entropy"] == pytest.approx(metrics["clean"] + metrics["zero"]["delta"])
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
     for name in (*metrics, *(f"per_prefix[].{name}" for name in first)):
         assert f"`language_model.{name}" in page
     assert "Spliced into the language model" in (tmp_path / "report" / "summary.txt").read_text()
@@ -237,6 +243,6 @@ def test_another_model_or_site_is_refused(model: LanguageModel, cache: Path, toy
     with pytest.raises(MismatchError, match="weights_hash"):
         check_model(model, CacheReader.open(toy_cache))
     reader = CacheReader.open(cache)
-    reader.identity["source_site"] = "resid_mid"
-    with pytest.raises(UsageError, match="resid_mid -> mlp_out"):
+    reader.identity["source_site"] = "hook_z"
+    with pytest.raises(UsageError, match="'hook_z' is no site of a language model"):
         check_model(model, reader)

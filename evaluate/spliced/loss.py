@@ -1,7 +1,7 @@
-"""What the language model loses when a dictionary stands in for its MLP: cross-entropy and KL, prefix by prefix.
+"""What the language model loses when dictionaries stand in for what they imitate: cross-entropy, KL, its first choice.
 
-On held-out contexts, rebuilt from the cache's tokens, the layer's MLP output is replaced at every position whose token
-is not special (special positions keep their own values, whatever replaces the rest):
+On held-out contexts, rebuilt from the cache's tokens, the target of one layer, or of several at once, is replaced at
+every position whose token is not special (special positions keep their own values, whatever replaces the rest):
 
     spliced, prefix p    y_p(source), the source being what the model computes on this very pass
     zero                 0
@@ -12,10 +12,13 @@ and the next token is predicted. Over positions that are not special and have a 
     delta       = CE(replaced) - CE(clean)                                  nats a token; the number to quote
     recovered_a = (CE(a) - CE(spliced)) / (CE(a) - CE(clean))               a = zero or mean ablation
     kl          = mean KL(clean || replaced)
+    top1        = share of predictions whose likeliest token is the clean one's
 
-Intervals resample documents, with the same weights as those of the FVU.
+Of several layers, prefix p means the prefix of that number in each. Intervals resample documents, with the same weights
+as those of the FVU.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +28,14 @@ from torch import Tensor
 
 from cache.reader import CacheReader
 from evaluate.config import EvaluateSettings
-from evaluate.contexts import Contexts, held_out_contexts
 from evaluate.metrics.bootstrap import DocumentSums, intervals, sums_by_document
 from evaluate.metrics.inputs import Replicates
 from evaluate.metrics.metric import State, numbered
 from evaluate.replay import Replay
-from evaluate.splice import Replacement, Splicer
+from evaluate.spliced.contexts import Contexts, held_out_contexts
+from evaluate.spliced.replace import Replacement
+from evaluate.spliced.splice import StandIn
+from evaluate.spliced.splicer import Splicer
 from transcoder.transcoder import Transcoder
 
 _BATCH_BYTES = {"cpu": 1 << 24, "cuda": 1 << 26}
@@ -42,7 +47,10 @@ Larger arrays than these a CPU's allocator takes from the system and gives back 
 
 @dataclass(frozen=True)
 class SplicedModel:
-    """Measures dictionaries in a language model, on the first held-out contexts of its cache."""
+    """Measures dictionaries in a language model, on the first held-out contexts of the cache that ``reader`` reads.
+
+    Dictionaries of several layers are of caches with the same rows.
+    """
 
     splicer: Splicer
     reader: CacheReader
@@ -50,21 +58,35 @@ class SplicedModel:
     settings: EvaluateSettings
 
     def measure(self, dictionary: Transcoder, mean: Float[Tensor, " d_target"]) -> tuple[dict[str, Any], Replicates]:
-        """The ``language_model`` fields, and the rise in cross-entropy of every prefix; ``mean`` is mu."""
+        """Of the reader's layer: the ``language_model`` fields, and the rise in cross-entropy of every prefix; ``mean``
+        is mu."""
+        layer = self.reader.identity["layer"]
+        fields, delta = self.measure_together({layer: dictionary}, {layer: mean})
+        prefixes = dictionary.prefixes
+        fields["per_prefix"] = [
+            {"prefix": prefix, **found} for prefix, found in zip(prefixes, fields["per_prefix"], strict=True)
+        ]
+        return fields, delta
+
+    def measure_together(
+        self, dictionaries: Mapping[int, Transcoder], means: Mapping[int, Float[Tensor, " d_target"]]
+    ) -> tuple[dict[str, Any], Replicates]:
+        """The same of dictionaries by layer, all in the model at once; they have equally many prefixes."""
         device = self.splicer.model.device
-        replacements = _replacements(dictionary, self.reader, mean)
+        replacements = self._replacements(dictionaries, means)
         sums = _sums(len(replacements), self.settings, device)
         state = sums.start()
         contexts = self._contexts()
         progress = self.replay.progress
+        names = " and ".join(dict.fromkeys(dictionary.name for dictionary in dictionaries.values()))
         total = sum(len(batch.tokens) for batch in contexts)
-        progress.begin(f"splice {dictionary.name} into the language model", total=total, unit="contexts")
+        progress.begin(f"splice {names} into the language model", total=total, unit="contexts")
         for batch in contexts:
             state = sums.combine(state, _measure(self.splicer, batch, replacements, sums))
             progress.advance(len(batch.tokens))
         progress.end()
         state = self.replay.ranks.merged(state, sums.combine)
-        return _fields(sums.finish(state), dictionary.prefixes)
+        return _fields(sums.finish(state))
 
     def _contexts(self) -> list[Contexts]:
         """This process's share."""
@@ -75,30 +97,43 @@ class SplicedModel:
         )
         return contexts[self.replay.ranks.rank :: self.replay.ranks.world]
 
+    def _replacements(
+        self, dictionaries: Mapping[int, Transcoder], means: Mapping[int, Float[Tensor, " d_target"]]
+    ) -> list[dict[int, Replacement]]:
+        """Zero, mean, and every prefix; each by layer."""
+        model = self.splicer.model
+        count = min(len(dictionary.prefixes) for dictionary in dictionaries.values())
+        spliced: list[dict[int, Replacement]] = [
+            {
+                layer: StandIn(dictionary.truncate(dictionary.prefixes[index]), model.norm(layer))
+                for layer, dictionary in dictionaries.items()
+            }
+            for index in range(count)
+        ]
+        return [
+            dict.fromkeys(dictionaries, _zero),
+            {layer: _constant(means[layer]) for layer in dictionaries},
+            *spliced,
+        ]
 
-def _replacements(dictionary: Transcoder, reader: CacheReader, mean: Float[Tensor, " d_target"]) -> list[Replacement]:
-    """Zero, mean, and every prefix."""
 
-    def prefix(index: int) -> Replacement:
-        def reconstruct(source: Tensor) -> Tensor:
-            seen = reader.as_view(source.cpu(), dictionary.source_view).to(source.device).float()
-            return dictionary.reconstruct(dictionary.sparse_code(seen), seen)[:, index]
+def _zero(_: Tensor, own: Tensor) -> Tensor:
+    return torch.zeros_like(own)
 
-        return reconstruct
 
-    return [
-        lambda source: torch.zeros(len(source), len(mean), device=source.device),
-        lambda source: mean.to(source.device).expand(len(source), -1),
-        *(prefix(index) for index in range(len(dictionary.prefixes))),
-    ]
+def _constant(mean: Float[Tensor, " d_target"]) -> Replacement:
+    return lambda _, own: mean.to(own.device).expand(len(own), -1)
 
 
 def _sums(replacements: int, settings: EvaluateSettings, device: torch.device) -> DocumentSums:
-    widths = {"predictions": (), "clean": (), "replaced": (replacements,), "kl": (replacements,)}
+    of_each = dict.fromkeys(("replaced", "kl", "top1"), (replacements,))
+    widths = {"predictions": (), "clean": (), **of_each}
     return DocumentSums(widths, settings.bootstrap, settings.seed, device)
 
 
-def _measure(splicer: Splicer, contexts: Contexts, replacements: list[Replacement], sums: DocumentSums) -> State:
+def _measure(
+    splicer: Splicer, contexts: Contexts, replacements: list[dict[int, Replacement]], sums: DocumentSums
+) -> State:
     """Sums over the predictions of some contexts, document by document."""
     counted = ~splicer.kept(contexts.tokens)[:, :-1]
     following = contexts.tokens[:, 1:][counted][:, None]
@@ -107,10 +142,13 @@ def _measure(splicer: Splicer, contexts: Contexts, replacements: list[Replacemen
     probability = clean.exp()
     losses: list[Tensor] = []
     divergences: list[Tensor] = []
+    agreements: list[Tensor] = []
+    likeliest = clean.argmax(dim=1)
     for replacement in replacements:
         replaced = splicer.log_probabilities(contexts, replacement, before=before)[:, :-1][counted]
         losses.append(-replaced.gather(1, following)[:, 0])
         divergences.append((probability * (clean - replaced)).sum(dim=1))
+        agreements.append((replaced.argmax(dim=1) == likeliest).float())
 
     documents, document_index = numbered(contexts.document[:, :-1][counted])
     values = {
@@ -118,36 +156,41 @@ def _measure(splicer: Splicer, contexts: Contexts, replacements: list[Replacemen
         "clean": -clean.gather(1, following)[:, 0],
         "replaced": torch.stack(losses, dim=1),
         "kl": torch.stack(divergences, dim=1),
+        "top1": torch.stack(agreements, dim=1),
     }
     return sums.of_batch(documents, sums_by_document(values, document_index, documents=len(documents)))
 
 
-def _fields(sums: State, prefixes: tuple[int, ...]) -> tuple[dict[str, Any], Replicates]:
+def _fields(sums: State) -> tuple[dict[str, Any], Replicates]:
     count = sums["predictions"][:, None]
     clean = (sums["clean"] / count[:, 0]).cpu().numpy()
-    replaced = (sums["replaced"] / count).cpu().numpy()
-    kl = (sums["kl"] / count).cpu().numpy()
+    replaced, kl, top1 = ((sums[name] / count).cpu().numpy() for name in ("replaced", "kl", "top1"))
     zero = replaced[:, 0]
     mean = replaced[:, 1]
     delta = replaced - clean[:, None]
     bounds = intervals(delta[1:])
-    ablated = [{"cross_entropy": float(loss[0]), "delta": float((loss - clean)[0])} for loss in (zero, mean)]
+
+    def found(index: int) -> dict[str, Any]:
+        return {
+            "cross_entropy": float(replaced[0, index]),
+            "delta": float(delta[0, index]),
+            "kl": float(kl[0, index]),
+            "top1": float(top1[0, index]),
+        }
+
     fields = {
         "tokens": round(float(count[0, 0])),
         "clean": float(clean[0]),
-        "zero": ablated[0] | {"kl": float(kl[0, 0])},
-        "mean": ablated[1] | {"kl": float(kl[0, 1])},
+        "zero": found(0),
+        "mean": found(1),
         "per_prefix": [
             {
-                "prefix": prefix,
-                "cross_entropy": float(replaced[0, index]),
-                "delta": float(delta[0, index]),
+                **found(index),
                 "delta_interval": bounds[index] if bounds else None,
                 "recovered_zero": _recovered(zero[0], replaced[0, index], clean[0]),
                 "recovered_mean": _recovered(mean[0], replaced[0, index], clean[0]),
-                "kl": float(kl[0, index]),
             }
-            for index, prefix in enumerate(prefixes, start=2)
+            for index in range(2, replaced.shape[1])
         ],
     }
     return fields, delta[:, 2:]

@@ -1,0 +1,112 @@
+"""A language model some of whose sites can be replaced, for measuring: many replacements of the same contexts.
+
+The blocks before the first layer see no replacement: they run once, and every replaced pass begins with what they put
+out.
+"""
+
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cache.reader import CacheReader
+from common.errors import MismatchError
+from evaluate.spliced.contexts import Contexts
+from evaluate.spliced.replace import Host, Ordinary, Place, Replacement, replacing
+from harvest.model.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Splicer:
+    """A model whose targets at ``places``, by layer, can be replaced."""
+
+    model: LanguageModel
+    places: Mapping[int, Place]
+    special_ids: tuple[int, ...]
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.model.hugging.config.vocab_size)
+
+    @torch.inference_mode()
+    def clean(self, contexts: Contexts) -> tuple[Float[Tensor, "batch pos vocabulary"], Any]:
+        """The model's own log-probabilities, and what the block before the first layer put out."""
+        with self.remembered() as seen:
+            return self.log_probabilities(contexts), seen.get("out")
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self, contexts: Contexts, replacements: Mapping[int, Replacement] | None = None, *, before: Any = None
+    ) -> Float[Tensor, "batch pos vocabulary"]:
+        """Of the next token at every position, in float32; the model's own when nothing is replaced.
+
+        ``before`` is what the block before the first layer puts out on these contexts, where that is known.
+        """
+        with self.replaced(replacements or {}), self.begun(before):
+            return self.run(contexts).float().log_softmax(dim=-1)
+
+    def run(self, contexts: Contexts) -> Float[Tensor, "batch pos vocabulary"]:
+        """The model's logits, differentiable."""
+        hugging = self.model.hugging
+        return hugging(input_ids=contexts.tokens, position_ids=contexts.positions, use_cache=False).logits
+
+    def replaced(self, replacements: Mapping[int, Replacement]) -> AbstractContextManager[None]:
+        """A context in which these layers' targets are replaced."""
+        placed = {layer: (self.places[layer], replacement) for layer, replacement in replacements.items()}
+        return replacing(Host.of(self.model), placed, Ordinary(self.special_ids))
+
+    def kept(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Where a special token stands, and the model keeps its own values."""
+        return torch.isin(tokens, torch.tensor(self.special_ids, device=tokens.device))
+
+    @contextmanager
+    def remembered(self) -> Generator[dict[str, Any]]:
+        """While the block runs, what the block before the first layer puts out is kept under ``out``."""
+        seen: dict[str, Any] = {}
+
+        def remember(_module: Any, _arguments: Any, out: Any) -> None:
+            seen["out"] = out
+
+        handles = [block.register_forward_hook(remember) for block in self._before[-1:]]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def begun(self, before: Any) -> Generator[None]:
+        """No block before the first layer computes anything; nothing changes where ``before`` is None."""
+
+        def skip(*_: Any, **__: Any) -> Any:
+            return before
+
+        blocks = [] if before is None else self._before
+        own = [vars(block).get("forward") for block in blocks]  # that of a block which fetches from another card
+        for block in blocks:
+            block.forward = skip
+        try:
+            yield
+        finally:
+            for block, forward in zip(blocks, own, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
+
+    @property
+    def _before(self) -> list[Any]:
+        return [self.model.block(layer) for layer in range(min(self.places))]
+
+
+def check_model(model: LanguageModel, reader: CacheReader) -> None:
+    """The model must be the one that made the cache, at sites that it has. Raises MismatchError, UsageError."""
+    identity = reader.identity
+    for name, ours in (("weights_hash", model.source.weights_hash), ("tokenizer_hash", model.tokenizer.hash)):
+        if identity.get(name) != ours:
+            what = f"the language model is not the one that made the cache: {name} is {ours}, not {identity.get(name)}"
+            raise MismatchError(what, where=model.source.folder)
+    Host.of(model).check(identity["layer"], Place.of(identity, where=reader.path))
