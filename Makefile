@@ -46,7 +46,7 @@ test: setup-dev  ## run the tests, the linters and the type checker
 	$(bin)/ruff format --check .
 	$(bin)/lint-imports --no-cache
 	$(bin)/pyright
-	$(bin)/python -m pytest -n 3 $(ARGS)
+	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup-dev  ## the linters alone
 	$(bin)/ruff check .
