@@ -42,7 +42,9 @@ TOY_SHAPES = {"toy": "8,32,2,4,16"}
 STEPS = (
     "floor bf16",
     "nestcoder bf16",
+    "nestcoder bf16, launched one by one",
     "nestcoder bf16, a tenth dead",
+    "nestcoder bf16, a tenth revived each step",
     "nestcoder bf16, batchtopk",
     "floor tf32",
     "nestcoder tf32",
@@ -83,7 +85,7 @@ def parts_of(asked: argparse.Namespace, python: str, folder: Path) -> list[Part]
     dense = "dense bf16" if asked.toy else "dense bf16, compiled"
     for number, (name, shape) in enumerate(shapes.items()):
         # Compiling the dense step takes longest, so it comes last, and not for every shape.
-        systems = [*(STEPS[:4] if asked.toy else STEPS), *([dense] if number < 2 else [])]
+        systems = [*(STEPS[:6] if asked.toy else STEPS), *([dense] if number < 2 else [])]
         parts.append(Part(f"step, {name}", [*step, shape, *systems], 60))
     for name in ("harvest", "train", "evaluate"):
         given = ["--folder", str(folder), "--device", device, *(["--toy"] if asked.toy else [])]

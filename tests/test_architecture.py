@@ -75,10 +75,11 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "harvest/text/rows.py",
     ),
     "train: by the tests of the step, the loop and the checkpoints; reference.py is itself an oracle of tests": (
-        "train/aux_loss.py",
+        "train/dead/aux_loss.py",
         "train/record/checkpoint_index.py",
         "train/context.py",
         "train/record/held_out_fvu.py",
+        "train/record/step_metrics.py",
         "train/arrays/parameters.py",
         "train/reference.py",
         "train/threshold.py",

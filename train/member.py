@@ -16,6 +16,7 @@ from cache.reader import CacheReader
 from common import disk
 from common.errors import NumericalError
 from common.sealed.tensors import FileSeal
+from train.arrays.graphs import Graphs
 from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units
@@ -28,8 +29,9 @@ from train.record.held_out_fvu import held_out_fvu
 from train.record.identity import RunIdentity
 from train.record.log import LOG_FILE, MetricsLog, WandbMirror
 from train.record.overfitting import OverfittingWatch
+from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
-from train.step import Recipe, State, StepMetrics, rule_of, train_step
+from train.step import Recipe, State, rule_of, train_step
 from train.threshold import calibrated_rule, with_first_thresholds
 from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
 from transcoder.transcoder import Transcoder
@@ -61,6 +63,8 @@ class Member:
 
         self._recipe = Recipe.of(settings, target_variance=float(context.units.target_mean.numel()))
         self._workspace = workspace_of(self.state.weights, settings)
+        is_on_gpu = context.device.startswith("cuda")
+        self._graphs = Graphs(context.device, context.progress) if is_on_gpu else None
         self._first_bad = torch.tensor(-1, device=context.device)
         self._overfitting = OverfittingWatch()
         self._held_out_fvu: float | None = None
@@ -88,6 +92,7 @@ class Member:
             workspace=self._workspace,
             ranks=self._context.data_ranks,
             shard=self._context.shard,
+            graphs=self._graphs,
         )
         self._overfitting.add(metrics.batch_fvu[-1])
 

@@ -1,16 +1,16 @@
 """One step of training: state and batch in, state advanced in place, metrics out. No files, no clock.
 
-One process alone waits for the device only to learn how many features are dead: every step while some are, and while
-none is only when the feature that has been silent longest may have become so.
+One process alone waits for no GPU: for how many dead features a step there has room is known from earlier steps. What
+of a step differs from the one before comes in arrays (``StepInputs``), what decides shapes and operations is its
+``StepForm``: steps of one form are one sequence of kernels, which train/arrays/graphs.py records and plays again.
 
 loss = l2_loss + aux_loss
 l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * target variance of the cache)
-aux_loss as train/aux_loss.py has it, where a feature is dead
+aux_loss as train/dead/aux_loss.py has it, where a feature is dead
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,16 +18,18 @@ from torch import Tensor
 
 from common.distributed import Ranks
 from train.arrays.batch_share import BatchShare
-from train.arrays.optim import Moments, in_one_pass, learning_rate, update_
+from train.arrays.graphs import Graphs, Inputs
+from train.arrays.optim import Moments, in_one_pass, learning_rate, step_numbers, to_device, update_
 from train.arrays.parameters import Parameters
 from train.arrays.workspace import Workspace
-from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
-from train.dead import count_tokens_, dead_features, dead_share, tokens_left
+from train.dead.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
+from train.dead.features import Dead, Room, count_tokens_, dead_count, dead_share
+from train.dead.revive import drawn_order, may_revive, revive_
 from train.loss import NestedLoss, StepResult, nested_step
+from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
-from train.revive import may_revive, revive_
 from transcoder.constants import constant
-from transcoder.rules.registry import make_rule
+from transcoder.rules.registry import RULES, make_rule
 from transcoder.rules.rule import Rule
 from transcoder.sharded import WHOLE, Shard
 
@@ -41,8 +43,8 @@ class State:
     since_fired: Int[Tensor, " dict_size"]
     step: int = 0
     tokens: int = 0
-    none_dead_before: int = 0
-    """No feature can be dead before ``tokens`` is this. Not in checkpoints: a restart begins with 0, which is safe."""
+    room: Room | None = None
+    """For how many dead features a step on a GPU has room; None elsewhere, and before the first step."""
 
     def dealt(self, shard: Shard, *, device: str) -> "State":
         """This process's features of it, on a device."""
@@ -60,7 +62,7 @@ class State:
         """The same with ``change`` done to the weights and to both moments."""
         weights = Parameters(**change(self.weights.tensors()))
         moments = Moments(change(self.moments.first), change(self.moments.second))
-        return State(weights, moments, since_fired, self.step, self.tokens)
+        return replace(self, weights=weights, moments=moments, since_fired=since_fired)
 
 
 @dataclass(frozen=True)
@@ -94,43 +96,20 @@ def rule_of(settings: ResolvedSettings) -> Rule:
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """What one step measures, still on the device. ``batch_fvu`` is of the batch's rows, over the cache's variance."""
+class StepForm:
+    """What decides the shapes and the operations of a step: those of one form differ in numbers alone.
 
-    l2_loss: Float[Tensor, ""]
-    aux_loss: Float[Tensor, ""]
-    batch_fvu: Float[Tensor, " prefixes"]
-    l0: Float[Tensor, " prefixes"]
-    dead: Float[Tensor, ""]
-    gradient_norm: Float[Tensor, ""]
-    lr: float
-    sparsity_loss: Float[Tensor, ""] | None = None
+    ``room`` is for how many of this process's features dead ones are looked for; ``is_exact`` says that it is how many
+    there are.
+    """
 
-    def as_dict(self) -> dict[str, Any]:
-        """Names and plain numbers, as the log and W&B have them."""
-        l2_loss = float(self.l2_loss)
-        aux_loss = float(self.aux_loss)
-        batch_fvu = self.batch_fvu.tolist()
-        penalty = {} if self.sparsity_loss is None else {"sparsity_loss": float(self.sparsity_loss)}
-        return {
-            "loss": l2_loss + aux_loss + sum(penalty.values()),
-            "l2_loss": l2_loss,
-            "aux_loss": aux_loss,
-            **penalty,
-            "batch_fvu": batch_fvu[-1],
-            "batch_fvu_min": min(batch_fvu),
-            "batch_fvu_max": max(batch_fvu),
-            "batch_fvu_mean": sum(batch_fvu) / len(batch_fvu),
-            "batch_fvu_per_prefix": batch_fvu,
-            "l0": float(self.l0[-1]),
-            "l0_per_prefix": self.l0.tolist(),
-            "dead": float(self.dead),
-            "gradient_norm": float(self.gradient_norm),
-            "lr": self.lr,
-        }
+    rows: int
+    room: int
+    is_exact: bool
+    has_auxiliary: bool
+    revives: bool
 
 
-@torch.no_grad()
 def train_step(
     state: State,
     source: Float[Tensor, "rows d_source"],
@@ -140,18 +119,84 @@ def train_step(
     workspace: Workspace,
     ranks: Ranks,
     shard: Shard = WHOLE,
+    graphs: Graphs | None = None,
 ) -> StepMetrics:
     """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch.
 
     With a ``shard``, every process has all rows, and ``state`` is that of its own features. A process without rows,
-    as the end of an epoch may leave it, computes on a row of zeros that counts nothing.
+    as the end of an epoch may leave it, computes on a row of zeros that counts nothing. With ``graphs``, which must be
+    those of this state, recipe and workspace alone, whole batches are recorded there.
     """
     settings = recipe.settings
-    dead = _dead(state, recipe)
-    dead_count = shard.total(dead.numel(), dead.device) if _wants_dead(settings) else 0
     share = BatchShare.of(len(source), ranks, source.device)
+    form = form_of(state, settings, share=share, shard=shard)
     if not share.rows:
         source, target = source.new_zeros(1, source.shape[1]), target.new_zeros(1, target.shape[1])
+    numbers = step_numbers(settings, state.step) if in_one_pass(state.weights) else None
+    order = drawn_order(state.step, share.batch_rows) if form.revives else None
+    inputs = (source, target, numbers, order)
+
+    def work(inputs: Inputs) -> dict[str, Tensor]:
+        return advance_(state, *inputs, form=form, recipe=recipe, workspace=workspace, share=share, shard=shard)
+
+    measured = None
+    if graphs and numbers is not None and not form.is_exact and share.rows == settings.batch_rows:
+        measured = graphs.play(form, inputs, work)
+    if measured is None:
+        measured = work([None if array is None else to_device(array, source.device) for array in inputs])
+    metrics = StepMetrics(**measured, lr=learning_rate(settings, state.step))
+    state.step += 1
+    state.tokens += share.batch_rows
+    return metrics
+
+
+def form_of(state: State, settings: ResolvedSettings, *, share: BatchShare, shard: Shard) -> StepForm:
+    """The form of the next step."""
+    is_exact = not runs_ahead(state, settings, share=share, shard=shard)
+    room = _room(state, settings, is_exact=is_exact) if settings.revive or settings.aux_alpha else 0
+    is_treated = bool(share.batch_rows and (room if shard.world == 1 else shard.total(room, state.since_fired.device)))
+    has_auxiliary, revives = is_treated and settings.aux_alpha > 0, is_treated and may_revive(settings, state.step)
+    if not (has_auxiliary or revives):
+        room = 0
+    return StepForm(share.rows, room, is_exact, has_auxiliary, revives)
+
+
+def runs_ahead(state: State, settings: ResolvedSettings, *, share: BatchShare, shard: Shard) -> bool:
+    """Whether the host goes on while the device computes: one process with a GPU, under a rule that always selects as
+    many entries. Several processes wait for each other; where each feature is on its own, its entries are counted."""
+    is_alone = share.ranks.world == shard.world == 1
+    return state.since_fired.is_cuda and is_alone and RULES[settings.activation].load().scope != "feature"
+
+
+def _room(state: State, settings: ResolvedSettings, *, is_exact: bool) -> int:
+    if is_exact:
+        return dead_count(state.since_fired, after_tokens=settings.dead_after_tokens)
+    given = {"after_tokens": settings.dead_after_tokens, "batch_rows": settings.batch_rows}
+    state.room = state.room or Room.first(state.since_fired, **given)
+    return state.room.at(state.step, state.since_fired, **given)
+
+
+@torch.no_grad()
+def advance_(
+    state: State,
+    source: Float[Tensor, "rows d_source"],
+    target: Float[Tensor, "rows d_target"],
+    numbers: Float[Tensor, " numbers"] | None,
+    order: Int[Tensor, " batch_rows"] | None,
+    *,
+    form: StepForm,
+    recipe: Recipe,
+    workspace: Workspace,
+    share: BatchShare,
+    shard: Shard = WHOLE,
+) -> dict[str, Tensor]:
+    """A step's work on the device; returns the tensors of its metrics.
+
+    On a GPU it launches the same for every step of a form: there, what differs is in ``numbers``, that of the update,
+    and in ``order``, in which dead features draw rows.
+    """
+    settings = recipe.settings
+    dead = Dead.among(state.since_fired, after_tokens=settings.dead_after_tokens, room=form.room, exact=form.is_exact)
     if settings.subtract_b_dec:
         source = source - state.weights.b_dec
     result = nested_step(
@@ -161,73 +206,55 @@ def train_step(
         loss=recipe.loss_at(state.step),
         workspace=workspace,
         project=True,
-        watch=dead,
+        watch=dead.features,
         share=share,
         shard=shard,
     )
-    aux_loss = _add_auxiliary_(
-        state.weights,
-        source,
-        dead=dead,
-        dead_count=dead_count,
-        result=result,
-        recipe=recipe,
-        share=share,
-        dtype=workspace.pre.dtype,
-        shard=shard,
-    )
+    aux_loss = result.sse.new_zeros(())
+    if form.has_auxiliary:
+        dtype = workspace.pre.dtype
+        aux_loss = _add_auxiliary_(
+            state.weights, source, dead=dead, result=result, recipe=recipe, share=share, dtype=dtype, shard=shard
+        )
     if settings.subtract_b_dec:
         add_gradient_through_source_(result.gradients, state.weights, shard=shard)
     fvu = result.sse * bool(share.rows) / (max(1, share.batch_rows) * recipe.nested.target_variance)
     l0 = result.l0 * share.fraction
-    if ranks.world > 1 or not share.rows:
-        ranks.sum_all_([array.mul_(share.fraction) for array in result.gradients.tensors().values()] + [fvu, l0])
-    fired = ranks.any_of(result.fired & bool(share.rows))
+    if share.ranks.world > 1 or not share.rows:
+        share.ranks.sum_all_([array.mul_(share.fraction) for array in result.gradients.tensors().values()] + [fvu, l0])
+    fired = share.ranks.any_of(result.fired & bool(share.rows))
     norm = update_(
         state.weights,
         result.gradients,
         moments=state.moments,
         settings=settings,
         step=state.step,
+        numbers=numbers,
         rounded=workspace.weights,
         shard=shard,
     )
     workspace.is_current = in_one_pass(state.weights)
     count_tokens_(state.since_fired, fired, tokens=share.batch_rows)
-    metrics = StepMetrics(
-        l2_loss=(fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
-        aux_loss=aux_loss,
-        batch_fvu=fvu,
-        l0=l0,
-        dead=shard.mean(dead_share(state.since_fired, after_tokens=settings.dead_after_tokens), len(state.since_fired)),
-        gradient_norm=norm,
-        lr=learning_rate(settings, state.step),
-        sparsity_loss=result.penalty,
-    )
-    if dead_count and share.batch_rows and may_revive(settings, state.step):
-        still_dead = dead[~fired[dead]]
-        revive_(state.weights, source, result=result, dead=still_dead, step=state.step, share=share, shard=shard)
-        state.since_fired[still_dead] = 0
-        workspace.is_current = False
-    state.step += 1
-    state.tokens += share.batch_rows
-    return metrics
-
-
-def _dead(state: State, recipe: Recipe) -> Int[Tensor, " dead"]:
-    """The features that have been silent for too long."""
-    after_tokens = recipe.settings.dead_after_tokens
-    none = state.since_fired.new_empty(0, dtype=torch.int64)
-    if not _wants_dead(recipe.settings) or state.tokens < state.none_dead_before:
-        return none
-    left = tokens_left(state.since_fired, after_tokens=after_tokens)
-    state.none_dead_before = state.tokens + left
-    return none if left > 0 else dead_features(state.since_fired, after_tokens=after_tokens)
-
-
-def _wants_dead(settings: ResolvedSettings) -> bool:
-    """Whether anything is done about dead features."""
-    return settings.revive or bool(settings.aux_alpha)
+    dead_now = dead_share(state.since_fired, after_tokens=settings.dead_after_tokens)
+    measured = {
+        "l2_loss": (fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
+        "aux_loss": aux_loss,
+        "batch_fvu": fvu,
+        "l0": l0,
+        "dead": shard.mean(dead_now, len(state.since_fired)),
+        "gradient_norm": norm,
+    }
+    if result.penalty is not None:
+        measured["sparsity_loss"] = result.penalty
+    if form.revives:
+        assert order is not None
+        silent = dead.silent(fired)
+        rounded = workspace.weights if workspace.is_current else None
+        revive_(
+            state.weights, source, result=result, dead=silent, order=order, share=share, shard=shard, rounded=rounded
+        )
+        silent.give_(state.since_fired, torch.zeros_like(silent.features))
+    return measured
 
 
 def add_gradient_through_source_(gradients: Parameters, weights: Parameters, *, shard: Shard) -> None:
@@ -239,8 +266,7 @@ def _add_auxiliary_(
     weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
-    dead: Int[Tensor, " dead"],
-    dead_count: int,
+    dead: Dead,
     result: StepResult,
     recipe: Recipe,
     share: BatchShare,
@@ -249,11 +275,8 @@ def _add_auxiliary_(
 ) -> Float[Tensor, ""]:
     """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
 
-    Nothing is done where no feature is dead or there are no rows. The gradient is divided by the share's fraction,
-    by which the step multiplies it again. ``dead_count`` is over all processes' features.
+    The gradient is divided by the share's fraction, by which the step multiplies it again.
     """
-    if not (recipe.settings.aux_alpha and dead_count and share.batch_rows):
-        return result.sse.new_zeros(())
     extra = auxiliary(
         weights,
         source,
@@ -264,12 +287,11 @@ def _add_auxiliary_(
         dtype=dtype,
         shard=shard,
     )
-    statistics = spread(result.residual) * bool(share.rows)
-    error = extra.error * bool(share.rows)
+    statistics, error = spread(result.residual) * bool(share.rows), extra.error * bool(share.rows)
     share.ranks.sum_all_([statistics, error])
     scale = auxiliary_scale(
         alpha=recipe.settings.aux_alpha,
-        dead=dead_count,
+        dead=shard.sum_(dead.number()),
         top_k=recipe.settings.aux_top_k,
         variation=variation(statistics),
     )

@@ -1,13 +1,13 @@
 """Small arrays that every step needs alike, made once on the device: sending them anew would wait for it each time."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a CUDA graph reads such an array at its address
 def constant(
     values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Shaped[Tensor, " values"]:

@@ -8,7 +8,8 @@ from torch import distributed
 
 from common.distributed import Ranks
 from train.arrays.parameters import Parameters, random_parameters
-from train.aux_loss import auxiliary
+from train.dead.aux_loss import auxiliary
+from train.dead.features import Dead
 from train.loss import NestedLoss, equal_weights, nested_step
 from transcoder.rules.registry import make_rule
 from transcoder.sharded import Shard
@@ -57,8 +58,8 @@ def check_auxiliary(dead: list[int]) -> None:
     mine, own = Parameters(**shard.take(weights.tensors())), own.long()
     given = {"residual": residual, "top_k": 4}
     pre, own_pre = source @ weights.W_enc.T, source @ mine.W_enc.T
-    single = auxiliary(weights, source, pre=pre[:, whole], dead=whole, **given)
-    result = auxiliary(mine, source, pre=own_pre[:, own], dead=own, shard=shard, **given)
+    single = auxiliary(weights, source, pre=pre[:, whole], dead=Dead(whole), **given)
+    result = auxiliary(mine, source, pre=own_pre[:, own], dead=Dead(own), shard=shard, **given)
     assert relative(result.error, single.error) < 1e-12
     places = [place for place, f in enumerate(dead) if f % shard.world == shard.rank]
     for name in ("encoder", "bias", "decoder"):

@@ -87,8 +87,8 @@ def main():
             compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4)
         )
     for width in (768, 2304):
-        arrays = dict.fromkeys(("weights", "gradient", "first", "second", "norm", "divisor"), "*fp32")
-        numbers = dict.fromkeys(("rest1", "rest2", "epsilon", "step_size", "root", "decay"), "fp32")
+        arrays = dict.fromkeys(("weights", "gradient", "first", "second", "norm", "divisor", "numbers"), "*fp32")
+        numbers = dict.fromkeys(("rest1", "rest2", "epsilon", "decay"), "fp32")
         types = {**arrays, **numbers, "rounded": "*bf16", "count": "i32", "width": "i32"}
         constants = {
             "DECOUPLED": False,

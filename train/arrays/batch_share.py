@@ -31,5 +31,7 @@ class BatchShare:
 
     def rows_before(self, device: torch.device) -> int:
         """How many rows of the batch the processes before this one have."""
+        if self.ranks.world == 1:
+            return 0
         counts = self.ranks.gathered(torch.tensor(self.rows, device=device))
         return int(counts[: self.ranks.rank].sum())

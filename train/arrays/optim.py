@@ -55,20 +55,25 @@ def update_(
     moments: Moments,
     settings: ResolvedSettings,
     step: int,
+    numbers: Float[Tensor, " numbers"] | None = None,
     rounded: Parameters | None = None,
     shard: Shard = WHOLE,
 ) -> Float[Tensor, ""]:
     """Take step ``step`` in place; returns the whole gradient's norm before clipping. ``gradients`` are used up.
 
     A gradient that is not finite changes nothing but the decoder's rounding; the caller sees it in the norm. Where the
-    update is ``in_one_pass``, ``rounded`` gets the new weights in its own dtype; otherwise it is left alone.
+    update is ``in_one_pass``, ``rounded`` gets the new weights in its own dtype and ``numbers`` are read instead of
+    ``step``: the ``step_numbers`` of the step, on the device. Otherwise both are left alone.
     """
     arrays = weights.tensors()
     grads = gradients.tensors()
     assert all(array.is_contiguous() for array in (*arrays.values(), *grads.values()))
     norm = shard.norm(grads).to(gradients.b_dec.dtype)
     if in_one_pass(weights):
-        _update_in_one_pass_(arrays, grads, moments=moments, settings=settings, step=step, rounded=rounded, norm=norm)
+        if numbers is None:
+            numbers = to_device(step_numbers(settings, step), norm.device)
+        given = {"moments": moments, "settings": settings, "numbers": numbers, "rounded": rounded}
+        _update_in_one_pass_(arrays, grads, norm=norm, **given)
         return norm
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         adam(
@@ -99,28 +104,33 @@ def in_one_pass(weights: Parameters) -> bool:
     return uses_kernels(weights.W_dec) and weights.W_dec.dtype == torch.float32 and weights.W_dec.shape[1] <= 16_384
 
 
+def step_numbers(settings: ResolvedSettings, step: int) -> Float[Tensor, " numbers"]:
+    """What of an update differs from step to step: lr, lr / (1 - beta1^t), sqrt(1 - beta2^t), with t = step + 1."""
+    lr = learning_rate(settings, step)
+    step_size = lr / (1 - settings.beta1 ** (step + 1))
+    return torch.tensor([lr, step_size, math.sqrt(1 - settings.beta2 ** (step + 1))])
+
+
+def to_device(array: Tensor, device: torch.device) -> Tensor:
+    """An array on a device. From the host a GPU fetches it when it comes to it, and nothing waits."""
+    if device.type != "cuda" or array.is_cuda:
+        return array.to(device)
+    return array.pin_memory().to(device, non_blocking=True)
+
+
 def _update_in_one_pass_(
     arrays: dict[str, Tensor],
     gradients: dict[str, Tensor],
     *,
     moments: Moments,
     settings: ResolvedSettings,
-    step: int,
+    numbers: Float[Tensor, " numbers"],
     rounded: Parameters | None,
     norm: Float[Tensor, ""],
 ) -> None:
-    from train.arrays.update_kernel import AdamStep, update_array_
+    from train.arrays.update_kernel import Adam, update_array_
 
-    lr = learning_rate(settings, step)
-    numbers = AdamStep(
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        epsilon=_EPSILON,
-        step_size=lr / (1 - settings.beta1 ** (step + 1)),
-        root=math.sqrt(1 - settings.beta2 ** (step + 1)),
-        lr=lr,
-        decoupled=settings.optimizer == "adamw",
-    )
+    adam_settings = Adam(settings.beta1, settings.beta2, _EPSILON, is_decoupled=settings.optimizer == "adamw")
     divisor = _divisor(norm, settings.clip_norm)
     copies = {} if rounded is None else rounded.tensors()
     for names, weight_decay in _groups(arrays, settings.weight_decay):
@@ -133,7 +143,8 @@ def _update_in_one_pass_(
                 rounded=copies.get(name),
                 norm=norm,
                 divisor=divisor,
-                step=numbers,
+                numbers=numbers,
+                adam=adam_settings,
                 weight_decay=weight_decay,
                 unit_rows=name == "W_dec",
             )

@@ -20,16 +20,13 @@ _jit: Any = triton.jit
 
 
 @dataclass(frozen=True)
-class AdamStep:
-    """The numbers of one step: ``step_size`` is lr / (1 - beta1^t), ``root`` is sqrt(1 - beta2^t)."""
+class Adam:
+    """What of Adam is the same in every step."""
 
     beta1: float
     beta2: float
     epsilon: float
-    step_size: float
-    root: float
-    lr: float
-    decoupled: bool
+    is_decoupled: bool
 
 
 @_jit
@@ -46,9 +43,8 @@ def _update_kernel(
     rest1: tl.tensor,
     rest2: tl.tensor,
     epsilon: tl.tensor,
-    step_size: tl.tensor,
-    root: tl.tensor,
     decay: tl.tensor,
+    numbers: tl.tensor,
     DECOUPLED: tl.constexpr,
     UNIT: tl.constexpr,
     ROUNDED: tl.constexpr,
@@ -60,6 +56,9 @@ def _update_kernel(
     inside = (columns < width) & (places < count)
     whole_norm = tl.load(norm)
     finite = whole_norm - whole_norm == 0.0  # neither NaN nor infinite; otherwise moments and weights stay
+    lr = tl.load(numbers)
+    step_size = tl.load(numbers + 1)
+    root = tl.load(numbers + 2)
 
     value = tl.load(weights + places, mask=inside, other=0.0)
     grad = tl.load(gradient + places, mask=inside, other=0.0) / tl.load(divisor)
@@ -67,7 +66,7 @@ def _update_kernel(
     old_square = tl.load(second + places, mask=inside, other=0.0)
     decayed = value
     if DECOUPLED:
-        decayed = value - decay * value
+        decayed = value - lr * decay * value
     else:
         grad += decay * value
     mean = old_mean + rest1 * (grad - old_mean)
@@ -93,14 +92,16 @@ def update_array_(
     rounded: Float[Tensor, "..."] | None,
     norm: Float[Tensor, ""],
     divisor: Float[Tensor, ""],
-    step: AdamStep,
+    numbers: Float[Tensor, " numbers"],
+    adam: Adam,
     weight_decay: float,
     unit_rows: bool,
 ) -> None:
     """Take a step in place: weights, both moments, and ``rounded``, the weights in another dtype, where it is given.
 
-    The gradient is divided by ``divisor``. Where ``norm``, that of the whole gradient, is not finite, nothing changes
-    but roundings of rows that ``unit_rows`` scales to norm 1.
+    The gradient is divided by ``divisor``. ``numbers`` are the step's ``optim.step_numbers``: in memory, so that a step
+    captured in a CUDA graph finds those of its turn. Where ``norm``, that of the whole gradient, is not finite, nothing
+    changes but roundings of rows that ``unit_rows`` scales to norm 1.
     """
     arrays = [weights, gradient, first, second, *([] if rounded is None else [rounded])]
     assert all(array.is_contiguous() for array in arrays)
@@ -117,13 +118,12 @@ def update_array_(
             divisor,
             weights.numel(),
             width,
-            1 - step.beta1,
-            1 - step.beta2,
-            step.epsilon,
-            step.step_size,
-            step.root,
-            step.lr * weight_decay if step.decoupled else weight_decay,
-            DECOUPLED=step.decoupled,
+            1 - adam.beta1,
+            1 - adam.beta2,
+            adam.epsilon,
+            weight_decay,
+            numbers,
+            DECOUPLED=adam.is_decoupled,
             UNIT=unit_rows,
             ROUNDED=rounded is not None,
             ROUNDED_DTYPE=_TRITON_DTYPES[(weights if rounded is None else rounded).dtype],

@@ -24,6 +24,7 @@ from common.progress import Progress
 from common.sealed.tensors import FileSeal, read_tensors, write_tensors
 from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters
+from train.dead.features import Room
 from train.record.checkpoint_index import FORMAT_VERSION, INDEX_FILE, Entry, index_text, read_index
 from train.record.identity import RunIdentity, differences
 from train.step import State
@@ -73,6 +74,7 @@ class Checkpoints:
             "tokens": state.tokens,
             "software": software(state.weights.b_enc.device),
             "identity": self._identity.record(),
+            **({"dead_room": state.room.record()} if state.room else {}),
         }
         text = (json.dumps(facts, indent=1) + "\n").encode()
         disk.write_file(facts_path(self._folder, state.step), text)
@@ -154,7 +156,10 @@ class Checkpoints:
         arrays = read_tensors(arrays_path(self._folder, entry.step), entry.arrays, device=device)
         if changed := differences(facts["software"], software(torch.device(device))):
             self._progress.note(f"Going on with other software or hardware, so not bit for bit: {'; '.join(changed)}.")
-        return state_of(arrays, step=facts["step"], tokens=facts["tokens"])
+        state = state_of(arrays, step=facts["step"], tokens=facts["tokens"])
+        if counted := facts.get("dead_room"):
+            state.room = Room(*counted)
+        return state
 
     def _remove_unnamed(self) -> None:
         """Remove files that the index does not name: left by a kill, or no longer kept."""

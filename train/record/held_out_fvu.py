@@ -15,7 +15,7 @@ from torch import Tensor
 from cache.reader import CacheReader, View
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units
-from train.aux_loss import spread, variation
+from train.dead.aux_loss import spread, variation
 from train.loss import NestedLoss
 from transcoder.decode import decode_prefixes
 from transcoder.sharded import WHOLE, Shard, keep_winners

@@ -9,7 +9,7 @@ from torch.optim.adam import adam
 from train.arrays import optim
 from train.arrays.optim import unit_rows_
 from train.arrays.parameters import Parameters, random_parameters
-from train.arrays.update_kernel import AdamStep, update_array_
+from train.arrays.update_kernel import Adam, update_array_
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
 from train.resolved import resolve
@@ -53,15 +53,8 @@ def check(shape, device, *, taken=0, decay=0.0, decoupled=False, norm=3.0, unit_
     given = {"decay": decay, "decoupled": decoupled, "norm": norm, "divisor": divisor, "unit_rows": unit_rows}
     wanted = expected((weights, gradient, first, second), taken=taken, **given)
     rounded = None if dtype is None else torch.empty_like(weights, dtype=dtype)
-    step = AdamStep(
-        beta1=BETA1,
-        beta2=BETA2,
-        epsilon=EPSILON,
-        step_size=LR / (1 - BETA1 ** (taken + 1)),
-        root=math.sqrt(1 - BETA2 ** (taken + 1)),
-        lr=LR,
-        decoupled=decoupled,
-    )
+    root = math.sqrt(1 - BETA2 ** (taken + 1))
+    numbers = torch.tensor([LR, LR / (1 - BETA1 ** (taken + 1)), root], device=device)
     update_array_(
         weights,
         gradient,
@@ -70,7 +63,8 @@ def check(shape, device, *, taken=0, decay=0.0, decoupled=False, norm=3.0, unit_
         rounded=rounded,
         norm=norm,
         divisor=divisor,
-        step=step,
+        numbers=numbers,
+        adam=Adam(BETA1, BETA2, EPSILON, is_decoupled=decoupled),
         weight_decay=decay,
         unit_rows=unit_rows,
     )

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from train import aux_loss
 from train.arrays.parameters import Parameters, random_parameters
-from train.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
-from train.dead import count_tokens_, dead_features, dead_share
+from train.dead import aux_loss
+from train.dead.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
+from train.dead.features import Dead, count_tokens_, dead_count, dead_share
 
 DEAD = torch.tensor([1, 4, 5, 9])
 ALPHA, TOP_K = 1 / 32, 2
@@ -31,10 +31,10 @@ def defined(weights: Parameters, source: Tensor, e: Tensor) -> Tensor:
 
 def computed(weights: Parameters, source: Tensor, e: Tensor) -> tuple[Tensor, Parameters]:
     pre = (source @ weights.W_enc.T + weights.b_enc)[:, DEAD]
-    extra = auxiliary(weights, source, pre=pre, residual=-e, dead=DEAD, top_k=TOP_K)
-    scale = auxiliary_scale(alpha=ALPHA, dead=len(DEAD), top_k=TOP_K, variation=variation(spread(-e)))
+    extra = auxiliary(weights, source, pre=pre, residual=-e, dead=Dead(DEAD), top_k=TOP_K)
+    scale = auxiliary_scale(alpha=ALPHA, dead=Dead(DEAD).number(), top_k=TOP_K, variation=variation(spread(-e)))
     zeros = {name: torch.zeros_like(array) for name, array in weights.tensors().items()}
-    add_auxiliary_(gradients := Parameters(**zeros), extra, dead=DEAD, scale=scale)
+    add_auxiliary_(gradients := Parameters(**zeros), extra, dead=Dead(DEAD), scale=scale)
     return extra.error * scale, gradients
 
 
@@ -78,8 +78,8 @@ def test_neither_bias_nor_skip_is_part_of_the_account() -> None:
 
 def test_few_dead_features_count_less() -> None:
     one = torch.ones((), dtype=torch.float64)
-    assert float(auxiliary_scale(alpha=1.0, dead=3, top_k=12, variation=one)) == 0.25
-    assert float(auxiliary_scale(alpha=1.0, dead=30, top_k=12, variation=one)) == 1.0
+    assert float(auxiliary_scale(alpha=1.0, dead=3 * one, top_k=12, variation=one)) == 0.25
+    assert float(auxiliary_scale(alpha=1.0, dead=30 * one, top_k=12, variation=one)) == 1.0
 
 
 def test_spread_adds_up_over_parts() -> None:
@@ -93,8 +93,8 @@ def test_dead_is_counted_in_tokens_since_the_last_firing() -> None:
     count_tokens_(since, torch.tensor([True, False, False]), tokens=60)
     count_tokens_(since, torch.tensor([False, False, True]), tokens=40)
     assert since.tolist() == [40, 100, 0]
-    assert dead_features(since, after_tokens=100).tolist() == [1]
-    assert dead_features(since, after_tokens=101).tolist() == []
+    assert dead_count(since, after_tokens=100) == 1
+    assert dead_count(since, after_tokens=101) == 0
     assert float(dead_share(since, after_tokens=40)) == pytest.approx(2 / 3)
 
 
@@ -103,7 +103,12 @@ def test_products_in_bfloat16_are_as_near_as_bfloat16_allows(monkeypatch: pytest
     doubles, source, e = problem()
     weights = Parameters(**{name: array.float() for name, array in doubles.tensors().items()})
     source, e = source.float(), e.float()
-    given = {"pre": (source @ weights.W_enc.T + weights.b_enc)[:, DEAD], "residual": -e, "dead": DEAD, "top_k": TOP_K}
+    given = {
+        "pre": (source @ weights.W_enc.T + weights.b_enc)[:, DEAD],
+        "residual": -e,
+        "dead": Dead(DEAD),
+        "top_k": TOP_K,
+    }
     exact = auxiliary(weights, source, **given)
     rounded = auxiliary(weights, source, **given, dtype=torch.bfloat16)
     for name in ("error", "encoder", "bias", "decoder"):

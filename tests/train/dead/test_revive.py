@@ -10,9 +10,10 @@ from common.progress import Silent
 from train.arrays.batch_share import BatchShare
 from train.arrays.parameters import Parameters, random_parameters
 from train.config import LogSettings, TrainSettings
+from train.dead.features import Dead
+from train.dead.revive import drawn_order, may_revive, revive_
 from train.loss import NestedLoss, StepResult, equal_weights, nested_step
 from train.resolved import resolve
-from train.revive import may_revive, revive_
 from train.run import train_layer
 from transcoder.rules.registry import make_rule
 
@@ -32,7 +33,7 @@ def batch(seed: int = 1) -> tuple[Parameters, torch.Tensor, StepResult]:
 
 def revived(step: int = 5) -> tuple[Parameters, torch.Tensor, StepResult]:
     weights, source, result = batch()
-    revive_(weights, source, result=result, dead=DEAD, step=step, share=BatchShare(40, 40))
+    revive_(weights, source, result=result, dead=Dead(DEAD), order=drawn_order(step, 40), share=BatchShare(40, 40))
     return weights, source, result
 
 
@@ -49,7 +50,7 @@ def test_a_feature_begins_at_its_row_with_what_was_missing_there() -> None:
 
 @pytest.mark.parametrize(("share", "count"), [(0.003, 1), (0.1, 4)])
 def test_it_fires_on_its_share_of_the_rows(share: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.revive._SHARE_OF_ROWS", share)
+    monkeypatch.setattr("train.dead.revive._SHARE_OF_ROWS", share)
     weights, source, result = revived()
     thresholds = result.code.values.view(40, 4).min(dim=1).values
     above = source @ weights.W_enc.T + weights.b_enc > thresholds[:, None]
@@ -72,7 +73,14 @@ def test_the_same_step_draws_the_same_rows_and_another_step_others() -> None:
 def test_a_row_without_a_direction_leaves_the_feature_alone() -> None:
     weights, source, result = batch()
     before = weights.W_enc.clone()
-    revive_(weights, source[:1].expand(40, -1), result=result, dead=DEAD, step=5, share=BatchShare(40, 40))
+    revive_(
+        weights,
+        source[:1].expand(40, -1),
+        result=result,
+        dead=Dead(DEAD),
+        order=drawn_order(5, 40),
+        share=BatchShare(40, 40),
+    )
     assert torch.equal(weights.W_enc, before)
     assert all(bool(array.isfinite().all()) for array in weights.tensors().values())
 

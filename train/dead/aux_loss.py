@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from train.arrays.optim import remove_parallel_
 from train.arrays.parameters import Parameters
+from train.dead.features import Dead
 from transcoder.decode import transpose, weighted_sums_into
 from transcoder.sharded import WHOLE, Shard, winners
 from transcoder.sparse_code import SparseCode
@@ -43,24 +44,25 @@ def auxiliary(
     *,
     pre: Float[Tensor, "rows dead"],
     residual: Float[Tensor, "rows d_target"],
-    dead: Int[Tensor, " dead"],
+    dead: Dead,
     top_k: int,
     dtype: torch.dtype | None = None,
     shard: Shard = WHOLE,
 ) -> Auxiliary:
     """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient.
 
-    ``pre`` holds their pre-activations, ``dtype`` is that of matrix products on a GPU (the weights' own where None).
+    ``pre`` holds the pre-activations of ``dead.features``, ``dtype`` is that of matrix products on a GPU (the weights'
+    own where None).
     With a ``shard``, ``dead`` are those of this process's features, and the account is that of all processes' together.
     """
-    values, places = _largest(pre, top_k, shard)
+    values, places = _largest(dead.or_else(pre, -torch.inf), top_k, shard)
     if prefers_products(pre, top_k=top_k):
         code = values.new_zeros(pre.shape).scatter_(1, places, values)
-        decoder = weights.W_dec.index_select(0, dead)
+        decoder = weights.W_dec.index_select(0, dead.features)
         return _by_products(code, source, residual=residual, decoder=decoder, dtype=dtype or code.dtype, shard=shard)
     offsets = torch.arange(len(values) + 1, dtype=torch.int32, device=pre.device) * values.shape[1]
     code = SparseCode(values.flatten(), places.int().flatten(), offsets)
-    decoder = weights.W_dec.index_select(0, dead)
+    decoder = weights.W_dec.index_select(0, dead.features)
     errors = torch.empty_like(residual)
     weighted_sums_into(errors, decoder, code.features, weight=code.values, offsets=offsets)
     error = shard.sum_(errors).add_(residual).square().sum(dim=1).double().sum()
@@ -96,7 +98,7 @@ def prefers_products(pre: Float[Tensor, "rows dead"], *, top_k: int) -> bool:
     By arithmetic: a gather reads 4 bytes for every number that a product multiplies, and an H100 multiplies some 16
     numbers in float32, 130 in bfloat16, in the time that it takes to read one.
     """
-    return pre.is_cuda and pre.shape[1] <= 16 * top_k
+    return pre.device.type != "cpu" and pre.shape[1] <= 16 * top_k
 
 
 def _by_products(
@@ -113,18 +115,18 @@ def _by_products(
     idle = -dead % 16  # a GPU's fast products want rows of whole 32 bytes
     code = pad(code, (0, idle)).to(dtype)
     rounded = pad(decoder, (0, 0, 0, idle)).to(dtype)
-    errors = shard.sum_(_product(code, rounded)).add_(residual)
+    errors = shard.sum_(product(code, rounded)).add_(residual)
     error = errors.square().sum(dim=1).double().sum()
 
     d_errors = errors.mul_(2).to(dtype)
-    d_pre = _product(d_errors, rounded.T) * (code > 0)
-    d_encoder = _product(d_pre.to(dtype).T, source.to(dtype))[:dead]
-    d_decoder = _product(code.T, d_errors)[:dead]
+    d_pre = product(d_errors, rounded.T) * (code > 0)
+    d_encoder = product(d_pre.to(dtype).T, source.to(dtype))[:dead]
+    d_decoder = product(code.T, d_errors)[:dead]
     remove_parallel_(d_decoder, decoder)
     return Auxiliary(error, d_encoder, d_pre.sum(dim=0)[:dead], d_decoder)
 
 
-def _product(left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
+def product(left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
     """A matrix product in float32 at least, whatever the factors' dtype."""
     if left.is_cuda and left.dtype == torch.bfloat16:
         return torch.mm(left, right, out_dtype=torch.float32)
@@ -143,18 +145,18 @@ def variation(statistics: Float[Tensor, " statistics"]) -> Float[Tensor, ""]:
     return statistics[-1] - statistics[1:-1].square().sum() / statistics[0]
 
 
-def auxiliary_scale(*, alpha: float, dead: int, top_k: int, variation: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """What the squared error counts: less while few features are dead."""
-    return alpha * min(dead / top_k, 1.0) / variation.clamp(min=1e-30)
+def auxiliary_scale(
+    *, alpha: float, dead: Float[Tensor, ""], top_k: int, variation: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """What the squared error counts: less while few features are ``dead``, nothing while none is."""
+    return alpha * (dead / torch.full_like(dead, top_k)).clamp(max=1.0) * variation.clamp(min=1e-30).reciprocal()
 
 
-def add_auxiliary_(
-    gradients: Parameters, extra: Auxiliary, *, dead: Int[Tensor, " dead"], scale: Float[Tensor, ""]
-) -> None:
+def add_auxiliary_(gradients: Parameters, extra: Auxiliary, *, dead: Dead, scale: Float[Tensor, ""]) -> None:
     """Add the scaled gradient of the dead features to the whole gradient."""
     pairs = ((gradients.W_enc, extra.encoder), (gradients.b_enc, extra.bias), (gradients.W_dec, extra.decoder))
     for whole, part in pairs:
-        whole.index_add_(0, dead, part * scale.to(part.dtype))
+        whole.index_add_(0, dead.features, part * scale.to(part.dtype))
 
 
 def _largest(

@@ -19,6 +19,8 @@ from torch import Tensor
 from train.arrays.batch_share import BatchShare
 from train.arrays.optim import learning_rate
 from train.arrays.parameters import Parameters
+from train.dead.aux_loss import product
+from train.dead.features import Dead
 from train.loss import StepResult
 from train.resolved import ResolvedSettings
 from transcoder.sharded import WHOLE, Shard
@@ -36,21 +38,30 @@ def may_revive(settings: ResolvedSettings, step: int) -> bool:
     return settings.revive and 3 * learning_rate(settings, step) >= settings.lr
 
 
+def drawn_order(step: int, rows: int) -> Int[Tensor, " rows"]:
+    """The rows of a whole batch in the order in which features draw them at a step; on the CPU, wherever it trains."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(step))
+
+
 def revive_(
     weights: Parameters,
     source: Float[Tensor, "rows d_source"],
     *,
     result: StepResult,
-    dead: Int[Tensor, " dead"],
-    step: int,
+    dead: Dead,
+    order: Int[Tensor, " whole"],
     share: BatchShare,
     shard: Shard = WHOLE,
+    rounded: Parameters | None = None,
 ) -> None:
     """Give the features ``dead`` new weights, in place. Every process takes part, those without dead features too.
 
-    ``result`` is the step's on these rows. A feature whose row has no direction is left as it is.
+    ``result`` is the step's on these rows, ``order`` the step's ``drawn_order``. A feature whose row has no direction
+    is left as it is. ``rounded`` is a copy of the weights in another dtype that gets the new ones too.
     """
-    rows = _drawn_rows(dead, step=step, share=share, shard=shard)
+    # Different rows where the batch has one for every feature.
+    number_in_dictionary = dead.features * shard.world + shard.rank
+    rows = order[number_in_dictionary % share.batch_rows]
     values = torch.cat([source.to(weights.b_enc.dtype), -result.residual], dim=1)
     drawn, mean = _gathered(values, rows, share=share)
     x, missing = drawn.split([source.shape[1], result.residual.shape[1]], dim=1)
@@ -62,20 +73,16 @@ def revive_(
     has_direction = length > _NO_DIRECTION * torch.linalg.vector_norm(x, dim=1, keepdim=True)
     usable = (has_direction & (missing_length > 0)).flatten()
     encoder = _ENCODER_NORM * direction / length.clamp(min=1e-30)
-    thresholds = _thresholds(result.code, shard) if weights.threshold is None else weights.threshold[dead][None]
-    bias = _firing_bias(encoder, source, thresholds=thresholds, share=share)
+    thresholds = _thresholds(result.code, shard)
+    if weights.threshold is not None:
+        thresholds = weights.threshold[dead.features][None]
+    bias = _firing_bias(encoder, source, thresholds=thresholds, dtype=result.code.values.dtype, share=share)
 
-    features = dead[usable]
-    weights.W_enc[features] = encoder[usable]
-    weights.b_enc[features] = bias[usable]
-    weights.W_dec[features] = (missing / missing_length)[usable]
-
-
-def _drawn_rows(dead: Int[Tensor, " dead"], *, step: int, share: BatchShare, shard: Shard) -> Int[Tensor, " dead"]:
-    """A row of the whole batch for each feature: different ones where the batch has a row for every feature."""
-    order = torch.randperm(share.batch_rows, generator=torch.Generator().manual_seed(step)).to(dead.device)
-    number_in_dictionary = dead * shard.world + shard.rank
-    return order[number_in_dictionary % share.batch_rows]
+    for arrays in (weights, rounded):
+        if arrays is not None:
+            dead.give_(arrays.W_enc, encoder, where=usable)
+            dead.give_(arrays.b_enc, bias, where=usable)
+            dead.give_(arrays.W_dec, missing / missing_length, where=usable)
 
 
 def _thresholds(code: SparseCode, shard: Shard) -> Float[Tensor, "rows 1"]:
@@ -91,12 +98,15 @@ def _firing_bias(
     source: Float[Tensor, "rows d_source"],
     *,
     thresholds: Float[Tensor, "..."],
+    dtype: torch.dtype,
     share: BatchShare,
 ) -> Float[Tensor, " dead"]:
     """The bias with which each feature exceeds the threshold, of the row or of its own, on its share of the whole
     batch's rows."""
     count = max(1, round(_SHARE_OF_ROWS * share.batch_rows))
-    wanted = thresholds - source.to(encoder.dtype) @ encoder.T
+    # On a GPU in the dtype of the selection that the bias is for; it is the longest product of a revival.
+    dtype = encoder.dtype if source.device.type == "cpu" else dtype
+    wanted = thresholds - product(source.to(dtype), encoder.to(dtype).T)
     least = wanted[: share.rows].topk(min(count, share.rows), dim=0, largest=False).values
     padded = encoder.new_full((count, len(encoder)), float("inf"))
     padded[: len(least)] = least
@@ -109,8 +119,7 @@ def _gathered(
     """The values of rows of the whole batch, whichever process has them, and the whole batch's mean."""
     own = rows - share.rows_before(values.device)
     is_own = (own >= 0) & (own < share.rows)
-    drawn = values.new_zeros(len(rows), values.shape[1])
-    drawn[is_own] = values[own[is_own]]
+    drawn = torch.where(is_own[:, None], values[own.clamp(0, len(values) - 1)], 0.0)
     total = values.sum(dim=0) * bool(share.rows)
     share.ranks.sum_all_([drawn, total])
     return drawn, total / share.batch_rows

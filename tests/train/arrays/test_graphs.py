@@ -1,0 +1,139 @@
+"""What is played reads the inputs of its turn, is recorded once a form, and goes on plainly where it cannot be."""
+
+import pytest
+import torch
+
+from common.distributed import Ranks
+from common.progress import Silent
+from train import step as steps
+from train.arrays.graphs import Graphs
+from train.arrays.optim import Moments
+from train.arrays.parameters import random_parameters
+from train.arrays.workspace import Workspace
+from train.config import TrainSettings
+from train.resolved import resolve
+from train.step import Recipe, State
+
+ROWS, WIDTH, DICT_SIZE = 16, 8, 128
+
+
+class Again(Graphs):
+    """A graph on the CPU: does the recorded work again, on the arrays that it was recorded with."""
+
+    recordings = 0
+
+    def _record(self, work):
+        self.recordings += 1
+        return work
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def double(inputs):
+    return {"doubled": 2 * inputs[0]}
+
+
+def test_the_first_turns_are_plain_and_the_others_read_their_own_inputs():
+    graphs = Again("cpu", Silent())
+    found = [graphs.play("form", (torch.tensor([float(turn)]), None), double) for turn in range(6)]
+    assert found[:3] == [None] * 3
+    assert [float(results["doubled"]) for results in found[3:]] == [6.0, 8.0, 10.0]
+    assert graphs.recordings == 1
+    assert graphs.recorded == ["form"]
+
+
+def test_results_outlive_the_next_turn():
+    graphs = Again("cpu", Silent())
+    results = [graphs.play("form", (torch.tensor([float(turn)]),), double) for turn in range(5)]
+    assert float(results[3]["doubled"]) == 6.0
+
+
+def test_every_form_is_recorded_by_itself():
+    graphs = Again("cpu", Silent())
+    for turn in range(8):
+        graphs.play(turn % 2, (torch.ones(1 + turn % 2),), double)
+    assert graphs.recorded == [0, 1]
+
+
+def test_what_cannot_be_recorded_is_said_once_and_done_plainly():
+    def work(_inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    notes = Notes()
+    graphs = Again("cpu", notes)
+    graphs._record = lambda call: call()
+    assert all(graphs.play("form", (torch.ones(1),), work) is None for _ in range(6))
+    assert notes.said == [
+        "Steps are not recorded as CUDA graphs, and are launched one by one: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+class OnOtherSteps(Again):
+    """While it does the recorded work again, the number of the step is another: a real graph would not see it."""
+
+    state = None
+
+    def _record(self, work):
+        def replay():
+            number, self.state.step = self.state.step, 10**6
+            work()
+            self.state.step = number
+
+        return replay
+
+
+def adam_(weights, gradients, *, moments, settings, step, numbers, rounded, shard):
+    """The update kernel's twin: from ``numbers`` alone."""
+    lr, step_size, root = numbers
+    assert lr > 0
+    for name, array in weights.tensors().items():
+        gradient = gradients.tensors()[name]
+        first, second = moments.first[name].lerp_(gradient, 0.1), moments.second[name].lerp_(gradient.square(), 0.001)
+        array.sub_(step_size * first / (second.sqrt() / root + 1e-8))
+        rounded.tensors()[name].copy_(array)
+    return gradients.b_dec.norm()
+
+
+def trained(activation, *, graphs):
+    stated = TrainSettings(
+        prefixes=(32, DICT_SIZE), top_k=4, lr=0.01, steps=60, batch_rows=ROWS, dead_after_tokens=40 * ROWS,
+        activation=activation, compute_dtype="bfloat16", warmup_steps=2,
+    )  # fmt: skip
+    recipe = Recipe.of(resolve(stated, model="", d_target=WIDTH), target_variance=float(WIDTH))
+    weights = random_parameters(WIDTH, WIDTH, dict_size=DICT_SIZE, seed=3)
+    weights.b_enc[::9] = -20.0
+    state = State(weights, Moments.zero(weights), torch.zeros(DICT_SIZE, dtype=torch.int64))
+    space = Workspace.like(weights, rows=ROWS, rule=recipe.nested.rule, dtype=torch.bfloat16)
+    if graphs:
+        graphs.state = state
+    generator = torch.Generator().manual_seed(0)
+    said = []
+    for _ in range(52):
+        source, target = torch.randn(2, ROWS, WIDTH, generator=generator)
+        given = {"recipe": recipe, "workspace": space, "ranks": Ranks(), "graphs": graphs}
+        said.append(steps.train_step(state, source, target=target, **given).as_dict())
+    return state, said
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_played_steps_are_the_plain_ones(activation, monkeypatch):
+    monkeypatch.setattr(steps, "runs_ahead", lambda *_, **__: True)
+    monkeypatch.setattr(steps, "in_one_pass", lambda _: True)
+    monkeypatch.setattr(steps, "update_", adam_)
+    graphs = OnOtherSteps("cpu", Silent())
+    plain, said = trained(activation, graphs=None)
+    played, said_again = trained(activation, graphs=graphs)
+    assert len(graphs.recorded) > 1, "with and without dead features"
+    assert any(one["dead"] > 0 for one in said)
+    assert any(one["aux_loss"] > 0 for one in said)
+    assert said == said_again
+    for name, array in plain.weights.tensors().items():
+        assert torch.equal(array, played.weights.tensors()[name]), name
+    assert torch.equal(plain.since_fired, played.since_fired)

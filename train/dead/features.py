@@ -1,0 +1,140 @@
+"""Which features are dead: how many tokens each has seen since it last fired. Part of every checkpoint.
+
+On a GPU nothing waits to learn how many are. A step there has room for a number of features that is known beforehand:
+the dead ones come first in it, and what is left over counts nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+WINDOW = 16
+"""Steps that have the same room: so far the host may run ahead of a GPU before it waits for a count."""
+_LEAST_ROOM = 64
+
+
+def count_tokens_(since_fired: Int[Tensor, " dict_size"], fired: Bool[Tensor, " dict_size"], *, tokens: int) -> None:
+    """A batch of ``tokens`` rows went by: 0 for the features that fired in it, so many more for the others."""
+    since_fired.add_(tokens).masked_fill_(fired, 0)
+
+
+def dead_share(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int) -> Float[Tensor, ""]:
+    """The share of the dictionary that is dead."""
+    return (since_fired >= after_tokens).double().mean()
+
+
+def dead_count(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int) -> int:
+    """How many features are dead. Waits for the device."""
+    return int((since_fired >= after_tokens).sum())
+
+
+@dataclass(frozen=True)
+class Dead:
+    """The dead features, ascending, and behind them others that fill a step's room.
+
+    ``counts`` says which of ``features`` are meant; None where all are, because the room is as large as their number.
+    """
+
+    features: Int[Tensor, " room"]
+    counts: Bool[Tensor, " room"] | None = None
+
+    @staticmethod
+    def among(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, room: int, exact: bool) -> "Dead":
+        """``exact`` says that ``room`` is their number. A room too small would lose some of them."""
+        if not room:
+            return Dead(since_fired.new_empty(0))
+        is_dead = since_fired >= after_tokens
+        # Stable, so both the dead and the others ascend; no feature comes twice.
+        features = is_dead.logical_not().sort(stable=True).indices[:room]
+        return Dead(features, None if exact else is_dead[features])
+
+    def number(self) -> Float[Tensor, ""]:
+        """How many are dead, on the device."""
+        if self.counts is None:
+            return torch.full((), float(len(self.features)), dtype=torch.float64, device=self.features.device)
+        return self.counts.double().sum()
+
+    def or_else(self, columns: Float[Tensor, "rows room"], value: float) -> Float[Tensor, "rows room"]:
+        """``columns`` with ``value`` in those of features that are not dead."""
+        return columns if self.counts is None else columns.masked_fill(~self.counts, value)
+
+    def silent(self, fired: Bool[Tensor, " dict_size"]) -> "Dead":
+        """Without those that have fired now."""
+        is_silent = ~fired[self.features]
+        if self.counts is None:
+            return Dead(self.features[is_silent])
+        return Dead(self.features, self.counts & is_silent)
+
+    def give_(self, whole: Tensor, values: Tensor, *, where: Bool[Tensor, " room"] | None = None) -> None:
+        """Replace the dead features' rows of ``whole`` by those of ``values``, in place; only ``where``, if given."""
+        chosen = where if self.counts is None else (self.counts if where is None else self.counts & where)
+        if chosen is not None:
+            before = whole[self.features]
+            values = torch.where(chosen.view(-1, *(1,) * (before.dim() - 1)), values.to(whole.dtype), before)
+        whole[self.features] = values.to(whole.dtype)
+
+
+class Room:
+    """For how many dead features a step on a GPU has room, known without waiting for it. Part of every checkpoint.
+
+    The room decides the shapes of a step, and with them its last bits: so it follows from the steps alone, not from
+    when the GPU answers. When a window of ``WINDOW`` steps begins, the features are counted that can be dead before the
+    *next* one ends. The host asks for that number when the next window begins, by which time it is there.
+    """
+
+    def __init__(self, now: int, coming: int) -> None:
+        self._now = now
+        self._coming: int | _Sent = coming
+
+    @staticmethod
+    def first(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, batch_rows: int) -> "Room":
+        """For a training that begins, or goes on from a checkpoint without one. Waits for the device."""
+        room = room_for(int(_can_die(since_fired, after_tokens, batch_rows)), dict_size=len(since_fired))
+        return Room(room, room)
+
+    def at(self, step: int, since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, batch_rows: int) -> int:
+        """The room of step ``step``; asked once a step, in order."""
+        if step % WINDOW == 0:
+            self._now = self._arrived()
+            self._coming = _Sent.of(_can_die(since_fired, after_tokens, batch_rows), dict_size=len(since_fired))
+        return self._now
+
+    def record(self) -> list[int]:
+        """This window's and the next one's, for a checkpoint."""
+        self._coming = self._arrived()
+        return [self._now, self._coming]
+
+    def _arrived(self) -> int:
+        return self._coming.arrived() if isinstance(self._coming, _Sent) else self._coming
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A count on its way to the host."""
+
+    count: Int[Tensor, ""]
+    event: torch.Event | None
+    dict_size: int
+
+    @staticmethod
+    def of(count: Int[Tensor, ""], *, dict_size: int) -> "_Sent":
+        if not count.is_cuda:
+            return _Sent(count, None, dict_size)
+        return _Sent(count.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event(), dict_size)
+
+    def arrived(self) -> int:
+        if self.event:
+            self.event.synchronize()
+        return room_for(int(self.count), dict_size=self.dict_size)
+
+
+def room_for(count: int, *, dict_size: int) -> int:
+    """Room for ``count`` features: a power of two, so that few forms of a step differ in it; none for none."""
+    return min(dict_size, max(_LEAST_ROOM, 1 << (count - 1).bit_length())) if count else 0
+
+
+def _can_die(since_fired: Int[Tensor, " dict_size"], after_tokens: int, batch_rows: int) -> Int[Tensor, ""]:
+    """How many features are dead within the next two windows at most: those that were silent for nearly as long."""
+    return (since_fired >= after_tokens - 2 * WINDOW * batch_rows).sum()
