@@ -5,6 +5,7 @@
 <runs>/<model>/layer08/transcoder/<name>/      weights, settings, checkpoints, log
 <runs>/<model>/layer08/report/<name>/<date>/   one evaluation
 <runs>/<model>/layer08/features/<name>/        evidence of every feature, and the pages that show it
+<runs>/<model>/together/<name>/                several layers' transcoders in the language model at once
 """
 
 import os
@@ -67,6 +68,11 @@ class RunFolders:
 def run_folders(runs: Path, model: str, layer: int) -> RunFolders:
     """The folders for ``layer`` of ``model``, which may be a path or a Hub name: its last part names the folder."""
     return RunFolders(runs / model_folder_name(model) / f"layer{layer:02d}")
+
+
+def together_folder(runs: Path, model: str, name: str) -> Path:
+    """Where the report of several layers' transcoders of one name lies."""
+    return runs / model_folder_name(model) / "together" / checked_name(name)
 
 
 def model_folder_name(model: str) -> str:

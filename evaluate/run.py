@@ -125,16 +125,9 @@ def _splice(model: str, replay: Replay, reader: CacheReader, *, settings: Evalua
     """Raises MismatchError for another model than the cache's."""
     # Only here does evaluation meet a language model; everything else runs without transformers.
     from evaluate.spliced.loss import SplicedModel
-    from evaluate.spliced.replace import Place
-    from evaluate.spliced.splicer import Splicer, check_model
-    from harvest.model.language_model import load_model
+    from evaluate.spliced.splicer import open_splicer
 
-    identity = reader.identity
-    loaded = load_model(
-        model, device=device, dtype=identity.get("model_dtype", "auto"), revision=identity.get("model_revision")
-    )
-    check_model(loaded, reader)
-    splicer = Splicer(loaded, {identity["layer"]: Place.of(identity)}, tuple(reader.special_ids))
+    splicer = open_splicer(model, {reader.identity["layer"]: reader}, device=device)
     return SplicedModel(splicer, reader, replay, settings).measure
 
 

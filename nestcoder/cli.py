@@ -5,12 +5,13 @@ Only click is imported at the top, so that ``--help`` answers at once.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from nestcoder import __version__
 from nestcoder.invocation import CommandResult, Invocation
+from nestcoder.options import device_option, dry_run_option, fresh_option, layers_option, name_option
 
 if TYPE_CHECKING:
     from cache.format.codec import Codec
@@ -22,16 +23,6 @@ Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
 7 will not fit; 8 not a number, or a proof failed; 130 Ctrl-C; 143 SIGTERM.
 """
 
-
-def _layers(*, required: bool) -> Any:
-    text = "Layer, counted from 0; repeat it for several."
-    return click.option("--layer", "layers", type=click.IntRange(min=0), multiple=True, required=required, help=text)
-
-
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-_dry_run = click.option("--dry-run", is_flag=True, help="Say rows, bytes, minutes and memory; change nothing.")
-_fresh = click.option("--fresh", is_flag=True, help="Throw away what an earlier run left and begin again.")
-_name = click.option("--name", default="main", show_default=True, help="Name of the transcoder's run.")
 _path = click.argument("path", type=str)
 _CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 
@@ -52,10 +43,10 @@ def command_line(
 
 
 @command_line.command()
-@_layers(required=True)
-@_device
-@_dry_run
-@_fresh
+@layers_option(required=True)
+@device_option
+@dry_run_option
+@fresh_option
 @click.option("--probe", type=click.Choice(["first-letter"]), help="Harvest the absorption probe instead of text.")
 @click.pass_obj
 def harvest(
@@ -77,11 +68,11 @@ def harvest(
 
 
 @command_line.command()
-@_layers(required=True)
-@_device
-@_dry_run
-@_fresh
-@_name
+@layers_option(required=True)
+@device_option
+@dry_run_option
+@fresh_option
+@name_option
 @click.pass_obj
 def train(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, name: str
@@ -98,10 +89,11 @@ def train(
 
 
 @command_line.command()
-@_layers(required=False)
-@_device
-@_name
+@layers_option(required=False)
+@device_option
+@name_option
 @click.option("--lm", is_flag=True, help="Also splice the transcoder into the language model.")
+@click.option("--together", is_flag=True, help="Only splice all layers into the language model at once, and report.")
 @click.option("--gemma-scope", metavar="PATH|download", help="Compare with Google's transcoder of this layer.")
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with another dictionary on disk.")
 @click.option("--force", is_flag=True, help="Compare although the convention check fails.")
@@ -113,6 +105,7 @@ def evaluate(
     device: str,
     name: str,
     lm: bool,
+    together: bool,
     gemma_scope: str | None,
     against: Path | None,
     force: bool,
@@ -120,15 +113,20 @@ def evaluate(
     """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
     from nestcoder.commands import stage_commands
 
+    if together:
+        if gemma_scope or against:
+            raise click.UsageError("--together compares with no other dictionary.")
+        invocation.show(stage_commands.evaluate_together(invocation, list(dict.fromkeys(layers)), device, name=name))
+        return
     options = stage_commands.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
     result = stage_commands.evaluate(invocation, list(dict.fromkeys(layers)), device, options)
     invocation.show(result)
 
 
 @command_line.group(invoke_without_command=True)
-@_layers(required=False)
-@_device
-@_name
+@layers_option(required=False)
+@device_option
+@name_option
 @click.option("--lm", is_flag=True, help="Also read the language model's unembedding, for the logits.")
 @click.option("--force", is_flag=True, help="Take the evidence on another cache than the transcoder's.")
 @click.pass_context
@@ -146,7 +144,7 @@ def features(context: click.Context, *, layers: tuple[int, ...], device: str, na
 
 @features.command("show")
 @click.argument("feature")
-@_name
+@name_option
 @click.pass_obj
 def show_feature(invocation: Invocation, *, feature: str, name: str) -> None:
     """Everything about one FEATURE, written as 8/123."""
@@ -157,7 +155,7 @@ def show_feature(invocation: Invocation, *, feature: str, name: str) -> None:
 
 @features.command("compare")
 @click.argument("features", nargs=-1, required=True)
-@_name
+@name_option
 @click.pass_obj
 def compare_features(invocation: Invocation, *, features: tuple[str, ...], name: str) -> None:
     """Several FEATURES side by side, each written as 8/123."""
@@ -168,7 +166,7 @@ def compare_features(invocation: Invocation, *, features: tuple[str, ...], name:
 
 @features.command("similar")
 @click.argument("feature")
-@_name
+@name_option
 @click.pass_obj
 def similar_features(invocation: Invocation, *, feature: str, name: str) -> None:
     """The features nearest to FEATURE: by direction, by the rows they fire on, coarser and finer."""
@@ -180,7 +178,7 @@ def similar_features(invocation: Invocation, *, feature: str, name: str) -> None
 @features.command("find")
 @click.argument("text")
 @click.option("--layer", type=click.IntRange(min=0), help="Only this layer [default: all that have evidence].")
-@_name
+@name_option
 @click.pass_obj
 def find_feature(invocation: Invocation, *, text: str, layer: int | None, name: str) -> None:
     """Features whose label or tokens have TEXT in them."""

@@ -35,7 +35,7 @@ def held_out_contexts(reader: CacheReader, *, tokens: int, batch_tokens: int, de
     for length, same in groupby(pairwise(bounds), key=lambda bound: bound[1] - bound[0]):
         for bounds in _batched(same, max(1, batch_tokens // length)):
             rows = np.concatenate([np.arange(*bound) for bound in bounds]).reshape(len(bounds), length)
-            positions = _positions(view.document[rows], per_document=per_document)
+            positions = positions_in(view.document[rows], per_document=per_document)
             arrays = (np.array(array, np.int64) for array in (view.tokens[rows], view.document[rows], positions))
             batches.append(Contexts(*(torch.from_numpy(array).to(device) for array in arrays)))
     return batches
@@ -47,7 +47,7 @@ def _batched(bounds: Iterable[tuple[int, int]], count: int) -> Iterator[list[tup
         yield batch
 
 
-def _positions(document: Int[np.ndarray, "batch pos"], *, per_document: bool) -> Int[np.ndarray, "batch pos"]:
+def positions_in(document: Int[np.ndarray, "batch pos"], *, per_document: bool) -> Int[np.ndarray, "batch pos"]:
     """The position in the context; where attention stays inside a document, the position after its beginning."""
     positions = np.broadcast_to(np.arange(document.shape[1]), document.shape)
     if not per_document:

@@ -135,7 +135,7 @@ class StandIn:
     ) -> Float[Tensor, "rows d_target"]:
         """What the model goes on with, on the dictionary's device; differentiable where gradients are on."""
         transcoder = self._transcoder
-        seen = self._as_read(source)
+        seen = self.as_read(source)
         code = transcoder.select(seen) if torch.is_grad_enabled() else transcoder.sparse_code(seen)
         if self._note and torch.is_grad_enabled():
             # Without a graph behind them they are leaves: gradients end here, and no earlier layer is kept for them.
@@ -147,7 +147,7 @@ class StandIn:
         new = plain + self._changed(code) if self._change else plain
         return new + error if self._error_term else new
 
-    def _as_read(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
+    def as_read(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
         """The source in the view of the dictionary, on its device."""
         source = source.to(self._transcoder.b_enc.device).float()
         if self._transcoder.source_view == "mlp_in":

@@ -17,7 +17,7 @@ from cache.reader import CacheReader
 from common.errors import MismatchError
 from evaluate.spliced.contexts import Contexts
 from evaluate.spliced.replace import Host, Ordinary, Place, Replacement, replacing
-from harvest.model.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel, load_model
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,19 @@ class Splicer:
     @property
     def _before(self) -> list[Any]:
         return [self.model.block(layer) for layer in range(min(self.places))]
+
+
+def open_splicer(model: str, readers: Mapping[int, CacheReader], *, device: str) -> Splicer:
+    """The language model of some caches, by layer, loaded as it was harvested. Raises MismatchError for another one."""
+    first = next(iter(readers.values()))
+    identity = first.identity
+    loaded = load_model(
+        model, device=device, dtype=identity.get("model_dtype", "auto"), revision=identity.get("model_revision")
+    )
+    for reader in readers.values():
+        check_model(loaded, reader)
+    places = {layer: Place.of(reader.identity) for layer, reader in readers.items()}
+    return Splicer(loaded, places, tuple(first.special_ids))
 
 
 def check_model(model: LanguageModel, reader: CacheReader) -> None:

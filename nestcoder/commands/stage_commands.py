@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.run_layout import together_folder
 from nestcoder import stages
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
@@ -95,6 +96,17 @@ def evaluate(invocation: Invocation, layers: list[int], device: str, options: Ev
     with shown_progress() as progress:
         results = stages.run_evaluate(invocation.settings, chosen, device=device, progress=progress, **vars(options))
     return CommandResult(results, "\n".join([table_of_runs(results), *report_lines(invocation, chosen, options.name)]))
+
+
+def evaluate_together(invocation: Invocation, layers: list[int], device: str, *, name: str) -> CommandResult:
+    """Splice the transcoders ``name`` of all layers into the language model at once."""
+    from evaluate.spliced.together import together_table
+
+    with shown_progress() as progress:
+        metrics = stages.run_together(invocation.settings, layers, name=name, device=device, progress=progress)
+    settings = invocation.settings
+    folder = together_folder(Path(settings.runs), settings.model, name)
+    return CommandResult(metrics, f"{together_table(metrics)}\n\nreport: {folder}")
 
 
 def report_lines(invocation: Invocation, layers: list[int], name: str) -> list[str]:

@@ -1,0 +1,75 @@
+"""Two layers at once: what two plain splices, one in the other, make of the model; other texts are refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import nestcoder
+from cache.reader import CacheReader
+from common.errors import MismatchError
+from evaluate.spliced.contexts import held_out_contexts
+from evaluate.spliced.together import check_same_text
+from harvest.model.language_model import load_model
+from nestcoder.cli import command_line
+
+MODEL = Path(__file__).parents[3] / "models" / "gpt2-stdlib"
+SMALL = (
+    "harvest.train_tokens=1200", "harvest.held_out_tokens=400", "harvest.context=64", "cache.held_out_fraction=0.3",
+    "train.steps=8", "train.warmup_steps=2", "train.batch_rows=64", "train.held_out_rows=128",
+    "train.prefixes=[16, 64]", "train.top_k=4", "evaluate.bootstrap=10", "evaluate.lm_tokens=256",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together") / "runs"
+    settings = nestcoder.load_settings(overrides=[*SMALL, f"model={MODEL}", f"runs={folder}"])
+    nestcoder.run_harvest(settings, [4, 8], device="cpu")
+    nestcoder.run_train(settings, [4, 8], device="cpu")
+    return folder
+
+
+def test_the_table_says_what_one_splice_inside_another_does(runs: Path) -> None:
+    options = [item for setting in (*SMALL, f"model={MODEL}", f"runs={runs}") for item in ("--set", setting)]
+    done = CliRunner().invoke(command_line, [*options, "evaluate", "--together", "--device", "cpu"])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert "Layers 4, 8 spliced into" in done.output
+    report = runs / "gpt2-stdlib" / "together" / "main"
+    assert {"metrics.json", "summary.txt", "checksums.json"} == {path.name for path in report.iterdir()}
+    settings = nestcoder.load_settings(overrides=[*SMALL, f"model={MODEL}", f"runs={runs}"])
+    found = nestcoder.run_together(settings, [4, 8], device="cpu")["language_model"]
+
+    model = load_model(str(MODEL), device="cpu", dtype="float32")
+    base = runs / "gpt2-stdlib"
+    dictionaries = {layer: nestcoder.load_transcoder(base / f"layer0{layer}/transcoder/main") for layer in (4, 8)}
+    reader = CacheReader.open(base / "layer04" / "cache")
+    for index, prefix in enumerate((16, 64)):
+        losses, clean = [], []
+        for contexts in held_out_contexts(reader, tokens=256, batch_tokens=1, device="cpu"):
+            counted = ~torch.isin(contexts.tokens, torch.tensor(reader.special_ids))[0, :-1]
+            following = contexts.tokens[0, 1:]
+            with torch.no_grad():
+                own = model.hugging(input_ids=contexts.tokens).logits[0, :-1]
+                with (
+                    nestcoder.splice(model, {4: dictionaries[4]}, prefix=prefix),
+                    nestcoder.splice(model, {8: dictionaries[8]}, prefix=prefix),
+                ):
+                    both = model.hugging(input_ids=contexts.tokens).logits[0, :-1]
+            losses.append(torch.nn.functional.cross_entropy(both, following, reduction="none")[counted])
+            clean.append(torch.nn.functional.cross_entropy(own, following, reduction="none")[counted])
+        expected = float(torch.cat(losses).mean() - torch.cat(clean).mean())
+        assert found["per_prefix"][index]["delta"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_caches_of_other_text_are_refused(runs: Path, tmp_path: Path) -> None:
+    base = runs / "gpt2-stdlib"
+    readers = {layer: CacheReader.open(base / f"layer0{layer}" / "cache") for layer in (4, 8)}
+    check_same_text(readers)
+    shutil.copytree(base / "layer08" / "cache", tmp_path / "cache")
+    other = CacheReader.open(tmp_path / "cache")
+    other.identity = other.identity | {"weights_hash": "another"}
+    with pytest.raises(MismatchError, match="layers 4 and 8 are not of the same model and text"):
+        check_same_text({4: readers[4], 8: other})

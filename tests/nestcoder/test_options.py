@@ -1,0 +1,17 @@
+"""Options are one object each, so that commands cannot differ in what they call them."""
+
+import click
+
+from nestcoder.cli import command_line
+from nestcoder.options import device_option, layers_option
+
+
+def test_the_commands_share_their_options() -> None:
+    @layers_option(required=False)
+    @device_option
+    @click.command()
+    def own() -> None: ...
+
+    named = {option.name: option.help for option in own.params if isinstance(option, click.Option)}
+    theirs = {option.name: getattr(option, "help", None) for option in command_line.commands["evaluate"].params}
+    assert named.items() <= theirs.items()
