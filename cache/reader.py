@@ -38,6 +38,7 @@ from cache.storage.chunk_lru import ChunkLru
 from cache.storage.columns import Column, UnpackedColumn
 from cache.storage.recompute import Mlp, mlp_of_arrays
 from common.errors import DamagedError, MismatchError, UsageError
+from common.norm import NormAffine
 
 View = Literal["mlp_in", "ln2_normalized"]
 UNPACKED_BYTES = 3_000_000_000
@@ -296,20 +297,18 @@ class CacheReader:
         """``source`` as it is stored, seen as ``view`` (None: the view that the cache was opened with)."""
         if (view or self._view) == "mlp_in":
             return source
-        gain, bias = self._norm
-        return (source.float() - bias) / gain
+        return self._norm.undo(source)
 
     @cached_property
-    def _norm(self) -> tuple[Float[Tensor, " d_source"], Float[Tensor, " d_source"]]:
-        if "gain" not in self.arrays:
+    def _norm(self) -> NormAffine:
+        norm = NormAffine.of_arrays(self.arrays)
+        if norm is None:
             raise UsageError("The cache stores no gain, so its source has no ln2_normalized view.", where=self.path)
-        gain = torch.from_numpy(self.arrays["gain"]).float()
-        if not bool((gain != 0).all()):
+        if not norm.is_invertible:
             raise UsageError(
                 "The norm's gain is 0 somewhere: ln2_normalized cannot be computed from mlp_in.", where=self.path
             )
-        bias = self.arrays.get("bias")
-        return gain, torch.zeros_like(gain) if bias is None else torch.from_numpy(bias).float()
+        return norm
 
 
 def is_complete(path: Path) -> bool:

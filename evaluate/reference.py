@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cache.reader import CacheReader
 from common.distributed import Ranks
 from common.errors import MismatchError, UsageError
+from common.norm import NormAffine
 from common.progress import Progress
 from common.run_layout import WEIGHTS_FILE
 from transcoder.formats.foreign import Wanted, read_foreign
@@ -106,15 +105,11 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
     if source != "mlp_in":
         what = f"The cache's source is {source}; the dictionary reads {dictionary.source_view}."
         raise MismatchError(what, where=reader.path, remedy="Harvest with source mlp_in.")
-    if "gain" not in reader.arrays:
+    norm = NormAffine.of_arrays(reader.arrays)
+    if norm is None:
         what = "The cache stores no gain of the norm, so the input before it cannot be recovered."
         raise MismatchError(what, where=reader.path, remedy="Harvest again.")
-    gain, bias = (reader.arrays.get(name) for name in ("gain", "bias"))
-    return fold_gain(
-        dictionary,
-        gain=torch.from_numpy(gain).float(),
-        bias=None if bias is None else torch.from_numpy(bias).float(),
-    )
+    return fold_gain(dictionary, norm)
 
 
 def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, force: bool) -> None:

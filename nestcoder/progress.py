@@ -1,18 +1,17 @@
 """Progress as people read it, on standard error: a bar on a terminal, a plain line now and then in a log."""
 
-import signal
 import sys
 import textwrap
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from types import FrameType
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from common.signals import leaving_on_sigterm
 from common.units import amount_done, duration, rate, short_number
 from nestcoder.text import printable
 
@@ -136,13 +135,8 @@ def make_progress() -> TerminalProgress | LineProgress:
 def shown_progress() -> Generator[TerminalProgress | LineProgress]:
     """Progress on standard error while the block runs; SIGTERM unwinds it as Ctrl-C does, and leaves with 143."""
     progress = make_progress()
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield progress
-    finally:
-        progress.end()
-        signal.signal(signal.SIGTERM, before)
+    with leaving_on_sigterm():
+        try:
+            yield progress
+        finally:
+            progress.end()

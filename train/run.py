@@ -10,13 +10,10 @@ The cache is opened and read once, whatever the number of transcoders.
 
 import itertools
 import signal
-import threading
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -29,6 +26,7 @@ from common.device import choose_device, has_bfloat16
 from common.distributed import ALONE, Ranks
 from common.errors import DiskError, NumericalError
 from common.progress import Progress
+from common.signals import leave_for, noted_signals
 from train.arrays.feed import Feed
 from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
@@ -140,7 +138,7 @@ def _train(training: list[Member], *, context: TrainingContext) -> None:
     progress = context.progress
     start = min(member.state.step for member in training)
     progress.begin("train", total=settings.steps, unit="steps", done=start)
-    with _noted_signals() as signals, _loader(settings, context, start=start) as loader:
+    with noted_signals() as signals, _loader(settings, context, start=start) as loader:
         batches = itertools.islice(loader, settings.steps - start)
         for batch in Feed(batches, torch.device(context.device)):
             _take(training, batch, context=context)
@@ -193,33 +191,11 @@ def _loader(settings: ResolvedSettings, context: TrainingContext, *, start: int)
     )
 
 
-def _leave(training: list[Member], number: int, *, progress: Progress) -> None:
+def _leave(training: list[Member], number: int, *, progress: Progress) -> NoReturn:
     """Save every member and go, as the signal asked."""
     for member in training:
         member.save()
     step = training[0].state.step
     progress.note(f"Stopped by {signal.Signals(number).name} after step {step:,}, which is saved.")
     progress.end()
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-
-@contextmanager
-def _noted_signals() -> Generator[list[int]]:
-    """While the block runs, SIGTERM and SIGINT are noted in the list; a second one acts as it would have before."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        noted.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    leave_for(number)

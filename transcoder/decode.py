@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from transcoder.compat import bag_products
 from transcoder.constants import constant
 from transcoder.sharded import WHOLE, Shard
 from transcoder.sparse_code import SparseCode
@@ -197,9 +198,8 @@ def activation_gradients(
         from transcoder.kernels import dots
 
         return dots(grad_sums, W_dec, bag=bags.bag, feature=code.features)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad_sums, W_dec, code.features, bags.offsets[:-1].contiguous(), bags.bag, 0, -1
-    )
+    offsets = bags.offsets[:-1].contiguous()
+    return bag_products(grad_sums, W_dec, features=code.features, offsets=offsets, bag=bags.bag)
 
 
 def _starts(ascending: Int[Tensor, " active"], count: int) -> Int[Tensor, " starts"]:

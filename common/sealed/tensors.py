@@ -6,7 +6,7 @@ safetensors has no checksum of its own, does not fsync, and gives its files mode
 
 import json
 import struct
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from common import disk
-from common.errors import DamagedError, DiskError, MismatchError
+from common.errors import DamagedError, DiskError, MismatchError, NestcoderError
 from common.hashing import hash_file
 
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PIECE_BYTES = 1 << 24
 
 
@@ -98,17 +99,25 @@ def reading_safetensors(path: Path) -> Generator[None]:
         raise DiskError(f"The file cannot be read: {error}.", where=path) from error
 
 
-def check_shapes(arrays: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: object) -> None:
-    """Raise MismatchError unless these are exactly the arrays that are wanted, finite and of the right shapes."""
+def check_arrays(
+    arrays: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    where: object,
+    error: type[NestcoderError] = MismatchError,
+    dtypes: Collection[torch.dtype] = tuple(_DTYPES),
+) -> None:
+    """Raises ``error`` unless these are exactly the arrays that are wanted, of the right shapes and of one of the
+    dtypes, DamagedError where one is not finite.
+    """
     if surplus := arrays.keys() ^ shapes.keys():
-        raise MismatchError(
-            f"Arrays {sorted(shapes)} are expected, but {sorted(surplus)} are there or missing.", where=where
-        )
+        raise error(f"Arrays {sorted(shapes)} are expected, but {sorted(surplus)} are there or missing.", where=where)
     for name, array in arrays.items():
         if tuple(array.shape) != shapes[name]:
-            raise MismatchError(f"{name} has shape {tuple(array.shape)} instead of {shapes[name]}.", where=where)
-        if array.dtype not in _DTYPES:
-            raise MismatchError(f"{name} is {array.dtype}, neither float32 nor int32 nor int64", where=where)
+            raise error(f"{name} has shape {tuple(array.shape)} instead of {shapes[name]}.", where=where)
+        if array.dtype not in dtypes:
+            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise error(f"{name} holds {array.dtype}; one of {accepted} is expected.", where=where)
         if not bool(array.isfinite().all()):
             raise DamagedError(f"{name} holds NaN or infinity.", where=where)
 

@@ -153,7 +153,7 @@ class StandIn:
         if self._transcoder.source_view == "mlp_in":
             return source
         assert self._norm is not None, "a view of the norm's output needs the norm"
-        return (source - self._norm.bias.to(source.device)) / self._norm.gain.to(source.device)
+        return self._norm.undo(source)
 
     def _changed(self, code: SparseCode) -> Float[Tensor, "rows d_target"]:
         """What the changed features add."""

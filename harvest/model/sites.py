@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from common.norm import NormAffine
 from harvest.config import Site
 
 HOOKS: dict[Site, str] = {
@@ -110,11 +111,9 @@ def module_at(root: Any, path: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(NormAffine):
     """The norm in front of a layer's MLP, as ``normalise(x) * gain + bias``; float32."""
 
-    gain: Float[Tensor, " d_source"]
-    bias: Float[Tensor, " d_source"]
     epsilon: float
     centred: bool
 
@@ -124,10 +123,6 @@ class Norm:
         if self.centred:
             return functional.layer_norm(x, (x.shape[-1],), eps=self.epsilon)
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon)
-
-    def apply(self, normalised: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_source"]:
-        """``mlp_in`` of ``ln2_normalized``, in float32."""
-        return normalised.float() * self.gain.to(normalised.device) + self.bias.to(normalised.device)
 
 
 def read_norm(module: Any, family: Family, *, width: int) -> Norm:

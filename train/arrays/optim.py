@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim.adam import adam
 
 from train.arrays.parameters import Parameters
 from train.resolved import ResolvedSettings
+from transcoder.compat import fused_adam_
 from transcoder.decode import uses_kernels
 from transcoder.sharded import WHOLE, Shard
 
@@ -76,24 +76,20 @@ def update_(
         _update_in_one_pass_(arrays, grads, norm=norm, **given)
         return norm
     for names, weight_decay in _groups(arrays, settings.weight_decay):
-        adam(
+        fused_adam_(
             [arrays[name] for name in names],
             [grads[name] for name in names],
-            [moments.first[name] for name in names],
-            [moments.second[name] for name in names],
-            [],
-            [torch.full((), float(step), device=norm.device) for _ in names],
-            fused=True,
-            grad_scale=_divisor(norm, settings.clip_norm),
-            found_inf=(~norm.isfinite()).float(),
-            decoupled_weight_decay=settings.optimizer == "adamw",
-            amsgrad=False,
+            first=[moments.first[name] for name in names],
+            second=[moments.second[name] for name in names],
+            step=step,
+            divisor=_divisor(norm, settings.clip_norm),
+            is_bad=(~norm.isfinite()).float(),
+            decoupled=settings.optimizer == "adamw",
             beta1=settings.beta1,
             beta2=settings.beta2,
             lr=learning_rate(settings, step),
             weight_decay=weight_decay,
-            eps=_EPSILON,
-            maximize=False,
+            epsilon=_EPSILON,
         )
     unit_rows_(weights.W_dec)
     return norm

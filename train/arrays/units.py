@@ -13,13 +13,13 @@ token. A positive scale moves no selection. They are folded back when a transcod
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cache.reader import CacheReader, View
 from common.errors import NumericalError, UsageError
+from common.norm import NormAffine
 from train.arrays.parameters import Parameters
 
 
@@ -52,13 +52,13 @@ def units_of(reader: CacheReader, view: View) -> Units:
 
     Raises NumericalError where source or target never varies, UsageError for a view that the source does not have.
     """
-    source, target = reader.statistics.source, reader.statistics.target
+    source = reader.statistics.source
+    target = reader.statistics.target
     assert target is not None
-    mean, variance = source.mean, source.variance
+    mean = source.mean
+    variance = source.variance
     if view == "ln2_normalized":
-        _check_normalized(reader)
-        gain = reader.arrays["gain"].astype(np.float64)
-        mean, variance = (mean - reader.arrays["bias"].astype(np.float64)) / gain, variance / gain**2
+        mean, variance = _norm_of(reader).undo_moments(mean, variance)
     if not (variance.sum() > 0 and target.variance_sum > 0):
         raise NumericalError("the rows of this cache do not vary: there is nothing to learn", where=reader.path)
     return Units(
@@ -69,12 +69,14 @@ def units_of(reader: CacheReader, view: View) -> Units:
     )
 
 
-def _check_normalized(reader: CacheReader) -> None:
+def _norm_of(reader: CacheReader) -> NormAffine:
     """Only what comes out of the norm can be seen as it was before the norm's gain and bias."""
     site = reader.identity.get("source_site")
-    if site != "mlp_in" or "gain" not in reader.arrays:
+    norm = NormAffine.of_arrays(reader.arrays)
+    if site != "mlp_in" or norm is None:
         raise UsageError(
             f"the source of this cache is {site}, which has no ln2_normalized view",
             where=reader.path,
             remedy="Leave train.source at mlp_in, which takes the source as it is stored",
         )
+    return norm

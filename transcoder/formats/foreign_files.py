@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -37,18 +36,6 @@ def read_tensors(path: Path, *, names: set[str], optional: frozenset[str] = froz
         if missing := sorted(names - found):
             raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(found)}.", where=path)
         return {name: file.get_tensor(name) for name in sorted(names | (optional & found))}
-
-
-def check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: Path) -> None:
-    """DamagedError unless every tensor has its shape, is a float and is finite."""
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes[name]:
-            what = f"{name} has shape {tuple(tensor.shape)}; {shapes[name]} was expected."
-            raise DamagedError(what, where=where)
-        if not tensor.is_floating_point():
-            raise DamagedError(f"{name} holds {tensor.dtype}; a float type was expected.", where=where)
-        if not torch.isfinite(tensor).all():
-            raise DamagedError(f"{name} holds NaN or infinity.", where=where)
 
 
 def _require_file(path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from common.errors import DamagedError, MismatchError, UsageError
+from common.sealed.tensors import check_arrays
 from transcoder.formats.npz import read_npz
 from transcoder.rules.threshold import JumpReLU
 from transcoder.transcoder import Transcoder
@@ -103,12 +104,11 @@ def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Transcoder:
         "b_dec": (d_target,),
         "threshold": (dict_size,),
     }
-    if arrays["W_enc"].ndim == arrays["W_dec"].ndim == 2 and dict_size > 0:
+    if dict_size == 0:
+        raise DamagedError("The dictionary has no features.", where=path)
+    if arrays["W_enc"].ndim == arrays["W_dec"].ndim == 2:
         check_widths((arrays["W_enc"].shape[0], arrays["W_dec"].shape[1]), (d_source, d_target), path)
-    for name, array in arrays.items():
-        if tuple(array.shape) != shapes[name] or dict_size == 0:
-            what = f"{name} has shape {tuple(array.shape)}; {shapes[name]} was expected."
-            raise DamagedError(what, where=path)
+    check_arrays(arrays, shapes, where=path, error=DamagedError)
     threshold = arrays.pop("threshold")
     arrays["W_enc"] = arrays["W_enc"].T.contiguous()
     return Transcoder.from_arrays(

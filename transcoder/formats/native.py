@@ -17,7 +17,7 @@ from common import disk
 from common.errors import DamagedError, MismatchError
 from common.hashing import hash_bytes
 from common.progress import Progress
-from common.sealed.tensors import FileSeal, check_shapes, read_metadata, read_tensors, write_tensors
+from common.sealed.tensors import FileSeal, check_arrays, read_metadata, read_tensors, write_tensors
 from transcoder.formats.foreign_files import read_json
 from transcoder.rules.registry import RULES
 from transcoder.rules.rule import is_count
@@ -74,7 +74,7 @@ def load_transcoder(path: str | Path, *, device: str = "cpu", progress: Progress
     arrays = read_tensors(folder / WEIGHTS_FILE, seal, device=device)
     rule = RULES[config["activation"]].load()
     rule_shapes = rule.array_shapes(config)
-    check_shapes(arrays, _shapes(config) | rule_shapes, where=folder / WEIGHTS_FILE)
+    check_arrays(arrays, _shapes(config) | rule_shapes, where=folder / WEIGHTS_FILE)
     rule_arrays = {name: arrays.pop(name) for name in rule_shapes}
     arrays["W_enc"] = arrays["W_enc"].T.contiguous()
     return Transcoder.from_arrays(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DamagedError, MismatchError
-from transcoder.formats.foreign_files import check_shapes
+from common.sealed.tensors import FLOATS, check_arrays
 from transcoder.formats.gemma_scope import nominal_l0
 from transcoder.rules.threshold import JumpReLU
 from transcoder.transcoder import SourceView, Transcoder
@@ -70,9 +70,10 @@ def transcoder_of(
         "b_enc": (dict_size,),
         "W_dec": (dict_size, wanted.d_target),
         "b_dec": (wanted.d_target,),
-        "threshold": (dict_size,),
     }
-    check_shapes(tensors, shapes, where)
+    if "threshold" in tensors:
+        shapes["threshold"] = (dict_size,)
+    check_arrays(tensors, shapes, where=where, error=DamagedError, dtypes=FLOATS)
     arrays = {key: tensor.float() for key, tensor in tensors.items()}
     threshold = arrays.pop("threshold", torch.zeros(dict_size))
     arrays["W_enc"] = arrays["W_enc"].T.contiguous()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import DamagedError, MismatchError
-from common.sealed.tensors import FileSeal, check_shapes, read_tensors, write_tensors
+from common.sealed.tensors import FileSeal, check_arrays, read_tensors, write_tensors
 
 ARRAYS = {"W": torch.arange(6, dtype=torch.float32).reshape(2, 3), "count": torch.tensor([1, 2**40])}
 
@@ -47,10 +47,10 @@ def test_a_seal_is_read_back_and_nothing_else_is_one() -> None:
 
 def test_arrays_of_another_shape_or_not_finite_are_refused() -> None:
     shapes = {"W": (2, 3), "count": (2,)}
-    check_shapes(ARRAYS, shapes, where="here")
+    check_arrays(ARRAYS, shapes, where="here")
     with pytest.raises(MismatchError, match=r"W has shape"):
-        check_shapes(ARRAYS, shapes | {"W": (3, 2)}, where="here")
+        check_arrays(ARRAYS, shapes | {"W": (3, 2)}, where="here")
     with pytest.raises(MismatchError, match="more"):
-        check_shapes(ARRAYS, shapes | {"more": (1,)}, where="here")
+        check_arrays(ARRAYS, shapes | {"more": (1,)}, where="here")
     with pytest.raises(DamagedError, match="NaN"):
-        check_shapes(ARRAYS | {"W": torch.full((2, 3), float("nan"))}, shapes, where="here")
+        check_arrays(ARRAYS | {"W": torch.full((2, 3), float("nan"))}, shapes, where="here")

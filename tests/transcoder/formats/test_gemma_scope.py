@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.errors import MismatchError, NumericalError, UsageError
+from common.norm import NormAffine
 from transcoder.formats.gemma_scope import (
     check_convention,
     find_choices,
@@ -90,7 +91,7 @@ def test_folding_the_gain_reads_the_mlps_input_as_exactly(tmp_path: Path, with_b
     dictionary = read_gemma_scope(write_file(tmp_path), d_source=WIDTH, d_target=WIDTH)
     normalised, _, gain, bias = data(500)
     mlp_in = normalised * gain + bias if with_bias else normalised * gain
-    folded = fold_gain(dictionary, gain=gain, bias=bias if with_bias else None)
+    folded = fold_gain(dictionary, NormAffine(gain, bias if with_bias else torch.zeros_like(bias)))
     assert folded.source_view == "mlp_in"
     expected = dictionary.reconstruct(dictionary.sparse_code(normalised), normalised)
     torch.testing.assert_close(folded.reconstruct(folded.sparse_code(mlp_in), mlp_in), expected, atol=1e-4, rtol=1e-4)
@@ -128,7 +129,7 @@ def test_another_models_widths_are_named(tmp_path: Path) -> None:
 def test_a_gain_of_zero_cannot_be_undone(tmp_path: Path) -> None:
     dictionary = read_gemma_scope(write_file(tmp_path), d_source=WIDTH, d_target=WIDTH)
     with pytest.raises(NumericalError, match="cannot be recovered"):
-        fold_gain(dictionary, gain=torch.zeros(WIDTH), bias=None)
+        fold_gain(dictionary, NormAffine(torch.zeros(WIDTH), torch.zeros(WIDTH)))
 
 
 PATHS = [

@@ -1,0 +1,57 @@
+"""What SIGTERM and Ctrl-C do while a stage runs: leave at once and tidy up, or be noted until it is safe to leave.
+
+Only the main thread may set handlers; elsewhere both leave them as they are.
+"""
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+EXIT_ON_SIGTERM = 128 + signal.SIGTERM
+
+
+@contextmanager
+def leaving_on_sigterm() -> Generator[None]:
+    """While the block runs, SIGTERM unwinds it as Ctrl-C does, with SystemExit(143)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(EXIT_ON_SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def noted_signals() -> Generator[list[int]]:
+    """While the block runs, SIGTERM and SIGINT are noted in the list; a second one acts as it would have before."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_for(number: int) -> NoReturn:
+    """Leave as the noted signal asked: KeyboardInterrupt for SIGINT, else SystemExit(128 + number)."""
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
