@@ -29,14 +29,17 @@ class OneSide(SplitView):
 
     @property
     def d_source(self) -> int:
+        """Width of the side, which stands for both."""
         return self._split.d_source if self._side == "source" else self._split.d_target
 
     @property
     def d_target(self) -> int:
+        """The same as ``d_source``."""
         return self.d_source
 
     @property
     def read_columns(self) -> list[Column]:
+        """The files that serving rows reads."""
         stored = self.columns.get(self._side)
         return [stored] if stored else self._split.read_columns
 
@@ -54,6 +57,7 @@ class OneSide(SplitView):
 
     @cached_property
     def statistics(self) -> GroupStatistics:
+        """The side's, twice."""
         side = getattr(self._split.statistics, self._side)
         return GroupStatistics(side, side)
 

@@ -96,6 +96,7 @@ class EpochOrder:
 
     @property
     def pools(self) -> int:
+        """How many pools serve an epoch."""
         return max(1, -(-self.chunks // max(1, self.pool_rows // self.chunk_rows)))
 
     def pool_start(self, pool: int) -> int:

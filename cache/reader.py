@@ -71,10 +71,12 @@ class SplitView:
 
     @property
     def d_source(self) -> int:
+        """Width of a source row."""
         return self.group.d_source
 
     @property
     def d_target(self) -> int:
+        """Width of a target row."""
         return self.group.d_target
 
     @property
@@ -138,14 +140,17 @@ class SplitView:
 
     @property
     def tokens(self) -> Int32[np.ndarray, " rows"]:
+        """Every row's token id."""
         return self.column("tokens")
 
     @property
     def document(self) -> Int64[np.ndarray, " rows"]:
+        """Every row's document number."""
         return self.column("document")
 
     @property
     def position(self) -> Int32[np.ndarray, " rows"]:
+        """Every row's position in its context."""
         return self.column("position")
 
     def is_ordinary(self, tokens: Int32[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
@@ -253,10 +258,12 @@ class CacheReader:
 
     @property
     def d_source(self) -> int:
+        """Width of a source row."""
         return self.split("train").d_source
 
     @property
     def d_target(self) -> int:
+        """Width of a target row."""
         return self.split("train").d_target
 
     @property

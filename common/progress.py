@@ -7,13 +7,17 @@ from typing import Protocol, runtime_checkable
 class Progress(Protocol):
     """Begun once a task; ``metrics`` are the latest values of named quantities (loss, fvu, ...)."""
 
-    def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None: ...
+    def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
+        """A task begins, of ``total`` units, ``done`` of which were done earlier."""
 
-    def advance(self, amount: int, **metrics: float) -> None: ...
+    def advance(self, amount: int, **metrics: float) -> None:
+        """``amount`` more units are done."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """A sentence that the reader should see."""
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """The task is over, finished or not."""
 
 
 class Silent:

@@ -45,18 +45,23 @@ class RunFolders:
 
     @property
     def cache(self) -> Path:
+        """The activation cache."""
         return self.layer_folder / "cache"
 
     def probe(self, kind: str = FIRST_LETTER) -> Path:
+        """The cache of a probe's prompts."""
         return self.layer_folder / "probe" / kind
 
     def transcoder(self, name: str) -> Path:
+        """The training named ``name``. Raises UsageError for no name."""
         return self.layer_folder / "transcoder" / checked_name(name)
 
     def report(self, name: str) -> Path:
+        """The report on the transcoder ``name``. Raises UsageError for no name."""
         return self.layer_folder / "report" / checked_name(name)
 
     def features(self, name: str) -> Path:
+        """The feature pages of the transcoder ``name``. Raises UsageError for no name."""
         return self.layer_folder / "features" / checked_name(name)
 
     def trained(self) -> list[str]:

@@ -38,6 +38,7 @@ class HeldOut:
 
     @property
     def documents(self) -> int:
+        """How many documents the counted rows are of."""
         return len(np.unique(self.view.document))
 
     @cached_property

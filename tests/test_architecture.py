@@ -226,3 +226,31 @@ def test_packages_are_marked_by_a_docstring_alone() -> None:
         if path.name == "__init__.py" and path.parent.name != "nestcoder":
             body = tree_of(path).body
             assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), path
+
+
+def public_definitions(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    for node in getattr(tree, "body", []):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield inside + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node, f"{node.name}.")
+
+
+def test_whatever_is_public_has_a_docstring() -> None:
+    """A method that a base class or a protocol of the house documents need not say it again."""
+    interfaces = ("Rule", "Metric", "Progress", "Documents")
+    shared = {
+        method.name
+        for path in modules()
+        for name, node in public_definitions(tree_of(path))
+        if name in interfaces
+        for method in node.body
+        if isinstance(method, ast.FunctionDef) and ast.get_docstring(method)
+    }
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in modules()
+        for name, node in public_definitions(tree_of(path))
+        if not ast.get_docstring(node) and node.name not in shared
+    ]
+    assert not missing, "\n".join(missing)

@@ -21,6 +21,7 @@ class SparseCode:
 
     @property
     def row_count(self) -> int:
+        """How many rows the code has, those without an active feature too."""
         return self.offsets.numel() - 1
 
     def rows(self) -> Int[Tensor, " active"]:

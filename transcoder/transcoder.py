@@ -94,14 +94,17 @@ class Transcoder(nn.Module):
 
     @property
     def dict_size(self) -> int:
+        """How many features there are."""
         return self.b_enc.numel()
 
     @property
     def d_source(self) -> int:
+        """Width of what the encoder reads."""
         return self.W_enc.shape[1]
 
     @property
     def d_target(self) -> int:
+        """Width of what the decoder writes."""
         return self.b_dec.numel()
 
     @property

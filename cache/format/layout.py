@@ -49,6 +49,7 @@ class Array:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row that is not compressed."""
         return max(1, self.width) * ITEM_BYTES[self.item]
 
     @property
@@ -58,13 +59,16 @@ class Array:
 
     @property
     def files(self) -> int:
+        """How many files hold the array, the last one possibly shorter."""
         return -(-self.rows // self.file_rows)
 
     @property
     def path(self) -> str:
+        """The array's folder, below the cache."""
         return f"{STORE}/{self.group}/{self.name}"
 
     def file_path(self, number: int) -> str:
+        """File ``number`` of the array, below the cache."""
         return f"{self.path}/c.{number}" + (".0" if self.width else "")
 
     def chunks_in(self, number: int) -> int:
@@ -74,6 +78,7 @@ class Array:
 
     @property
     def chunk_bytes(self) -> int:
+        """Bytes of a whole chunk that is not compressed."""
         return self.chunk_rows * self.row_bytes
 
     def file_bytes(self, number: int) -> int:
@@ -82,6 +87,7 @@ class Array:
 
     @property
     def index_bytes(self) -> int:
+        """Bytes of a file's index behind its chunks; 0 where a file is one chunk."""
         return 16 * self.index_entries + 4 if self.sharded else 0
 
     def index(self, sizes: Sequence[int]) -> bytes:
@@ -95,6 +101,7 @@ class Array:
 
     @property
     def index_entries(self) -> int:
+        """Chunks that a file's index has a place for."""
         return self.file_rows // self.chunk_rows
 
     def zarr_json(self) -> bytes:
@@ -153,13 +160,16 @@ class Group:
 
     @property
     def shuffled(self) -> bool:
+        """Whether rows lie in a random order within their segments: training rows do."""
         return self.name == "train"
 
     @property
     def segments(self) -> int:
+        """How many segments hold the rows."""
         return -(-self.rows // self.segment_rows)
 
     def rows_in(self, segment: int) -> int:
+        """Rows of a segment; the last one may have fewer."""
         return min(self.segment_rows, self.rows - segment * self.segment_rows)
 
     @cached_property
@@ -244,6 +254,7 @@ class Geometry:
 
     @cached_property
     def groups(self) -> dict[str, Group]:
+        """The arrays and segments of ``train`` and of ``held_out``."""
         wide = (self.dtype, self.codec, self.d_source, self.d_target, self.target)
         held_out = self.held_out_shard_rows
         return {

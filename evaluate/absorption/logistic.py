@@ -32,6 +32,7 @@ class Probes:
     bias: Float[Tensor, " classes"]
 
     def logits(self, x: Float[Tensor, "rows d"]) -> Float[Tensor, "rows classes"]:
+        """``x . w_c + b_c`` for every class."""
         return x @ self.weight + self.bias
 
 
@@ -58,6 +59,7 @@ class ChosenProbes:
     bias: Float[Tensor, " classes"]
 
     def logits(self, x: Float[Tensor, "classes rows k"]) -> Float[Tensor, "classes rows"]:
+        """Every class's logits on its own columns."""
         return torch.einsum("crk,ck->cr", x, self.weight) + self.bias[:, None]
 
 

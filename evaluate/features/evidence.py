@@ -39,14 +39,17 @@ class Evidence:
 
     @property
     def dict_size(self) -> int:
+        """How many features there are."""
         return len(self.arrays["firings"])
 
     @property
     def prefixes(self) -> tuple[int, ...]:
+        """The prefixes of the transcoder, in features."""
         return tuple(self.head["transcoder"]["prefixes"])
 
     @property
     def layer(self) -> int:
+        """The layer of the language model."""
         return int(self.head["cache"]["layer"])
 
     @property

@@ -33,6 +33,7 @@ class Firings:
 
     @property
     def dict_size(self) -> int:
+        """How many features there are, silent ones too."""
         return len(self.offsets) - 1
 
     @cached_property

@@ -78,13 +78,16 @@ class Host:
 
     @property
     def layers(self) -> int:
+        """How many blocks the model has."""
         return len(module_at(self.hugging, self.family.blocks))
 
     @property
     def width(self) -> int:
+        """Width of the residual stream."""
         return int(self.hugging.config.hidden_size)
 
     def block(self, layer: int) -> Any:
+        """The module of a block."""
         return module_at(self.hugging, self.family.blocks)[layer]
 
     def norm(self, layer: int) -> Norm:

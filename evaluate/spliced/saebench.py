@@ -102,18 +102,22 @@ class SAEBenchAdapter(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the dictionary lies."""
         return self._transcoder.b_enc.device
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:  # noqa: N802 - SAEBench's name
+        """The encoder as SAEBench lays it out, up to the prefix."""
         return self._transcoder.W_enc[: self._transcoder.prefix].T
 
     @property
     def b_enc(self) -> Float[Tensor, " d_sae"]:
+        """The encoder's bias, up to the prefix."""
         return self._transcoder.b_enc[: self._transcoder.prefix]
 
     @property
     def b_dec(self) -> Float[Tensor, " d_target"]:
+        """The decoder's bias."""
         return self._transcoder.b_dec
 
     @property
@@ -160,6 +164,7 @@ class DecoderElsewhere:
         self.device = rows.device
 
     def detach(self) -> Float[Tensor, "d_sae d_target"]:
+        """The rows, without gradients."""
         return self.data
 
     @classmethod

@@ -30,6 +30,7 @@ class Splicer:
 
     @property
     def vocabulary(self) -> int:
+        """How many tokens the model predicts."""
         return int(self.model.hugging.config.vocab_size)
 
     @torch.inference_mode()

@@ -44,6 +44,7 @@ class Moments:
 
     @staticmethod
     def zero(weights: Parameters) -> "Moments":
+        """Before the first step."""
         arrays = weights.tensors()
         return Moments(*({name: torch.zeros_like(array) for name, array in arrays.items()} for _ in range(2)))
 

@@ -34,9 +34,11 @@ class Units:
     target_mean: Float[Tensor, " d_target"]
 
     def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
+        """Rows of the cache's source in training units, float32."""
         return rows.to(torch.float32, copy=True).mul_(self.source_scale)
 
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
+        """Rows of the cache's target in training units, float32."""
         return rows.to(torch.float32, copy=True).mul_(self.target_scale)
 
     def folded(self, weights: Parameters) -> Parameters:

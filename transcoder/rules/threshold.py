@@ -62,6 +62,7 @@ class JumpReLU(Rule):
         return cls(torch.empty(0), top_k=top_k, bandwidth=bandwidth, has_target=has_target)
 
     def with_threshold(self, threshold: Float[Tensor, " dict_size"]) -> "JumpReLU":
+        """The same rule with other thresholds."""
         return JumpReLU(threshold, top_k=self.top_k, bandwidth=self.bandwidth, has_target=self.has_target)
 
     def select_training(self, pre: Float[Tensor, "rows dict_size"], *, batch_rows: int) -> SparseCode:
