@@ -87,6 +87,12 @@ class CommonTrainSettings(Settings):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled (adamw) or added to the gradient (adam); of the encoder and the skip alone."""
+    source_scaling: Literal["dimension", "whole"] = "dimension"
+    """What a transcoder's source is divided by while it is trained: each dimension's own standard deviation, or one
+    number. It is folded into the saved encoder. An autoencoder's source has its target's one number."""
+    dimension_balance: float = Field(default=0.5, ge=0, le=1)
+    """The loss is (1 - balance) x the pooled FVU, which a few large dimensions and rows may rule, + balance x the
+    whitened FVU, in which every dimension of the target counts the same (docs/metrics.md)."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the whole gradient; None does not clip."""
     aux_alpha: NonNegativeFloat = 1 / 32
@@ -113,6 +119,11 @@ class CommonTrainSettings(Settings):
             raise ValueError("save_best needs held_out_rows: without them no checkpoint is the best")
         _check_kind(self)
         return self
+
+    @property
+    def scaling_of_source(self) -> Literal["dimension", "whole"]:
+        """``source_scaling``, where source and target are not one array."""
+        return "whole" if self.kind == "sae" else self.source_scaling
 
     @property
     def one_side(self) -> Literal["source", "target"] | None:

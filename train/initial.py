@@ -31,7 +31,7 @@ def initial_weights(
     """Features from rows that ``seed`` draws; the skip begins at zero."""
     generator = torch.Generator().manual_seed(seed)
     source, target = _drawn_rows(reader, count=dict_size, view=view, seed=seed)
-    means = units.source_mean.float() * units.source_scale, units.target_mean.float() * units.target_scale
+    means = units.source(units.source_mean[None])[0], units.target(units.target_mean[None])[0]
     encoder = _ENCODER_NORM * _directions(units.source(source) - means[0], generator)
     arrays = {
         "W_enc": encoder,

@@ -1,9 +1,16 @@
 """One step of the nested loss: reconstruct every prefix, and differentiate by hand.
 
     loss = sum over prefixes p of w_p * SSE_p / (rows * target_variance)   with  sum of w_p = 1
+    SSE_p = sum over rows and dimensions j of (c_j * error_j)^2
 
-where SSE_p sums over rows and dimensions, and ``target_variance`` is the cache's total variance a row: the loss is the
-weighted mean of the batch's fractions of variance unexplained, so learning rates carry over between layers and models.
+where ``target_variance`` is the cache's total variance a row: the loss is the weighted mean of the batch's fractions of
+variance unexplained, so learning rates carry over between layers and models. With V_j the variance of dimension j,
+
+    c_j^2 = 1 - balance + balance * mean(V) / V_j
+
+so the loss is  (1 - balance) * pooled FVU + balance * whitened FVU.  At 0 every squared unit counts the same, and in
+some layers two dimensions and a dozen rows are all that counts; at 1 every dimension does, and those go untrained.
+
 A rule that trains thresholds adds its own penalty on L0 (transcoder/rules/threshold.py).
 
 reference.py says the same in a few lines of autograd, and is what the tests hold this against.
@@ -33,17 +40,21 @@ from transcoder.rules.rule import Rule
 from transcoder.sharded import WHOLE, Shard, keep_winners
 from transcoder.sparse_code import SparseCode, entries_of, stacked
 
+_LEAST_VARIANCE = 1e-6
+"""Of the mean: a dimension without variance must not count for ever so much."""
+
 
 @dataclass(frozen=True)
 class NestedLoss:
     """What a step minimises, and the rule it selects by. ``prefix_weights`` sum to 1; ``sparsity`` is what the rule's
-    penalty on L0 counts, where it has one."""
+    penalty on L0 counts, where it has one; ``dimension_scale`` is c, None where all of it is 1."""
 
     prefixes: tuple[int, ...]
     rule: Rule
     target_variance: float
     prefix_weights: tuple[float, ...]
     sparsity: float = 0.0
+    dimension_scale: Float[Tensor, " d_target"] | None = None
 
     def rule_of(self, weights: Parameters) -> Rule:
         """The rule, with the thresholds that are trained with the weights where it has some."""
@@ -52,6 +63,18 @@ class NestedLoss:
     def weight_of(self, rows: int) -> tuple[float, ...]:
         """What a squared error of each prefix adds to the loss of a batch of this many rows."""
         return tuple(weight / (rows * self.target_variance) for weight in self.prefix_weights)
+
+    def grad_sums_(
+        self, sums: Float[Tensor, "rows groups d_target"], left: Float[Tensor, "rows d_target"]
+    ) -> tuple[Float[Tensor, " prefixes"], Float[Tensor, "rows d_target"]]:
+        """Turn group sums into sums of gradients in place; every prefix's SSE, and the last one's plain residual."""
+        shares = self.weight_of(len(left))
+        if self.dimension_scale is None:
+            return grad_sums_(sums, left, weights=shares)
+        scale = self.dimension_scale.to(sums.device, sums.dtype)
+        sse, residual = grad_sums_(sums.mul_(scale), left.mul_(scale), weights=shares)
+        sums.mul_(scale)
+        return sse, residual.div_(scale)
 
 
 @dataclass(frozen=True)
@@ -84,6 +107,15 @@ class Decoded:
     code: SparseCode
     bags: Bags
     sums: Float[Tensor, "rows groups d_target"]
+
+
+def dimension_scale(variance: Float[Tensor, " d_target"], balance: float) -> Float[Tensor, " d_target"] | None:
+    """c in float32; None for a balance of 0. A dimension that hardly varies counts as one with a little variance."""
+    if not balance:
+        return None
+    variance = variance.double()
+    mean = variance.mean()
+    return (1 - balance + balance * mean / variance.clamp(min=_LEAST_VARIANCE * float(mean))).sqrt().float()
 
 
 def equal_weights(prefixes: tuple[int, ...]) -> tuple[float, ...]:
@@ -120,8 +152,7 @@ def nested_step(
     source = source.to(rounded.W_enc.dtype)
     code, watched = encode(rounded, source, rule=rule, pre=space.pre, watch=watch, share=share, shard=shard)
     decoded = decode(rounded, source, code=code, rule=rule, prefixes=loss.prefixes, shard=shard)
-    left = _unexplained(weights, source, target=target)
-    sse, residual = grad_sums_(decoded.sums, left, weights=loss.weight_of(len(source)))
+    sse, residual = loss.grad_sums_(decoded.sums, _unexplained(weights, source, target=target))
     return differentiate(
         decoded,
         sse=sse,

@@ -71,7 +71,7 @@ def plan_train(
     Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
     """
     reader = open_cache(cache, cache_settings, device=device, side=settings.one_side)
-    units = units_of(reader, settings.source)
+    units = units_of(reader, settings.source, settings.scaling_of_source)
     resolved = resolved_members(settings, reader, units, device=device)
     memory, space = check_fit(resolved, units=units, device=device, out=out)
     first = resolved[""]
@@ -173,7 +173,7 @@ def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) ->
     )
     times: list[float] = []
     workspace = workspace_of(weights, settings)
-    recipe = Recipe.of(settings, target_variance=float(d_target))
+    recipe = Recipe.of(settings, variance=torch.ones(d_target, device=device))
     for _ in range(1 + _TIMED_STEPS):
         began = time.perf_counter()
         metrics = train_step(

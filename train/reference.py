@@ -36,7 +36,8 @@ def reference_step(
     pre = source @ traced.W_enc.T + traced.b_enc
     active = loss.rule.select_training(pre.detach(), batch_rows=len(pre)).dense(pre.shape[1]) > 0
     reconstructed = reference_prefixes(traced, source, code=pre.relu() * active, prefixes=loss.prefixes)
-    sse = (reconstructed - target[:, None]).square().sum(dim=(0, 2))
+    scale = 1.0 if loss.dimension_scale is None else loss.dimension_scale
+    sse = ((reconstructed - target[:, None]) * scale).square().sum(dim=(0, 2))
     value = sum(weight * error for weight, error in zip(loss.weight_of(len(source)), sse, strict=True))
     assert isinstance(value, Tensor)
     gradients = torch.autograd.grad(value, list(leaves.values()))

@@ -31,7 +31,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 _DEFAULT_TOP_K = 16
 _DEFAULT_WARMUP_STEPS = 100
 _ROUNDING = 1e-9
-_BEFORE = {"revive": False}
+_BEFORE = {"revive": False, "dimension_balance": 0.0, "source_scaling": "whole"}
 """What earlier releases did where their records do not say it, and today's default is another."""
 
 
@@ -86,7 +86,7 @@ def resolve(
         "compute_dtype": device_dtype if settings.compute_dtype == "auto" else settings.compute_dtype,
         "lr": settings.lr or 0.04 / math.sqrt(d_target),
         "warmup_steps": warmup_steps,
-        "sparsity_warmup_steps": _or_else(settings.sparsity_warmup_steps, settings.steps // 10),
+        "sparsity_warmup_steps": _or_else(settings.sparsity_warmup_steps, _sparsity_warmup_steps(settings)),
         "decay_steps": settings.decay_steps or max(1, settings.steps - warmup_steps),
         "aux_top_k": settings.aux_top_k or max(1, d_target // 2),
         "dead_after_tokens": settings.dead_after_tokens or _dead_after_tokens(settings),
@@ -105,6 +105,11 @@ def read_record(record: Any, *, d_target: int, where: object) -> ResolvedSetting
     except (ValidationError, UsageError) as error:
         problems = _problems(error) if isinstance(error, ValidationError) else error.what
         raise MismatchError(f"This run's settings are unknown to this release: {problems}.", where=where) from error
+
+
+def _sparsity_warmup_steps(settings: TrainSettings) -> int:
+    """A tenth of the run; none where there is no penalty, so that such a run can be given more steps."""
+    return settings.steps // 10 if settings.activation == "jumprelu" else 0
 
 
 def _preset(settings: TrainSettings, model: str, *, width: int) -> dict[str, Any]:
@@ -157,7 +162,18 @@ def _dead_after_tokens(settings: TrainSettings) -> int:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = {"checkpoints", "metrics.jsonl", "transcoder.safetensors", "config.json", "wandb"}
-_READING = ("kind", "side", "source", "order_seed", "steps", "batch_rows", "held_out_rows", "shard_dictionary", "sweep")
+_READING = (
+    "kind",
+    "side",
+    "source",
+    "source_scaling",
+    "order_seed",
+    "steps",
+    "batch_rows",
+    "held_out_rows",
+    "shard_dictionary",
+    "sweep",
+)
 _NESTING = ("prefixes", "group_sizes", "dict_size")
 
 

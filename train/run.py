@@ -77,7 +77,7 @@ def train_layer(
 def _context(
     reader: CacheReader, settings: TrainSettings, *, device: str, progress: Progress, ranks: Ranks
 ) -> TrainingContext:
-    units = units_of(reader, settings.source)
+    units = units_of(reader, settings.source, settings.scaling_of_source)
     held_out = None
     if settings.held_out_rows:
         held_out = HeldOut.read(reader, units, rows=settings.held_out_rows, view=settings.source, device=device)

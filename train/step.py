@@ -25,7 +25,7 @@ from train.arrays.workspace import Workspace
 from train.dead.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
 from train.dead.features import Dead, Room, count_tokens_, dead_count, dead_share
 from train.dead.revive import drawn_order, may_revive, revive_
-from train.loss import NestedLoss, StepResult, nested_step
+from train.loss import NestedLoss, StepResult, dimension_scale, nested_step
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
 from transcoder.constants import constant
@@ -73,13 +73,14 @@ class Recipe:
     nested: NestedLoss
 
     @staticmethod
-    def of(settings: ResolvedSettings, *, target_variance: float) -> "Recipe":
-        """``target_variance`` is the sum over the target's dimensions, in the units of training."""
+    def of(settings: ResolvedSettings, *, variance: Float[Tensor, " d_target"]) -> "Recipe":
+        """``variance`` is that of the target's dimensions, in the units of training and on its device."""
         nested = NestedLoss(
             prefixes=settings.prefixes,
             rule=rule_of(settings),
-            target_variance=target_variance,
+            target_variance=float(variance.sum()),
             prefix_weights=settings.prefix_weights,
+            dimension_scale=dimension_scale(variance, settings.dimension_balance),
         )
         return Recipe(settings, nested)
 

@@ -30,7 +30,7 @@ def step(at, source, target, *, activation, ranks):
     stated = TrainSettings(
         prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, warmup_steps=0, dead_after_tokens=10**5
     )
-    recipe = Recipe.of(resolve(stated, model="", d_target=10), target_variance=7.5)
+    recipe = Recipe.of(resolve(stated, model="", d_target=10), variance=torch.full((10,), 0.75))
     space = Workspace.like(at.weights, rows=29, rule=recipe.nested.rule)
     metrics = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
     return {key: value for key, value in metrics.as_dict().items() if key != "lr"}

@@ -7,7 +7,7 @@ import torch
 
 from train.arrays.parameters import Parameters, random_parameters
 from train.arrays.workspace import Workspace
-from train.loss import NestedLoss, equal_weights, nested_step
+from train.loss import NestedLoss, dimension_scale, equal_weights, nested_step
 from train.reference import reference_prefixes, reference_step
 from transcoder.decode import decode_prefixes
 from transcoder.rules.registry import make_rule
@@ -56,6 +56,45 @@ def test_counts_are_those_of_the_dense_code(activation):
     code = loss.rule.select(source @ weights.W_enc.T + weights.b_enc).dense(160)
     assert result.l0.tolist() == [float((code[:, :p] > 0).sum()) / 33 for p in PREFIXES]
     assert torch.equal(result.fired, (code > 0).any(dim=0))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_scaled_dimensions_have_the_reference_gradient_and_a_plain_residual(skip):
+    weights, source, target, loss = problem(activation="topk", skip=skip)
+    scaled = dataclasses.replace(loss, dimension_scale=torch.linspace(0.1, 5, 10, dtype=torch.float64))
+    value, sse, gradients = reference_step(weights, source, target=target, loss=scaled)
+    result = nested_step(weights, source, target=target, loss=scaled)
+    assert float(result.loss) == pytest.approx(float(value), rel=1e-12)
+    assert relative(result.sse, sse) < 1e-12
+    ours = result.gradients.tensors()
+    for name, expected in gradients.tensors().items():
+        assert relative(ours[name], expected) < 1e-10, name
+    plain = nested_step(weights, source, target=target, loss=loss)
+    assert relative(result.residual, plain.residual) < 1e-12
+    assert relative(result.sse, plain.sse) > 0.1
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_the_loss_is_the_pooled_and_the_whitened_fvu_by_balance(balance):
+    weights, source, target, loss = problem(activation="topk", skip=False)
+    variance = torch.tensor([1e-3, 0.5, 2.0, 400.0, 1, 1, 1, 1, 1, 30], dtype=torch.float64)
+    balanced = dataclasses.replace(
+        loss, target_variance=float(variance.sum()), dimension_scale=dimension_scale(variance, balance)
+    )
+    code = loss.rule.select(source @ weights.W_enc.T + weights.b_enc).dense(160)
+    errors = reference_prefixes(weights, source, code=code, prefixes=PREFIXES) - target[:, None]
+    by_dimension = errors.square().mean(dim=0)
+    pooled = by_dimension.sum(dim=1) / variance.sum()
+    whitened = (by_dimension / variance).mean(dim=1)
+    expected = ((1 - balance) * pooled + balance * whitened).mean()
+    result = nested_step(weights, source, target=target, loss=balanced)
+    assert float(result.loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_dimension_that_never_varies_counts_as_a_little_one():
+    scale = dimension_scale(torch.tensor([0.0, 1.0, 1.0]), 1.0)
+    assert scale is not None
+    assert float(scale[0] / scale[1]) == pytest.approx((2e-6 / 3) ** -0.5, rel=1e-5)
 
 
 def test_every_prefix_moves_the_gradient():

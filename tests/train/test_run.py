@@ -106,6 +106,26 @@ def test_the_saved_file_is_in_the_units_of_the_cache(
     assert float(fvu) == pytest.approx(config["held_out_fvu"], rel=1e-4)
 
 
+@pytest.mark.parametrize("scaling", ["dimension", "whole"])
+def test_a_balanced_training_says_the_balanced_fvu_of_its_saved_file(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, scaling: str
+) -> None:
+    """(1 - balance) x pooled + balance x whitened, with the training rows' variances as unit, in the cache's units."""
+    config = train(small_cache, tmp_path / "run", changed(quick, dimension_balance=0.25, source_scaling=scaling))
+    transcoder = load_transcoder(tmp_path / "run")
+    torch.testing.assert_close(transcoder.W_dec.norm(dim=1), torch.ones(64))
+    reader = CacheReader.open(small_cache)
+    assert reader.statistics.target is not None
+    variance = torch.from_numpy(reader.statistics.target.variance)
+    weight = 0.75 / variance.mean() + 0.25 / variance
+    rows = reader.split("held_out").rows(slice(0, 128))
+    ordinary = torch.from_numpy(rows.tokens != 0)
+    target = rows.target[ordinary].double()
+    errors = (transcoder.forward(rows.source[ordinary].float()).double() - target).square() @ weight
+    fvu = errors.sum() / ((target - target.mean(dim=0)).square() @ weight).sum()
+    assert float(fvu) == pytest.approx(config["held_out_fvu"], rel=1e-4)
+
+
 def test_a_view_that_the_source_does_not_have_is_refused(
     residual_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:

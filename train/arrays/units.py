@@ -1,20 +1,25 @@
 """The units that training computes in, and the way back to the cache's own.
 
-    source' = source * source_scale      such that the source's variance is 1 a dimension on average
-    target' = target * target_scale      likewise
+    source' = source * source_scale      such that the source's variance is 1 in every dimension, or 1 on average
+    target' = target * target_scale      such that the target's is 1 on average
 
-Two fixed numbers for the whole data set, so that learning rates carry over between layers and models; never a scale a
-token. A positive scale moves no selection. They are folded back when a transcoder is saved:
+Fixed for the whole data set, so that learning rates carry over between layers and models; never a scale a token. The
+target has one scale for all dimensions, so that unit rows stay unit rows and no selection moves; the source may have
+one a dimension. They are folded back, exactly, when a transcoder is saved:
 
     W_enc = W_enc' * source_scale / target_scale    b_enc = b_enc' / target_scale    b_dec = b_dec' / target_scale
-    W_skip = W_skip' * source_scale / target_scale  threshold = threshold' / target_scale        W_dec = W_dec'
+    W_skip = source_scale * W_skip' / target_scale  threshold = threshold' / target_scale        W_dec = W_dec'
+
+What the target's dimensions count is a matter of the loss alone (``dimension_scale``), and nothing is folded for it.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cache.reader import CacheReader, View
@@ -22,20 +27,28 @@ from common.errors import NumericalError, UsageError
 from common.norm import NormAffine
 from train.arrays.parameters import Parameters
 
+SourceScaling = Literal["dimension", "whole"]
+"""One scale a dimension of the source, or one for all of it."""
+_LEAST_VARIANCE = 1e-4
+"""Of the mean: no dimension is scaled up more than a hundred times, or one that never varies would be all noise."""
+
 
 @dataclass(frozen=True)
 class Units:
     """The two scales, and the means of source and target in the cache's units. Rows are copied, never changed: an
     autoencoder's source and target are the same array."""
 
-    source_scale: float
+    source_scale: float | Float[Tensor, " d_source"]
     target_scale: float
     source_mean: Float[Tensor, " d_source"]
     target_mean: Float[Tensor, " d_target"]
+    target_variance: Float[Tensor, " d_target"]
+    """In training units: 1 on average."""
 
     def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
         """Rows of the cache's source in training units, float32."""
-        return rows.to(torch.float32, copy=True).mul_(self.source_scale)
+        scale = self.source_scale
+        return rows.to(torch.float32, copy=True).mul_(scale if isinstance(scale, float) else scale.to(rows.device))
 
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
         """Rows of the cache's target in training units, float32."""
@@ -43,13 +56,20 @@ class Units:
 
     def folded(self, weights: Parameters) -> Parameters:
         """The same transcoder in the cache's units."""
-        across = self.source_scale / self.target_scale
-        factors = {"W_enc": across, "b_enc": 1 / self.target_scale, "b_dec": 1 / self.target_scale, "W_skip": across}
+        scale = self.source_scale
+        across = (scale if isinstance(scale, float) else scale.double()) / self.target_scale
+        factors = {"W_enc": across, "b_enc": 1 / self.target_scale, "b_dec": 1 / self.target_scale}
         factors["threshold"] = 1 / self.target_scale
-        return Parameters(**{name: array * factors.get(name, 1.0) for name, array in weights.tensors().items()})
+        factors["W_skip"] = across if isinstance(across, float) else across[:, None]
+        arrays = weights.tensors()
+        return Parameters(**{name: _times(array, factors.get(name, 1.0)) for name, array in arrays.items()})
 
 
-def units_of(reader: CacheReader, view: View) -> Units:
+def _times(array: Tensor, factor: float | Tensor) -> Tensor:
+    return array * (factor if isinstance(factor, float) else factor.to(array.device, array.dtype))
+
+
+def units_of(reader: CacheReader, view: View, scaling: SourceScaling = "dimension") -> Units:
     """From the cache's exact statistics, carried over to the view of the source.
 
     Raises NumericalError where source or target never varies, UsageError for a view that the source does not have.
@@ -63,12 +83,20 @@ def units_of(reader: CacheReader, view: View) -> Units:
         mean, variance = _norm_of(reader).undo_moments(mean, variance)
     if not (variance.sum() > 0 and target.variance_sum > 0):
         raise NumericalError("the rows of this cache do not vary: there is nothing to learn", where=reader.path)
+    target_scale = math.sqrt(len(target.mean) / target.variance_sum)
     return Units(
-        source_scale=math.sqrt(len(mean) / float(variance.sum())),
-        target_scale=math.sqrt(len(target.mean) / target.variance_sum),
+        source_scale=_source_scale(variance, scaling),
+        target_scale=target_scale,
         source_mean=torch.from_numpy(mean),
         target_mean=torch.from_numpy(target.mean),
+        target_variance=torch.from_numpy(target.variance * target_scale**2),
     )
+
+
+def _source_scale(variance: Float64[np.ndarray, " d_source"], scaling: SourceScaling) -> float | Tensor:
+    if scaling == "whole":
+        return math.sqrt(len(variance) / float(variance.sum()))
+    return torch.from_numpy(np.maximum(variance, _LEAST_VARIANCE * variance.mean()) ** -0.5).float()
 
 
 def _norm_of(reader: CacheReader) -> NormAffine:

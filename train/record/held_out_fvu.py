@@ -1,7 +1,8 @@
 """Held-out FVU while a run is on: what the best checkpoint is chosen by.
 
-    FVU_p = sum ||target - y_p||^2 / sum ||target - mean||^2        both over the held-out rows, their own mean
+    FVU_p = sum ||c (target - y_p)||^2 / sum ||c (target - mean)||^2      both over the held-out rows, their own mean
 
+with c what dimensions count in the loss (train/loss.py), so that it compares with the batches' own FVU,
 over the first ``held_out_rows`` rows of the held-out documents, special tokens left out by their ids, under the
 training rule of selection. Evaluation proper, over all of them and under the evaluation rule, is another stage.
 """
@@ -15,7 +16,6 @@ from torch import Tensor
 from cache.reader import CacheReader, View
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units
-from train.dead.aux_loss import spread, variation
 from train.loss import NestedLoss
 from transcoder.decode import decode_prefixes
 from transcoder.sharded import WHOLE, Shard, keep_winners
@@ -25,11 +25,11 @@ _BATCH_ROWS = 2048
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out rows in memory, in training units; ``variation`` is the sum of squares about their mean."""
+    """Held-out rows in memory, in training units; ``variation`` is each dimension's sum of squares about its mean."""
 
     source: Float[Tensor, "rows d_source"]
     target: Float[Tensor, "rows d_target"]
-    variation: float
+    variation: Float[Tensor, " d_target"]
 
     @staticmethod
     def read(reader: CacheReader, units: Units, *, rows: int, view: View, device: str) -> "HeldOut | None":
@@ -40,7 +40,8 @@ class HeldOut:
         if not bool(ordinary.any()):
             return None
         target = units.target(taken.target[ordinary].to(device))
-        return HeldOut(units.source(taken.source[ordinary].to(device)), target, float(variation(spread(target))))
+        centred = target.double() - target.double().mean(dim=0)
+        return HeldOut(units.source(taken.source[ordinary].to(device)), target, centred.square().sum(dim=0))
 
 
 def held_out_fvu(weights: Parameters, held_out: HeldOut, *, nested: NestedLoss, shard: Shard = WHOLE) -> list[float]:
@@ -49,7 +50,9 @@ def held_out_fvu(weights: Parameters, held_out: HeldOut, *, nested: NestedLoss, 
     batches = zip(held_out.source.split(_BATCH_ROWS), held_out.target.split(_BATCH_ROWS), strict=True)
     for source, target in batches:
         errors += _squared_errors(weights, source, target=target, nested=nested, shard=shard)
-    return (errors / held_out.variation).tolist()
+    scale = nested.dimension_scale
+    variation = held_out.variation if scale is None else held_out.variation * scale.double().square()
+    return (errors / variation.sum()).tolist()
 
 
 def _squared_errors(
@@ -67,4 +70,6 @@ def _squared_errors(
     base = weights.b_dec if weights.W_skip is None else torch.addmm(weights.b_dec, source, weights.W_skip)
     decoded = decode_prefixes(code, weights.W_dec, base, prefixes=nested.prefixes, shard=shard)
     errors = decoded - target[:, None]
+    if nested.dimension_scale is not None:
+        errors *= nested.dimension_scale
     return errors.square().sum(dim=2).double().sum(dim=0)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step measures, still on the device. ``batch_fvu`` is of the batch's rows, over the cache's variance."""
+    """What one step measures, still on the device. ``batch_fvu`` is of the batch's rows, over the cache's variance;
+    dimensions count as they do in the loss."""
 
     l2_loss: Float[Tensor, ""]
     aux_loss: Float[Tensor, ""]
