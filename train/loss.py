@@ -71,7 +71,7 @@ class NestedLoss:
         shares = self.weight_of(len(left))
         if self.dimension_scale is None:
             return grad_sums_(sums, left, weights=shares)
-        scale = self.dimension_scale.to(sums.device, sums.dtype)
+        scale = self.dimension_scale.to(sums.dtype)
         sse, residual = grad_sums_(sums.mul_(scale), left.mul_(scale), weights=shares)
         sums.mul_(scale)
         return sse, residual.div_(scale)

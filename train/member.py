@@ -61,7 +61,7 @@ class Member:
         self.state = restored.state.dealt(context.shard, device=context.device)
         self._saved_step = self.state.step
 
-        self._recipe = Recipe.of(settings, variance=context.units.target_variance.to(context.device))
+        self._recipe = Recipe.of(settings, variance=context.units.target_variance, device=context.device)
         self._workspace = workspace_of(self.state.weights, settings)
         is_on_gpu = context.device.startswith("cuda")
         self._graphs = Graphs(context.device, context.progress) if is_on_gpu else None

@@ -173,7 +173,7 @@ def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) ->
     )
     times: list[float] = []
     workspace = workspace_of(weights, settings)
-    recipe = Recipe.of(settings, variance=torch.ones(d_target, device=device))
+    recipe = Recipe.of(settings, variance=torch.ones(d_target), device=device)
     for _ in range(1 + _TIMED_STEPS):
         began = time.perf_counter()
         metrics = train_step(

@@ -73,14 +73,15 @@ class Recipe:
     nested: NestedLoss
 
     @staticmethod
-    def of(settings: ResolvedSettings, *, variance: Float[Tensor, " d_target"]) -> "Recipe":
-        """``variance`` is that of the target's dimensions, in the units of training and on its device."""
+    def of(settings: ResolvedSettings, *, variance: Float[Tensor, " d_target"], device: str = "cpu") -> "Recipe":
+        """``variance`` is that of the target's dimensions, in the units of training, in main memory."""
+        scale = dimension_scale(variance, settings.dimension_balance)
         nested = NestedLoss(
             prefixes=settings.prefixes,
             rule=rule_of(settings),
             target_variance=float(variance.sum()),
             prefix_weights=settings.prefix_weights,
-            dimension_scale=dimension_scale(variance, settings.dimension_balance),
+            dimension_scale=None if scale is None else scale.to(device),
         )
         return Recipe(settings, nested)
 

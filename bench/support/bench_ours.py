@@ -37,7 +37,7 @@ def training_step(
     since_fired = torch.zeros(dict_size, dtype=torch.int64, device=device)
     dead = _killed(weights, since_fired, share=dead_share)
     state = State(weights, Moments.zero(weights), since_fired)
-    recipe = Recipe.of(settings, variance=of.target.var(dim=0))
+    recipe = Recipe.of(settings, variance=of.target.var(dim=0).cpu(), device=str(device))
     dtype = getattr(torch, settings.compute_dtype)
     space = Workspace.like(weights, rows=rows, dtype=dtype, rule=recipe.nested.rule)
     graphs = Graphs(device, _Loud()) if device.type == "cuda" and not plain else None
