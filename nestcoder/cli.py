@@ -24,6 +24,7 @@ Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
 """
 
 _path = click.argument("path", type=str)
+_EXPORTS = click.Choice(["circuit-tracer", "neuronpedia", "delphi", "jsonl", "parquet"])
 _CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 
 
@@ -185,6 +186,23 @@ def find_feature(invocation: Invocation, *, text: str, layer: int | None, name: 
     from nestcoder.commands import features_commands
 
     invocation.show(features_commands.find(invocation, text, layer, name))
+
+
+@features.command("export")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", "target", type=_EXPORTS, required=True, help="Whose file format.")
+@_layers(required=True)
+@_device
+@_name
+@click.pass_obj
+def export_features(
+    invocation: Invocation, *, out: Path, target: str, layers: tuple[int, ...], device: str, name: str
+) -> None:
+    """Write the evidence of each --layer into the new folder OUT, as another tool reads it."""
+    from nestcoder.commands import features_export
+
+    chosen = list(dict.fromkeys(layers))
+    invocation.show(features_export.export(invocation, chosen, target, out, name=name, device=device))
 
 
 @command_line.command()

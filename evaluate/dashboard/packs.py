@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from evaluate.features.contexts import NO_ROW
 from evaluate.features.evidence import Evidence
+from evaluate.features.text.clusters import cluster_list
 from evaluate.features.text.labels import label_of
 from evaluate.features.text.page import context_kinds, position_rates, relatives, rounded
 from evaluate.features.tokens import NO_TOKEN
@@ -30,6 +31,8 @@ _SEARCHED_TOKENS = 5
 _SHOWN_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _SHOWN_FINER = 40
 _LEVEL = 6
+_MAP_STEPS = 4095
+"""Steps between the borders of the map: more than a screen has."""
 
 
 def pack_name(number: int) -> str:
@@ -53,7 +56,9 @@ def packs(evidence: Evidence) -> Generator[tuple[str, bytes]]:
 
 
 def index(evidence: Evidence) -> dict[str, Any]:
-    """One entry a feature in each column: label, firings, largest value, FVU lost, tokens to search by, parent."""
+    """One entry a feature in each column: label, firings, largest value, FVU lost, tokens to search by, parent, cluster
+    and place on the map (x and y in turn, in 4,096ths). And the clusters: how many features, which tokens.
+    """
     arrays = evidence.arrays
     tokens = arrays["on_token"][:, :_SEARCHED_TOKENS]
     used = np.unique(tokens[tokens != NO_TOKEN])
@@ -67,6 +72,9 @@ def index(evidence: Evidence) -> dict[str, Any]:
         "parent": arrays["coarser_feature"][:, 0].tolist(),
         "vocabulary": [evidence.word(token) for token in used.tolist()],
         "tokens": places.tolist(),
+        "cluster": arrays["cluster"].tolist(),
+        "clusters": [[one.size, np.searchsorted(used, one.tokens).tolist()] for one in cluster_list(evidence)],
+        "map": np.round(arrays["map"] * _MAP_STEPS).astype(np.int64).ravel().tolist(),
     }
 
 

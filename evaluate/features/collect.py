@@ -9,6 +9,7 @@ in memory: 20 bytes an entry, so 20 x rows x active features. Arrays of the resu
     on_*, before_*, after_*                                       tokens (``evaluate.features.tokens``)
     decoder_*, encoder_*                                          nearest by cosine (``evaluate.features.relations``)
     near_*, coarser_*                                             features that fire on the same rows
+    cluster, map                                                  of the graph of features (``evaluate.features.graph``)
     raised_*, lowered_*                                           logits, where an unembedding was given
     text_*                                                        token, document and position of the rows
     entry_*                                                       values of each feature in its contexts' windows
@@ -27,6 +28,9 @@ from evaluate.features.config import FeatureSettings
 from evaluate.features.contexts import NO_ROW, Text, choose_contexts, text_of
 from evaluate.features.evidence import Evidence
 from evaluate.features.firings import HISTOGRAM_BINS, PERCENTILES, Firings, by_feature
+from evaluate.features.graph.clusters import clusters
+from evaluate.features.graph.edges import edges_of
+from evaluate.features.graph.layout import layout
 from evaluate.features.logits import Unembedding, logit_effects
 from evaluate.features.relations import Neighbours, cosines, nearest_by_cosine, shared_rows
 from evaluate.features.text.words import speller_of
@@ -96,6 +100,7 @@ def evidence_of(
         "text_position": text.position,
         **_entries(firings, text, contexts, settings),
     }
+    arrays |= _graph(arrays, transcoder, settings)
     shown = [text.tokens.astype(np.int64)]
     if unembedding:
         effects = logit_effects(transcoder.W_dec, unembedding, settings.logits)
@@ -170,6 +175,16 @@ def _relations(
         "coarser_count": shared.coarser_count,
         "coarser_decoder_cosine": cosines(transcoder.W_dec, coarser),
         "coarser_encoder_cosine": cosines(encoder, coarser),
+    }
+
+
+def _graph(
+    arrays: Mapping[str, np.ndarray], transcoder: Transcoder, settings: FeatureSettings
+) -> dict[str, np.ndarray]:
+    edges = edges_of(arrays)
+    return {
+        "cluster": clusters(edges, arrays["firings"] > 0, seed=settings.seed),
+        "map": layout(edges, transcoder.W_dec.cpu().float().numpy(), seed=settings.seed),
     }
 
 

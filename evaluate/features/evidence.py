@@ -25,7 +25,8 @@ from common.sealed.tensors import FileSeal, read_tensors, write_tensors
 from evaluate.features.contexts import Text, text_of
 from evaluate.features.relations import children_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had neither clusters nor a map."""
 ARRAYS_FILE, TOKENS_FILE, HEAD_FILE = "evidence.safetensors", "tokens.json", "evidence.json"
 
 
@@ -51,6 +52,17 @@ class Evidence:
     def layer(self) -> int:
         """The layer of the language model."""
         return int(self.head["cache"]["layer"])
+
+    @property
+    def model(self) -> str:
+        """The language model's name, without the folders or the owner before it."""
+        return str(self.head["cache"]["model"]).rstrip("/").split("/")[-1]
+
+    @property
+    def dataset(self) -> str:
+        """What the text is called."""
+        dataset = self.head["cache"]["dataset"] or {}
+        return str(dataset.get("name") or dataset.get("kind") or "text") if isinstance(dataset, dict) else str(dataset)
 
     @property
     def tokens(self) -> int:
@@ -144,7 +156,11 @@ def _read_head(path: Path) -> dict[str, Any]:
         raise DamagedError(f"The file is not JSON: {error}.", where=path) from None
     if not isinstance(head, dict) or head.get("format_version") != FORMAT_VERSION:
         found = head.get("format_version") if isinstance(head, dict) else None
-        raise MismatchError(f"Format version {found!r} of feature evidence is unknown to this release.", where=path)
+        raise MismatchError(
+            f"Format version {found!r} of feature evidence is unknown to this release.",
+            where=path,
+            remedy="Run 'nestcoder features --layer N' again.",
+        )
     if not isinstance(head.get("files"), dict):
         raise DamagedError("The sizes and hashes of the files are missing.", where=path)
     return head

@@ -15,6 +15,7 @@ from evaluate.features.collect import collect_evidence
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import write_evidence
 from evaluate.features.self_check import check_evidence
+from evaluate.features.text.figures import figures
 from evaluate.features.text.report import REPORT_FILE, as_markdown
 from evaluate.reference import check_belongs
 from transcoder.formats.native import CONFIG_FILE, load_transcoder
@@ -57,6 +58,7 @@ def features_of_layer(
     checked = check_evidence(evidence, reader, trained)
     evidence = replace(evidence, head={**evidence.head, "self_check": checked})
     write_evidence(out, evidence)
-    disk.write_file(out / REPORT_FILE, as_markdown(evidence).encode())
+    for name, data in (REPORT_FILE, as_markdown(evidence).encode()), *figures(evidence).items():
+        disk.write_file(out / name, data)
     write_dashboard(out, evidence, progress=progress)
     return dict(evidence.head)

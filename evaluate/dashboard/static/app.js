@@ -1,4 +1,4 @@
-/* What is shown follows from the address behind "#": "/8/123" a feature, "/compare/8/1+8/2" several, nothing the overview. */
+/* What is shown follows from the address behind "#": "/8/123" a feature, "/compare/8/1+8/2" several, "/cluster/8/0" a cluster, nothing the overview. */
 "use strict";
 
 nestcoder.app = (() => {
@@ -21,8 +21,9 @@ nestcoder.app = (() => {
   async function route() {
     const turn = ++asked;
     const address = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
+    const cluster = address.match(/^cluster\/(\d+)\/(\d+)$/);
     const several = address.startsWith("compare/") ? address.slice(8).split("+").map(parsed).filter((feature) => feature >= 0).slice(0, MOST_COMPARED) : [];
-    const features = several.length ? several : address ? [parsed(address)] : [];
+    const features = several.length ? several : address && !cluster ? [parsed(address)] : [];
     document.body.classList.toggle("reading", address !== "");
     try {
       if (features.includes(-1)) throw new Error(`There is no feature ${address} here.`);
@@ -30,7 +31,7 @@ nestcoder.app = (() => {
       if (turn !== asked) return;
       current = several.length || !features.length ? -1 : features[0];
       if (several.length) compared = several;
-      const view = several.length ? nestcoder.feature.compare(several, pages) : features.length ? nestcoder.feature.view(nestcoder.entry(current), pages[0], compared) : nestcoder.overview.view();
+      const view = several.length ? nestcoder.feature.compare(several, pages) : features.length ? nestcoder.feature.view(nestcoder.entry(current), pages[0], compared) : cluster ? nestcoder.clusters.view(Number(cluster[2])) : nestcoder.overview.view();
       main.replaceChildren(bar(), view);
       document.title = features.length ? features.map((feature) => nestcoder.entry(feature).id).join(" and ") : "Features";
     } catch (error) {

@@ -50,17 +50,18 @@ nestcoder.charts = (() => {
     return node;
   }
 
-  /* Features by the power of ten of their density, one colour a prefix. */
-  function densities(entries, groups) {
-    const first = -6, bins = 24, width = 640, height = 190, bottom = 160, step = width / bins;
+  /* Features by the power of ten of a positive number of theirs, one colour a prefix; words stand below at equal distances. */
+  function distribution(title, entries, groups, { value, first, last, names }) {
+    const bins = 24, width = 640, height = 190, bottom = 160, step = width / bins;
     const table = Array.from({ length: bins }, () => new Array(groups).fill(0));
-    for (const { density, group } of entries) {
-      if (!density) continue;
-      const place = Math.floor((Math.log10(density) - first) / -first * bins);
+    for (const entry of entries) {
+      const { group } = entry, size = value(entry);
+      if (!(size > 0)) continue;
+      const place = Math.floor((Math.log10(size) - first) / (last - first) * bins);
       table[Math.max(0, Math.min(bins - 1, place))][group] += 1;
     }
     const top = Math.max(1, ...table.map((row) => row.reduce((sum, count) => sum + count, 0)));
-    const node = frame(width, height, "Features by density, coloured by prefix");
+    const node = frame(width, height, title);
     table.forEach((row, place) => {
       let y = bottom;
       row.forEach((count, group) => {
@@ -70,10 +71,10 @@ nestcoder.charts = (() => {
       });
     });
     node.append(shape("line", { x1: 0, x2: width, y1: bottom, y2: bottom, class: "axis" }));
-    ["1 in a million", "1 in 10,000", "1 in 100", "always"].forEach((text, place) =>
-      node.append(words(width * place / 3, height - 8, text, place === 0 ? "start" : place === 3 ? "end" : "middle")));
+    const end = names.length - 1;
+    names.forEach((text, place) => node.append(words(width * place / end, height - 8, text, place === 0 ? "start" : place === end ? "end" : "middle")));
     return node;
   }
 
-  return { histogram, positions, densities };
+  return { histogram, positions, distribution };
 })();

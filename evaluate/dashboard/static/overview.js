@@ -6,6 +6,12 @@ nestcoder.overview = (() => {
   const KEYS = [["/", "search"], ["j k", "next, previous in the list"], ["← →", "next, previous number"], ["p", "nearest coarser feature"], ["1 … 8", "kind of contexts"],
     ["c", "into the comparison"], ["v", "show the comparison"], ["l", "line breaks"], ["t", "dark or light"], ["y", "copy the link"], ["Esc", "clear the search, go back"]];
 
+  const DISTRIBUTIONS = [
+    ["Density", "share of tokens on which a feature fires; colours are prefixes", { value: (entry) => entry.density, first: -6, last: 0, names: ["1 in a million", "1 in 10,000", "1 in 100", "always"] }],
+    ["Largest activation", "of each feature that fires", { value: (entry) => entry.largest, first: -2, last: 4, names: ["0.01", "1", "100", "10,000"] }],
+    ["What it explains", "rise of the FVU when a feature is left out", { value: (entry) => entry.lost, first: -8, last: -1, names: ["1e-8", "1e-1"] }],
+  ];
+
   function prefixes() {
     const { head, firings } = nestcoder.index;
     let start = 0;
@@ -42,7 +48,10 @@ nestcoder.overview = (() => {
       make("h1", {}, `${cache.model.split("/").pop()}, layer ${cache.layer}`),
       make("p", { className: "says" }, `${labels.length.toLocaleString("en")} features of the transcoder “${transcoder.name}”, on ${head.tokens.toLocaleString("en")} ${head.split === "train" ? "training" : "held-out"} tokens of ${head.documents.toLocaleString("en")} documents (${text}); ${number(head.l0)} fire on a token.`),
       make("section", {}, make("h2", {}, "Prefixes"), prefixes()),
-      make("section", {}, make("h2", {}, "Density", make("small", {}, "share of tokens on which a feature fires; colours are prefixes")), nestcoder.charts.densities(entries, transcoder.prefixes.length)),
+      make("section", {}, make("h2", {}, "Map", make("small", {}, "near: fire on the same rows, or write alike; large dots are the shortest prefix")), nestcoder.map.view()),
+      make("section", {}, make("h2", {}, "Clusters"), nestcoder.clusters.list()),
+      make("div", { className: "columns two" }, DISTRIBUTIONS.map(([title, note, form]) => make("section", {}, make("h2", {}, title, make("small", {}, note)),
+        nestcoder.charts.distribution(`Features by ${title.toLowerCase()}, coloured by prefix`, entries, transcoder.prefixes.length, form)))),
       make("section", {}, make("h2", {}, "Where to begin", make("small", {}, "features whose absence costs most")), make("div", { className: "columns two" }, beginnings())),
       make("section", {}, make("h2", {}, "Keys"), make("dl", { className: "keys" }, KEYS.map(([key, meaning]) => make("div", {}, make("dt", {}, make("kbd", {}, key)), make("dd", {}, meaning))))),
       make("p", { className: "note" }, `${checked} ${logits} Special tokens count nowhere. Cache ${cache.fingerprint.slice(0, 12)}.`));

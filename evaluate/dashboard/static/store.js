@@ -72,6 +72,7 @@ window.nestcoder = (() => {
       density: firings[feature] / head.tokens,
       largest: largest[feature],
       lost: lost[feature],
+      cluster: store.index.cluster[feature],
       group,
       prefix: head.transcoder.prefixes[group],
     };

@@ -7,6 +7,7 @@ import numpy as np
 
 from evaluate.features.contexts import NO_ROW, SILENT, STRONGEST, UNIFORM, interval_name
 from evaluate.features.evidence import Evidence
+from evaluate.features.graph.clusters import NO_CLUSTER
 from evaluate.features.relations import NO_FEATURE
 from evaluate.features.text.labels import label_of
 from evaluate.features.tokens import NO_TOKEN
@@ -36,6 +37,7 @@ def feature_page(evidence: Evidence, feature: int) -> dict[str, Any]:
         "tokens": {side: tokens(evidence, feature, side) for side in ("before", "on", "after")},
         "logits": logits(evidence, feature),
         "relatives": relatives(evidence, feature),
+        "cluster": cluster_of(evidence, feature),
         "contexts": {kind: contexts(evidence, feature, kind) for kind in context_kinds(evidence)},
     }
 
@@ -45,10 +47,21 @@ def prefix_of(evidence: Evidence, feature: int) -> int:
     return next(prefix for prefix in evidence.prefixes if feature < prefix)
 
 
+def cluster_of(evidence: Evidence, feature: int) -> int | None:
+    """The number of the feature's cluster, None where it belongs to none."""
+    number = int(evidence.arrays["cluster"][feature])
+    return None if number == NO_CLUSTER else number
+
+
 def context_kinds(evidence: Evidence) -> list[str]:
     """Strongest first, then the intervals from the strongest down, then the others."""
+    return [STRONGEST, *(kind for _, kind in interval_kinds(evidence)), UNIFORM, SILENT]
+
+
+def interval_kinds(evidence: Evidence) -> list[tuple[int, str]]:
+    """Number and name of every interval of activation, the strongest first."""
     count = evidence.arrays["intervals"].shape[1]
-    return [STRONGEST, *(interval_name(number) for number in reversed(range(count))), UNIFORM, SILENT]
+    return [(number, interval_name(number)) for number in reversed(range(count))]
 
 
 def intervals(evidence: Evidence, feature: int) -> list[dict[str, Any]]:

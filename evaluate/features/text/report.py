@@ -12,12 +12,14 @@ import numpy as np
 
 from evaluate.features.contexts import NO_ROW, STRONGEST
 from evaluate.features.evidence import Evidence
+from evaluate.features.text.clusters import cluster_list
 from evaluate.features.text.labels import visible
 from evaluate.features.text.page import feature_page
 from evaluate.report.samples import chosen_features
 
 REPORT_FILE = "report.md"
 _PER_GROUP = 4
+_CLUSTERS = 12
 _DOCUMENTS = 3
 """Documents in which a chosen feature fires at least, and contexts that are shown of it."""
 _SHOWN_BESIDE = 10
@@ -27,7 +29,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 def as_markdown(evidence: Evidence) -> str:
     """The whole report."""
-    lines = [*_heading(evidence), "", *_prefixes(evidence), ""]
+    lines = [*_heading(evidence), "", *_prefixes(evidence), "", *_figures(), "", *_clusters(evidence), ""]
     for feature in _chosen(evidence):
         lines += [*_feature(evidence, feature), ""]
     return "\n".join(lines)
@@ -65,6 +67,30 @@ def _prefixes(evidence: Evidence) -> list[str]:
         "|---:|---:|---:|---:|---:|",
         *rows,
     ]
+
+
+def _figures() -> list[str]:
+    return [
+        "![features by density, largest value and what they explain](distributions.svg)",
+        "",
+        "![map of the features, coloured by prefix](map.svg)",
+    ]
+
+
+def _clusters(evidence: Evidence) -> list[str]:
+    """The largest clusters: features that fire on the same rows or write alike."""
+    found = cluster_list(evidence)
+    rows = [
+        f"| {one.number} | {one.size:,} | {', '.join(_code(evidence.word(token)) for token in one.tokens)} |"
+        for one in found[:_CLUSTERS]
+    ]
+    return [f"{len(found):,} clusters; the largest:", "", "| cluster | features | tokens |", "|---:|---:|---|", *rows]
+
+
+def _code(text: str) -> str:
+    """A token as code inside a table, where a bar would end the cell."""
+    shown = visible(text).replace("|", "\\|")
+    return _plain(visible(text)) if "`" in shown else f"`{shown}`"
 
 
 def _chosen(evidence: Evidence) -> list[int]:

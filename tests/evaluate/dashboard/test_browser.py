@@ -46,6 +46,11 @@ def folder(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def visit(browser: WebDriver, folder: Path) -> Generator[Callable[[str], None]]:
     """Opens an address of the pages; afterwards the console must be empty and every request one of a file."""
 
+    browser.get("about:blank")
+    # What other tests' pages have left there.
+    browser.get_log("browser")
+    browser.get_log("performance")
+
     def open_address(address: str) -> None:
         browser.get("about:blank")
         browser.get(f"{(folder / 'index.html').as_uri()}#/{address}")
@@ -180,6 +185,45 @@ def test_features_are_compared_and_the_comparison_has_an_address(browser: WebDri
     _wait(browser, lambda: len(browser.find_elements(By.CSS_SELECTOR, ".column")) == 4)
 
 
+def test_the_map_tells_and_opens_the_feature_under_the_pointer(browser: WebDriver, visit, toy) -> None:
+    visit("")
+    canvas = browser.find_element(By.CSS_SELECTOR, "canvas.map")
+    browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", canvas)
+    _wait(browser, lambda: browser.execute_script("return arguments[0].width > 0", canvas))
+    feature = _apart(toy.evidence)
+    # Twice as near, so that no other dot is in the way.
+    browser.find_element(By.CSS_SELECTOR, ".zoom button").click()
+    x, y = browser.execute_script("return nestcoder.map.pixels(arguments[0])", feature)
+    width, height = canvas.size["width"], canvas.size["height"]
+    pointer = webdriver.ActionChains(browser).move_to_element_with_offset(
+        canvas, round(x - width / 2), round(y - height / 2)
+    )
+    pointer.perform()
+    _wait(browser, lambda: browser.find_element(By.ID, "tip").is_displayed())
+    assert browser.find_element(By.CSS_SELECTOR, "#tip b").text == f"3/{feature}"
+    pointer.click().perform()
+    _wait(browser, lambda: _heading(browser) == f"3/{feature}")
+
+
+def _apart(evidence) -> int:
+    """Of the features within the middle of the map the one that is furthest from any other."""
+    places = evidence.arrays["map"]
+    distance = np.linalg.norm(places[:, None] - places, axis=2) + 9 * np.eye(len(places))
+    inside = (np.abs(places - 0.5) < 0.2).all(axis=1) & (evidence.arrays["firings"] > 0)
+    return int(np.argmax(np.where(inside, distance.min(axis=1), 0)))
+
+
+def test_a_cluster_has_a_page_of_its_features(browser: WebDriver, visit, toy) -> None:
+    visit("cluster/3/0")
+    assert _heading(browser) == "Cluster 0"
+    own = np.flatnonzero(toy.evidence.arrays["cluster"] == 0)
+    assert {int(text.split("/")[1]) for text in _texts(browser, "article li a.feature b")} == set(own.tolist())
+    browser.find_element(By.CSS_SELECTOR, "article li a.feature").click()
+    _wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, ".facts a"))
+    browser.find_element(By.CSS_SELECTOR, ".facts a").click()
+    _wait(browser, lambda: _heading(browser) == "Cluster 0")
+
+
 def test_relatives_lead_through_the_nesting(browser: WebDriver, visit, toy) -> None:
     child = int(np.flatnonzero(toy.evidence.arrays["coarser_feature"][:, 0] == 2)[0])
     visit(f"3/{child}")
@@ -257,6 +301,9 @@ def _large_index(count: int) -> dict[str, object]:
         "largest": [float(number % 50) for number in range(count)],
         "lost": [1e-6 * (number % 1000) for number in range(count)],
         "parent": [-1] * count,
+        "cluster": [number % 64 for number in range(count)],
+        "clusters": [[count // 64, [number]] for number in range(64)],
+        "map": [(number * 2654435761 % 4096) for number in range(2 * count)],
         "vocabulary": [f"token{number}" for number in range(50_000)],
         "tokens": [[(number * step) % 50_000 for step in (1, 3, 7, 11, 13)] for number in range(count)],
     }

@@ -30,9 +30,12 @@ def test_a_script_is_one_call_of_letters_that_mean_nothing_to_a_browser() -> Non
 
 def test_the_index_has_an_entry_a_feature(toy) -> None:
     found = index(toy.evidence)
-    for column in ("labels", "firings", "largest", "lost", "parent", "tokens"):
+    for column in ("labels", "firings", "largest", "lost", "parent", "tokens", "cluster"):
         assert len(found[column]) == toy.trained.dict_size
     assert found["firings"] == toy.evidence.arrays["firings"].tolist()
+    assert found["cluster"] == toy.evidence.arrays["cluster"].tolist()
+    assert [size for size, _ in found["clusters"]] == np.bincount(toy.evidence.arrays["cluster"] + 1)[1:].tolist()
+    assert np.array(found["map"]).reshape(-1, 2) / 4095 == pytest.approx(toy.evidence.arrays["map"], abs=2e-4)
     first = found["tokens"][30][0]
     assert found["vocabulary"][first] == feature_page(toy.evidence, 30)["tokens"]["on"][0]["token"]
     assert found["head"]["fvu_per_prefix"] == toy.evidence.head["fvu_per_prefix"]

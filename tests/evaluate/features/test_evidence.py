@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_found(folder: Path, name: str) -> None:
         ("{", DamagedError),
         ("[]", MismatchError),
         ('{"format_version": 99}', MismatchError),
-        ('{"format_version": 1}', DamagedError),
+        ('{"format_version": 2}', DamagedError),
     ],
 )
 def test_another_head_is_refused(folder: Path, text: str, error: type[Exception]) -> None:

@@ -1,0 +1,92 @@
+"""A map: a place in the plane for every feature, near to those that it is joined with.
+
+The places y descend the cross-entropy of UMAP (McInnes et al., 2018) with the kernel 1 / (1 + d^2), all at once:
+
+    move(i) = sum over neighbours j of p_ij (y_j - y_i) / (1 + d_ij^2)
+            + mean over a few drawn k of r (y_i - y_k) / ((s + d_ik^2) (1 + d_ik^2))
+
+with p_ij the square of the edge's weight over the larger of both ends' sums of such squares, r the strength of
+repulsion and s a bound on it. They begin at the first two principal components of the decoder rows; draws are seeded,
+so a map can be made again. Nearness says something, distance little, and directions nothing.
+
+Tried on the demo's dictionary, with the share of the ten nearest places that are joined with a feature: 0.31 as it is;
+0.22 with r 10, 0.15 with r 3, 0.30 with r 100; 0.22 with steps of 1 in place of 10; weights not squared cost a tenth.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from evaluate.features.graph.edges import Edges
+
+_ROUNDS = 300
+_DRAWN = 8
+"""Features each one is pushed from in a round."""
+_REPULSION = 30.0
+_STEP = 10.0
+"""What a move is multiplied with at first; it falls to 0 with the rounds."""
+_SOFTENED = 0.01
+_FIRST_SPREAD = 10.0
+"""Standard deviation of the places at the beginning, in units of the kernel's width."""
+_LONGEST = 2.0
+"""No place moves further in a round."""
+
+Places = Float[np.ndarray, "features 2"]
+
+
+def layout(edges: Edges, directions: Float[np.ndarray, "features width"], *, seed: int) -> Places:
+    """A place for every feature, between 0 and 1 in both directions."""
+    count = len(directions)
+    places = principal(directions) * _FIRST_SPREAD
+    first, second, pull = _both_ways(edges, count)
+    random = np.random.default_rng(seed)
+    for done in range(_ROUNDS):
+        away = places[second] - places[first]
+        factor = pull / (1 + (away * away).sum(axis=1))
+        move = _summed(first, away * factor[:, None], count)
+
+        drawn = random.integers(count, size=(count, _DRAWN))
+        apart = places[:, None] - places[drawn]
+        square = (apart * apart).sum(axis=2)
+        push = _REPULSION / _DRAWN / ((_SOFTENED + square) * (1 + square))
+        move += (apart * push[:, :, None]).sum(axis=1)
+        places += np.clip(_STEP * move, -_LONGEST, _LONGEST) * (1 - done / _ROUNDS)
+    return _within(places)
+
+
+def principal(directions: Float[np.ndarray, "features width"]) -> Places:
+    """The first two principal components, of variance 1 and of a sign that does not depend on the machine."""
+    centred = (directions - directions.mean(axis=0)).astype(np.float64)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    two = vectors[:, -1 : -1 - min(2, vectors.shape[1]) : -1]
+    # An eigenvector's sign is arbitrary: its largest entry is made positive.
+    two = two * np.sign(two[np.abs(two).argmax(axis=0), np.arange(two.shape[1])])
+    places = np.zeros((len(directions), 2))
+    places[:, : two.shape[1]] = centred @ two
+    return places / np.maximum(places.std(axis=0), 1e-12)
+
+
+def _both_ways(
+    edges: Edges, count: int
+) -> tuple[Int[np.ndarray, " ends"], Int[np.ndarray, " ends"], Float[np.ndarray, " ends"]]:
+    """Every edge from both of its ends, and how strongly it pulls."""
+    square = edges.weight**2
+    sums = np.bincount(edges.first, square, count) + np.bincount(edges.second, square, count)
+    pull = square / np.maximum(sums[edges.first], sums[edges.second])
+    first = np.concatenate([edges.first, edges.second])
+    second = np.concatenate([edges.second, edges.first])
+    return first, second, np.concatenate([pull, pull])
+
+
+def _summed(
+    place: Int[np.ndarray, " ends"], moves: Float[np.ndarray, "ends 2"], count: int
+) -> Float[np.ndarray, "features 2"]:
+    # Of nothing at all bincount makes whole numbers, whatever the weights.
+    return np.stack([np.bincount(place, moves[:, axis], count) for axis in (0, 1)], axis=1).astype(np.float64)
+
+
+def _within(places: Places) -> Places:
+    """The same between 0 and 1; what is far outside is set at the border."""
+    low, high = np.percentile(places, (0.5, 99.5), axis=0)
+    middle = (low + high) / 2
+    half = max(float((high - low).max()) / 2 * 1.05, 1e-12)
+    return np.clip((places - middle) / (2 * half) + 0.5, 0, 1)

@@ -1,0 +1,69 @@
+"""``features export``: the evidence of some layers in another tool's file format, in a folder that appears whole."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import UsageError
+from nestcoder.invocation import CommandResult
+from nestcoder.progress import shown_progress
+
+if TYPE_CHECKING:
+    from evaluate.export.files import Files
+    from evaluate.features.evidence import Evidence
+    from nestcoder.invocation import Invocation
+
+
+def export(
+    invocation: "Invocation", layers: list[int], target: str, out: Path, *, name: str, device: str
+) -> CommandResult:
+    """Write the evidence ``name`` of ``layers`` into the new folder ``out``."""
+    from evaluate.export.files import write_folder
+
+    if out.exists():
+        raise UsageError("This is there already.", where=out, remedy="Name a new folder, or remove this one.")
+    write_folder(out, _files(invocation, layers, target, name=name, device=device))
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    size = sum((out / path).stat().st_size for path in written)
+    text = f"{target}: {out} ({len(written):,} files, {size:,} bytes)"
+    return CommandResult({"folder": str(out), "files": written, "bytes": size}, text)
+
+
+def _files(invocation: "Invocation", layers: list[int], target: str, *, name: str, device: str) -> "Files":
+    from evaluate.export import circuit_tracer, neuronpedia, plain
+
+    if target == "delphi":
+        return _delphi(invocation, layers, name=name, device=device)
+    read = _evidence(invocation, layers, name)
+    if target == "circuit-tracer":
+        return circuit_tracer.circuit_tracer_files(read)
+    if target == "neuronpedia":
+        return neuronpedia.neuronpedia_files(read, created_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    return plain.jsonl_files(read) if target == "jsonl" else plain.parquet_files(read)
+
+
+def _evidence(invocation: "Invocation", layers: list[int], name: str) -> "Iterator[Evidence]":
+    """One layer's after the other; only one is in memory."""
+    from evaluate.features.evidence import read_evidence
+
+    for layer in layers:
+        yield read_evidence(invocation.folders(layer).features(name))
+
+
+def _delphi(invocation: "Invocation", layers: list[int], *, name: str, device: str) -> "Files":
+    """delphi wants every firing, which evidence does not keep: the rows are replayed."""
+    from evaluate.export.replayed import delphi_of_layer
+
+    settings = invocation.settings
+    with shown_progress() as progress:
+        for layer in layers:
+            folders = invocation.folders(layer)
+            yield from delphi_of_layer(
+                cache=folders.cache,
+                cache_settings=settings.cache,
+                transcoder=folders.transcoder(name),
+                settings=settings.features,
+                device=device,
+                progress=progress,
+            )

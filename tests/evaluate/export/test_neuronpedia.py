@@ -1,0 +1,36 @@
+"""Neuronpedia's import folder: its files, and each line the same as the golden one."""
+
+import gzip
+import json
+from pathlib import Path
+
+from evaluate.export.neuronpedia import activation_records, feature_record, neuronpedia_files
+
+GOLDEN = Path(__file__).with_name("golden") / "neuronpedia.json"
+DATE = "2026-11-27T00:00:00+00:00"
+
+
+def _written(evidence) -> dict[str, list[dict]]:
+    files = {name: b"".join(pieces) for name, pieces in neuronpedia_files([evidence], created_at=DATE)}
+    texts = {name: gzip.decompress(data) if name.endswith(".gz") else data for name, data in files.items()}
+    return {name: [json.loads(line) for line in text.splitlines()] for name, text in texts.items()}
+
+
+def test_every_line_is_the_golden_one(small) -> None:
+    assert _written(small) == json.loads(GOLDEN.read_text())
+
+
+def test_the_lines_of_real_evidence_agree_with_each_other(toy) -> None:
+    records = activation_records(toy.evidence, 40, DATE)
+    feature = feature_record(toy.evidence, 40, DATE)
+    assert len({record["id"] for record in records}) == len(records)
+    assert records[0]["maxValue"] == feature["maxActApprox"]
+    assert records[0]["binContains"] == -1
+    for record in records:
+        assert record["values"][record["maxValueTokenIndex"]] == record["maxValue"]
+        assert record["values"][record["qualifyingTokenIndex"]] > 0
+        if record["binContains"] != -1:
+            assert record["binMin"] <= record["values"][record["qualifyingTokenIndex"]] * 1.001
+            assert record["values"][record["qualifyingTokenIndex"]] <= record["binMax"] * 1.001
+    shares = {record["binMin"]: record["binContains"] for record in records if record["binContains"] != -1}
+    assert sum(shares.values()) <= 1.001
