@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nestcoder import __version__
+from nestcoder.commands.features_group import features
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.options import device_option, dry_run_option, fresh_option, layers_option, name_option
 
@@ -24,7 +25,6 @@ Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
 """
 
 _path = click.argument("path", type=str)
-_EXPORTS = click.Choice(["circuit-tracer", "neuronpedia", "delphi", "jsonl", "parquet"])
 _CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 
 
@@ -124,85 +124,7 @@ def evaluate(
     invocation.show(result)
 
 
-@command_line.group(invoke_without_command=True)
-@layers_option(required=False)
-@device_option
-@name_option
-@click.option("--lm", is_flag=True, help="Also read the language model's unembedding, for the logits.")
-@click.option("--force", is_flag=True, help="Take the evidence on another cache than the transcoder's.")
-@click.pass_context
-def features(context: click.Context, *, layers: tuple[int, ...], device: str, name: str, lm: bool, force: bool) -> None:
-    """Take the evidence of every feature of each --layer, and write the pages that show it."""
-    from nestcoder.commands import features_commands
-
-    if context.invoked_subcommand:
-        return
-    if not layers:
-        raise click.UsageError("Give --layer, or one of the commands below.", context)
-    chosen = list(dict.fromkeys(layers))
-    context.obj.show(features_commands.collect(context.obj, chosen, device, name=name, lm=lm, force=force))
-
-
-@features.command("show")
-@click.argument("feature")
-@name_option
-@click.pass_obj
-def show_feature(invocation: Invocation, *, feature: str, name: str) -> None:
-    """Everything about one FEATURE, written as 8/123."""
-    from nestcoder.commands import features_commands
-
-    invocation.show(features_commands.show(invocation, feature, name))
-
-
-@features.command("compare")
-@click.argument("features", nargs=-1, required=True)
-@name_option
-@click.pass_obj
-def compare_features(invocation: Invocation, *, features: tuple[str, ...], name: str) -> None:
-    """Several FEATURES side by side, each written as 8/123."""
-    from nestcoder.commands import features_commands
-
-    invocation.show(features_commands.compare(invocation, features, name))
-
-
-@features.command("similar")
-@click.argument("feature")
-@name_option
-@click.pass_obj
-def similar_features(invocation: Invocation, *, feature: str, name: str) -> None:
-    """The features nearest to FEATURE: by direction, by the rows they fire on, coarser and finer."""
-    from nestcoder.commands import features_commands
-
-    invocation.show(features_commands.similar(invocation, feature, name))
-
-
-@features.command("find")
-@click.argument("text")
-@click.option("--layer", type=click.IntRange(min=0), help="Only this layer [default: all that have evidence].")
-@name_option
-@click.pass_obj
-def find_feature(invocation: Invocation, *, text: str, layer: int | None, name: str) -> None:
-    """Features whose label or tokens have TEXT in them."""
-    from nestcoder.commands import features_commands
-
-    invocation.show(features_commands.find(invocation, text, layer, name))
-
-
-@features.command("export")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "target", type=_EXPORTS, required=True, help="Whose file format.")
-@_layers(required=True)
-@_device
-@_name
-@click.pass_obj
-def export_features(
-    invocation: Invocation, *, out: Path, target: str, layers: tuple[int, ...], device: str, name: str
-) -> None:
-    """Write the evidence of each --layer into the new folder OUT, as another tool reads it."""
-    from nestcoder.commands import features_export
-
-    chosen = list(dict.fromkeys(layers))
-    invocation.show(features_export.export(invocation, chosen, target, out, name=name, device=device))
+command_line.add_command(features)
 
 
 @command_line.command()
