@@ -28,6 +28,7 @@ class Cluster:
 
     @property
     def size(self) -> int:
+        """How many features it has."""
         return len(self.features)
 
 
