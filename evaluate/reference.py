@@ -15,7 +15,9 @@ from common.norm import NormAffine
 from common.progress import Progress
 from common.run_layout import WEIGHTS_FILE
 from transcoder.formats.foreign import Wanted, read_foreign
-from transcoder.formats.gemma_scope import (
+from transcoder.formats.hub import HubRepository
+from transcoder.formats.native import load_transcoder
+from transcoder.formats.peers.gemma_scope import (
     MODEL,
     REPOSITORY,
     WIDTH,
@@ -24,8 +26,6 @@ from transcoder.formats.gemma_scope import (
     locate,
     read_gemma_scope,
 )
-from transcoder.formats.hub import HubRepository
-from transcoder.formats.native import load_transcoder
 from transcoder.norm import fold_gain
 from transcoder.transcoder import Transcoder
 
@@ -97,14 +97,18 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
     """The same dictionary fed by the rows as they are stored. Raises MismatchError where they do not hold its input."""
     source = reader.identity.get("source_site")
     target = reader.identity.get("target_site")
-    if target != "mlp_out":
-        raise MismatchError(f"The cache's target is {target}; the dictionary reconstructs mlp_out.", where=reader.path)
-    if source == dictionary.source_view:
+    read = dictionary.config.get("source_site", dictionary.source_view)
+    reconstructed = dictionary.config.get("target_site", "mlp_out")
+    if target != reconstructed:
+        what = f"The cache's target is {target}; the dictionary reconstructs {reconstructed}."
+        raise MismatchError(what, where=reader.path, remedy=f"Harvest with target {reconstructed}.")
+    if source == read:
         # Stored rows are what ``mlp_in`` asks the reader for, whatever site they come from.
         return dictionary.replaced(source_view="mlp_in")
-    if source != "mlp_in":
-        what = f"The cache's source is {source}; the dictionary reads {dictionary.source_view}."
-        raise MismatchError(what, where=reader.path, remedy="Harvest with source mlp_in.")
+    if source != "mlp_in" or read != "ln2_normalized":
+        what = f"The cache's source is {source}; the dictionary reads {read}."
+        remedy = f"Harvest with source {'mlp_in' if read == 'ln2_normalized' else read}."
+        raise MismatchError(what, where=reader.path, remedy=remedy)
     norm = NormAffine.of_arrays(reader.arrays)
     if norm is None:
         what = "The cache stores no gain of the norm, so the input before it cannot be recovered."
@@ -140,6 +144,10 @@ def reference_fields(reference: Reference) -> dict[str, Any]:
 def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     if gemma_scope != DOWNLOAD:
         return locate(Path(gemma_scope), layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
+    assert wanted.d_source is not None
+    assert wanted.d_target is not None
+    assert wanted.dict_size is not None
+    assert wanted.l0 is not None
     check_widths((WIDTH, WIDTH), (wanted.d_source, wanted.d_target), REPOSITORY)
     hub = HubRepository(progress=progress)
     ranks = Ranks.current()

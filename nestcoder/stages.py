@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.progress import Progress, Silent
-from common.run_layout import RunFolders, known_layers, run_folders, together_folder
+from common.run_layout import CONFIG_FILE, RunFolders, known_layers, run_folders, together_folder
 from nestcoder.config import PipelineSettings
 
 if TYPE_CHECKING:
+    from evaluate.interop.layer import ExportRequest, LayerSource
     from harvest.request import HarvestRequest
+    from transcoder.transcoder import SourceView
 
 
 def folders_of(settings: PipelineSettings, layer: int) -> RunFolders:
@@ -226,6 +228,66 @@ def run_features(
             progress=progress or Silent(),
         )
     return results
+
+
+def run_export(
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    to: Sequence[str],
+    out: Path,
+    name: str = "main",
+    prefix: int | None = None,
+    source_view: "SourceView | None" = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Write the transcoder ``name`` of each layer for the tools ``to`` below ``out``; what each EXPORT.json says.
+
+    ``prefix`` exports one prefix by itself; ``source_view`` makes it read another input than it was trained on.
+
+        nestcoder.run_export(settings, [8], to=["saelens", "sparsify"], out=Path("exported"))[0]["folder"]
+    """
+    from common.distributed import read_ranks
+    from evaluate.interop.export import export_layers
+
+    request = export_request(to=to, out=out, prefix=prefix, source_view=source_view, fresh=fresh)
+    return export_layers(
+        layer_sources(settings, layers, name),
+        request,
+        device=read_ranks().device(device),
+        progress=progress or Silent(),
+        cache_settings=settings.cache,
+    )
+
+
+def export_request(
+    *, to: Sequence[str], out: Path, prefix: int | None, source_view: "SourceView | None", fresh: bool
+) -> "ExportRequest":
+    """What an export is asked for."""
+    from evaluate.interop.convert import Wish
+    from evaluate.interop.layer import ExportRequest
+
+    return ExportRequest(to=tuple(dict.fromkeys(to)), out=out, wish=Wish(prefix, source_view), fresh=fresh)
+
+
+def layer_sources(settings: PipelineSettings, layers: Sequence[int], name: str) -> "list[LayerSource]":
+    """Where each layer's cache and its transcoder ``name`` lie. Raises UsageError where none is trained."""
+    from common.distributed import read_ranks
+    from evaluate.interop.layer import LayerSource
+
+    if read_ranks().world > 1:
+        raise UsageError("Transcoders are exported and imported by one process.", remedy="Run it without torchrun.")
+    sources = [
+        LayerSource(layer, folders_of(settings, layer).cache, folders_of(settings, layer).transcoder(name))
+        for layer in layers
+    ]
+    for source in sources:
+        if not (source.transcoder / CONFIG_FILE).is_file():
+            remedy = "Run harvest and train for this layer first, or name another run with --name."
+            raise UsageError("There is no trained transcoder here.", where=source.transcoder, remedy=remedy)
+    return sources
 
 
 def trained_layers(settings: PipelineSettings, name: str) -> list[int]:

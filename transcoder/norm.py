@@ -1,8 +1,11 @@
-"""A transcoder that was trained on the normalised residual reads what the MLP consumes, exactly, once the norm's gain
-and bias (``common/norm.py``: m = x * gain + bias) are folded into its encoder:
+"""A transcoder that was trained on the normalised residual reads what the MLP consumes, and the other way round, exactly,
+once the norm's gain and bias (``common/norm.py``: m = x * gain + bias) are folded into its encoder:
 
-    W_enc' = W_enc diag(1 / gain)         b_enc' = b_enc - W_enc' @ bias
+    x to m:   W_enc' = W_enc diag(1 / gain)    b_enc' = b_enc - W_enc' @ bias
+    m to x:   W_enc' = W_enc diag(gain)        b_enc' = b_enc + W_enc @ bias
 """
+
+from torch import Tensor
 
 from common.errors import NumericalError
 from common.norm import NormAffine
@@ -16,17 +19,29 @@ def fold_gain(transcoder: Transcoder, norm: NormAffine) -> Transcoder:
         what = "The norm's gain is 0 in some dimension, so its input cannot be recovered from the MLP's."
         raise NumericalError(what, remedy="Harvest with source ln2_normalized.")
     gain = norm.gain.double()
-    bias = norm.bias.double()
-    W_enc = transcoder.W_enc.double() / gain
-    b_enc = transcoder.b_enc.double() - W_enc @ bias
+    folded = _substituted(transcoder, scale=1 / gain, shift=-norm.bias.double() / gain)
+    return folded.replaced(source_view="mlp_in")
+
+
+def unfold_gain(transcoder: Transcoder, norm: NormAffine) -> Transcoder:
+    """The same transcoder reading ``ln2_normalized`` instead of ``mlp_in``."""
+    assert transcoder.source_view == "mlp_in"
+    unfolded = _substituted(transcoder, scale=norm.gain.double(), shift=norm.bias.double())
+    return unfolded.replaced(source_view="ln2_normalized")
+
+
+def _substituted(transcoder: Transcoder, *, scale: Tensor, shift: Tensor) -> Transcoder:
+    """The transcoder of z that does to z what this one does to its source, ``z * scale + shift``; in float64."""
+    device = transcoder.W_enc.device
+    scale = scale.to(device)
+    shift = shift.to(device)
     b_dec = transcoder.b_dec.double()
-    skip = None if transcoder.W_skip is None else transcoder.W_skip.double() / gain[:, None]
+    skip = None if transcoder.W_skip is None else transcoder.W_skip.double()
     if skip is not None:
-        b_dec = b_dec - bias @ skip
+        b_dec = b_dec + shift @ skip
     return transcoder.replaced(
-        W_enc=W_enc.float(),
-        b_enc=b_enc.float(),
+        W_enc=(transcoder.W_enc.double() * scale).float(),
+        b_enc=(transcoder.b_enc.double() + transcoder.W_enc.double() @ shift).float(),
         b_dec=b_dec.float(),
-        W_skip=None if skip is None else skip.float(),
-        source_view="mlp_in",
+        W_skip=None if skip is None else (skip * scale[:, None]).float(),
     )

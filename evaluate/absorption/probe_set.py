@@ -23,7 +23,7 @@ from common.errors import DamagedError, DiskError, MismatchError
 from common.hashing import hash_bytes
 from common.run_layout import PROBE_FILE, PROBE_WEIGHTS_FILE
 from common.sealed.document import check_checksum
-from transcoder.formats.foreign_files import read_json, read_tensors
+from transcoder.formats.files.safe import read_json, read_tensors
 
 VERSION = 2
 _READ_VERSIONS = (1, 2)

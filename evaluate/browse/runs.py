@@ -22,7 +22,7 @@ from common.run_layout import (
     is_name,
 )
 from train.record.log import read_log
-from transcoder.formats.foreign_files import read_json
+from transcoder.formats.files.safe import read_json
 
 SUMMARY_FILE = "summary.txt"
 MANIFEST_FILE = "manifest.json"

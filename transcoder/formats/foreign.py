@@ -1,14 +1,31 @@
-"""Transcoders of other tools, by the layout of their files: a new layout is a module here and a line in ``FORMATS``."""
+"""Transcoders of other tools, by the layout of their files: a new layout is a module in ``peers`` and a line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transcoder.formats.circuit_tracer import find_circuit_tracer, read_circuit_tracer
-from transcoder.formats.gemma_scope import locate, read_gemma_scope
-from transcoder.formats.saelens import find_saelens, read_saelens
+from common.errors import MismatchError, UsageError
+from transcoder.formats.about import About
+from transcoder.formats.peers.circuit_tracer import (
+    find_circuit_tracer,
+    frame_circuit_tracer,
+    read_circuit_tracer,
+    write_circuit_tracer,
+)
+from transcoder.formats.peers.dictionary_learning import (
+    find_dictionary_learning,
+    read_dictionary_learning,
+    write_dictionary_learning,
+)
+from transcoder.formats.peers.gemma_scope import folder_of, locate, read_gemma_scope, write_gemma_scope
+from transcoder.formats.peers.gemma_scope_2 import find_gemma_scope_2, read_gemma_scope_2
+from transcoder.formats.peers.gpt2_transcoders import find_gpt2_transcoder, read_gpt2_transcoder
+from transcoder.formats.peers.matryoshka import find_matryoshka, read_matryoshka
+from transcoder.formats.peers.saelens import find_saelens, read_saelens, write_saelens
+from transcoder.formats.peers.sparsify import caveat, find_sparsify, read_sparsify, write_sparsify
+from transcoder.formats.sites import module_of
 from transcoder.formats.wanted import Wanted as Wanted
-from transcoder.transcoder import Transcoder
+from transcoder.transcoder import SourceView, Transcoder
 
 
 @dataclass(frozen=True)
@@ -19,20 +36,120 @@ class Format:
     read: Callable[[Path, Wanted], Transcoder]
 
 
+@dataclass(frozen=True)
+class Writer:
+    """One way to write a transcoder for another tool.
+
+    ``format`` reads it back. ``rules`` it holds as they are, by name; any other rule is turned into thresholds, where
+    ``jumprelu`` is among them. ``place`` is the folder below the one asked for, given the dictionary's size and L0;
+    ``view`` the only input that the tool knows, or None. ``rounds``: whether writing folds a bias. ``frame`` writes
+    what belongs to a whole set before its layers, and gives the layers that it filled with features that never fire.
+    ``caveat`` is what is not valid of such a file in its tool.
+    """
+
+    format: str
+    write: Callable[[Path, Transcoder, About], None]
+    place: Callable[[About, int, float], str]
+    rules: frozenset[str]
+    view: SourceView | None = None
+    skip: bool = True
+    two_widths: bool = True
+    autoencoders: bool = True
+    rounds: Callable[[Transcoder, About], bool] = lambda _transcoder, _about: False
+    frame: Callable[[Path, Sequence[About], Transcoder], list[int]] | None = None
+    caveat: Callable[[About], str] = lambda _: ""
+
+
 def _find_gemma_scope(path: Path, wanted: Wanted) -> Path:
     """UsageError where there is none."""
     return locate(path, layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
 
 
 def _read_gemma_scope(path: Path, wanted: Wanted) -> Transcoder:
-    return read_gemma_scope(path, d_source=wanted.d_source, d_target=wanted.d_target)
+    found = read_gemma_scope(path, d_source=wanted.d_source, d_target=wanted.d_target)
+    layer = found.config["layer"]
+    if layer not in (None, wanted.layer) and not wanted.force:
+        what = f"The dictionary is of layer {layer}, not of layer {wanted.layer}."
+        raise MismatchError(what, where=path, remedy="Name one of the same layer, or give --force.")
+    return found
 
 
 # Asked in this order. The last one refuses what none of them knows.
 FORMATS: dict[str, Format] = {
     "saelens": Format(find_saelens, read_saelens),
+    "sparsify": Format(find_sparsify, read_sparsify),
+    "dictionary-learning": Format(find_dictionary_learning, read_dictionary_learning),
     "circuit-tracer": Format(find_circuit_tracer, read_circuit_tracer),
+    "gemma-scope-2": Format(find_gemma_scope_2, read_gemma_scope_2),
+    "gpt2-transcoders": Format(find_gpt2_transcoder, read_gpt2_transcoder),
+    "matryoshka": Format(find_matryoshka, read_matryoshka),
     "gemma-scope": Format(_find_gemma_scope, _read_gemma_scope),
+}
+
+
+def _saelens_place(about: About, _dict_size: int, _l0: float) -> str:
+    return f"saelens/{about.target_hook.replace('hook_', '')}"
+
+
+def _module_place(about: About, _dict_size: int, _l0: float) -> str:
+    module = module_of(about.target_site, about.layer, architecture=about.architecture)
+    if module is None:
+        what = f"sparsify reads and writes the ends of modules, and {about.target_site} is none."
+        raise UsageError(what, remedy="Export to saelens.")
+    return f"sparsify/{module}"
+
+
+WRITERS: dict[str, Writer] = {
+    "saelens": Writer(
+        "saelens",
+        write_saelens,
+        place=_saelens_place,
+        rules=frozenset({"topk", "jumprelu", "relu"}),
+    ),
+    "saelens-jumprelu": Writer(
+        "saelens",
+        write_saelens,
+        place=lambda about, dict_size, l0: f"{_saelens_place(about, dict_size, l0)}.jumprelu",
+        rules=frozenset({"jumprelu", "relu"}),
+    ),
+    "sparsify": Writer(
+        "sparsify",
+        write_sparsify,
+        place=_module_place,
+        rules=frozenset({"topk"}),
+        view="mlp_in",
+        two_widths=False,
+        rounds=lambda _, about: about.is_autoencoder,
+        caveat=caveat,
+    ),
+    "dictionary-learning": Writer(
+        "dictionary-learning",
+        write_dictionary_learning,
+        place=lambda about, _dict_size, _l0: f"dictionary_learning/layer{about.layer:02d}/trainer_0",
+        rules=frozenset({"topk", "batchtopk", "jumprelu"}),
+        skip=False,
+        two_widths=False,
+        rounds=lambda transcoder, _: transcoder.rule.name != "jumprelu",
+    ),
+    "circuit-tracer": Writer(
+        "circuit-tracer",
+        write_circuit_tracer,
+        place=lambda _about, _dict_size, _l0: "circuit_tracer",
+        rules=frozenset({"jumprelu"}),
+        view="ln2_normalized",
+        two_widths=False,
+        autoencoders=False,
+        frame=frame_circuit_tracer,
+    ),
+    "gemma-scope": Writer(
+        "gemma-scope",
+        write_gemma_scope,
+        place=lambda about, dict_size, l0: f"gemma_scope/{folder_of(about.layer, dict_size, l0)}",
+        rules=frozenset({"jumprelu"}),
+        view="ln2_normalized",
+        skip=False,
+        autoencoders=False,
+    ),
 }
 
 
@@ -42,8 +159,13 @@ def read_foreign(path: Path, wanted: Wanted) -> Transcoder:
     UsageError: no such thing there. DamagedError: not what its layout promises. MismatchError: another width, layer or
     convention.
     """
-    for layout in FORMATS.values():
+    return read_named(path, wanted)[1]
+
+
+def read_named(path: Path, wanted: Wanted) -> tuple[str, Transcoder]:
+    """The same, after the name of its layout."""
+    for name, layout in FORMATS.items():
         found = layout.find(path, wanted)
         if found is not None:
-            return layout.read(found, wanted)
+            return name, layout.read(found, wanted)
     raise AssertionError("the last layout refuses what none knows")

@@ -14,7 +14,7 @@ from common import disk
 from common.errors import DamagedError, DiskError
 from common.hub_errors import hub_errors
 from common.progress import Progress, Silent
-from transcoder.formats.gemma_scope import REPOSITORY, Choice, find_choices, nearest
+from transcoder.formats.peers.gemma_scope import REPOSITORY, Choice, find_choices, nearest
 
 TRIES = 5
 _REMEDY = "Check the network (and HF_TOKEN) and run again, or download one params.npz and give its path."

@@ -18,7 +18,7 @@ from common.errors import DamagedError, MismatchError
 from common.hashing import hash_bytes
 from common.progress import Progress
 from common.sealed.tensors import FileSeal, check_arrays, read_metadata, read_tensors, write_tensors
-from transcoder.formats.foreign_files import read_json
+from transcoder.formats.files.safe import read_json
 from transcoder.rules.registry import RULES
 from transcoder.rules.rule import is_count
 from transcoder.transcoder import SourceView, Transcoder

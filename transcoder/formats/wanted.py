@@ -1,86 +1,194 @@
-"""What a transcoder from elsewhere must fit, and what its layouts have in common.
+"""What a dictionary from elsewhere must fit, and how one is made of checked arrays, whatever layout they came in.
 
-Other tools name the tensor that the encoder reads: ``ln2.hook_normalized`` is the residual before the norm's gain,
-``mlp.hook_in`` and ``ln2.hook_out`` are what the MLP consumes. What a file asks for that is not done here is refused.
+The result is an ordinary ``Transcoder``. Its ``config`` holds what the files say of it under the keys of our own
+config.json: ``source_site``, ``target_site``, ``layer``, ``model``; and ``notes``, sentences that whoever uses it must
+know. What a file asks for that is no ``rule(source @ W_enc + b_enc)`` is refused, with the reason.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from common.errors import DamagedError, MismatchError
+from common.errors import DamagedError, MismatchError, UsageError
 from common.sealed.tensors import FLOATS, check_arrays
-from transcoder.formats.gemma_scope import nominal_l0
-from transcoder.rules.threshold import JumpReLU
+from transcoder.formats.sites import AMBIGUOUS, Place, has_post_norm, place_of_hook
+from transcoder.rules.rule import Rule, is_count
 from transcoder.transcoder import SourceView, Transcoder
 
 NAMES = {"W_enc", "b_enc", "W_dec", "b_dec"}
-_VIEWS: dict[str, SourceView] = {
-    "ln2.hook_normalized": "ln2_normalized",
-    "mlp.hook_in": "mlp_in",
-    "ln2.hook_out": "mlp_in",
-}
-_TARGETS = ("hook_mlp_out",)
+OWN_WORDS = "nestcoder"
+"""The key, in the metadata of an exported file, of what its format has no words for: prefixes, and how it was made."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a dictionary must fit: the widths and the layer of the cache, and what the nearest is chosen by."""
+    """What a dictionary must fit: the layer, the widths of the cache where there is one, what the nearest of several
+    is chosen by; ``force`` passes over another layer. ``source_view`` is the user's word for what the encoder reads,
+    needed where the file's own may mean two things."""
 
-    d_source: int
-    d_target: int
     layer: int
-    dict_size: int
-    l0: float
+    d_source: int | None = None
+    d_target: int | None = None
+    dict_size: int | None = None
+    l0: float | None = None
     force: bool = False
+    source_view: SourceView | None = None
 
 
-def view_of(source: object, target: object, where: Path, wanted: Wanted) -> SourceView:
-    """What the encoder reads; the target must be the cache's, and the layer too unless forced."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", str(source))
-    view = _VIEWS.get(found[2]) if found else None
-    if found is None or view is None:
-        what = f"The dictionary reads {source!r}; {', '.join(_VIEWS)} can be had from the cache."
+@dataclass(frozen=True)
+class Described:
+    """What the files of a dictionary say beside its arrays: where it is, where its tensors lie in the model, and words
+    of ours (``OWN_WORDS``) where we exported it."""
+
+    where: Path
+    source: Place
+    target: Place
+    name: str
+    model: str | None = None
+    nominal_l0: float | None = None
+    tokens_trained: int | None = None
+    own_words: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def places(source: object, target: object, *, where: Path, wanted: Wanted, model: object = None) -> tuple[Place, Place]:
+    """Where the two hooks that a file names lie. ``target`` None is the source's own: an autoencoder."""
+    if str(source).endswith(f".{AMBIGUOUS}"):
+        source = _decided(str(source), where=where, wanted=wanted)
+    found = place_of_hook(source, model=model)
+    if found is None:
+        what = f"The dictionary reads {source!r}, which is no tensor that a cache can hold."
         raise MismatchError(what, where=where)
-    if not str(target).endswith(_TARGETS):
-        what = f"The dictionary reconstructs {target!r}; the cache's target is hook_mlp_out."
+    if target is None:
+        return found, found
+    reconstructed = place_of_hook(target, model=model)
+    if reconstructed is None:
+        reason = " before the norm that follows the MLP" if has_post_norm(model) else ""
+        what = f"The dictionary reconstructs {target!r}{reason}; that target is no tensor that a cache can hold."
         raise MismatchError(what, where=where)
-    if int(found[1]) != wanted.layer and not wanted.force:
-        what = f"The dictionary is of layer {found[1]}, the cache of layer {wanted.layer}."
-        raise MismatchError(what, where=where, remedy="Name one of the same layer, or give --force.")
-    return view
+    return found, reconstructed
 
 
-def transcoder_of(
-    tensors: dict[str, Tensor], name: str, *, view: SourceView, where: Path, wanted: Wanted
+def dictionary_of(
+    tensors: Mapping[str, Tensor], described: Described, *, rule: Rule, wanted: Wanted, subtracted: Tensor | None = None
 ) -> Transcoder:
-    """From checked arrays, ``W_enc`` as (d_source, dict_size); a ReLU is a JumpReLU whose thresholds are 0."""
+    """From arrays in the field's orientation: ``W_enc`` (d_source, dict_size), ``W_dec`` (dict_size, d_target),
+    biases, and ``W_skip`` (d_source, d_target) where there is a skip.
+
+    ``subtracted`` is what the tool takes from the source before it encodes: folded into ``b_enc``, in float64.
+    DamagedError: shapes that disagree, NaN. MismatchError: another width or layer than wanted.
+    """
+    where = described.where
+    _check(tensors, where=where, wanted=wanted)
+    if described.source.layer != wanted.layer and not wanted.force:
+        what = f"The dictionary is of layer {described.source.layer}, not of layer {wanted.layer}."
+        raise MismatchError(what, where=where, remedy="Name one of the same layer, or give --force.")
+    arrays = {key: tensor.float() for key, tensor in tensors.items()}
+    if subtracted is not None:
+        shape: tuple[int, ...] = (arrays["W_enc"].shape[0],)
+        check_arrays({"b_dec": subtracted}, {"b_dec": shape}, where=where, error=DamagedError, dtypes=FLOATS)
+        shift = subtracted.double() @ arrays["W_enc"].double()
+        arrays["b_enc"] = (arrays["b_enc"].double() - shift).float()
+    arrays["W_enc"] = arrays["W_enc"].T.contiguous()
+    words = described.own_words or {}
+    return Transcoder.from_arrays(
+        arrays,
+        rule=rule,
+        prefixes=_prefixes(words.get("prefixes"), len(arrays["b_enc"])),
+        name=described.name,
+        source_view="ln2_normalized" if described.source.site == "ln2_normalized" else "mlp_in",
+        tokens_trained=described.tokens_trained,
+        nominal_l0=described.nominal_l0,
+        config={
+            "model": described.model,
+            "layer": described.source.layer,
+            "source_site": described.source.site,
+            "target_site": described.target.site,
+            "notes": [*described.notes, *_prefix_note(words)],
+        },
+    )
+
+
+def thresholds_of(tensor: Tensor, dict_size: int, *, where: Path) -> Tensor:
+    """A float for every feature. Raises DamagedError."""
+    check_arrays({"threshold": tensor}, {"threshold": (dict_size,)}, where=where, error=DamagedError, dtypes=FLOATS)
+    return tensor.float()
+
+
+def top_k_of(value: object, dict_size: int, *, where: Path) -> int:
+    """``k`` of a top-k dictionary. Raises DamagedError for what is none."""
+    if not is_count(value) or int(str(value)) > dict_size:
+        raise DamagedError(f"k is {value!r}, which is no number of features out of {dict_size:,}.", where=where)
+    return int(str(value))
+
+
+def refuse_nonlinear(what: str, *, where: Path) -> MismatchError:
+    """The error for a dictionary that does more to a row than one affine map and a selection."""
+    return MismatchError(
+        f"{what}; what is read here selects from source @ W_enc + b_enc.",
+        where=where,
+        remedy="Only dictionaries without it can be read.",
+    )
+
+
+def _decided(source: str, *, where: Path, wanted: Wanted) -> str:
+    """The unambiguous hook that the user means by an ambiguous one. Raises UsageError where nothing was described."""
+    if wanted.source_view is None:
+        what = (
+            f"The dictionary reads {source!r}: the residual before the norm by TransformerLens's use of the name, "
+            "the MLP's input by others'."
+        )
+        remedy = "Say what it was trained on: --source-view mlp_in, or --source-view ln2_normalized."
+        raise UsageError(what, where=where, remedy=remedy)
+    hook = {"mlp_in": "mlp.hook_in", "ln2_normalized": "ln2.hook_normalized"}[wanted.source_view]
+    return source.replace(AMBIGUOUS, hook)
+
+
+def _check(tensors: Mapping[str, Tensor], *, where: Path, wanted: Wanted) -> None:
     dict_size = tensors["b_enc"].numel()
     if dict_size == 0:
         raise DamagedError("The dictionary has no features.", where=where)
-    found = (tensors["W_enc"].shape[:1], tensors["W_dec"].shape[1:])
-    if found != ((wanted.d_source,), (wanted.d_target,)) and tensors["W_enc"].ndim == tensors["W_dec"].ndim == 2:
-        what = f"The file maps {found[0][0]} to {found[1][0]} dimensions, the cache's rows {wanted.d_source} to "
-        raise MismatchError(f"{what}{wanted.d_target}.", where=where)
+    if tensors["W_enc"].ndim == tensors["W_dec"].ndim == 2:
+        found = (tensors["W_enc"].shape[0], tensors["W_dec"].shape[1])
+        widths = (wanted.d_source or found[0], wanted.d_target or found[1])
+        if found != widths:
+            what = f"The file maps {found[0]} to {found[1]} dimensions, the cache's rows {widths[0]} to {widths[1]}."
+            raise MismatchError(what, where=where)
+    else:
+        widths = (wanted.d_source or 0, wanted.d_target or 0)
     shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (wanted.d_source, dict_size),
+        "W_enc": (widths[0], dict_size),
         "b_enc": (dict_size,),
-        "W_dec": (dict_size, wanted.d_target),
-        "b_dec": (wanted.d_target,),
+        "W_dec": (dict_size, widths[1]),
+        "b_dec": (widths[1],),
     }
-    if "threshold" in tensors:
-        shapes["threshold"] = (dict_size,)
+    if "W_skip" in tensors:
+        shapes["W_skip"] = widths
     check_arrays(tensors, shapes, where=where, error=DamagedError, dtypes=FLOATS)
-    arrays = {key: tensor.float() for key, tensor in tensors.items()}
-    threshold = arrays.pop("threshold", torch.zeros(dict_size))
-    arrays["W_enc"] = arrays["W_enc"].T.contiguous()
-    return Transcoder.from_arrays(
-        arrays,
-        rule=JumpReLU(threshold),
-        name=name,
-        source_view=view,
-        nominal_l0=nominal_l0(where),
-    )
+
+
+def _prefixes(value: object, dict_size: int) -> tuple[int, ...]:
+    """The prefixes that an exported file tells of; one that makes no sense is as good as none."""
+    match value:
+        case [*numbers] if numbers and all(map(is_count, numbers)):
+            ends = tuple(int(str(number)) for number in numbers)
+            if ends[-1] == dict_size and all(earlier < later for earlier, later in pairwise(ends)):
+                return ends
+        case _:
+            pass
+    return (dict_size,)
+
+
+def _prefix_note(words: Mapping[str, Any]) -> Sequence[str]:
+    return () if "prefixes" in words else ("its files tell of no prefixes: it has one, the whole dictionary",)
+
+
+def layer_in(name: str) -> int | None:
+    """The last layer named in a path such as ``layer_8/width_16k`` or ``layer_8_width_16k``."""
+    found = re.findall(r"layer_(\d{1,4})(?!\d)", name)
+    return int(found[-1]) if found else None

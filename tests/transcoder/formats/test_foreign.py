@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import DamagedError, MismatchError, UsageError
 from transcoder.formats import foreign
-from transcoder.formats.foreign import Wanted, read_foreign
+from transcoder.formats.about import About
+from transcoder.formats.foreign import FORMATS, WRITERS, Wanted, read_foreign, read_named
 from transcoder.rules.relu import ReLU
 from transcoder.transcoder import Transcoder
 
@@ -85,11 +87,10 @@ def test_a_plain_transcoder_has_threshold_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"architecture": "topk"}, "'topk'"),
-        ({"apply_b_dec_to_input": True}, "b_dec"),
+        ({"architecture": "gated"}, "'gated'"),
+        ({"metadata": {"hook_name": "blocks.8.attn.hook_z", "hook_name_out": "blocks.8.hook_mlp_out"}}, "reads"),
         ({"normalize_activations": "expected_average_only_in"}, "scaled"),
-        ({"metadata": {"hook_name": "blocks.8.hook_resid_pre", "hook_name_out": "blocks.8.hook_mlp_out"}}, "reads"),
-        ({"metadata": {"hook_name": "blocks.8.mlp.hook_in", "hook_name_out": "blocks.8.mlp.hook_out"}}, "target"),
+        ({"metadata": {"hook_name": "blocks.8.mlp.hook_in", "hook_name_out": "blocks.8.attn.hook_z"}}, "target"),
         ({"metadata": {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}}, "layer 3"),
         ({"metadata": 7}, "reads None"),
     ],
@@ -97,17 +98,6 @@ def test_a_plain_transcoder_has_threshold_0(tmp_path: Path) -> None:
 def test_what_is_not_done_is_refused(tmp_path: Path, changed: dict[str, object], told: str) -> None:
     with pytest.raises(MismatchError, match=told):
         read_foreign(write_saelens(tmp_path / "there", **changed), WANTED)
-
-
-def test_circuit_tracers_other_rules_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match="top-k"):
-        read_foreign(write_circuit_tracer(tmp_path / "topk", more="activation: topk\nk: 16\n"), WANTED)
-    with pytest.raises(MismatchError, match="hook_resid_mid"):
-        read_foreign(write_circuit_tracer(tmp_path / "mid", hook="hook_resid_mid"), WANTED)
-    folder = write_circuit_tracer(tmp_path / "bare")
-    (folder / "config.yaml").unlink()
-    with pytest.raises(UsageError, match="no config"):
-        read_foreign(folder / "layer_8.safetensors", WANTED)
 
 
 def test_wrong_shapes_are_damage_and_other_widths_a_mismatch(tmp_path: Path) -> None:
@@ -139,3 +129,28 @@ def test_a_toy_layout_is_a_reader_and_a_line(tmp_path: Path, monkeypatch: pytest
     save_file(dict(zip("abcd", given, strict=True)), tmp_path / "one.toy")
     monkeypatch.setattr(foreign, "FORMATS", {"toy": foreign.Format(find, read), **foreign.FORMATS})  # the one line
     assert torch.equal(read_foreign(tmp_path / "one.toy", WANTED).W_dec, given[2])
+
+
+def test_every_writer_has_a_reader_and_a_place_of_its_own(about: About) -> None:
+    assert {writer.format for writer in WRITERS.values()} <= set(FORMATS)
+    places = [writer.place(about, 2048, 51.6) for writer in WRITERS.values()]
+    assert places == [
+        "saelens/blocks.8.mlp_out",
+        "saelens/blocks.8.mlp_out.jumprelu",
+        "sparsify/h.8.mlp",
+        "dictionary_learning/layer08/trainer_0",
+        "circuit_tracer",
+        "gemma_scope/layer_8/width_2k/average_l0_52",
+    ]
+
+
+def test_the_name_of_the_layout_is_told(tmp_path: Path) -> None:
+    assert read_named(write_saelens(tmp_path / "a"), WANTED)[0] == "saelens"
+    assert read_named(write_circuit_tracer(tmp_path / "b"), WANTED)[0] == "circuit-tracer"
+    assert read_named(write_google(tmp_path / "c"), WANTED)[0] == "gemma-scope"
+
+
+def test_google_of_another_layer_is_refused(tmp_path: Path) -> None:
+    file = write_google(tmp_path / "c") / "layer_8" / "width_16k" / "average_l0_12" / "params.npz"
+    with pytest.raises(MismatchError, match="layer 8"):
+        read_foreign(file, replace(WANTED, layer=7))

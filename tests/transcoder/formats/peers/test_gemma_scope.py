@@ -9,7 +9,7 @@ import torch
 
 from common.errors import MismatchError, NumericalError, UsageError
 from common.norm import NormAffine
-from transcoder.formats.gemma_scope import (
+from transcoder.formats.peers.gemma_scope import (
     check_convention,
     find_choices,
     locate,

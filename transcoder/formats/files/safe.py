@@ -1,4 +1,4 @@
-"""Foreign safetensors and JSON files: any bytes give the right arrays or a typed error, and nothing is executed."""
+"""JSON and safetensors files from elsewhere: any bytes give the right arrays or a typed error; nothing is executed."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Google's Gemma Scope transcoders: their files, their convention, and the check that the convention was met.
 
+Written as well as read: ``params.npz`` is what SAELens and circuit-tracer load from Google's repository.
+
     google/gemma-scope-2b-pt-transcoders: layer_{L}/width_{W}/average_l0_{N}/params.npz, fp32
     W_enc (d_source, dict_size)  b_enc (dict_size,)  threshold (dict_size,)
     W_dec (dict_size, d_target)  b_dec (d_target,)
@@ -9,16 +11,21 @@ target is what the MLP adds to the residual, after the post norm. ``b_dec`` is n
 anything else fires far more or far fewer features than its folder's N says, so the L0 measured is held against N.
 """
 
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from common import disk
 from common.errors import DamagedError, MismatchError, UsageError
 from common.sealed.tensors import check_arrays
-from transcoder.formats.npz import read_npz
+from transcoder.formats.about import About
+from transcoder.formats.files.npz import read_npz
+from transcoder.formats.wanted import layer_in
 from transcoder.rules.threshold import JumpReLU
 from transcoder.transcoder import Transcoder
 
@@ -29,6 +36,7 @@ TOKENS_TRAINED = 4_000_000_000
 """By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
 LEAST_L0_RATIO, MOST_L0_RATIO = 0.7, 1.4
 
+FILE = "params.npz"
 _ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 _PLACE = re.compile(r"(?:^|/)layer_(\d+)/width_(\d+)([km]?)/average_l0_(\d+)/params\.npz$")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
@@ -54,12 +62,19 @@ def find_choices(paths: Iterable[str]) -> list[Choice]:
     ]
 
 
-def nearest(choices: list[Choice], *, layer: int, dict_size: int, l0: float) -> Choice:
-    """Of this layer's, the nearest in width by ratio, and among those the nearest in L0. UsageError: there is none."""
+def nearest(choices: list[Choice], *, layer: int, dict_size: int | None, l0: float | None) -> Choice:
+    """Of this layer's, the nearest in width by ratio, and among those the nearest in L0. UsageError: there is none, or
+    there are several and nothing says which is near."""
     here = [choice for choice in choices if choice.layer == layer]
     if not here:
         layers = sorted({choice.layer for choice in choices})
         raise UsageError(f"There is no Gemma Scope transcoder for layer {layer}; there are layers {layers}.")
+
+    if len(here) == 1:
+        return here[0]
+    if dict_size is None or l0 is None:
+        paths = ", ".join(choice.path for choice in here[:8])
+        raise UsageError(f"There are {len(here)} dictionaries of layer {layer}: {paths}.", remedy="Name one of them.")
 
     def distance(choice: Choice) -> tuple[float, float, str]:
         ratio = choice.width / dict_size
@@ -68,7 +83,7 @@ def nearest(choices: list[Choice], *, layer: int, dict_size: int, l0: float) -> 
     return min(here, key=distance)
 
 
-def locate(path: Path, *, layer: int, dict_size: int, l0: float) -> Path:
+def locate(path: Path, *, layer: int, dict_size: int | None, l0: float | None) -> Path:
     """The params.npz meant by ``path``: itself, the one inside, or the nearest of a folder laid out as Google's."""
     if not path.exists():
         raise UsageError("There is no such file or folder.", where=path, remedy="Give a params.npz, or 'download'.")
@@ -90,13 +105,18 @@ def nominal_l0(path: Path) -> float | None:
     return float(found[1]) if found else None
 
 
-def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Transcoder:
-    """The dictionary in a params.npz, reading ``ln2_normalized``.
+def read_gemma_scope(path: Path, *, d_source: int | None = None, d_target: int | None = None) -> Transcoder:
+    """The dictionary in a params.npz, reading ``ln2_normalized``; of these widths, where they are given.
 
     UsageError: no such file. DamagedError: not such a file. MismatchError: its widths are another model's.
     """
     arrays = read_npz(path, _ARRAYS)
-    dict_size = len(arrays["b_enc"])
+    dict_size = arrays["b_enc"].numel()
+    if arrays["W_enc"].ndim == arrays["W_dec"].ndim == 2:
+        d_source = d_source or arrays["W_enc"].shape[0]
+        d_target = d_target or arrays["W_dec"].shape[1]
+    d_source = d_source or 0
+    d_target = d_target or 0
     shapes = {
         "W_enc": (d_source, dict_size),
         "b_enc": (dict_size,),
@@ -118,7 +138,32 @@ def read_gemma_scope(path: Path, *, d_source: int, d_target: int) -> Transcoder:
         source_view="ln2_normalized",
         tokens_trained=TOKENS_TRAINED if d_source == d_target == WIDTH else None,
         nominal_l0=nominal_l0(path),
+        config={
+            "model": MODEL if d_source == d_target == WIDTH else None,
+            "layer": layer_in(path.absolute().as_posix()),
+            "source_site": "ln2_normalized",
+            "target_site": "mlp_out",
+            "notes": ["its files tell of no prefixes: it has one, the whole dictionary"],
+        },
     )
+
+
+def write_gemma_scope(folder: Path, transcoder: Transcoder, _about: About) -> None:
+    """``params.npz``, of a transcoder with thresholds that reads ``ln2_normalized``. It has no place for our words."""
+    assert isinstance(transcoder.rule, JumpReLU), "Gemma Scope has thresholds"
+    assert transcoder.W_skip is None, "Gemma Scope has no skip"
+    arrays = {name: array.detach().float().cpu().numpy() for name, array in transcoder.arrays().items()}
+    arrays["W_enc"] = np.ascontiguousarray(arrays["W_enc"].T)
+    arrays["threshold"] = transcoder.rule.threshold.float().cpu().numpy()
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    disk.write_file(folder / FILE, buffer.getbuffer())
+
+
+def folder_of(layer: int, dict_size: int, l0: float) -> str:
+    """Google's name for a dictionary of this size and L0: ``layer_8/width_16k/average_l0_52``."""
+    unit = next((unit for unit in "mk" if dict_size % _UNITS[unit] == 0), "")
+    return f"layer_{layer}/width_{dict_size // _UNITS[unit]}{unit}/average_l0_{round(l0)}"
 
 
 def check_widths(found: tuple[int, int], wanted: tuple[int, int], where: object) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from common.errors import DamagedError, NestcoderError, UsageError
-from transcoder.formats.foreign_files import read_json, read_tensors
-from transcoder.formats.npz import read_npz
+from transcoder.formats.files.npz import read_npz
+from transcoder.formats.files.safe import read_json, read_tensors
 
 GOOD = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5)}
 

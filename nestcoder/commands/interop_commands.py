@@ -1,0 +1,83 @@
+"""What ``export`` and ``import`` print: transcoders to and from other tools."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.distributed import read_ranks
+from common.units import in_bytes
+from nestcoder import stages
+from nestcoder.invocation import CommandResult, Invocation
+from nestcoder.progress import shown_progress
+from nestcoder.text import table
+
+if TYPE_CHECKING:
+    from transcoder.transcoder import SourceView
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of ``export`` beside layers and device."""
+
+    to: tuple[str, ...]
+    out: Path
+    name: str
+    prefix: int | None
+    source_view: "SourceView | None"
+    fresh: bool
+
+
+def export(invocation: Invocation, layers: list[int], device: str, options: ExportOptions) -> CommandResult:
+    """Write each layer's transcoder in every format that was asked for; one table."""
+    with shown_progress() as progress:
+        results = stages.run_export(invocation.settings, layers, device=device, progress=progress, **vars(options))
+    rows = [
+        [
+            result["format"],
+            layer,
+            record["exactness"],
+            *(f"{record['held_out'][when]['fvu']:.4f}" for when in ("before", "after")),
+            *(f"{record['held_out'][when]['l0']:.2f}" for when in ("before", "after")),
+        ]
+        for result in results
+        for layer, record in result["layers"].items()
+    ]
+    heading = ["format", "layer", "", "FVU", "after", "L0", "after"]
+    lines = [*table(heading, rows), "", *(f"exported: {result['folder']}" for result in results), *_caveats(results)]
+    return CommandResult(results, "\n".join(lines))
+
+
+def plan_export(invocation: Invocation, layers: list[int], device: str, options: ExportOptions) -> CommandResult:
+    """What ``export`` would write."""
+    from common.progress import Silent
+    from evaluate.interop.export import plan_export as plan
+
+    asked = {name: value for name, value in vars(options).items() if name != "name"}
+    planned = plan(
+        stages.layer_sources(invocation.settings, layers, options.name),
+        stages.export_request(**asked),
+        device=read_ranks().device(device),
+        progress=Silent(),
+        cache_settings=invocation.settings.cache,
+    )
+    rows = [
+        [
+            item.to,
+            ", ".join(map(str, item.layers)),
+            _filled(item.silent_layers),
+            in_bytes(item.bytes_at_most),
+            item.folder,
+        ]
+        for item in planned
+    ]
+    heading = ["format", "layers", "", "at most", "folder"]
+    return CommandResult([asdict(item) for item in planned], "\n".join(table(heading, rows)))
+
+
+def _filled(silent_layers: int) -> str:
+    return f"and {silent_layers} that never fire" if silent_layers else ""
+
+
+def _caveats(results: list[dict[str, Any]]) -> list[str]:
+    found = {record["caveat"] for result in results for record in result["layers"].values() if record["caveat"]}
+    return [f"note: {caveat}" for caveat in sorted(found)]

@@ -1,0 +1,41 @@
+"""``export`` on a real tiny run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from common.errors import UsageError
+from nestcoder.cli import command_line
+
+MODEL = Path(__file__).resolve().parents[3] / "models" / "gpt2-stdlib"
+
+
+def call(runs: Path, *arguments: str, as_json: bool = False) -> Result:
+    options = ["--model", str(MODEL), "--set", f"runs={runs}", *(["--json"] if as_json else [])]
+    return CliRunner().invoke(command_line, [*options, *arguments])
+
+
+def test_export_prints_a_table_and_writes(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = call(tiny_run, "export", "--layer", "8", "--to", "saelens,circuit-tracer", "--dry-run", str(out))
+    assert plan.exit_code == 0, plan.output
+    assert "11 that never fire" in plan.stdout
+    assert not out.exists()
+    done = call(tiny_run, "export", "--layer", "8", "--to", "saelens, circuit-tracer", str(out))
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["format", "layer", "FVU", "after", "L0", "after"]
+    assert "exact" in lines[1]
+    assert "approximate" in lines[2]
+    assert (out / "circuit_tracer" / "layer_11.safetensors").is_file()
+    again = call(tiny_run, "export", "--layer", "8", "--to", "saelens", "--prefix", "16", str(out), as_json=True)
+    assert json.loads(again.stdout)[0]["layers"]["8"]["prefix"]["size"] == 16
+
+
+def test_what_is_not_there_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    refused = call(tiny_run, "export", "--layer", "8", "--name", "none", "--to", "saelens", str(tmp_path / "out"))
+    assert isinstance(refused.exception, UsageError)
+    with pytest.raises(UsageError, match="pickle is no format"):
+        raise call(tiny_run, "export", "--layer", "8", "--to", "pickle", str(tmp_path / "out")).exception  # type: ignore[misc]
