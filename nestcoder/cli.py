@@ -11,12 +11,12 @@ import click
 
 from nestcoder import __version__
 from nestcoder.commands.features_group import features
+from nestcoder.commands.interop_group import export
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.options import device_option, dry_run_option, fresh_option, layers_option, name_option
 
 if TYPE_CHECKING:
     from cache.format.codec import Codec
-    from transcoder.transcoder import SourceView
 
 _EPILOG = """\b
 Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
@@ -26,12 +26,6 @@ Exit codes: 0 done, or nothing to do; 1 a bug (with a traceback);
 """
 
 _path = click.argument("path", type=str)
-_source_view = click.option(
-    "--source-view",
-    type=click.Choice(["mlp_in", "ln2_normalized"]),
-    help="The input that the encoder reads: what the MLP consumes, or the same before the norm's gain and bias.",
-)
-_TOOLS = ["saelens", "saelens-jumprelu", "sparsify", "dictionary-learning", "circuit-tracer", "gemma-scope"]
 _CODECS = click.Choice(["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"])
 
 
@@ -148,49 +142,6 @@ def browse(invocation: Invocation, *, serve: bool, port: int) -> None:
         invocation.show(browse_command.write(invocation))
 
 
-@command_line.command()
-@_layers(required=True)
-@_device
-@_name
-@click.option("--to", "to", required=True, metavar="TOOL[,TOOL...]", help=f"What to write: {', '.join(_TOOLS)}.")
-@click.option("--prefix", type=click.IntRange(min=1), help="Export this prefix alone [default: the whole dictionary].")
-@_source_view
-@click.option("--dry-run", is_flag=True, help="Say what would be written; change nothing.")
-@click.option("--fresh", is_flag=True, help="Replace an earlier export of something else.")
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.pass_obj
-def export(
-    invocation: Invocation,
-    *,
-    layers: tuple[int, ...],
-    device: str,
-    name: str,
-    to: str,
-    prefix: int | None,
-    source_view: "SourceView | None",
-    dry_run: bool,
-    fresh: bool,
-    out: Path,
-) -> None:
-    """Write trained transcoders for other tools below the folder OUT.
-
-    Each file is measured on held-out rows after it was converted; EXPORT.json beside it says whether it is exact, what
-    was done, and its FVU and L0 before and after.
-    """
-    from nestcoder.commands import interop_commands
-
-    options = interop_commands.ExportOptions(
-        to=tuple(filter(None, (tool.strip() for tool in to.split(",")))),
-        out=out,
-        name=name,
-        prefix=prefix,
-        source_view=source_view,
-        fresh=fresh,
-    )
-    command = interop_commands.plan_export if dry_run else interop_commands.export
-    invocation.show(command(invocation, list(dict.fromkeys(layers)), device, options))
-
-
 @command_line.group()
 def cache() -> None:
     """Look at an activation cache, check it, mend it, pack it for an archive."""
@@ -291,3 +242,6 @@ def show(invocation: Invocation) -> None:
 
     settings = invocation.settings.model_dump(mode="json")
     invocation.show(CommandResult(settings, write_yaml(settings)))
+
+
+command_line.add_command(export)

@@ -1,5 +1,5 @@
-"""A transcoder that was trained on the normalised residual reads what the MLP consumes, and the other way round, exactly,
-once the norm's gain and bias (``common/norm.py``: m = x * gain + bias) are folded into its encoder:
+"""A transcoder of the normalised residual made to read what the MLP consumes, and the other way round, exactly: the
+norm's gain and bias (``common/norm.py``: m = x * gain + bias) are folded into its encoder.
 
     x to m:   W_enc' = W_enc diag(1 / gain)    b_enc' = b_enc - W_enc' @ bias
     m to x:   W_enc' = W_enc diag(gain)        b_enc' = b_enc + W_enc @ bias

@@ -39,7 +39,7 @@ def test_what_is_subtracted_from_the_source_is_folded() -> None:
         ({"W_skip": torch.zeros(5, 6)}, {}, DamagedError, "W_skip"),
         ({"W_enc": torch.zeros(24)}, {}, DamagedError, "W_enc has shape"),
         ({"b_enc": torch.zeros(0)}, {}, DamagedError, "no features"),
-        ({"b_enc": torch.zeros(24, dtype=torch.int32)}, {}, DamagedError, "float type"),
+        ({"b_enc": torch.zeros(24, dtype=torch.int32)}, {}, DamagedError, "int32"),
         ({}, {"d_source": 7}, MismatchError, "maps 6 to 5"),
         ({}, {"layer": 9}, MismatchError, "layer 8, not of layer 9"),
     ],

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from common.errors import DamagedError, UsageError
 from transcoder.formats.files import safe
-from transcoder.formats.files.safe import check_shapes, read_json, read_tensors
+from transcoder.formats.files.safe import read_json, read_tensors
 
 
 def test_only_the_tensors_that_are_asked_for(tmp_path: Path) -> None:
@@ -29,15 +29,3 @@ def test_json_is_an_object_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_json(tmp_path / "x")
     with pytest.raises(UsageError):
         read_json(tmp_path / "nothing")
-
-
-def test_shapes_types_and_numbers_are_checked() -> None:
-    shapes: dict[str, tuple[int, ...]] = {"a": (2,)}
-    check_shapes({"a": torch.ones(2)}, shapes, Path("x"))
-    for tensor, told in (
-        (torch.ones(3), "shape"),
-        (torch.ones(2, dtype=torch.int64), "float type"),
-        (torch.tensor([1, torch.inf]), "infinity"),
-    ):
-        with pytest.raises(DamagedError, match=told):
-            check_shapes({"a": tensor}, shapes, Path("x"))

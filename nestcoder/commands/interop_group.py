@@ -1,0 +1,62 @@
+"""The commands that give transcoders to other tools and take theirs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nestcoder.invocation import Invocation
+from nestcoder.options import device_option, layers_option, name_option
+
+if TYPE_CHECKING:
+    from transcoder.transcoder import SourceView
+
+_source_view = click.option(
+    "--source-view",
+    type=click.Choice(["mlp_in", "ln2_normalized"]),
+    help="The input that the encoder reads: what the MLP consumes, or the same before the norm's gain and bias.",
+)
+TOOLS = ["saelens", "saelens-jumprelu", "sparsify", "dictionary-learning", "circuit-tracer", "gemma-scope"]
+
+
+@click.command()
+@layers_option(required=True)
+@device_option
+@name_option
+@click.option("--to", "to", required=True, metavar="TOOL[,TOOL...]", help=f"What to write: {', '.join(TOOLS)}.")
+@click.option("--prefix", type=click.IntRange(min=1), help="Export this prefix alone [default: the whole dictionary].")
+@_source_view
+@click.option("--dry-run", is_flag=True, help="Say what would be written; change nothing.")
+@click.option("--fresh", is_flag=True, help="Replace an earlier export of something else.")
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.pass_obj
+def export(
+    invocation: Invocation,
+    *,
+    layers: tuple[int, ...],
+    device: str,
+    name: str,
+    to: str,
+    prefix: int | None,
+    source_view: "SourceView | None",
+    dry_run: bool,
+    fresh: bool,
+    out: Path,
+) -> None:
+    """Write trained transcoders for other tools below the folder OUT.
+
+    Each file is measured on held-out rows after it was converted; EXPORT.json beside it says whether it is exact, what
+    was done, and its FVU and L0 before and after.
+    """
+    from nestcoder.commands import interop_commands
+
+    options = interop_commands.ExportOptions(
+        to=tuple(filter(None, (tool.strip() for tool in to.split(",")))),
+        out=out,
+        name=name,
+        prefix=prefix,
+        source_view=source_view,
+        fresh=fresh,
+    )
+    command = interop_commands.plan_export if dry_run else interop_commands.export
+    invocation.show(command(invocation, list(dict.fromkeys(layers)), device, options))

@@ -1,0 +1,8 @@
+"""The formats that ``--help`` names are those that there are."""
+
+from nestcoder.commands.interop_group import TOOLS
+from transcoder.formats.foreign import WRITERS
+
+
+def test_help_names_every_format() -> None:
+    assert list(WRITERS) == TOOLS
