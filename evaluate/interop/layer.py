@@ -76,6 +76,7 @@ class ExportLayer:
 
     @cached_property
     def about(self) -> About:
+        """Where the transcoder lies in its model, as its cache says."""
         identity = self.reader.identity
         source, target = self._sites
         dataset = identity.get("dataset")
@@ -103,19 +104,23 @@ class ExportLayer:
 
     @cached_property
     def reader(self) -> CacheReader:
+        """The cache; of an autoencoder, its one side."""
         return open_cache(self.source.cache, self.cache_settings, device=self.device, side=self._loaded.side)
 
     @cached_property
     def norm(self) -> NormAffine | None:
+        """The norm's gain and bias, where the cache stores them."""
         return NormAffine.of_arrays(self.reader.arrays)
 
     @cached_property
     def replay(self) -> Replay:
+        """What replays the held-out rows."""
         rows = batch_rows_for(self.trained, self.device)
         return Replay(open_held_out(self.reader), rows, self.device, self.progress)
 
     @cached_property
     def thresholds(self) -> JumpReLU:
+        """Thresholds in place of top-k, matched on training rows."""
         trained = self.fed(self.trained)
         rows = self.request.calibration_rows
         source = calibration_source(self.reader, trained, rows=rows, device=self.device)

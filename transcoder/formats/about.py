@@ -37,10 +37,12 @@ class About:
 
     @property
     def source_hook(self) -> str:
+        """TransformerLens's name of what the encoder reads."""
         return hook_of(self.source_site, self.layer)
 
     @property
     def target_hook(self) -> str:
+        """TransformerLens's name of what is reconstructed."""
         return hook_of(self.target_site, self.layer)
 
     def words(self) -> dict[str, Any]:
