@@ -12,7 +12,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PACKAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate")
+PACKAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate", "finetune")
 _IMPORT = re.compile(rf"^(\s*)from ({'|'.join(PACKAGES)})(?=[. ])", re.MULTILINE)
 
 

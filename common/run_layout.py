@@ -5,6 +5,7 @@
 <runs>/<model>/layer08/transcoder/<name>/      weights, settings, checkpoints, log
 <runs>/<model>/layer08/report/<name>/<date>/   one evaluation
 <runs>/<model>/layer08/features/<name>/        evidence of every feature, and the pages that show it
+<runs>/<model>/finetune/<name>/                state and report of a fine-tuning; its result is a transcoder
 <runs>/<model>/together/<name>/                several layers' transcoders in the language model at once
 """
 
@@ -78,6 +79,11 @@ def run_folders(runs: Path, model: str, layer: int) -> RunFolders:
 def together_folder(runs: Path, model: str, name: str) -> Path:
     """Where the report of several layers' transcoders of one name lies."""
     return runs / model_folder_name(model) / "together" / checked_name(name)
+
+
+def finetune_folder(runs: Path, model: str, name: str) -> Path:
+    """Where the fine-tuning works whose result has that name."""
+    return runs / model_folder_name(model) / "finetune" / checked_name(name)
 
 
 def model_folder_name(model: str) -> str:

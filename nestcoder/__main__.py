@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-_PACKAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate")
+_PACKAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate", "finetune")
 
 
 def main(arguments: list[str] | None = None) -> None:

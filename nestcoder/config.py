@@ -17,6 +17,7 @@ from common.errors import UsageError
 from common.settings import PathText, Settings
 from evaluate.config import EvaluateSettings
 from evaluate.features.config import FeatureSettings
+from finetune.config import FinetuneSettings
 from harvest.config import HarvestSettings
 from nestcoder.yamlfile import KeyPath, YamlFile, parse_scalar, read_yaml
 from train.config import LogSettings, TrainSettings
@@ -37,6 +38,7 @@ class PipelineSettings(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     features: FeatureSettings = FeatureSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
     log: LogSettings = LogSettings()
 
 

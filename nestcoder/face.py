@@ -14,7 +14,14 @@ from evaluate.spliced.saebench import SAEBenchAdapter
 from evaluate.spliced.splice import splice
 from evaluate.spliced.transformer_lens import transformer_lens_hooks
 from nestcoder.config import PipelineSettings, load_settings
-from nestcoder.stages import run_evaluate, run_features, run_harvest, run_harvest_probe, run_together, run_train
+from nestcoder.model_stages import run_finetune, run_together
+from nestcoder.stages import (
+    run_evaluate,
+    run_features,
+    run_harvest,
+    run_harvest_probe,
+    run_train,
+)
 from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
 
@@ -32,6 +39,7 @@ __all__ = [
     "open_cache",
     "run_evaluate",
     "run_features",
+    "run_finetune",
     "run_harvest",
     "run_harvest_probe",
     "run_together",

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.progress import Progress, Silent
-from common.run_layout import CONFIG_FILE, RunFolders, known_layers, run_folders, together_folder
+from common.run_layout import (
+    CONFIG_FILE,
+    RunFolders,
+    known_layers,
+    run_folders,
+)
 from nestcoder.config import PipelineSettings
 
 if TYPE_CHECKING:
@@ -156,37 +161,6 @@ def run_evaluate(
                 progress=progress or Silent(),
             )
     return results
-
-
-def run_together(
-    settings: PipelineSettings,
-    layers: Sequence[int] = (),
-    *,
-    name: str = "main",
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Splice the transcoders ``name`` of several layers (none given: of every trained one) into the language model at
-    once: cross-entropy, KL and the share of unchanged first choices, by prefix.
-
-    nestcoder.run_together(settings, [4, 8])["language_model"]["per_prefix"][-1]["delta"]
-    """
-    from common.distributed import process_group, read_ranks
-    from evaluate.spliced.together import splice_together
-
-    ranks = read_ranks()
-    with process_group(ranks, ranks.device(device)):
-        chosen = list(layers) or trained_layers(settings, name)
-        return splice_together(
-            caches={layer: folders_of(settings, layer).cache for layer in chosen},
-            transcoders={layer: folders_of(settings, layer).transcoder(name) for layer in chosen},
-            out=together_folder(Path(settings.runs), settings.model, name),
-            settings=settings.evaluate,
-            device=ranks.device(device),
-            lm=settings.model,
-            progress=progress or Silent(),
-            cache_settings=settings.cache,
-        )
 
 
 def run_features(

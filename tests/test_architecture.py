@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("nestcoder", "harvest", "cache", "transcoder", "train", "evaluate", "common")
+PACKAGES = ("nestcoder", "harvest", "cache", "transcoder", "train", "evaluate", "finetune", "common")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/python.md", "docs/log.md", "docs/kinds.md")
 
@@ -67,6 +67,11 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "evaluate/spliced/contexts.py",
         "evaluate/spliced/loss.py",
         "evaluate/token_text.py",
+    ),
+    "finetune: by the tests of whole fine-tunings": (
+        "finetune/config.py",
+        "finetune/state.py",
+        "finetune/tuned.py",
     ),
     "harvest: by the tests of whole harvests and of each kind of text": (
         "harvest/load.py",

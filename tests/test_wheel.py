@@ -12,7 +12,7 @@ import pytest
 import nestcoder
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate")
+STAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate", "finetune")
 
 
 @pytest.fixture(scope="module")

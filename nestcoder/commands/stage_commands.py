@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.run_layout import together_folder
-from nestcoder import stages
+from nestcoder import model_stages, stages
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
 from nestcoder.text import as_lines
@@ -103,7 +103,7 @@ def evaluate_together(invocation: Invocation, layers: list[int], device: str, *,
     from evaluate.spliced.together import together_table
 
     with shown_progress() as progress:
-        metrics = stages.run_together(invocation.settings, layers, name=name, device=device, progress=progress)
+        metrics = model_stages.run_together(invocation.settings, layers, name=name, device=device, progress=progress)
     settings = invocation.settings
     folder = together_folder(Path(settings.runs), settings.model, name)
     return CommandResult(metrics, f"{together_table(metrics)}\n\nreport: {folder}")

@@ -1,0 +1,132 @@
+"""The state of a fine-tuning on disk: one checkpoint, replaced whole, from which a rerun goes on to the same bits.
+
+    state/step-00000300.safetensors    weights and moments of every layer, in training's units
+    state/state.json                   step, norms of the balance, settings and inputs, the seal of the other file
+    steps.jsonl                        a line every log_every steps; what is beyond the checkpoint is cut off
+
+The arrays' file is written first and the JSON, which names it, last. Everything else is a function of seed and step.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from common import disk
+from common.errors import DamagedError, MismatchError
+from common.reading import parse_json
+from common.sealed.document import check_checksum, with_checksum
+from common.sealed.tensors import FileSeal, read_tensors, write_tensors
+from finetune.objective import Balance
+from finetune.tuned import Tuned
+from train.arrays.optim import Moments
+from train.arrays.parameters import Parameters
+from train.record.identity import differences
+
+FORMAT_VERSION = 1
+STATE_FOLDER = "state"
+STATE_FILE = "state.json"
+LOG_FILE = "steps.jsonl"
+_FRESH = "Start again with --fresh, or give the result another name."
+
+
+@dataclass
+class Progressed:
+    """How far a run is: steps done, and the balance of its gradients."""
+
+    step: int
+    balance: Balance
+
+
+class State:
+    """The checkpoint and the log of one run in ``folder``; ``identity`` is what a checkpoint must agree with."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self._folder = folder
+        self._identity = json.loads(json.dumps(identity))
+
+    def restore(self, tuned: dict[int, Tuned]) -> Progressed:
+        """Bring the dictionaries to where the run was; step 0 where it has not begun.
+
+        Raises MismatchError for another run's checkpoint, DamagedError for a damaged one.
+        """
+        path = self._folder / STATE_FOLDER / STATE_FILE
+        if not path.is_file():
+            self._cut_log(0)
+            return Progressed(0, Balance())
+        document = _read(path)
+        if document.get("format_version") != FORMAT_VERSION:
+            raise MismatchError(f"Format version {document.get('format_version')!r} is unknown.", where=path)
+        if changed := differences(document["identity"], self._identity):
+            what = f"This fine-tuning was begun with other settings or inputs: {'; '.join(changed)}."
+            raise MismatchError(what, where=path, remedy=_FRESH)
+        arrays = read_tensors(self._arrays(document["step"]), FileSeal.parse(document["arrays"], where=path))
+        for layer, one in tuned.items():
+            _put(one, layer, arrays)
+        self._cut_log(document["log_bytes"])
+        return Progressed(document["step"], Balance(**document["balance"]))
+
+    def save(self, tuned: dict[int, Tuned], at: Progressed) -> None:
+        """Replace the checkpoint."""
+        arrays = {name: array for layer, one in tuned.items() for name, array in _arrays_of(one, layer).items()}
+        seal = write_tensors(self._arrays(at.step), arrays)
+        log = self._folder / LOG_FILE
+        document = {
+            "format_version": FORMAT_VERSION,
+            "step": at.step,
+            "balance": asdict(at.balance),
+            "identity": self._identity,
+            "arrays": seal.as_dict(),
+            "log_bytes": log.stat().st_size if log.is_file() else 0,
+        }
+        text = json.dumps(with_checksum(document), indent=1) + "\n"
+        disk.write_file(self._folder / STATE_FOLDER / STATE_FILE, text.encode())
+        for path in sorted((self._folder / STATE_FOLDER).glob("step-*.safetensors")):
+            if path != self._arrays(at.step):
+                disk.remove(path)
+
+    def add_line(self, line: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        disk.append_line(self._folder / LOG_FILE, json.dumps(line).encode() + b"\n")
+
+    def _cut_log(self, size: int) -> None:
+        log = self._folder / LOG_FILE
+        there = log.stat().st_size if log.is_file() else 0
+        if there < size:
+            raise DamagedError("The log is shorter than when the checkpoint was saved.", where=log, remedy=_FRESH)
+        if there > size:
+            disk.truncate(log, size)
+
+    def _arrays(self, step: int) -> Path:
+        return self._folder / STATE_FOLDER / f"step-{step:08d}.safetensors"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The sealed document. Raises DamagedError where it is not what was written."""
+    try:
+        document: Any = parse_json(path.read_bytes())
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise DamagedError("The state of this fine-tuning does not read.", where=path, remedy=_FRESH)
+    check_checksum(document, where=path, remedy=_FRESH)
+    return document
+
+
+def _arrays_of(one: Tuned, layer: int) -> dict[str, Tensor]:
+    kinds = {"weight": one.weights.tensors(), "first": one.moments.first, "second": one.moments.second}
+    return {f"{layer}.{kind}.{name}": array for kind, arrays in kinds.items() for name, array in arrays.items()}
+
+
+def _put(one: Tuned, layer: int, arrays: dict[str, Tensor]) -> None:
+    """Lay a checkpoint's arrays into memory of their own: products on mapped files may differ in the last bit."""
+
+    def of(kind: str) -> dict[str, Tensor]:
+        device = one.weights.b_enc.device
+        return {name: arrays[f"{layer}.{kind}.{name}"].clone().to(device) for name in one.weights.tensors()}
+
+    one.weights = Parameters(**of("weight"))
+    one.moments = Moments(of("first"), of("second"))
+    one.show()

@@ -1,0 +1,34 @@
+"""What ``finetune`` prints: the plan, or before and after."""
+
+from nestcoder import model_stages
+from nestcoder.invocation import CommandResult, Invocation
+from nestcoder.progress import shown_progress
+from nestcoder.text import as_lines
+
+
+def finetune(
+    invocation: Invocation, layers: list[int], device: str, *, name: str, result: str | None, fresh: bool
+) -> CommandResult:
+    """Fine-tune, and compare before and after on held-out rows."""
+    from finetune.compare import comparison_table
+
+    settings = invocation.settings
+    request = model_stages.finetune_request(settings, layers, name=name, result=result, device=device)
+    with shown_progress() as progress:
+        metrics = model_stages.run_finetune(
+            settings, layers, name=name, result=result, device=device, fresh=fresh, progress=progress
+        )
+    made = [f"fine-tuned: {request.folders[layer].transcoder(request.result)}" for layer in layers]
+    return CommandResult(metrics, "\n".join([comparison_table(metrics), "", *made]))
+
+
+def plan_finetune(
+    invocation: Invocation, layers: list[int], device: str, *, name: str, result: str | None
+) -> CommandResult:
+    """Steps, tokens, minutes; nothing is written."""
+    from finetune.run import plan_finetune as plan
+
+    request = model_stages.finetune_request(invocation.settings, layers, name=name, result=result, device=device)
+    with shown_progress() as progress:
+        found = plan(request, progress=progress)
+    return CommandResult(found, as_lines(found))

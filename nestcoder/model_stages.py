@@ -1,0 +1,95 @@
+"""The stages that run the language model with dictionaries in it, as functions of the settings.
+
+    nestcoder.run_together(settings, [4, 8])     several layers spliced at once
+    nestcoder.run_finetune(settings, [8])        trained further inside the model
+
+As ``nestcoder.stages``, whose folders they read and write.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UsageError
+from common.progress import Progress, Silent
+from common.run_layout import finetune_folder, together_folder
+from nestcoder.config import PipelineSettings
+from nestcoder.stages import folders_of, trained_layers
+
+if TYPE_CHECKING:
+    from finetune.run import FinetuneRequest
+
+
+def run_together(
+    settings: PipelineSettings,
+    layers: Sequence[int] = (),
+    *,
+    name: str = "main",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Splice the transcoders ``name`` of several layers (none given: of every trained one) into the language model at
+    once: cross-entropy, KL and the share of unchanged first choices, by prefix.
+
+    nestcoder.run_together(settings, [4, 8])["language_model"]["per_prefix"][-1]["delta"]
+    """
+    from common.distributed import process_group, read_ranks
+    from evaluate.spliced.together import splice_together
+
+    ranks = read_ranks()
+    with process_group(ranks, ranks.device(device)):
+        chosen = list(layers) or trained_layers(settings, name)
+        return splice_together(
+            caches={layer: folders_of(settings, layer).cache for layer in chosen},
+            transcoders={layer: folders_of(settings, layer).transcoder(name) for layer in chosen},
+            out=together_folder(Path(settings.runs), settings.model, name),
+            settings=settings.evaluate,
+            device=ranks.device(device),
+            lm=settings.model,
+            progress=progress or Silent(),
+            cache_settings=settings.cache,
+        )
+
+
+def run_finetune(
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    name: str = "main",
+    result: str | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fine-tune the transcoders ``name`` of these layers, spliced into the language model at once, into ``result``
+    (``<name>-finetuned``); what it bought and cost, before and after.
+
+    nestcoder.run_finetune(settings, [8])["language_model"]["closed_per_prefix"][-1]["delta"]
+    """
+    from finetune.run import finetune_layers
+
+    request = finetune_request(settings, layers, name=name, result=result, device=device)
+    return finetune_layers(request, fresh=fresh, progress=progress or Silent())
+
+
+def finetune_request(
+    settings: PipelineSettings, layers: Sequence[int], *, name: str, result: str | None, device: str
+) -> "FinetuneRequest":
+    """What the settings ask of fine-tuning. Raises UsageError in one of several processes."""
+    from common.distributed import read_ranks
+    from finetune.run import FinetuneRequest
+
+    if read_ranks().world > 1:
+        raise UsageError("One process fine-tunes.", remedy="Run 'nestcoder finetune' without torchrun.")
+    result = result or f"{name}-finetuned"
+    return FinetuneRequest(
+        folders={layer: folders_of(settings, layer) for layer in layers},
+        name=name,
+        result=result,
+        work=finetune_folder(Path(settings.runs), settings.model, result),
+        lm=settings.model,
+        device=device,
+        settings=settings.finetune,
+        evaluate=settings.evaluate,
+        cache=settings.cache,
+    )
