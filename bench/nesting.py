@@ -1,17 +1,19 @@
 """What nesting costs: FVU of every prefix of one nested transcoder, beside dictionaries of those sizes trained alone.
 
 python -m bench.nesting CACHE OUT [--steps N] [--top-k K]: all from one reading of the cache, by ``train.sweep``; a
-rerun goes on. Held-out FVU, under the training rule; L0 of the last batch.
+rerun goes on. FVU, L0 and dead features as a report says them, on all held-out rows.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from cache.reader import CacheReader
 from common.progress import Silent
+from evaluate.config import EvaluateSettings
+from evaluate.run import evaluate_layer
 from train.config import LogSettings, TrainSettings
-from train.record.log import read_log
 from train.run import train_layer
 
 
@@ -35,19 +37,30 @@ def compare(cache: Path, out: Path, *, steps: int, top_k: int) -> list[tuple[int
         prefixes=ends, top_k=top_k, steps=steps, batch_rows=1024, dead_after_tokens=200_000, sweep=alone
     )
     train_layer(cache=cache, out=out, settings=settings, device="cpu", fresh=False, progress=Steps(), log=LogSettings())
-    nested = last_metrics(out)
+    nested = measured(cache, out)
     rows: list[tuple[int, float, float, float, float, float]] = []
     for number, end in enumerate(ends):
-        one = last_metrics(out / f"alone-{end}")
-        beside = (nested["held_out_fvu_per_prefix"][number], nested["l0_per_prefix"][number])
-        rows.append((end, *beside, one["held_out_fvu"], one["l0"], one["dead"]))
-    print(f"dead share of the nested one: {nested['dead']:.3f}")
+        one = measured(cache, out / f"alone-{end}")
+        beside = (nested["fvu_per_prefix"][number], nested["l0_per_prefix"][number])
+        rows.append((end, *beside, one["fvu"], one["l0"], one["dead_fraction"]))
+    print(f"dead share of the nested one: {nested['dead_fraction']:.3f}")
     return rows
 
 
-def last_metrics(run: Path) -> dict:
-    """The last value of everything that a run logged."""
-    return {key: value for line in read_log(run / "metrics.jsonl") for key, value in line.items()}
+def measured(cache: Path, transcoder: Path) -> dict[str, Any]:
+    """What a report says of it."""
+    return evaluate_layer(
+        cache=cache,
+        transcoder=transcoder,
+        out=transcoder / "report",
+        settings=EvaluateSettings(bootstrap=0),
+        device="cpu",
+        lm=None,
+        gemma_scope=None,
+        against=None,
+        force=False,
+        progress=Silent(),
+    )
 
 
 def main() -> None:

@@ -66,6 +66,7 @@ def settings_of(model: Path, text: Path, runs: Path, options: argparse.Namespace
             "held_out_tokens": options.held_out_tokens,
             "held_out_document_tokens": max(1, options.held_out_tokens // 128),
             "probe_words": options.probe_words,
+            "probe_examples": options.probe_examples,
         },
         # So many documents are held out that a hundred of them are met before the training rows are full.
         cache={"held_out_fraction": 0.4, "shard_rows": 4096},
@@ -134,8 +135,9 @@ def parser() -> argparse.ArgumentParser:
         "steps": 800,
         "batch-rows": 512,
         "top-k": 32,
-        "lm-tokens": 20_480,
-        "probe-words": 100,
+        "lm-tokens": 4096,
+        "probe-words": 60,
+        "probe-examples": 5,
     }.items():
         made.add_argument(f"--{name}", type=int, default=value)
     made.add_argument("--prefixes", type=int, nargs="+", default=PREFIXES)

@@ -166,7 +166,7 @@ class TrainSettings(CommonTrainSettings):
     """Of the matrix products; master weights and the optimiser are always float32. ``auto`` is bfloat16 on a GPU that
     computes in it (NVIDIA's since Ampere), and float32 elsewhere; a run records which it was."""
     lr: PositiveFloat | None = None
-    """The full rate; 0.04 / sqrt(width of the target) where not given, so 0.004 at 96 and 0.0014 at 768."""
+    """The full rate; 0.016 / width^(1/4), of the target, where not given, so 0.0051 at 96 and 0.0030 at 768."""
     warmup_steps: CountOrZero | None = None
     """Steps in which the rate rises; 100 where not given, and at most half of the steps that no decay takes."""
     sparsity_warmup_steps: CountOrZero | None = None

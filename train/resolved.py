@@ -5,7 +5,6 @@ that of an earlier release too: what it does not state follows as it did then.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from itertools import accumulate
@@ -84,7 +83,7 @@ def resolve(
         "prefix_weights": _weights(settings.prefix_weights, count=len(prefixes)),
         "top_k": settings.top_k or preset.get("top_k", _DEFAULT_TOP_K),
         "compute_dtype": device_dtype if settings.compute_dtype == "auto" else settings.compute_dtype,
-        "lr": settings.lr or 0.04 / math.sqrt(d_target),
+        "lr": settings.lr or 0.016 / d_target**0.25,
         "warmup_steps": warmup_steps,
         "sparsity_warmup_steps": _or_else(settings.sparsity_warmup_steps, _sparsity_warmup_steps(settings)),
         "decay_steps": settings.decay_steps or max(1, settings.steps - warmup_steps),

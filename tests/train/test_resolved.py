@@ -36,7 +36,7 @@ def test_auto_takes_the_preset_named_like_the_model() -> None:
 
 
 def test_the_rate_follows_from_the_width() -> None:
-    assert resolve(TrainSettings(), model="m", d_target=400).lr == pytest.approx(0.002)
+    assert resolve(TrainSettings(), model="m", d_target=625).lr == pytest.approx(0.0032)
     assert resolve(TrainSettings(lr=0.1), model="m", d_target=400).lr == 0.1
 
 
