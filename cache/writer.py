@@ -4,6 +4,7 @@ A segment is committed like this: all its files are written aside, flushed and r
 then a line goes into the journal, with every checksum and the caller's place in the text.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cache.config import CacheSettings
+from cache.format.chunks import FileOut
 from cache.format.codec import least_bytes
 from cache.format.dtypes import Activations, StoredRows, to_stored
 from cache.format.journal import Commit, FileEntry, Point
@@ -48,6 +50,8 @@ from common.hashing import Bytes, hash_bytes
 from common.progress import Progress, Silent
 from common.units import in_bytes
 
+_WRITING_THREADS = max(1, min(4, (os.cpu_count() or 1) // 4))
+"""Files of a segment that are hashed and copied to the page cache at once: one thread copies some 3 GB/s."""
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
 
@@ -220,15 +224,15 @@ class CacheWriter:
         self._journal.points.setdefault((name, segment + 1), following)
 
     def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
-        entries: list[FileEntry] = []
+        made: list[FileOut] = []
 
         def files() -> Iterator[tuple[Path, Iterator[Bytes]]]:
             for file in self._buffers[name].files(segment):
+                made.append(file)
                 yield self._path / file.path, file.pieces()
-                entries.append(file.entry)
 
-        disk.write_files(files(), tag=self._tag)
-        return tuple(entries)
+        disk.write_files(files(), tag=self._tag, threads=_WRITING_THREADS)
+        return tuple(file.entry for file in made)
 
     def _is_finished(self) -> bool:
         """Whether this very part lies here, complete. Then nothing is written, and the disk may be read-only."""

@@ -132,26 +132,33 @@ def write_file(path: Path, data: Bytes | Iterable[Bytes], *, tag: str = "0") -> 
     write_files([(path, pieces)], tag=tag)
 
 
-def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str) -> None:
+def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str, threads: int = 1) -> None:
     """Replace several files, each whole or not at all; all are on the disk when this returns.
 
-    Files are taken one by one, and flushed in the background while the next is made. ``tag`` names the writer, so that
-    two writers never write aside to the same name.
+    Files are taken one by one, and flushed in the background while the next is made. With several ``threads`` as many
+    are made at once; their pieces are then taken there. ``tag`` names the writer, so that two writers never write aside
+    to the same name.
     """
     written: dict[Path, Path] = {}
     flushes: dict[Path, Future[None]] = {}
-    with ThreadPoolExecutor(1, thread_name_prefix="flush") as background:
+    with ThreadPoolExecutor(threads, thread_name_prefix="flush") as background:
         try:
             for path, pieces in files:
+                if any(flush.done() and flush.exception() for flush in flushes.values()):
+                    break  # raised below: nothing more need be made
                 make_folder(path.parent)
                 written[path] = aside_path(path, tag)
-                flushes[path] = background.submit(_flush_and_close, _write_aside(written[path], pieces))
+                if threads > 1:
+                    flushes[path] = background.submit(_write_and_flush, written[path], pieces)
+                else:
+                    flushes[path] = background.submit(_flush_and_close, _write_aside(written[path], pieces))
             for path, aside in written.items():
                 with _operation("flush", aside):
                     flushes[path].result()
                 with _operation("rename", path):
                     aside.rename(path)
         except DiskError:
+            background.shutdown(cancel_futures=True)  # or a file might be made after it was removed
             for aside in written.values():
                 aside.unlink(missing_ok=True)
             raise
@@ -174,6 +181,10 @@ def _write_aside(path: Path, pieces: Iterable[Bytes]) -> int:
             os.close(descriptor)
             raise
     return descriptor
+
+
+def _write_and_flush(path: Path, pieces: Iterable[Bytes]) -> None:
+    _flush_and_close(_write_aside(path, pieces))
 
 
 def _flush_and_close(descriptor: int) -> None:

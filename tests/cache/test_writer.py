@@ -83,6 +83,22 @@ def test_the_size_of_a_batch_changes_no_row(stream, tmp_path):
     assert all(one[path] == many[path] for path in one if not path.startswith(("journal", "seals")))
 
 
+def test_the_number_of_threads_changes_no_byte(stream, tmp_path, monkeypatch):
+    stream.write(tmp_path / "one")
+    monkeypatch.setattr("cache.writer._WRITING_THREADS", 3)
+    monkeypatch.setattr("cache.format.statistics._THREADS", 3)
+    monkeypatch.setattr("cache.format.statistics._BLOCK_VALUES", 32)
+    monkeypatch.setattr("cache.format.statistics._PIECE_BLOCKS", 2)
+    stream.write(tmp_path / "three")
+    monkeypatch.setattr("cache.format.statistics._THREADS", 1)
+    stream.write(tmp_path / "blocks")
+    assert stream.tree(tmp_path / "three") == stream.tree(tmp_path / "blocks")
+    monkeypatch.undo()
+    monkeypatch.setattr("cache.writer._WRITING_THREADS", 3)
+    stream.write(tmp_path / "written by three")
+    assert stream.tree(tmp_path / "written by three") == stream.tree(tmp_path / "one")
+
+
 def test_parts_fill_one_store(stream, tmp_path):
     writers = [stream.open_writer(tmp_path, part=part, parts=2, train_rows=64, held_out_rows=16) for part in range(2)]
     for part, writer in enumerate(writers):

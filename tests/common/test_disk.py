@@ -43,9 +43,20 @@ def test_a_refused_write_leaves_what_was_there(operation: str, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_several_files_appear_in_one_call(tmp_path: Path) -> None:
-    disk.write_files([(tmp_path / "x" / str(number), [bytes([number])]) for number in range(3)], tag="0")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_files_appear_in_one_call(threads: int, tmp_path: Path) -> None:
+    files = [(tmp_path / "x" / str(number), [bytes([number])]) for number in range(3)]
+    disk.write_files(files, tag="0", threads=threads)
     assert [(tmp_path / "x" / str(number)).read_bytes() for number in range(3)] == [b"\0", b"\1", b"\2"]
+
+
+@pytest.mark.parametrize("operation", ["write", "flush", "rename"])
+def test_several_threads_leave_nothing_of_what_was_refused(operation: str, tmp_path: Path) -> None:
+    files = [(tmp_path / str(number), [bytes(1000)] * 50) for number in range(9)]
+    with disk.watch(refusing(operation, errno.ENOSPC)), pytest.raises(DiskError) as caught:
+        disk.write_files(files, tag="0", threads=3)
+    assert "No space left on device" in caught.value.what
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lines_are_appended_and_cut(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ done plainly for good, and a note says why. Same kernels, same order: same bytes
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from torch import Tensor
 from common.progress import Progress
 
 _PLAIN_TURNS = 3
-Inputs = Sequence[Tensor | None]
+Inputs = Sequence[Any]
+"""Tensors; None for one that a form does not have."""
 Work = Callable[[Inputs], dict[str, Tensor]]
 
 
@@ -100,6 +102,7 @@ class Graphs:
         except Exception:
             # A capture that failed leaves the allocator in it: batches would never be freed again.
             with suppress(Exception):
-                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
+                end = torch._C._cuda_endAllocateToPool  # pyright: ignore[reportPrivateUsage]
+                end(self._device.index or 0, self._pool)
             raise
         return graph.replay

@@ -73,8 +73,9 @@ def update_(
     if in_one_pass(weights):
         if numbers is None:
             numbers = to_device(step_numbers(settings, step), norm.device)
-        given = {"moments": moments, "settings": settings, "numbers": numbers, "rounded": rounded}
-        _update_in_one_pass_(arrays, grads, norm=norm, **given)
+        _update_in_one_pass_(
+            arrays, grads, moments=moments, settings=settings, numbers=numbers, rounded=rounded, norm=norm
+        )
         return norm
     for names, weight_decay in _groups(arrays, settings.weight_decay):
         fused_adam_(
