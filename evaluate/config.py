@@ -22,3 +22,5 @@ class EvaluateSettings(Settings):
     """Top contexts of each shown feature, of different documents."""
     lm_tokens: PositiveInt = 100_000
     """Held-out tokens that ``--lm`` runs through the language model."""
+    features: bool = False
+    """Take the evidence of every feature after the report, as ``nestcoder features`` does (logits too with ``--lm``)."""

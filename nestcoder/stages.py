@@ -135,7 +135,8 @@ def run_evaluate(
     """Evaluate the transcoder ``name`` of each layer (none given: of every trained layer); its metrics.json, by layer.
 
     ``lm`` also splices it into the language model; ``gemma_scope`` (a path, or "download") or ``against`` (a path)
-    compares it with another dictionary, and ``force`` does so although a check fails.
+    compares it with another dictionary, and ``force`` does so although a check fails. With ``evaluate.features`` in the
+    settings the evidence of every feature is taken after each report, as ``run_features`` takes it.
 
         nestcoder.run_evaluate(nestcoder.load_settings("pipeline.yaml"))[8]["fvu_per_prefix"]
     """
@@ -160,6 +161,8 @@ def run_evaluate(
                 force=force,
                 progress=progress or Silent(),
             )
+    if settings.evaluate.features:
+        run_features(settings, list(results), name=name, device=device, lm=lm, force=force, progress=progress)
     return results
 
 
@@ -176,31 +179,31 @@ def run_features(
     """Take the evidence of every feature of each layer's transcoder ``name``, and write its pages; evidence.json,
     by layer.
 
-    ``lm`` also reads the language model's unembedding, for the logits. Raises UsageError in one of several processes.
+    ``lm`` also reads the language model's unembedding, for the logits.
 
         nestcoder.run_features(settings, [8])
         evidence = nestcoder.load_features("runs/gpt2-stdlib/layer08/features/main")
         nestcoder.feature_page(evidence, 123)["label"]
     """
-    from common.distributed import read_ranks
+    from common.distributed import process_group, read_ranks
     from evaluate.features.run import features_of_layer
 
-    if read_ranks().world > 1:
-        raise UsageError("Evidence is taken by one process.", remedy="Run 'nestcoder features' without torchrun.")
+    ranks = read_ranks()
     results: dict[int, dict[str, Any]] = {}
-    for layer in layers:
-        folders = folders_of(settings, layer)
-        results[layer] = features_of_layer(
-            cache=folders.cache,
-            cache_settings=settings.cache,
-            transcoder=folders.transcoder(name),
-            out=folders.features(name),
-            settings=settings.features,
-            device=device,
-            lm=settings.model if lm else None,
-            force=force,
-            progress=progress or Silent(),
-        )
+    with process_group(ranks, ranks.device(device)):
+        for layer in layers:
+            folders = folders_of(settings, layer)
+            results[layer] = features_of_layer(
+                cache=folders.cache,
+                cache_settings=settings.cache,
+                transcoder=folders.transcoder(name),
+                out=folders.features(name),
+                settings=settings.features,
+                device=ranks.device(device),
+                lm=settings.model if lm else None,
+                force=force,
+                progress=progress or Silent(),
+            )
     return results
 
 

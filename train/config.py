@@ -36,6 +36,25 @@ def presets() -> dict[str, dict[str, Any]]:
     return of_models | LAYER_PRESETS
 
 
+class SampleSettings(Settings):
+    """Samples of what features fire on, taken while a training is on and written beside it; it does not notice."""
+
+    every: CountOrZero = 1000
+    """Steps from one collection to the next; 0 for none."""
+    rows: Count = 16_384
+    """Held-out rows that are encoded, from the beginning of the split."""
+    samples_per_feature: Count = 100
+    """Firings of a feature that are drawn, of those above the threshold."""
+    samples_saved: Count = 10
+    """Of these, the strongest are written."""
+    threshold: float = Field(default=0.1, ge=0)
+    """Largest value, in the cache's units, that is no sample."""
+    context_size: CountOrZero = 20
+    """Tokens on either side that are shown with a sample."""
+    features: tuple[CountOrZero, ...] | None = None
+    """Which features; all where not given."""
+
+
 class LogSettings(Settings):
     """Where the metrics of a training go besides metrics.jsonl, which is always written."""
 
@@ -44,6 +63,7 @@ class LogSettings(Settings):
     wandb_project: str = "nestcoder"
     wandb_mode: Literal["online", "offline"] | None = None
     """None leaves it to the WANDB_MODE variable that wandb itself reads."""
+    activation_samples: SampleSettings = SampleSettings()
 
 
 class CommonTrainSettings(Settings):

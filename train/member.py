@@ -24,6 +24,7 @@ from train.arrays.workspace import Workspace
 from train.config import LogSettings
 from train.context import TrainingContext
 from train.initial import initial_weights
+from train.record.activation_samples import SAMPLES_FOLDER, sample_firings, write_samples
 from train.record.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, Restored
 from train.record.held_out_fvu import held_out_fvu
 from train.record.identity import RunIdentity
@@ -68,6 +69,7 @@ class Member:
         self._first_bad = torch.tensor(-1, device=context.device)
         self._overfitting = OverfittingWatch()
         self._held_out_fvu: float | None = None
+        self._samples = log.activation_samples
         if self._writes:
             self._log = MetricsLog(
                 folder / LOG_FILE, seal=restored.log, step=self.state.step, progress=context.progress
@@ -106,6 +108,8 @@ class Member:
             self._record({"step": step, "tokens": self.state.tokens, **line})
         if is_saved:
             self._save(held_out_fvu=self._measure_held_out())
+        if self._samples.every and step % self._samples.every == 0:
+            self._write_samples()
         return self._shown(line) if is_logged or is_saved else {}
 
     def save(self) -> None:
@@ -188,6 +192,15 @@ class Member:
             self._checkpoints.save(state, log=self._log.seal, held_out_fvu=held_out_fvu)
         self._saved_step = self.state.step
 
+    def _write_samples(self) -> None:
+        """What features fire on now; read from the weights and the cache, so that no later step sees a difference."""
+        reader = self._context.reader
+        state = self._whole_state()
+        if self._writes and len(reader.split("held_out")):
+            self._require_finite()
+            arrays = sample_firings(self._transcoder(state), reader, self._samples)
+            write_samples(self.folder, arrays, step=state.step, tokens=state.tokens, settings=self._samples)
+
     def _whole_state(self) -> State:
         """The state of the whole dictionary. Every process takes part."""
         if self._context.shard.world == 1:
@@ -256,7 +269,7 @@ def plain_weights(weights: Parameters, settings: ResolvedSettings) -> Parameters
 
 def remove_run(folder: Path) -> None:
     """Remove what a run has left, config.json first, so that no moment shows a complete run of nothing."""
-    for name in (CONFIG_FILE, WEIGHTS_FILE, CHECKPOINTS_FOLDER, LOG_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE, CHECKPOINTS_FOLDER, LOG_FILE, SAMPLES_FOLDER):
         disk.remove(folder / name)
 
 

@@ -40,23 +40,6 @@ from transcoder.transcoder import Transcoder
 _SIDES = {"before": -1, "on": 0, "after": 1}
 
 
-def collect_evidence(
-    reader: CacheReader,
-    transcoder: Transcoder,
-    settings: FeatureSettings,
-    *,
-    progress: Progress,
-    unembedding: Unembedding | None = None,
-) -> Evidence:
-    """The evidence of every feature.
-
-    Raises UsageError when no row counts, DamagedError for rows that are not what was written.
-    """
-    starts = block_starts(reader, settings)
-    blocks = encode_part(reader, transcoder, settings, starts, progress=progress)
-    return evidence_of(blocks, reader, transcoder, settings, unembedding=unembedding)
-
-
 def block_starts(reader: CacheReader, settings: FeatureSettings) -> list[int]:
     """Where the blocks of rows begin. Parts of a run are any division of this list."""
     return list(range(0, _rows(reader, settings), settings.block_rows))

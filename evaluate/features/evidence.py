@@ -124,7 +124,7 @@ def read_evidence(folder: Path | str) -> Evidence:
     Raises UsageError where there is none, DamagedError, MismatchError for a format version that is not known.
     """
     folder = Path(folder)
-    head = _read_head(folder / HEAD_FILE)
+    head = _checked_head(folder / HEAD_FILE)
     seals = head.pop("files")
     arrays = read_tensors(folder / ARRAYS_FILE, FileSeal.parse(seals.get(ARRAYS_FILE), where=folder / HEAD_FILE))
     seal = FileSeal.parse(seals.get(TOKENS_FILE), where=folder / HEAD_FILE)
@@ -146,7 +146,14 @@ def check_made_of(evidence: Evidence, transcoder: Mapping[str, Any], *, where: P
         raise MismatchError(what, where=where, remedy="Run 'nestcoder features --layer N' again.")
 
 
-def _read_head(path: Path) -> dict[str, Any]:
+def read_head(folder: Path) -> dict[str, Any]:
+    """What evidence.json says without the seals. Raises what ``read_evidence`` raises of that file."""
+    head = _checked_head(folder / HEAD_FILE)
+    del head["files"]
+    return head
+
+
+def _checked_head(path: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "There is no feature evidence here."
         raise UsageError(what, where=path.parent, remedy="Run 'nestcoder features --layer N' first.")

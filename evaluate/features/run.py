@@ -8,12 +8,14 @@ from cache.config import CacheSettings
 from cache.open import open_cache
 from common import disk
 from common.device import choose_device
+from common.distributed import Ranks
 from common.errors import UsageError
 from common.progress import Progress
 from evaluate.dashboard.write import write_dashboard
-from evaluate.features.collect import collect_evidence
+from evaluate.features.collect import block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
-from evaluate.features.evidence import write_evidence
+from evaluate.features.evidence import Evidence, read_head, write_evidence
+from evaluate.features.parts import gathered, share_of
 from evaluate.features.self_check import check_evidence
 from evaluate.features.text.figures import figures
 from evaluate.features.text.report import REPORT_FILE, as_markdown
@@ -33,7 +35,8 @@ def features_of_layer(
     progress: Progress,
     cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
-    """What evidence.json says, having written the evidence into ``out``.
+    """What evidence.json says, having written the evidence into ``out``; the same in every process. Each encodes its
+    share of the rows, and the first one does the rest.
 
     ``lm`` names the language model whose unembedding gives the logits; without it there are none.
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), NumericalError.
@@ -54,11 +57,21 @@ def features_of_layer(
 
         revision = reader.identity.get("model_revision")
         unembedding = read_unembedding(lm, width=trained.d_target, revision=revision)
-    evidence = collect_evidence(reader, trained, settings, progress=progress, unembedding=unembedding)
-    checked = check_evidence(evidence, reader, trained)
-    evidence = replace(evidence, head={**evidence.head, "self_check": checked})
+    ranks = Ranks.current()
+    starts = share_of(block_starts(reader, settings), ranks)
+    blocks = encode_part(reader, trained, settings, starts, progress=progress)
+    blocks = gathered(blocks, ranks, device=place)
+    if ranks.rank == 0:
+        evidence = evidence_of(blocks, reader, trained, settings, unembedding=unembedding)
+        checked = check_evidence(evidence, reader, trained)
+        _write(out, replace(evidence, head={**evidence.head, "self_check": checked}), progress)
+    ranks.wait()
+    return read_head(out)
+
+
+def _write(out: Path, evidence: Evidence, progress: Progress) -> None:
+    """The evidence, and what shows it. The pages go first and come last, so that none shows what is not there."""
     write_evidence(out, evidence)
     for name, data in (REPORT_FILE, as_markdown(evidence).encode()), *figures(evidence).items():
         disk.write_file(out / name, data)
     write_dashboard(out, evidence, progress=progress)
-    return dict(evidence.head)

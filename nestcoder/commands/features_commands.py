@@ -87,6 +87,27 @@ def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> C
     return CommandResult(found, "\n".join([*table(["feature", "firings", "label"], rows), *more]))
 
 
+def history(invocation: "Invocation", feature: str, name: str) -> CommandResult:
+    """A feature at every step that its training took samples at, with the strongest ones."""
+    from cache.open import open_cache
+    from evaluate.features.history import as_data, history_of
+
+    layer, number = parse_feature(feature)
+    folders = invocation.folders(layer)
+    found = history_of(folders.transcoder(name), open_cache(folders.cache, invocation.settings.cache), number)
+    lines = [f"feature {feature}, on the first held-out rows"]
+    for one in found:
+        lines += ["", f"step {one.step:,}: {one.firings:,} firings, largest {one.largest:.4g}"]
+        lines += [_sample_line(sample) for sample in one.samples[: _SHOWN["uniform"]]]
+    return CommandResult(as_data(found), "\n".join(lines))
+
+
+def _sample_line(sample: dict[str, Any]) -> str:
+    values = [0.0] * len(sample["tokens"])
+    values[sample["at"]] = sample["value"]
+    return _context_line({"tokens": sample["tokens"], "at": sample["at"], "values": values})
+
+
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 

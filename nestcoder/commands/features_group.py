@@ -77,6 +77,17 @@ def find_feature(invocation: Invocation, *, text: str, layer: int | None, name: 
     invocation.show(features_commands.find(invocation, text, layer, name))
 
 
+@features.command("history")
+@click.argument("feature")
+@name_option
+@click.pass_obj
+def feature_history(invocation: Invocation, *, feature: str, name: str) -> None:
+    """How FEATURE formed: what it fired on at the steps that its training took samples at."""
+    from nestcoder.commands import features_commands
+
+    invocation.show(features_commands.history(invocation, feature, name))
+
+
 @features.command("export")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--to", "target", type=_EXPORTS, required=True, help="Whose file format.")

@@ -1,8 +1,9 @@
 """Evaluations by several processes that meet as torchrun lets them: JOBS, a JSON list, run one after another.
 
 Everything is imported once and every process of a job is a fork. Prints a list with each job's exit codes and the
-outputs of its processes. A job: world, arguments of ``evaluate_layer`` as paths and strings, and ``fault``: what
-befalls its last process, "refused" (a stated problem while it replays) or "killed" (no word at all).
+outputs of its processes. A job: world, arguments of ``evaluate_layer`` (or of ``features_of_layer``, with ``features``,
+how many rows to take) as paths and strings, and ``fault``: what befalls its last process, "refused" (a stated problem
+while it replays) or "killed" (no word at all).
 """
 
 import json
@@ -18,6 +19,8 @@ from common.distributed import process_group, read_ranks
 from common.errors import CapacityError, NestcoderError
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
+from evaluate.features.config import FeatureSettings
+from evaluate.features.run import features_of_layer
 from evaluate.run import evaluate_layer
 
 SECONDS = 60
@@ -39,6 +42,17 @@ class Faulty(Silent):
 def evaluate(job: dict[str, Any], *, rank: int) -> None:
     world, fault = job["world"], job.get("fault")
     paths = {name: Path(job[name]) for name in ("cache", "transcoder", "out")}
+    if job.get("features"):
+        with process_group(read_ranks(), "cpu"):
+            features_of_layer(
+                **paths,
+                settings=FeatureSettings(block_rows=96, context_tokens=3, rows=job["features"]),
+                device="cpu",
+                lm=None,
+                force=False,
+                progress=Faulty(fault if rank == world - 1 else None),
+            )
+        return
     with process_group(read_ranks(), "cpu"):
         evaluate_layer(
             **paths,

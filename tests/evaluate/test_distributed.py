@@ -100,3 +100,16 @@ def assert_same(ours: Any, theirs: Any) -> None:
             assert_same(one, other)
     else:
         assert ours == (pytest.approx(theirs, rel=1e-10, abs=1e-12) if isinstance(theirs, float) else theirs)
+
+
+def test_processes_together_take_the_evidence_that_one_takes(given: dict[str, str], tmp_path: Path) -> None:
+    """Also where the last process has no block, and the first one alone writes."""
+    jobs = [
+        {**given, "features": rows, "world": world, "out": str(tmp_path / f"{world}-{rows}")}
+        for rows, world in ((1600, 1), (1600, 2), (1600, 3), (150, 1), (150, 3))
+    ]
+    for job, result in zip(jobs, run(jobs), strict=True):
+        assert result["codes"] == [0] * job["world"], result["output"]
+    for name in ("evidence.safetensors", "evidence.json", "tokens.json", "report.md"):
+        for rows, world in ((1600, 2), (1600, 3), (150, 3)):
+            assert (tmp_path / f"{world}-{rows}" / name).read_bytes() == (tmp_path / f"1-{rows}" / name).read_bytes()

@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.progress import Silent
-from evaluate.features.collect import block_starts, collect_evidence, encode_part, evidence_of
+from evaluate.features.collect import block_starts, encode_part, evidence_of
 
 
 def test_any_division_into_parts_gives_the_same_evidence(toy) -> None:
@@ -21,7 +21,9 @@ def test_any_division_into_parts_gives_the_same_evidence(toy) -> None:
 
 def test_training_rows_and_fewer_rows_can_be_asked_for(toy) -> None:
     settings = toy.settings.model_copy(update={"split": "train", "rows": 300})
-    evidence = collect_evidence(toy.reader, toy.trained, settings, progress=Silent())
+    starts = block_starts(toy.reader, settings)
+    blocks = encode_part(toy.reader, toy.trained, settings, starts, progress=Silent())
+    evidence = evidence_of(blocks, toy.reader, toy.trained, settings)
     view = toy.reader.split("train")
     assert np.array_equal(evidence.arrays["text_token"], view.tokens[:300])
     assert evidence.tokens == int((view.tokens[:300] != 0).sum())

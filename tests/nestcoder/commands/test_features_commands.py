@@ -62,10 +62,3 @@ def test_a_feature_beyond_the_dictionary_and_a_layer_without_evidence_are_refuse
     without = _call(feature_runs, "features", "show", "4/1")
     assert "nestcoder features" in str(without.exception)
     assert _call(feature_runs, "features").exit_code == 2
-
-
-def test_several_processes_are_refused(feature_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    refused = _call(feature_runs, "features", "--layer", "3")
-    assert "one process" in str(refused.exception)

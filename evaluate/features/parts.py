@@ -1,0 +1,73 @@
+"""The blocks of several processes in one list: what each has encoded is sent to all, array by array.
+
+Arrays of a dtype are sent as one, padded to the longest of the processes', for an exchange wants equal shapes.
+"""
+
+from dataclasses import fields
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from common.distributed import Ranks
+from evaluate.features.code import CodeBlock
+
+_PER_ENTRY = ("row", "feature", "value", "lost", "lost_prefix")
+_PER_BLOCK = ("start", "tokens", "target_sum", "target_square", "error_square")
+assert {*_PER_ENTRY, *_PER_BLOCK} == {field.name for field in fields(CodeBlock)}
+
+
+def share_of(starts: list[int], ranks: Ranks) -> list[int]:
+    """The blocks that this process encodes."""
+    return starts[ranks.rank :: ranks.world]
+
+
+def gathered(blocks: list[CodeBlock], ranks: Ranks, *, device: str) -> list[CodeBlock]:
+    """Every process's blocks, the same on all. Raises DiskError where a process is gone."""
+    if ranks.world == 1:
+        return blocks
+    counts = _everyones(np.array([len(block.row) for block in blocks], dtype=np.int64), ranks, device)
+    columns = {name: _everyones(_joined(blocks, name), ranks, device) for name in (*_PER_ENTRY, *_PER_BLOCK)}
+    found: list[CodeBlock] = []
+    for rank, lengths in enumerate(counts):
+        own = {name: every[rank] for name, every in columns.items()}
+        found += _blocks(own, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    return found
+
+
+def _joined(blocks: list[CodeBlock], name: str) -> np.ndarray:
+    values = [np.asarray(getattr(block, name)) for block in blocks]
+    if name in _PER_ENTRY:
+        return np.concatenate(values) if values else np.zeros(0, dtype=_EMPTY[name])
+    return np.stack(values) if values else np.zeros(0)
+
+
+_EMPTY = {"row": np.int32, "feature": np.int32, "value": np.float32, "lost": np.float32, "lost_prefix": np.float32}
+
+
+def _blocks(own: dict[str, np.ndarray], offsets: np.ndarray) -> list[CodeBlock]:
+    return [
+        CodeBlock(
+            start=int(own["start"][place]),
+            tokens=int(own["tokens"][place]),
+            target_sum=own["target_sum"][place],
+            target_square=float(own["target_square"][place]),
+            error_square=own["error_square"][place],
+            **{name: own[name][offsets[place] : offsets[place + 1]] for name in _PER_ENTRY},
+        )
+        for place in range(len(offsets) - 1)
+    ]
+
+
+def _everyones(array: Shaped[np.ndarray, "..."], ranks: Ranks, device: str) -> list[Shaped[np.ndarray, "..."]]:
+    """Every process's array. Processes may have different lengths, and none at all."""
+    # A process without blocks does not know widths and dtypes, so the largest of each is agreed on first.
+    width = ranks.largest(array.shape[1] if array.ndim > 1 else 0, device)
+    length = ranks.largest(len(array), device)
+    is_whole = ranks.total(int(len(array) > 0 and array.dtype.kind == "i"), device) > 0
+    kind = np.int64 if is_whole else np.float64
+    padded = np.zeros((length, width) if width else (length,), dtype=kind)
+    padded[: len(array)] = array if len(array) else padded[:0]
+    lengths = ranks.gathered(torch.tensor(len(array), device=device)).tolist()
+    every = ranks.gathered(torch.from_numpy(padded).to(device)).cpu().numpy()
+    return [one[:count].astype(array.dtype if len(array) else kind) for one, count in zip(every, lengths, strict=True)]

@@ -1,0 +1,111 @@
+"""What features fire on while they form: every so many steps the strongest firings of each, beside the run.
+
+    activation_samples/step-0001000.safetensors    firings, largest, sample_row, sample_value: a row a feature
+    activation_samples/step-0001000.json           step, tokens, settings; size and hash of the other file; written last
+
+They are taken from the first held-out rows, under the rule of evaluation, in the cache's units. Nothing of a training
+depends on them, and a step that is done again after a kill writes the same bytes. The text is not written again: a row
+number leads to it (``nestcoder features history``).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt64
+
+from cache.reader import CacheReader
+from common import disk
+from common.sealed.document import with_checksum
+from common.sealed.tensors import write_tensors
+from train.config import SampleSettings
+from transcoder.transcoder import Transcoder
+
+SAMPLES_FOLDER = "activation_samples"
+NO_ROW = -1
+_VERSION = 1
+_BATCH_ROWS = 2048
+
+
+def sample_name(step: int) -> str:
+    """The two files' name without their endings; names ascend with the steps."""
+    return f"step-{step:07d}"
+
+
+def write_samples(
+    folder: Path, arrays: Mapping[str, np.ndarray], *, step: int, tokens: int, settings: SampleSettings
+) -> None:
+    """Write one step's samples into ``activation_samples`` of a run's ``folder``."""
+    place = folder / SAMPLES_FOLDER / sample_name(step)
+    seal = write_tensors(place.with_suffix(".safetensors"), {name: torch.from_numpy(arrays[name]) for name in arrays})
+    about: dict[str, Any] = {"version": _VERSION, "step": step, "tokens": tokens, "arrays": seal.as_dict()}
+    about["settings"] = settings.model_dump(mode="json")
+    disk.write_file(place.with_suffix(".json"), (json.dumps(with_checksum(about), indent=1) + "\n").encode())
+
+
+@torch.no_grad()
+def sample_firings(transcoder: Transcoder, reader: CacheReader, settings: SampleSettings) -> dict[str, np.ndarray]:
+    """``firings`` and ``largest`` of every feature over the rows, and the row and value of its samples, -1 and 0 where
+    there are fewer.
+
+    Of each feature's firings above the threshold ``samples_per_feature`` are drawn, and of these the strongest
+    ``samples_saved`` are kept.
+    """
+    row, feature, value = _firings(transcoder, reader, settings.rows)
+    size = transcoder.dict_size
+    largest = np.zeros(size, dtype=np.float32)
+    np.maximum.at(largest, feature, value)
+
+    wanted = value > settings.threshold
+    if settings.features is not None:
+        wanted &= np.isin(feature, np.array(settings.features, dtype=np.int64))
+    row, feature, value, firings = row[wanted], feature[wanted], value[wanted], np.bincount(feature, minlength=size)
+    drawn = _first_of_each(feature, _hashes(feature, row), settings.samples_per_feature)
+    kept = drawn[_first_of_each(feature[drawn], -value[drawn], settings.samples_saved)]
+    place = _place_in_run(feature[kept])
+    rows = np.full((size, settings.samples_saved), NO_ROW, dtype=np.int32)
+    values = np.zeros(rows.shape, dtype=np.float32)
+    rows[feature[kept], place] = row[kept]
+    values[feature[kept], place] = value[kept]
+    return {"firings": firings.astype(np.int32), "largest": largest, "sample_row": rows, "sample_value": values}
+
+
+def _firings(
+    transcoder: Transcoder, reader: CacheReader, rows: int
+) -> tuple[Int[np.ndarray, " firings"], Int[np.ndarray, " firings"], Float[np.ndarray, " firings"]]:
+    """Row, feature and value of everything that fires on the first held-out rows, by row."""
+    split = reader.split("held_out")
+    columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for start in range(0, min(rows, len(split)), _BATCH_ROWS):
+        taken = split.rows(slice(start, min(start + _BATCH_ROWS, rows, len(split))), view=transcoder.source_view)
+        ordinary = np.flatnonzero(split.is_ordinary(taken.tokens))
+        code = transcoder.sparse_code(taken.source[torch.from_numpy(ordinary)].to(transcoder.W_enc.device))
+        fires = code.values > 0
+        row = ordinary[code.rows()[fires].cpu().numpy()] + start
+        columns.append((row, code.features[fires].cpu().numpy().astype(np.int64), code.values[fires].cpu().numpy()))
+    nothing = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+    row, feature, value = (np.concatenate(parts) for parts in zip(nothing, *columns, strict=True))
+    return row, feature, value
+
+
+def _first_of_each(feature: Int[np.ndarray, " firings"], key: np.ndarray, count: int) -> Int[np.ndarray, " some"]:
+    """Which firings have the ``count`` smallest keys of their feature, feature by feature, smallest first."""
+    order = np.lexsort((key, feature))
+    return order[_place_in_run(feature[order]) < count]
+
+
+def _place_in_run(feature: Int[np.ndarray, " firings"]) -> Int[np.ndarray, " firings"]:
+    """How many firings of the same feature stand before each; equal features are neighbours."""
+    begins = np.flatnonzero(np.diff(feature, prepend=-1))
+    return np.arange(len(feature)) - np.repeat(begins, np.diff(begins, append=len(feature)))
+
+
+def _hashes(feature: Int[np.ndarray, " firings"], row: Int[np.ndarray, " firings"]) -> UInt64[np.ndarray, " firings"]:
+    """A number of each (feature, row) that looks random and is the same in every run (SplitMix64's finalizer)."""
+    mixed = feature.astype(np.uint64) << np.uint64(32) | row.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ mixed >> np.uint64(shift)) * np.uint64(factor)
+    return mixed ^ mixed >> np.uint64(31)
