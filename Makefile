@@ -12,7 +12,7 @@ bin := $(VENV)/bin
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo harvest train eval test lint format bench bench-gpu lock wheel clean
+.PHONY: help setup setup-dev demo harvest train eval test interop lint format bench bench-gpu lock wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 20
@@ -57,6 +57,9 @@ lint: setup-dev  ## the linters alone
 format: setup-dev  ## rewrite the code in the project's format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
+
+interop: setup-dev  ## other tools' own loaders on our files, each in an environment of its own below .interop: make interop ARGS="saelens"
+	PYTHONPATH=. $(bin)/python tests/interop/run.py --layer '$(LAYER)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 bench: setup-dev  ## side-by-side benchmarks: make bench BENCH=step ARGS="--peers DIR"
 	for name in $(BENCH); do echo "== $$name"; $(bin)/python -m bench.$$name $(ARGS) || exit 1; done

@@ -30,6 +30,8 @@ from transcoder.norm import fold_gain
 from transcoder.transcoder import Transcoder
 
 DOWNLOAD = "download"
+IMPORTED = "imported"
+"""The key of config.json that says where a transcoder came from; one that was trained here does not have it."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
     if norm is None:
         what = "The cache stores no gain of the norm, so the input before it cannot be recovered."
         raise MismatchError(what, where=reader.path, remedy="Harvest again.")
-    return fold_gain(dictionary, norm)
+    return fold_gain(dictionary.replaced(source_view="ln2_normalized"), norm)
 
 
 def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, force: bool) -> None:
@@ -122,6 +124,8 @@ def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, forc
     if (trained.d_source, trained.d_target) != widths:
         what = f"The transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}."
         raise MismatchError(what, where=where, remedy=f"The cache is {reader.path}.")
+    if IMPORTED in trained.config:
+        reading_the_cache(trained, reader)  # refuses other sites than those that its files named
     made_for = trained.config.get("cache_fingerprint")
     if made_for and made_for != reader.fingerprint and not force:
         what = f"The transcoder was trained on the cache {made_for}, this one is {reader.fingerprint}."

@@ -11,7 +11,7 @@ import click
 
 from nestcoder import __version__
 from nestcoder.commands.features_group import features
-from nestcoder.commands.interop_group import export
+from nestcoder.commands.interop_group import export, import_dictionary
 from nestcoder.commands.model_group import finetune
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.options import device_option, dry_run_option, fresh_option, layers_option, name_option
@@ -247,3 +247,4 @@ def show(invocation: Invocation) -> None:
 
 command_line.add_command(export)
 command_line.add_command(finetune)
+command_line.add_command(import_dictionary)

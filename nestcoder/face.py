@@ -17,9 +17,11 @@ from nestcoder.config import PipelineSettings, load_settings
 from nestcoder.model_stages import run_finetune, run_together
 from nestcoder.stages import (
     run_evaluate,
+    run_export,
     run_features,
     run_harvest,
     run_harvest_probe,
+    run_import,
     run_train,
 )
 from transcoder.formats.native import load_transcoder
@@ -38,10 +40,12 @@ __all__ = [
     "load_transcoder",
     "open_cache",
     "run_evaluate",
+    "run_export",
     "run_features",
     "run_finetune",
     "run_harvest",
     "run_harvest_probe",
+    "run_import",
     "run_together",
     "run_train",
     "splice",

@@ -267,6 +267,55 @@ def layer_sources(settings: PipelineSettings, layers: Sequence[int], name: str) 
     return sources
 
 
+def run_import(
+    settings: PipelineSettings,
+    path: str,
+    layers: Sequence[int],
+    *,
+    name: str,
+    source_view: "SourceView | None" = None,
+    device: str = "auto",
+    force: bool = False,
+    fresh: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Take a dictionary of another tool into the run ``name`` of each layer; its config.json, by layer.
+
+    ``path`` is a folder, a file, or ``hf:user/repository/path``. ``source_view`` says what its encoder reads, where its
+    own files may mean two things.
+
+        nestcoder.run_import(settings, "sae/layer08", [8], name="theirs")
+    """
+    from common.distributed import read_ranks
+    from evaluate.interop.intake import ImportRequest, import_layer
+    from transcoder.formats.fetch import fetched
+
+    if read_ranks().world > 1:
+        raise UsageError("Transcoders are exported and imported by one process.", remedy="Run it without torchrun.")
+    results: dict[int, dict[str, Any]] = {}
+    for layer in layers:
+        folders = folders_of(settings, layer)
+        request = ImportRequest(
+            path=fetched(path, layer=layer, progress=progress or Silent()),
+            layer=layer,
+            out=folders.transcoder(name),
+            cache=folders.cache,
+            source_view=source_view,
+            force=force,
+            fresh=fresh,
+            origin=path,
+        )
+        results[layer] = import_layer(
+            request,
+            device=read_ranks().device(device),
+            progress=progress or Silent(),
+            cache_settings=settings.cache,
+            dry_run=dry_run,
+        )
+    return results
+
+
 def trained_layers(settings: PipelineSettings, name: str) -> list[int]:
     """Layers that have a trained transcoder of that name. Raises UsageError where there is none."""
     runs = Path(settings.runs)

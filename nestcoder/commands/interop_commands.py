@@ -11,6 +11,8 @@ from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
 from nestcoder.text import table
 
+IMPORTED = "imported"
+
 if TYPE_CHECKING:
     from transcoder.transcoder import SourceView
 
@@ -81,3 +83,39 @@ def _filled(silent_layers: int) -> str:
 def _caveats(results: list[dict[str, Any]]) -> list[str]:
     found = {record["caveat"] for result in results for record in result["layers"].values() if record["caveat"]}
     return [f"note: {caveat}" for caveat in sorted(found)]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """The options of ``import`` beside path, layers and device."""
+
+    name: str
+    source_view: "SourceView | None"
+    force: bool
+    fresh: bool
+    dry_run: bool
+
+
+def import_dictionary(
+    invocation: Invocation, path: str, layers: list[int], device: str, options: ImportOptions
+) -> CommandResult:
+    """Take another tool's dictionary into the run ``options.name`` of each layer; what is known of it."""
+    with shown_progress() as progress:
+        configs = stages.run_import(
+            invocation.settings, path, layers, device=device, progress=progress, **vars(options)
+        )
+    lines: list[str] = []
+    for layer, config in configs.items():
+        facts = config[IMPORTED]
+        lines.append(
+            f"layer {layer}: {facts['format']}, {config['source_site']} to {config['target_site']}, "
+            f"{config['dict_size']:,} features, {config['activation']}"
+        )
+        if facts["measured"]:
+            lines.append(f"  on held-out rows: FVU {facts['measured']['fvu']:.4f}, L0 {facts['measured']['l0']:.2f}")
+        else:
+            lines.append("  there is no cache of this layer yet, so nothing was measured")
+        lines += [f"  note: {note}" for note in config["notes"]]
+        if not options.dry_run:
+            lines.append(f"imported: {invocation.folders(layer).transcoder(options.name)}")
+    return CommandResult(configs, "\n".join(lines))

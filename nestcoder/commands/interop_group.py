@@ -60,3 +60,37 @@ def export(
     )
     command = interop_commands.plan_export if dry_run else interop_commands.export
     invocation.show(command(invocation, list(dict.fromkeys(layers)), device, options))
+
+
+@click.command("import")
+@click.argument("path", type=str)
+@click.option("--as", "name", required=True, metavar="NAME", help="Name of the run that it becomes.")
+@layers_option(required=True)
+@device_option
+@_source_view
+@click.option("--dry-run", is_flag=True, help="Read and check it; write nothing.")
+@click.option("--force", is_flag=True, help="Take it although it is of another layer, or its L0 is not as promised.")
+@click.option("--fresh", is_flag=True, help="Replace an earlier import of this name.")
+@click.pass_obj
+def import_dictionary(
+    invocation: Invocation,
+    *,
+    path: str,
+    name: str,
+    layers: tuple[int, ...],
+    device: str,
+    source_view: "SourceView | None",
+    dry_run: bool,
+    force: bool,
+    fresh: bool,
+) -> None:
+    """Take a dictionary of another tool from PATH, a folder, a file, or hf:user/repository/path.
+
+    It becomes a run like those that were trained here: evaluate, features, export and --against work on it.
+    """
+    from nestcoder.commands import interop_commands
+
+    options = interop_commands.ImportOptions(
+        name=name, source_view=source_view, force=force, fresh=fresh, dry_run=dry_run
+    )
+    invocation.show(interop_commands.import_dictionary(invocation, path, list(dict.fromkeys(layers)), device, options))

@@ -162,6 +162,15 @@ def read_foreign(path: Path, wanted: Wanted) -> Transcoder:
     return read_named(path, wanted)[1]
 
 
+def files_of(name: str, path: Path, wanted: Wanted) -> list[Path]:
+    """The files that a dictionary of this layout at ``path`` consists of."""
+    found = FORMATS[name].find(path, wanted)
+    assert found is not None, "it was found before"
+    if found.is_dir():
+        return sorted(file for file in (*found.glob("*"), *found.glob("checkpoints/final.pt")) if file.is_file())
+    return [found]
+
+
 def read_named(path: Path, wanted: Wanted) -> tuple[str, Transcoder]:
     """The same, after the name of its layout."""
     for name, layout in FORMATS.items():

@@ -1,12 +1,13 @@
 """``export`` on a real tiny run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from common.errors import UsageError
+from common.errors import NestcoderError, UsageError
 from nestcoder.cli import command_line
 
 MODEL = Path(__file__).resolve().parents[3] / "models" / "gpt2-stdlib"
@@ -39,3 +40,16 @@ def test_what_is_not_there_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     assert isinstance(refused.exception, UsageError)
     with pytest.raises(UsageError, match="pickle is no format"):
         raise call(tiny_run, "export", "--layer", "8", "--to", "pickle", str(tmp_path / "out")).exception  # type: ignore[misc]
+
+
+def test_import_takes_back_what_export_wrote(tiny_run: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(tiny_run, runs)
+    assert call(runs, "export", "--layer", "8", "--to", "circuit-tracer", str(tmp_path / "out")).exit_code == 0
+    done = call(runs, "import", str(tmp_path / "out" / "circuit_tracer"), "--as", "taken", "--layer", "8")
+    assert done.exit_code == 0, done.output
+    assert "circuit-tracer, ln2_normalized to mlp_out, 64 features, jumprelu" in done.stdout
+    evaluated = call(runs, "evaluate", "--layer", "8", "--name", "taken")
+    assert evaluated.exit_code == 0, evaluated.output
+    trained = call(runs, "train", "--layer", "8", "--name", "taken")
+    assert isinstance(trained.exception, NestcoderError)

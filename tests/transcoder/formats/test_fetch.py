@@ -1,0 +1,80 @@
+"""Where a dictionary lies that is named by a path or by its place on the Hub."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from common.progress import Silent
+from transcoder.formats import fetch
+from transcoder.formats.fetch import fetched
+
+FILES = [
+    "README.md",
+    "config.json",
+    "run.py",
+    "sae/h.8.mlp/cfg.json",
+    "sae/h.8.mlp/sae.safetensors",
+    "set/config.yaml",
+    "set/layer_0.safetensors",
+    "set/layer_8.safetensors",
+    "old/config.json",
+    "old/checkpoints/final.pt",
+    "gpt2_blocks.8.pt",
+    "gpt2_blocks.9.pt",
+]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A repository on disk in place of the Hub's; the names that were fetched."""
+    asked: list[str] = []
+
+    class Repository:
+        def __init__(self, name: str, **_: object) -> None:
+            assert name == "user/repo"
+
+        def paths(self) -> list[str]:
+            return FILES
+
+        def fetch(self, name: str) -> Path:
+            asked.append(name)
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            return file
+
+    monkeypatch.setattr(fetch, "HubRepository", Repository)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "files"),
+    [
+        ("hf:user/repo/sae/h.8.mlp", "sae/h.8.mlp", FILES[3:5]),
+        ("hf:user/repo/sae/h.8.mlp/", "sae/h.8.mlp", FILES[3:5]),
+        ("https://huggingface.co/user/repo/tree/main/set", "set", ["set/layer_8.safetensors", "set/config.yaml"]),
+        ("hf:user/repo/old", "old", ["old/config.json", "old/checkpoints/final.pt"]),
+        ("hf:user/repo/gpt2_blocks.8.pt", "gpt2_blocks.8.pt", ["gpt2_blocks.8.pt"]),
+        ("hf:user/repo/set/layer_0.safetensors", "set/layer_0.safetensors", [FILES[6], FILES[5]]),
+    ],
+)  # fmt: skip
+def test_only_what_is_needed_is_fetched(
+    tmp_path: Path, hub: list[str], path: str, place: str, files: list[str]
+) -> None:
+    assert fetched(path, layer=8, progress=Silent()) == tmp_path / place
+    assert hub == files
+
+
+def test_code_is_never_fetched(hub: list[str]) -> None:
+    fetched("hf:user/repo", layer=8, progress=Silent())
+    assert "run.py" not in hub
+
+
+def test_what_is_no_such_place(hub: list[str]) -> None:
+    assert fetched("some/folder", layer=8, progress=Silent()) == Path("some/folder")
+    with pytest.raises(UsageError, match="no dictionary"):
+        fetched("hf:user/repo/nowhere", layer=8, progress=Silent())
+    for path in ("ftp://somewhere/x", "hf:user"):
+        with pytest.raises(UsageError, match="no place"):
+            fetched(path, layer=8, progress=Silent())

@@ -1,0 +1,64 @@
+"""Where a dictionary lies that is named by a path, or by its place on the Hugging Face Hub.
+
+    hf:google/gemma-scope-2b-pt-transcoders/layer_8/width_16k/average_l0_52
+    https://huggingface.co/google/gemma-scope-2b-pt-transcoders/tree/main/layer_8/width_16k/average_l0_52
+
+Of a repository the files directly in the folder are fetched, of a set of layers only the layer's; never code.
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from common.errors import UsageError
+from common.progress import Progress
+from transcoder.formats.hub import HubRepository
+
+_HUB = re.compile(r"(?:hf:(?://)?|https://huggingface\.co/)([\w.-]+/[\w.-]+)(?:/(?:(?:tree|blob)/main/)?(.*))?")
+_READ = {".json", ".yaml", ".safetensors", ".npz", ".pt"}
+_DEEPER = ("checkpoints/final.pt",)
+
+
+def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None = None) -> Path:
+    """The local file or folder that ``path`` means. Raises UsageError where the Hub has no such files, DiskError."""
+    found = _HUB.fullmatch(path.rstrip("/"))
+    if found is None:
+        if "://" in path or path.startswith("hf:"):
+            what = f"'{path}' is no place that a dictionary can be fetched from."
+            raise UsageError(what, remedy="Give a folder, a file, or hf:user/repository/path.")
+        return Path(path)
+    hub = HubRepository(found[1], endpoint=endpoint, progress=progress)
+    inside = found[2] or ""
+    names = _wanted(hub.paths(), inside, layer=layer)
+    if not names:
+        what = f"{found[1]} has no dictionary in '{inside}'."
+        raise UsageError(what, where=path, remedy="Name the folder in it that holds one.")
+    files = [hub.fetch(name) for name in names]
+    if names[0] == inside:
+        return files[0]
+    above = len(PurePosixPath(names[0]).relative_to(inside or ".").parts)
+    return files[0].parents[above - 1]
+
+
+def _wanted(names: list[str], inside: str, *, layer: int) -> list[str]:
+    """The files to fetch: the one that is named, or those of the folder."""
+    if inside in names:
+        beside = _beside(inside)
+        return [inside, *(name for name in names if name in beside)] if beside else [inside]
+    below = {name: PurePosixPath(name) for name in names if not inside or name.startswith(f"{inside}/")}
+    local = {name: path.relative_to(inside or ".").as_posix() for name, path in below.items()}
+    chosen = [
+        name
+        for name, place in local.items()
+        if PurePosixPath(place).suffix in _READ and ("/" not in place or place in _DEEPER)
+    ]
+    one_layer = [name for name in chosen if local[name] == f"layer_{layer}.safetensors"]
+    settings = [name for name in chosen if PurePosixPath(name).suffix in {".json", ".yaml"}]
+    return one_layer + settings if one_layer else chosen
+
+
+def _beside(name: str) -> set[str]:
+    """What a file that is named alone needs from its folder."""
+    folder = PurePosixPath(name).parent
+    if PurePosixPath(name).suffix in {".npz", ".pt"}:
+        return set()
+    return {str(folder / other) for other in ("cfg.json", "config.json", "config.yaml")}
