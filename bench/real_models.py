@@ -29,7 +29,7 @@ PREFIXES = (128, 384, 896, 2048)
 ALONE = "alone"
 HEADING = (
     "| model, layer | features | FVU | without largest rows | whitened | median dimension | median token "
-    "| delta CE | L0 | dead | absorption |"
+    "| delta CE | KL | L0 | dead | absorption |"
 )
 
 
@@ -111,6 +111,7 @@ def rows_of(title: str, metrics: Mapping[str, Any], *, alone: bool) -> list[str]
                 for form in ("without_largest_rows", "whitened", "median_dimension", "median_token")
             ),
             f"{metrics['language_model']['per_prefix'][index]['delta']:+.4f}",
+            f"{metrics['language_model']['per_prefix'][index]['kl']:.4f}",
             f"{metrics['l0_per_prefix'][index]:.1f}",
             _share(metrics["dead_fraction_per_prefix"][index]),
             "" if absorption is None else f"{absorption:.3f}",

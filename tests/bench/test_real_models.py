@@ -56,14 +56,14 @@ def test_a_line_a_prefix_says_every_figure() -> None:
         "prefixes": [16, 2048],
         "fvu_per_prefix": [0.41, 0.31],
         "fvu_forms": {form: {"per_prefix": [0.42 + n / 100, 0.32 + n / 100]} for n, form in enumerate(forms)},
-        "language_model": {"per_prefix": [{"delta": 0.02}, {"delta": -0.01}]},
+        "language_model": {"per_prefix": [{"delta": 0.02, "kl": 0.06}, {"delta": -0.01, "kl": 0.03}]},
         "l0_per_prefix": [3.25, 32.0],
         "dead_fraction_per_prefix": [0.0, None],
         "absorption_first_letter": {"per_prefix": [{"score": 0.05}, {"score": None}]},
     }
     assert real_models.rows_of("toy, 3", metrics, alone=True) == [
-        "| toy, 3 | 16 alone | 0.410 | 0.420 | 0.430 | 0.440 | 0.450 | +0.0200 | 3.2 | 0.0 % | 0.050 |",
-        "|  | 2,048 alone | 0.310 | 0.320 | 0.330 | 0.340 | 0.350 | -0.0100 | 32.0 |  |  |",
+        "| toy, 3 | 16 alone | 0.410 | 0.420 | 0.430 | 0.440 | 0.450 | +0.0200 | 0.0600 | 3.2 | 0.0 % | 0.050 |",
+        "|  | 2,048 alone | 0.310 | 0.320 | 0.330 | 0.340 | 0.350 | -0.0100 | 0.0300 | 32.0 |  |  |",
     ]
     metrics["absorption_first_letter"] = {"score": None, "reason": "no probe cache"}
     assert real_models.rows_of("toy, 3", metrics, alone=False)[1].endswith("| 32.0 |  |  |")
