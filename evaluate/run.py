@@ -139,7 +139,7 @@ def _batch_rows(settings: EvaluateSettings, dictionary: Transcoder, device: str)
 
 def _heading(reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
     """What was evaluated, on what, when."""
-    known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context")
+    known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context", "provenance")
     return {
         "version": report.VERSION,
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         run_train,
         splice,
         transformer_lens_hooks,
+        write_cache,
     )
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "run_train",
     "splice",
     "transformer_lens_hooks",
+    "write_cache",
 ]
 
 

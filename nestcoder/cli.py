@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nestcoder import __version__
+from nestcoder.commands.cache_import import import_cache
 from nestcoder.commands.features_group import features
 from nestcoder.commands.interop_group import export, import_dictionary
 from nestcoder.commands.model_group import finetune
@@ -248,3 +249,4 @@ def show(invocation: Invocation) -> None:
 command_line.add_command(export)
 command_line.add_command(finetune)
 command_line.add_command(import_dictionary)
+cache.add_command(import_cache)

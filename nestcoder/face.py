@@ -13,6 +13,7 @@ from evaluate.features.text.page import feature_page
 from evaluate.spliced.saebench import SAEBenchAdapter
 from evaluate.spliced.splice import splice
 from evaluate.spliced.transformer_lens import transformer_lens_hooks
+from harvest.elsewhere.write import write_cache
 from nestcoder.config import PipelineSettings, load_settings
 from nestcoder.model_stages import run_finetune, run_together
 from nestcoder.stages import (
@@ -50,4 +51,5 @@ __all__ = [
     "run_train",
     "splice",
     "transformer_lens_hooks",
+    "write_cache",
 ]

@@ -36,6 +36,7 @@ def summary(metrics: Metrics) -> str:
         f"{kind} {transcoder['name']}: {transcoder['dict_size']:,} features, {_rule(transcoder)}",
         f"{metrics['tokens_used']:,} held-out tokens of {metrics['documents']:,} documents"
         f" ({metrics['tokens_masked']:,} special tokens left out), {metrics['evaluated_at']}",
+        *_provenance_lines(cache),
         "",
         *prefix_table(metrics),
         *_caution(metrics["documents"]),
@@ -53,6 +54,13 @@ def summary(metrics: Metrics) -> str:
         _GUIDANCE,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _provenance_lines(cache: Metrics) -> list[str]:
+    """A caution where nobody proved what the rows are."""
+    if cache.get("provenance") is None:
+        return []
+    return [f"Provenance {cache['provenance']}: these rows came from elsewhere, and no harvest proved which they are."]
 
 
 def interval_text(interval: Sequence[float] | None, *, documents: int, form: str = "{:.4f} - {:.4f}") -> str:

@@ -29,6 +29,7 @@ def _info_lines(info: "CacheInfo") -> list[str]:
         "cache": info.path,
         "model": f"{identity.get('model', '?')}, layer {identity.get('layer', '?')}",
         "sites": ", ".join([*widths, info.dtype]),
+        "provenance": str(identity.get("provenance") or ""),
         "text": str(text.get("name") or text.get("kind", "")) if isinstance(text, dict) else str(text or ""),
         "rows": "   ".join(_row_counts(info, group) for group in info.rows),
         "size": f"{in_bytes(info.bytes)} in {info.files} files",

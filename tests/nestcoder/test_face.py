@@ -29,7 +29,7 @@ def test_the_snippets_of_the_page_run_one_after_another(
     (tmp_path / "pipeline.yaml").write_text(write_yaml(settings.model_dump(mode="json")))
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     names: dict[str, object] = {}
     for snippet in snippets:
         exec(compile(snippet, str(PAGE), "exec"), names)

@@ -1,0 +1,109 @@
+"""Tensors become a cache: the rows given, whole documents held out, a killed call ending with the same bytes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.config import CacheSettings
+from cache.reader import CacheReader
+from cache.tools.info import cache_info
+from common.errors import MismatchError, UsageError
+from harvest.elsewhere.write import held_out_documents, write_cache
+
+SETTINGS = CacheSettings(dtype="float32", chunk_rows=8, shard_rows=16, segment_rows=32, held_out_fraction=0.3)
+FACTS = {"model": "theirs", "layer": 3, "source_site": "mlp_in", "target_site": "mlp_out"}
+
+
+def batches(count: int = 20) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "source": torch.randn(10, 4, generator=generator),
+            "target": torch.randn(10, 6, generator=generator),
+            "tokens": torch.randint(0, 50, (10,), generator=generator),
+            "document": torch.full((10,), number // 2),
+            "position": torch.arange(10),
+        }
+        for number in range(count)
+    ]
+
+
+def sizes(given: list[dict[str, torch.Tensor]]) -> tuple[int, int]:
+    document = torch.cat([one["document"] for one in given]).numpy()
+    apart = held_out_documents(document, fraction=0.3, seed=0)
+    return int((~apart).sum()), int(apart.sum())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(path: Path, given: object, **changes: object) -> dict[str, object]:
+    train, held_out = sizes(batches())
+    options = {"train_rows": train, "held_out_rows": held_out, "settings": SETTINGS, **FACTS, **changes}
+    return write_cache(path, given, **options)
+
+
+def test_the_rows_come_back_and_the_cache_says_that_nobody_proved_them(tmp_path: Path) -> None:
+    given = batches()
+    done = write(tmp_path / "cache", given, special_ids=[7])
+    reader = CacheReader.open(tmp_path / "cache")
+    assert reader.identity["provenance"] == done["provenance"] == "unproved"
+    assert reader.special_ids == (7,)
+    columns = {name: torch.cat([one[name] for one in given]) for name in given[0]}
+    apart = torch.from_numpy(held_out_documents(columns["document"].numpy(), fraction=0.3, seed=0))
+    held_out = reader.split("held_out").rows(slice(None))
+    assert torch.equal(held_out.source, columns["source"][apart])
+    assert torch.equal(held_out.target, columns["target"][apart])
+    assert np.array_equal(held_out.document, columns["document"][apart].numpy())
+    train = reader.split("train").rows(slice(None))
+    order = np.lexsort((train.position, train.source[:, 0].numpy()))
+    expected = columns["source"][~apart]
+    assert torch.equal(train.source[order], expected[expected[:, 0].argsort()])
+    assert not set(train.document.tolist()) & set(held_out.document.tolist())
+
+
+def test_a_killed_call_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "whole", batches())
+
+    def killed() -> Iterator[dict[str, torch.Tensor]]:
+        yield from batches()[:13]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "killed", killed())
+    write(tmp_path / "killed", batches())
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_pairs_and_sources_alone_are_batches_too(tmp_path: Path) -> None:
+    pairs = ((one["source"], one["target"]) for one in batches())
+    write_cache(tmp_path / "pairs", pairs, train_rows=120, held_out_rows=20, settings=SETTINGS, **FACTS)
+    reader = CacheReader.open(tmp_path / "pairs")
+    assert set(reader.split("train").tokens.tolist()) == {-1}
+    assert len(np.unique(reader.split("held_out").document)) == 2, "each batch is a document"
+    alone = FACTS | {"source_site": "resid_post", "target_site": "none"}
+    sources = (one["source"].numpy() for one in batches())
+    write_cache(tmp_path / "alone", sources, train_rows=120, held_out_rows=20, settings=SETTINGS, **alone)
+    assert cache_info(str(tmp_path / "alone")).complete
+    side = CacheReader.open(tmp_path / "alone")
+    assert side.split("train").rows(slice(0, 5)).target.shape == (5, 1)
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    train, held_out = sizes(batches())
+    with pytest.raises(UsageError, match=f"The rows end with {train} for training and {held_out} held out") as raised:
+        write(tmp_path / "short", batches(), train_rows=train + 1)
+    assert f"train_rows={train}, held_out_rows={held_out}" in raised.value.remedy
+    with pytest.raises(UsageError, match="no batches"):
+        write(tmp_path / "none", [])
+    with pytest.raises(UsageError, match="source at least"):
+        write(tmp_path / "other", [{"target": torch.zeros(2, 2)}])
+    with pytest.raises(UsageError, match="the rest one number a row"):
+        write(tmp_path / "ragged", [{"source": torch.zeros(2, 2), "tokens": torch.zeros(3)}])
+    write(tmp_path / "whole", batches())
+    with pytest.raises(MismatchError, match="layer"):
+        write(tmp_path / "whole", batches(), layer=4)

@@ -1,0 +1,12 @@
+"""The command is one of ``cache``'s; what it does is tested in tests/harvest/elsewhere."""
+
+import click
+
+from nestcoder.cli import command_line
+from nestcoder.commands.cache_import import import_cache
+
+
+def test_it_hangs_with_the_other_commands_of_caches() -> None:
+    group = command_line.commands["cache"]
+    assert isinstance(group, click.Group)
+    assert group.commands["import"] is import_cache
