@@ -75,6 +75,8 @@ def settings_of(model: Path, text: Path, runs: Path, options: argparse.Namespace
             "top_k": options.top_k,
             "batch_rows": options.batch_rows,
             "steps": options.steps,
+            # A short run cannot wait for the usual million tokens to call a feature dead.
+            "dead_after_tokens": options.steps * options.batch_rows // 8,
             "sweep": ({"name": ALONE, "prefixes": [options.prefixes[-1]]},),
         },
         evaluate={"lm_tokens": options.lm_tokens},

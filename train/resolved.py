@@ -5,6 +5,7 @@ that of an earlier release too: what it does not state follows as it did then.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from itertools import accumulate
@@ -99,7 +100,9 @@ def resolve(
 def read_record(record: Any, *, d_target: int, where: object) -> ResolvedSettings:
     """The settings of a run from what it recorded. Raises MismatchError where this release does not know them."""
     try:
-        stated = TrainSettings.model_validate_json(json.dumps(_BEFORE | record))
+        before = _BEFORE | {"lr": 0.04 / math.sqrt(d_target)}
+        left_open = {key: value for key, value in before.items() if record.get(key) is None}
+        stated = TrainSettings.model_validate_json(json.dumps(record | left_open))
         return resolve(stated, model="", d_target=d_target)
     except (ValidationError, UsageError) as error:
         problems = _problems(error) if isinstance(error, ValidationError) else error.what

@@ -57,7 +57,7 @@ def test_the_record_of_an_earlier_release_is_read() -> None:
         "group_sizes": None,
         "prefix_weights": None,
         "top_k": 4,
-        "lr": 0.01,
+        "lr": None,
         "warmup_steps": 6,
         "decay_steps": None,
         "aux_top_k": None,
@@ -68,6 +68,8 @@ def test_the_record_of_an_earlier_release_is_read() -> None:
     found = read_record(earlier, d_target=8, where="here")
     assert (found.prefixes, found.prefix_weights, found.aux_top_k) == ((16, 64), (0.5, 0.5), 4)
     assert (found.decay_steps, found.dead_after_tokens, found.save_best) == (34, 1_000_000, False)
+    assert found.lr == pytest.approx(0.04 / 8**0.5)
+    assert (found.dimension_balance, found.source_scaling, found.revive) == (0.0, "whole", False)
 
 
 def test_a_record_with_unknown_keys_is_refused() -> None:
@@ -92,7 +94,7 @@ def test_the_warm_up_that_is_not_given_fits_every_run(values: dict[str, int], ex
 
 
 def test_a_min_lr_above_the_rate_that_follows_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"min_lr 1.0 exceeds lr 0.004"):
+    with pytest.raises(UsageError, match=r"min_lr 1.0 exceeds lr 0.005"):
         resolve(TrainSettings(min_lr=1.0), model="m", d_target=96)
 
 
