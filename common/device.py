@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common.errors import UsageError
 
@@ -26,6 +27,15 @@ def has_bfloat16(device: torch.device | str) -> bool:
     if torch.device(device).type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def to_device(array: Tensor, device: torch.device | str) -> Tensor:
+    """An array on a device. From the host a GPU fetches it when it comes to it, and nothing waits."""
+    device = torch.device(device)
+    if device.type != "cuda" or array.is_cuda:
+        return array.to(device)
+    # From pageable memory the host would wait until the device has done all that it was asked for before.
+    return array.pin_memory().to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device | str) -> int:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.device import to_device
 from common.errors import CapacityError
 from common.progress import Progress
 from harvest.config import HarvestSettings, Site
@@ -73,17 +74,20 @@ class BatchForward:
     def _forward(self, batch: ContextBatch, start: int, size: int) -> dict[Key, Float[Tensor, "rows d"]]:
         contexts = slice(start, start + size)
         device = self._model.device
-        tokens = torch.from_numpy(batch.tokens[contexts]).to(device)
+        tokens = to_device(torch.from_numpy(batch.tokens[contexts]), device)
         positions = None
         if self._within_documents:
-            positions = torch.from_numpy(batch.document_positions[contexts]).to(device)
+            positions = to_device(torch.from_numpy(batch.document_positions[contexts]), device)
         captured: Captured = run_modules(self._model, tokens, keys=self._keys, positions=positions)
 
         kept = batch.kept[contexts]
+        rows = {key: tensor.flatten(0, 1) for key, tensor in captured.items()}
         if kept.all():
-            return {key: tensor.flatten(0, 1) for key, tensor in captured.items()}
-        mask = torch.from_numpy(kept)
-        return {key: tensor[mask.to(tensor.device)] for key, tensor in captured.items()}
+            return rows
+        # By number: which rows a mask keeps a GPU would have to be asked for.
+        wanted = torch.from_numpy(np.flatnonzero(kept))
+        there = {device: to_device(wanted, device) for device in {tensor.device for tensor in rows.values()}}
+        return {key: tensor.index_select(0, there[tensor.device]) for key, tensor in rows.items()}
 
 
 def _joined(pieces: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "rows d"]:

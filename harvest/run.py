@@ -127,6 +127,7 @@ class _Harvest:
         self._model = model
         self._progress = progress
         self._own_loss = own_loss
+        progress.note("proving the sites against TransformerLens")
         self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
         self._files: dict[int, ProofFile] = {}

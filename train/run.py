@@ -27,6 +27,7 @@ from common.distributed import ALONE, Ranks
 from common.errors import DiskError, NumericalError
 from common.progress import Progress
 from common.signals import leave_for, noted_signals
+from common.units import in_bytes
 from train.arrays.feed import Feed
 from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
@@ -146,6 +147,9 @@ def _train(training: list[Member], *, context: TrainingContext) -> None:
             if number := context.ranks.largest(signals[0] if signals else 0, context.device):
                 _leave(training, number, progress=progress)
     progress.end()
+    if context.device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated(context.device)
+        progress.note(f"Peak memory on {context.device}: {in_bytes(peak)}.")
 
 
 def _take(training: list[Member], batch: Batch, *, context: TrainingContext) -> None:

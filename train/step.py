@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.device import to_device
 from common.distributed import Ranks
 from train.arrays.batch_share import BatchShare
 from train.arrays.graphs import Graphs, Inputs
-from train.arrays.optim import Moments, in_one_pass, learning_rate, step_numbers, to_device, update_
+from train.arrays.optim import Moments, in_one_pass, learning_rate, step_numbers, update_
 from train.arrays.parameters import Parameters
 from train.arrays.workspace import Workspace
 from train.dead.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from common.device import to_device
 from train.arrays.parameters import Parameters
 from train.resolved import ResolvedSettings
 from transcoder.compat import fused_adam_
@@ -107,13 +108,6 @@ def step_numbers(settings: ResolvedSettings, step: int) -> Float[Tensor, " numbe
     lr = learning_rate(settings, step)
     step_size = lr / (1 - settings.beta1 ** (step + 1))
     return torch.tensor([lr, step_size, math.sqrt(1 - settings.beta2 ** (step + 1))])
-
-
-def to_device(array: Tensor, device: torch.device) -> Tensor:
-    """An array on a device. From the host a GPU fetches it when it comes to it, and nothing waits."""
-    if device.type != "cuda" or array.is_cuda:
-        return array.to(device)
-    return array.pin_memory().to(device, non_blocking=True)
 
 
 def _update_in_one_pass_(
