@@ -276,6 +276,11 @@ class CacheReader:
         """The small arrays beside the rows, by name, but the MLP's. Raises DamagedError."""
         return {name: self._array(name) for name in self._names if not name.startswith("mlp.")}
 
+    @property
+    def has_mlp(self) -> bool:
+        """Whether the layer's MLP is stored, in place of targets."""
+        return any(name.startswith("mlp.") for name in self._names)
+
     @cached_property
     def mlp(self) -> Mlp:
         """The layer's MLP, which computes a target that is not stored. Raises DamagedError."""

@@ -21,7 +21,7 @@ from evaluate.features.contexts import NO_ROW
 from evaluate.features.evidence import Evidence
 from evaluate.features.text.clusters import cluster_list
 from evaluate.features.text.labels import label_of
-from evaluate.features.text.page import context_kinds, position_rates, relatives, rounded
+from evaluate.features.text.page import context_kinds, neurons, position_rates, relatives, rounded
 from evaluate.features.tokens import NO_TOKEN
 
 PACK_FEATURES = 64
@@ -135,6 +135,8 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
     }
     if "raised_token" in arrays:
         page["logits"] = {side: _logits(evidence, feature, side, vocabulary) for side in ("raised", "lowered")}
+    if aligned := neurons(evidence, feature):
+        page["neurons"] = [list(one.values()) for one in aligned]
     return page
 
 

@@ -11,6 +11,7 @@ in memory: 20 bytes an entry, so 20 x rows x active features. Arrays of the resu
     near_*, coarser_*                                             features that fire on the same rows
     cluster, map                                                  of the graph of features (``evaluate.features.graph``)
     raised_*, lowered_*                                           logits, where an unembedding was given
+    neuron_*                                                      neurons that write alike, where the cache has the MLP
     text_*                                                        token, document and position of the rows
     entry_*                                                       values of each feature in its contexts' windows
 """
@@ -26,12 +27,13 @@ from common.progress import Progress
 from evaluate.features.code import Code, CodeBlock, counted, encode_blocks, join
 from evaluate.features.config import FeatureSettings
 from evaluate.features.contexts import NO_ROW, Text, choose_contexts, text_of
+from evaluate.features.effects.logits import Unembedding, logit_effects
+from evaluate.features.effects.neurons import aligned_neurons
 from evaluate.features.evidence import Evidence
 from evaluate.features.firings import HISTOGRAM_BINS, PERCENTILES, Firings, by_feature
 from evaluate.features.graph.clusters import clusters
 from evaluate.features.graph.edges import edges_of
 from evaluate.features.graph.layout import layout
-from evaluate.features.logits import Unembedding, logit_effects
 from evaluate.features.relations import Neighbours, cosines, nearest_by_cosine, shared_rows
 from evaluate.features.text.words import speller_of
 from evaluate.features.tokens import TokenTable, positions, token_table
@@ -84,6 +86,9 @@ def evidence_of(
         **_entries(firings, text, contexts, settings),
     }
     arrays |= _graph(arrays, transcoder, settings)
+    # An autoencoder of the source writes where no neuron does.
+    if reader.has_mlp and transcoder.side != "source":
+        arrays |= aligned_neurons(transcoder.W_dec, reader.mlp, settings.neurons)
     shown = [text.tokens.astype(np.int64)]
     if unembedding:
         effects = logit_effects(transcoder.W_dec, unembedding, settings.logits)

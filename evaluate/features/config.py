@@ -36,5 +36,7 @@ class FeatureSettings(Settings):
     """Features listed as near, as firing on the same rows, or as coarser."""
     logits: int = Field(default=10, ge=1)
     """Tokens listed whose logits a feature raises or lowers most."""
+    neurons: int = Field(default=10, ge=1)
+    """Neurons of the MLP listed that write as a feature does, where the cache stores the MLP."""
     checked_contexts: int = Field(default=64, ge=0)
     """Contexts that are encoded anew and compared with the evidence."""

@@ -53,7 +53,7 @@ def features_of_layer(
     unembedding = None
     if lm:
         # Only here does evidence meet a language model; everything else runs without transformers.
-        from evaluate.features.unembedding import read_unembedding
+        from evaluate.features.effects.unembedding import read_unembedding
 
         revision = reader.identity.get("model_revision")
         unembedding = read_unembedding(lm, width=trained.d_target, revision=revision)

@@ -73,6 +73,12 @@ nestcoder.feature = (() => {
     return make("div", { className: "columns two" }, side("Raised", logits.raised, "raised"), side("Lowered", logits.lowered, "lowered"));
   }
 
+  function neurons(page) {
+    return make("table", { className: "raised" }, make("tbody", {}, page.neurons.map(([neuron, cosine]) => make("tr", { className: cosine < 0 ? "lowered" : "" },
+      make("td", {}, `neuron ${neuron.toLocaleString("en")}`),
+      make("td", { className: "bar" }, make("i", { style: { width: `${100 * Math.abs(cosine)}%` } }), make("span", {}, number(cosine, 2)))))));
+  }
+
   function kindName(name, page) {
     if (NAMES[name]) return NAMES[name];
     const place = Number(name.split("_")[1]), count = page.intervals.length;
@@ -121,6 +127,7 @@ nestcoder.feature = (() => {
         section("Activations", "counts as logarithms", nestcoder.charts.histogram(page.histogram, entry.largest, page.percentiles, percentiles)),
         section("Position in the context", "density", nestcoder.charts.positions(page.positions))),
       section("Effect on logits", "its decoder row through the final norm's gain and the unembedding, later blocks left out", effects(page)),
+      page.neurons ? section("Neurons", "cosine of the decoder row with what each neuron of the layer's MLP writes", neurons(page)) : null,
       neighbours(page));
   }
 

@@ -36,6 +36,7 @@ def feature_page(evidence: Evidence, feature: int) -> dict[str, Any]:
         "positions": position_rates(evidence, feature),
         "tokens": {side: tokens(evidence, feature, side) for side in ("before", "on", "after")},
         "logits": logits(evidence, feature),
+        "neurons": neurons(evidence, feature),
         "relatives": relatives(evidence, feature),
         "cluster": cluster_of(evidence, feature),
         "contexts": {kind: contexts(evidence, feature, kind) for kind in context_kinds(evidence)},
@@ -111,6 +112,14 @@ def logits(evidence: Evidence, feature: int) -> dict[str, Any] | None:
         ]
         for side in ("raised", "lowered")
     }
+
+
+def neurons(evidence: Evidence, feature: int) -> list[dict[str, Any]] | None:
+    """Neurons whose write has the largest cosine, by size, with the decoder row; None where the cache has no MLP."""
+    if "neuron_index" not in evidence.arrays:
+        return None
+    pairs = zip(evidence.arrays["neuron_index"][feature], evidence.arrays["neuron_cosine"][feature], strict=True)
+    return [{"neuron": int(neuron), "cosine": rounded(cosine)} for neuron, cosine in pairs]
 
 
 def relatives(evidence: Evidence, feature: int) -> dict[str, list[dict[str, Any]]]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from common.errors import MismatchError
-from evaluate.features.unembedding import final_norm, read_unembedding
+from evaluate.features.effects.unembedding import final_norm, read_unembedding
 from harvest.model.language_model import load_model
 
-MODELS = Path(__file__).resolve().parents[3] / "models"
+MODELS = Path(__file__).resolve().parents[4] / "models"
 
 
 @pytest.mark.parametrize(("name", "width"), [("gpt2-stdlib", 96), ("gemma2-stdlib", 96)])

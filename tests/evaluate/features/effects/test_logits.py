@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluate.features.logits import Unembedding, gain_of, logit_effects
+from evaluate.features.effects.logits import Unembedding, gain_of, logit_effects
 
 
 @pytest.mark.parametrize("centred", [True, False])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from common.errors import MismatchError, NumericalError
-from evaluate.features.logits import Unembedding, gain_of
+from evaluate.features.effects.logits import Unembedding, gain_of
 from harvest.model.language_model import LanguageModel, load_model
 
 
