@@ -1,14 +1,15 @@
 """What torchrun says about this process, and what several exchange."""
 
-import subprocess
-import sys
-from pathlib import Path
+import os
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from common.distributed import ALONE, Ranks, process_group, read_ranks
-from common.errors import UsageError
+from common.errors import DiskError, UsageError
+
+WORLD = 3
 
 
 def test_one_process_alone_is_rank_0_of_1() -> None:
@@ -33,12 +34,32 @@ def test_contradictions_are_refused(environment: dict[str, str]) -> None:
         read_ranks(environment)
 
 
-def test_three_processes_exchange_and_notice_one_that_is_gone(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("exchange_process.py")
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path / "meeting")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def exchange() -> None:
+    """Every exchange; then the last process goes, and the others notice."""
+    ranks = Ranks.current()
+    rank = ranks.rank
+    assert ranks == Ranks(rank, WORLD)
+    assert ranks.sum_(torch.tensor([1.0, rank])).tolist() == [3, 3]
+    assert ranks.min_(torch.tensor([rank, -rank])).tolist() == [0, -2]
+    arrays = [torch.full((2, 2), rank), torch.tensor(0.5), torch.tensor([rank, 1])]
+    ranks.sum_all_(arrays)
+    assert [array.tolist() for array in arrays] == [[[3, 3], [3, 3]], 1.5, [3, 3]]
+    numbers = ranks.total(rank + 1, "cpu"), ranks.smallest(rank + 1, "cpu"), ranks.largest(rank + 1, "cpu")
+    assert numbers == (6, 1, 3)
+    assert ranks.any_of(torch.tensor([rank == 1, False])).tolist() == [True, False]
+    assert ranks.gathered(torch.tensor([rank, 7])).tolist() == [[0, 7], [1, 7], [2, 7]]
+    state = {"number": torch.tensor([10**rank])}
+    joined = ranks.merged(state, lambda one, other: {"number": torch.cat([one["number"], other["number"]])})
+    assert joined["number"].tolist() == [1, 10, 100]
+    ranks.wait()
+    if rank == WORLD - 1:
+        os._exit(0)  # gone without a word
+    with pytest.raises(DiskError, match="Another process of this run has stopped"):
+        ranks.wait()
+
+
+def test_three_processes_exchange_and_notice_one_that_is_gone(in_processes: Callable[..., list[int]]) -> None:
+    assert in_processes(WORLD, exchange) == [0] * WORLD
 
 
 def test_one_process_alone_keeps_what_it_has() -> None:

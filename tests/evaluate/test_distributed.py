@@ -2,29 +2,100 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
+import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.distributed import process_group, read_ranks
+from common.errors import CapacityError, NestcoderError
+from common.progress import Silent
+from evaluate.config import EvaluateSettings
+from evaluate.features.config import FeatureSettings
+from evaluate.features.run import features_of_layer
+from evaluate.run import evaluate_layer
 from models.make_synthetic_gemma_scope import make
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
-ROOT = Path(__file__).parents[2]
 WORLDS = (1, 2, 3)
+SECONDS = 60
+"""After which a process that waits for another for ever is stopped."""
 
 
-def run(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ranks_process.py")), json.dumps(jobs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+class Faulty(Silent):
+    """Progress that ends its process."""
+
+    def __init__(self, fault: str | None) -> None:
+        self._fault = fault
+
+    def advance(self, amount: int, **values: float) -> None:
+        if self._fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._fault == "refused":
+            raise CapacityError("not even one row fits")
+
+
+def evaluate(job: dict[str, Any], *, rank: int) -> None:
+    world, fault = job["world"], job.get("fault")
+    paths = {name: Path(job[name]) for name in ("cache", "transcoder", "out")}
+    if job.get("features"):
+        with process_group(read_ranks(), "cpu"):
+            features_of_layer(
+                **paths,
+                settings=FeatureSettings(block_rows=96, context_tokens=3, rows=job["features"]),
+                device="cpu",
+                lm=None,
+                force=False,
+                progress=Faulty(fault if rank == world - 1 else None),
+            )
+        return
+    with process_group(read_ranks(), "cpu"):
+        evaluate_layer(
+            **paths,
+            settings=EvaluateSettings(bootstrap=20, batch_rows=96),
+            device="cpu",
+            lm=None,
+            gemma_scope=job.get("gemma_scope"),
+            against=Path(job["against"]) if "against" in job else None,
+            force=False,
+            progress=Faulty(fault if rank == world - 1 else None),
+        )
+
+
+def forked(job: dict[str, Any], *, rank: int, port: int, output: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.alarm(SECONDS)
+        known = {"RANK": rank, "WORLD_SIZE": job["world"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in known.items()}
+        evaluate(job, rank=rank)
+        code = 0
+    except NestcoderError as error:
+        code = error.exit_code
+        output.write_text(str(error))
+    finally:
+        os._exit(code)
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Exit codes of a job's processes, which are forks of this one, and what they state."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(rank) for rank in range(job["world"])]
+        children = [forked(job, rank=rank, port=port, output=path) for rank, path in enumerate(outputs)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        return {"codes": codes, "output": [path.read_text() if path.exists() else "" for path in outputs]}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +106,7 @@ def given(toy_cache: Path, toy_transcoder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def reports(given: dict[str, str], toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of every number of processes, with Google's format and with another run: ``<world>-<kind>``."""
-    root = tmp_path_factory.mktemp("together")
+    root = tmp_path_factory.mktemp("reports")
     make(toy_cache, root / "scope", l0=5)
     arrays = random_arrays(12, 10, dict_size=32, seed=9)
     save_transcoder(Transcoder(**arrays, rule=TopK(6), prefixes=(8, 32)), root / "second", config={})
@@ -45,7 +116,8 @@ def reports(given: dict[str, str], toy_cache: Path, tmp_path_factory: pytest.Tem
         for kind in asked
         for world in WORLDS
     ]
-    for job, result in zip(jobs, run(jobs), strict=True):
+    for job in jobs:
+        result = run(job)
         assert result["codes"] == [0] * job["world"], result["output"]
     return root
 
@@ -77,7 +149,7 @@ def test_a_process_that_fails_leaves_nobody_waiting(given: dict[str, str], tmp_p
         {**given, "world": 2, "out": str(tmp_path / "file" / "out")},
     ]
     started = time.monotonic()
-    refused, killed, unwritten = run(jobs)
+    refused, killed, unwritten = map(run, jobs)
     assert time.monotonic() - started < 60
     assert refused["codes"] == [5, 5, 7]
     assert "not even one row fits" in refused["output"][2]
@@ -108,7 +180,8 @@ def test_processes_together_take_the_evidence_that_one_takes(given: dict[str, st
         {**given, "features": rows, "world": world, "out": str(tmp_path / f"{world}-{rows}")}
         for rows, world in ((1600, 1), (1600, 2), (1600, 3), (150, 1), (150, 3))
     ]
-    for job, result in zip(jobs, run(jobs), strict=True):
+    for job in jobs:
+        result = run(job)
         assert result["codes"] == [0] * job["world"], result["output"]
     for name in ("evidence.safetensors", "evidence.json", "tokens.json", "report.md"):
         for rows, world in ((1600, 2), (1600, 3), (150, 3)):

@@ -1,8 +1,7 @@
 """Several processes train what one does: by rows (data parallel) and by features (a dictionary dealt out)."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,8 @@ from train.config import LogSettings, TrainSettings
 from train.record.log import read_log
 from train.run import train_layer
 
-PROCESS = Path(__file__).with_name("training_process.py")
-ROOT = Path(__file__).parents[2]
 
-
-def train_in_processes(world: int, cache: Path, out: Path, settings: TrainSettings) -> None:
-    """Train with so many processes, joined by gloo."""
-    out.mkdir(parents=True, exist_ok=True)
-    meeting = out.parent / f"{out.name}-{len(list(out.parent.iterdir()))}.meeting"
-    started = [
-        subprocess.Popen(
-            [sys.executable, PROCESS, str(rank), str(world), meeting, cache, out, settings.model_dump_json()],
-            cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world)
-    ]
-    output = [process.communicate(timeout=200)[1].decode() for process in started]
-    assert [process.returncode for process in started] == [0] * world, output
-
-
-def alone(cache: Path, out: Path, settings: TrainSettings) -> None:
+def train(cache: Path, out: Path, settings: TrainSettings) -> None:
     train_layer(
         cache=cache, out=out, settings=settings, device="cpu", fresh=False, progress=Silent(), log=LogSettings()
     )
@@ -64,28 +43,34 @@ def assert_the_same(one: Path, other: Path) -> None:
     ("world", "activation", "shard"), [(2, "topk", False), (3, "batchtopk", False), (3, "topk", True)]
 )
 def test_several_processes_are_one(
-    small_cache: Path, tmp_path: Path, quick: TrainSettings, world: int, activation: str, shard: bool
+    small_cache: Path,
+    tmp_path: Path,
+    quick: TrainSettings,
+    in_processes: Callable[..., list[int]],
+    world: int,
+    activation: str,
+    shard: bool,
 ) -> None:
     settings = changed(quick, steps=20, skip=True, activation=activation, shard_dictionary=shard)
-    # Revival at every step, of nearly all features, makes rounding grow; parts_checks has one step with it.
+    # Revival at every step, of nearly all features, makes rounding grow; test_batch_share has one step with it.
     settings = changed(settings, lr=2e-3, dead_after_tokens=1, revive=False)
-    alone(small_cache, tmp_path / "one", settings)
-    train_in_processes(world, small_cache, tmp_path / "several", settings)
+    train(small_cache, tmp_path / "one", settings)
+    assert in_processes(world, lambda: train(small_cache, tmp_path / "several", settings)) == [0] * world
     assert_the_same(tmp_path / "one", tmp_path / "several")
     left = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*"))
     assert sorted(str(path.relative_to(tmp_path / "several")) for path in (tmp_path / "several").rglob("*")) == left
 
 
 def test_a_dealt_run_goes_on_with_another_number_of_processes(
-    small_cache: Path, tmp_path: Path, quick: TrainSettings
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, in_processes: Callable[..., list[int]]
 ) -> None:
     """The checkpoint is of the whole dictionary: begun by two, finished by one."""
     settings = changed(quick, steps=20, shard_dictionary=True, lr=2e-3)
-    alone(small_cache, tmp_path / "one", settings)
-    train_in_processes(2, small_cache, tmp_path / "several", settings)
+    train(small_cache, tmp_path / "one", settings)
+    assert in_processes(2, lambda: train(small_cache, tmp_path / "several", settings)) == [0, 0]
     for name in ("config.json", "transcoder.safetensors"):
         (tmp_path / "several" / name).unlink()
     index = tmp_path / "several" / "checkpoints" / "step-00000020.safetensors"
     index.unlink()
-    alone(small_cache, tmp_path / "several", settings)
+    train(small_cache, tmp_path / "several", settings)
     assert_the_same(tmp_path / "one", tmp_path / "several")

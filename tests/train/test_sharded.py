@@ -1,43 +1,85 @@
-import subprocess
-import sys
-from pathlib import Path
+"""Several processes own a share of the features each, and do what one does."""
 
 import pytest
 import torch
+from torch import distributed
 
+from common.distributed import Ranks
 from common.errors import UsageError
 from common.progress import Silent
-from train.arrays.parameters import random_parameters
+from train.arrays.parameters import Parameters, random_parameters
 from train.config import LogSettings, TrainSettings
+from train.dead.aux_loss import auxiliary
+from train.dead.features import Dead
+from train.loss import NestedLoss, equal_weights, nested_step
 from train.record.log import read_log
 from train.run import train_layer
 from transcoder.formats.native import load_transcoder
+from transcoder.rules.registry import make_rule
 from transcoder.sharded import Shard
 
+PREFIXES = (3, 20, 41, 97)
 
-def run_processes(script: str, world: int, arguments: list[str]) -> list[str]:
-    """What so many processes of a script in this folder say, told their rank, the world and the arguments."""
-    here, root = Path(__file__).parent, Path(__file__).parents[2]
-    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(here / script), str(rank), str(world), *arguments],
-            cwd=root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    answers = [process.communicate(timeout=280) for process in processes]
-    assert not any(process.returncode for process in processes), [error for _, error in answers]
-    return [answer.strip() for answer, _ in answers]
+
+def relative(value, expected):
+    return float((value - expected).norm() / expected.norm())
+
+
+def check(activation: str, *, skip: bool) -> None:
+    torch.manual_seed(0)
+    weights = random_parameters(12, 10, dict_size=97, skip=skip, seed=1, dtype=torch.float64)
+    for array in weights.tensors().values():
+        array.add_(torch.randn_like(array), alpha=0.1)
+    source, target = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
+    loss = NestedLoss(PREFIXES, make_rule(activation, 6), 7.5, prefix_weights=equal_weights(PREFIXES))
+    single = nested_step(weights, source, target=target, loss=loss)
+    ranks = Ranks.current()
+    shard = Shard(ranks.rank, ranks.world)
+    mine = Parameters(**shard.take(weights.tensors()))
+    result = nested_step(mine, source, target=target, loss=loss, shard=shard)
+    assert relative(result.loss, single.loss) < 1e-12
+    assert relative(result.sse, single.sse) < 1e-12
+    assert relative(result.l0, single.l0) < 1e-12
+    assert torch.equal(result.fired, single.fired[shard.rank :: shard.world])
+    assert relative(result.residual, single.residual) < 1e-12
+    whole = shard.whole(result.gradients.tensors(), dict_size=97)
+    for name, expected in single.gradients.tensors().items():
+        assert relative(whole[name], expected) < 1e-12, name
+    norm = torch.stack([array.norm() for array in single.gradients.tensors().values()]).norm()
+    assert relative(shard.norm(result.gradients.tensors()), norm) < 1e-12
+    again = shard.whole(mine.tensors(), dict_size=97)
+    assert all(torch.equal(again[name], array) for name, array in weights.tensors().items())
+
+
+def check_auxiliary(dead: list[int]) -> None:
+    """With few dead features some processes have none, and still take part."""
+    torch.manual_seed(0)
+    weights = random_parameters(12, 10, dict_size=97, seed=1, dtype=torch.float64)
+    source, residual = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
+    ranks = Ranks.current()
+    shard = Shard(ranks.rank, ranks.world)
+    whole, own = torch.tensor(dead), torch.tensor([f // shard.world for f in dead if f % shard.world == shard.rank])
+    mine, own = Parameters(**shard.take(weights.tensors())), own.long()
+    given = {"residual": residual, "top_k": 4}
+    pre, own_pre = source @ weights.W_enc.T, source @ mine.W_enc.T
+    single = auxiliary(weights, source, pre=pre[:, whole], dead=Dead(whole), **given)
+    result = auxiliary(mine, source, pre=own_pre[:, own], dead=Dead(own), shard=shard, **given)
+    assert relative(result.error, single.error) < 1e-12
+    places = [place for place, f in enumerate(dead) if f % shard.world == shard.rank]
+    for name in ("encoder", "bias", "decoder"):
+        torch.testing.assert_close(getattr(result, name), getattr(single, name)[places], rtol=1e-10, atol=1e-12)
+
+
+def check_all() -> None:
+    for activation in ("topk", "batchtopk"):
+        check(activation, skip=activation == "topk")
+    for dead in ([0, 6, 12], [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 90]):
+        check_auxiliary(dead)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_step_of_several_processes_is_the_single_process_step(world, tmp_path):
-    assert run_processes("sharded_process.py", world, [str(tmp_path / "meet")]) == ["equal"] * world
+def test_the_step_of_several_processes_is_the_single_process_step(world, in_processes):
+    assert in_processes(world, check_all) == [0] * world
 
 
 def test_features_are_dealt_in_turn():
@@ -62,8 +104,20 @@ def test_one_process_is_the_whole_dictionary():
     assert torch.equal(Shard().whole(weights.tensors(), dict_size=10)["W_enc"], weights.W_enc)
 
 
+class Interrupting(Silent):
+    """Fails after so many steps, on every process alike."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def advance(self, amount: int, **metrics: float) -> None:
+        self._left -= 1
+        if not self._left:
+            raise InterruptedError
+
+
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
-def test_sharded_training_is_one_process_training(activation, small_cache, quick, tmp_path):
+def test_sharded_training_is_one_process_training(activation, small_cache, quick, tmp_path, in_processes):
     settings = TrainSettings.model_validate(quick.model_dump() | {"activation": activation, "skip": True})
     train_layer(
         cache=small_cache,
@@ -74,9 +128,16 @@ def test_sharded_training_is_one_process_training(activation, small_cache, quick
         progress=Silent(),
         log=LogSettings(),
     )
-    dealt = settings.model_copy(update={"shard_dictionary": True}).model_dump_json()
-    arguments = [str(tmp_path / "meet"), str(small_cache), str(tmp_path / "two"), dealt]
-    assert run_processes("sharded_training_process.py", 2, arguments) == ["trained"] * 2
+    dealt = settings.model_copy(update={"shard_dictionary": True})
+    given = {"cache": small_cache, "out": tmp_path / "two", "settings": dealt, "device": "cpu", "log": LogSettings()}
+
+    def train_interrupted() -> None:
+        with pytest.raises(InterruptedError):
+            train_layer(**given, fresh=False, progress=Interrupting(25))
+        distributed.barrier()
+        train_layer(**given, fresh=False, progress=Silent())
+
+    assert in_processes(2, train_interrupted) == [0, 0]
     one, two = (load_transcoder(tmp_path / name) for name in ("one", "two"))
     for name, expected in one.arrays().items():
         torch.testing.assert_close(two.arrays()[name], expected, rtol=2e-3, atol=2e-4)
