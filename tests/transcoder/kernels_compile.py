@@ -1,6 +1,6 @@
-"""Compile every kernel for a card that need not be there: python kernels_compile.py CAPABILITY
+"""Compile every kernel for cards that need not be there: python kernels_compile.py CAPABILITY,...
 
-Prints JSON: for every kernel, table type and width the registers and bytes of spilled registers a thread, the widest
+Prints JSON: for every capability and every kernel, table type and width the registers and bytes of spilled registers a thread, the widest
 global load of the table in bits, and whether its addresses are computed in 64 bits.
 """
 
@@ -23,14 +23,14 @@ INTS = {"index": "*i32", "offsets": "*i32", "bag": "*i32", "feature": "*i32", "o
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def compiled(kernel, types, constants, *, warps):
+def compiled(kernel, types, constants, *, warps, capability):
     """The kernel as the launcher would compile it for aligned arrays, and for a width that is a multiple of 16."""
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
     divisible = [name for name in names if name in ("width", "count") or signature[name].startswith("*")]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": warps})
 
 
@@ -49,7 +49,7 @@ def report(binary):
     }
 
 
-def main():
+def compile_all(capability):
     found = {}
     for table, kept in (("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp64", "fp64")):
         floats = {
@@ -79,12 +79,12 @@ def main():
             for name in ("_sums_kernel", "_dots_kernel", "_add_pieces_kernel"):
                 kernel = getattr(kernels, name)
                 given = {key: value for key, value in constants.items() if key in kernel.arg_names}
-                binary = compiled(kernel, types, given, warps=tile.warps)
+                binary = compiled(kernel, types, given, warps=tile.warps, capability=capability)
                 found[f"{name} {table} {width}"] = report(binary)
         grad_sums = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
         types = {**grad_sums, "width": "i32", "blocks": "i32"}
         found[f"_grad_sums_kernel {table}"] = report(
-            compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4)
+            compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4, capability=capability)
         )
     for width in (768, 2304):
         arrays = dict.fromkeys(("weights", "gradient", "first", "second", "norm", "divisor", "numbers"), "*fp32")
@@ -98,8 +98,9 @@ def main():
             "BLOCK": 1 << (width - 1).bit_length(),
         }
         warps = constants["BLOCK"] // 512
-        found[f"_update_kernel {width}"] = report(compiled(update_kernel._update_kernel, types, constants, warps=warps))
-    print(json.dumps(found))
+        binary = compiled(update_kernel._update_kernel, types, constants, warps=warps, capability=capability)
+        found[f"_update_kernel {width}"] = report(binary)
+    return found
 
 
-main()
+print(json.dumps({capability: compile_all(int(capability)) for capability in sys.argv[1].split(",")}))
