@@ -1,7 +1,7 @@
 """Compile every kernel for cards that need not be there: python kernels_compile.py CAPABILITY,...
 
-Prints JSON: for every capability and every kernel, table type and width the registers and bytes of spilled registers a thread, the widest
-global load of the table in bits, and whether its addresses are computed in 64 bits.
+Prints JSON: for every capability, kernel, table type and width the registers and bytes of spilled registers a thread,
+the widest global load of the table in bits, and whether its addresses are computed in 64 bits.
 """
 
 import json
