@@ -74,7 +74,8 @@ class HarvestSettings(Settings):
     revision: str | None = None
     """The Hub commit, branch or tag of the model; the commit that it meant is recorded."""
     compile: bool = False
-    """Compile the model's blocks with torch.compile: slower to start, faster on a GPU."""
+    """Compile the model's blocks with torch.compile: seconds more before the first token, and then, on a CPU, 1.3 to
+    1.6 times as fast a forward pass through the embedded models. Not measured on a GPU."""
 
     @property
     def sites(self) -> tuple[Site, ...]:

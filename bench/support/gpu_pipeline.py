@@ -157,6 +157,8 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def measure_harvest(bench: Bench, rows: Rows) -> None:
     bare = rows.attempt("bare forward pass of the blocks", partial(bare_forward, bench)).get("value", 0.0)
+    if bench.device.startswith("cuda"):  # compiling takes longer than a toy run
+        rows.attempt("bare forward pass, blocks compiled", partial(bare_forward, bench, compiled=True))
     bench.__dict__.pop("network", None)  # its memory is wanted by the command
     if bench.device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -184,8 +186,10 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
 
 
 @torch.inference_mode()
-def bare_forward(bench: Bench) -> dict[str, Any]:
+def bare_forward(bench: Bench, *, compiled: bool = False) -> dict[str, Any]:
     sizes = bench.sizes
+    for block in bench.network.model.layers[:-1] if compiled else ():  # as harvest.compile does
+        block.compile()
     ids = torch.randint(3, 2048, (sizes.batch_contexts, sizes.context), device=bench.device)
     for _ in range(3):
         bench.network.model(ids, use_cache=False)

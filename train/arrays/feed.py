@@ -2,7 +2,7 @@
 
 On CUDA the next batch travels from pinned memory on a stream of its own: an event orders its arrival before its use,
 and ``record_stream`` keeps its memory from being used again before the step that reads it is done. Elsewhere there is
-nothing to send, and a batch is handed on as it is. Not run on a GPU.
+nothing to send, and a batch is handed on as it is.
 """
 
 from collections.abc import Iterable, Iterator

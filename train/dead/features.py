@@ -47,7 +47,7 @@ class Dead:
             return Dead(since_fired.new_empty(0))
         is_dead = since_fired >= after_tokens
         # Stable, so both the dead and the others ascend; no feature comes twice.
-        features = is_dead.logical_not().sort(stable=True).indices[:room]
+        features = is_dead.logical_not().to(torch.uint8).sort(stable=True).indices[:room]
         return Dead(features, None if exact else is_dead[features])
 
     def number(self) -> Float[Tensor, ""]:
@@ -115,7 +115,7 @@ class _Sent:
     """A count on its way to the host."""
 
     count: Int[Tensor, ""]
-    event: torch.Event | None
+    event: torch.cuda.Event | None
     dict_size: int
 
     @staticmethod
