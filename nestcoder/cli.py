@@ -13,7 +13,7 @@ from nestcoder import __version__
 from nestcoder.commands.cache_import import import_cache
 from nestcoder.commands.features_group import features
 from nestcoder.commands.interop_group import export, import_dictionary
-from nestcoder.commands.model_group import finetune
+from nestcoder.commands.model_group import finetune, publish
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.options import device_option, dry_run_option, fresh_option, layers_option, name_option
 
@@ -248,5 +248,6 @@ def show(invocation: Invocation) -> None:
 
 command_line.add_command(export)
 command_line.add_command(finetune)
+command_line.add_command(publish)
 command_line.add_command(import_dictionary)
 cache.add_command(import_cache)

@@ -96,6 +96,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "transcoder/decode.py",
         "transcoder/formats/hub.py",
         "transcoder/formats/native.py",
+        "transcoder/formats/published.py",
         "transcoder/norm.py",
         "transcoder/prefilter.py",
         "transcoder/rules/batchtopk.py",

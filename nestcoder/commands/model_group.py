@@ -1,5 +1,7 @@
 """The commands that train or judge dictionaries as part of a language model, or give them away."""
 
+from pathlib import Path
+
 import click
 
 from nestcoder.invocation import Invocation
@@ -37,3 +39,46 @@ def finetune(
     else:
         shown = finetune_commands.finetune(invocation, chosen, device, name=name, result=result, fresh=fresh)
     invocation.show(shown)
+
+
+@click.command()
+@click.argument("exported", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@layers_option(required=True)
+@name_option
+@click.option("--to", required=True, metavar="hf:USER/REPOSITORY", help="Where to, on the Hugging Face Hub.")
+@click.option("--license", "license_name", required=True, help="The licence to give it under, by the Hub's name: mit.")
+@click.option("--base-model", help="The Hub name of the language model, for the card.")
+@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.option("--push", is_flag=True, help="Upload  [default: only say what would be uploaded].")
+@click.pass_obj
+def publish(
+    invocation: Invocation,
+    *,
+    exported: Path | None,
+    layers: tuple[int, ...],
+    name: str,
+    to: str,
+    license_name: str,
+    base_model: str | None,
+    private: bool,
+    push: bool,
+) -> None:
+    """Publish evaluated transcoders on the Hugging Face Hub, with a card written from their metrics.
+
+    EXPORTED is a folder that 'nestcoder export' wrote, uploaded beside them. Without --push nothing leaves this
+    machine. The token is that of 'hf auth login' or HF_TOKEN; it is not kept. nestcoder.load_transcoder reads
+    hf:USER/REPOSITORY/layer08 back.
+    """
+    from nestcoder.commands import publish_commands
+
+    request = publish_commands.request_of(
+        invocation,
+        list(dict.fromkeys(layers)),
+        name=name,
+        to=to,
+        license_name=license_name,
+        base_model=base_model,
+        exported=exported,
+        private=private,
+    )
+    invocation.show(publish_commands.publish(request, really=push))

@@ -19,6 +19,7 @@ from common.hashing import hash_bytes
 from common.progress import Progress
 from common.sealed.tensors import FileSeal, check_arrays, read_metadata, read_tensors, write_tensors
 from transcoder.formats.files.safe import read_json
+from transcoder.formats.published import PREFIX, fetch_published
 from transcoder.rules.registry import RULES
 from transcoder.rules.rule import is_count
 from transcoder.transcoder import SourceView, Transcoder
@@ -62,10 +63,14 @@ def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str
 def load_transcoder(path: str | Path, *, device: str = "cpu", progress: Progress | None = None) -> Transcoder:
     """The transcoder in a folder (or given its transcoder.safetensors), with its config.json as ``config``.
 
+    ``hf:user/repository/layer08`` is one that was published on the Hugging Face Hub, fetched the first time.
+
     Its arrays ask for no gradient. ``progress`` gets a note where an earlier release wrote it, whose config.json has no
     seal. Raises DamagedError for missing or altered files, DiskError for unreadable ones, MismatchError for files of
     another kind or format version.
     """
+    if isinstance(path, str) and path.startswith(PREFIX):
+        path = fetch_published(path)
     folder = Path(path).parent if Path(path).name == WEIGHTS_FILE else Path(path)
     config = read_config(folder)
     if progress and _SEAL not in config:

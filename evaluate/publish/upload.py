@@ -1,0 +1,138 @@
+"""What goes into a repository of the Hub, and getting it there.
+
+    README.md                                        the card
+    layer08/config.json, transcoder.safetensors      ours, byte for byte
+    layer08/metrics.json                             the evaluation that the card quotes
+    saelens/, sparsify/, ...                         what ``nestcoder export`` wrote, where it is given
+
+The token is the Hub client's own (``hf auth login`` or HF_TOKEN); it is neither asked for nor kept here.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import DamagedError, MismatchError, UsageError
+from common.hub_errors import hub_errors
+from common.progress import Progress
+from common.reading import parse_json
+from common.run_layout import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, RunFolders
+from evaluate.publish.card import PublishedLayer, model_card
+from transcoder.formats.native import load_transcoder
+
+_ADDRESS = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
+_REMEDY = "Check the network, and run 'hf auth login' with a token that may write; then run it again."
+_EXPORT = "EXPORT.json"
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """What to publish where. ``folders`` by layer; ``exported`` is a folder that ``nestcoder export`` wrote."""
+
+    to: str
+    folders: Mapping[int, RunFolders]
+    name: str
+    license_name: str
+    base_model: str | None = None
+    exported: Path | None = None
+    private: bool = False
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Everything that would be uploaded: files on this disk by their name there, and the card."""
+
+    repository: str
+    files: Mapping[str, Path]
+    card: str
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+def prepare(request: PublishRequest) -> Publication:
+    """Check all that is to be uploaded, and write its card. Nothing leaves this machine.
+
+    Raises UsageError for an address that is none, or a layer without transcoder or report; DamagedError for files that
+    are not what was written; MismatchError for a report of other weights.
+    """
+    matched = _ADDRESS.fullmatch(request.to)
+    if not matched:
+        raise UsageError(f"'{request.to}' is no address on the Hub.", remedy="Write hf:user/repository.")
+    files: dict[str, Path] = {}
+    layers: list[PublishedLayer] = []
+    for layer, folders in request.folders.items():
+        own = _layer(layer, folders, request.name)
+        layers.append(own)
+        inside = f"layer{layer:02d}"
+        folder = folders.transcoder(request.name)
+        files |= {f"{inside}/{name}": folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        files[f"{inside}/{METRICS_FILE}"] = folders.report(request.name) / METRICS_FILE
+    exported = _exported(request.exported)
+    card = model_card(
+        matched[1],
+        layers,
+        license_name=request.license_name,
+        base_model=request.base_model,
+        exported=sorted({name.split("/")[0] for name in exported}),
+    )
+    files |= exported
+    sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
+    return Publication(matched[1], files, card, {"README.md": len(card.encode())} | sizes)
+
+
+def push(publication: Publication, request: PublishRequest, progress: Progress) -> str:
+    """Make the repository where it is missing and put everything into one commit; the page of the commit.
+
+    Raises UsageError or DiskError in the Hub's place. Whatever fails, no half of a commit is there.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(endpoint=request.endpoint)
+    operations = [CommitOperationAdd("README.md", publication.card.encode())]
+    operations += [CommitOperationAdd(name, path) for name, path in sorted(publication.files.items())]
+    progress.begin(f"upload to {publication.repository}", total=len(operations), unit="files")
+    with hub_errors("model", publication.repository, remedy=_REMEDY):
+        api.create_repo(publication.repository, private=request.private, exist_ok=True)
+        done = api.create_commit(
+            publication.repository, operations, commit_message=f"Publish {request.name}, layers {_named(request)}"
+        )
+    progress.advance(len(operations))
+    progress.end()
+    return str(done.commit_url)
+
+
+def _layer(layer: int, folders: RunFolders, name: str) -> PublishedLayer:
+    config = load_transcoder(folders.transcoder(name)).config
+    path = folders.report(name) / METRICS_FILE
+    if not path.is_file():
+        what = "There is no report of this transcoder: the card is written from it."
+        raise UsageError(what, where=path, remedy=f"Run 'nestcoder evaluate --layer {layer} --name {name} --lm'.")
+    try:
+        metrics: Any = parse_json(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise DamagedError("The report does not read.", where=path, remedy="Evaluate again.") from None
+    if metrics["transcoder"].get("weights") != config.get("weights"):
+        what = "The report is of other weights than the transcoder has now."
+        raise MismatchError(what, where=path, remedy="Evaluate again.")
+    return PublishedLayer(layer, config, metrics)
+
+
+def _exported(folder: Path | None) -> dict[str, Path]:
+    """The files of an export by their name below its folder. Raises UsageError for a folder that is none."""
+    if folder is None:
+        return {}
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+    if not any(name.endswith(_EXPORT) for name in found):
+        what = "No export lies here: it has no EXPORT.json."
+        raise UsageError(what, where=folder, remedy="Write one: nestcoder export --layer 8 --to saelens FOLDER.")
+    return found
+
+
+def _named(request: PublishRequest) -> str:
+    return ", ".join(str(layer) for layer in request.folders)

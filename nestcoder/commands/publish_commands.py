@@ -1,0 +1,52 @@
+"""What ``publish`` prints: the files and the card, or where they are now."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.units import in_bytes
+from nestcoder import stages
+from nestcoder.invocation import CommandResult, Invocation
+from nestcoder.progress import shown_progress
+
+if TYPE_CHECKING:
+    from evaluate.publish.upload import PublishRequest
+
+
+def request_of(
+    invocation: Invocation,
+    layers: list[int],
+    *,
+    name: str,
+    to: str,
+    license_name: str,
+    base_model: str | None,
+    exported: Path | None,
+    private: bool,
+) -> "PublishRequest":
+    """What the options ask for."""
+    from evaluate.publish.upload import PublishRequest
+
+    return PublishRequest(
+        to=to,
+        folders={layer: stages.folders_of(invocation.settings, layer) for layer in layers},
+        name=name,
+        license_name=license_name,
+        base_model=base_model,
+        exported=exported,
+        private=private,
+    )
+
+
+def publish(request: "PublishRequest", *, really: bool) -> CommandResult:
+    """Say what would be uploaded; do it where ``really``."""
+    from evaluate.publish.upload import prepare, push
+
+    publication = prepare(request)
+    found = {"repository": publication.repository, "files": dict(publication.sizes), "card": publication.card}
+    if not really:
+        lines = [f"{in_bytes(size):>9}  {name}" for name, size in publication.sizes.items()]
+        text = "\n".join([publication.card, *lines, "", "Nothing was uploaded; --push does it."])
+        return CommandResult(found | {"pushed": None}, text)
+    with shown_progress() as progress:
+        page = push(publication, request, progress)
+    return CommandResult(found | {"pushed": page}, f"published: {page}")
