@@ -112,7 +112,8 @@ class EpochOrder:
 
     def rows_at(self, start: int, stop: int) -> Indices:
         """Row numbers served at positions ``start`` to ``stop`` of the epoch."""
-        stop, pieces = min(stop, self.rows), [np.empty(0, np.int64)]
+        stop = min(stop, self.rows)
+        pieces = [np.empty(0, np.int64)]
         while start < stop:
             pool = self.pool_at(start)
             end = min(stop, self.pool_start(pool + 1))
@@ -121,7 +122,8 @@ class EpochOrder:
         return np.concatenate(pieces)
 
     def _rows_of_pool(self, pool: int, start: int, stop: int) -> Indices:
-        first, end = self.pool_start(pool), self.pool_start(pool + 1)
+        first = self.pool_start(pool)
+        end = self.pool_start(pool + 1)
         positions = np.arange(start - first, stop - first, dtype=np.int64)
         positions = permute(positions, end - first, key=derive_key(self.seed, self.epoch, 1, pool))
         chunk, inside = np.divmod(positions, self.chunk_rows)

@@ -4,7 +4,9 @@ from common.device import free_memory
 from transcoder.transcoder import Transcoder
 
 _SHARE = 0.25
-_LEAST, _MOST_CPU, _MOST_GPU = 64, 2048, 16384
+_LEAST = 64
+_MOST_CPU = 2048
+_MOST_GPU = 16384
 
 
 def bytes_a_row(dictionary: Transcoder) -> int:

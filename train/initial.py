@@ -51,7 +51,8 @@ def _drawn_rows(
 
     Where there are fewer they come again. Raises UsageError where there are none.
     """
-    source, target = list[Tensor](), list[Tensor]()
+    source = list[Tensor]()
+    target = list[Tensor]()
     with Loader(reader, batch_rows=min(count, _BATCH_ROWS), seed=seed, view=view) as loader:
         for number in range(loader.batches_per_epoch):
             batch = loader.batch(number)

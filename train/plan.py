@@ -131,13 +131,15 @@ def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: st
 def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> int:
     """What one transcoder's training holds on its device."""
     parts = Ranks.current().world if settings.shard_dictionary else 1
-    features, low = settings.dict_size // parts, settings.compute_dtype == "bfloat16"
+    features = settings.dict_size // parts
+    low = settings.compute_dtype == "bfloat16"
     width = units.source_mean.numel() + units.target_mean.numel()
     in_blocks = device == "cpu" and RULES[settings.activation].load().scope != "batch"
     block = min(settings.batch_rows, BLOCK_ROWS) if in_blocks else settings.batch_rows
     decoded = settings.batch_rows * len(settings.prefixes) * units.target_mean.numel()
     rows = (3 * settings.batch_rows + settings.held_out_rows) * width
-    weights, exchanged = _weights(settings, units) // parts, Ranks.current().world > parts
+    weights = _weights(settings, units) // parts
+    exchanged = Ranks.current().world > parts
     return (
         weights * ((18 if low else 16) + 4 * exchanged)
         + 8 * features
@@ -154,14 +156,16 @@ def disk_bytes(settings: ResolvedSettings, units: Units) -> int:
 
 def _weights(settings: ResolvedSettings, units: Units) -> int:
     """Numbers that are trained."""
-    d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
+    d_source = units.source_mean.numel()
+    d_target = units.target_mean.numel()
     thresholds = RULES[settings.activation].load().trains_threshold
     return settings.dict_size * (d_source + d_target + 1 + thresholds) + d_target + settings.skip * d_source * d_target
 
 
 def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) -> float:
     """The time of a step on random rows, all features alive."""
-    d_source, d_target = units.source_mean.numel(), units.target_mean.numel()
+    d_source = units.source_mean.numel()
+    d_target = units.target_mean.numel()
     weights = random_parameters(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
     if RULES[settings.activation].load().trains_threshold:
         # Of a standard normal distribution, which these pre-activations have.

@@ -134,7 +134,8 @@ def train_step(
     share = BatchShare.of(len(source), ranks, source.device)
     form = form_of(state, settings, share=share, shard=shard)
     if not share.rows:
-        source, target = source.new_zeros(1, source.shape[1]), target.new_zeros(1, target.shape[1])
+        source = source.new_zeros(1, source.shape[1])
+        target = target.new_zeros(1, target.shape[1])
     numbers = step_numbers(settings, state.step) if in_one_pass(state.weights) else None
     order = drawn_order(state.step, share.batch_rows) if form.revives else None
     inputs = (source, target, numbers, order)
@@ -158,7 +159,8 @@ def form_of(state: State, settings: ResolvedSettings, *, share: BatchShare, shar
     is_exact = not runs_ahead(state, settings, share=share, shard=shard)
     room = _room(state, settings, is_exact=is_exact) if settings.revive or settings.aux_alpha else 0
     is_treated = bool(share.batch_rows and (room if shard.world == 1 else shard.total(room, state.since_fired.device)))
-    has_auxiliary, revives = is_treated and settings.aux_alpha > 0, is_treated and may_revive(settings, state.step)
+    has_auxiliary = is_treated and settings.aux_alpha > 0
+    revives = is_treated and may_revive(settings, state.step)
     if not (has_auxiliary or revives):
         room = 0
     return StepForm(share.rows, room, is_exact, has_auxiliary, revives)
@@ -290,7 +292,8 @@ def _add_auxiliary_(
         dtype=dtype,
         shard=shard,
     )
-    statistics, error = spread(result.residual) * bool(share.rows), extra.error * bool(share.rows)
+    statistics = spread(result.residual) * bool(share.rows)
+    error = extra.error * bool(share.rows)
     share.ranks.sum_all_([statistics, error])
     scale = auxiliary_scale(
         alpha=recipe.settings.aux_alpha,

@@ -129,7 +129,8 @@ def weighted_sums_into(
     else:
         starts = [*offsets[::_BLOCK].tolist(), index.numel()]
         for block, rows in enumerate(out.split(_BLOCK)):
-            first, last = starts[block], starts[block + 1]
+            first = starts[block]
+            last = starts[block + 1]
             within = offsets[block * _BLOCK :][: len(rows) + 1] - first
             rows.copy_(weighted_sums(table, index[first:last], weight[first:last], offsets=within))
     if less is not None:

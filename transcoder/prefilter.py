@@ -32,7 +32,9 @@ BLOCK_ROWS = 512
 
 _CHUNK = 16
 _LEAST_DICT_SIZE = 4096
-_SUM, _PART, _NUMBER = 2.0**-22, 2.0**-13, 2.0**-7
+_SUM = 2.0**-22
+_PART = 2.0**-13
+_NUMBER = 2.0**-7
 """At least twice the rounding of a term in a sum, of a bias in two bfloat16 numbers, of one bfloat16 number."""
 
 
@@ -50,11 +52,14 @@ class Prefilter:
     @staticmethod
     def of(W_enc: Float[Tensor, "dict_size d_source"], b_enc: Float[Tensor, " dict_size"], rule: Rule) -> "Prefilter":
         """The bounds of an encoder whose size is a multiple of 16."""
-        bias, size = b_enc, b_enc.abs()
+        bias = b_enc
+        size = b_enc.abs()
         floor = rule.floor(b_enc)
         if floor is not None:
-            bias, size = bias - floor, size + floor
-        rounded, rounding = W_enc.bfloat16(), W_enc.shape[1] * _SUM
+            bias = bias - floor
+            size = size + floor
+        rounded = W_enc.bfloat16()
+        rounding = W_enc.shape[1] * _SUM
         spread = _upwards((W_enc - rounded.float()).norm(dim=1) + rounding * W_enc.norm(dim=1))
         slack = (rounding + _PART) * size
         first = bias.bfloat16()
@@ -94,7 +99,8 @@ class Prefilter:
         """The pre-activations of some features of every row; feature by feature, which reads the weights once."""
         code = SparseCode(torch.empty(len(features)), features, offsets)
         by_feature, order = features.sort()
-        bags, sorted_code = Bags(code.rows()[order], offsets), replace(code, features=by_feature)
+        bags = Bags(code.rows()[order], offsets)
+        sorted_code = replace(code, features=by_feature)
         found = activation_gradients(sorted_code, bags, self.W_enc, grad_sums=source)
         code.values[order] = found + self.b_enc[by_feature.long()]
         return code

@@ -203,7 +203,8 @@ def parse_manifest(data: bytes, *, where: object) -> Manifest:
     try:
         loaded: Any = parse_json(data)
         document = cast("dict[str, Any]", loaded)
-        version, checksum = document["version"], document.pop("checksum")
+        version = document["version"]
+        checksum = document.pop("checksum")
         sound = hash_bytes(canonical_json(document)) == checksum
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DamagedError("The manifest does not read.", where=where, remedy=_REPAIR) from None

@@ -152,7 +152,8 @@ def _revoke(path: Path, manifest: Manifest, segments: tuple[tuple[str, int], ...
 
 def _mend_files(path: Path, manifest: Manifest, found: Verification, quarantined: list[str]) -> list[str]:
     """Quarantine every damaged file; write those again that follow from the manifest alone."""
-    computed, rewritten = manifest.geometry.zarr_files(), list[str]()
+    computed = manifest.geometry.zarr_files()
+    rewritten = list[str]()
     for fault in found.faults:
         _set_aside(path, fault.path, quarantined)
         if fault.path in computed:

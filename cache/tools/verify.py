@@ -125,7 +125,8 @@ def _leftovers(geometry: Geometry) -> Callable[[str], bool]:
         folder, _, file = name.rpartition("/")
         if file.startswith(".") and file.endswith(".aside"):
             return True
-        array, number = arrays.get(folder), file.removeprefix("c.").removesuffix(".0")
+        array = arrays.get(folder)
+        number = file.removeprefix("c.").removesuffix(".0")
         if array is None or not (number.isascii() and number.isdigit() and len(number) < 16):
             return False
         return int(number) < array.files and array.file_path(int(number)) == name

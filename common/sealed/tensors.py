@@ -54,7 +54,8 @@ def write_tensors(path: Path, arrays: Mapping[str, Tensor], *, metadata: Mapping
 
     ``metadata`` goes into the file's header, where other tools pass over it.
     """
-    digest, size = xxhash.xxh3_128(), 0
+    digest = xxhash.xxh3_128()
+    size = 0
 
     def sealed() -> Generator[bytes]:
         nonlocal size

@@ -38,9 +38,12 @@ class Probes:
 
 def fit_dense(x: Float[Tensor, "rows d"], labels: Bool[Tensor, "rows classes"]) -> Probes:
     """One probe a class on ``x`` centred and divided by its overall spread, with the ridge 1 / (2 rows) ||w||^2."""
-    mean, scale = x.mean(0), x.std().clamp_min(1e-12)
-    scaled, wanted = (x - mean) / scale, labels.to(x.dtype)
-    weight, bias = x.new_zeros(x.shape[1], labels.shape[1]), x.new_zeros(labels.shape[1])
+    mean = x.mean(0)
+    scale = x.std().clamp_min(1e-12)
+    scaled = (x - mean) / scale
+    wanted = labels.to(x.dtype)
+    weight = x.new_zeros(x.shape[1], labels.shape[1])
+    bias = x.new_zeros(labels.shape[1])
 
     def loss() -> Tensor:
         fit = binary_cross_entropy_with_logits(scaled @ weight + bias, wanted, reduction="sum")
@@ -66,8 +69,10 @@ class ChosenProbes:
 def fit_chosen(x: Float[Tensor, "classes rows k"], labels: Bool[Tensor, "classes rows"]) -> ChosenProbes:
     """One regression a class on that class's own k columns, which are scaled to unit spread for the same ridge."""
     scale = x.square().mean(1).sqrt().clamp_min(1e-12)
-    scaled, wanted = x / scale[:, None], labels.to(x.dtype)
-    weight, bias = x.new_zeros(x.shape[0], x.shape[2]), x.new_zeros(x.shape[0])
+    scaled = x / scale[:, None]
+    wanted = labels.to(x.dtype)
+    weight = x.new_zeros(x.shape[0], x.shape[2])
+    bias = x.new_zeros(x.shape[0])
 
     def loss() -> Tensor:
         logits = torch.einsum("crk,ck->cr", scaled, weight) + bias[:, None]

@@ -100,7 +100,8 @@ def _check_tensors(tensors: dict[str, Tensor], about: dict[str, Any], folder: Pa
 
 def _problem_with(tensors: dict[str, Tensor], words: int) -> str | None:
     """What is wrong with the arrays, in words; None when nothing is."""
-    letter, split = tensors["letter"], tensors["split"]
+    letter = tensors["letter"]
+    split = tensors["split"]
     if any(tensors[name].ndim != 2 or not tensors[name].is_floating_point() for name in ("source", "target")):
         return "source and target must be float matrices"
     if letter.ndim != 1 or split.ndim != 1 or letter.is_floating_point() or split.is_floating_point():

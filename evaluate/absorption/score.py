@@ -186,8 +186,10 @@ def _score_letter(
     code: SparseCode, along: Float[Tensor, " words"], *, cosine: Float[Tensor, " prefix"], main: Int[Tensor, " main"]
 ) -> LetterScore:
     """Fraction and full absorption of the words in ``code``, whose activations are in units of decoder norm."""
-    rows, features = code.rows().long(), code.features.long()
-    carried, is_main = code.values * cosine[features], torch.isin(features, main)
+    rows = code.rows().long()
+    features = code.features.long()
+    carried = code.values * cosine[features]
+    is_main = torch.isin(features, main)
     count = code.row_count
     by_main = carried.new_zeros(count).index_add_(0, rows[is_main], carried[is_main])
     absorbs = ~is_main & (cosine[features] >= FRACTION_COSINE) & (carried > 0)

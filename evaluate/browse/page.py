@@ -12,7 +12,8 @@ from common import disk
 from evaluate.browse.runs import runs_below
 
 PAGE_FILE = "index.html"
-_SELF, _NOTHING = "'self'", "'none'"
+_SELF = "'self'"
+_NOTHING = "'none'"
 _STATIC = Path(__file__).with_name("static")
 _SHARED = Path(__file__).parents[1] / "dashboard" / "static"
 _SCRIPTS = (_SHARED / "draw.js", *(_STATIC / f"{name}.js" for name in ("plots", "table", "details", "runs")))

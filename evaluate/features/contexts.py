@@ -17,7 +17,9 @@ from jaxtyping import Bool, Int
 from evaluate.features.config import FeatureSettings
 from evaluate.features.firings import Firings, entry_hashes
 
-STRONGEST, UNIFORM, SILENT = "strongest", "uniform", "silent"
+STRONGEST = "strongest"
+UNIFORM = "uniform"
+SILENT = "silent"
 NO_ROW = -1
 _SILENT_TRIES = 8
 """Rows tried for each silent context that is wanted."""

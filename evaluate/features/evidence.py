@@ -27,7 +27,9 @@ from evaluate.features.relations import children_of
 
 FORMAT_VERSION = 2
 """Version 1 had neither clusters nor a map."""
-ARRAYS_FILE, TOKENS_FILE, HEAD_FILE = "evidence.safetensors", "tokens.json", "evidence.json"
+ARRAYS_FILE = "evidence.safetensors"
+TOKENS_FILE = "tokens.json"
+HEAD_FILE = "evidence.json"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class Baselines(Metric):
         """Sums of nothing, fold by fold."""
         if not self.counted:
             return {}
-        d_source, d_target = len(self.source_centre), len(self.target_centre)
+        d_source = len(self.source_centre)
+        d_target = len(self.target_centre)
         shapes = {"n": (), "x": (d_source,), "y": (d_target,), "xx": (sum(_panel_sizes(d_source)),)}
         shapes |= {"xy": (d_source, d_target), "yy": (), "rounding": (), "l0": (self.prefixes,)}
         device = self.target_centre.device
@@ -99,7 +100,8 @@ class Baselines(Metric):
         return state
 
     def _sums(self, source: Float[Tensor, "rows d_source"], target: Float[Tensor, "rows d_target"]) -> State:
-        x, y = source - self.source_centre.float(), target - self.target_centre.float()
+        x = source - self.source_centre.float()
+        y = target - self.target_centre.float()
         return {
             "n": torch.tensor(float(len(x)), dtype=torch.float64),
             "x": x.sum(0, dtype=torch.float64),
@@ -121,7 +123,9 @@ class Baselines(Metric):
         off = everything["y"] / everything["n"] - (self.bias.double() - self.target_centre.double())
         affine, strength, reason = _affine_fvu(folds, float(variance))
         if self.prefixes:
-            affine, strength, reason = None, None, _IDENTITY
+            affine = None
+            strength = None
+            reason = _IDENTITY
         return {
             "mean": 1.0,
             "bias_only": 1 + float(everything["n"] * off.square().sum() / variance),
@@ -198,7 +202,8 @@ def _total(folds: list[State]) -> State:
 
 def _affine_fvu(folds: list[State], variance: float) -> tuple[float | None, float | None, str | None]:
     """The FVU of the best of the ridge strengths and that strength, or why there is none."""
-    everything, d_source = _total(folds), len(folds[0]["x"])
+    everything = _total(folds)
+    d_source = len(folds[0]["x"])
     fits = [{name: everything[name] - fold[name] for name in everything} for fold in folds]
     smallest = min(round(float(fit["n"])) for fit in fits)
     if smallest <= d_source:
@@ -215,7 +220,8 @@ def _in_sample_fvu(sums: State, variance: float) -> float:
 
 def _fold_error(fit: State, left_out: State, ridge: float) -> float:
     """The squared error on one fold of the map that the sums of the others give."""
-    mean_x, mean_y = fit["x"] / fit["n"], fit["y"] / fit["n"]
+    mean_x = fit["x"] / fit["n"]
+    mean_y = fit["y"] / fit["n"]
     xx = fit["xx"] - torch.outer(fit["x"], mean_x)
     xy = fit["xy"] - torch.outer(fit["x"], mean_y)
     spread = xx.diagonal()

@@ -68,7 +68,8 @@ class DocumentSums:
             if not free:
                 self._weigh_(total)
                 free = _WAITING_DOCUMENTS
-            taken, present = present[:free], present[free:]
+            taken = present[:free]
+            present = present[free:]
             first = _WAITING_DOCUMENTS - free
             for name in (_DOCUMENT, *self.widths):
                 source = addition[waiting(name)][taken]

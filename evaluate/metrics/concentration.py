@@ -103,7 +103,8 @@ def concentration_fields(variance: Float[np.ndarray, " d_target"]) -> dict[str, 
 
 def warning(fields: dict[str, Any]) -> str | None:
     """One plain line where a handful of rows or dimensions owns most of the variance; None elsewhere."""
-    rows, dimensions = fields["rows"]["0.10%"], fields["dimensions"]["2"]
+    rows = fields["rows"]["0.10%"]
+    dimensions = fields["dimensions"]["2"]
     owners: list[str] = []
     if rows > RULED_BY_ROWS:
         owners.append(f"0.1 % of the rows own {rows:.0%} of the target's variance")

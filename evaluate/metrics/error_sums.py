@@ -41,7 +41,8 @@ def error_sums(
 ) -> ErrorSums:
     """``document_index`` is each row's document in the batch, 0 to ``documents`` - 1; ``centre`` is c."""
     centre = centre.double()
-    width, prefixes = target.shape[1], reconstructed.shape[1]
+    width = target.shape[1]
+    prefixes = reconstructed.shape[1]
     away = torch.zeros(documents, width, dtype=torch.float64, device=target.device)
     variance = torch.zeros_like(away)
     by_dimension = torch.zeros(documents, prefixes, width, dtype=torch.float64, device=target.device)
@@ -50,7 +51,8 @@ def error_sums(
     cosines: list[Tensor] = []
 
     for document, rows in _runs(document_index, width=prefixes * width):
-        y, predicted = target[rows], reconstructed[rows]
+        y = target[rows]
+        predicted = reconstructed[rows]
 
         centred = y.double() - centre
         away[document] += _over_rows(centred)

@@ -46,7 +46,9 @@ LARGEST_SHARE = 0.001
 
 _NO_VARIANCE = 1e-12
 """Of the second moment: what rounding may leave of no variance at all."""
-_LOWEST, _HIGHEST, _BINS_A_DECADE = -5, 3, 100
+_LOWEST = -5
+_HIGHEST = 3
+_BINS_A_DECADE = 100
 _BINS = (_HIGHEST - _LOWEST) * _BINS_A_DECADE + 2
 """Bins of log10 of a token's error, and one below and above them."""
 _BLOCK_ROWS = 1024
@@ -79,7 +81,8 @@ class Fvu(Metric):
 
     @cached_property
     def _sums(self) -> DocumentSums:
-        prefixes, width = len(self.prefixes), len(self.centre)
+        prefixes = len(self.prefixes)
+        width = len(self.centre)
         widths = {
             "rows": (),
             "away": (width,),

@@ -117,7 +117,8 @@ class Sparsity(Metric):
 
 def l0_summary(tokens: Int[np.ndarray, " counts"]) -> dict[str, float]:
     """Mean and quantiles of L0 from the number of tokens with each L0; a quantile is a value that occurs."""
-    cumulative, total = np.cumsum(tokens), int(tokens.sum())
+    cumulative = np.cumsum(tokens)
+    total = int(tokens.sum())
     mean = float(np.arange(len(tokens)) @ tokens / total)
     named = {"median": 0.5, "p5": 0.05, "p95": 0.95}
     return {"mean": mean} | {

@@ -15,7 +15,8 @@ from evaluate.held_out import HeldOut
 from evaluate.token_text import Speller
 from transcoder.transcoder import Transcoder
 
-BEFORE, AFTER = 14, 6
+BEFORE = 14
+AFTER = 6
 """Tokens shown before and after the one where the feature is strongest."""
 
 

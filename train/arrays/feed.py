@@ -25,7 +25,8 @@ class Feed:
     """An iterator over the same batches in the same order, with source and target on ``device``."""
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
-        self._batches, self._device = batches, device
+        self._batches = batches
+        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[Batch]:

@@ -82,9 +82,12 @@ def _gradient(
     """The gradient in the dead features' weights, given that in their pre-activations."""
     dead = decoder.shape[0]
     index = transpose(code, dead)
-    order, offsets = index.order.long(), index.offsets
-    rows, d_pre = code.rows()[order], d_pre[order]
-    d_encoder, d_decoder = source.new_empty(dead, source.shape[1]), torch.empty_like(decoder)
+    order = index.order.long()
+    offsets = index.offsets
+    rows = code.rows()[order]
+    d_pre = d_pre[order]
+    d_encoder = source.new_empty(dead, source.shape[1])
+    d_decoder = torch.empty_like(decoder)
     weighted_sums_into(d_encoder, source, rows, weight=d_pre, offsets=offsets)
     weighted_sums_into(d_decoder, errors, rows, weight=code.values[order], offsets=offsets)
     remove_parallel_(d_decoder, decoder)

@@ -156,7 +156,9 @@ _RIGHT_WHERE_THERE: dict[str, Callable[[Any], bool]] = {
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The arrays that a config tells of, as they lie in the file."""
-    d_source, d_target, dict_size = config["d_source"], config["d_target"], config["dict_size"]
+    d_source = config["d_source"]
+    d_target = config["d_target"]
+    dict_size = config["dict_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_source, dict_size),
         "b_enc": (dict_size,),

@@ -123,7 +123,9 @@ def _context(context: Mapping[str, Any]) -> str:
     """The tokens near the strongest one, which is bold."""
     at = context["at"]
     tokens = [_plain(visible(token)) for token in context["tokens"]]
-    before, strongest, after = tokens[max(0, at - _SHOWN_BESIDE) : at], tokens[at], tokens[at + 1 :][:_SHOWN_BESIDE]
+    before = tokens[max(0, at - _SHOWN_BESIDE) : at]
+    strongest = tokens[at]
+    after = tokens[at + 1 :][:_SHOWN_BESIDE]
     # Markdown has no emphasis that begins or ends with a blank.
     bare = strongest.strip()
     marked = strongest.replace(bare, f"**{bare}**") if bare else strongest

@@ -61,7 +61,8 @@ def _check_members(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path)
         raise DamagedError("Two members of the file have one name.", where=path)
     if missing := [name for name in names if f"{name}.npy" not in found]:
         raise DamagedError(f"The file has no array {', '.join(missing)}; it has {sorted(found)}.", where=path)
-    claimed, actual = sum(member.file_size for member in members), path.stat().st_size
+    claimed = sum(member.file_size for member in members)
+    actual = path.stat().st_size
     if claimed > LARGEST_RATIO * actual + SLACK_BYTES:
         what = f"The file has {actual:,} bytes and claims to hold {claimed:,}: that is no dictionary."
         raise DamagedError(what, where=path)

@@ -34,7 +34,8 @@ MODEL = "google/gemma-2-2b"
 WIDTH = 2304
 TOKENS_TRAINED = 4_000_000_000
 """By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
-LEAST_L0_RATIO, MOST_L0_RATIO = 0.7, 1.4
+LEAST_L0_RATIO = 0.7
+MOST_L0_RATIO = 1.4
 
 FILE = "params.npz"
 _ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
