@@ -30,7 +30,7 @@ class Tuned:
     transcoder: Transcoder
     weights: Parameters
     moments: Moments
-    factors: dict[str, float]
+    factors: dict[str, Tensor]
 
     @staticmethod
     def begin(transcoder: Transcoder, reader: CacheReader) -> "Tuned":
@@ -39,7 +39,7 @@ class Tuned:
         if float((norms - 1).abs().max()) > _UNIT:
             what = f"The decoder rows of {transcoder.name} are not of norm 1, which fine-tuning keeps them at."
             raise UsageError(what, remedy="Fine-tune one that nestcoder trained.")
-        factors = _factors(units_of(reader, transcoder.source_view))
+        factors = _factors(units_of(reader, transcoder.source_view), transcoder)
         arrays = {name: array.detach().clone() / factors[name] for name, array in transcoder.arrays().items()}
         weights = Parameters(**arrays)
         own = transcoder.replaced(**{name: array.detach().clone() for name, array in transcoder.arrays().items()})
@@ -67,9 +67,14 @@ class Tuned:
         self.show()
 
 
-def _factors(units: Units) -> dict[str, float]:
-    """What ``Units.folded`` multiplies each array by."""
-    matrix = torch.ones(1, 1)
-    vector = torch.ones(1)
-    ones = Parameters(W_enc=matrix, b_enc=vector, W_dec=matrix, b_dec=vector, W_skip=matrix)
-    return {name: float(array) for name, array in units.folded(ones).tensors().items()}
+def _factors(units: Units, transcoder: Transcoder) -> dict[str, Tensor]:
+    """What ``Units.folded`` multiplies each array by, of a shape that broadcasts over it."""
+    d_source = transcoder.d_source
+    ones = Parameters(
+        W_enc=torch.ones(1, d_source),
+        b_enc=torch.ones(1),
+        W_dec=torch.ones(1, 1),
+        b_dec=torch.ones(1),
+        W_skip=torch.ones(d_source, 1),
+    )
+    return {name: array.to(transcoder.b_enc.device) for name, array in units.folded(ones).tensors().items()}

@@ -138,7 +138,7 @@ def _table(one: PublishedLayer) -> list[str]:
 
 
 def _limits(layers: Sequence[PublishedLayer]) -> list[str]:
-    found = list(_LIMITS)
+    found: list[str] = list(_LIMITS)
     if any(one.metrics["cache"].get("provenance") for one in layers):
         found.append("The activations came from elsewhere, and no harvest proved which tensors they are.")
     warnings = {one.metrics["concentration"]["warning"] for one in layers} - {None, ""}

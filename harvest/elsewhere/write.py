@@ -169,12 +169,13 @@ def _numbered(first: Batch, remaining: Iterator[Given]) -> Iterator[tuple[int, B
 
 
 def _named(given: Given) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
     if isinstance(given, Mapping):
-        columns = dict(given)
+        columns |= given
     elif isinstance(given, tuple):
-        columns = dict(zip(("source", "target"), given, strict=True))
+        columns["source"], columns["target"] = given
     else:
-        columns = {"source": given}
+        columns["source"] = given
     if "source" not in columns or columns.keys() - _COLUMNS:
         raise UsageError(f"A batch has columns {sorted(_COLUMNS)}, source at least, not {sorted(columns)}.")
     return columns
