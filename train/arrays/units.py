@@ -23,6 +23,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cache.reader import CacheReader, View
+from common.device import to_device
 from common.errors import NumericalError, UsageError
 from common.norm import NormAffine
 from train.arrays.parameters import Parameters
@@ -47,8 +48,9 @@ class Units:
 
     def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
         """Rows of the cache's source in training units, float32."""
+        copied = rows.to(torch.float32, copy=True)
         scale = self.source_scale
-        return rows.to(torch.float32, copy=True).mul_(scale if isinstance(scale, float) else scale.to(rows.device))
+        return copied.mul_(scale if isinstance(scale, float) else to_device(scale, rows.device))
 
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
         """Rows of the cache's target in training units, float32."""
