@@ -41,7 +41,7 @@ class Checked:
 
     @property
     def state(self) -> str:
-        """``sound``, ``damaged``, or why nothing is said."""
+        """How many faults there are; without any, the note, or ``sound``."""
         count = len(self.faults)
         return f"{count} fault{'s' if count > 1 else ''}" if count else self.note or "sound"
 
