@@ -24,8 +24,8 @@ nestcoder.feature = (() => {
       fact("largest", number(entry.largest)),
       fact("median", number(median), "of the values with which it fires"),
       fact("FVU without it", `+ ${number(entry.lost, 2)}`, "what the fraction of variance unexplained grows by when this feature alone is left out of the whole dictionary"),
-      entry.cluster < 0 ? null : fact("cluster", make("a", { href: nestcoder.clusters.address(entry.cluster) }, String(entry.cluster)), "features that fire on the same rows or write alike"),
-      fact("in its prefix", `+ ${number(page.lost_prefix, 2)}`, "the same for the shortest prefix that has it"));
+      fact("in its prefix", `+ ${number(page.lost_prefix, 2)}`, "the same for the shortest prefix that has it"),
+      entry.cluster < 0 ? null : fact("cluster", make("a", { href: nestcoder.clusters.address(entry.cluster) }, String(entry.cluster)), "features that fire on the same rows or write alike"));
   }
 
   function head(entry, compared) {
