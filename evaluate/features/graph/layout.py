@@ -38,7 +38,7 @@ Places = Float[np.ndarray, "features 2"]
 def layout(edges: Edges, directions: Float[np.ndarray, "features width"], *, seed: int) -> Places:
     """A place for every feature, between 0 and 1 in both directions."""
     count = len(directions)
-    # What begins far out is beyond the kernel's reach and would stay there, the others crowded into a corner of the map.
+    # What begins far out is beyond the kernel's reach and would stay there, the others crowded into a corner.
     places = np.clip(principal(directions), -_FURTHEST, _FURTHEST) * _FIRST_SPREAD
     first, second, pull = _both_ways(edges, count)
     random = np.random.default_rng(seed)
