@@ -1,0 +1,43 @@
+"""The notebooks run, one after the other, on an embedded model; they are kept without outputs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells(name: str) -> list[str]:
+    document = json.loads((ROOT / "notebooks" / name).read_text())
+    return ["".join(cell["source"]) for cell in document["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    document = json.loads(path.read_text())
+    assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
+    for cell in document["cells"]:
+        assert cell["id"]
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+            assert not "".join(cell["source"]).lstrip().startswith(("%", "!")), "plain Python runs anywhere"
+
+
+def test_the_notebooks_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NESTCODER_TRY", "1")
+    monkeypatch.setenv("NESTCODER_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("NESTCODER_MODEL", str(ROOT / "models" / "gpt2-stdlib"))
+    monkeypatch.chdir(ROOT)
+    for name in ("quickstart.ipynb", "features.ipynb"):
+        names: dict[str, object] = {"__name__": "__main__"}
+        for number, source in enumerate(cells(name)):
+            exec(compile(source, f"{name}, cell {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "rise in loss" in printed
+    assert "steered" in printed
+    assert (tmp_path / "runs" / "gpt2-stdlib" / "layer08" / "report" / "main" / "summary.txt").is_file()
