@@ -9,6 +9,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 
 bin := $(VENV)/bin
+layers := $(foreach layer,$(LAYER),--layer '$(layer)')
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
@@ -32,11 +33,11 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 
 demo: harvest train eval  ## harvest, train and evaluate the shipped pipeline.yaml; ends with the table
 
-harvest: setup  ## harvest one layer: make harvest LAYER=8
-	$(nestcoder) harvest --layer '$(LAYER)' --device '$(DEVICE)' $(ARGS)
+harvest: setup  ## harvest layers in one pass: make harvest LAYER=8, LAYER="4 8 12" or LAYER=all
+	$(nestcoder) harvest $(layers) --device '$(DEVICE)' $(ARGS)
 
-train: setup  ## train on its cache: make train LAYER=8
-	$(nestcoder) train --layer '$(LAYER)' --device '$(DEVICE)' $(ARGS)
+train: setup  ## train on its cache: make train LAYER=8, LAYER="4 8 12" or LAYER=all
+	$(nestcoder) train $(layers) --device '$(DEVICE)' $(ARGS)
 
 eval: setup  ## evaluate every trained layer, one table
 	$(nestcoder) evaluate --device '$(DEVICE)' $(ARGS)

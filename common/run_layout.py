@@ -7,10 +7,12 @@
 <runs>/<model>/layer08/features/<name>/        evidence of every feature, and the pages that show it
 <runs>/<model>/finetune/<name>/                state and report of a fine-tuning; its result is a transcoder
 <runs>/<model>/together/<name>/                several layers' transcoders in the language model at once
+<runs>/<model>/layers00-11/...                 the same of what belongs to several layers at once
 """
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +86,14 @@ def together_folder(runs: Path, model: str, name: str) -> Path:
 def finetune_folder(runs: Path, model: str, name: str) -> Path:
     """Where the fine-tuning works whose result has that name."""
     return runs / model_folder_name(model) / "finetune" / checked_name(name)
+
+
+def joint_folders(runs: Path, model: str, layers: Sequence[int]) -> RunFolders:
+    """The folders of what belongs to several layers at once: ``layers00-11``, or ``layers04_08_12`` with gaps."""
+    ordered = sorted(layers)
+    has_gaps = ordered != list(range(ordered[0], ordered[-1] + 1))
+    named = "_".join(f"{layer:02d}" for layer in ordered) if has_gaps else f"{ordered[0]:02d}-{ordered[-1]:02d}"
+    return RunFolders(runs / model_folder_name(model) / f"layers{named}")
 
 
 def model_folder_name(model: str) -> str:

@@ -47,7 +47,7 @@ def command_line(
 
 
 @command_line.command()
-@layers_option(required=True)
+@layers_option(required=True, of_model=True)
 @device_option
 @dry_run_option
 @fresh_option
@@ -101,6 +101,9 @@ def train(
 @click.option("--gemma-scope", metavar="PATH|download", help="Compare with Google's transcoder of this layer.")
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with another dictionary on disk.")
 @click.option("--force", is_flag=True, help="Compare although the convention check fails.")
+@click.option(
+    "--beside", multiple=True, metavar="NAME", help="Measure this one too, all layers together, in one table."
+)
 @click.pass_obj
 def evaluate(
     invocation: Invocation,
@@ -113,6 +116,7 @@ def evaluate(
     gemma_scope: str | None,
     against: Path | None,
     force: bool,
+    beside: tuple[str, ...],
 ) -> None:
     """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
     from nestcoder.commands import stage_commands
@@ -122,7 +126,7 @@ def evaluate(
             raise click.UsageError("--together compares with no other dictionary.")
         invocation.show(stage_commands.evaluate_together(invocation, list(dict.fromkeys(layers)), device, name=name))
         return
-    options = stage_commands.EvaluateOptions(name=name, lm=lm, gemma_scope=gemma_scope, against=against, force=force)
+    options = stage_commands.EvaluateOptions(name, lm, gemma_scope, against, force, beside)
     result = stage_commands.evaluate(invocation, list(dict.fromkeys(layers)), device, options)
     invocation.show(result)
 

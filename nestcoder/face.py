@@ -15,6 +15,7 @@ from evaluate.spliced.splice import splice
 from evaluate.spliced.transformer_lens import transformer_lens_hooks
 from harvest.elsewhere.write import write_cache
 from nestcoder.config import PipelineSettings, load_settings
+from nestcoder.joint_stages import run_evaluate_joint
 from nestcoder.model_stages import run_finetune, run_together
 from nestcoder.stages import (
     run_evaluate,
@@ -25,22 +26,27 @@ from nestcoder.stages import (
     run_import,
     run_train,
 )
+from transcoder.cross_layer import CrossLayerTranscoder
+from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
 
 __all__ = [
     "CacheReader",
+    "CrossLayerTranscoder",
     "Evidence",
     "NestcoderError",
     "PipelineSettings",
     "SAEBenchAdapter",
     "Transcoder",
     "feature_page",
+    "load_cross_layer",
     "load_features",
     "load_settings",
     "load_transcoder",
     "open_cache",
     "run_evaluate",
+    "run_evaluate_joint",
     "run_export",
     "run_features",
     "run_finetune",

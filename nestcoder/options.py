@@ -5,10 +5,31 @@ from typing import Any
 import click
 
 
-def layers_option(*, required: bool) -> Any:
-    """``--layer``, any number of times."""
-    text = "Layer, counted from 0; repeat it for several."
-    return click.option("--layer", "layers", type=click.IntRange(min=0), multiple=True, required=required, help=text)
+class _Layer(click.ParamType):
+    """A layer's number, or ``all``."""
+
+    name = "LAYER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number as it is given; ``all`` stays a word until the settings say what it means."""
+        return value if value == "all" else click.IntRange(min=0).convert(value, param, ctx)
+
+
+def layers_option(*, required: bool, of_model: bool = False) -> Any:
+    """``--layer``, any number of times; ``all`` is every layer that has a cache, or that the model has."""
+
+    def resolve(context: click.Context, _: click.Parameter, given: tuple[Any, ...]) -> tuple[int, ...]:
+        if "all" not in given:
+            return given
+        from nestcoder import stages
+
+        settings = context.obj.settings
+        return tuple(stages.layers_of_model(settings) if of_model else stages.harvested_layers(settings))
+
+    text = "Layer, counted from 0, or all; repeat it for several."
+    return click.option(
+        "--layer", "layers", type=_Layer(), multiple=True, required=required, help=text, callback=resolve
+    )
 
 
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")

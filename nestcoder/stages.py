@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.progress import Progress, Silent
-from common.run_layout import (
-    CONFIG_FILE,
-    RunFolders,
-    known_layers,
-    run_folders,
-)
+from common.run_layout import CONFIG_FILE, RunFolders, joint_folders, known_layers, run_folders
 from nestcoder.config import PipelineSettings
 
 if TYPE_CHECKING:
@@ -97,27 +92,58 @@ def run_train(
 ) -> dict[int, dict[str, Any]]:
     """Train a transcoder (and those of the settings' sweep) on each layer's cache; its config.json, by layer.
 
+    One cross-layer transcoder is trained for all ``layers`` together; its config.json is there for each of them.
+
     nestcoder.run_train(nestcoder.load_settings(overrides=["train.top_k=32"]), [8], name="k32")
     """
     from common.distributed import process_group, read_ranks
-    from train.run import train_layer
+    from train.run import train_layers
 
     ranks = read_ranks()
     results: dict[int, dict[str, Any]] = {}
     with process_group(ranks, ranks.device(device)):
-        for layer in layers:
-            folders = folders_of(settings, layer)
-            results[layer] = train_layer(
-                cache=folders.cache,
+        for together, out in trainings(settings, layers, name):
+            config = train_layers(
+                caches=[folders_of(settings, layer).cache for layer in together],
                 cache_settings=settings.cache,
-                out=folders.transcoder(name),
+                out=out,
                 settings=settings.train,
                 device=ranks.device(device),
                 fresh=fresh,
                 progress=progress or Silent(),
                 log=settings.log,
             )
+            results |= dict.fromkeys(together, config)
     return results
+
+
+def trainings(settings: PipelineSettings, layers: Sequence[int], name: str) -> list[tuple[list[int], Path]]:
+    """The trainings that the settings ask for: each one's layers, and its folder.
+
+    Transcoders of several layers are trained one after another: a cache of a layer is read once either way, and one
+    dictionary is in memory instead of all.
+    """
+    if settings.train.kind == "cross-layer":
+        ordered = sorted(set(layers))
+        return [(ordered, joint_folders(Path(settings.runs), settings.model, ordered).transcoder(name))]
+    return [([layer], folders_of(settings, layer).transcoder(name)) for layer in layers]
+
+
+def harvested_layers(settings: PipelineSettings) -> list[int]:
+    """Layers that have a cache here. Raises UsageError where there is none."""
+    runs = Path(settings.runs)
+    layers = [layer for layer in known_layers(runs, settings.model) if folders_of(settings, layer).cache.is_dir()]
+    if not layers:
+        what = f"No layer of {settings.model} has been harvested."
+        raise UsageError(what, where=runs, remedy="Run 'nestcoder harvest --layer all' first, or name the layers.")
+    return layers
+
+
+def layers_of_model(settings: PipelineSettings) -> list[int]:
+    """All layers that the settings' model has."""
+    from harvest.model.source import find_model
+
+    return list(range(find_model(settings.model, revision=settings.harvest.revision).layers))
 
 
 def run_evaluate(

@@ -69,8 +69,15 @@ class LogSettings(Settings):
 class CommonTrainSettings(Settings):
     """Settings that always have a value, whether stated or not."""
 
-    kind: Literal["transcoder", "sae"] = "transcoder"
-    """What is trained: a transcoder, from the cache's source to its target, or a sparse autoencoder of one of them."""
+    kind: Literal["transcoder", "sae", "cross-layer"] = "transcoder"
+    """What is trained: a transcoder, from the cache's source to its target, a sparse autoencoder of one of them, or a
+    cross-layer transcoder from the caches of several layers of one harvest."""
+    window: CountOrZero | None = None
+    """Of cross-layer: how many layers ahead a feature writes, besides its own; None is all, 0 a transcoder a layer."""
+    select_over: Literal["layer", "layers"] = "layer"
+    """Of cross-layer: top_k features of every layer, or as many in all over the layers together (topk alone)."""
+    warm_start: str = ""
+    """Of cross-layer: the name of trained transcoders of every layer, with the same prefixes, to begin from."""
     side: Literal["source", "target"] = "source"
     """Which side of the cache an autoencoder reads and reconstructs."""
     subtract_b_dec: bool = False
@@ -153,16 +160,31 @@ class CommonTrainSettings(Settings):
 
 def _check_kind(settings: CommonTrainSettings) -> None:
     """Refuse what only makes sense for another kind."""
+    if settings.kind == "cross-layer":
+        _check_cross_layer(settings)
+    elif settings.window is not None or settings.select_over != "layer" or settings.warm_start:
+        raise ValueError("window, select_over and warm_start are of kind cross-layer; set it, or leave them out")
     if settings.kind == "sae":
-        if settings.skip:
-            raise ValueError("skip with kind sae: an affine map of the source reconstructs the source by itself")
-        if settings.source != "mlp_in":
-            raise ValueError(f"source {settings.source} with kind sae: an autoencoder reads its side as it is stored")
-        return
-    if settings.side != "source":
+        _check_sae(settings)
+    elif settings.side != "source":
         raise ValueError(f"side {settings.side} is an autoencoder's; set kind to sae, or leave it out")
-    if settings.subtract_b_dec:
+    elif settings.subtract_b_dec:
         raise ValueError("subtract_b_dec is an autoencoder's: a transcoder's b_dec lives in another space")
+
+
+def _check_sae(settings: CommonTrainSettings) -> None:
+    if settings.skip:
+        raise ValueError("skip with kind sae: an affine map of the source reconstructs the source by itself")
+    if settings.source != "mlp_in":
+        raise ValueError(f"source {settings.source} with kind sae: an autoencoder reads its side as it is stored")
+
+
+def _check_cross_layer(settings: CommonTrainSettings) -> None:
+    for key in ("skip", "shard_dictionary"):
+        if getattr(settings, key):
+            raise ValueError(f"{key} with kind cross-layer is not there yet; leave it out")
+    if settings.select_over == "layers" and settings.activation != "topk":
+        raise ValueError(f"select_over layers with activation {settings.activation}: only topk selects over layers")
 
 
 class TrainSettings(CommonTrainSettings):

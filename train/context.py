@@ -12,9 +12,13 @@ from transcoder.sharded import Shard
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """The cache, its units, and where the training runs. ``held_out`` is None where nothing is measured on the way."""
+    """The cache, its units, and where the training runs. ``held_out`` is None where nothing is measured on the way.
+
+    ``readers`` are the caches of the single layers, where ``reader`` has the rows of several side by side.
+    """
 
     reader: CacheReader
+    readers: tuple[CacheReader, ...]
     units: Units
     held_out: HeldOut | None
     device: str

@@ -16,28 +16,20 @@ from cache.reader import CacheReader
 from common import disk
 from common.errors import NumericalError
 from common.sealed.tensors import FileSeal
-from train.arrays.graphs import Graphs
-from train.arrays.optim import Moments
-from train.arrays.parameters import Parameters
 from train.arrays.units import Units
-from train.arrays.workspace import Workspace
 from train.config import LogSettings
 from train.context import TrainingContext
-from train.initial import initial_weights
+from train.kinds.kind import RunState
+from train.kinds.registry import kind_of
 from train.record.activation_samples import SAMPLES_FOLDER, sample_firings, write_samples
 from train.record.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, Restored
-from train.record.held_out_fvu import held_out_fvu
 from train.record.identity import RunIdentity
 from train.record.log import LOG_FILE, MetricsLog, WandbMirror
 from train.record.overfitting import OverfittingWatch
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
-from train.step import Recipe, State, rule_of, train_step
-from train.threshold import calibrated_rule, with_first_thresholds
-from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config, save_transcoder
-from transcoder.transcoder import Transcoder
+from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config
 
-_FROM_CACHE = ("model", "model_revision", "layer", "source_site", "target_site")
 _SHOWN = ("l0", "dead", "loss")
 _NO_LOG = FileSeal(0, "")
 
@@ -50,6 +42,7 @@ class Member:
         self.settings = settings
         self._context = context
         self._writes = context.ranks.rank == 0
+        self._kind = kind_of(settings, context)
         self._identity = run_identity(settings, reader=context.reader, units=context.units)
         self._checkpoints = Checkpoints(
             folder / CHECKPOINTS_FOLDER,
@@ -57,15 +50,14 @@ class Member:
             keep=settings.keep,
             progress=context.progress,
             writes=self._writes,
+            to_arrays=self._kind.arrays_of,
+            from_arrays=self._kind.state_of,
         )
-        restored = self._checkpoints.restore(device=context.home) or Restored(first_state(settings, context), _NO_LOG)
+        restored = self._checkpoints.restore(device=context.home) or Restored(self._kind.first_state(), _NO_LOG)
         self.state = restored.state.dealt(context.shard, device=context.device)
         self._saved_step = self.state.step
 
-        self._recipe = Recipe.of(settings, variance=context.units.target_variance, device=context.device)
-        self._workspace = workspace_of(self.state.weights, settings)
-        is_on_gpu = context.device.startswith("cuda")
-        self._graphs = Graphs(context.device, context.progress) if is_on_gpu else None
+        self._kind.prepare(self.state)
         self._first_bad = torch.tensor(-1, device=context.device)
         self._overfitting = OverfittingWatch()
         self._held_out_fvu: float | None = None
@@ -86,16 +78,7 @@ class Member:
         if batch < self.state.step:
             return {}
         assert batch == self.state.step, "batches come in order"
-        metrics = train_step(
-            self.state,
-            source,
-            target=target,
-            recipe=self._recipe,
-            workspace=self._workspace,
-            ranks=self._context.data_ranks,
-            shard=self._context.shard,
-            graphs=self._graphs,
-        )
+        metrics = self._kind.take(self.state, source, target=target)
         self._overfitting.add(metrics.batch_fvu[-1])
 
         step = self.state.step
@@ -128,7 +111,7 @@ class Member:
             return self._config(state)
         if self.settings.save_best:
             state = self._checkpoints.best_state(device=self._context.home) or state
-        config = save_transcoder(self._transcoder(state), self.folder, config=self._config(state))
+        config = self._kind.save(state, self.folder, config=self._config(state))
         self._mirror.close()
         return config
 
@@ -173,8 +156,7 @@ class Member:
         context = self._context
         if context.held_out is None:
             return None
-        weights = plain_weights(self.state.weights, self.settings)
-        per_prefix = held_out_fvu(weights, context.held_out, nested=self._recipe.nested, shard=context.shard)
+        per_prefix = self._kind.held_out_fvu(self.state)
         step = self.state.step
         line = {"held_out_fvu": per_prefix[-1], "held_out_fvu_per_prefix": per_prefix}
         self._record({"step": step, "tokens": self.state.tokens, **line})
@@ -196,40 +178,24 @@ class Member:
         """What features fire on now; read from the weights and the cache, so that no later step sees a difference."""
         reader = self._context.reader
         state = self._whole_state()
-        if self._writes and len(reader.split("held_out")):
+        transcoder = self._kind.transcoder(state)
+        if self._writes and transcoder and len(reader.split("held_out")):
             self._require_finite()
-            arrays = sample_firings(self._transcoder(state), reader, self._samples)
+            arrays = sample_firings(transcoder, reader, self._samples)
             write_samples(self.folder, arrays, step=state.step, tokens=state.tokens, settings=self._samples)
 
-    def _whole_state(self) -> State:
+    def _whole_state(self) -> RunState:
         """The state of the whole dictionary. Every process takes part."""
         if self._context.shard.world == 1:
             return self.state
         return self.state.whole(self._context.shard, dict_size=self.settings.dict_size)
 
-    def _transcoder(self, state: State) -> Transcoder:
-        """What has been trained, in the cache's units, with a threshold where the rule needs one."""
-        settings = self.settings
-        context = self._context
-        weights = context.units.folded(plain_weights(state.weights, settings))
-        rule = calibrated_rule(
-            weights, self._recipe.nested.rule_of(weights), context.reader, view=settings.source, device=context.home
-        )
-        return Transcoder.from_arrays(
-            weights.of_transcoder(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
-        )
-
-    def _config(self, state: State) -> dict[str, Any]:
+    def _config(self, state: RunState) -> dict[str, Any]:
         """What config.json says of where the transcoder comes from. ``state`` is the one that is saved."""
-        reader = self._context.reader
         best = self._checkpoints.best
         saved = [entry.held_out_fvu for entry in self._checkpoints.entries if entry.step == state.step]
         return {
-            **{key: reader.identity.get(key) for key in _FROM_CACHE},
-            "kind": self.settings.kind,
-            "side": self.settings.one_side,
-            "gain": _numbers(reader, "gain"),
-            "bias": _numbers(reader, "bias"),
+            **self._kind.facts(),
             **self._identity.record(),
             "tokens_trained": self.state.tokens,
             "steps": self.state.step,
@@ -241,32 +207,6 @@ class Member:
         }
 
 
-def first_state(settings: ResolvedSettings, context: TrainingContext) -> State:
-    """Where training begins: no feature has been silent yet."""
-    weights = initial_weights(
-        context.reader,
-        context.units,
-        dict_size=settings.dict_size,
-        skip=settings.skip,
-        view=settings.source,
-        seed=settings.seed,
-        device=context.home,
-    )
-    if rule_of(settings).trains_threshold:
-        weights = with_first_thresholds(
-            weights, context.reader, context.units, view=settings.source, top_k=settings.top_k, device=context.home
-        )
-    if settings.subtract_b_dec:
-        weights = weights.reading_less_b_dec()
-    since_fired = torch.zeros(settings.dict_size, dtype=torch.int64, device=context.home)
-    return State(weights, Moments.zero(weights), since_fired)
-
-
-def plain_weights(weights: Parameters, settings: ResolvedSettings) -> Parameters:
-    """Weights whose encoder reads the source as it is."""
-    return weights.reading_less_b_dec(-1.0) if settings.subtract_b_dec else weights
-
-
 def remove_run(folder: Path) -> None:
     """Remove what a run has left, config.json first, so that no moment shows a complete run of nothing."""
     for name in (CONFIG_FILE, WEIGHTS_FILE, CHECKPOINTS_FOLDER, LOG_FILE, SAMPLES_FOLDER):
@@ -275,7 +215,7 @@ def remove_run(folder: Path) -> None:
 
 def run_identity(settings: ResolvedSettings, *, reader: CacheReader, units: Units) -> RunIdentity:
     """What a run is known by."""
-    return RunIdentity(settings, cache_fingerprint=reader.fingerprint, d_target=units.target_mean.numel())
+    return RunIdentity(settings, cache_fingerprint=reader.fingerprint, d_target=units.width)
 
 
 def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | None:
@@ -287,14 +227,3 @@ def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | Non
         return None
     config = read_config(folder)
     return config if identity.is_of(config, where=folder / CONFIG_FILE) else None
-
-
-def workspace_of(weights: Parameters, settings: ResolvedSettings) -> Workspace:
-    """Room for the run's steps."""
-    dtype = torch.bfloat16 if settings.compute_dtype == "bfloat16" else None
-    return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype, rule=rule_of(settings))
-
-
-def _numbers(reader: CacheReader, name: str) -> list[float] | None:
-    """A vector stored with the cache, as plain numbers."""
-    return reader.arrays[name].astype(float).tolist() if name in reader.arrays else None

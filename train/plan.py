@@ -2,20 +2,20 @@
 
 Of a dictionary with P weights and F features, one transcoder needs
 
-    memory   16 P (weights, two moments, gradient; 18 P in bfloat16; 4 P more where processes exchange it)
+    memory   16 P (weights, two moments, gradient; 18 P in bfloat16; 4 P less with beta1 0, which needs no first moment;
+             4 P more where processes exchange the gradient)
              + 8 F + pre-activations + batch + held-out rows
     disk     (12 P + 8 F) for each checkpoint kept, one more while it is written, the best; 4 P for the result
 """
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cache.config import CacheSettings
-from cache.open import open_cache
 from cache.reader import CacheReader
 from cache.tools.concentration import concentration
 from common import disk
@@ -23,16 +23,13 @@ from common.device import free_memory, has_bfloat16
 from common.distributed import Ranks
 from common.errors import CapacityError
 from common.units import in_bytes
-from train.arrays.optim import Moments
-from train.arrays.parameters import random_parameters
-from train.arrays.units import Units, units_of
+from train.arrays.units import Units
 from train.arrays.workspace import BLOCK_ROWS
 from train.config import TrainSettings
-from train.member import workspace_of
+from train.kinds.registry import KINDS
+from train.kinds.source import Source
 from train.resolved import ResolvedSettings, members, resolve
-from train.step import Recipe, State, train_step
 from transcoder.rules.registry import RULES
-from transcoder.sharded import WHOLE
 
 _TIMED_STEPS = 3
 # Enough to see a thousandth of the rows, and seconds even at width 4,608.
@@ -66,12 +63,25 @@ class TrainPlan:
 def plan_train(
     *, cache: Path, settings: TrainSettings, device: str, out: Path, cache_settings: CacheSettings | None = None
 ) -> TrainPlan:
-    """Say what ``train_layer`` would take, and write nothing.
+    """Say what ``train_layer`` would take, and write nothing. Raises as ``plan_layers``."""
+    return plan_layers(caches=[cache], settings=settings, device=device, out=out, cache_settings=cache_settings)
+
+
+def plan_layers(
+    *,
+    caches: Sequence[Path],
+    settings: TrainSettings,
+    device: str,
+    out: Path,
+    cache_settings: CacheSettings | None = None,
+) -> TrainPlan:
+    """Say what ``train_layers`` would take, and write nothing.
 
     Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
     """
-    reader = open_cache(cache, cache_settings, device=device, side=settings.one_side)
-    units = units_of(reader, settings.source, settings.scaling_of_source)
+    source = Source.open(caches, settings, cache_settings, device=device)
+    reader = source.reader
+    units = source.units
     resolved = resolved_members(settings, reader, units, device=device)
     memory, space = check_fit(resolved, units=units, device=device, out=out)
     first = resolved[""]
@@ -81,12 +91,12 @@ def plan_train(
         dict_size=first.dict_size,
         prefixes=first.prefixes,
         top_k=first.top_k,
-        parameters=sum(_weights(member, units) for member in resolved.values()),
+        parameters=sum(KINDS[member.kind].parameters(member, units) for member in resolved.values()),
         steps=first.steps,
         batch_rows=first.batch_rows,
         epochs=first.steps * first.batch_rows / len(reader.split("train")),
         held_out_documents=len(np.unique(reader.split("held_out").document)),
-        concentration=concentration(reader, limit_rows=_CONCENTRATION_ROWS).warning,
+        concentration=_concentration(source.readers),
         memory_bytes=memory,
         free_memory_bytes=free_memory(device),
         disk_bytes=space,
@@ -100,7 +110,7 @@ def resolved_members(
 ) -> dict[str, ResolvedSettings]:
     """The transcoders of a run by name, with everything that follows from the cache and the device stated."""
     model = str(reader.identity.get("model", ""))
-    d_target = units.target_mean.numel()
+    d_target = units.width
     dtype = "bfloat16" if has_bfloat16(device) else "float32"
     return {
         name: resolve(stated, model=model, d_target=d_target, device_dtype=dtype)
@@ -138,11 +148,11 @@ def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> in
     block = min(settings.batch_rows, BLOCK_ROWS) if in_blocks else settings.batch_rows
     decoded = settings.batch_rows * len(settings.prefixes) * units.target_mean.numel()
     rows = (3 * settings.batch_rows + settings.held_out_rows) * width
-    weights = _weights(settings, units) // parts
+    weights = KINDS[settings.kind].parameters(settings, units) // parts
     exchanged = Ranks.current().world > parts
     return (
-        weights * ((18 if low else 16) + 4 * exchanged)
-        + 8 * features
+        weights * ((18 if low else 16) + 4 * exchanged - 4 * (settings.beta1 == 0))
+        + 8 * KINDS[settings.kind].features(settings, units) // parts
         + block * features * (2 if low else 4)
         + 4 * (rows + 2 * decoded)
     )
@@ -150,39 +160,27 @@ def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> in
 
 def disk_bytes(settings: ResolvedSettings, units: Units) -> int:
     """What one transcoder's run takes on disk at its fullest."""
-    weights = _weights(settings, units)
-    return (settings.keep + 2) * (12 * weights + 8 * settings.dict_size) + 4 * weights
+    weights = KINDS[settings.kind].parameters(settings, units)
+    state = (12 - 4 * (settings.beta1 == 0)) * weights + 8 * KINDS[settings.kind].features(settings, units)
+    return (settings.keep + 2) * state + 4 * weights
 
 
-def _weights(settings: ResolvedSettings, units: Units) -> int:
-    """Numbers that are trained."""
-    d_source = units.source_mean.numel()
-    d_target = units.target_mean.numel()
-    thresholds = RULES[settings.activation].load().trains_threshold
-    return settings.dict_size * (d_source + d_target + 1 + thresholds) + d_target + settings.skip * d_source * d_target
+def _concentration(readers: Sequence[CacheReader]) -> str:
+    """The warnings of all layers."""
+    found = [concentration(reader, limit_rows=_CONCENTRATION_ROWS).warning for reader in readers]
+    if len(found) == 1:
+        return found[0]
+    named = zip(readers, found, strict=True)
+    return "; ".join(f"layer {reader.identity.get('layer')}: {warning}" for reader, warning in named if warning)
 
 
 def _seconds_a_step(settings: ResolvedSettings, units: Units, *, device: str) -> float:
     """The time of a step on random rows, all features alive."""
-    d_source = units.source_mean.numel()
-    d_target = units.target_mean.numel()
-    weights = random_parameters(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
-    if RULES[settings.activation].load().trains_threshold:
-        # Of a standard normal distribution, which these pre-activations have.
-        quantile = torch.tensor(1 - min(0.5, settings.top_k / settings.dict_size))
-        weights = replace(weights, threshold=torch.special.ndtri(quantile).repeat(settings.dict_size).to(device))
-    state = State(weights, Moments.zero(weights), torch.zeros(settings.dict_size, dtype=torch.int64, device=device))
-    source, target = (
-        torch.randn(settings.batch_rows, mean.numel(), device=device) for mean in (units.source_mean, units.target_mean)
-    )
+    step = KINDS[settings.kind].timed_step(settings, units, device=device)
     times: list[float] = []
-    workspace = workspace_of(weights, settings)
-    recipe = Recipe.of(settings, variance=torch.ones(d_target), device=device)
     for _ in range(1 + _TIMED_STEPS):
         began = time.perf_counter()
-        metrics = train_step(
-            state, source, target=target, recipe=recipe, workspace=workspace, ranks=Ranks(), shard=WHOLE
-        )
+        metrics = step()
         float(metrics.l2_loss)  # waits for the device
         times.append(time.perf_counter() - began)
     return min(times[1:])

@@ -10,6 +10,7 @@ The cache is opened and read once, whatever the number of transcoders.
 
 import itertools
 import signal
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,6 @@ import torch
 
 from cache.config import CacheSettings
 from cache.loader import Batch, Loader
-from cache.open import open_cache
-from cache.reader import CacheReader
 from common import disk
 from common.device import choose_device, has_bfloat16
 from common.distributed import ALONE, Ranks
@@ -29,9 +28,9 @@ from common.progress import Progress
 from common.signals import leave_for, noted_signals
 from common.units import in_bytes
 from train.arrays.feed import Feed
-from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
 from train.context import TrainingContext
+from train.kinds.source import Source
 from train.member import Member, complete_config, remove_run, run_identity
 from train.plan import check_fit, resolved_members
 from train.record.held_out_fvu import HeldOut
@@ -56,6 +55,33 @@ def train_layer(
     other settings or another cache, NumericalError where data or loss are not finite, InUseError where another process
     trains there. SIGTERM and SIGINT save, and leave with SystemExit(143) and KeyboardInterrupt.
     """
+    return train_layers(
+        caches=[cache],
+        out=out,
+        settings=settings,
+        device=device,
+        fresh=fresh,
+        progress=progress,
+        log=log,
+        cache_settings=cache_settings,
+    )
+
+
+def train_layers(
+    *,
+    caches: Sequence[Path],
+    out: Path,
+    settings: TrainSettings,
+    device: str,
+    fresh: bool,
+    progress: Progress,
+    log: LogSettings,
+    cache_settings: CacheSettings | None = None,
+) -> dict[str, Any]:
+    """The same for what is trained from one layer's cache, or from those of several layers at once.
+
+    Raises MismatchError also for caches whose rows are not the same tokens.
+    """
     ranks = Ranks.current()
     chosen_device = str(choose_device(device))
     with ExitStack() as stack:
@@ -68,22 +94,23 @@ def train_layer(
                     raise
                 # A complete run needs no lock: it may lie on a disk that is read only.
                 no_lock = error
-        reader = open_cache(cache, cache_settings, device=chosen_device, side=settings.one_side)
-        context = _context(reader, settings, device=chosen_device, progress=progress, ranks=ranks)
+        source = Source.open(caches, settings, cache_settings, device=chosen_device)
+        context = _context(source, settings, device=chosen_device, progress=progress, ranks=ranks)
         configs = _complete(out, settings, context=context, log=log, fresh=fresh, no_lock=no_lock)
     config = configs.pop("")
     return config | ({"sweep": configs} if configs else {})
 
 
 def _context(
-    reader: CacheReader, settings: TrainSettings, *, device: str, progress: Progress, ranks: Ranks
+    source: Source, settings: TrainSettings, *, device: str, progress: Progress, ranks: Ranks
 ) -> TrainingContext:
-    units = units_of(reader, settings.source, settings.scaling_of_source)
+    reader = source.reader
+    units = source.units
     held_out = None
     if settings.held_out_rows:
         held_out = HeldOut.read(reader, units, rows=settings.held_out_rows, view=settings.source, device=device)
     shard = Shard(ranks.rank, ranks.world) if settings.shard_dictionary else WHOLE
-    return TrainingContext(reader, units, held_out, device, ranks, shard, progress)
+    return TrainingContext(reader, source.readers, units, held_out, device, ranks, shard, progress)
 
 
 def _complete(

@@ -47,6 +47,11 @@ class State:
     room: Room | None = None
     """For how many dead features a step on a GPU has room; None elsewhere, and before the first step."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the state lies."""
+        return self.since_fired.device
+
     def dealt(self, shard: Shard, *, device: str) -> "State":
         """This process's features of it, on a device."""
         return self._mapped(
@@ -166,6 +171,12 @@ def form_of(state: State, settings: ResolvedSettings, *, share: BatchShare, shar
     return StepForm(share.rows, room, is_exact, has_auxiliary, revives)
 
 
+def dead_of(state: State, settings: ResolvedSettings, form: StepForm) -> Dead:
+    """The features that are dead before a step."""
+    after_tokens = settings.dead_after_tokens
+    return Dead.among(state.since_fired, after_tokens=after_tokens, room=form.room, exact=form.is_exact)
+
+
 def runs_ahead(state: State, settings: ResolvedSettings, *, share: BatchShare, shard: Shard) -> bool:
     """Whether the host goes on while the device computes: one process with a GPU, under a rule that always selects as
     many entries. Several processes wait for each other; where each feature is on its own, its entries are counted."""
@@ -200,9 +211,8 @@ def advance_(
     On a GPU it launches the same for every step of a form: there, what differs is in ``numbers``, that of the update,
     and in ``order``, in which dead features draw rows.
     """
-    settings = recipe.settings
-    dead = Dead.among(state.since_fired, after_tokens=settings.dead_after_tokens, room=form.room, exact=form.is_exact)
-    if settings.subtract_b_dec:
+    dead = dead_of(state, recipe.settings, form)
+    if recipe.settings.subtract_b_dec:
         source = source - state.weights.b_dec
     result = nested_step(
         state.weights,
@@ -215,6 +225,29 @@ def advance_(
         share=share,
         shard=shard,
     )
+    given = {"form": form, "recipe": recipe, "workspace": workspace, "share": share, "shard": shard}
+    return finish_(state, source, numbers, order, result=result, dead=dead, **given)
+
+
+def finish_(
+    state: State,
+    source: Float[Tensor, "rows d_source"],
+    numbers: Float[Tensor, " numbers"] | None,
+    order: Int[Tensor, " batch_rows"] | None,
+    *,
+    result: StepResult,
+    dead: Dead,
+    form: StepForm,
+    recipe: Recipe,
+    workspace: Workspace,
+    share: BatchShare,
+    shard: Shard = WHOLE,
+) -> dict[str, Tensor]:
+    """What follows the gradient of the loss: the auxiliary loss, the update, the dead and their revival.
+
+    ``source`` is what the encoder read, ``dead`` what there were before the step.
+    """
+    settings = recipe.settings
     aux_loss = result.sse.new_zeros(())
     if form.has_auxiliary:
         dtype = workspace.pre.dtype

@@ -51,6 +51,11 @@ class Column:
         shape = (-1, array.width) if array.width else (-1,)
         self.values: Shaped[np.ndarray, "rows ..."] = self._region.bytes.view(array.item).reshape(shape)
 
+    @property
+    def checksums(self) -> list[str]:
+        """The checksums of what the chunks hold, file by file, as the journal has them."""
+        return [self._entries[number].chunks for number in sorted(self._entries)]
+
     def need(self, chunks: Chunks) -> None:
         """Make the rows of these chunks readable. Raises DamagedError that names the file that does not match."""
         missing = chunks[~self._checked[chunks]]

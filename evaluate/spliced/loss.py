@@ -72,15 +72,20 @@ class SplicedModel:
         self, dictionaries: Mapping[int, Transcoder], means: Mapping[int, Float[Tensor, " d_target"]]
     ) -> tuple[dict[str, Any], Replicates]:
         """The same of dictionaries by layer, all in the model at once; they have equally many prefixes."""
+        name = " and ".join(dict.fromkeys(dictionary.name for dictionary in dictionaries.values()))
+        return self.measure_replacements(self._replacements(dictionaries, means), name=name)
+
+    def measure_replacements(
+        self, replacements: list[dict[int, Replacement]], *, name: str
+    ) -> tuple[dict[str, Any], Replicates]:
+        """The same of replacements by layer: zeros, means, then every prefix of the dictionary ``name``."""
         device = self.splicer.model.device
-        replacements = self._replacements(dictionaries, means)
         sums = _sums(len(replacements), self.settings, device)
         state = sums.start()
         contexts = self._contexts()
         progress = self.replay.progress
-        names = " and ".join(dict.fromkeys(dictionary.name for dictionary in dictionaries.values()))
         total = sum(len(batch.tokens) for batch in contexts)
-        progress.begin(f"splice {names} into the language model", total=total, unit="contexts")
+        progress.begin(f"splice {name} into the language model", total=total, unit="contexts")
         for batch in contexts:
             state = sums.combine(state, _measure(self.splicer, batch, replacements, sums))
             progress.advance(len(batch.tokens))
@@ -112,16 +117,18 @@ class SplicedModel:
         ]
         return [
             dict.fromkeys(dictionaries, _zero),
-            {layer: _constant(means[layer]) for layer in dictionaries},
+            {layer: constant(means[layer]) for layer in dictionaries},
             *spliced,
         ]
 
 
-def _zero(_: Tensor, own: Tensor) -> Tensor:
+def zero(_: Tensor, own: Tensor) -> Tensor:
+    """A replacement that removes the target."""
     return torch.zeros_like(own)
 
 
-def _constant(mean: Float[Tensor, " d_target"]) -> Replacement:
+def constant(mean: Float[Tensor, " d_target"]) -> Replacement:
+    """A replacement by the same target everywhere."""
     return lambda _, own: mean.to(own.device).expand(len(own), -1)
 
 

@@ -22,7 +22,7 @@ from evaluate.spliced.replace import Host, Ordinary, Place, Replacement, replaci
 from harvest.model.language_model import LanguageModel
 from harvest.model.sites import Norm
 from transcoder.sparse_code import SparseCode, columns_of
-from transcoder.transcoder import Transcoder
+from transcoder.transcoder import SourceView, Transcoder
 
 Change = float | Callable[[Float[Tensor, " rows"]], Float[Tensor, " rows"]]
 """What an activation becomes: a number, or a function of the activations of some rows."""
@@ -149,11 +149,7 @@ class StandIn:
 
     def as_read(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
         """The source in the view of the dictionary, on its device."""
-        source = source.to(self._transcoder.b_enc.device).float()
-        if self._transcoder.source_view == "mlp_in":
-            return source
-        assert self._norm is not None, "a view of the norm's output needs the norm"
-        return self._norm.undo(source)
+        return as_read(source, self._transcoder.source_view, self._norm, self._transcoder.b_enc.device)
 
     def _changed(self, code: SparseCode) -> Float[Tensor, "rows d_target"]:
         """What the changed features add."""
@@ -164,6 +160,17 @@ class StandIn:
             for column, change in zip(before.unbind(dim=1), self._change.values(), strict=True)
         ]
         return (torch.stack(after, dim=1) - before) @ self._transcoder.W_dec[features]
+
+
+def as_read(
+    source: Float[Tensor, "rows d_source"], view: SourceView, norm: Norm | None, device: torch.device
+) -> Float[Tensor, "rows d_source"]:
+    """A source as the model has it, in a dictionary's view, on its device."""
+    source = source.to(device).float()
+    if view == "mlp_in":
+        return source
+    assert norm is not None, "a view of the norm's output needs the norm"
+    return norm.undo(source)
 
 
 def _note(

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.run_layout import together_folder
-from nestcoder import model_stages, stages
+from common.errors import UsageError
+from common.run_layout import joint_folders, together_folder
+from nestcoder import joint_stages, model_stages, stages
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
 from nestcoder.text import as_lines
@@ -23,6 +24,11 @@ class EvaluateOptions:
     gemma_scope: str | None
     against: Path | None
     force: bool
+    beside: tuple[str, ...] = ()
+
+    def of_one_layer(self) -> dict[str, Any]:
+        """What the evaluation of a single layer takes."""
+        return {key: value for key, value in vars(self).items() if key != "beside"}
 
 
 def harvest(invocation: Invocation, layers: list[int], device: str, *, fresh: bool) -> CommandResult:
@@ -62,7 +68,7 @@ def train(invocation: Invocation, layers: list[int], device: str, *, name: str, 
         results = stages.run_train(
             invocation.settings, layers, name=name, device=device, fresh=fresh, progress=progress
         )
-    lines = [f"trained: {invocation.folders(layer).transcoder(name)}" for layer in layers]
+    lines = [f"trained: {out}" for _, out in stages.trainings(invocation.settings, layers, name)]
     return CommandResult(results, "\n".join(lines))
 
 
@@ -70,31 +76,34 @@ def plan_train(invocation: Invocation, layers: list[int], device: str, *, name: 
     """What ``train`` would take for each layer: steps, epochs, memory, disk, minutes."""
     from common.device import choose_device
     from common.distributed import read_ranks
-    from train.plan import plan_train as plan
+    from train.plan import plan_layers as plan
 
     settings = invocation.settings
     chosen_device = str(choose_device(read_ranks().device(device)))
-    plans: dict[int, dict[str, Any]] = {}
-    for layer in layers:
-        folders = invocation.folders(layer)
+    plans: dict[str, dict[str, Any]] = {}
+    for together, out in stages.trainings(settings, layers, name):
         found = plan(
-            cache=folders.cache,
+            caches=[invocation.folders(layer).cache for layer in together],
             cache_settings=settings.cache,
             settings=settings.train,
             device=chosen_device,
-            out=folders.transcoder(name),
+            out=out,
         )
-        plans[layer] = asdict(found)
-    return CommandResult(plans, "\n\n".join(f"layer {layer}\n{as_lines(found)}" for layer, found in plans.items()))
+        plans[", ".join(map(str, together))] = asdict(found)
+    return CommandResult(plans, "\n\n".join(f"layer {layers}\n{as_lines(found)}" for layers, found in plans.items()))
 
 
 def evaluate(invocation: Invocation, layers: list[int], device: str, options: EvaluateOptions) -> CommandResult:
     """Evaluate the transcoder ``options.name`` of each layer; one table for all."""
     from evaluate.report.table_of_runs import table_of_runs
 
+    if options.beside or joint_stages.is_cross_layer(invocation.settings, layers, options.name):
+        return evaluate_joint(invocation, layers, device, options)
     chosen = layers or stages.trained_layers(invocation.settings, options.name)
     with shown_progress() as progress:
-        results = stages.run_evaluate(invocation.settings, chosen, device=device, progress=progress, **vars(options))
+        results = stages.run_evaluate(
+            invocation.settings, chosen, device=device, progress=progress, **options.of_one_layer()
+        )
     return CommandResult(results, "\n".join([table_of_runs(results), *report_lines(invocation, chosen, options.name)]))
 
 
@@ -107,6 +116,27 @@ def evaluate_together(invocation: Invocation, layers: list[int], device: str, *,
     settings = invocation.settings
     folder = together_folder(Path(settings.runs), settings.model, name)
     return CommandResult(metrics, f"{together_table(metrics)}\n\nreport: {folder}")
+
+
+def evaluate_joint(invocation: Invocation, layers: list[int], device: str, options: EvaluateOptions) -> CommandResult:
+    """Measure the dictionary ``options.name`` of several layers, and those beside it, on the same rows; one table."""
+    from evaluate.joint.table import joint_table
+
+    if len(layers) < 2:
+        raise UsageError("Dictionaries are measured together on several layers.", remedy="Give --layer all.")
+    if options.gemma_scope or options.against:
+        raise UsageError("Several layers together are compared with --beside alone.")
+    with shown_progress() as progress:
+        metrics = joint_stages.run_evaluate_joint(
+            invocation.settings,
+            layers,
+            names=[options.name, *options.beside],
+            device=device,
+            lm=options.lm,
+            progress=progress,
+        )
+    report = joint_folders(Path(invocation.settings.runs), invocation.settings.model, layers).report(options.name)
+    return CommandResult(metrics, f"{joint_table(metrics)}\n\nreport: {report}")
 
 
 def report_lines(invocation: Invocation, layers: list[int], name: str) -> list[str]:

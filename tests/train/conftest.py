@@ -34,6 +34,8 @@ def write_cache(path: Path, *, train_rows: int = 1000, held_out_rows: int = 128,
     with CacheWriter(path, identity=identity, settings=settings, **widths, **sizes, arrays=arrays) as writer:
         for held_out, rows in ((False, train_rows), (True, held_out_rows)):
             source, target = overrides.get("rows") or sparse_rows(rows, seed=int(held_out))
+            if other := overrides.get("other_source"):
+                source = sparse_rows(rows, seed=other + held_out)[0]
             number = np.arange(rows)
             tokens = np.where(number % 50 == 0, SPECIAL, 1 + number % 7).astype(np.int32)
             source[number % 50 == 0] = 30.0
@@ -85,3 +87,20 @@ def special_cache(tmp_path: Path) -> Path:
 def residual_cache(tmp_path: Path) -> Path:
     """The same rows, said to be of the residual stream."""
     return write_cache(tmp_path / "residual", identity={"source_site": "resid_post"})
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Layers 3 and 4 of one text; the second one's target is what the first one's source says."""
+    folder = tmp_path_factory.mktemp("layers")
+    caches: dict[int, Path] = {}
+    for layer, other_source in ((3, 0), (4, 10)):
+        path = folder / f"layer{layer:02d}" / "cache"
+        caches[layer] = write_cache(path, other_source=other_source, identity={"layer": layer})
+    return caches
+
+
+@pytest.fixture
+def shorter_cache(tmp_path: Path) -> Path:
+    """Other rows than those of ``two_layers``."""
+    return write_cache(tmp_path / "shorter", train_rows=900)

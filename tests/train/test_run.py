@@ -220,7 +220,7 @@ def test_the_best_checkpoint_can_be_the_one_that_is_saved(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([0.5, 0.2, 0.3, 0.4, 0.5, 0.2])
-    monkeypatch.setattr("train.member.held_out_fvu", lambda *_, **__: [next(measured)])
+    monkeypatch.setattr("train.kinds.single.held_out_fvu", lambda *_, **__: [next(measured)])
     config = train(small_cache, tmp_path / "best", changed(quick, save_best=True))
     assert (config["saved_step"], config["best_step"], config["held_out_fvu"], config["steps"]) == (20, 20, 0.2, 40)
     with pytest.raises(RuntimeError):
@@ -234,7 +234,7 @@ def test_over_fitting_is_said_once(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([0.5, 0.6, 0.7, 0.8])
-    monkeypatch.setattr("train.member.held_out_fvu", lambda *_, **__: [next(measured)])
+    monkeypatch.setattr("train.kinds.single.held_out_fvu", lambda *_, **__: [next(measured)])
     heard = Heard()
     train(small_cache, tmp_path / "run", quick, progress=heard)
     assert len(heard.notes) == 1

@@ -38,16 +38,20 @@ def learning_rate(settings: ResolvedSettings, step: int) -> float:
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's running means of the gradient and of its square, by name, laid out as the parameters are."""
+    """Adam's running means of the gradient and of its square, by name, laid out as the parameters are.
+
+    ``first`` is empty where its decay (``beta1``) is 0: the mean is then the gradient itself, and takes no memory.
+    """
 
     first: dict[str, Tensor]
     second: dict[str, Tensor]
 
     @staticmethod
-    def zero(weights: Parameters) -> "Moments":
+    def zero(weights: Parameters, *, beta1: float = 0.9) -> "Moments":
         """Before the first step."""
         arrays = weights.tensors()
-        return Moments(*({name: torch.zeros_like(array) for name, array in arrays.items()} for _ in range(2)))
+        first, second = ({name: torch.zeros_like(array) for name, array in arrays.items()} for _ in range(2))
+        return Moments(first if beta1 else {}, second)
 
 
 def update_(
@@ -82,7 +86,7 @@ def update_(
         fused_adam_(
             [arrays[name] for name in names],
             [grads[name] for name in names],
-            first=[moments.first[name] for name in names],
+            first=[moments.first.get(name, grads[name]) for name in names],
             second=[moments.second[name] for name in names],
             step=step,
             divisor=_divisor(norm, settings.clip_norm),
@@ -130,7 +134,7 @@ def _update_in_one_pass_(
             update_array_(
                 arrays[name],
                 gradients[name],
-                first=moments.first[name],
+                first=moments.first.get(name, gradients[name]),
                 second=moments.second[name],
                 rounded=copies.get(name),
                 norm=norm,

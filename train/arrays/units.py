@@ -46,6 +46,11 @@ class Units:
     target_variance: Float[Tensor, " d_target"]
     """In training units: 1 on average."""
 
+    @property
+    def width(self) -> int:
+        """Dimensions of the target."""
+        return self.target_mean.numel()
+
     def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
         """Rows of the cache's source in training units, float32."""
         copied = rows.to(torch.float32, copy=True)
@@ -64,10 +69,11 @@ class Units:
         factors["threshold"] = 1 / self.target_scale
         factors["W_skip"] = across if isinstance(across, float) else across[:, None]
         arrays = weights.tensors()
-        return Parameters(**{name: _times(array, factors.get(name, 1.0)) for name, array in arrays.items()})
+        return Parameters(**{name: scaled(array, factors.get(name, 1.0)) for name, array in arrays.items()})
 
 
-def _times(array: Tensor, factor: float | Tensor) -> Tensor:
+def scaled(array: Tensor, factor: float | Tensor) -> Tensor:
+    """An array times a number, or a number for each of its last dimension."""
     return array * (factor if isinstance(factor, float) else factor.to(array.device, array.dtype))
 
 

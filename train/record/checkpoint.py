@@ -10,7 +10,7 @@ function of state and batch and the order of reading of its seed, so there is no
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,23 +36,34 @@ CHECKPOINTS_FOLDER = "checkpoints"
 class Restored:
     """What a checkpoint gives back: the state, and the seal of the log as it was then."""
 
-    state: State
+    state: Any
     log: FileSeal
 
 
 class Checkpoints:
     """The checkpoints of one run, in ``folder``. ``identity`` is what they must agree with: settings and cache.
 
+    ``to_arrays`` and ``from_arrays`` turn a kind's state into named arrays, and back; a transcoder's where None.
     Of several processes one ``writes``; the others only restore.
     """
 
     def __init__(
-        self, folder: Path, *, identity: RunIdentity, keep: int, progress: Progress, writes: bool = True
+        self,
+        folder: Path,
+        *,
+        identity: RunIdentity,
+        keep: int,
+        progress: Progress,
+        writes: bool = True,
+        to_arrays: Callable[[Any], dict[str, torch.Tensor]] | None = None,
+        from_arrays: Callable[..., Any] | None = None,
     ) -> None:
         self._folder = folder
         self._identity = identity
         self._keep = keep
         self._progress = progress
+        self._to_arrays = to_arrays or arrays_of
+        self._from_arrays = from_arrays or state_of
         self.entries = self._known_entries()
         if writes:
             self._remove_unnamed()
@@ -62,17 +73,17 @@ class Checkpoints:
         """The one with the lowest held-out FVU, the later of equals."""
         return next(iter(self._from_best()), None)
 
-    def save(self, state: State, *, log: FileSeal, held_out_fvu: float | None) -> None:
+    def save(self, state: Any, *, log: FileSeal, held_out_fvu: float | None) -> None:
         """Write a checkpoint, then the index that names it, then remove what is no longer kept.
 
         ``log`` is the seal of the log, which is on the disk already.
         """
-        arrays = write_tensors(arrays_path(self._folder, state.step), arrays_of(state))
+        arrays = write_tensors(arrays_path(self._folder, state.step), self._to_arrays(state))
         facts = {
             "format_version": FORMAT_VERSION,
             "step": state.step,
             "tokens": state.tokens,
-            "software": software(state.weights.b_enc.device),
+            "software": software(state.device),
             "identity": self._identity.record(),
             **({"dead_room": state.room.record()} if state.room else {}),
         }
@@ -115,7 +126,7 @@ class Checkpoints:
             raise DamagedError("No checkpoint is whole.", where=self._folder, remedy="Start again with --fresh.")
         return None
 
-    def best_state(self, *, device: str) -> State | None:
+    def best_state(self, *, device: str) -> Any:
         """The best checkpoint's state, that of the next best where it is damaged; None where none was measured."""
         for entry in self._from_best():
             try:
@@ -144,7 +155,7 @@ class Checkpoints:
         self._progress.note(f"The index of the checkpoints is damaged; what it still says of step {steps} is whole.")
         return index.entries
 
-    def _read(self, entry: Entry, *, device: str) -> State | None:
+    def _read(self, entry: Entry, *, device: str) -> Any:
         """The state of a checkpoint; None where a run with more steps may not go on from it."""
         path = facts_path(self._folder, entry.step)
         text = path.read_bytes() if path.is_file() else b""
@@ -156,7 +167,7 @@ class Checkpoints:
         arrays = read_tensors(arrays_path(self._folder, entry.step), entry.arrays, device=device)
         if changed := differences(facts["software"], software(torch.device(device))):
             self._progress.note(f"Going on with other software or hardware, so not bit for bit: {'; '.join(changed)}.")
-        state = state_of(arrays, step=facts["step"], tokens=facts["tokens"])
+        state = self._from_arrays(arrays, step=facts["step"], tokens=facts["tokens"])
         if counted := facts.get("dead_room"):
             state.room = Room(*counted)
         return state
@@ -199,11 +210,16 @@ def state_of(arrays: Mapping[str, torch.Tensor], *, step: int, tokens: int) -> S
     names = [name for name in laid_out if "." not in name and name != "since_fired"]
     return State(
         weights=Parameters(**{name: laid_out[name] for name in names}),
-        moments=Moments(*({name: laid_out[f"{name}.{part}"] for name in names} for part in ("first", "second"))),
+        moments=Moments(*(_moment(laid_out, names, part) for part in ("first", "second"))),
         since_fired=laid_out["since_fired"],
         step=step,
         tokens=tokens,
     )
+
+
+def _moment(arrays: Mapping[str, torch.Tensor], names: list[str], part: str) -> dict[str, torch.Tensor]:
+    """One of the moments; the first may be none at all."""
+    return {name: arrays[f"{name}.{part}"] for name in names if f"{name}.{part}" in arrays}
 
 
 def _as_in_file(name: str, array: torch.Tensor) -> torch.Tensor:

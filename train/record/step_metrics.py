@@ -20,6 +20,8 @@ class StepMetrics:
     gradient_norm: Float[Tensor, ""]
     lr: float
     sparsity_loss: Float[Tensor, ""] | None = None
+    batch_fvu_per_layer: Float[Tensor, " layers"] | None = None
+    """Of the whole dictionary, where several layers are trained together: the others are then means over layers."""
 
     def as_dict(self) -> dict[str, Any]:
         """Names and plain numbers, as the log and W&B have them."""
@@ -37,6 +39,7 @@ class StepMetrics:
             "batch_fvu_max": max(batch_fvu),
             "batch_fvu_mean": sum(batch_fvu) / len(batch_fvu),
             "batch_fvu_per_prefix": batch_fvu,
+            **({} if self.batch_fvu_per_layer is None else {"batch_fvu_per_layer": self.batch_fvu_per_layer.tolist()}),
             "l0": float(self.l0[-1]),
             "l0_per_prefix": self.l0.tolist(),
             "dead": float(self.dead),

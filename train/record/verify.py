@@ -12,7 +12,8 @@ from common.sealed.tensors import FileSeal, read_tensors
 from train.record.checkpoint import CHECKPOINTS_FOLDER, arrays_path, facts_path
 from train.record.checkpoint_index import INDEX_FILE, Entry, read_index
 from train.record.log import DAMAGED, LOG_FILE
-from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, load_transcoder
+from transcoder.formats.cross_layer import load_cross_layer
+from transcoder.formats.native import CONFIG_FILE, CROSS_LAYER, WEIGHTS_FILE, load_transcoder, read_config
 
 _LEFT = (CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, CHECKPOINTS_FOLDER)
 _SAME_IN_BOTH = ("top_k", "prefixes", "activation", "dict_size")
@@ -33,7 +34,8 @@ def _faults(folder: Path) -> Iterator[str]:
     config = None
     if (folder / CONFIG_FILE).is_file():
         try:
-            config = load_transcoder(folder).config
+            is_joint = read_config(folder).get("kind") == CROSS_LAYER
+            config = (load_cross_layer if is_joint else load_transcoder)(folder).config
         except NestcoderError as error:
             yield _sentence(error, folder / CONFIG_FILE)
     checkpoints = folder / CHECKPOINTS_FOLDER

@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+from torch import Tensor
+
 from common import disk
 from common.errors import DamagedError, MismatchError
 from common.hashing import hash_bytes
@@ -27,6 +29,8 @@ from transcoder.transcoder import SourceView, Transcoder
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "transcoder.safetensors"
 CONFIG_FILE = "config.json"
+CROSS_LAYER = "cross-layer"
+"""The kind whose arrays are those of transcoder/formats/cross_layer.py."""
 _SEAL = "seal"
 """The key of config.json that holds the hash of the others."""
 _MARK = "sealed"
@@ -38,7 +42,6 @@ def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str
     rule = transcoder.rule
     arrays = {name: array.detach().float() for name, array in transcoder.arrays().items()}
     arrays["W_enc"] = arrays["W_enc"].T
-    seal = write_tensors(folder / WEIGHTS_FILE, arrays | rule.arrays(), metadata={_MARK: "config.json"})
     document = {
         "format_version": FORMAT_VERSION,
         "dict_size": transcoder.dict_size,
@@ -52,9 +55,14 @@ def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str
         "source_view": transcoder.source_view,
         **rule.as_config(),
         **config,
-        "weights": {"file": WEIGHTS_FILE, **seal.as_dict()},
     }
-    document = json.loads(json.dumps(document))
+    return write_folder(folder, arrays | rule.arrays(), document)
+
+
+def write_folder(folder: Path, arrays: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the arrays, then config.json with their seal and its own; returns what it says."""
+    seal = write_tensors(folder / WEIGHTS_FILE, arrays, metadata={_MARK: "config.json"})
+    document = json.loads(json.dumps({**config, "weights": {"file": WEIGHTS_FILE, **seal.as_dict()}}))
     document[_SEAL] = _seal_of(document)
     disk.write_file(folder / CONFIG_FILE, (json.dumps(document, indent=1) + "\n").encode())
     return document
@@ -73,6 +81,9 @@ def load_transcoder(path: str | Path, *, device: str = "cpu", progress: Progress
         path = fetch_published(path)
     folder = Path(path).parent if Path(path).name == WEIGHTS_FILE else Path(path)
     config = read_config(folder)
+    if config.get("kind") == CROSS_LAYER:
+        what = "This is a cross-layer transcoder, of several layers."
+        raise MismatchError(what, where=folder, remedy="Read it with nestcoder.load_cross_layer.")
     if progress and _SEAL not in config:
         progress.note(f"{folder / CONFIG_FILE} has no seal (an earlier release wrote it): changes to it go unnoticed")
     seal = FileSeal.parse(config.get("weights"), where=folder / CONFIG_FILE)
@@ -148,7 +159,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "source_view": lambda value: value in get_args(SourceView),
 }
 _RIGHT_WHERE_THERE: dict[str, Callable[[Any], bool]] = {
-    "kind": lambda value: value in ("transcoder", "sae"),
+    "kind": lambda value: value in ("transcoder", "sae", CROSS_LAYER),
     "side": lambda value: value in (None, "source", "target"),
 }
 """Keys that transcoders of earlier releases and of other tools do not have."""

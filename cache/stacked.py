@@ -1,0 +1,90 @@
+"""Caches of several layers as one: row r of it is row r of each, their sources side by side, and so their targets.
+
+One harvest of many layers writes the same tokens in the same order to all of them, so nothing has to be matched. That
+is checked before any row is read, by the checksums of tokens, documents and positions in the journals.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from numpy import ndarray
+from torch import Tensor
+
+from cache.format.statistics import GroupStatistics
+from cache.reader import CacheReader, SplitView, View
+from cache.storage.buffers import Buffers
+from cache.storage.columns import Column
+from common.errors import MismatchError
+from common.hashing import canonical_json, hash_bytes
+
+_SAME = ("tokens", "document", "position")
+
+
+class Stacked(SplitView):
+    """The rows of a split of several caches, side by side. Tokens, documents and positions are the first one's."""
+
+    def __init__(self, splits: Sequence[SplitView]) -> None:
+        super().__init__(splits[0].reader, splits[0].group, splits[0].columns)
+        self._splits = tuple(splits)
+
+    @property
+    def d_source(self) -> int:
+        """All sources' widths together."""
+        return sum(split.d_source for split in self._splits)
+
+    @property
+    def d_target(self) -> int:
+        """All targets' widths together."""
+        return sum(split.d_target for split in self._splits)
+
+    @property
+    def read_columns(self) -> list[Column]:
+        """Those of all caches."""
+        return [column for split in self._splits for column in split.read_columns]
+
+    def sides(
+        self,
+        index: Int64[ndarray, " rows"],
+        *,
+        view: View | None = None,
+        buffers: Buffers | None = None,  # noqa: ARG002
+    ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
+        """The sources of all caches, one after another, and the targets."""
+        found = [split.sides(index, view=view) for split in self._splits]
+        return torch.cat([source for source, _ in found], dim=1), torch.cat([target for _, target in found], dim=1)
+
+    @property
+    def statistics(self) -> GroupStatistics:
+        """Not of several layers at once."""
+        raise NotImplementedError("each layer has statistics of its own")
+
+
+def stacked(readers: Sequence[CacheReader]) -> CacheReader:
+    """The caches as one. Raises MismatchError that names the first two whose rows are not the same tokens."""
+    first = readers[0]
+    for other in readers[1:]:
+        _check_aligned(first, other)
+    splits: dict[str, SplitView] = {name: Stacked([reader.splits[name] for reader in readers]) for name in first.splits}
+    identity = {key: value for key, value in first.identity.items() if key not in ("layer", "proof")}
+    layers = [reader.identity.get("layer") for reader in readers]
+    together = first.with_splits(splits, identity=identity | {"layers": layers})
+    together.fingerprint = hash_bytes(canonical_json([reader.fingerprint for reader in readers]))
+    return together
+
+
+def _check_aligned(first: CacheReader, other: CacheReader) -> None:
+    """Row r of both must be the same token of the same text."""
+    remedy = "Harvest the layers in one command: it writes the same rows, in the same order, to all of them."
+    for name, split in first.splits.items():
+        beside = other.splits[name]
+        for key in ("rows", "chunk_rows", "segment_rows"):
+            ours = getattr(split.group, key)
+            theirs = getattr(beside.group, key)
+            if ours != theirs:
+                what = f"The caches are not aligned: {key} of {name} is {theirs}, not {ours} as in {first.path}."
+                raise MismatchError(what, where=other.path, remedy=remedy)
+        for column in _SAME:
+            if split.columns[column].checksums != beside.columns[column].checksums:
+                what = f"The caches are not aligned: the {name} rows differ in {column} from those of {first.path}."
+                raise MismatchError(what, where=other.path, remedy=remedy)

@@ -1,0 +1,163 @@
+"""Evaluates dictionaries of the same layers on the same held-out rows, beside one another, and writes one report.
+
+A per-layer set is measured as what it is: a cross-layer transcoder of which no layer writes to another. So all numbers
+are the same formulas on the same rows. With ``lm``, all layers are spliced into the language model at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cache.config import CacheSettings
+from cache.open import open_cache
+from cache.reader import CacheReader
+from cache.stacked import stacked
+from common.device import choose_device
+from common.errors import MismatchError, UsageError
+from common.progress import Progress
+from common.run_layout import CONFIG_FILE, METRICS_FILE
+from evaluate.config import EvaluateSettings
+from evaluate.joint.rows import JointRows
+from evaluate.joint.table import joint_table
+from evaluate.reference import check_belongs
+from evaluate.report import report
+from transcoder.cross_layer import CrossLayerTranscoder
+from transcoder.formats.cross_layer import load_cross_layer
+from transcoder.formats.native import load_transcoder
+
+_NOT_CAUSAL = "it selects over all layers at once, and the model comes to the later ones last"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dictionary to measure: ``joint`` is the folder of a cross-layer one, ``single`` those of a set, by layer."""
+
+    name: str
+    joint: Path
+    single: Mapping[int, Path]
+
+
+def evaluate_layers(
+    *,
+    caches: Mapping[int, Path],
+    candidates: Sequence[Candidate],
+    out: Path,
+    settings: EvaluateSettings,
+    device: str,
+    lm: str | None,
+    progress: Progress,
+    cache_settings: CacheSettings | None = None,
+) -> dict[str, Any]:
+    """The contents of metrics.json, written with summary.txt into ``out``.
+
+    Raises UsageError, DamagedError, MismatchError (caches whose rows are not the same tokens, a dictionary of others).
+    """
+    place = str(choose_device(device))
+    readers = {layer: open_cache(caches[layer], cache_settings, device=place) for layer in sorted(caches)}
+    together = stacked(list(readers.values()))
+    dictionaries = {one.name: _opened(one, readers, together).on(place) for one in candidates}
+    rows = JointRows(together, list(readers.values()), settings, device=place, progress=progress)
+    if not rows.held_out.counted:
+        raise UsageError("The caches have no held-out rows.", remedy="Harvest with held_out_tokens above 0.")
+    measured = {name: _heading(one) | rows.measure(one) for name, one in dictionaries.items()}
+    spliced = _spliced(lm, dictionaries, readers, rows, settings, device=device, progress=progress) if lm else {}
+    metrics = {
+        "version": report.VERSION,
+        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "layers": list(readers),
+        "cache": {"fingerprint": together.fingerprint, "model": together.identity.get("model")},
+        "documents": rows.held_out.documents,
+        "tokens_masked": rows.held_out.masked,
+        "dictionaries": {name: fields | {"language_model": spliced.get(name)} for name, fields in measured.items()},
+    }
+    text = joint_table(metrics) + "\n"
+    earlier = report.write_report(out, {METRICS_FILE: report.as_json(metrics), "summary.txt": text.encode()})
+    if earlier:
+        progress.note(f"the earlier evaluation is now {earlier}")
+    return metrics
+
+
+def _opened(candidate: Candidate, readers: Mapping[int, CacheReader], together: CacheReader) -> CrossLayerTranscoder:
+    """The dictionary, seen to belong to these caches."""
+    if (candidate.joint / CONFIG_FILE).is_file():
+        found = load_cross_layer(candidate.joint)
+        made_for = found.config.get("cache_fingerprint")
+        if made_for != together.fingerprint:
+            what = f"The dictionary was trained on the caches {made_for}, these are {together.fingerprint}."
+            raise MismatchError(what, where=candidate.joint, remedy="Name the layers that it was trained on.")
+        found.name = candidate.name
+        return found
+    missing = [layer for layer, folder in candidate.single.items() if not (folder / CONFIG_FILE).is_file()]
+    if missing:
+        what = f"No cross-layer transcoder of these layers is named '{candidate.name}', and none of layer {missing[0]}."
+        raise UsageError(what, where=candidate.joint, remedy="Train it first: nestcoder train --layer all.")
+    pieces = {layer: load_transcoder(folder) for layer, folder in candidate.single.items()}
+    for layer, piece in pieces.items():
+        check_belongs(piece, readers[layer], where=candidate.single[layer], force=False)
+        if piece.side:
+            raise UsageError("An autoencoder is not measured together with others.", where=candidate.single[layer])
+    if len({piece.prefixes for piece in pieces.values()}) > 1:
+        raise UsageError(f"The layers of '{candidate.name}' have different prefixes.", where=candidate.joint)
+    return CrossLayerTranscoder.of_set(pieces, name=candidate.name)
+
+
+def _heading(dictionary: CrossLayerTranscoder) -> dict[str, Any]:
+    crossing = dictionary.crossing()
+    return {
+        "window": dictionary.reach.window,
+        "dict_size": dictionary.dict_size,
+        "prefixes": list(dictionary.prefixes),
+        "top_k": dictionary.top_k,
+        "parameters": sum(array.numel() for array in dictionary.parameters()),
+        "crossing": sum(crossing) / len(crossing),
+        "crossing_per_layer": crossing,
+    }
+
+
+def _spliced(
+    model: str,
+    dictionaries: Mapping[str, CrossLayerTranscoder],
+    readers: Mapping[int, CacheReader],
+    rows: JointRows,
+    settings: EvaluateSettings,
+    *,
+    device: str,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """What the model loses with all layers of each dictionary in place of its MLPs."""
+    # Only here does evaluation meet a language model; everything else runs without transformers.
+    from evaluate.joint.stand_in import CrossLayerStandIn
+    from evaluate.replay import Replay
+    from evaluate.spliced.loss import SplicedModel, constant, zero
+    from evaluate.spliced.replace import Place
+    from evaluate.spliced.splicer import Splicer, check_model
+    from harvest.model.language_model import load_model
+
+    first = next(iter(readers.values()))
+    identity = first.identity
+    loaded = load_model(
+        model, device=device, dtype=identity.get("model_dtype", "auto"), revision=identity.get("model_revision")
+    )
+    for reader in readers.values():
+        check_model(loaded, reader)
+    places = {layer: Place.of(reader.identity, where=reader.path) for layer, reader in readers.items()}
+    replay = Replay(rows.held_out, 1, device, progress)
+    measuring = SplicedModel(Splicer(loaded, places, tuple(first.special_ids)), first, replay, settings)
+    norms = [loaded.norm(layer) for layer in readers]
+    ablated = [
+        dict.fromkeys(readers, zero),
+        {layer: constant(rows.means[number].float()) for number, layer in enumerate(readers)},
+    ]
+    found: dict[str, dict[str, Any]] = {}
+    for name, dictionary in dictionaries.items():
+        if dictionary.over_layers:
+            progress.note(f"{name} is not spliced into the model: {_NOT_CAUSAL}")
+            continue
+        on_model = dictionary.on(loaded.device)
+        stand_ins = [
+            CrossLayerStandIn(on_model, norms, index=index).replacements() for index in range(len(dictionary.prefixes))
+        ]
+        found[name] = measuring.measure_replacements([*ablated, *stand_ins], name=name)[0]
+    return found

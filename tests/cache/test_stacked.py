@@ -1,0 +1,63 @@
+"""Caches of several layers as one, against the caches themselves; and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from cache.loader import Loader
+from cache.open import open_cache
+from cache.stacked import stacked
+from common.errors import MismatchError
+
+
+def write(toy, path):
+    with toy.writer(path) as writer:
+        toy.feed(writer)
+    return path
+
+
+@pytest.fixture
+def readers(make_toy, tmp_path):
+    """Two layers of one text: the same tokens, other numbers and widths."""
+    layers = [make_toy(), make_toy(d_source=5, d_target=7)]
+    layers[1].text = (*make_toy(d_source=5, d_target=7).text[:2], *layers[0].text[2:])
+    return [open_cache(write(toy, tmp_path / str(number))) for number, toy in enumerate(layers)]
+
+
+def test_rows_lie_side_by_side(readers):
+    together = stacked(readers)
+    for name in ("train", "held_out"):
+        rows = together.split(name).rows(slice(None))
+        parts = [reader.split(name).rows(slice(None)) for reader in readers]
+        assert torch.equal(rows.source, torch.cat([part.source for part in parts], dim=1))
+        assert torch.equal(rows.target, torch.cat([part.target for part in parts], dim=1))
+        assert np.array_equal(rows.tokens, parts[1].tokens)
+    assert (together.d_source, together.d_target) == (8 + 5, 6 + 7)
+    assert together.identity["layers"] == [3, 3]
+    assert together.fingerprint not in {reader.fingerprint for reader in readers}
+    assert stacked(readers).fingerprint == together.fingerprint != stacked(readers[::-1]).fingerprint
+
+
+def test_a_loader_serves_the_rows_that_it_would_of_one(readers):
+    with Loader(stacked(readers), batch_rows=8, seed=3, epochs=1) as batches:
+        both = list(batches)
+    with Loader(readers[0], batch_rows=8, seed=3, epochs=1) as batches:
+        for batch, alone in zip(both, batches, strict=True):
+            assert torch.equal(batch.source[:, :8], alone.source)
+            assert torch.equal(batch.target[:, :6], alone.target)
+
+
+def test_other_tokens_are_refused(make_toy, tmp_path, readers):
+    other = make_toy()
+    source, target, tokens, *rest = other.text
+    other.text = (source, target, np.where(tokens == 7, 8, tokens).astype(np.int32), *rest)
+    with pytest.raises(MismatchError, match="differ in tokens"):
+        stacked([readers[0], open_cache(write(other, tmp_path / "other"))])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"train_rows": 40}, "rows of train"), ({"segment_rows": 32}, "segment")]
+)
+def test_another_number_or_order_of_rows_is_refused(make_toy, tmp_path, readers, change, named):
+    with pytest.raises(MismatchError, match=named):
+        stacked([readers[0], open_cache(write(make_toy(**change), tmp_path / "other"))])

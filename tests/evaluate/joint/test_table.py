@@ -1,0 +1,37 @@
+"""One table of dictionaries: a line a prefix, and every layer's FVU."""
+
+from typing import Any
+
+import pytest
+
+from evaluate.joint.table import joint_table
+
+
+def dictionary(fvu: float) -> dict[str, Any]:
+    return {
+        "prefixes": [8, 32],
+        "fvu_per_prefix": [2 * fvu, fvu],
+        "fvu_interval_per_prefix": [[fvu, 3 * fvu], [fvu / 2, 2 * fvu]],
+        "fvu_per_layer_and_prefix": [[3 * fvu, fvu], [fvu, fvu]],
+        "l0_per_layer_and_prefix": [[2.0, 4.0], [3.0, 4.0]],
+        "dead_per_layer": [0.0, 0.5],
+        "crossing": 0.125,
+        "language_model": {
+            "per_prefix": [{"top1": 0.5, "kl": 0.3, "delta": 0.2}, {"top1": 0.9, "kl": 0.1, "delta": 0.05}]
+        },
+    }
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+def test_every_number_stands_in_its_line(has_model: bool) -> None:
+    found = {"clt": dictionary(0.1), "main": dictionary(0.2)}
+    for one in found.values():
+        one["language_model"] = one["language_model"] if has_model else None
+    lines = joint_table({"dictionaries": found, "layers": [3, 11]}).splitlines()
+    assert lines[1].split()[:4] == ["clt", "8", "0.2000", "0.1000"]
+    whole = lines[2].split()
+    assert whole[:3] == ["clt", "32", "0.1000"]
+    assert {"25.0%", "12.5%"} < set(whole)
+    assert ("90.0%" in whole) is has_model
+    assert "main               0.2000 0.2000" in "\n".join(lines).replace("main            ", "main              ")
+    assert ("--lm" in lines[-1]) is not has_model

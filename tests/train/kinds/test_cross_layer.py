@@ -1,0 +1,157 @@
+"""A cross-layer training end to end, on two layers of one text."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cache.open import open_cache
+from common.errors import MismatchError, UsageError
+from common.progress import Silent
+from evaluate.config import EvaluateSettings
+from evaluate.joint.run import Candidate, evaluate_layers
+from train.config import LogSettings, TrainSettings
+from train.plan import plan_layers
+from train.record.verify import verify_run
+from train.run import train_layer, train_layers
+from transcoder.formats.cross_layer import load_cross_layer
+from transcoder.formats.native import load_transcoder
+
+
+@pytest.fixture
+def caches(two_layers: dict[int, Path]) -> dict[int, Path]:
+    return two_layers
+
+
+def settings_of(quick: TrainSettings, **values: Any) -> TrainSettings:
+    return TrainSettings.model_validate(quick.model_dump() | {"kind": "cross-layer"} | values)
+
+
+def train(
+    caches: dict[int, Path], out: Path, settings: TrainSettings, progress: Silent | None = None
+) -> dict[str, Any]:
+    given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": progress or Silent()}
+    return train_layers(caches=list(caches.values()), out=out, settings=settings, **given)
+
+
+class Stop(Silent):
+    """Ends a run from within after 23 steps."""
+
+    left = 23
+
+    def advance(self, amount: int, **figures: float) -> None:
+        self.left -= amount
+        if self.left < 0:
+            raise RuntimeError("stopped")
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(caches: dict[int, Path], tmp_path: Path, quick: TrainSettings) -> None:
+    settings = settings_of(quick, beta1=0.0)
+    train(caches, tmp_path / "whole", settings)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(caches, tmp_path / "cut", settings, Stop())
+    train(caches, tmp_path / "cut", settings)
+    for name in ("transcoder.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert verify_run(tmp_path / "whole") == []
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
+def test_a_window_of_zero_is_the_set_of_transcoders(
+    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings, activation: str
+) -> None:
+    """The same features fire and explain as much; activations are in other units."""
+    settings = settings_of(quick, window=0, activation=activation)
+    train(caches, tmp_path / "joint", settings)
+    joint = load_cross_layer(tmp_path / "joint")
+    for number, (layer, cache) in enumerate(caches.items()):
+        alone = TrainSettings.model_validate(quick.model_dump() | {"activation": activation})
+        given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": Silent()}
+        train_layer(cache=cache, out=tmp_path / str(layer), settings=alone, **given)
+        single = load_transcoder(tmp_path / str(layer))
+        source = open_cache(cache).split("held_out").rows(slice(1, 40)).source.float()
+        ours = joint.piece(number).reconstructions(source)
+        torch.testing.assert_close(ours, single.reconstructions(source), rtol=1e-4, atol=1e-4)
+
+
+def test_features_learn_to_write_to_the_layer_that_needs_them(
+    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings
+) -> None:
+    """Measured together with the set that it began from, on the same rows."""
+    longer = {"steps": 120, "checkpoint_every": 120}
+    for cache in caches.values():
+        given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": Silent()}
+        alone = TrainSettings.model_validate(quick.model_dump() | longer)
+        train_layer(cache=cache, out=cache.parent / "transcoder" / "main", settings=alone, **given)
+    config = train(caches, tmp_path / "clt", settings_of(quick, **longer, warm_start="main"))
+    assert config["layers"] == [3, 4]
+    single = {layer: cache.parent / "transcoder" / "main" for layer, cache in caches.items()}
+    nowhere = tmp_path / "nowhere"
+    metrics = evaluate_layers(
+        caches=caches,
+        candidates=[Candidate("clt", tmp_path / "clt", {}), Candidate("main", nowhere, single)],
+        out=tmp_path / "report",
+        settings=EvaluateSettings(bootstrap=20),
+        device="cpu",
+        lm=None,
+        progress=Silent(),
+    )
+    clt, main = (metrics["dictionaries"][name] for name in ("clt", "main"))
+    assert clt["fvu_per_layer_and_prefix"][1][-1] < 0.7 * main["fvu_per_layer_and_prefix"][1][-1]
+    assert 0.05 < clt["crossing_per_layer"][0] < 1
+    assert main["crossing_per_layer"] == [0.0, 0.0]
+    assert 2 < clt["l0"] <= 4
+    assert "mean FVU" in (tmp_path / "report" / "summary.txt").read_text()
+
+
+def test_selection_over_layers_trains_and_is_saved(
+    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings
+) -> None:
+    train(caches, tmp_path / "run", settings_of(quick, select_over="layers"))
+    dictionary = load_cross_layer(tmp_path / "run")
+    rows = [open_cache(cache).split("held_out").rows(slice(1, 40)).source.float() for cache in caches.values()]
+    counts = torch.stack([code.offsets.diff() for code in dictionary.codes(rows)])
+    assert (counts.sum(dim=0) == 8).all()
+    assert counts.unique().numel() > 1
+
+
+def test_a_plan_counts_all_layers(caches: dict[int, Path], tmp_path: Path, quick: TrainSettings) -> None:
+    plans = [
+        plan_layers(
+            caches=list(caches.values()), settings=settings_of(quick, window=window), device="cpu", out=tmp_path / "run"
+        )
+        for window in (0, 1)
+    ]
+    assert plans[0].parameters == 2 * (64 * (12 + 8 + 1) + 8)
+    assert plans[1].parameters == plans[0].parameters + 64 * 8 + 8
+    assert plans[1].memory_bytes > plans[0].memory_bytes
+
+
+def test_what_does_not_fit_is_refused(
+    caches: dict[int, Path], shorter_cache: Path, tmp_path: Path, quick: TrainSettings
+) -> None:
+    """Caches of other rows, several layers for a transcoder, a warm start from other prefixes."""
+    with pytest.raises(MismatchError, match="not aligned"):
+        train({3: caches[3], 4: shorter_cache}, tmp_path / "run", settings_of(quick))
+    with pytest.raises(UsageError, match="of one layer"):
+        train(caches, tmp_path / "run", TrainSettings.model_validate(quick.model_dump()))
+    small = TrainSettings.model_validate(quick.model_dump() | {"prefixes": (16,), "steps": 2, "warmup_steps": 0})
+    given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": Silent()}
+    train_layer(cache=caches[3], out=caches[3].parent / "transcoder" / "small", settings=small, **given)
+    with pytest.raises(MismatchError, match="prefixes"):
+        train(caches, tmp_path / "run", settings_of(quick, warm_start="small"))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"kind": "cross-layer", "skip": True}, "not there yet"),
+        ({"kind": "cross-layer", "select_over": "layers", "activation": "batchtopk"}, "only topk"),
+        ({"window": 2}, "of kind cross-layer"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        TrainSettings.model_validate(values)

@@ -1,0 +1,291 @@
+"""A cross-layer transcoder: its layers begin as transcoders of their own, and write to later layers as they learn to.
+
+In training, rows of several layers come side by side (``cache/stacked.py``), each in its own units, in which every
+layer's target varies by 1 a dimension. When it is saved, sources, targets and biases go back to the caches' units, and
+activations stay as they are:
+
+    W_enc_s    = W_enc_s' * source_scale_s
+    W_dec_s->t = W_dec_s->t' / target_scale_t        b_dec_t = b_dec_t' / target_scale_t
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cache.reader import CacheReader
+from common.distributed import Ranks
+from common.errors import MismatchError
+from common.run_layout import RunFolders
+from train.arrays.parameters import Parameters
+from train.arrays.units import Units, scaled, units_of
+from train.arrays.workspace import Workspace
+from train.config import CommonTrainSettings
+from train.context import TrainingContext
+from train.kinds.joint_state import JointState
+from train.kinds.joint_step import JointRecipe, joint_step
+from train.kinds.kind import Kind
+from train.kinds.single import (
+    FROM_CACHE,
+    first_weights,
+    fresh_state,
+    parameter_count,
+    random_state,
+    workspace_of,
+)
+from train.record.step_metrics import StepMetrics
+from train.resolved import ResolvedSettings
+from train.step import Recipe
+from train.threshold import calibrated_rule
+from transcoder.cross_layer import CrossLayerTranscoder, Reach, over_all_layers
+from transcoder.formats.cross_layer import save_cross_layer
+from transcoder.formats.native import load_transcoder
+from transcoder.rules.rule import Rule
+from transcoder.transcoder import Transcoder
+
+_BATCH_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class JointUnits(Units):
+    """Of caches whose rows lie side by side: every layer's own. ``width`` is that of one target."""
+
+    layers: tuple[Units, ...]
+
+    @staticmethod
+    def of_readers(readers: Sequence[CacheReader], settings: CommonTrainSettings) -> "JointUnits":
+        """Raises MismatchError where layers have targets of different widths."""
+        layers = tuple(units_of(reader, settings.source, settings.scaling_of_source) for reader in readers)
+        for reader, units in zip(readers, layers, strict=True):
+            if units.width != layers[0].width:
+                what = f"The target is {units.width} wide, and that of {readers[0].path} {layers[0].width}."
+                raise MismatchError(what, where=reader.path)
+        return JointUnits(
+            source_scale=1.0,
+            target_scale=1.0,
+            source_mean=torch.cat([units.source_mean for units in layers]),
+            target_mean=torch.cat([units.target_mean for units in layers]),
+            target_variance=torch.cat([units.target_variance for units in layers]),
+            layers=layers,
+        )
+
+    @property
+    def width(self) -> int:
+        """Dimensions of one layer's target."""
+        return self.layers[0].width
+
+    def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
+        """Rows of all sources in training units, float32."""
+        parts = rows.split([units.source_mean.numel() for units in self.layers], dim=1)
+        return torch.cat([units.source(part) for units, part in zip(self.layers, parts, strict=True)], dim=1)
+
+    def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
+        """Rows of all targets in training units, float32."""
+        parts = rows.split(self.width, dim=1)
+        return torch.cat([units.target(part) for units, part in zip(self.layers, parts, strict=True)], dim=1)
+
+    def reach(self, settings: ResolvedSettings) -> Reach:
+        """What the features of each layer write to."""
+        most = len(self.layers) - 1
+        return Reach(len(self.layers), most if settings.window is None else min(settings.window, most), self.width)
+
+
+class CrossLayer(Kind):
+    """Nested dictionaries of several layers that share their reconstructions."""
+
+    def __init__(self, settings: ResolvedSettings, context: TrainingContext) -> None:
+        super().__init__(settings, context)
+        assert isinstance(context.units, JointUnits)
+        self._units = context.units
+        self._reach = context.units.reach(settings)
+        recipes = tuple(
+            Recipe.of(settings, variance=units.target_variance, device=context.device) for units in self._units.layers
+        )
+        self._recipe = JointRecipe(recipes, self._reach, settings.select_over == "layers")
+        self._workspaces: list[Workspace] = []
+        self._numbers = tuple(int(reader.identity["layer"]) for reader in context.readers)
+
+    def first_state(self) -> JointState:
+        """Every layer as a transcoder that writes to no other: a trained one where ``warm_start`` names it."""
+        layers = [
+            fresh_state(self._widened(self._own_weights(number), number), self.settings)
+            for number in range(self._reach.layers)
+        ]
+        return JointState(tuple(layers), self._numbers)
+
+    def _own_weights(self, number: int) -> Parameters:
+        reader = self.context.readers[number]
+        units = self._units.layers[number]
+        if not self.settings.warm_start:
+            return first_weights(self.settings, reader, units, device=self.context.home)
+        folder = RunFolders.of_cache(reader.path).transcoder(self.settings.warm_start)
+        return _trained_weights(folder, self.settings, reader, units).to(self.context.home)
+
+    def _widened(self, weights: Parameters, number: int) -> Parameters:
+        """With decoders of zeros to the other layers of the window."""
+        more = self._reach.wide(number) - self._reach.width
+        W_dec = torch.cat([weights.W_dec, weights.W_dec.new_zeros(len(weights.W_dec), more)], dim=1)
+        return replace(weights, W_dec=W_dec, b_dec=torch.cat([weights.b_dec, weights.b_dec.new_zeros(more)]))
+
+    def arrays_of(self, state: JointState) -> dict[str, Tensor]:
+        return state.arrays()
+
+    def state_of(self, arrays: Mapping[str, Tensor], *, step: int, tokens: int) -> JointState:
+        return JointState.of_arrays(arrays, step=step, tokens=tokens)
+
+    def prepare(self, state: JointState) -> None:
+        self._workspaces = _workspaces(state, self.settings)
+
+    def take(
+        self, state: JointState, source: Float[Tensor, "rows d_source"], *, target: Float[Tensor, "rows d_target"]
+    ) -> StepMetrics:
+        return joint_step(
+            state,
+            self._by_layer(source),
+            targets=target.split(self._reach.width, dim=1),
+            recipe=self._recipe,
+            workspaces=self._workspaces,
+            ranks=self.context.data_ranks,
+        )
+
+    def _by_layer(self, source: Float[Tensor, "rows d_source"]) -> list[Float[Tensor, "rows width"]]:
+        parts = source.split([units.source_mean.numel() for units in self._units.layers], dim=1)
+        return [part.contiguous() for part in parts]
+
+    def held_out_fvu(self, state: JointState) -> list[float]:
+        """The mean over layers."""
+        held_out = self.context.held_out
+        assert held_out is not None
+        pieces = [
+            self._piece(layer.weights, self._rule(number, layer.weights)) for number, layer in enumerate(state.layers)
+        ]
+        dictionary = self._dictionary(pieces)
+        errors = torch.zeros(self._reach.layers, len(self.settings.prefixes), dtype=torch.float64)
+        counts = self._dimension_counts()
+        for source, target in zip(held_out.source.split(_BATCH_ROWS), held_out.target.split(_BATCH_ROWS), strict=True):
+            found = dictionary.reconstructions(self._by_layer(source))
+            wanted = target.unflatten(1, (-1, self._reach.width)).transpose(0, 1)[:, :, None]
+            squares = (found - wanted).square_().cpu() * counts[:, None, None]
+            errors += squares.sum(dim=3).double().sum(dim=1)
+        total = (held_out.variation.cpu().unflatten(0, (-1, self._reach.width)) * counts).sum(dim=1)
+        return (errors / total[:, None]).mean(dim=0).tolist()
+
+    def _dimension_counts(self) -> Float[Tensor, "layers d_target"]:
+        """What the squared error of each dimension counts in the loss."""
+        scales = [recipe.nested.dimension_scale for recipe in self._recipe.recipes]
+        ones = torch.ones(self._reach.width)
+        return torch.stack([ones if scale is None else scale.cpu().square() for scale in scales])
+
+    def _rule(self, number: int, weights: Parameters) -> Rule:
+        return self._recipe.recipes[number].nested.rule_of(weights)
+
+    def _piece(self, weights: Parameters, rule: Rule) -> Transcoder:
+        if self._recipe.over_layers:
+            settings = self.settings
+            rule = over_all_layers(settings.top_k, layers=self._reach.layers, dict_size=settings.dict_size)
+        return Transcoder.from_arrays(
+            weights.of_transcoder(), rule=rule, prefixes=self.settings.prefixes, source_view=self.settings.source
+        )
+
+    def _dictionary(self, pieces: Sequence[Transcoder]) -> CrossLayerTranscoder:
+        return CrossLayerTranscoder(
+            pieces,
+            layers=self._numbers,
+            window=self._reach.window,
+            top_k=self.settings.top_k,
+            over_layers=self._recipe.over_layers,
+        )
+
+    def save(self, state: JointState, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
+        """In the caches' units, with a threshold for every layer where the rule needs one."""
+        pieces: list[Transcoder] = []
+        for number, (layer, reader) in enumerate(zip(state.layers, self.context.readers, strict=True)):
+            weights = self._folded(layer.weights, number)
+            rule = self._rule(number, weights)
+            rule = calibrated_rule(weights, rule, reader, view=self.settings.source, device=self.context.home)
+            pieces.append(self._piece(weights, rule))
+        return save_cross_layer(self._dictionary(pieces), folder, config=config)
+
+    def _folded(self, weights: Parameters, number: int) -> Parameters:
+        """The same source layer in the caches' units, its activations as they are."""
+        scales = [self._units.layers[layer].target_scale for layer in self._reach.written(number)]
+        by_target = torch.tensor(scales, device=weights.b_dec.device).repeat_interleave(self._reach.width)
+        return replace(
+            weights,
+            W_enc=scaled(weights.W_enc, self._units.layers[number].source_scale),
+            W_dec=weights.W_dec / by_target,
+            b_dec=weights.b_dec / by_target,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        identity = self.context.reader.identity
+        return {
+            **{key: identity.get(key) for key in FROM_CACHE},
+            "target_scales": [units.target_scale for units in self._units.layers],
+            "cache_fingerprints": [reader.fingerprint for reader in self.context.readers],
+        }
+
+    @staticmethod
+    def parameters(settings: ResolvedSettings, units: Units) -> int:
+        assert isinstance(units, JointUnits)
+        reach = units.reach(settings)
+        return sum(
+            parameter_count(settings, own.source_mean.numel(), reach.wide(number))
+            for number, own in enumerate(units.layers)
+        )
+
+    @staticmethod
+    def features(settings: ResolvedSettings, units: Units) -> int:
+        assert isinstance(units, JointUnits)
+        return settings.dict_size * len(units.layers)
+
+    @staticmethod
+    def timed_step(settings: ResolvedSettings, units: Units, *, device: str) -> Callable[[], StepMetrics]:
+        assert isinstance(units, JointUnits)
+        reach = units.reach(settings)
+        widths = [own.source_mean.numel() for own in units.layers]
+        layers = [
+            random_state(settings, width, reach.wide(number), device=device) for number, width in enumerate(widths)
+        ]
+        state = JointState(tuple(layers), tuple(range(reach.layers)))
+        for layer in layers:
+            layer.weights.b_dec.zero_()
+        sources = [torch.randn(settings.batch_rows, width, device=device) for width in widths]
+        targets = [torch.randn(settings.batch_rows, reach.width, device=device) for _ in widths]
+        recipes = [Recipe.of(settings, variance=torch.ones(reach.width), device=device) for _ in widths]
+        recipe = JointRecipe(tuple(recipes), reach, settings.select_over == "layers")
+        workspaces = _workspaces(state, settings)
+        return lambda: joint_step(state, sources, targets=targets, recipe=recipe, workspaces=workspaces, ranks=Ranks())
+
+
+def _workspaces(state: JointState, settings: ResolvedSettings) -> list[Workspace]:
+    """Gradients of every layer; the pre-activations, one layer's at a time, share their memory."""
+    workspaces = [workspace_of(layer.weights, settings) for layer in state.layers]
+    for workspace in workspaces[1:]:
+        workspace.pre = workspaces[0].pre
+    return workspaces
+
+
+def _trained_weights(folder: Path, settings: ResolvedSettings, reader: CacheReader, units: Units) -> Parameters:
+    """A trained transcoder's weights in training units. Raises MismatchError where it does not fit."""
+    trained = load_transcoder(folder)
+    wanted = {"prefixes": list(settings.prefixes), "activation": settings.activation}
+    wanted |= {"cache_fingerprint": reader.fingerprint, "source_view": settings.source, "skip": False}
+    for key, value in wanted.items():
+        if trained.config.get(key) != value:
+            what = f"train.warm_start: {key} of the trained transcoder is {trained.config.get(key)}, not {value}."
+            raise MismatchError(what, where=folder, remedy="Train the layers with the same settings, or leave it out.")
+    arrays = {name: array.detach().clone() for name, array in trained.arrays().items()} | dict(trained.rule.arrays())
+    threshold = arrays.pop("threshold", None) if trained.rule.trains_threshold else None
+    arrays.pop("threshold", None)
+    return replace(
+        Parameters(**arrays),
+        W_enc=scaled(arrays["W_enc"], units.target_scale / units.source_scale),
+        b_enc=arrays["b_enc"] * units.target_scale,
+        b_dec=arrays["b_dec"] * units.target_scale,
+        threshold=None if threshold is None else threshold * units.target_scale,
+    )

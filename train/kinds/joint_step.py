@@ -1,0 +1,179 @@
+"""One step of a cross-layer transcoder: the steps of its layers, which meet in the reconstructions.
+
+    y_t,p = b_dec_t + sum over s of a_s[:, :p] @ W_dec_s->t[:p]
+    loss  = sum over layers t, prefixes p of  w_p * SSE_t,p / (rows * variance_t)
+
+Each source layer is a transcoder whose target is the targets that it writes to, side by side: encoding, sparse decode,
+gradients, projection, the update and the dead are those of one. Only the errors are not its own. Each layer's
+gradient is clipped by itself, so that with a window of 0 every layer is trained exactly as it would be alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from common.distributed import Ranks
+from train.arrays.batch_share import BatchShare
+from train.arrays.optim import in_one_pass, learning_rate, step_numbers, to_device
+from train.arrays.workspace import Workspace
+from train.dead.features import Dead
+from train.dead.revive import drawn_order
+from train.kinds.joint_state import JointState
+from train.loss import Decoded, StepResult, decode, differentiate, encode
+from train.record.step_metrics import StepMetrics
+from train.step import Recipe, State, StepForm, dead_of, finish_, form_of
+from transcoder.cross_layer import Reach, candidates, largest_over_layers
+from transcoder.rules.rule import Rule
+from transcoder.rules.topk import TopK
+from transcoder.sharded import WHOLE
+
+
+@dataclass(frozen=True)
+class JointRecipe:
+    """What the steps have in common. ``over_layers``: the rule's ``top_k`` a layer are selected over all of them."""
+
+    recipes: tuple[Recipe, ...]
+    """One a layer: they differ in what the target's dimensions count."""
+    reach: Reach
+    over_layers: bool
+
+
+@torch.no_grad()
+def joint_step(
+    state: JointState,
+    sources: Sequence[Float[Tensor, "rows d_source"]],
+    *,
+    targets: Sequence[Float[Tensor, "rows d_target"]],
+    recipe: JointRecipe,
+    workspaces: Sequence[Workspace],
+    ranks: Ranks,
+) -> StepMetrics:
+    """Advance all layers by a batch. The metrics are means over layers; L0 is of a layer."""
+    reach = recipe.reach
+    settings = recipe.recipes[0].settings
+    step = state.step  # before the first layer's update counts it
+    share = BatchShare.of(len(sources[0]), ranks, sources[0].device)
+    if not share.rows:
+        sources, targets = ([rows.new_zeros(1, rows.shape[1]) for rows in side] for side in (sources, targets))
+    forms = [form_of(layer, settings, share=share, shard=WHOLE) for layer in state.layers]
+    dead = [dead_of(layer, settings, form) for layer, form in zip(state.layers, forms, strict=True)]
+    watch = [one.features for one in dead]
+    decoded, watched = _forward(state, sources, recipe=recipe, workspaces=workspaces, watch=watch, share=share)
+
+    total = torch.zeros(reach.layers, *decoded[0].sums.shape[:2], reach.width, dtype=decoded[0].sums.dtype)
+    total = total.to(targets[0].device)
+    for number, layer in enumerate(decoded):
+        reach.add_(total, layer.sums, number)
+    found = [
+        own.nested.grad_sums_(total[number], target - state.layers[number].weights.b_dec[: reach.width])
+        for number, (own, target) in enumerate(zip(recipe.recipes, targets, strict=True))
+    ]
+    residuals = torch.stack([residual for _, residual in found])
+
+    metrics: list[StepMetrics] = []
+    for number, layer in enumerate(decoded):
+        result = differentiate(
+            replace(layer, sums=reach.side_by_side(total, number)),
+            sse=found[number][0],
+            residual=reach.side_by_side(residuals, number),
+            loss=recipe.recipes[number].loss_at(step),
+            gradients=workspaces[number].gradients,
+            project=True,
+            watched=watched[number],
+            share=share,
+        )
+        # What a layer gets from others is theirs: its own bias alone stands for what all features share.
+        result.gradients.b_dec[reach.width :] = 0
+        metrics.append(
+            _finish(
+                state.layers[number],
+                layer.source,
+                result,
+                dead[number],
+                forms[number],
+                recipe=recipe.recipes[number],
+                workspace=workspaces[number],
+                share=share,
+            )
+        )
+    return _mean(metrics)
+
+
+def _finish(
+    state: State,
+    source: Float[Tensor, "rows d_source"],
+    result: StepResult,
+    dead: Dead,
+    form: StepForm,
+    *,
+    recipe: Recipe,
+    workspace: Workspace,
+    share: BatchShare,
+) -> StepMetrics:
+    """A layer's update and what follows it."""
+    settings = recipe.settings
+    device = source.device
+    numbers = to_device(step_numbers(settings, state.step), device) if in_one_pass(state.weights) else None
+    order = to_device(drawn_order(state.step, share.batch_rows), device) if form.revives else None
+    given = {"form": form, "recipe": recipe, "workspace": workspace, "share": share}
+    measured = finish_(state, source, numbers, order, result=result, dead=dead, **given)
+    metrics = StepMetrics(**measured, lr=learning_rate(settings, state.step))
+    state.step += 1
+    state.tokens += share.batch_rows
+    return metrics
+
+
+def _forward(
+    state: JointState,
+    sources: Sequence[Float[Tensor, "rows d_source"]],
+    *,
+    recipe: JointRecipe,
+    workspaces: Sequence[Workspace],
+    watch: Sequence[Tensor],
+    share: BatchShare,
+) -> tuple[list[Decoded], list[Tensor]]:
+    """Every layer's sparse decode, and the pre-activations of its dead features."""
+    loss = recipe.recipes[0].nested
+    encoded = []
+    for layer, source, workspace, silent in zip(state.layers, sources, workspaces, watch, strict=True):
+        rounded = workspace.compute_weights(layer.weights)
+        read = source.to(rounded.W_enc.dtype)
+        rule = _rule(loss.rule_of(layer.weights), recipe)
+        code, seen = encode(rounded, read, rule=rule, pre=workspace.pre, watch=silent, share=share)
+        encoded.append((rounded, read, rule, code, seen.to(layer.weights.b_enc.dtype)))
+    codes = [code for *_, code, _ in encoded]
+    if recipe.over_layers:
+        codes = largest_over_layers(codes, count=loss.rule.kept(1) * recipe.reach.layers)
+    decoded = [
+        decode(rounded, read, code=code, rule=rule, prefixes=loss.prefixes)
+        for (rounded, read, rule, _, _), code in zip(encoded, codes, strict=True)
+    ]
+    return decoded, [seen for *_, seen in encoded]
+
+
+def _rule(rule: Rule, recipe: JointRecipe) -> Rule:
+    """A layer's own rule, or all that it could contribute to a selection over layers."""
+    if not recipe.over_layers:
+        return rule
+    dict_size = recipe.recipes[0].nested.prefixes[-1]
+    return TopK(candidates(rule.kept(1), layers=recipe.reach.layers, dict_size=dict_size))
+
+
+def _mean(metrics: Sequence[StepMetrics]) -> StepMetrics:
+    """Of the layers; the gradient's norm is that of all of them. Layer by layer, the whole dictionary's FVU."""
+    first = metrics[0]
+    penalties = [one.sparsity_loss for one in metrics if one.sparsity_loss is not None]
+    return StepMetrics(
+        l2_loss=torch.stack([one.l2_loss for one in metrics]).mean(),
+        aux_loss=torch.stack([one.aux_loss for one in metrics]).mean(),
+        batch_fvu=torch.stack([one.batch_fvu for one in metrics]).mean(dim=0),
+        l0=torch.stack([one.l0 for one in metrics]).mean(dim=0),
+        dead=torch.stack([one.dead for one in metrics]).mean(),
+        gradient_norm=torch.linalg.vector_norm(torch.stack([one.gradient_norm for one in metrics])),
+        lr=first.lr,
+        sparsity_loss=torch.stack(penalties).mean() if penalties else None,
+        batch_fvu_per_layer=torch.stack([one.batch_fvu[-1] for one in metrics]),
+    )
