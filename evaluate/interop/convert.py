@@ -142,6 +142,13 @@ def _at_prefix(transcoder: Transcoder, size: int | None) -> tuple[Transcoder, di
     }
 
 
+def sized(transcoder: Transcoder, size: int | None) -> Transcoder:
+    """A transcoder with as many features as that prefix has, for what only the size matters of."""
+    end = size or transcoder.dict_size
+    cut = {name: getattr(transcoder, name).detach()[:end] for name in ("W_enc", "b_enc", "W_dec")}
+    return transcoder.replaced(**cut, prefixes=(end,), prefix=end)
+
+
 def _reading(view: SourceView, transcoder: Transcoder, norm: NormAffine | None) -> Transcoder:
     if norm is None:
         what = f"The gain of the norm is not known, so this transcoder cannot be made to read {view}."

@@ -22,7 +22,7 @@ from common import disk
 from common.device import choose_device
 from common.errors import NestcoderError, NumericalError, UsageError
 from common.progress import Progress
-from evaluate.interop.convert import Converted, about_of, convert
+from evaluate.interop.convert import Converted, about_of, convert, sized
 from evaluate.interop.layer import ExportLayer, ExportRequest, LayerSource
 from transcoder.formats.files.safe import read_json
 from transcoder.formats.foreign import FORMATS, WRITERS, Wanted, Writer
@@ -110,6 +110,10 @@ def _planned(name: str, layers: Sequence[ExportLayer], request: ExportRequest) -
     first = layers[0]
     numbers = tuple(layer.source.layer for layer in layers)
     silent = max(0, (first.about.layers_of_model or max(numbers) + 1) - len(layers)) if writer.frame else 0
+    sizes = {layer.trained.dict_size for layer in layers}
+    if writer.frame and request.wish.prefix is None and len(sizes) > 1:
+        what = f"{name} holds sets whose layers all have one number of features; these have {sorted(sizes)}."
+        raise UsageError(what, remedy="Export the layers one by one into folders of their own.")
     size = 4 * (sum(array.numel() for array in first.trained.arrays().values()) + first.trained.dict_size)
     folder = _folder(writer, layers, float(first.trained.top_k or 0), request)
     _refuse_another(folder, _identity(name, layers, request), fresh=request.fresh)
@@ -137,7 +141,7 @@ def _export(name: str, layers: Sequence[ExportLayer], request: ExportRequest) ->
     silent: list[int] = []
     if writer.frame:
         abouts = [about_of(writer, layer.about, request.wish) for layer in layers]
-        silent = writer.frame(aside, abouts, layers[0].trained)
+        silent = writer.frame(aside, abouts, sized(layers[0].trained, request.wish.prefix))
     records: dict[str, Any] = {}
     for layer in layers:
         converted, records[str(layer.source.layer)] = _converted(writer, layer, request)

@@ -1,10 +1,11 @@
 """What ``export`` and ``import`` print: transcoders to and from other tools."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.distributed import read_ranks
+from common.errors import UsageError
 from common.units import in_bytes
 from nestcoder import stages
 from nestcoder.invocation import CommandResult, Invocation
@@ -12,6 +13,8 @@ from nestcoder.progress import shown_progress
 from nestcoder.text import table
 
 IMPORTED = "imported"
+PAGES = ("neuronpedia", "delphi")
+"""Formats without weights: feature pages, and every firing."""
 
 if TYPE_CHECKING:
     from transcoder.transcoder import SourceView
@@ -30,9 +33,23 @@ class ExportOptions:
 
 
 def export(invocation: Invocation, layers: list[int], device: str, options: ExportOptions) -> CommandResult:
-    """Write each layer's transcoder in every format that was asked for; one table."""
-    with shown_progress() as progress:
-        results = stages.run_export(invocation.settings, layers, device=device, progress=progress, **vars(options))
+    """Write each layer's transcoder in every format that was asked for; one table. Formats of feature pages are written
+    from the evidence; a set for circuit-tracer gets its pages where every layer has evidence."""
+    weights, pages = _divided(options)
+    _refuse_pages_that_are_there(invocation, layers, pages, options)
+    results: list[dict[str, Any]] = []
+    if weights.to or not pages:
+        with shown_progress() as progress:
+            results = stages.run_export(invocation.settings, layers, device=device, progress=progress, **vars(weights))
+    folders = [f"exported: {result['folder']}" for result in results]
+    folders += [
+        f"exported: {_write_pages(invocation, layers, target, options.out / target, options, device)}"
+        for target in pages
+    ]
+    for result in results:
+        if result["format"] == "circuit-tracer" and _has_evidence(invocation, layers, options.name):
+            features = Path(result["folder"]) / "features"
+            folders.append(f"pages: {_write_pages(invocation, layers, 'circuit-tracer', features, options, device)}")
     rows = [
         [
             result["format"],
@@ -45,7 +62,7 @@ def export(invocation: Invocation, layers: list[int], device: str, options: Expo
         for layer, record in result["layers"].items()
     ]
     heading = ["format", "layer", "", "FVU", "after", "L0", "after"]
-    lines = [*table(heading, rows), "", *(f"exported: {result['folder']}" for result in results), *_caveats(results)]
+    lines = [*(table(heading, rows) if rows else []), *([""] if rows else []), *folders, *_caveats(results)]
     return CommandResult(results, "\n".join(lines))
 
 
@@ -54,13 +71,19 @@ def plan_export(invocation: Invocation, layers: list[int], device: str, options:
     from common.progress import Silent
     from evaluate.interop.export import plan_export as plan
 
-    asked = {name: value for name, value in vars(options).items() if name != "name"}
-    planned = plan(
-        stages.layer_sources(invocation.settings, layers, options.name),
-        stages.export_request(**asked),
-        device=read_ranks().device(device),
-        progress=Silent(),
-        cache_settings=invocation.settings.cache,
+    weights, pages = _divided(options)
+    _refuse_pages_that_are_there(invocation, layers, pages, options)
+    asked = {name: value for name, value in vars(weights).items() if name != "name"}
+    planned = (
+        []
+        if pages and not weights.to
+        else plan(
+            stages.layer_sources(invocation.settings, layers, options.name),
+            stages.export_request(**asked),
+            device=read_ranks().device(device),
+            progress=Silent(),
+            cache_settings=invocation.settings.cache,
+        )
     )
     rows = [
         [
@@ -73,7 +96,40 @@ def plan_export(invocation: Invocation, layers: list[int], device: str, options:
         for item in planned
     ]
     heading = ["format", "layers", "", "at most", "folder"]
-    return CommandResult([asdict(item) for item in planned], "\n".join(table(heading, rows)))
+    lines = [*table(heading, rows), *(f"pages from the evidence: {options.out / target}" for target in pages)]
+    return CommandResult([asdict(item) for item in planned], "\n".join(lines))
+
+
+def _divided(options: ExportOptions) -> tuple[ExportOptions, list[str]]:
+    """The options for what holds weights, and the formats of feature pages among those asked for."""
+    pages = [target for target in options.to if target in PAGES]
+    return replace(options, to=tuple(target for target in options.to if target not in PAGES)), pages
+
+
+def _has_evidence(invocation: Invocation, layers: list[int], name: str) -> bool:
+    return all(invocation.folders(layer).features(name).is_dir() for layer in layers)
+
+
+def _refuse_pages_that_are_there(
+    invocation: Invocation, layers: list[int], pages: list[str], options: ExportOptions
+) -> None:
+    """Before anything is written. Raises UsageError."""
+    for target in pages:
+        if (options.out / target).exists():
+            what = "This is there already."
+            raise UsageError(what, where=options.out / target, remedy="Name a new folder, or remove this one.")
+        if target != "delphi" and not _has_evidence(invocation, layers, options.name):
+            what = f"{target} is written from feature evidence, and there is none for every layer."
+            raise UsageError(what, remedy="Run 'nestcoder features' for these layers first.")
+
+
+def _write_pages(
+    invocation: Invocation, layers: list[int], target: str, out: Path, options: ExportOptions, device: str
+) -> Path:
+    from nestcoder.commands import features_export
+
+    features_export.export(invocation, layers, target, out, name=options.name, device=device)
+    return out
 
 
 def _filled(silent_layers: int) -> str:

@@ -16,6 +16,7 @@ _source_view = click.option(
     type=click.Choice(["mlp_in", "ln2_normalized"]),
     help="The input that the encoder reads: what the MLP consumes, or the same before the norm's gain and bias.",
 )
+PAGES = ["neuronpedia", "delphi"]
 TOOLS = ["saelens", "saelens-jumprelu", "sparsify", "dictionary-learning", "circuit-tracer", "gemma-scope"]
 
 
@@ -23,7 +24,9 @@ TOOLS = ["saelens", "saelens-jumprelu", "sparsify", "dictionary-learning", "circ
 @layers_option(required=True)
 @device_option
 @name_option
-@click.option("--to", "to", required=True, metavar="TOOL[,TOOL...]", help=f"What to write: {', '.join(TOOLS)}.")
+@click.option(
+    "--to", "to", required=True, metavar="TOOL[,TOOL...]", help=f"What to write: {', '.join([*TOOLS, *PAGES])}."
+)
 @click.option("--prefix", type=click.IntRange(min=1), help="Export this prefix alone [default: the whole dictionary].")
 @_source_view
 @click.option("--dry-run", is_flag=True, help="Say what would be written; change nothing.")

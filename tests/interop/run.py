@@ -37,7 +37,8 @@ def main() -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     settings = nestcoder.load_settings(overrides=[f"model={options.model}", f"runs={options.runs}"])
-    exports = _export(settings, options, out)
+    kept = out / "records.json"
+    exports = json.loads(kept.read_text()) if options.keep else _export(settings, options, out)
     trained = nestcoder.load_transcoder(options.transcoder)
     rows = _rows(options)
     torch.save(rows, out / "rows.pt")
@@ -45,7 +46,7 @@ def main() -> int:
     wrong = 0
     for peer in options.peers:
         python = _environment(options.environments.resolve(), peer)
-        script = [str(python), str(HERE / "peers" / f"{peer}.py"), str(out), str(options.model)]
+        script = [str(python), str(HERE / "peers" / f"load_in_{peer}.py"), str(out), str(options.model)]
         subprocess.run(script, check=True, cwd=out)
         found = torch.load(out / f"{peer}.found.pt", weights_only=True)
         for place, theirs in found.items():
@@ -55,8 +56,7 @@ def main() -> int:
                 wrong += not is_right
         if found.get("note"):
             print(f"note: {found['peer']}: {found['note']}")
-        for name, value in found.get("in_model", {}).items():
-            print(f"in the model, {found['peer']}: {name}: {value}")
+        wrong += _in_model(found, options, rows["context"])
     heading = ["tool", "file", "class", "", "rows with the same features", "features", "output", "FVU", "before"]
     print("\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *lines)))
     print(f"{len(lines) - wrong} passed, {wrong} failed")
@@ -71,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=Path("models/gpt2-stdlib"))
     parser.add_argument("--layer", type=int, default=8)
     parser.add_argument("--name", default="main")
+    parser.add_argument("--keep", action="store_true", help="take the exports of the last time as they are")
     parser.add_argument("peers", nargs="*", default=list(PEERS), help=f"which of {', '.join(PEERS)}")
     options = parser.parse_args()
     options.folder = options.runs / options.model.name / f"layer{options.layer:02d}"
@@ -106,7 +107,40 @@ def _rows(options: argparse.Namespace) -> dict[str, Any]:
     view = nestcoder.open_cache(options.folder / "cache").split("held_out")
     kept = torch.from_numpy(view.is_ordinary(view.tokens).nonzero()[0][:ROWS]).numpy()
     seen = {name: view.rows(kept, view=name).source.float() for name in ("mlp_in", "ln2_normalized")}
-    return {**seen, "target": view.rows(kept).target.float(), "layer": options.layer}
+    target = view.rows(kept).target.float()
+    return {**seen, "target": target, "layer": options.layer, "context": _context(view)}
+
+
+def _context(view: Any) -> torch.Tensor:
+    """The first whole context of the held-out text, as the model saw it."""
+    start = int((view.position == 0).nonzero()[0][0])
+    later = (view.position[start + 1 :] == 0).nonzero()[0]
+    end = start + 1 + int(later[0]) if len(later) else len(view)
+    return torch.from_numpy(view.tokens[start:end].astype("int64"))[None]
+
+
+def _in_model(found: dict[str, Any], options: argparse.Namespace, tokens: torch.Tensor) -> int:
+    """Print what the tool's own splice costs beside ours; how many whole and exact files cost another number."""
+    spliced = found.get("in_model")
+    if not spliced:
+        return 0
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    dictionary = nestcoder.load_transcoder(options.transcoder)
+    with torch.no_grad(), nestcoder.splice(model, {options.layer: dictionary}, special_ids=()):
+        loss = torch.nn.functional.cross_entropy(model(tokens).logits[0, :-1], tokens[0, 1:])
+    print(f"cross-entropy of {tokens.shape[1]} tokens, spliced by us: {float(loss):.4f}")
+    wrong = 0
+    # In the model these must cost what the transcoder costs.
+    hook = f"saelens/blocks.{options.layer}.mlp_out"
+    exact_wholes = (hook, f"normalised/{hook}", f"sparsify/h.{options.layer}.mlp")
+    for place, numbers in spliced.items():
+        print(f"  by {found['peer']}, {place}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
+        if place in exact_wholes:
+            wrong += abs(numbers["cross_entropy"] - float(loss)) > 1e-4
+        wrong += numbers.get("largest_difference_with_error_term", 0) > 1e-3
+    return wrong
 
 
 def _environment(folder: Path, peer: str) -> Path:

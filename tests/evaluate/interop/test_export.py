@@ -175,3 +175,10 @@ def test_the_normalised_input_is_measured_as_the_tool_will_feed_it(layer: LayerS
     assert record["held_out"]["after"]["fvu"] == pytest.approx(record["held_out"]["before"]["fvu"], rel=1e-4)
     read = read_foreign(Path(result["folder"]), Wanted(layer=3))
     assert torch.equal(read.b_dec, load_transcoder(layer.transcoder).b_dec)
+
+
+def test_every_layer_of_a_set_has_the_size_of_its_prefix(layer: LayerSource, tmp_path: Path) -> None:
+    (result,) = run(layer, tmp_path, "circuit-tracer", wish=Wish(prefix=24))
+    for number in range(4):
+        with safe_open(Path(result["folder"]) / f"layer_{number}.safetensors", framework="pt") as file:
+            assert file.get_slice("W_enc").get_shape() == [24, WIDTH]

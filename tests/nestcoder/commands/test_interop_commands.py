@@ -53,3 +53,17 @@ def test_import_takes_back_what_export_wrote(tiny_run: Path, tmp_path: Path) -> 
     assert evaluated.exit_code == 0, evaluated.output
     trained = call(runs, "train", "--layer", "8", "--name", "taken")
     assert isinstance(trained.exception, NestcoderError)
+
+
+def test_pages_come_from_the_evidence(tiny_run: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(tiny_run, runs)
+    out = tmp_path / "out"
+    refused = call(runs, "export", "--layer", "8", "--to", "saelens,neuronpedia", str(out))
+    assert isinstance(refused.exception, UsageError)
+    assert not out.exists()
+    assert call(runs, "features", "--layer", "8").exit_code == 0
+    done = call(runs, "export", "--layer", "8", "--to", "circuit-tracer,neuronpedia,delphi", str(out))
+    assert done.exit_code == 0, done.output
+    assert (out / "circuit_tracer" / "features" / "index.json.gz").is_file()
+    assert {"neuronpedia", "delphi"} <= {path.name for path in out.iterdir()}

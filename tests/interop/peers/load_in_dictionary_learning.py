@@ -1,4 +1,4 @@
-"""Runs in an environment of dictionary_learning: its own loader on our files.  python dictionary_learning.py FOLDER
+"""Runs in an environment of dictionary_learning: its own loader.  python load_in_dictionary_learning.py FOLDER
 
 A fresh install brings an nnsight that does not import beside transformers 5. No dictionary needs it, so an empty module
 takes its place where the real one fails.
@@ -11,7 +11,6 @@ from types import ModuleType
 
 import torch
 
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 note = ""
 try:
     import nnsight  # noqa: F401
@@ -22,7 +21,7 @@ except Exception as error:  # whatever it is, it is said
     stub = ModuleType("nnsight")
     stub.LanguageModel = object  # type: ignore[attr-defined]
     sys.modules["nnsight"] = stub
-from dictionary_learning.utils import load_dictionary  # noqa: E402
+from dictionary_learning.utils import load_dictionary  # noqa: E402 - after what it needs is in its place
 
 exported = Path(sys.argv[1])
 rows = torch.load(exported / "rows.pt", weights_only=True)

@@ -1,14 +1,12 @@
-"""Runs in an environment of circuit-tracer: its own loaders on our sets.  python circuit_tracer.py FOLDER"""
+"""Runs in an environment of circuit-tracer: its own loaders on our sets.  python load_in_circuit_tracer.py FOLDER"""
 
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-from circuit_tracer.transcoder.single_layer_transcoder import load_gemma_scope_transcoder  # noqa: E402
-from circuit_tracer.utils.hf_utils import load_transcoder_from_hub  # noqa: E402
+from circuit_tracer.transcoder.single_layer_transcoder import load_gemma_scope_transcoder
+from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
 
 exported = Path(sys.argv[1]).absolute()
 rows = torch.load(exported / "rows.pt", weights_only=True)
