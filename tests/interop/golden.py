@@ -26,6 +26,7 @@ from transcoder.transcoder import Transcoder
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden.json"
+_LAZY = "lazy=False"
 WIDTH = 8
 DICT_SIZE = 16
 PEERS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer")
@@ -55,23 +56,21 @@ def source() -> torch.Tensor:
     return numbers(12, WIDTH, phase=5)
 
 
-def write(folder: Path) -> dict[str, tuple[Rule, Path]]:
-    """Every format and rule in a folder of its own; (rule, the folder in it), by name."""
-    written: dict[str, tuple[Rule, Path]] = {}
+def write(folder: Path) -> dict[str, tuple[str, Rule, Path]]:
+    """Every format and rule in a folder of its own; (format, rule, the folder), by the folder's path."""
+    written: dict[str, tuple[str, Rule, Path]] = {}
     for name, kinds in rules().items():
         writer = WRITERS[name]
         for rule in kinds:
             made = transcoder(rule)
             site = writer.view or "mlp_in"
-            about = About(
-                "toy", 1, site, "mlp_out", architecture="gpt2", layers_of_model=2, record={"prefixes": [4, 16]}
-            )
-            top = folder / f"{name}-{rule.name}"
-            place = top / writer.place(about, DICT_SIZE, 3.0)
+            about = About("toy", 1, site, "mlp_out", "gpt2", layers_of_model=2, record={"prefixes": [4, 16]})
+            tool, _, rest = writer.place(about, DICT_SIZE, 3.0).partition("/")
+            place = folder / f"{tool}-{rule.name}" / rest
             if writer.frame:
                 writer.frame(place, [about], made)
             writer.write(place, made, about)
-            written[top.name] = (rule, place)
+            written[place.relative_to(folder).as_posix()] = (writer.format, rule, place)
     return written
 
 
@@ -79,6 +78,17 @@ def digests(folder: Path) -> dict[str, str]:
     """Of every file that has the same bytes in every release: PyTorch's own archives do not."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in {".pt", ".lock"})
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+
+
+def _recorded(found: dict[str, Any], place: str) -> dict[str, Any]:
+    """What a tool computed from one folder, to six digits."""
+    first = found.get(place) or found[f"{place} {_LAZY}"]
+    return {
+        "tool": found["peer"],
+        "class": first["class"],
+        "features": [[round(value, 6) for value in row] for row in first["features"].tolist()],
+        "output": [[round(value, 6) for value in row] for row in first["output"].tolist()],
+    }
 
 
 def main() -> None:
@@ -92,26 +102,15 @@ def main() -> None:
         written = write(folder)
         files = digests(folder)
         rows = {"mlp_in": source(), "ln2_normalized": source(), "target": source(), "layer": 1}
-        for top in (folder / name for name in written):
-            torch.save(rows, top / "rows.pt")
-            for peer in PEERS:
-                script = [
-                    str(environments / peer / "bin" / "python"),
-                    str(HERE / "peers" / f"load_in_{peer}.py"),
-                    str(top),
-                ]
-                if not any(top.glob(f"{peer}*")) and not (peer == "circuit_tracer" and any(top.glob("gemma_scope*"))):
-                    continue
-                subprocess.run(script, check=True)
-                found = torch.load(top / f"{peer}.found.pt", weights_only=True)
-                (tool,) = (value for key, value in found.items() if key == "peer")
-                first = next(value for value in found.values() if isinstance(value, dict) and "features" in value)
-                outputs[top.name] = {
-                    "tool": tool,
-                    "class": first["class"],
-                    "features": [[round(value, 6) for value in row] for row in first["features"].tolist()],
-                    "output": [[round(value, 6) for value in row] for row in first["output"].tolist()],
-                }
+        torch.save(rows, folder / "rows.pt")
+        for peer in PEERS:
+            python = str(environments / peer / "bin" / "python")
+            script = [python, str(HERE / "peers" / f"load_in_{peer}.py"), str(folder)]
+            subprocess.run(script, check=True)
+            found = torch.load(folder / f"found.{peer}.pt", weights_only=True)
+            loaded = {name.partition(" ")[0] for name in found}
+            outputs |= {place: _recorded(found, place) for place in written if place in loaded}
+    assert set(outputs) == set(written), "a tool loaded every file"
     GOLDEN.write_text(json.dumps({"files": files, "outputs": outputs}) + "\n")
 
 

@@ -48,7 +48,7 @@ def main() -> int:
         python = _environment(options.environments.resolve(), peer)
         script = [str(python), str(HERE / "peers" / f"load_in_{peer}.py"), str(out), str(options.model)]
         subprocess.run(script, check=True, cwd=out)
-        found = torch.load(out / f"{peer}.found.pt", weights_only=True)
+        found = torch.load(out / f"found.{peer}.pt", weights_only=True)
         for place, theirs in found.items():
             if isinstance(theirs, dict) and "features" in theirs:
                 line, is_right = _compared(out, place, theirs, rows, exports, trained, options)

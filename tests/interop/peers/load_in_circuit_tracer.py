@@ -37,4 +37,4 @@ for file in sorted(exported.glob("gemma_scope*/**/params.npz")):
         "features": features.detach(),
         "output": transcoder.decode(features, source).detach(),
     }
-torch.save(found, exported / "circuit_tracer.found.pt")
+torch.save(found, exported / "found.circuit_tracer.pt")

@@ -34,4 +34,4 @@ for folder in sorted(path.parent for path in exported.glob("dictionary_learning*
         "features": features.detach(),
         "output": dictionary.decode(features).detach(),
     }
-torch.save(found, exported / "dictionary_learning.found.pt")
+torch.save(found, exported / "found.dictionary_learning.pt")

@@ -85,4 +85,4 @@ if sys.argv[2:] and json.loads((Path(sys.argv[2]) / "config.json").read_text())[
                 "largest_difference_with_error_term": float((restored - clean).abs().max()),
             }
     found["in_model"] = spliced
-torch.save(found, exported / "saelens.found.pt")
+torch.save(found, exported / "found.saelens.pt")

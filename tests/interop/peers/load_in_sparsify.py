@@ -54,4 +54,4 @@ def in_model(folder: str) -> dict[str, dict[str, float]]:
 
 if sys.argv[2:]:
     found["in_model"] = in_model(sys.argv[2])
-torch.save(found, exported / "sparsify.found.pt")
+torch.save(found, exported / "found.sparsify.pt")
