@@ -19,6 +19,9 @@ from evaluate.absorption.probe_set import LETTERS, ProbeSet
 MIN_PROBE_F1 = 0.6
 MIN_LETTERS = 20
 
+_LEAST_SPREAD = 1e-3
+"""Of the mean: a dimension that never varies must not be divided by nothing."""
+
 Space = Literal["target", "source"]
 
 
@@ -76,7 +79,7 @@ class Readability:
 
 def fit_letter_probes(words: ProbeSet, space: Space = "target") -> LetterProbes:
     """One logistic probe a letter on the activations of the training words in ``space``."""
-    activations = words.target if space == "target" else words.source
+    activations = words.target if space == "target" else words.source / source_spread(words)
     labels = label_matrix(words.letter, LETTERS)
     probes: Probes = fit_dense(activations[~words.test], labels[~words.test])
     predicted = probes.logits(activations) > 0
@@ -86,6 +89,12 @@ def fit_letter_probes(words: ProbeSet, space: Space = "target") -> LetterProbes:
         right=predicted & labels & words.test[:, None],
         space=space,
     )
+
+
+def source_spread(words: ProbeSet) -> Float[Tensor, " d_source"]:
+    """Each dimension's standard deviation over the training words: the unit in which the source is read."""
+    spread = words.source[~words.test].std(dim=0)
+    return spread.clamp_min(_LEAST_SPREAD * float(spread.mean()) or 1.0)
 
 
 def readability(words: ProbeSet) -> Readability:

@@ -23,7 +23,10 @@ For every test word that the probe gets right:
 Both are averaged over a letter's words, then over the letters whose probe reaches F1 > .6; with fewer than 20 such
 letters there is no score but a reason.
 
-The source is not a sum of encoder rows, so Y needs a unit: kappa_c is what the features carry of a unit of the letter,
+In the source every dimension is in its own unit, its standard deviation over the training words: x is the source
+divided by it, e_f the encoder row times it. What an encoder reads does not change when dimensions are scaled, and so
+neither does the score. The source is not a sum of encoder rows, so Y needs a unit: kappa_c is what the features carry
+of a unit of the letter,
 
     kappa_c = (mean over training words of c of sum of s_f > 0  -  the same over all training words)
               / (mean over training words of c of x . p_c       -  the same over all training words)
@@ -42,7 +45,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from evaluate.absorption.letters import MIN_LETTERS, LetterProbes, Readability
+from evaluate.absorption.letters import MIN_LETTERS, LetterProbes, Readability, source_spread
 from evaluate.absorption.logistic import f1_scores, fit_chosen, fit_l1, label_matrix, sparse_times
 from evaluate.absorption.probe_set import LETTERS, ProbeSet
 from transcoder.sparse_code import SparseCode, columns_of, firing_below, largest_sums, rows_of, stacked
@@ -97,7 +100,7 @@ def measure_absorption(dictionary: Transcoder, words: ProbeSet, readable: Readab
         return fields | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
 
     code = stacked([dictionary.sparse_code(rows) for rows in words.source.split(ENCODED_WORDS)])
-    directions = dictionary.W_dec if probes.space == "target" else dictionary.W_enc
+    directions = dictionary.W_dec if probes.space == "target" else dictionary.W_enc * source_spread(words)
     per_prefix = [score_prefix(code, words, probes, directions[:prefix]) for prefix in dictionary.prefixes]
     names = ("score", "full_absorption_rate", "reason")
     return fields | {name: per_prefix[-1][name] for name in names} | {"per_prefix": per_prefix}
@@ -107,7 +110,7 @@ def score_prefix(
     code: SparseCode, words: ProbeSet, probes: LetterProbes, directions: Float[Tensor, "prefix width"]
 ) -> dict[str, Any]:
     """Absorption of the features that ``directions`` has a row for: decoder rows where the probes are on the target,
-    encoder rows where they are on the source. Main features are found anew for every prefix."""
+    encoder rows, times the source's spread, where they are on the source. Each prefix has main features of its own."""
     norms = directions.norm(dim=1)
     units = norms if probes.space == "target" else 1 / norms.clamp_min(1e-12)
     inside = firing_below(code, len(directions), units)
@@ -148,7 +151,7 @@ def _carried_source(
         """Of each letter, the mean over its training words less the mean over all of them."""
         return (share * values[train]).sum(dim=0) - values[train].mean(dim=0)
 
-    projection = words.source @ probes.direction
+    projection = (words.source / source_spread(words)) @ probes.direction
     carried = above_average(sparse_times(inside, cosine.clamp_min(0)))
     kappa = carried / above_average(projection).clamp_min(1e-12)
     return torch.where(kappa >= LEAST_CARRIED, kappa, 0.0) * (projection - projection[train].mean(dim=0))

@@ -157,6 +157,22 @@ def test_the_source_is_used_where_the_target_does_not_tell_letters() -> None:
     assert "13 carries 13 of 26 letters" in result["per_prefix"][0]["reason"]
 
 
+def test_a_source_whose_dimensions_are_scaled_has_the_same_score() -> None:
+    """The same code is read from it by encoder rows that are scaled the other way."""
+    words = toy_words()
+    silent = replace(words, target=torch.randn(words.target.shape, generator=torch.Generator().manual_seed(5)))
+    width = words.source.shape[1]
+    scale = torch.logspace(-1.5, 1.5, width)[torch.randperm(width, generator=torch.Generator().manual_seed(2))]
+    plain = identity_dictionary(silent, (width,))
+    scaled_words = replace(silent, source=silent.source * scale)
+    scaled = plain.replaced(W_enc=torch.diag(1 / scale))
+    expected = measure_absorption(plain, silent, readability(silent))
+    found = measure_absorption(scaled, scaled_words, readability(scaled_words))
+    assert expected["score"] is not None
+    assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
+    assert found["per_prefix"][0]["k_sparse_f1"] == pytest.approx(expected["per_prefix"][0]["k_sparse_f1"], abs=1e-3)
+
+
 def test_too_few_letters_are_refused_with_a_reason() -> None:
     words = toy_words()
     target = words.target.clone()
