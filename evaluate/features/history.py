@@ -15,7 +15,7 @@ from common.sealed.tensors import FileSeal, read_tensors
 from evaluate.features.contexts import text_of
 from evaluate.features.text.words import speller_of
 from train.record.activation_samples import NO_ROW, SAMPLES_FOLDER
-from transcoder.formats.foreign_files import read_json
+from transcoder.formats.files.safe import read_json
 
 _REMEDY = "Train again with --fresh, or remove the folder: nothing else depends on it."
 
