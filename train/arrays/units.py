@@ -55,7 +55,7 @@ class Units:
         """Rows of the cache's source in training units, float32."""
         copied = rows.to(torch.float32, copy=True)
         scale = self.source_scale
-        return copied.mul_(scale if isinstance(scale, float) else to_device(scale, rows.device))
+        return copied.mul_(to_device(scale, rows.device) if isinstance(scale, Tensor) else scale)
 
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
         """Rows of the cache's target in training units, float32."""
@@ -64,17 +64,17 @@ class Units:
     def folded(self, weights: Parameters) -> Parameters:
         """The same transcoder in the cache's units."""
         scale = self.source_scale
-        across = (scale if isinstance(scale, float) else scale.double()) / self.target_scale
+        across = (scale.double() if isinstance(scale, Tensor) else scale) / self.target_scale
         factors = {"W_enc": across, "b_enc": 1 / self.target_scale, "b_dec": 1 / self.target_scale}
         factors["threshold"] = 1 / self.target_scale
-        factors["W_skip"] = across if isinstance(across, float) else across[:, None]
+        factors["W_skip"] = across[:, None] if isinstance(across, Tensor) else across
         arrays = weights.tensors()
         return Parameters(**{name: scaled(array, factors.get(name, 1.0)) for name, array in arrays.items()})
 
 
 def scaled(array: Tensor, factor: float | Tensor) -> Tensor:
     """An array times a number, or a number for each of its last dimension."""
-    return array * (factor if isinstance(factor, float) else factor.to(array.device, array.dtype))
+    return array * (factor.to(array.device, array.dtype) if isinstance(factor, Tensor) else factor)
 
 
 def units_of(reader: CacheReader, view: View, scaling: SourceScaling = "dimension") -> Units:
