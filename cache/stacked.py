@@ -5,6 +5,7 @@ is checked before any row is read, by the checksums of tokens, documents and pos
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64
@@ -54,7 +55,7 @@ class Stacked(SplitView):
         found = [split.sides(index, view=view) for split in self._splits]
         return torch.cat([source for source, _ in found], dim=1), torch.cat([target for _, target in found], dim=1)
 
-    @property
+    @cached_property
     def statistics(self) -> GroupStatistics:
         """Not of several layers at once."""
         raise NotImplementedError("each layer has statistics of its own")

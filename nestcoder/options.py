@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 
-class _Layer(click.ParamType):
+class _Layer(click.ParamType[Any, Any]):
     """A layer's number, or ``all``."""
 
     name = "LAYER"

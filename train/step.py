@@ -225,8 +225,19 @@ def advance_(
         share=share,
         shard=shard,
     )
-    given = {"form": form, "recipe": recipe, "workspace": workspace, "share": share, "shard": shard}
-    return finish_(state, source, numbers, order, result=result, dead=dead, **given)
+    return finish_(
+        state,
+        source,
+        numbers,
+        order,
+        result=result,
+        dead=dead,
+        form=form,
+        recipe=recipe,
+        workspace=workspace,
+        share=share,
+        shard=shard,
+    )
 
 
 def finish_(

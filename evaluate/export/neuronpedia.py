@@ -113,7 +113,7 @@ def activation_records(evidence: Evidence, feature: int, created_at: str) -> lis
     """The lines of ``activations/`` of one feature: the strongest contexts, then those of the intervals."""
     strongest = {"binMin": _NO_BIN, "binMax": _NO_BIN, "binContains": _NO_BIN}
     bounds = intervals(evidence, feature)
-    kinds = {STRONGEST: strongest}
+    kinds: dict[str, dict[str, Any]] = {STRONGEST: strongest}
     for number, kind in interval_kinds(evidence):
         one = bounds[number]
         kinds[kind] = {"binMin": one["from"], "binMax": one["to"], "binContains": rounded(one["share"])}

@@ -116,7 +116,7 @@ class SplicedModel:
             for index in range(count)
         ]
         return [
-            dict.fromkeys(dictionaries, _zero),
+            dict.fromkeys(dictionaries, zero),
             {layer: constant(means[layer]) for layer in dictionaries},
             *spliced,
         ]

@@ -115,7 +115,7 @@ class _Sent:
     """A count on its way to the host."""
 
     count: Int[Tensor, ""]
-    event: torch.cuda.Event | None
+    event: torch.Event | None
     dict_size: int
 
     @staticmethod

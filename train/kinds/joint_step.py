@@ -118,8 +118,18 @@ def _finish(
     device = source.device
     numbers = to_device(step_numbers(settings, state.step), device) if in_one_pass(state.weights) else None
     order = to_device(drawn_order(state.step, share.batch_rows), device) if form.revives else None
-    given = {"form": form, "recipe": recipe, "workspace": workspace, "share": share}
-    measured = finish_(state, source, numbers, order, result=result, dead=dead, **given)
+    measured = finish_(
+        state,
+        source,
+        numbers,
+        order,
+        result=result,
+        dead=dead,
+        form=form,
+        recipe=recipe,
+        workspace=workspace,
+        share=share,
+    )
     metrics = StepMetrics(**measured, lr=learning_rate(settings, state.step))
     state.step += 1
     state.tokens += share.batch_rows

@@ -135,8 +135,9 @@ def first_weights(settings: ResolvedSettings, reader: CacheReader, units: Units,
         device=device,
     )
     if rule_of(settings).trains_threshold:
-        given = {"view": settings.source, "top_k": settings.top_k, "device": device}
-        weights = with_first_thresholds(weights, reader, units, **given)
+        weights = with_first_thresholds(
+            weights, reader, units, view=settings.source, top_k=settings.top_k, device=device
+        )
     return weights.reading_less_b_dec() if settings.subtract_b_dec else weights
 
 

@@ -145,10 +145,10 @@ def _check(config: Mapping[str, Any], where: Path) -> None:
         "window": config.get("window") == 0 or is_count(config.get("window")),
         "over_layers": isinstance(config.get("over_layers"), bool),
     }
-    if sound["layers"]:
+    if isinstance(layers, list):
         sound["rules"] = isinstance(rules, list) and len(rules) == len(layers) and all(map(_is_mapping, rules))
     wrong = [key for key, is_right in sound.items() if not is_right]
-    if not wrong:
+    if not wrong and isinstance(rules, list):
         rule = RULES[config["activation"]].load()
         wrong = [key for own in rules for key in rule.wrong_keys({"threshold": None} | own)]
     if wrong:

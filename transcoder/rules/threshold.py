@@ -57,7 +57,7 @@ class JumpReLU(Rule):
     # Training.
 
     @classmethod
-    def from_settings(cls, top_k: int, *, bandwidth: float = 1.0, has_target: bool = True) -> "JumpReLU":
+    def from_settings(cls, top_k: int, *, bandwidth: float = 1.0, has_target: bool = True, **_own: Any) -> "JumpReLU":
         """Without thresholds: they are trained, and come with the weights."""
         return cls(torch.empty(0), top_k=top_k, bandwidth=bandwidth, has_target=has_target)
 
