@@ -23,6 +23,7 @@ from evaluate.features.text.clusters import cluster_list
 from evaluate.features.text.labels import label_of
 from evaluate.features.text.page import context_kinds, neurons, position_rates, relatives, rounded
 from evaluate.features.tokens import NO_TOKEN
+from evaluate.report.summary import provenance_lines
 
 PACK_FEATURES = 64
 """Features a pack: some hundred kB, which a phone inflates and parses in a few hundredths of a second."""
@@ -86,6 +87,7 @@ def _head(evidence: Evidence) -> dict[str, Any]:
         "pack_features": PACK_FEATURES,
         "kinds": context_kinds(evidence),
         "percentiles": list(_SHOWN_PERCENTILES),
+        "cautions": provenance_lines(evidence.head["cache"]),
     }
 
 

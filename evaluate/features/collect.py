@@ -44,7 +44,7 @@ _SIDES = {"before": -1, "on": 0, "after": 1}
 
 def block_starts(reader: CacheReader, settings: FeatureSettings) -> list[int]:
     """Where the blocks of rows begin. Parts of a run are any division of this list."""
-    return list(range(0, _rows(reader, settings), settings.block_rows))
+    return list(range(0, rows_taken(reader, settings), settings.block_rows))
 
 
 def encode_part(
@@ -55,7 +55,7 @@ def encode_part(
         reader.split(settings.split),
         transcoder,
         starts,
-        rows=_rows(reader, settings),
+        rows=rows_taken(reader, settings),
         block_rows=settings.block_rows,
         special_ids=tuple(reader.special_ids),
         progress=progress,
@@ -102,13 +102,14 @@ def evidence_of(
     )
 
 
-def _rows(reader: CacheReader, settings: FeatureSettings) -> int:
+def rows_taken(reader: CacheReader, settings: FeatureSettings) -> int:
+    """How many rows the evidence is taken from: the first ones of the split."""
     return min(settings.rows, len(reader.split(settings.split)))
 
 
 def _text(reader: CacheReader, settings: FeatureSettings) -> Text:
     view = reader.split(settings.split)
-    rows = _rows(reader, settings)
+    rows = rows_taken(reader, settings)
     tokens = view.tokens[:rows]
     return text_of(tokens, view.document[:rows], view.position[:rows], counted(tokens, tuple(reader.special_ids)))
 
@@ -203,7 +204,7 @@ def _head(
     text: Text,
     unembedding: Unembedding | None,
 ) -> dict[str, Any]:
-    known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context")
+    known = ("model", "model_revision", "layer", "source_site", "target_site", "dataset", "context", "provenance")
     return {
         "transcoder": {
             "name": transcoder.name,

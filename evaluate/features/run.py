@@ -6,6 +6,7 @@ from typing import Any
 
 from cache.config import CacheSettings
 from cache.open import open_cache
+from cache.reader import CacheReader
 from common import disk
 from common.device import choose_device
 from common.distributed import Ranks
@@ -14,6 +15,7 @@ from common.progress import Progress
 from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
+from evaluate.features.effects.logits import Unembedding
 from evaluate.features.evidence import Evidence, read_head, write_evidence
 from evaluate.features.parts import gathered, share_of
 from evaluate.features.self_check import check_evidence
@@ -21,6 +23,7 @@ from evaluate.features.text.figures import figures
 from evaluate.features.text.report import REPORT_FILE, as_markdown
 from evaluate.reference import check_belongs
 from transcoder.formats.native import CONFIG_FILE, load_transcoder
+from transcoder.transcoder import Transcoder
 
 
 def features_of_layer(
@@ -41,6 +44,35 @@ def features_of_layer(
     ``lm`` names the language model whose unembedding gives the logits; without it there are none.
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), NumericalError.
     """
+    reader, trained = open_both(
+        cache, transcoder, device=device, force=force, progress=progress, cache_settings=cache_settings
+    )
+    unembedding = read_logits(lm, reader, trained)
+    ranks = Ranks.current()
+    starts = share_of(block_starts(reader, settings), ranks)
+    blocks = encode_part(reader, trained, settings, starts, progress=progress)
+    blocks = gathered(blocks, ranks, device=str(trained.W_dec.device))
+    if ranks.rank == 0:
+        evidence = evidence_of(blocks, reader, trained, settings, unembedding=unembedding)
+        checked = check_evidence(evidence, reader, trained)
+        _write(out, replace(evidence, head={**evidence.head, "self_check": checked}), progress)
+    ranks.wait()
+    return read_head(out)
+
+
+def open_both(
+    cache: Path,
+    transcoder: Path,
+    *,
+    device: str,
+    force: bool,
+    progress: Progress,
+    cache_settings: CacheSettings | None = None,
+) -> tuple[CacheReader, Transcoder]:
+    """The cache and the transcoder, which belong together unless ``force``; the transcoder on its device.
+
+    Raises UsageError, DamagedError, MismatchError.
+    """
     if not (transcoder / CONFIG_FILE).is_file():
         remedy = "Run harvest and train for this layer first, or name another run."
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
@@ -48,25 +80,18 @@ def features_of_layer(
     trained = load_transcoder(transcoder, progress=progress)
     reader = open_cache(cache, cache_settings, device=place, side=trained.side)
     check_belongs(trained, reader, where=transcoder, force=force)
-    trained = trained.to(place)
+    return reader, trained.to(place)
 
-    unembedding = None
-    if lm:
-        # Only here does evidence meet a language model; everything else runs without transformers.
-        from evaluate.features.effects.unembedding import read_unembedding
 
-        revision = reader.identity.get("model_revision")
-        unembedding = read_unembedding(lm, width=trained.d_target, revision=revision)
-    ranks = Ranks.current()
-    starts = share_of(block_starts(reader, settings), ranks)
-    blocks = encode_part(reader, trained, settings, starts, progress=progress)
-    blocks = gathered(blocks, ranks, device=place)
-    if ranks.rank == 0:
-        evidence = evidence_of(blocks, reader, trained, settings, unembedding=unembedding)
-        checked = check_evidence(evidence, reader, trained)
-        _write(out, replace(evidence, head={**evidence.head, "self_check": checked}), progress)
-    ranks.wait()
-    return read_head(out)
+def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Unembedding | None:
+    """The unembedding of the language model ``lm``; none without one."""
+    if not lm:
+        return None
+    # Only here does evidence meet a language model; everything else runs without transformers.
+    from evaluate.features.effects.unembedding import read_unembedding
+
+    revision = reader.identity.get("model_revision")
+    return read_unembedding(lm, width=trained.d_target, revision=revision)
 
 
 def _write(out: Path, evidence: Evidence, progress: Progress) -> None:

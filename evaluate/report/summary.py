@@ -36,7 +36,7 @@ def summary(metrics: Metrics) -> str:
         f"{kind} {transcoder['name']}: {transcoder['dict_size']:,} features, {_rule(transcoder)}",
         f"{metrics['tokens_used']:,} held-out tokens of {metrics['documents']:,} documents"
         f" ({metrics['tokens_masked']:,} special tokens left out), {metrics['evaluated_at']}",
-        *_provenance_lines(cache),
+        *provenance_lines(cache),
         "",
         *prefix_table(metrics),
         *_caution(metrics["documents"]),
@@ -56,8 +56,8 @@ def summary(metrics: Metrics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _provenance_lines(cache: Metrics) -> list[str]:
-    """A caution where nobody proved what the rows are."""
+def provenance_lines(cache: Metrics) -> list[str]:
+    """A caution where nobody proved what the rows of a cache are, by its identity; else nothing."""
     if cache.get("provenance") is None:
         return []
     return [f"Provenance {cache['provenance']}: these rows came from elsewhere, and no harvest proved which they are."]

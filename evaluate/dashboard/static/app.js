@@ -32,7 +32,7 @@ nestcoder.app = (() => {
       current = several.length || !features.length ? -1 : features[0];
       if (several.length) compared = several;
       const view = several.length ? nestcoder.feature.compare(several, pages) : features.length ? nestcoder.feature.view(nestcoder.entry(current), pages[0], compared) : cluster ? nestcoder.clusters.view(Number(cluster[2])) : nestcoder.overview.view();
-      main.replaceChildren(bar(), view);
+      main.replaceChildren(bar(), ...cautions(), view);
       document.title = features.length ? features.map((feature) => nestcoder.entry(feature).id).join(" and ") : "Features";
     } catch (error) {
       if (turn !== asked) return;
@@ -49,6 +49,9 @@ nestcoder.app = (() => {
       count ? make("a", { className: "compared", href: `#/compare/${compared.map((feature) => nestcoder.entry(feature).id).join("+")}` }, `Compare ${count} (v)`) : null,
       make("button", { type: "button", className: "theme", onclick: turnTheme, title: "Dark or light (t)" }, "◐"));
   }
+
+  /* On every page, because a link leads past the first one. */
+  const cautions = () => nestcoder.index.head.cautions.map((text) => make("p", { className: "caution", role: "note" }, text));
 
   function toggleCompared(feature) {
     const without = compared.filter((one) => one !== feature);

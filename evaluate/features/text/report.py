@@ -16,6 +16,7 @@ from evaluate.features.text.clusters import cluster_list
 from evaluate.features.text.labels import visible
 from evaluate.features.text.page import feature_page
 from evaluate.report.samples import chosen_features
+from evaluate.report.summary import provenance_lines
 
 REPORT_FILE = "report.md"
 _PER_GROUP = 4
@@ -50,6 +51,7 @@ def _heading(evidence: Evidence) -> list[str]:
         "",
         f"Weights {(head['transcoder']['weights'] or {}).get('xxh3_128', 'unknown')}, cache {cache['fingerprint']}. "
         "`index.html` beside this file shows every feature.",
+        *(line for caution in provenance_lines(cache) for line in ("", f"**{_plain(caution)}**")),
     ]
 
 

@@ -94,6 +94,18 @@ def test_the_overview_lists_prefixes_and_leads_to_features(browser: WebDriver, v
     assert _address(browser).startswith("/3/")
 
 
+def test_rows_that_nobody_proved_are_named_on_every_page(browser: WebDriver, visit, toy, tmp_path: Path) -> None:
+    visit("3/40")
+    assert _texts(browser, ".caution") == []
+    cache = toy.evidence.head["cache"] | {"provenance": "unproved"}
+    write_dashboard(tmp_path, replace(toy.evidence, head={**toy.evidence.head, "cache": cache}), progress=Silent())
+    for address in ("", "3/40", "compare/3/40+3/41", "cluster/3/0"):
+        browser.get("about:blank")
+        browser.get(f"{(tmp_path / 'index.html').as_uri()}#/{address}")
+        _wait(browser, lambda: _texts(browser, ".caution"))
+        assert ["Provenance unproved" in text for text in _texts(browser, ".caution")] == [True]
+
+
 def test_a_page_shows_every_section_with_what_the_evidence_says(browser: WebDriver, visit, toy) -> None:
     visit("3/40")
     _wait(browser, lambda: _heading(browser) == "3/40")
@@ -295,6 +307,7 @@ def _large_index(count: int) -> dict[str, object]:
             "pack_features": 64,
             "kinds": ["strongest"],
             "percentiles": [50],
+            "cautions": [],
         },
         "labels": [f"fires on `word{number}` ({number % 100} %), after ` the` (70 %)" for number in range(count)],
         "firings": [(number * 7919) % 20_000 for number in range(count)],

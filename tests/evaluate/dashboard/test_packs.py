@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,13 @@ def test_a_script_is_one_call_of_letters_that_mean_nothing_to_a_browser() -> Non
     assert name == "index"
     assert value["text"].startswith("</script>")
     assert data == script("index", value)
+
+
+def test_the_index_has_a_caution_where_nobody_proved_the_rows(toy) -> None:
+    assert index(toy.evidence)["head"]["cautions"] == []
+    cache = toy.evidence.head["cache"] | {"provenance": "unproved"}
+    found = index(replace(toy.evidence, head={**toy.evidence.head, "cache": cache}))["head"]["cautions"]
+    assert ["Provenance unproved" in text for text in found] == [True]
 
 
 def test_the_index_has_an_entry_a_feature(toy) -> None:

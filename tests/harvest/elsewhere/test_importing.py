@@ -55,6 +55,10 @@ def test_planned_imported_trained_and_evaluated(given: list[str], tmp_path: Path
     report = tmp_path / "runs" / "theirs" / "layer03" / "report" / "main"
     assert json.loads((report / "metrics.json").read_text())["cache"]["provenance"] == "unproved"
     assert "Provenance unproved" in (report / "summary.txt").read_text()
+    run([*given, "features", "--layer", "3", "--device", "cpu"])
+    features = tmp_path / "runs" / "theirs" / "layer03" / "features" / "main"
+    assert json.loads((features / "evidence.json").read_text())["cache"]["provenance"] == "unproved"
+    assert "Provenance unproved" in (features / "report.md").read_text()
     info = CliRunner().invoke(command_line, ["cache", "info", str(report.parents[1] / "cache")])
     assert "provenance   unproved" in info.output
 

@@ -14,6 +14,12 @@ def test_the_report_states_the_run_and_shows_features_of_every_prefix(toy) -> No
     assert text == as_markdown(toy.evidence)
 
 
+def test_rows_that_nobody_proved_are_named(toy) -> None:
+    assert "Provenance" not in as_markdown(toy.evidence)
+    cache = toy.evidence.head["cache"] | {"provenance": "unproved"}
+    assert "**Provenance unproved: " in as_markdown(replace(toy.evidence, head={**toy.evidence.head, "cache": cache}))
+
+
 def test_a_token_cannot_become_markup(toy) -> None:
     hostile = replace(toy.evidence, words=dict.fromkeys(toy.evidence.words, " *<img src=x>_[a](b)"))
     lines = [line for line in as_markdown(hostile).splitlines() if line.startswith("- ")]
