@@ -8,7 +8,6 @@ import click
 from common.units import in_bytes
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.options import dry_run_option
-from nestcoder.progress import shown_progress
 from nestcoder.text import as_lines
 
 _folder = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -42,6 +41,7 @@ def import_cache(
     are: the cache says so, and so does every report on it. The cache goes where a harvest of --model would put it.
     """
     from harvest.elsewhere.importing import ImportRequest, import_folder, plan_import
+    from nestcoder.progress import shown_progress
 
     request = ImportRequest(
         source=path,

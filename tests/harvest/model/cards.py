@@ -40,6 +40,8 @@ class Cards(TorchFunctionMode):
             return self._moved(args, kwargs)
         if func is torch.Tensor.cpu:
             return self._moved((args[0], "cpu"), {})
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         if kwargs.get("device") is not None:
             here = kwargs.pop("device")
             return tree_map(lambda one: put(one, here) if _is_tensor(one) else one, func(*args, **kwargs))

@@ -23,7 +23,7 @@ def test_plans_are_facts_one_a_line(invocation: Invocation) -> None:
     assert len(harvest.text.splitlines()) == len(harvest.data)
     train = stage_commands.plan_train(invocation, [8], "cpu", name="planned")
     assert train.text.startswith("layer 8\n")
-    assert train.data[8]["steps"] == 20
+    assert train.data["8"]["steps"] == 20
 
 
 def test_finished_stages_name_their_folders(invocation: Invocation) -> None:
