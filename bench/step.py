@@ -1,8 +1,10 @@
-"""One training step, side by side: python -m bench.step [--peers DIR] [--shape small|large|all] [--rounds N] [--json F]
+"""One training step, side by side: python -m bench.step [--peers DIR] [--shape S] [--rounds N] [--only A,B] [--json F]
 
 Every system runs in a process of its own; a round asks each for one step in turn, so what else the machine does falls
 on all alike. CPU time of one thread, medians over rounds; a ratio is the median of the rounds' ratios. Peak memory is
 the process's; data_and_step_mb is that less what it held with its libraries loaded: data, weights, optimiser and step.
+The systems -sae reconstruct what they read; -clt are cross-layer transcoders of three layers, window 1. Their
+over_ours is over nestcoder's of that kind, and over_floor over one layer's.
 DIR holds the environments that bench/peers.sh makes.
 """
 
@@ -11,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +22,11 @@ SHAPES = {
     "large": "2048,768,32,1536,4608,9216,16384,24576",
 }
 PEERS = ("sparsify", "dictionary_learning", "sae-lens")
-OWN = ("floor", "ours", "ours-batchtopk", "ours-1pct-dead", "ours-10pct-dead", "floor-bf16", "ours-bf16", "dense")
+KINDS = ("sae", "clt")
+OWN = (
+    "floor", "ours", "ours-batchtopk", "ours-1pct-dead", "ours-10pct-dead", "floor-bf16", "ours-bf16", "dense",
+    "ours-sae", "dense-sae", "ours-clt", "dense-clt",
+)  # fmt: skip
 _SYSTEMS = Path(__file__).parent / "support" / "step_systems.py"
 
 
@@ -59,10 +66,14 @@ class Worker:
         return json.loads(line)
 
 
-def compare(shape: str, *, peers: Path | None, rounds: int, threads: int) -> list[dict[str, object]]:
-    """Take a round to warm up and then ``rounds`` rounds; a table row for every system."""
-    pythons = dict.fromkeys(OWN, sys.executable)
-    for peer in PEERS if peers else ():
+def compare(
+    shape: str, *, peers: Path | None, rounds: int, threads: int, only: Sequence[str] = ()
+) -> list[dict[str, object]]:
+    """Take a round to warm up and then ``rounds`` rounds; a table row for every system, or for some and their bases."""
+    asked = [base for system in only or OWN for base in (system, *_bases(system))]
+    wanted = {base for system in asked for base in (system, *_bases(system))}  # the bases' bases too
+    pythons = {name: sys.executable for name in OWN if name in wanted}
+    for peer in PEERS if peers and not only else ():
         python = peers / peer / "bin" / "python"
         if python.exists():
             pythons[peer] = str(python)
@@ -77,17 +88,24 @@ def compare(shape: str, *, peers: Path | None, rounds: int, threads: int) -> lis
 
 
 def _row(worker: Worker, workers: dict[str, Worker]) -> dict[str, object]:
-    bf16 = worker.name.endswith("-bf16")
-    base = workers["floor-bf16" if bf16 else "floor"]
+    floor, ours = (workers[name] for name in _bases(worker.name))
     return {
         "system": worker.name,
         "cpu_ms": round(worker.median_of("cpu_ms"), 1),
         "wall_ms": round(worker.median_of("wall_ms"), 1),
-        "over_floor": round(_ratio(worker, base), 2),
-        "over_ours": round(_ratio(worker, workers["ours-bf16" if bf16 else "ours"]), 2),
+        "over_floor": round(_ratio(worker, floor), 2),
+        "over_ours": round(_ratio(worker, ours), 2),
         "peak_mb": round(max(step["peak_mb"] for step in worker.steps)),
         "data_and_step_mb": round(max(step["peak_mb"] for step in worker.steps) - worker.idle_mb),
     }
+
+
+def _bases(system: str) -> tuple[str, str]:
+    """The floor, and nestcoder's system, that a system is compared with."""
+    if system.endswith("-bf16"):
+        return "floor-bf16", "ours-bf16"
+    kind = system.rpartition("-")[2]
+    return "floor", f"ours-{kind}" if kind in KINDS else "ours"
 
 
 def _ratio(worker: Worker, base: Worker) -> float:
@@ -118,13 +136,18 @@ def main() -> None:
     parser.add_argument("--shape", default="all", help="small, large, all, or rows,width,top_k,prefix,...")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help=f"these of {', '.join(OWN)}, with commas [default: all, and the peers]")
     parser.add_argument("--json", type=Path, help="write the tables there too")
     arguments = parser.parse_args()
     shapes = SHAPES if arguments.shape == "all" else {arguments.shape: SHAPES.get(arguments.shape, arguments.shape)}
     print(f"{processor()}; {arguments.threads} thread(s), {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    only = tuple(filter(None, (arguments.only or "").split(",")))
+    if strangers := set(only) - set(OWN):
+        parser.error(f"--only: no system is called {min(strangers)}")
+    given = {"peers": arguments.peers, "rounds": arguments.rounds, "threads": arguments.threads, "only": only}
     tables = {}
     for name, shape in shapes.items():
-        tables[name] = compare(shape, peers=arguments.peers, rounds=arguments.rounds, threads=arguments.threads)
+        tables[name] = compare(shape, **given)
         show(f"{name}: rows, width, top_k, prefixes = {shape}", tables[name])
     if arguments.json:
         arguments.json.write_text(json.dumps(tables, indent=1) + "\n")

@@ -96,6 +96,23 @@ def joint_folders(runs: Path, model: str, layers: Sequence[int]) -> RunFolders:
     return RunFolders(runs / model_folder_name(model) / f"layers{named}")
 
 
+def check_of_one_layer(runs: Path, model: str, layers: Sequence[int], name: str) -> None:
+    """Raises UsageError where ``name`` is nothing that each of ``layers`` (none given: any layer) has for itself, but a
+    cross-layer transcoder."""
+    chosen = layers or known_layers(runs, model)
+    own = [(run_folders(runs, model, layer).transcoder(name) / CONFIG_FILE).is_file() for layer in chosen]
+    if all(own) if layers else any(own):
+        return
+    of_several = f"layers*/transcoder/{checked_name(name)}/{CONFIG_FILE}"
+    for config in sorted((runs / model_folder_name(model)).glob(of_several)):
+        remedy = f"'nestcoder evaluate --name {name} --lm' measures it; name all of its layers there."
+        raise UsageError(
+            f"'{name}' is one cross-layer transcoder of several layers; this takes dictionaries of one layer each.",
+            where=config.parent,
+            remedy=remedy,
+        )
+
+
 def model_folder_name(model: str) -> str:
     """The folder name of a model: the last part of its path or Hub name; of a snapshot in the Hub's cache, the model's.
 

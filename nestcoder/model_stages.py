@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.progress import Progress, Silent
-from common.run_layout import finetune_folder, together_folder
+from common.run_layout import check_of_one_layer, finetune_folder, together_folder
 from nestcoder.config import PipelineSettings
 from nestcoder.stages import folders_of, trained_layers
 
@@ -36,6 +36,7 @@ def run_together(
     from common.distributed import process_group, read_ranks
     from evaluate.spliced.together import splice_together
 
+    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     ranks = read_ranks()
     with process_group(ranks, ranks.device(device)):
         chosen = list(layers) or trained_layers(settings, name)
@@ -81,6 +82,7 @@ def finetune_request(
 
     if read_ranks().world > 1:
         raise UsageError("One process fine-tunes.", remedy="Run 'nestcoder finetune' without torchrun.")
+    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     result = result or f"{name}-finetuned"
     return FinetuneRequest(
         folders={layer: folders_of(settings, layer) for layer in layers},

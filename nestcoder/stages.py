@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.progress import Progress, Silent
-from common.run_layout import CONFIG_FILE, RunFolders, joint_folders, known_layers, run_folders
+from common.run_layout import CONFIG_FILE, RunFolders, check_of_one_layer, joint_folders, known_layers, run_folders
 from nestcoder.config import PipelineSettings
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def run_evaluate(
     from common.distributed import process_group, read_ranks
     from evaluate.run import evaluate_layer
 
+    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     ranks = read_ranks()
     results: dict[int, dict[str, Any]] = {}
     with process_group(ranks, ranks.device(device)):
@@ -214,6 +215,7 @@ def run_features(
     from common.distributed import process_group, read_ranks
     from evaluate.features.run import features_of_layer
 
+    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     ranks = read_ranks()
     results: dict[int, dict[str, Any]] = {}
     with process_group(ranks, ranks.device(device)):
@@ -282,6 +284,7 @@ def layer_sources(settings: PipelineSettings, layers: Sequence[int], name: str) 
 
     if read_ranks().world > 1:
         raise UsageError("Transcoders are exported and imported by one process.", remedy="Run it without torchrun.")
+    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     sources = [
         LayerSource(layer, folders_of(settings, layer).cache, folders_of(settings, layer).transcoder(name))
         for layer in layers
@@ -345,6 +348,7 @@ def run_import(
 def trained_layers(settings: PipelineSettings, name: str) -> list[int]:
     """Layers that have a trained transcoder of that name. Raises UsageError where there is none."""
     runs = Path(settings.runs)
+    check_of_one_layer(runs, settings.model, (), name)
     layers = [layer for layer in known_layers(runs, settings.model) if name in folders_of(settings, layer).trained()]
     if not layers:
         what = f"No layer of {settings.model} has a trained transcoder named '{name}'."

@@ -25,3 +25,9 @@ def test_the_cache_beside_what_it_replaces(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["evaluate", "features", "harvest", "nesting", "real_models", "step", "waiting"])
 def test_the_others_say_what_they_measure(name: str) -> None:
     assert "--help" in bench(name, "--help")
+
+
+def test_a_step_of_every_kind_beside_its_dense_one() -> None:
+    output = bench("step", "--shape", "16,8,2,4,16", "--rounds", "1", "--only", "dense-sae,dense-clt")
+    systems = [line.split(" | ")[0].removeprefix("| ") for line in output.splitlines()[4:]]
+    assert systems == ["floor", "ours", "ours-sae", "dense-sae", "ours-clt", "dense-clt"]

@@ -1,6 +1,6 @@
 """nestcoder's own training step over a problem of step_systems.py: everything between two batches but logging."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
+from train.kinds.joint_state import JointState
+from train.kinds.joint_step import JointRecipe, joint_step
 from train.resolved import resolve
 from train.step import Recipe, State, train_step
+from transcoder.cross_layer import Reach
 
 _DEAD_AFTER = 10**9
 
@@ -48,6 +51,37 @@ def training_step(
             since_fired.index_fill_(0, dead, 2 * _DEAD_AFTER)
         return train_step(state, of.source, target=of.target, **shared)
 
+    return step
+
+
+def joint_training_step(of: Any, layers: Sequence[Any], *, window: int, **changes: Any) -> Callable[[], object]:
+    """The same of a cross-layer transcoder, whose ``layers`` are those of cross_layer_steps.py; on a CPU."""
+    rows, width, dict_size = of.sizes
+    fixed = {"lr": 1e-4, "dead_after_tokens": _DEAD_AFTER, "batch_rows": rows, "warmup_steps": 0}
+    stated = TrainSettings(kind="cross-layer", prefixes=of.prefixes, top_k=of.top_k, window=window, **fixed, **changes)
+    settings = resolve(stated, model="", d_target=width)
+    states: list[State] = []
+    for layer in layers:
+        own = (layer.encoder.clone(), layer.bias.clone(), layer.decoder.clone())
+        weights = Parameters(*own, torch.zeros(layer.decoder.shape[1]))
+        states.append(State(weights, Moments.zero(weights), torch.zeros(dict_size, dtype=torch.int64)))
+    recipes = [Recipe.of(settings, variance=layer.target.var(dim=0), device="cpu") for layer in layers]
+    rule = recipes[0].nested.rule
+    spaces = [Workspace.like(state.weights, rows=rows, dtype=torch.float32, rule=rule) for state in states]
+    for space in spaces[1:]:
+        space.pre = spaces[0].pre  # as a training shares it
+    state = JointState(tuple(states), tuple(range(len(layers))))
+    given = {
+        "targets": [layer.target for layer in layers],
+        "recipe": JointRecipe(tuple(recipes), Reach(len(layers), window, width), over_layers=False),
+        "workspaces": spaces,
+        "ranks": Ranks(),
+    }
+
+    def step() -> object:
+        return joint_step(state, [layer.source for layer in layers], **given)
+
+    step.state = state  # for the test that compares it
     return step
 
 

@@ -12,11 +12,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import cross_layer_steps
 import torch
 
 Step = Callable[[], object]
@@ -110,6 +111,11 @@ def dense(of: Problem, *, by_group: bool = False, amp: bool = False, compiled: b
     return step
 
 
+def autoencoder(of: Problem) -> Problem:
+    """The same problem with the source for its target."""
+    return replace(of, target=of.source)
+
+
 def sae_lens(of: Problem, *, amp: bool = False) -> Step:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
@@ -192,6 +198,10 @@ SYSTEMS: dict[str, Callable[[Problem], Step]] = {
     "floor-bf16": lambda of: floor(of, torch.bfloat16),
     "ours-bf16": lambda of: ours(of, compute_dtype="bfloat16"),
     "dense": dense,
+    "ours-sae": lambda of: ours(autoencoder(of), kind="sae"),
+    "dense-sae": lambda of: dense(autoencoder(of)),
+    "ours-clt": cross_layer_steps.ours,
+    "dense-clt": cross_layer_steps.Dense,
     "sae-lens": sae_lens,
     "dictionary_learning": dictionary_learning,
     "sparsify": sparsify,

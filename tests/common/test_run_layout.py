@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from common.run_layout import RunFolders, known_layers, model_folder_name, remote_name, run_folders
+from common.run_layout import (
+    CONFIG_FILE,
+    RunFolders,
+    check_of_one_layer,
+    joint_folders,
+    known_layers,
+    model_folder_name,
+    remote_name,
+    run_folders,
+)
 
 
 def test_folders_are_where_the_readme_says() -> None:
@@ -56,3 +65,22 @@ def test_what_lies_beside_a_cache_and_at_a_remote(tmp_path: Path) -> None:
     folders = run_folders(tmp_path, "gpt2", 8)
     assert RunFolders.of_cache(folders.cache) == folders
     assert remote_name(folders.cache) == "gpt2/layer08/cache"
+
+
+def test_a_cross_layer_transcoder_is_told_from_a_set_of_its_name(tmp_path: Path) -> None:
+    def train(folders: RunFolders) -> None:
+        folders.transcoder("clt").mkdir(parents=True)
+        (folders.transcoder("clt") / CONFIG_FILE).write_text("{}")
+
+    check_of_one_layer(tmp_path, "gpt2", [2], "clt")
+    train(joint_folders(tmp_path, "gpt2", [2, 3]))
+    check_of_one_layer(tmp_path, "gpt2", [2], "another")
+    for layers in ([2], [2, 3], []):
+        with pytest.raises(UsageError, match="'clt' is one cross-layer transcoder") as caught:
+            check_of_one_layer(tmp_path, "gpt2", layers, "clt")
+        assert str(caught.value.where).endswith("layers02-03/transcoder/clt")
+    train(run_folders(tmp_path, "gpt2", 2))
+    check_of_one_layer(tmp_path, "gpt2", [2], "clt")
+    check_of_one_layer(tmp_path, "gpt2", [], "clt")
+    with pytest.raises(UsageError, match="one cross-layer"):
+        check_of_one_layer(tmp_path, "gpt2", [2, 3], "clt")

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from common.errors import UsageError
 from common.run_layout import CONFIG_FILE, joint_folders
+from nestcoder.cli import command_line
 from nestcoder.config import load_settings
 from nestcoder.joint_stages import is_cross_layer, run_evaluate_joint
 
@@ -27,3 +29,31 @@ def test_layers_without_a_cache_are_refused(tmp_path: Path) -> None:
     settings = load_settings(None, [f"runs={tmp_path}", "model=toy"])
     with pytest.raises(UsageError, match="no cache"):
         run_evaluate_joint(settings, [1, 2], names=["clt"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate",
+        "evaluate --layer 1",
+        "evaluate --layer 1 --layer 2 --together",
+        "evaluate --together",
+        "features --layer 1 --layer 2",
+        "finetune --layer 1 --layer 2",
+        "finetune --layer 1 --layer 2 --dry-run",
+        "export {out} --layer 1 --layer 2 --to saelens",
+        "export {out} --layer 1 --layer 2 --to saelens --dry-run",
+    ],
+)
+def test_what_takes_one_layer_refuses_a_cross_layer_transcoder_before_any_work(tmp_path: Path, command: str) -> None:
+    runs = tmp_path / "runs"
+    folder = joint_folders(runs, "toy", [1, 2]).transcoder("clt")
+    folder.mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text("{}")
+    given = ["--set", f"runs={runs}", "--set", "model=toy"]
+    words = [word.format(out=tmp_path / "out") for word in command.split()]
+    done = CliRunner().invoke(command_line, [*given, *words, "--name", "clt"])
+    assert isinstance(done.exception, UsageError)
+    assert "'clt' is one cross-layer transcoder of several layers" in str(done.exception)
+    assert sorted(path.name for path in runs.rglob("*")) == ["clt", CONFIG_FILE, "layers01-02", "toy", "transcoder"]
+    assert not (tmp_path / "out").exists()

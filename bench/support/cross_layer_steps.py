@@ -1,0 +1,110 @@
+"""One training step of a cross-layer transcoder, nestcoder's and a dense one, over a problem of step_systems.py.
+
+Three layers with a window of 1: the features of each write to its own target and to the next layer's. Layers differ in
+which row of the problem's arrays comes first, so that one shape says everything.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+LAYERS = 3
+WINDOW = 1
+
+
+class Layer(NamedTuple):
+    """Rows and first weights of one layer; a row of ``decoder`` is all that a feature writes, of norm 1."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+    encoder: torch.Tensor
+    bias: torch.Tensor
+    decoder: torch.Tensor
+
+
+def layers_of(of: Any) -> list[Layer]:
+    """The problem, once for every layer."""
+    made: list[Layer] = []
+    for layer in range(LAYERS):
+        written = min(WINDOW + 1, LAYERS - layer)
+        decoder = torch.cat([of.decoder.roll(layer + place, dims=0) for place in range(written)], dim=1)
+        rows = (of.source.roll(layer, dims=1), of.target.roll(layer, dims=1))
+        encoder = of.encoder.roll(layer, dims=0)
+        made.append(Layer(*rows, encoder, of.bias.roll(layer), decoder / written**0.5))
+    return made
+
+
+def ours(of: Any, **changes: object) -> Callable[[], object]:
+    """nestcoder's whole training step."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from bench_ours import joint_training_step
+
+    return joint_training_step(of, layers_of(of), window=WINDOW, **changes)
+
+
+class DenseLayer(NamedTuple):
+    """What is trained of one layer."""
+
+    encoder: torch.Tensor
+    bias: torch.Tensor
+    decoder: torch.Tensor
+    b_dec: torch.Tensor
+
+    @staticmethod
+    def of(layer: Layer) -> "DenseLayer":
+        """Its first weights."""
+        b_dec = torch.zeros_like(layer.target[0])
+        arrays = (layer.encoder, layer.bias, layer.decoder, b_dec)
+        return DenseLayer(*(array.clone().requires_grad_() for array in arrays))
+
+    def code(self, source: torch.Tensor, top_k: int) -> torch.Tensor:
+        """A row's activations, zeros and all."""
+        pre = torch.relu(source @ self.encoder.T + self.bias)
+        values, features = pre.topk(top_k, dim=1, sorted=False)
+        return torch.zeros_like(pre).scatter(1, features, values)
+
+
+class Dense:
+    """The same loss written directly: dense codes, a product for every prefix and target, autograd, fused Adam."""
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+        self._layers = layers_of(of)
+        self.trained = [DenseLayer.of(layer) for layer in self._layers]
+        self._optimiser = torch.optim.Adam([array for own in self.trained for array in own], lr=1e-4, fused=True)
+        self._variances = [float(layer.target.var(dim=0).sum()) for layer in self._layers]
+
+    def __call__(self) -> None:
+        """A step."""
+        self._loss().backward()
+        for own in self.trained:
+            with torch.no_grad():
+                own.decoder.grad.sub_((own.decoder.grad * own.decoder).sum(dim=1, keepdim=True) * own.decoder)
+            torch.nn.utils.clip_grad_norm_(own, 1.0)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        with torch.no_grad():
+            for own in self.trained:
+                own.decoder.div_(own.decoder.norm(dim=1, keepdim=True))
+
+    def _loss(self) -> torch.Tensor:
+        pairs = zip(self.trained, self._layers, strict=True)
+        codes = [own.code(layer.source, self._of.top_k) for own, layer in pairs]
+        losses = [
+            (self._reconstruction(codes, number, end) - layer.target).square().sum() / self._variances[number]
+            for number, layer in enumerate(self._layers)
+            for end in self._of.prefixes
+        ]
+        return sum(losses) / (len(self._of.prefixes) * self._of.sizes[0])
+
+    def _reconstruction(self, codes: list[torch.Tensor], number: int, end: int) -> torch.Tensor:
+        """Of the target ``number`` by the prefix ``end``."""
+        width = self._of.sizes[1]
+        found = self.trained[number].b_dec
+        for source in range(max(0, number - WINDOW), number + 1):
+            place = (number - source) * width
+            found = found + codes[source][:, :end] @ self.trained[source].decoder[:end, place : place + width]
+        return found
