@@ -20,10 +20,15 @@ FORMS = {
 }
 """Forms of the FVU beside the pooled one, in the order of the table, with the heads of their columns."""
 
-_GUIDANCE = """How to read this: FVU 0 is perfect, 1 is the held-out mean. A transcoder earns its features where it
-beats the best affine map. Low FVU is easier in the first and last layers than between them: others found about .08 in
+_GUIDANCE = {
+    "transcoder": """How to read this: FVU 0 is perfect, 1 is the held-out mean. A transcoder earns its features where
+it beats the best affine map. Low FVU is easier in the first and last layers than between them: others found about .08 in
 layer 0, .34 in 6, .49 in 12 and .18 in 25 for Google's transcoders of Gemma-2-2B. Figures of different layers, models
-or L0 do not compare."""
+or L0 do not compare.""",
+    "sae": """How to read this: FVU 0 is perfect, 1 is the held-out mean. An autoencoder earns its features where it
+beats as many principal axes. Figures of different sites, layers, models or L0 do not compare.""",
+}
+"""By kind."""
 
 
 def summary(metrics: Metrics) -> str:
@@ -51,7 +56,7 @@ def summary(metrics: Metrics) -> str:
         *_feature_lines(metrics),
         *_absorption_lines(metrics["absorption_first_letter"]),
         "",
-        _GUIDANCE,
+        _GUIDANCE[kind],
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
 """Two layers at once: what two plain splices, one in the other, make of the model; other texts are refused."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,47 @@ def test_the_table_says_what_one_splice_inside_another_does(runs: Path) -> None:
             clean.append(torch.nn.functional.cross_entropy(own, following, reduction="none")[counted])
         expected = float(torch.cat(losses).mean() - torch.cat(clean).mean())
         assert found["per_prefix"][index]["delta"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_autoencoder_of_what_the_mlp_reads_is_spliced_in_alone_and_with_another(runs: Path, tmp_path: Path) -> None:
+    """Against plain Hugging Face hooks on the MLP's input."""
+    shutil.copytree(runs, tmp_path / "runs")
+    overrides = [*SMALL, f"model={MODEL}", f"runs={tmp_path / 'runs'}", "train.kind=sae"]
+    settings = nestcoder.load_settings(overrides=overrides)
+    nestcoder.run_train(settings, [4, 8], name="sae", device="cpu")
+    alone = nestcoder.run_evaluate(settings, [8], name="sae", device="cpu", lm=True)[8]["language_model"]
+    both = nestcoder.run_together(settings, [4, 8], name="sae", device="cpu")["language_model"]
+
+    model = load_model(str(MODEL), device="cpu", dtype="float32")
+    base = tmp_path / "runs" / "gpt2-stdlib"
+    saes = {layer: nestcoder.load_transcoder(base / f"layer0{layer}/transcoder/sae") for layer in (4, 8)}
+    reader = CacheReader.open(base / "layer08" / "cache")
+    special = torch.tensor(reader.special_ids)
+
+    def loss(tokens: torch.Tensor, layers: tuple[int, ...]) -> torch.Tensor:
+        ordinary = ~torch.isin(tokens, special)
+
+        def hook(sae: nestcoder.Transcoder) -> Callable[..., tuple[torch.Tensor]]:
+            def replace(_: object, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+                found = args[0].clone()
+                found[ordinary] = sae.reconstructions(args[0][ordinary])[:, -1]
+                return (found,)
+
+            return replace
+
+        mlps = {layer: model.hugging.transformer.h[layer].mlp for layer in layers}
+        handles = [mlp.register_forward_pre_hook(hook(saes[layer])) for layer, mlp in mlps.items()]
+        with torch.no_grad():
+            logits = model.hugging(input_ids=tokens).logits[0, :-1]
+        for handle in handles:
+            handle.remove()
+        return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")[ordinary[0, :-1]]
+
+    contexts = [one.tokens for one in held_out_contexts(reader, tokens=256, batch_tokens=1, device="cpu")]
+    clean, one, two = (torch.cat([loss(tokens, of) for tokens in contexts]).mean() for of in ((), (8,), (4, 8)))
+    assert alone["per_prefix"][-1]["delta"] == pytest.approx(float(one - clean), abs=1e-4)
+    assert both["per_prefix"][-1]["delta"] == pytest.approx(float(two - clean), abs=1e-4)
+    assert abs(float(one - clean)) > 1e-3
 
 
 def test_caches_of_other_text_are_refused(runs: Path, tmp_path: Path) -> None:
