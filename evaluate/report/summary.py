@@ -22,9 +22,9 @@ FORMS = {
 
 _GUIDANCE = {
     "transcoder": """How to read this: FVU 0 is perfect, 1 is the held-out mean. A transcoder earns its features where
-it beats the best affine map. Low FVU is easier in the first and last layers than between them: others found about .08 in
-layer 0, .34 in 6, .49 in 12 and .18 in 25 for Google's transcoders of Gemma-2-2B. Figures of different layers, models
-or L0 do not compare.""",
+it beats the best affine map. Low FVU is easier in the first and last layers than between them: others found about
+.08 in layer 0, .34 in 6, .49 in 12 and .18 in 25 for Google's transcoders of Gemma-2-2B. Figures of different layers,
+models or L0 do not compare.""",
     "sae": """How to read this: FVU 0 is perfect, 1 is the held-out mean. An autoencoder earns its features where it
 beats as many principal axes. Figures of different sites, layers, models or L0 do not compare.""",
 }
