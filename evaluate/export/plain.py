@@ -1,7 +1,7 @@
 """Plain files: JSON lines with everything that is known of a feature, and a parquet table with a row a feature."""
 
 import gzip
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -62,17 +62,17 @@ def _lines(evidence: Evidence) -> Iterable[bytes]:
 def parquet_files(layers: Iterable[Evidence]) -> Files:
     """``layer08.parquet``: a row a feature, lists and contexts nested in it."""
     for evidence in layers:
-        yield f"layer{evidence.layer:02d}.parquet", _table(evidence)
+        yield f"layer{evidence.layer:02d}.parquet", (table_bytes(evidence, range(evidence.dict_size)),)
 
 
-def _table(evidence: Evidence) -> Iterable[bytes]:
+def table_bytes(evidence: Evidence, features: Sequence[int]) -> bytes:
+    """The parquet file of some features."""
     made = BytesIO()
     with parquet.ParquetWriter(made, SCHEMA, compression="zstd") as writer:
-        for start in range(0, evidence.dict_size, _GROUP):
-            features = range(start, min(start + _GROUP, evidence.dict_size))
-            rows = [_row(feature_page(evidence, feature)) for feature in features]
+        for start in range(0, len(features), _GROUP):
+            rows = [_row(feature_page(evidence, feature)) for feature in features[start : start + _GROUP]]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=SCHEMA))
-    yield made.getvalue()
+    return made.getvalue()
 
 
 def _row(page: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from common.run_layout import FEATURES_PAGE
 from nestcoder import stages
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
-from nestcoder.text import table
+from nestcoder.text import as_lines, table
 
 if TYPE_CHECKING:
     from evaluate.features.evidence import Evidence
@@ -30,6 +31,30 @@ def collect(
         )
     lines = [f"features: {invocation.folders(layer).features(name) / FEATURES_PAGE}" for layer in layers]
     return CommandResult(results, "\n".join(lines))
+
+
+def plan_collect(
+    invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool
+) -> CommandResult:
+    """What ``collect`` would take for each layer."""
+    from common.distributed import read_ranks
+    from evaluate.features.plan import plan_features
+
+    plans: dict[int, dict[str, Any]] = {}
+    for layer in layers:
+        folders = invocation.folders(layer)
+        found = plan_features(
+            cache=folders.cache,
+            cache_settings=invocation.settings.cache,
+            transcoder=folders.transcoder(name),
+            out=folders.features(name),
+            settings=invocation.settings.features,
+            device=read_ranks().device(device),
+            lm=invocation.settings.model if lm else None,
+            force=force,
+        )
+        plans[layer] = asdict(found)
+    return CommandResult(plans, "\n\n".join(f"layer {layer}\n{as_lines(found)}" for layer, found in plans.items()))
 
 
 def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:

@@ -1,6 +1,7 @@
 """``features export``: the evidence of some layers in another tool's file format, in a folder that appears whole."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
+from nestcoder.text import as_lines
 
 if TYPE_CHECKING:
     from evaluate.export.files import Files
+    from evaluate.export.plan import ExportPlan
     from evaluate.features.evidence import Evidence
     from nestcoder.invocation import Invocation
 
@@ -21,13 +24,44 @@ def export(
     """Write the evidence ``name`` of ``layers`` into the new folder ``out``."""
     from evaluate.export.files import write_folder
 
-    if out.exists():
-        raise UsageError("This is there already.", where=out, remedy="Name a new folder, or remove this one.")
+    _refuse_what_is_there(out)
     write_folder(out, _files(invocation, layers, target, name=name, device=device))
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     size = sum((out / path).stat().st_size for path in written)
     text = f"{target}: {out} ({len(written):,} files, {size:,} bytes)"
     return CommandResult({"folder": str(out), "files": written, "bytes": size}, text)
+
+
+def plan_export(
+    invocation: "Invocation", layers: list[int], target: str, out: Path, *, name: str, device: str
+) -> CommandResult:
+    """What ``export`` would take for each layer. It reads the evidence, as the export would."""
+    _refuse_what_is_there(out)
+    plans = {layer: asdict(_plan(invocation, layer, target, out, name=name, device=device)) for layer in layers}
+    return CommandResult(plans, "\n\n".join(map(as_lines, plans.values())))
+
+
+def _plan(invocation: "Invocation", layer: int, target: str, out: Path, *, name: str, device: str) -> "ExportPlan":
+    from evaluate.export.plan import plan_delphi, plan_pages
+    from evaluate.features.evidence import read_evidence
+
+    folders = invocation.folders(layer)
+    if target != "delphi":
+        return plan_pages(read_evidence(folders.features(name)), target, out)
+    return plan_delphi(
+        cache=folders.cache,
+        cache_settings=invocation.settings.cache,
+        transcoder=folders.transcoder(name),
+        layer=layer,
+        out=out,
+        settings=invocation.settings.features,
+        device=device,
+    )
+
+
+def _refuse_what_is_there(out: Path) -> None:
+    if out.exists():
+        raise UsageError("This is there already.", where=out, remedy="Name a new folder, or remove this one.")
 
 
 def _files(invocation: "Invocation", layers: list[int], target: str, *, name: str, device: str) -> "Files":

@@ -10,6 +10,9 @@ import click
 from nestcoder.invocation import Invocation
 from nestcoder.options import device_option, layers_option, name_option
 
+_dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Say rows, features, bytes, minutes, and the folder; write nothing."
+)
 _EXPORTS = click.Choice(["circuit-tracer", "neuronpedia", "delphi", "jsonl", "parquet"])
 
 
@@ -19,8 +22,11 @@ _EXPORTS = click.Choice(["circuit-tracer", "neuronpedia", "delphi", "jsonl", "pa
 @name_option
 @click.option("--lm", is_flag=True, help="Also read the language model's unembedding, for the logits.")
 @click.option("--force", is_flag=True, help="Take the evidence on another cache than the transcoder's.")
+@_dry_run_option
 @click.pass_context
-def features(context: click.Context, *, layers: tuple[int, ...], device: str, name: str, lm: bool, force: bool) -> None:
+def features(
+    context: click.Context, *, layers: tuple[int, ...], device: str, name: str, lm: bool, force: bool, dry_run: bool
+) -> None:
     """Take the evidence of every feature of each --layer, and write the pages that show it."""
     from nestcoder.commands import features_commands
 
@@ -29,7 +35,8 @@ def features(context: click.Context, *, layers: tuple[int, ...], device: str, na
     if not layers:
         raise click.UsageError("Give --layer, or one of the commands below.", context)
     chosen = list(dict.fromkeys(layers))
-    context.obj.show(features_commands.collect(context.obj, chosen, device, name=name, lm=lm, force=force))
+    command = features_commands.plan_collect if dry_run else features_commands.collect
+    context.obj.show(command(context.obj, chosen, device, name=name, lm=lm, force=force))
 
 
 @features.command("show")
@@ -94,12 +101,14 @@ def feature_history(invocation: Invocation, *, feature: str, name: str) -> None:
 @layers_option(required=True)
 @device_option
 @name_option
+@_dry_run_option
 @click.pass_obj
 def export_features(
-    invocation: Invocation, *, out: Path, target: str, layers: tuple[int, ...], device: str, name: str
+    invocation: Invocation, *, out: Path, target: str, layers: tuple[int, ...], device: str, name: str, dry_run: bool
 ) -> None:
     """Write the evidence of each --layer into the new folder OUT, as another tool reads it."""
     from nestcoder.commands import features_export
 
     chosen = list(dict.fromkeys(layers))
-    invocation.show(features_export.export(invocation, chosen, target, out, name=name, device=device))
+    command = features_export.plan_export if dry_run else features_export.export
+    invocation.show(command(invocation, chosen, target, out, name=name, device=device))

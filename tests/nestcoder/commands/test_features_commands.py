@@ -62,3 +62,13 @@ def test_a_feature_beyond_the_dictionary_and_a_layer_without_evidence_are_refuse
     without = _call(feature_runs, "features", "show", "4/1")
     assert "nestcoder features" in str(without.exception)
     assert _call(feature_runs, "features").exit_code == 2
+
+
+def test_a_dry_run_says_what_would_be_taken_and_writes_nothing(feature_runs: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in feature_runs.rglob("*")}
+    plan = _data(feature_runs, "features", "--layer", "3", "--name", "main", "--dry-run")["3"]
+    assert (plan["rows"], plan["features"]) == (320, 32)
+    assert plan["folder"].endswith("features/main")
+    text = _call(feature_runs, "features", "--layer", "3", "--dry-run").stdout
+    assert "bytes at most" in text
+    assert {path: path.stat().st_mtime_ns for path in feature_runs.rglob("*")} == before

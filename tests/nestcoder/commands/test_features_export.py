@@ -37,3 +37,16 @@ def test_a_folder_that_is_there_and_missing_evidence_are_refused(feature_runs: P
     result = _call(feature_runs, *arguments, "--name", "other", str(tmp_path / "out"))
     assert "no feature evidence" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["circuit-tracer", "delphi"])
+def test_a_dry_run_writes_nothing_and_refuses_what_the_export_refuses(
+    feature_runs: Path, tmp_path: Path, target: str
+) -> None:
+    arguments = ("features", "export", "--dry-run", "--to", target, "--layer", "3")
+    plan = json.loads(_call(feature_runs, *arguments, str(tmp_path / "out")).stdout)["3"]
+    assert plan["to"] == target
+    assert plan["folder"] == str(tmp_path / "out")
+    assert plan["bytes_about"] > 0
+    assert not (tmp_path / "out").exists()
+    assert isinstance(_call(feature_runs, *arguments, str(tmp_path)).exception, UsageError)
