@@ -5,16 +5,17 @@ nestcoder.plots = (() => {
   const { shape, number } = nestcoder.draw;
   const WIDTH = 620, HEIGHT = 330, LEFT = 52, RIGHT = 12, TOP = 12, BOTTOM = 40;
 
-  /* Round numbers between two bounds; on a scale of logarithms 1, 2 and 5 of each power of ten. */
+  /* Round numbers between two bounds; on a scale of logarithms 1, 2 and 5 of each power of ten, where these are enough. */
   function ticks(low, high, isLog) {
     if (isLog) {
       const found = [];
       for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
         for (const digit of [1, 2, 5]) found.push(digit * 10 ** power);
       }
-      return found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+      const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+      if (inside.length >= 3) return inside;
     }
-    const raw = (high - low || 1) / 5, power = 10 ** Math.floor(Math.log10(raw));
+    const raw = (high - low || 1) / (isLog ? 8 : 5), power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((digit) => digit * power).find((size) => size >= raw);
     const found = [];
     for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) found.push(value);
