@@ -311,8 +311,8 @@ def run_import(
 ) -> dict[int, dict[str, Any]]:
     """Take a dictionary of another tool into the run ``name`` of each layer; its config.json, by layer.
 
-    ``path`` is a folder, a file, or ``hf:user/repository/path``. ``source_view`` says what its encoder reads, where its
-    own files may mean two things.
+    ``path`` is a folder, a file, ``hf:user/repository/path``, or a URL that fsspec knows. ``source_view`` says what its
+    encoder reads, where its own files may mean two things.
 
         nestcoder.run_import(settings, "sae/layer08", [8], name="theirs")
     """

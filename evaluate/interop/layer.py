@@ -154,6 +154,10 @@ class ExportLayer:
         if size is not None and size not in self.trained.prefixes:
             what = f"{size} is not a prefix of this transcoder; it has {list(self.trained.prefixes)}."
             raise UsageError(what, where=self.source.transcoder)
+        view = self.request.wish.source_view
+        if self.about.is_autoencoder and view not in (None, self.about.source_site):
+            what = f"This dictionary reconstructs {self.about.source_site}, which it reads, so it cannot read {view}."
+            raise UsageError(what, where=self.source.transcoder, remedy="Leave out --source-view.")
         for name in self.request.to:
             refused = refusal(WRITERS[name], name, self.trained, self.about)
             if refused:

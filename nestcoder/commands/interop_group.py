@@ -87,7 +87,7 @@ def import_dictionary(
     force: bool,
     fresh: bool,
 ) -> None:
-    """Take a dictionary of another tool from PATH, a folder, a file, or hf:user/repository/path.
+    """Take a dictionary of another tool from PATH: a folder, a file, hf:user/repository/path or s3://bucket/path.
 
     It becomes a run like those that were trained here: evaluate, features, export and --against work on it.
     """

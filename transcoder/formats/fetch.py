@@ -1,9 +1,11 @@
-"""Where a dictionary lies that is named by a path, or by its place on the Hugging Face Hub.
+"""Where a dictionary lies that is named by a path, by its place on the Hugging Face Hub, or by a URL.
 
     hf:google/gemma-scope-2b-pt-transcoders/layer_8/width_16k/average_l0_52
     https://huggingface.co/google/gemma-scope-2b-pt-transcoders/tree/main/layer_8/width_16k/average_l0_52
+    s3://bucket/dictionaries/layer08
 
-Of a repository the files directly in the folder are fetched, of a set of layers only the layer's; never code.
+Of a repository, or below a URL, the files directly in the folder are fetched, of a set of layers only the layer's;
+never code.
 """
 
 import re
@@ -12,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from common.errors import UsageError
 from common.progress import Progress
 from transcoder.formats.hub import HubRepository
+from transcoder.formats.remote import RemoteFolder
 
 _HUB = re.compile(r"(?:hf:(?://)?|https://huggingface\.co/)([\w.-]+/[\w.-]+)(?:/(?:(?:tree|blob)/main/)?(.*))?")
 _READ = {".json", ".yaml", ".safetensors", ".npz", ".pt"}
@@ -19,12 +22,17 @@ _DEEPER = ("checkpoints/final.pt",)
 
 
 def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None = None) -> Path:
-    """The local file or folder that ``path`` means. Raises UsageError where the Hub has no such files, DiskError."""
+    """The local file or folder that ``path`` means.
+
+    UsageError: no such files there. MismatchError: a file beyond the limits of size. DiskError.
+    """
     found = _HUB.fullmatch(path.rstrip("/"))
     if found is None:
-        if "://" in path or path.startswith("hf:"):
+        if "://" in path:
+            return _below_url(path, layer=layer, progress=progress)
+        if path.startswith("hf:"):
             what = f"'{path}' is no place that a dictionary can be fetched from."
-            raise UsageError(what, remedy="Give a folder, a file, or hf:user/repository/path.")
+            raise UsageError(what, remedy="Give a folder, a file, hf:user/repository/path, or s3://bucket/path.")
         return Path(path)
     hub = HubRepository(found[1], endpoint=endpoint, progress=progress)
     inside = found[2] or ""
@@ -37,6 +45,14 @@ def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None =
         return files[0]
     above = len(PurePosixPath(names[0]).relative_to(inside or ".").parts)
     return files[0].parents[above - 1]
+
+
+def _below_url(url: str, *, layer: int, progress: Progress) -> Path:
+    remote = RemoteFolder(url, progress=progress)
+    names = _wanted(remote.paths(), remote.inside, layer=layer)
+    if not names:
+        raise UsageError("There is no dictionary here.", where=url, remedy="Name the folder that holds one.")
+    return remote.fetch(names) / remote.inside
 
 
 def _wanted(names: list[str], inside: str, *, layer: int) -> list[str]:

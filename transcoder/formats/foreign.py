@@ -21,6 +21,7 @@ from transcoder.formats.peers.gemma_scope import folder_of, locate, read_gemma_s
 from transcoder.formats.peers.gemma_scope_2 import find_gemma_scope_2, read_gemma_scope_2
 from transcoder.formats.peers.gpt2_transcoders import find_gpt2_transcoder, read_gpt2_transcoder
 from transcoder.formats.peers.matryoshka import find_matryoshka, read_matryoshka
+from transcoder.formats.peers.openmoss import find_openmoss, read_openmoss
 from transcoder.formats.peers.saelens import find_saelens, read_saelens, write_saelens
 from transcoder.formats.peers.sparsify import caveat, find_sparsify, read_sparsify, write_sparsify
 from transcoder.formats.sites import module_of
@@ -76,6 +77,7 @@ def _read_gemma_scope(path: Path, wanted: Wanted) -> Transcoder:
 
 # Asked in this order. The last one refuses what none of them knows.
 FORMATS: dict[str, Format] = {
+    "openmoss": Format(find_openmoss, read_openmoss),  # before SAELens, whose weights have the same file name
     "saelens": Format(find_saelens, read_saelens),
     "sparsify": Format(find_sparsify, read_sparsify),
     "dictionary-learning": Format(find_dictionary_learning, read_dictionary_learning),
@@ -92,6 +94,9 @@ def _saelens_place(about: About, _dict_size: int, _l0: float) -> str:
 
 
 def _module_place(about: About, _dict_size: int, _l0: float) -> str:
+    if about.is_autoencoder and about.target_site == "mlp_in":
+        what = "sparsify's autoencoders read what a module writes, and this one reads what the MLP does."
+        raise UsageError(what, remedy="Export to saelens.")
     module = module_of(about.target_site, about.layer, architecture=about.architecture)
     if module is None:
         what = f"sparsify reads and writes the ends of modules, and {about.target_site} is none."

@@ -182,3 +182,50 @@ def test_every_layer_of_a_set_has_the_size_of_its_prefix(layer: LayerSource, tmp
     for number in range(4):
         with safe_open(Path(result["folder"]) / f"layer_{number}.safetensors", framework="pt") as file:
             assert file.get_slice("W_enc").get_shape() == [24, WIDTH]
+
+
+@pytest.fixture(scope="module", params=["source", "target"])
+def autoencoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, layer: LayerSource) -> Any:
+    """(an autoencoder of one side of the cache, its site)"""
+    folder = tmp_path_factory.mktemp("sae") / "transcoder"
+    width = load_transcoder(layer.transcoder).d_source
+    arrays = random_arrays(width, width, dict_size=64, seed=6)
+    arrays["b_dec"] += 2
+    trained = Transcoder(**arrays, rule=TopK(20), prefixes=(8, 64))
+    save_transcoder(trained, folder, config={"kind": "sae", "side": request.param})
+    return replace(layer, transcoder=folder), {"source": "mlp_in", "target": "mlp_out"}[request.param]
+
+
+@pytest.mark.parametrize(("to", "architecture"), [("saelens", "topk"), ("saelens-jumprelu", "jumprelu")])
+def test_an_autoencoder_is_one_in_saelens_too(autoencoder: Any, tmp_path: Path, to: str, architecture: str) -> None:
+    source, site = autoencoder
+    (result,) = run(source, tmp_path, to)
+    config = json.loads((Path(result["folder"]) / "cfg.json").read_text())
+    hook = {"mlp_in": "blocks.3.mlp.hook_in", "mlp_out": "blocks.3.hook_mlp_out"}[site]
+    assert (config["architecture"], config["metadata"]["hook_name"]) == (architecture, hook)
+    assert "hook_name_out" not in config["metadata"]
+    assert "d_out" not in config
+    record = result["layers"]["3"]
+    assert (record["source_site"], record["target_site"]) == (site, site)
+    if to == "saelens":
+        assert record["exactness"] == "exact"
+        assert record["held_out"]["after"] == record["held_out"]["before"]
+        read = read_foreign(Path(result["folder"]), Wanted(layer=3))
+        for name, array in load_transcoder(source.transcoder).arrays().items():
+            assert torch.equal(array, read.arrays()[name])
+
+
+def test_what_cannot_hold_an_autoencoder_says_so(autoencoder: Any, tmp_path: Path) -> None:
+    source, site = autoencoder
+    for to in ("circuit-tracer", "gemma-scope"):
+        with pytest.raises(UsageError, match="holds transcoders"):
+            run(source, tmp_path / "out", to)
+    with pytest.raises(UsageError, match="cannot read ln2_normalized"):
+        run(source, tmp_path / "out", "saelens", wish=Wish(source_view="ln2_normalized"))
+    if site == "mlp_in":  # of a module sparsify knows the output alone
+        with pytest.raises(UsageError, match="what a module writes"):
+            run(source, tmp_path / "out", "sparsify")
+    else:
+        (result,) = run(source, tmp_path / "out", "sparsify")
+        assert Path(result["folder"]).name.endswith(".3.mlp")
+    assert site == "mlp_out" or not (tmp_path / "out").exists()

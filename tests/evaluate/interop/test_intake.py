@@ -44,6 +44,21 @@ def take(folder: Path, cache: Path, **options: Any) -> dict[str, Any]:
     return import_layer(request, device="cpu", progress=Silent(), **more)
 
 
+def evaluated(folder: Path, cache: Path) -> dict[str, Any]:
+    return evaluate_layer(
+        cache=cache,
+        transcoder=folder / "taken",
+        out=folder / "report",
+        settings=EvaluateSettings(bootstrap=0),
+        device="cpu",
+        lm=None,
+        gemma_scope=None,
+        against=None,
+        force=False,
+        progress=Silent(),
+    )
+
+
 def test_it_is_evaluated_like_ours_and_verified(tmp_path: Path, cache: Path) -> None:
     write_saelens(tmp_path / "x", dictionary(), ABOUT)
     config = take(tmp_path / "x", cache)
@@ -55,18 +70,7 @@ def test_it_is_evaluated_like_ours_and_verified(tmp_path: Path, cache: Path) -> 
     for name, array in dictionary().arrays().items():
         assert torch.equal(array, taken.arrays()[name])
     assert verify_run(tmp_path / "taken") == []
-    metrics = evaluate_layer(
-        cache=cache,
-        transcoder=tmp_path / "taken",
-        out=tmp_path / "report",
-        settings=EvaluateSettings(bootstrap=0),
-        device="cpu",
-        lm=None,
-        gemma_scope=None,
-        against=None,
-        force=False,
-        progress=Silent(),
-    )
+    metrics = evaluated(tmp_path, cache)
     assert metrics["fvu_per_prefix"][-1] == pytest.approx(config[IMPORTED]["measured"]["fvu"], rel=1e-5)
 
 
@@ -81,6 +85,9 @@ def test_an_autoencoder_takes_its_side_of_the_cache(tmp_path: Path, cache: Path)
     write_saelens(tmp_path / "x", dictionary(), replace(ABOUT, source_site="mlp_out"))
     config = take(tmp_path / "x", cache)
     assert (config["kind"], config["side"]) == ("sae", "target")
+    metrics = evaluated(tmp_path, cache)
+    assert metrics["transcoder"]["kind"] == "sae"
+    assert metrics["fvu_per_prefix"][-1] == pytest.approx(config[IMPORTED]["measured"]["fvu"], rel=1e-5)
     write_saelens(tmp_path / "y", dictionary(), replace(ABOUT, source_site="resid_post", target_site="resid_post"))
     with pytest.raises(MismatchError, match="resid_post"):
         take(tmp_path / "y", cache, fresh=True)
@@ -133,15 +140,4 @@ def test_other_sites_are_refused_when_it_is_evaluated(tmp_path: Path, cache: Pat
     write_saelens(tmp_path / "x", dictionary(), replace(ABOUT, source_site="resid_mid"))
     take(tmp_path / "x", tmp_path / "none")
     with pytest.raises(MismatchError, match="resid_mid"):
-        evaluate_layer(
-            cache=cache,
-            transcoder=tmp_path / "taken",
-            out=tmp_path / "report",
-            settings=EvaluateSettings(bootstrap=0),
-            device="cpu",
-            lm=None,
-            gemma_scope=None,
-            against=None,
-            force=False,
-            progress=Silent(),
-        )
+        evaluated(tmp_path, cache)

@@ -75,6 +75,6 @@ def test_what_is_no_such_place(hub: list[str]) -> None:
     assert fetched("some/folder", layer=8, progress=Silent()) == Path("some/folder")
     with pytest.raises(UsageError, match="no dictionary"):
         fetched("hf:user/repo/nowhere", layer=8, progress=Silent())
-    for path in ("ftp://somewhere/x", "hf:user"):
+    for path in ("nothing://somewhere/x", "hf:user"):
         with pytest.raises(UsageError, match="no place"):
             fetched(path, layer=8, progress=Silent())
