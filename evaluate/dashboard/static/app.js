@@ -1,4 +1,4 @@
-/* What is shown follows from the address behind "#": "/8/123" a feature, "/compare/8/1+8/2" several, "/cluster/8/0" a cluster, nothing the overview. */
+/* What is shown follows from the address behind "#": "/8/123" a feature, "/compare/8/1+8/2" several, "/cluster/8/0" a cluster, nothing the overview; on a phone nothing is the list, and "/overview" the overview. */
 "use strict";
 
 nestcoder.app = (() => {
@@ -23,7 +23,8 @@ nestcoder.app = (() => {
     const address = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
     const cluster = address.match(/^cluster\/(\d+)\/(\d+)$/);
     const several = address.startsWith("compare/") ? address.slice(8).split("+").map(parsed).filter((feature) => feature >= 0).slice(0, MOST_COMPARED) : [];
-    const features = several.length ? several : address && !cluster ? [parsed(address)] : [];
+    const overview = address === "" || address === "overview";
+    const features = several.length ? several : overview || cluster ? [] : [parsed(address)];
     document.body.classList.toggle("reading", address !== "");
     try {
       if (features.includes(-1)) throw new Error(`There is no feature ${address} here.`);

@@ -25,11 +25,16 @@ nestcoder.charts = (() => {
       node.append(bar);
     });
     node.append(shape("line", { x1: 0, x2: width, y1: bottom, y2: bottom, class: "axis" }));
-    names.forEach((name, place) => {
-      if (![5, 50, 95].includes(name)) return;
-      const x = width * percentiles[place] / largest;
-      node.append(shape("line", { x1: x, x2: x, y1: 6, y2: bottom, class: "mark" }), words(Math.min(x + 3, width - 26), 12, name === 50 ? "median" : `p${name}`));
-    });
+    // The median is named first: a name that would stand on another is left out, its line is not.
+    const taken = [];
+    for (const name of [50, 5, 95].filter((one) => names.includes(one))) {
+      const x = width * percentiles[names.indexOf(name)] / largest;
+      const text = name === 50 ? "median" : `p${name}`, room = name === 50 ? 46 : 26, left = Math.min(x + 3, width - room);
+      node.append(shape("line", { x1: x, x2: x, y1: 6, y2: bottom, class: "mark" }));
+      if (taken.some(([from, to]) => left < to && left + room > from)) continue;
+      taken.push([left, left + room]);
+      node.append(words(left, 12, text));
+    }
     node.append(words(0, height - 6, "0"), words(width, height - 6, number(largest), "end"), words(width / 2, height - 6, "activation", "middle"));
     return node;
   }

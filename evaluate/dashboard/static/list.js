@@ -90,6 +90,7 @@ nestcoder.list = (() => {
     side.replaceChildren(
       make("header", {},
         make("a", { className: "title", href: "#/" }, make("b", {}, head.cache.model.split("/").pop()), make("span", {}, ` layer ${head.cache.layer}`)),
+        make("a", { className: "to-overview", href: "#/overview" }, "Overview, map and clusters"),
         parts.input,
         make("div", { className: "choices" },
           choice("kind", Object.entries(KINDS).map(([value, [text]]) => [value, text]), "Which features"),

@@ -108,6 +108,11 @@ def test_plots_have_a_dot_a_prefix_and_a_curve_a_run(browser: WebDriver, visit, 
     assert len(first.find_elements(By.CSS_SELECTOR, ".dot")) == 6
     assert len(first.find_elements(By.CSS_SELECTOR, ".dot.chosen")) == 2
     assert len(second.find_elements(By.CSS_SELECTOR, ".curve")) == 2
+    numbers = browser.execute_script(
+        "return [...document.querySelector('svg.chart').querySelectorAll('text')].map(e => e.textContent)"
+    )
+    # Three at least on each axis, beside the two names: one number tells nothing of a scale of logarithms.
+    assert len(numbers) >= 8
     browser.find_element(By.CSS_SELECTOR, ".panel select option[value=lr]").click()
     _wait(browser, lambda: "lr" in browser.find_elements(By.CSS_SELECTOR, "svg.chart")[1].text)
 

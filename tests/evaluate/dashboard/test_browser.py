@@ -251,6 +251,16 @@ def test_an_address_of_nothing_says_so(browser: WebDriver, visit, address: str) 
     assert "no feature" in browser.find_element(By.CSS_SELECTOR, "#main .none").text
 
 
+def test_names_of_percentiles_do_not_stand_on_each_other(browser: WebDriver, visit) -> None:
+    visit("3/20")
+    names = browser.execute_script(
+        "const draw = (p) => [...nestcoder.charts.histogram([1, 2], 10, p, [5, 50, 95]).querySelectorAll('text')]"
+        ".map(e => e.textContent).filter(text => /^(p|median)/.test(text));"
+        "return [draw([1, 5, 9]), draw([4.9, 5, 9]), draw([9.8, 9.9, 10])]"
+    )
+    assert names == [["median", "p5", "p95"], ["median", "p95"], ["median"]]
+
+
 def test_a_phone_shows_one_thing_at_a_time(browser: WebDriver, visit) -> None:
     browser.set_window_size(500, 900)
     visit("3/20")
@@ -260,6 +270,10 @@ def test_a_phone_shows_one_thing_at_a_time(browser: WebDriver, visit) -> None:
     browser.find_element(By.CSS_SELECTOR, ".back").click()
     _wait(browser, lambda: browser.find_element(By.ID, "side").is_displayed())
     assert not browser.find_element(By.ID, "main").is_displayed()
+    browser.find_element(By.CSS_SELECTOR, ".to-overview").click()
+    _wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, ".overview canvas, .overview svg").is_displayed())
+    wide = browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0
 
 
 def test_a_missing_pack_is_said_and_the_rest_goes_on(browser: WebDriver, folder: Path, tmp_path: Path) -> None:
