@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
-from common.run_layout import FEATURES_PAGE
+from common.run_layout import FEATURES_PAGE, check_of_one_layer
 from nestcoder import stages
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
@@ -40,6 +40,7 @@ def plan_collect(
     from common.distributed import read_ranks
     from evaluate.features.plan import plan_features
 
+    check_of_one_layer(Path(invocation.settings.runs), invocation.settings.model, layers, name)
     plans: dict[int, dict[str, Any]] = {}
     for layer in layers:
         folders = invocation.folders(layer)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.run_layout import check_of_one_layer
 from common.units import in_bytes
 from nestcoder import stages
 from nestcoder.invocation import CommandResult, Invocation
@@ -26,6 +27,7 @@ def request_of(
     """What the options ask for."""
     from evaluate.publish.upload import PublishRequest
 
+    check_of_one_layer(Path(invocation.settings.runs), invocation.settings.model, layers, name)
     return PublishRequest(
         to=to,
         folders={layer: stages.folders_of(invocation.settings, layer) for layer in layers},

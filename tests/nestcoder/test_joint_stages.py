@@ -39,6 +39,8 @@ def test_layers_without_a_cache_are_refused(tmp_path: Path) -> None:
         "evaluate --layer 1 --layer 2 --together",
         "evaluate --together",
         "features --layer 1 --layer 2",
+        "features --layer 1 --layer 2 --dry-run",
+        "publish --layer 1 --to hf:user/repository --license mit",
         "finetune --layer 1 --layer 2",
         "finetune --layer 1 --layer 2 --dry-run",
         "export {out} --layer 1 --layer 2 --to saelens",
