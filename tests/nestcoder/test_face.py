@@ -29,16 +29,21 @@ def test_the_snippets_of_the_page_run_one_after_another(
     (tmp_path / "pipeline.yaml").write_text(write_yaml(settings.model_dump(mode="json")))
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(snippets) == 9
+    assert len(snippets) == 10
     names: dict[str, object] = {}
     for snippet in snippets:
         exec(compile(snippet, str(PAGE), "exec"), names)
     printed = capsys.readouterr().out
     assert "active features a row 4.0" in printed
     assert "layer09" in printed
+    assert "exported/saelens/blocks.8.mlp_out exact" in printed
+    assert "exported/sparsify/h.8.mlp exact" in printed
     assert "moved the likeliest token by" in printed
     assert "['blocks.8.ln2.hook_normalized', 'blocks.8.hook_mlp_out']" in printed
-    assert (tmp_path / "runs" / "gpt2-stdlib" / "layer08" / "transcoder" / "short" / "config.json").is_file()
+    layer = tmp_path / "runs" / "gpt2-stdlib" / "layer08" / "transcoder"
+    assert (layer / "short" / "config.json").is_file()
+    weights = [(layer / name / "transcoder.safetensors").read_bytes() for name in ("main", "theirs")]
+    assert weights[0] == weights[1]  # exported and imported again
 
 
 def test_every_name_is_there_typed_and_explained() -> None:
