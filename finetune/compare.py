@@ -34,7 +34,7 @@ _METRICS = (Fvu, Sparsity, TopContexts, FirstLetterAbsorption)
 
 
 @dataclass(frozen=True)
-class Judge:
+class Comparison:
     """Measures sets of dictionaries alike."""
 
     splicer: Splicer

@@ -31,7 +31,7 @@ from evaluate.reference import check_belongs
 from evaluate.report import report
 from evaluate.spliced.splicer import Splicer, open_splicer
 from evaluate.spliced.together import check_same_text
-from finetune.compare import Judge, comparison_table
+from finetune.compare import Comparison, comparison_table
 from finetune.config import FinetuneSettings
 from finetune.contexts import TrainText
 from finetune.objective import Balance, Measured, Objective
@@ -194,7 +194,7 @@ class _Run:
     def compare(self) -> dict[str, Any]:
         """The comparison, written with its table."""
         after = {layer: one.transcoder.requires_grad_(False) for layer, one in self._tuned.items()}
-        judge = Judge(
+        comparison = Comparison(
             splicer=self._splicer,
             readers=self._readers,
             absorption={
@@ -211,7 +211,7 @@ class _Run:
             "before": self._request.name,
             "after": self._request.result,
             "finetuned": self._identity(),
-            **judge.compared(self._before, after),
+            **comparison.compared(self._before, after),
         }
         self._note_fvu(metrics)
         files = {METRICS_FILE: report.as_json(metrics), "summary.txt": comparison_table(metrics).encode() + b"\n"}

@@ -141,8 +141,7 @@ def train_step(
     if not share.rows:
         source = source.new_zeros(1, source.shape[1])
         target = target.new_zeros(1, target.shape[1])
-    numbers = step_numbers(settings, state.step) if in_one_pass(state.weights) else None
-    order = drawn_order(state.step, share.batch_rows) if form.revives else None
+    numbers, order = numbers_and_order(state, settings, form, share)
     inputs = (source, target, numbers, order)
 
     def work(inputs: Inputs) -> dict[str, Tensor]:
@@ -153,6 +152,21 @@ def train_step(
         measured = graphs.play(form, inputs, work)
     if measured is None:
         measured = work([None if array is None else to_device(array, source.device) for array in inputs])
+    return counted_(state, measured, settings, share)
+
+
+def numbers_and_order(
+    state: State, settings: ResolvedSettings, form: StepForm, share: BatchShare
+) -> tuple[Float[Tensor, " numbers"] | None, Int[Tensor, " batch_rows"] | None]:
+    """What differs between two steps of one form, on the host: the numbers of the update in one pass, and the order in
+    which dead features draw rows."""
+    numbers = step_numbers(settings, state.step) if in_one_pass(state.weights) else None
+    order = drawn_order(state.step, share.batch_rows) if form.revives else None
+    return numbers, order
+
+
+def counted_(state: State, measured: dict[str, Tensor], settings: ResolvedSettings, share: BatchShare) -> StepMetrics:
+    """Count a step that was taken, and return its metrics."""
     metrics = StepMetrics(**measured, lr=learning_rate(settings, state.step))
     state.step += 1
     state.tokens += share.batch_rows

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from common.distributed import Ranks
 from train.arrays.batch_share import BatchShare
-from train.arrays.optim import in_one_pass, learning_rate, step_numbers, to_device
+from train.arrays.optim import to_device
 from train.arrays.workspace import Workspace
 from train.dead.features import Dead
-from train.dead.revive import drawn_order
 from train.kinds.joint_state import JointState
 from train.loss import Decoded, StepResult, decode, differentiate, encode
 from train.record.step_metrics import StepMetrics
-from train.step import Recipe, State, StepForm, dead_of, finish_, form_of
+from train.step import Recipe, State, StepForm, counted_, dead_of, finish_, form_of, numbers_and_order
 from transcoder.cross_layer import Reach, candidates, largest_over_layers
 from transcoder.rules.rule import Rule
 from transcoder.rules.topk import TopK
@@ -116,13 +115,12 @@ def _finish(
     """A layer's update and what follows it."""
     settings = recipe.settings
     device = source.device
-    numbers = to_device(step_numbers(settings, state.step), device) if in_one_pass(state.weights) else None
-    order = to_device(drawn_order(state.step, share.batch_rows), device) if form.revives else None
+    numbers, order = numbers_and_order(state, settings, form, share)
     measured = finish_(
         state,
         source,
-        numbers,
-        order,
+        None if numbers is None else to_device(numbers, device),
+        None if order is None else to_device(order, device),
         result=result,
         dead=dead,
         form=form,
@@ -130,10 +128,7 @@ def _finish(
         workspace=workspace,
         share=share,
     )
-    metrics = StepMetrics(**measured, lr=learning_rate(settings, state.step))
-    state.step += 1
-    state.tokens += share.batch_rows
-    return metrics
+    return counted_(state, measured, settings, share)
 
 
 def _forward(
