@@ -15,4 +15,5 @@ done <<'PEERS'
 sae-lens sae-lens==6.54.12
 dictionary_learning dictionary-learning==0.1.0
 sparsify eai-sparsify==1.3.3
+llamascopium llamascopium==2.0.0b34
 PEERS

@@ -17,13 +17,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from lines import Lines
 from plain_trainer import save_plain, train_plain
 from real_text import make_text
 from real_weights import GEMMA3, SMOLLM2, Packed, make_model
 
 import nestcoder
 from cache.open import open_cache
-from common.progress import Silent
 from common.run_layout import CONFIG_FILE
 from nestcoder.stages import folders_of
 from train.resolved import resolve
@@ -39,28 +39,6 @@ HEADING = (
     "| model, layer | features | FVU | without largest rows | whitened | median dimension | median token "
     "| delta CE | KL | L0 | dead | absorption |"
 )
-
-
-class Lines(Silent):
-    """Notes, and a line whenever a tenth of a piece of work is done."""
-
-    _title = ""
-    _total = 1
-    _done = 0
-
-    def begin(self, what: str, *, total: int, unit: str, done: int = 0) -> None:
-        del unit
-        self._title, self._total, self._done = what, max(total, 1), done
-
-    def advance(self, amount: int, **figures: float) -> None:
-        before = 10 * self._done // self._total
-        self._done += amount
-        if 10 * self._done // self._total > before:
-            known = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            print(f"{self._title}: {self._done:,} of {self._total:,} {known}", file=sys.stderr, flush=True)
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 def settings_of(model: Path, text: Path, runs: Path, options: argparse.Namespace) -> nestcoder.PipelineSettings:

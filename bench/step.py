@@ -3,8 +3,8 @@
 Every system runs in a process of its own; a round asks each for one step in turn, so what else the machine does falls
 on all alike. CPU time of one thread, medians over rounds; a ratio is the median of the rounds' ratios. Peak memory is
 the process's; data_and_step_mb is that less what it held with its libraries loaded: data, weights, optimiser and step.
-The systems -sae reconstruct what they read; -clt are cross-layer transcoders of three layers, window 1. Their
-over_ours is over nestcoder's of that kind, and over_floor over one layer's.
+The systems -sae reconstruct what they read; -clt are cross-layer transcoders of three layers, each written by all
+layers up to it. Their over_ours is over nestcoder's of that kind, and over_floor over one layer's.
 DIR holds the environments that bench/peers.sh makes.
 """
 
@@ -21,7 +21,14 @@ SHAPES = {
     "small": "2048,768,64,768,2304,5376,12288",
     "large": "2048,768,32,1536,4608,9216,16384,24576",
 }
-PEERS = ("sparsify", "dictionary_learning", "sae-lens")
+PEERS = {
+    "sparsify": "sparsify",
+    "sparsify-sae": "sparsify",
+    "dictionary_learning-sae": "dictionary_learning",
+    "sae-lens-sae": "sae-lens",
+    "llamascopium-clt": "llamascopium",
+}
+"""The systems that other tools train, and whose environment each runs in."""
 KINDS = ("sae", "clt")
 OWN = (
     "floor", "ours", "ours-batchtopk", "ours-1pct-dead", "ours-10pct-dead", "floor-bf16", "ours-bf16", "dense",
@@ -70,13 +77,13 @@ def compare(
     shape: str, *, peers: Path | None, rounds: int, threads: int, only: Sequence[str] = ()
 ) -> list[dict[str, object]]:
     """Take a round to warm up and then ``rounds`` rounds; a table row for every system, or for some and their bases."""
-    asked = [base for system in only or OWN for base in (system, *_bases(system))]
+    asked = [base for system in only or (*OWN, *PEERS) for base in (system, *_bases(system))]
     wanted = {base for system in asked for base in (system, *_bases(system))}  # the bases' bases too
     pythons = {name: sys.executable for name in OWN if name in wanted}
-    for peer in PEERS if peers and not only else ():
+    for system, peer in PEERS.items() if peers else ():
         python = peers / peer / "bin" / "python"
-        if python.exists():
-            pythons[peer] = str(python)
+        if python.exists() and (not only or system in only):
+            pythons[system] = str(python)
     workers = {name: Worker(name, shape, python=python, threads=threads) for name, python in pythons.items()}
     for _ in range(rounds + 1):
         for worker in workers.values():
@@ -136,13 +143,13 @@ def main() -> None:
     parser.add_argument("--shape", default="all", help="small, large, all, or rows,width,top_k,prefix,...")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", help=f"these of {', '.join(OWN)}, with commas [default: all, and the peers]")
+    parser.add_argument("--only", help=f"these of {', '.join((*OWN, *PEERS))}, with commas")
     parser.add_argument("--json", type=Path, help="write the tables there too")
     arguments = parser.parse_args()
     shapes = SHAPES if arguments.shape == "all" else {arguments.shape: SHAPES.get(arguments.shape, arguments.shape)}
     print(f"{processor()}; {arguments.threads} thread(s), {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}")
     only = tuple(filter(None, (arguments.only or "").split(",")))
-    if strangers := set(only) - set(OWN):
+    if strangers := set(only) - {*OWN, *PEERS}:
         parser.error(f"--only: no system is called {min(strangers)}")
     given = {"peers": arguments.peers, "rounds": arguments.rounds, "threads": arguments.threads, "only": only}
     tables = {}

@@ -22,7 +22,9 @@ def test_the_cache_beside_what_it_replaces(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["evaluate", "features", "harvest", "nesting", "real_models", "step", "waiting"])
+@pytest.mark.parametrize(
+    "name", ["attribution", "evaluate", "features", "harvest", "kinds", "nesting", "real_models", "step", "waiting"]
+)
 def test_the_others_say_what_they_measure(name: str) -> None:
     assert "--help" in bench(name, "--help")
 

@@ -1,10 +1,11 @@
-"""One training step of a cross-layer transcoder, nestcoder's and a dense one, over a problem of step_systems.py.
+"""One training step of a cross-layer transcoder over a problem of step_systems.py: nestcoder's, a dense one, a peer's.
 
-Three layers with a window of 1: the features of each write to its own target and to the next layer's. Layers differ in
-which row of the problem's arrays comes first, so that one shape says everything.
+Three layers: the features of each write to its own target and to those of all later layers. Layers differ in which row
+of the problem's arrays comes first, so that one shape says everything.
 """
 
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 LAYERS = 3
-WINDOW = 1
+WINDOW = LAYERS - 1
 
 
 class Layer(NamedTuple):
@@ -108,3 +109,49 @@ class Dense:
             place = (number - source) * width
             found = found + codes[source][:, :end] @ self.trained[source].decoder[:end, place : place + width]
         return found
+
+
+def llamascopium(of: Any) -> Callable[[], object]:
+    """Its trainer's step, logging left out. No prefixes: an easier task."""
+    from llamascopium import CLTConfig, CrossLayerTranscoder, TrainerConfig
+    from llamascopium.optim import clip_grad_norm
+    from llamascopium.trainer import Trainer
+
+    layers = layers_of(of)
+    _, width, dict_size = of.sizes
+    sources, targets = ([f"{side}{number}" for number in range(LAYERS)] for side in ("source", "target"))
+    config = CLTConfig(
+        hook_points_in=sources,
+        hook_points_out=targets,
+        d_model=width,
+        expansion_factor=dict_size / width,
+        act_fn="topk",
+        top_k=of.top_k,
+        norm_activation="inference",
+        device="cpu",
+        dtype=torch.float32,
+    )
+    model = CrossLayerTranscoder(config)
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            model.W_E[number].copy_(layer.encoder.T)
+            model.b_E[number].copy_(layer.bias)
+            model.b_D[number].zero_()
+            for place, block in enumerate(layer.decoder.split(width, dim=1)):
+                model.W_D[number + place][number].copy_(block)
+    batch = dict(zip(targets, (layer.target for layer in layers), strict=True))
+    batch |= dict(zip(sources, (layer.source for layer in layers), strict=True))
+    folder = tempfile.TemporaryDirectory()  # where its checkpoints would go
+    trainer = Trainer(TrainerConfig(exp_result_path=folder.name, k_warmup_steps=0, l1_coefficient=None, lr=1e-4))
+    trainer._initialize_optimizer(model)
+
+    def step() -> None:
+        loss = trainer._training_step(model, model.normalize_activations(batch))["loss"]
+        float(loss)
+        loss.backward()
+        clip_grad_norm([array for array in model.parameters() if array.grad is not None], max_norm=1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    step.folder = folder
+    return step

@@ -159,13 +159,13 @@ def dictionary_learning(of: Problem) -> Step:
     return lambda: trainer.update(2000, of.source)  # past its first 1,000 steps, as most steps of a run are
 
 
-def sparsify(of: Problem, *, amp: bool = False) -> Step:
+def sparsify(of: Problem, *, amp: bool = False, transcode: bool = True) -> Step:
     """No prefixes: an easier task. Adam, as its trainer offers it, rather than its default of signed descent."""
     from sparsify import SparseCoder, SparseCoderConfig
 
     rows, width, dict_size = of.sizes
     device = of.source.device
-    coder = SparseCoder(width, SparseCoderConfig(num_latents=dict_size, k=of.top_k, transcode=True), device=device)
+    coder = SparseCoder(width, SparseCoderConfig(num_latents=dict_size, k=of.top_k, transcode=transcode), device=device)
     coder.encoder.weight.data.copy_(of.encoder)
     coder.encoder.bias.data.copy_(of.bias)
     coder.W_dec.data.copy_(of.decoder)
@@ -174,12 +174,16 @@ def sparsify(of: Problem, *, amp: bool = False) -> Step:
     since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
 
     def step() -> None:
+        if not transcode:
+            coder.set_decoder_norm_to_unit_norm()
         variance = (of.target - of.target.mean(0)).pow(2).sum()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
             out = coder(of.source, of.target, total_variance=variance)
         fired[out.latent_indices.flatten()] = True
         float(out.fvu.detach())
         out.fvu.backward()
+        if not transcode:
+            coder.remove_gradient_parallel_to_decoder_directions()
         optimiser.step()
         optimiser.zero_grad()
         since_fired.add_(rows)
@@ -202,9 +206,11 @@ SYSTEMS: dict[str, Callable[[Problem], Step]] = {
     "dense-sae": lambda of: dense(autoencoder(of)),
     "ours-clt": cross_layer_steps.ours,
     "dense-clt": cross_layer_steps.Dense,
-    "sae-lens": sae_lens,
-    "dictionary_learning": dictionary_learning,
     "sparsify": sparsify,
+    "sparsify-sae": lambda of: sparsify(autoencoder(of), transcode=False),
+    "dictionary_learning-sae": dictionary_learning,
+    "sae-lens-sae": sae_lens,
+    "llamascopium-clt": cross_layer_steps.llamascopium,
 }
 
 

@@ -1,0 +1,69 @@
+"""The benchmark of kinds on an embedded model at toy size, and its table's lines."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bench import kinds
+
+ROOT = Path(__file__).parents[2]
+FIGURES = {
+    "model": "toy",
+    "title": "a transcoder a layer",
+    "name": "set-finetuned",
+    "prefixes": [16, 2048],
+    "fvu": [0.41, 0.31],
+    "fvu_interval": [[0.40, 0.42], [0.30, 0.32]],
+    "l0": [3.25, 16.0],
+    "silent": 0.015,
+    "crossing": 0.25,
+    "spliced": [
+        {"top1": 0.71, "kl": 0.12, "delta": 0.22, "delta_interval": [0.21, 0.23]},
+        {"top1": 0.81, "kl": 0.11, "delta": -0.02, "delta_interval": None},
+    ],
+}
+
+
+def test_a_line_says_every_figure() -> None:
+    """Numbers that all differ, so that none can stand in another's column."""
+    assert kinds.line_of(FIGURES) == (
+        "| toy | a transcoder a layer | fine-tuned | 2,048 | 0.3100 | 0.3000 - 0.3200 | 16.0 | 1.5% | 25.0% | 81.0% "
+        "| 0.1100 | -0.0200 |  |"
+    )
+    assert kinds.line_of(FIGURES | {"fvu_interval": None, "name": "sae-in", "crossing": None}, 0) == (
+        "| toy | a transcoder a layer |  | 16 | 0.4100 |  | 3.2 |  |  | 71.0% | 0.1200 | +0.2200 | +0.2100 - +0.2300 |"
+    )
+    assert kinds.line_of(FIGURES).count("|") == kinds.HEADING.count("|")
+
+
+def test_every_kind_of_two_layers_and_a_rerun_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["the", "old", "man", "sat", "by", "the", "river", "and", "watched", "boats", "go", "past"]
+    draw = random.Random(0)
+    documents = [" ".join(draw.choices(words, k=40)) for _ in range(400)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
+    sizes = {
+        "train-tokens": 2048,
+        "held-out-tokens": 300,
+        "steps": 2,
+        "batch-rows": 64,
+        "lm-tokens": 200,
+        "finetune-tokens": 1,
+    }
+    stated = [str(tmp_path), *(f"--{name}={value}" for name, value in sizes.items())]
+    stated += ["--dataset", str(tmp_path / "text.jsonl"), "--layers", "3", "4"]
+    stated += ["--kinds", "sae-out", "set", "clt-all", "--finetune", "sae-out", "set"]
+    options = kinds.parser().parse_args(stated)
+    chosen = [kind for kind in kinds.KINDS if kind.name in options.kinds]
+    model = str(ROOT / "models" / "gpt2-stdlib")
+    found = list(kinds.Bench(model, options).rows(chosen))
+    names = [figures["name"] for figures in found]
+    assert names == ["sae-out", "sae-out-finetuned", "set", "set-finetuned", "clt-all"]
+    assert [figures["crossing"] is None for figures in found] == [True, True, False, False, False]
+    assert found[2]["crossing"] == 0 < found[4]["crossing"]
+    assert all(figures["prefixes"] == [96, 288, 672, 1536] for figures in found)
+    for gone in ("run_evaluate", "run_evaluate_joint", "run_together"):
+        monkeypatch.delattr(kinds.nestcoder, gone)
+    again = list(kinds.Bench(model, options).rows([kind for kind in chosen if kind.name != "set"]))
+    assert again == [found[0], found[1], found[4]]
