@@ -58,10 +58,10 @@ class Bench:
         self.layers = options.layers or layers_of_model(self.settings)
         self.progress = Lines()
 
-    def rows(self, kinds: Sequence[Kind]) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         """The figures of each kind, and of what fine-tuning made of it, as they come."""
         nestcoder.run_harvest(self.settings, self.layers, device="cpu", progress=self.progress)
-        for kind in kinds:
+        for kind in (kind for kind in KINDS if kind.name in self._options.kinds):
             self.progress.note(f"== {kind.title}")
             settings = self.settings.model_copy(update={"train": self.settings.train.model_copy(update=kind.train)})
             nestcoder.run_train(settings, self.layers, name=kind.name, device="cpu", progress=self.progress)
@@ -111,6 +111,8 @@ class Bench:
             lambda: nestcoder.run_together(self.settings, self.layers, name=name, device="cpu", progress=self.progress),
         )
 
+        silent = [found["dead_fraction_per_prefix"][-1] for found in alone]
+
         def averaged(key: str) -> list[float]:
             return [mean(values) for values in zip(*(found[key] for found in alone), strict=True)]
 
@@ -119,7 +121,7 @@ class Bench:
             "fvu": averaged("fvu_per_prefix"),
             "fvu_interval": None,  # an interval of the mean needs every layer's sums by document
             "l0": averaged("l0_per_prefix"),
-            "silent": mean(found["dead_fraction_per_prefix"][-1] for found in alone),
+            "silent": None if None in silent else mean(silent),  # none where there are too few rows to tell
             "crossing": None,
             "spliced": together["language_model"]["per_prefix"],
         }
@@ -212,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
         "steps": 400,
         "batch-rows": 512,
         "lm-tokens": 20_480,
-        "finetune-tokens": 204_800,
+        "finetune-tokens": 102_400,
     }.items():
         made.add_argument(f"--{name}", type=int, default=value)
     return made
@@ -222,7 +224,7 @@ def main() -> None:
     options = parser().parse_args()
     found: list[dict[str, Any]] = []
     for model in options.model or ("models/gpt2-stdlib", "models/gemma2-stdlib"):
-        for figures in Bench(model, options).rows([kind for kind in KINDS if kind.name in options.kinds]):
+        for figures in Bench(model, options).rows():
             found.append(figures)
             print(line_of(figures), file=sys.stderr, flush=True)
     rule = "|" + "---|" * (HEADING.count("|") - 1)

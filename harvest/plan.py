@@ -9,6 +9,7 @@ import torch
 from cache.config import CacheSettings
 from common import disk
 from common.device import free_memory, peak_memory
+from common.errors import UsageError
 from common.known_models import KNOWN_MODELS
 from common.progress import Silent
 from common.units import duration
@@ -139,7 +140,7 @@ def count_held_out(prepared: PreparedHarvest, *, seconds: float = _COUNTED_SECON
     """How many documents the held-out rows will come from.
 
     Read off the text itself, of which only held-out documents are tokenised; after ``seconds`` it is extrapolated
-    from what was read.
+    from what was read. Raises UsageError where all of the text has not so many rows.
     """
     settings = prepared.settings
     cache = prepared.request.cache
@@ -157,6 +158,13 @@ def count_held_out(prepared: PreparedHarvest, *, seconds: float = _COUNTED_SECON
             break
         if time.perf_counter() - started > seconds and documents:
             return round(documents * wanted / rows) * world
+    if rows < wanted and not settings.repeat:
+        raise UsageError(
+            f"The text is too short: its {documents} held-out documents have {rows:,} rows of the "
+            f"{settings.held_out_tokens:,} asked for.",
+            remedy="Lower harvest.held_out_tokens, raise harvest.held_out_document_tokens where it is set, or give "
+            "more text.",
+        )
     return documents * world
 
 

@@ -23,7 +23,7 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_lines(facts: dict[str, Any]) -> str:
-    """Facts, one a line: counts with separators, bytes in MB or GB, seconds in minutes."""
+    """Facts, one a line: counts with separators, fractions to three digits, bytes in MB or GB, seconds in minutes."""
     width = max(len(name) for name in facts)
     return "\n".join(f"{name.replace('_', ' '):<{width}}  {_worded(name, value)}" for name, value in facts.items())
 
@@ -35,4 +35,6 @@ def _worded(name: str, value: Any) -> str:
         return duration(value)
     if isinstance(value, list):
         return ", ".join(str(item) for item in value) or "none"
+    if isinstance(value, float) and abs(value) < 100:
+        return f"{value:.3g}"  # a learning rate, a number of epochs
     return f"{value:,.0f}" if isinstance(value, int | float) else str(value)

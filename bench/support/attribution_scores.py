@@ -107,7 +107,9 @@ def main() -> None:
         loaded, _ = load_transcoder_from_hub(place, device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
         model = model_with(loaded, theirs, tokenizer)
         for prompt in prompts:
-            tokens = model.ensure_tokenized(prompt)
+            # Its own tokeniser takes a BOS whose id is 0 for none.
+            ids = tokenizer(prompt, add_special_tokens=False).input_ids
+            tokens = torch.tensor([tokenizer.bos_token_id, *ids])
             far = check_logits(model, theirs, tokens)
             started = time.perf_counter()
             graph = attribute(tokens, model, batch_size=256)

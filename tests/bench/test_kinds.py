@@ -1,6 +1,7 @@
 """The benchmark of kinds on an embedded model at toy size, and its table's lines."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -38,11 +39,12 @@ def test_a_line_says_every_figure() -> None:
     assert kinds.line_of(FIGURES).count("|") == kinds.HEADING.count("|")
 
 
-def test_every_kind_of_two_layers_and_a_rerun_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def bench_of(folder: Path, *chosen: str, finetune: tuple[str, ...] = ()) -> kinds.Bench:
+    """Two layers of an embedded model, on a toy text."""
     words = ["the", "old", "man", "sat", "by", "the", "river", "and", "watched", "boats", "go", "past"]
     draw = random.Random(0)
     documents = [" ".join(draw.choices(words, k=40)) for _ in range(400)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
     sizes = {
         "train-tokens": 2048,
         "held-out-tokens": 300,
@@ -51,19 +53,29 @@ def test_every_kind_of_two_layers_and_a_rerun_measures_nothing(tmp_path: Path, m
         "lm-tokens": 200,
         "finetune-tokens": 1,
     }
-    stated = [str(tmp_path), *(f"--{name}={value}" for name, value in sizes.items())]
-    stated += ["--dataset", str(tmp_path / "text.jsonl"), "--layers", "3", "4"]
-    stated += ["--kinds", "sae-out", "set", "clt-all", "--finetune", "sae-out", "set"]
+    stated = [str(folder), *(f"--{name}={value}" for name, value in sizes.items())]
+    stated += ["--dataset", str(folder / "text.jsonl"), "--layers", "3", "4"]
+    stated += ["--kinds", *chosen, "--finetune", *finetune]
     options = kinds.parser().parse_args(stated)
-    chosen = [kind for kind in kinds.KINDS if kind.name in options.kinds]
-    model = str(ROOT / "models" / "gpt2-stdlib")
-    found = list(kinds.Bench(model, options).rows(chosen))
-    names = [figures["name"] for figures in found]
-    assert names == ["sae-out", "sae-out-finetuned", "set", "set-finetuned", "clt-all"]
-    assert [figures["crossing"] is None for figures in found] == [True, True, False, False, False]
-    assert found[2]["crossing"] == 0 < found[4]["crossing"]
+    return kinds.Bench(str(ROOT / "models" / "gpt2-stdlib"), options)
+
+
+def test_both_forms_of_report_and_a_rerun_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of(tmp_path, "sae-out", "clt-all")
+    found = list(bench.rows())
+    assert [figures["name"] for figures in found] == ["sae-out", "clt-all"]
+    assert found[0]["crossing"] is None
+    assert found[1]["crossing"] > 0
     assert all(figures["prefixes"] == [96, 288, 672, 1536] for figures in found)
-    for gone in ("run_evaluate", "run_evaluate_joint", "run_together"):
-        monkeypatch.delattr(kinds.nestcoder, gone)
-    again = list(kinds.Bench(model, options).rows([kind for kind in chosen if kind.name != "set"]))
-    assert again == [found[0], found[1], found[4]]
+    for stage in ("run_evaluate", "run_evaluate_joint", "run_together"):
+        monkeypatch.setattr(kinds.nestcoder, stage, None)
+    assert list(bench.rows()) == found
+
+
+@pytest.mark.skipif(os.environ.get("NESTCODER_FULL") != "1", reason="a minute of processor time")
+def test_every_kind_before_and_after_fine_tuning(tmp_path: Path) -> None:
+    names = [kind.name for kind in kinds.KINDS]
+    found = list(bench_of(tmp_path, *names, finetune=tuple(names)).rows())
+    assert [figures["name"] for figures in found] == [name for kind in names for name in (kind, f"{kind}-finetuned")]
+    window_0 = [figures["crossing"] for figures in found if figures["name"].startswith("clt-0")]
+    assert window_0 == [0, 0]

@@ -96,6 +96,15 @@ def test_the_plan_counts_the_documents_of_the_held_out_rows_and_asks_for_more(mo
     assert plan_harvest(replace(capped, folders={1: tmp_path / "d"})).held_out_documents > 2 * plan.held_out_documents
 
 
+def test_documents_that_are_cut_too_short_for_the_rows_are_refused(model_folders, text, tmp_path):
+    given = asked(model_folders["gpt2"], text, {1: tmp_path / "c"})
+    capped = replace(given, settings=given.settings.model_copy(update={"held_out_document_tokens": 1}))
+    with pytest.raises(UsageError, match=r"too short: its \d+ held-out documents"):
+        count_held_out(prepare(capped))
+    repeated = replace(capped, settings=capped.settings.model_copy(update={"repeat": True}))
+    assert count_held_out(prepare(repeated)) > 0
+
+
 def test_a_count_that_takes_too_long_is_extrapolated(model_folders, text, tmp_path):
     prepared = prepare(asked(model_folders["gpt2"], text, {1: tmp_path / "c"}))
     exact = count_held_out(prepared)

@@ -15,7 +15,8 @@ def test_columns_line_up() -> None:
 
 def test_facts_are_worded_by_their_names() -> None:
     facts = {"rows": 12345, "bytes_needed": 2_500_000, "seconds": 61, "layers": [4, 8], "none": [], "dtype": "bfloat16"}
+    facts |= {"lr": 0.00041, "speed": 1234.5}
     lines = [line.split(maxsplit=1)[-1] for line in as_lines(facts).splitlines()]
     assert [line.removeprefix("needed").strip() for line in lines] == [
-        "12,345", "2.5 MB", "1:01", "4, 8", "none", "bfloat16",
+        "12,345", "2.5 MB", "1:01", "4, 8", "none", "bfloat16", "0.00041", "1,234",
     ]  # fmt: skip
