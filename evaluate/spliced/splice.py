@@ -98,6 +98,9 @@ def splice(
         host.check(layer, place)
         used = transcoder if prefix is None else transcoder.truncate(prefix)
         _check(used, layer, host.width)
+        if place.source == "ln2_normalized":
+            # What is seen there is in the dictionary's view already: undone again, it would be another tensor.
+            used = used.replaced(source_view="mlp_in")
         note = _note(seen, layer, used, ordinary) if record else None
         stand_in = StandIn(used, host.norm(layer), changes.get(layer), error_term=error_term, note=note)
         replacements[layer] = (place, stand_in)

@@ -101,7 +101,7 @@ def main() -> None:
         folder = Path(temporary)
         written = write(folder)
         files = digests(folder)
-        rows = {"mlp_in": source(), "ln2_normalized": source(), "target": source(), "layer": 1}
+        rows = {"mlp_in": source(), "ln2_normalized": source(), "target": source(), "reads": {}, "layer": 1}
         torch.save(rows, folder / "rows.pt")
         for peer in PEERS:
             python = str(environments / peer / "bin" / "python")

@@ -9,7 +9,7 @@ import torch
 from common.errors import MismatchError, UsageError
 from evaluate.spliced.splice import splice
 from harvest.model.language_model import LanguageModel
-from transcoder.transcoder import Transcoder
+from transcoder.transcoder import SourceView, Transcoder
 
 PATHS = {
     "gpt2": ("transformer.h", "mlp", "mlp"),
@@ -85,6 +85,24 @@ def test_the_error_term_restores_the_model(embedded: LanguageModel, build: Build
     with splice(embedded, {3: build(3), 8: build(8)}, error_term=True):
         found = logits(embedded, tokens)
     torch.testing.assert_close(found, logits(embedded, tokens), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("source_view", ["ln2_normalized", "mlp_in"])
+def test_a_dictionary_of_a_normalised_source_reads_it_once(
+    embedded: LanguageModel, build: Build, tokens: torch.Tensor, source_view: SourceView
+) -> None:
+    """As files of other tools are imported, with a cache of that site (mlp_in: as it is stored) or without one."""
+    gain, bias = (torch.tensor(build(8).config[name]) for name in ("gain", "bias"))
+    sites = {"layer": 8, "source_site": "ln2_normalized", "target_site": "mlp_out"}
+    imported = build(8).replaced(source_view=source_view, config=sites)
+
+    def stand_in(source: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return definition(imported, (source - bias) / gain, 192)
+
+    expected = by_plain_hooks(embedded, tokens, {8: stand_in})
+    with splice(embedded, {8: imported}), torch.no_grad():
+        found = logits(embedded, tokens)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("error_term", [False, True])

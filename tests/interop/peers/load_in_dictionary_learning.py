@@ -1,15 +1,20 @@
-"""Runs in an environment of dictionary_learning: its own loader.  python load_in_dictionary_learning.py FOLDER
+"""Runs in an environment of dictionary_learning: its own loader, and what it loaded on the Hugging Face module.
+
+python load_in_dictionary_learning.py FOLDER [MODEL]
 
 A fresh install brings an nnsight that does not import beside transformers 5. No dictionary needs it, so an empty module
-takes its place where the real one fails.
+takes its place where the real one fails; its own evaluation in the model, which does need it, is left out then.
 """
 
+import json
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from types import ModuleType
 
 import torch
+from given import exported, model, rows, source
+from on_module import Reconstruct, losses
 
 note = ""
 try:
@@ -23,15 +28,27 @@ except Exception as error:  # whatever it is, it is said
     sys.modules["nnsight"] = stub
 from dictionary_learning.utils import load_dictionary  # noqa: E402 - after what it needs is in its place
 
-exported = Path(sys.argv[1])
-rows = torch.load(exported / "rows.pt", weights_only=True)
 found: dict[str, object] = {"peer": f"dictionary_learning {version('dictionary-learning')}", "note": note}
-for folder in sorted(path.parent for path in exported.glob("dictionary_learning*/**/ae.pt")):
-    dictionary, _ = load_dictionary(str(folder), device="cpu")
-    features = dictionary.encode(rows["mlp_in"])
-    found[str(folder.relative_to(exported))] = {
+folders = sorted(path.parent for path in exported.rglob("ae.pt"))
+dictionaries = {str(path.relative_to(exported)): load_dictionary(str(path), device="cpu")[0] for path in folders}
+
+
+def hooked() -> Iterator[tuple[str, str, bool, Reconstruct]]:
+    """Each on the MLP of the layer that its config.json names."""
+    for place, dictionary in dictionaries.items():
+        layer = json.loads((exported / place / "config.json").read_text())["trainer"]["layer"]
+        reads_output = rows["reads"].get(place) == "mlp_out"
+        yield place, f"h.{layer}.mlp", reads_output, lambda read, of=dictionary: of.decode(of.encode(read))
+
+
+for place, dictionary in dictionaries.items():
+    features = dictionary.encode(source(place))
+    found[place] = {
         "class": type(dictionary).__name__,
         "features": features.detach(),
         "output": dictionary.decode(features).detach(),
     }
+language_model = model()
+if language_model:
+    found["in_model"] = losses(language_model, rows["context"], hooked())
 torch.save(found, exported / "found.dictionary_learning.pt")

@@ -1,57 +1,46 @@
 """Runs in an environment of sparsify: its own loader on our files, hooked on the Hugging Face module.
 
-python load_in_sparsify.py FOLDER MODEL
+python load_in_sparsify.py FOLDER [MODEL]
 """
 
-import sys
+from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from given import exported, model, rows, source
+from on_module import Reconstruct, losses
 from sparsify import SparseCoder
-from transformers import AutoModelForCausalLM
 
-exported = Path(sys.argv[1])
-rows = torch.load(exported / "rows.pt", weights_only=True)
 found: dict[str, object] = {"peer": f"sparsify {version('eai-sparsify')}"}
-for root in sorted(exported.glob("sparsify*")):
-    for name, coder in SparseCoder.load_many(str(root), local=True).items():
-        source = rows["mlp_in"]
-        encoded = coder.encode(source)
-        features = torch.zeros(len(source), coder.num_latents).scatter(1, encoded.top_indices, encoded.top_acts)
-        forward = coder(source, rows["target"])
-        found[str((root / name).relative_to(exported))] = {
-            "class": type(coder).__name__,
-            "features": features.detach(),
-            "output": forward.sae_out.detach(),
-            "fvu": float(forward.fvu),
-        }
+coders = {
+    str((root / name).relative_to(exported)): (name, coder)
+    for root in sorted({path.parent.parent for path in exported.rglob("sae.safetensors")})
+    for name, coder in SparseCoder.load_many(str(root), local=True).items()
+}
 
 
-def in_model(folder: str) -> dict[str, dict[str, float]]:
-    """What the model loses with each of them hooked on its module."""
-    model, tokens = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), rows["context"]
-
-    def cross_entropy() -> float:
-        return float(torch.nn.functional.cross_entropy(model(tokens).logits[0, :-1], tokens[0, 1:]))
-
-    with torch.no_grad():
-        spliced = {"clean": {"cross_entropy": cross_entropy()}}
-        for root in sorted(exported.glob("sparsify*")):
-            for name, coder in SparseCoder.load_many(str(root), local=True).items():
-                module = model.base_model.get_submodule(name)
-
-                def replaced(
-                    _module: object, args: tuple[torch.Tensor], _out: object, coder: SparseCoder = coder
-                ) -> object:
-                    return coder(args[0].flatten(0, 1)).sae_out.view_as(args[0])
-
-                handle = module.register_forward_hook(replaced)
-                spliced[str((root / name).relative_to(exported))] = {"cross_entropy": cross_entropy()}
-                handle.remove()
-    return spliced
+def reconstruction(coder: SparseCoder, read: torch.Tensor) -> torch.Tensor:
+    """By its own forward pass."""
+    return coder(read).sae_out
 
 
-if sys.argv[2:]:
-    found["in_model"] = in_model(sys.argv[2])
+def hooked() -> Iterator[tuple[str, str, bool, Reconstruct]]:
+    """Each on the module whose path is its folder's name."""
+    for place, (module, coder) in coders.items():
+        yield place, module, not coder.cfg.transcode, lambda read, coder=coder: reconstruction(coder, read)
+
+
+for place, (_, coder) in coders.items():
+    read = source(place)
+    encoded = coder.encode(read)
+    features = torch.zeros(len(read), coder.num_latents).scatter(1, encoded.top_indices, encoded.top_acts)
+    found[place] = {
+        "class": type(coder).__name__,
+        "features": features.detach(),
+        "output": reconstruction(coder, read).detach(),
+        "fvu": float(coder(read, rows["target"]).fvu.detach()),
+    }
+language_model = model()
+if language_model:
+    found["in_model"] = losses(language_model, rows["context"], hooked())
 torch.save(found, exported / "found.sparsify.pt")
