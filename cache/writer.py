@@ -43,7 +43,7 @@ from cache.format.seal import (
 )
 from cache.storage.publish import open_publisher
 from cache.storage.recompute import mlp_of_arrays
-from cache.storage.segment import SegmentBuffer
+from cache.storage.segment import Block, SegmentBuffer
 from common import disk
 from common.errors import CapacityError, DiskError, MismatchError, NumericalError, UsageError
 from common.hashing import Bytes, hash_bytes
@@ -61,6 +61,9 @@ class CacheWriter:
     Give ``append`` the text's rows from ``cursor`` on (None: from the beginning), in the same order every time; rows
     that the cache has already are skipped, and rows beyond the request are dropped. A kill loses only the rows since
     the last commit. With ``parts`` writers, each fills its own segments and none waits for another.
+
+    ``device`` is where the rows are computed: there they wait for their segment to be full, and are measured. On
+    another kind of device only the order of sums differs.
 
     With ``settings.target`` recompute, ``arrays`` must hold the layer's MLP; targets are given nonetheless, for their
     statistics and to be compared with what the MLP gives.
@@ -83,11 +86,13 @@ class CacheWriter:
         arrays: dict[str, np.ndarray],
         part: int = 0,
         parts: int = 1,
+        device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
         sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
         self._path = Path(path)
         self._part = part
+        self._device = device
         self._geometry = make_geometry(settings, **sizes, parts=parts)
         if not 0 <= part < parts:
             raise UsageError(f"Part {part} is not one of {parts}.")
@@ -165,7 +170,8 @@ class CacheWriter:
         dtype = self._geometry.dtype
         stored = {"source": to_stored(source, dtype), "target": to_stored(target, dtype)}
         self._check(stored, block)
-        self._place(GROUPS[held_out], block | {name: rows.values for name, rows in stored.items()}, stored)
+        sides = {name: rows.values for name, rows in stored.items()}
+        self._place(GROUPS[held_out], block | sides | {f"{name}_error": rows.error for name, rows in stored.items()})
 
     def _check(self, stored: dict[str, StoredRows], block: dict[str, np.ndarray]) -> None:
         counts = {len(values) for values in block.values()} | {len(rows.values) for rows in stored.values()}
@@ -178,11 +184,10 @@ class CacheWriter:
             if not rows.finite:
                 raise _not_finite(name, rows, block, self._geometry.dtype)
 
-    def _place(self, name: str, block: dict[str, np.ndarray], stored: dict[str, StoredRows]) -> None:
+    def _place(self, name: str, block: Block) -> None:
         """Lay the rows into their segments; a segment that becomes full is committed."""
         group = self._geometry.groups[name]
         own = self._geometry.part_segments(name, self._part)
-        errors = {side: rows.error for side, rows in stored.items()}
         rows = len(block["tokens"])
         done = 0
         while done < rows:
@@ -193,9 +198,8 @@ class CacheWriter:
                 return
             here = slice(done, done + min(rows - done, group.rows_in(segment) - first))
             if (name, segment) not in self._journal.commits:
-                buffer = self._buffer(name)
                 fitting = {column: values[here] for column, values in block.items()}
-                buffer.put(segment, first, fitting, {side: values[here] for side, values in errors.items()})
+                self._buffer(name).put(segment, first, fitting)
             self._seen[name] += here.stop - here.start
             done = here.stop
             if first + here.stop - here.start == group.rows_in(segment):
@@ -203,7 +207,8 @@ class CacheWriter:
 
     def _buffer(self, name: str) -> SegmentBuffer:
         if name not in self._buffers:
-            self._buffers[name] = SegmentBuffer(self._geometry.groups[name], self.manifest, mlp=self._mlp)
+            group = self._geometry.groups[name]
+            self._buffers[name] = SegmentBuffer(group, self.manifest, mlp=self._mlp, device=self._device)
         return self._buffers[name]
 
     def _finish(self, name: str, segment: int) -> None:
@@ -325,7 +330,7 @@ def _integers(values: Integers) -> Int[np.ndarray, " rows"]:
 
 
 def _not_finite(name: str, rows: StoredRows, block: dict[str, np.ndarray], dtype: str) -> NumericalError:
-    row = int(np.flatnonzero(~rows.finite_rows(dtype))[0])
+    row = int(np.flatnonzero(~rows.finite_rows)[0])
     where = f"document {int(block['document'][row])}, position {int(block['position'][row])}"
     remedy = "float16 overflows above 65504: use bfloat16." if dtype == "float16" else "The model itself computed it."
     return NumericalError(f"The {name} holds a NaN or an infinity as {dtype}.", where=where, remedy=remedy)

@@ -3,6 +3,9 @@
 import os
 import resource
 import sys
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -36,6 +39,45 @@ def to_device(array: Tensor, device: torch.device | str) -> Tensor:
         return array.to(device)
     # From pageable memory the host would wait until the device has done all that it was asked for before.
     return array.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(array: Tensor, out: Tensor | None = None) -> Tensor:
+    """An array in main memory, ``out`` where it is given; a GPU copies it beside its other work."""
+    if array.device.type != "cuda":
+        return array.cpu() if out is None else out.copy_(array)
+    if out is None:
+        # Only to memory that the system does not move can a GPU copy by itself.
+        out = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+    with beside(array.device):
+        out.copy_(array, non_blocking=True)
+    return out
+
+
+def finish(devices: Iterable[torch.device]) -> None:
+    """Wait until the devices have done all that they were asked for."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+@contextmanager
+def beside(device: torch.device) -> Generator[None]:
+    """What is asked of a GPU in here it does beside its other work, after all that it was asked for before; at the end
+    it is done. On a CPU this is nothing."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = _side_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One a device: memory that PyTorch keeps for a stream is used again by that stream alone."""
+    return torch.cuda.Stream(device)
 
 
 def free_memory(device: torch.device | str) -> int:

@@ -1,4 +1,4 @@
-"""One batch through the model and on its way to the caches."""
+"""One batch through the model: its rows stay on the device until the writing thread takes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +19,10 @@ from harvest.text.tokens import ContextBatch
 
 @dataclass(frozen=True)
 class BatchRows:
-    """A batch's kept rows; on a GPU they are still on their way to pinned memory until ``arrive``."""
+    """A batch's kept rows, where the model leaves them; a GPU may still be at work on them."""
 
     batch: ContextBatch
     tensors: dict[Key, Float[Tensor, "rows d"]]
-    copied: Sequence[torch.cuda.Event] = ()
-
-    def arrive(self) -> None:
-        """Wait until the rows are in the host's memory."""
-        for event in self.copied:
-            event.synchronize()
 
     def site(self, layer: int, site: Site) -> Float[Tensor, "rows d"]:
         """The rows of one site."""
@@ -69,7 +63,7 @@ class BatchForward:
                 )
             torch.cuda.empty_cache()
             progress.note(f"out of memory with {size} contexts at once: going on with {self._contexts}")
-        return _to_host(batch, {key: _joined([piece[key] for piece in pieces]) for key in self._keys})
+        return BatchRows(batch, {key: _joined([piece[key] for piece in pieces]) for key in self._keys})
 
     def _forward(self, batch: ContextBatch, start: int, size: int) -> dict[Key, Float[Tensor, "rows d"]]:
         contexts = slice(start, start + size)
@@ -92,22 +86,3 @@ class BatchForward:
 
 def _joined(pieces: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "rows d"]:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _to_host(batch: ContextBatch, tensors: dict[Key, Float[Tensor, "rows d"]]) -> BatchRows:
-    """Start copying to pinned memory, so that the model goes on while the rows travel and are written."""
-    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
-        return BatchRows(batch, tensors)
-    # An asynchronous copy needs pinned memory on the host.
-    pinned = {key: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for key, t in tensors.items()}
-    for key, tensor in tensors.items():
-        pinned[key].copy_(tensor, non_blocking=True)
-    return BatchRows(batch, pinned, copied=[_recorded(device) for device in {t.device for t in tensors.values()}])
-
-
-def _recorded(device: torch.device) -> torch.cuda.Event:
-    """An event behind everything that the device has been asked for so far."""
-    with torch.cuda.device(device):
-        event = torch.cuda.Event()
-        event.record()
-    return event

@@ -19,6 +19,10 @@ _CPU_TOKENS = 4096
 """Tokens of a batch on a CPU, where a larger one is no faster."""
 _GPU_TOKENS = 65_536
 """Tokens of a batch on a GPU at the most: enough to keep any card busy."""
+UNWRITTEN_BATCHES = 2
+"""Batches that wait for the disk: each holds every kept tensor, so memory bounds them."""
+_BATCHES_AT_ONCE = UNWRITTEN_BATCHES + 2
+"""Batches whose kept rows a device holds at once: with the ones that wait, one in the model and one being dealt."""
 _FREE_SHARE = 0.5
 """The share of free GPU memory that activations may take; kernels' workspaces and fragments want the rest."""
 
@@ -46,7 +50,8 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
     if model.device.type != "cuda":
         return max(1, _CPU_TOKENS // settings.context)
     eager = attention_name(model.hugging) == "eager"
-    each = token_bytes(model.source, model.dtype, context=settings.context, sites=2 * layers, eager=eager)
+    sites = 2 * layers * _BATCHES_AT_ONCE
+    each = token_bytes(model.source, model.dtype, context=settings.context, sites=sites, eager=eager)
     free = min(free_memory(device) for device in model.devices)
     fits = int(free * _FREE_SHARE) // (each * settings.context)
     if not fits:

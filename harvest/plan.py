@@ -8,7 +8,7 @@ import torch
 
 from cache.config import CacheSettings
 from common import disk
-from common.device import free_memory, peak_memory
+from common.device import finish, free_memory, peak_memory
 from common.errors import UsageError
 from common.known_models import KNOWN_MODELS
 from common.progress import Silent
@@ -211,7 +211,8 @@ def _time_batches(prepared: PreparedHarvest, layers: list[int]) -> tuple[int, fl
             # The first batch warms up.
             started = time.perf_counter()
             rows = 0
-        forward.run(text, Silent()).arrive()
+        forward.run(text, Silent())
+        finish(model.devices)
         rows += text.rows
         if time.perf_counter() - started > _TIMED_SECONDS:
             break

@@ -1,6 +1,8 @@
 """The harvest: text through the model's first blocks, all asked-for layers in one pass, a cache for each.
 
-    text -> [thread: read, tokenise, pack] -> model -> [thread: copy to the host, write] -> caches
+    text -> [thread: read, tokenise, pack] -> model -> [thread: deal rows, write full segments] -> caches
+
+On a GPU rows are checked, dealt and measured there (cache/storage/segment.py); the host only hashes and writes.
 
 Before the first row, and on a sample of the batches, ``harvest.model.proof`` shows that the tensors are the ones meant.
 Running again goes on where the slowest cache stopped; a cache that is further along passes over what it has.
@@ -24,7 +26,7 @@ from common.errors import UsageError
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
 from harvest.load import load_and_measure, refuse_second_process
-from harvest.memory import check_disk, choose_batch
+from harvest.memory import UNWRITTEN_BATCHES, check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
 from harvest.model.language_model import LanguageModel, boot_bridge
@@ -39,8 +41,6 @@ from harvest.threads import BackgroundWriter, Prefetcher
 
 _PREFETCHED_BATCHES = 4
 """Batches tokenised ahead of the model: enough to bridge one slow document, little beside the activations."""
-_UNWRITTEN_BATCHES = 2
-"""Batches that wait for the disk: each holds every kept tensor, so memory bounds them."""
 _PROOF_CONTEXTS = 2
 """Contexts of a proof: it runs the model a second time, eagerly, so a harvest can afford few."""
 _FIRST_SAMPLE = 16
@@ -183,6 +183,7 @@ class _Harvest:
             arrays=arrays,
             part=self._request.rank,
             parts=self._request.world,
+            device=self._model.device_of(layer),
             progress=self._progress,
         )
 
@@ -203,7 +204,7 @@ class _Harvest:
         # Written at the first batch, and whenever a bad row was left out since.
         skipped_rows = -1
         batches = Prefetcher(stream, depth=_PREFETCHED_BATCHES)
-        rows = BackgroundWriter(writing(sinks, settings), depth=_UNWRITTEN_BATCHES)
+        rows = BackgroundWriter(writing(sinks, settings), depth=UNWRITTEN_BATCHES)
         with batches, rows:
             for batch in batches:
                 computed = forward.run(batch, self._progress)

@@ -51,7 +51,6 @@ def writing(sinks: Sequence[Sink], settings: HarvestSettings) -> Callable[[Batch
     """The work of the writing thread: a batch's rows to every cache that takes them."""
 
     def write(rows: BatchRows) -> None:
-        rows.arrive()
         for sink in sinks:
             if sink.takes(rows.batch):
                 sink.writer.append(

@@ -19,36 +19,38 @@ def read_as(dtype: str) -> str:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows as they will be stored, whether each is finite, and the squared error of storing it."""
+    """Rows as they will be stored, where they were given, whether all are finite, and the squared error of storing."""
 
-    values: Shaped[np.ndarray, "rows width"]
+    values: Float[Tensor, "rows width"]
     finite: bool
     error: Float64[np.ndarray, " rows"]
 
-    def finite_rows(self, dtype: str) -> Bool[np.ndarray, " rows"]:
+    @property
+    def finite_rows(self) -> Bool[np.ndarray, " rows"]:
         """Which rows hold neither NaN nor infinity."""
-        return torch.isfinite(to_tensor(self.values, read_as(dtype))).all(dim=1).numpy()
+        return torch.isfinite(self.values).all(dim=1).cpu().numpy()
 
 
 def to_stored(rows: Activations, dtype: str) -> StoredRows:
-    """Round ``rows`` to ``dtype``; bfloat16 comes as its bits in uint16.
+    """Round ``rows`` to ``dtype``, on the device where they are.
 
     For int8 this rounds to bfloat16: a whole segment is quantised later.
     """
-    given = (torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()).cpu()
+    given = torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()
     stored = given.to(TORCH_DTYPES[read_as(dtype)]).contiguous()
     finite = _all_finite(stored)
     if given.dtype == stored.dtype or not finite:
         error = np.zeros(len(given))
     else:
         # The difference of a float and its own rounding is exact.
-        error = torch.linalg.vector_norm(given - stored, dim=1, dtype=torch.float64).square().numpy()
-    return StoredRows(to_array(stored), finite, error)
+        error = torch.linalg.vector_norm(given - stored, dim=1, dtype=torch.float64).square().cpu().numpy()
+    return StoredRows(stored, finite, error)
 
 
 def _all_finite(stored: Float[Tensor, "rows width"]) -> bool:
     """Whether no value is NaN or infinite: either would be the largest or the smallest."""
-    return not stored.numel() or all(math.isfinite(end) for end in torch.aminmax(stored))
+    # Asked for at once: a GPU is waited for once.
+    return not stored.numel() or all(math.isfinite(end) for end in torch.stack(torch.aminmax(stored)).tolist())
 
 
 def to_array(tensor: Float[Tensor, "..."]) -> Shaped[np.ndarray, "..."]:

@@ -1,5 +1,8 @@
 """Exact statistics of the stored rows: accumulated in float64 as a segment is written, merged when it is read.
 
+They are computed on a device that is named, wherever the rows lie: the same rows on the same kind of device give the
+same bits. Between a CPU and a GPU only the order of float64 sums differs.
+
 Of each side (source, target), over the rows whose token is not special, with x the stored values:
 
     rows     n
@@ -19,10 +22,16 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from common.device import to_device
+
 HISTOGRAM_BINS = 64
 LARGEST = 8
 _BLOCK_VALUES = 1 << 18
 """Values that are widened to float64 at a time: 2 MB, which stay in the processor's cache until they are summed."""
+_GPU_BLOCK_VALUES = 1 << 24
+"""The same on a GPU: 134 MB, so that launches are few. By arithmetic, an H100 moves the 50 bytes a value that this
+takes in some 12 ms for a segment of width 2,304, which it harvests in 550. Float64 is no matter either: even a T4, whose
+0.25 TFLOPS are the least, takes 14 ms for five operations a value. So no card needs sums in float32."""
 _PIECE_BLOCKS = 16
 _THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
 """Of each side; both are measured at once, beside the thread that writes."""
@@ -103,12 +112,14 @@ def measure(
     kept: Bool[np.ndarray, " rows"],
     first: int,
     error: Float64[np.ndarray, " rows"],
+    device: torch.device | None = None,
 ) -> SideStatistics:
     """Statistics of the ``kept`` rows among ``stored``, which begins at row ``first``; ``error`` is what storing lost.
 
     In float64, from sums of values and squares: a spread is exact to 2^-52 times (1 + its squared mean over variance).
+    ``device`` computes them; by default it is where the rows lie.
     """
-    sums, squares = _sums(stored, ~kept)
+    sums, squares = _sums(stored, ~kept, device or stored.device)
     rows = int(kept.sum())
     mean = sums[0] / max(1, rows)
     spread = np.maximum(sums[1] - rows * mean**2, 0.0)
@@ -121,29 +132,32 @@ def measure(
 
 
 def _sums(
-    stored: Float[Tensor, "rows width"], dropped: Bool[np.ndarray, " rows"]
+    stored: Float[Tensor, "rows width"], dropped: Bool[np.ndarray, " rows"], device: torch.device
 ) -> tuple[Float64[np.ndarray, "2 width"], Float64[np.ndarray, " rows"]]:
     """Sums over rows of the values and of their squares, without the dropped rows, and every row's sum of squares.
 
-    Several threads sum a piece each; pieces are blocks that are added up in their order, so the result is of no thread.
+    On a CPU several threads sum a piece each; pieces are blocks that are added up in their order, so the result is of
+    no thread.
     """
-    block_rows = max(1, _BLOCK_VALUES // stored.shape[1])
+    on_host = device.type == "cpu"
+    threads = _THREADS if on_host else 1
+    block_rows = max(1, (_BLOCK_VALUES if on_host else _GPU_BLOCK_VALUES) // stored.shape[1])
     piece_rows = _PIECE_BLOCKS * block_rows
-    squares = torch.empty(len(stored), dtype=torch.float64)
+    squares = torch.empty(len(stored), dtype=torch.float64, device=device)
     pieces = [slice(start, start + piece_rows) for start in range(0, len(stored), piece_rows)]
 
-    def of_piece(rows: slice) -> Iterator[Float64[np.ndarray, "2 width"]]:
+    def of_piece(rows: slice) -> Iterator[Float64[Tensor, "2 width"]]:
         return _block_sums(stored[rows], dropped[rows], squares=squares[rows], block_rows=block_rows)
 
-    def in_a_thread(rows: slice) -> list[Float64[np.ndarray, "2 width"]]:
+    def in_a_thread(rows: slice) -> list[Float64[Tensor, "2 width"]]:
         return list(of_piece(rows))
 
-    sums = np.zeros((2, stored.shape[1]))
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="sums") as pool:
-        for blocks in pool.map(in_a_thread, pieces) if _THREADS > 1 else map(of_piece, pieces):
+    sums = torch.zeros(2, stored.shape[1], dtype=torch.float64, device=device)
+    with ThreadPoolExecutor(threads, thread_name_prefix="sums") as pool:
+        for blocks in pool.map(in_a_thread, pieces) if threads > 1 else map(of_piece, pieces):
             for block in blocks:
                 sums += block
-    return sums, squares.numpy()
+    return sums.cpu().numpy(), squares.cpu().numpy()
 
 
 def _block_sums(
@@ -152,18 +166,32 @@ def _block_sums(
     *,
     squares: Float64[Tensor, " rows"],
     block_rows: int,
-) -> Iterator[Float64[np.ndarray, "2 width"]]:
-    """The sums of each block of rows; ``squares`` is filled on the way."""
-    # Blocks that stay in the processor's cache while they are widened and summed, in memory that is used again.
-    wide = torch.empty(block_rows, stored.shape[1], dtype=torch.float64)
+) -> Iterator[Float64[Tensor, "2 width"]]:
+    """The sums of each block of rows; ``squares`` is filled on the way, and lies where the sums are made."""
+    # Memory that is used again, on a CPU small enough to stay in its cache while a block is widened and summed.
+    wide = torch.empty(min(block_rows, len(stored)), stored.shape[1], dtype=torch.float64, device=squares.device)
+    sums_of = _host_sums if squares.device.type == "cpu" else _gpu_sums
     for start in range(0, len(stored), block_rows):
         values = stored[start : start + block_rows]
         rows = slice(start, start + len(values))
         block = wide[: len(values)].copy_(values)
-        for row in np.flatnonzero(dropped[rows]).tolist():
-            block[row] = 0
-        torch.linalg.vecdot(block, block, out=squares[rows])
-        yield np.stack([block.sum(dim=0).numpy(), np.einsum("ij,ij->j", block.numpy(), block.numpy())])
+        absent = np.flatnonzero(dropped[rows])
+        if absent.size:
+            block.index_fill_(0, to_device(torch.from_numpy(absent), block.device), 0)
+        yield sums_of(block, squares[rows])
+
+
+def _host_sums(block: Float64[Tensor, "rows width"], squares: Float64[Tensor, " rows"]) -> Float64[Tensor, "2 width"]:
+    """Column sums of a block and of its squares. No squares are stored: numpy adds them up on the way."""
+    torch.linalg.vecdot(block, block, out=squares)
+    return torch.stack([block.sum(dim=0), torch.from_numpy(np.einsum("ij,ij->j", block.numpy(), block.numpy()))])
+
+
+def _gpu_sums(block: Float64[Tensor, "rows width"], squares: Float64[Tensor, " rows"]) -> Float64[Tensor, "2 width"]:
+    """The same by PyTorch alone, in place: its sums add up in one order on a GPU, which a product's may not."""
+    values = block.sum(dim=0)
+    torch.sum(block.square_(), dim=1, out=squares)
+    return torch.stack([values, block.sum(dim=0)])
 
 
 def _bins(norms: Float64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:

@@ -66,6 +66,10 @@ class LanguageModel:
         """Transformer block ``layer``."""
         return module_at(self.hugging, self.family.blocks)[layer]
 
+    def device_of(self, layer: int) -> torch.device:
+        """Where the block's rows come to lie."""
+        return next(self.block(layer).parameters()).device
+
     def norm(self, layer: int) -> Norm:
         """The norm in front of the MLP of ``layer``."""
         return read_norm(module_at(self.block(layer), self.family.norm), self.family, width=self.source.width)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.config import CacheSettings
+from cache.format import statistics
 from cache.format.statistics import measure, merge
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
@@ -52,6 +53,40 @@ def test_the_rows_of_largest_norm_are_named(example):
     side = reader.statistics.source
     rows = reader.split("train").rows(side.largest_rows).source.double()
     np.testing.assert_allclose(rows.norm(dim=1).numpy(), side.largest_norms, rtol=1e-13)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """A GPU's way of adding up, with blocks of four rows of width 5, on this CPU."""
+    monkeypatch.setattr(statistics, "_host_sums", statistics._gpu_sums)
+    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 20)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_gpu_s_sums_are_those_of_the_definition():
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 10, 1, 1, 100]) + 40
+    stored = x.bfloat16().double().numpy()
+    kept = np.arange(300) % 7 != 3
+    mean, spread, norms, _ = five_lines(stored[kept], stored[kept])
+    side = measure(x.bfloat16(), kept=kept, first=1000, error=np.ones(300))
+    np.testing.assert_allclose(side.mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(side.spread, spread, rtol=1e-11)
+    np.testing.assert_allclose(side.largest_norms, np.sort(norms)[::-1][:8], rtol=1e-13)
+    assert side.largest_rows[0] == 1000 + np.flatnonzero(kept)[norms.argmax()]
+    assert (side.rows, side.norm_counts.sum(), side.storage_error) == (kept.sum(), kept.sum(), kept.sum())
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("where", ["cpu", "cuda"])
+    def test_on_a_gpu_the_statistics_are_the_cpu_s_wherever_the_rows_lie(where):
+        rows = (torch.randn(70_000, 768, generator=torch.Generator().manual_seed(0)) * 3 + 1).bfloat16()
+        given = {"kept": np.arange(len(rows)) % 5 != 0, "first": 0, "error": np.ones(len(rows))}
+        here = measure(rows, **given)
+        there = [measure(rows.to(at), device=torch.device("cuda"), **given).pack() for at in (where, "cuda")]
+        assert np.array_equal(*there)
+        np.testing.assert_allclose(there[0], here.pack(), rtol=1e-12)
 
 
 def of(values, first):
