@@ -30,8 +30,8 @@ _BLOCK_VALUES = 1 << 18
 """Values that are widened to float64 at a time: 2 MB, which stay in the processor's cache until they are summed."""
 _GPU_BLOCK_VALUES = 1 << 24
 """The same on a GPU: 134 MB, so that launches are few. By arithmetic, an H100 moves the 50 bytes a value that this
-takes in some 12 ms for a segment of width 2,304, which it harvests in 550. Float64 is no matter either: even a T4, whose
-0.25 TFLOPS are the least, takes 14 ms for five operations a value. So no card needs sums in float32."""
+takes in some 12 ms for a segment of width 2,304, which it harvests in 550. Float64 is no matter either: even a T4,
+whose 0.25 TFLOPS are the least, takes 14 ms for five operations a value. So no card needs sums in float32."""
 _PIECE_BLOCKS = 16
 _THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
 """Of each side; both are measured at once, beside the thread that writes."""
