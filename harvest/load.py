@@ -24,7 +24,7 @@ def load_and_measure(
     request = prepared.request
     source = prepared.source
     whole = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
-    progress.note(f"loading {source.name} onto {request.device}")
+    progress.note(f"loading {source.name} onto {prepared.device}")
     model = load_found(source, device=request.device, dtype=request.settings.dtype, last_layer=last_layer, whole=whole)
     for note in (*prepared.tokenizer.notes, *model.notes):
         progress.note(note)

@@ -54,6 +54,7 @@ class HarvestPlan:
     dtype: str
     source: str
     target: str
+    contexts_begin_with: str
     train_rows: int
     held_out_rows: int
     bytes_per_layer: int
@@ -104,6 +105,7 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
         dtype=str(prepared.dtype).removeprefix("torch."),
         source=settings.source,
         target=settings.target,
+        contexts_begin_with=prepared.tokenizer.beginning(settings.bos),
         train_rows=settings.train_tokens,
         held_out_rows=settings.held_out_tokens,
         bytes_per_layer=size,

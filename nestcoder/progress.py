@@ -17,7 +17,7 @@ from nestcoder.text import printable
 
 _LINE_EVERY_SECONDS = 10.0
 _WIDTH = 119
-"""Longest line in a log."""
+"""Longest line in a log, but for a path that is longer."""
 
 
 class _Rate(ProgressColumn):
@@ -57,7 +57,8 @@ class TerminalProgress:
             )
 
     def note(self, text: str) -> None:
-        self._console.print(printable(text), highlight=False, markup=False)
+        # The terminal wraps by itself: a path with line ends in it cannot be copied.
+        self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -102,8 +103,8 @@ class LineProgress:
 
     def note(self, text: str) -> None:
         for line in printable(text).split("\n"):
-            # At spaces alone: a path that is broken at its hyphens can be neither read nor copied.
-            wrapped = textwrap.wrap(line, _WIDTH, break_on_hyphens=False)
+            # At spaces alone: a path that is broken can be neither read nor copied.
+            wrapped = textwrap.wrap(line, _WIDTH, break_on_hyphens=False, break_long_words=False)
             print("\n".join(wrapped), file=self._stream, flush=True)
 
     def end(self) -> None:

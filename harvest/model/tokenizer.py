@@ -52,6 +52,11 @@ class ModelTokenizer:
             return len(content)
         return len(self.backend.encode(content, add_special_tokens=False).ids)
 
+    def beginning(self, policy: BosPolicy) -> str:
+        """What contexts begin with, and the policy that says so, in words."""
+        first = self.backend.id_to_token(self.bos) if self.begins_with_bos else "no BOS"
+        return f"{first} (harvest.bos: {policy})"
+
     @property
     def has_chat_template(self) -> bool:
         """Whether ``render_chat`` can be used."""

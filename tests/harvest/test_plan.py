@@ -43,6 +43,7 @@ def test_the_plan_is_within_a_hundredth_of_what_is_written(model_folder, text, t
         assert rows == pytest.approx(plan.bytes_per_layer, rel=0.01)
     assert plan.bytes_to_write == 2 * plan.bytes_per_layer
     assert plan.tokens_per_second > 0
+    assert plan.contexts_begin_with.endswith("> (harvest.bos: auto)")  # <bos> or <|endoftext|>
     # Torch alone takes 200 MB; the rows of both layers wait in memory, 22,000 of two times 16 numbers in bfloat16.
     assert plan.peak_memory_bytes is not None
     assert plan.peak_memory_bytes > 2e8

@@ -71,3 +71,12 @@ def test_lines_of_a_log_stay_short_and_obey_nobody() -> None:
     assert max(map(len, lines)) < 120
     assert "fvu_of_prefix_0 0.123" in lines[1]
     assert "column '\\x1b[2J\\r'" in stream.getvalue()
+
+
+def test_a_path_stays_whole() -> None:
+    path = "/a-folder" * 20
+    in_log, on_terminal = io.StringIO(), io.StringIO()
+    for progress in (LineProgress(in_log), TerminalProgress(on_terminal)):
+        progress.note(f"loading {path} onto cpu")
+    assert in_log.getvalue().split("\n") == ["loading", path, "onto cpu", ""]
+    assert on_terminal.getvalue() == f"loading {path} onto cpu\n"

@@ -90,6 +90,8 @@ def test_bos_follows_the_tokenizer_unless_it_is_set(model_folders, tmp_path):
     assert not tokenizer.begins_with_bos
     assert any("begin without BOS" in note for note in tokenizer.notes)
     assert load_tokenizer(source, bos="always").begins_with_bos
+    assert tokenizer.beginning("auto") == "no BOS (harvest.bos: auto)"
+    assert load_tokenizer(source, bos="always").beginning("always") == "<bos> (harvest.bos: always)"
     assert load_tokenizer(find_model(str(model_folders["gpt2"]))).begins_with_bos  # its BOS is its end-of-text
 
 
