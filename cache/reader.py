@@ -21,9 +21,11 @@ from torch import Tensor
 from cache.format.dtypes import TORCH_DTYPES, read_as, to_tensor
 from cache.format.int8 import restore
 from cache.format.journal import Commit, FileEntry
-from cache.format.layout import STORE, Array, Group
+from cache.format.layout import Array, Group
 from cache.format.manifest import (
     MANIFEST,
+    PARAMETERS,
+    UNEMBEDDING,
     Manifest,
     first_difference,
     read_bound,
@@ -37,14 +39,13 @@ from cache.storage.buffers import Buffers
 from cache.storage.chunk_lru import ChunkLru
 from cache.storage.columns import Column, UnpackedColumn
 from cache.storage.recompute import Mlp, mlp_of_arrays
+from cache.storage.unembedding import Unembedding, unembedding_of_arrays
 from common.errors import DamagedError, MismatchError, UsageError
 from common.norm import NormAffine
 
 View = Literal["mlp_in", "ln2_normalized"]
 UNPACKED_BYTES = 3_000_000_000
 """How much of a compressed cache is in memory at most: three pools of the loader."""
-
-_FOLDER = f"{STORE}/parameters/"
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,8 @@ class CacheReader:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The small arrays beside the rows, by name, but the MLP's. Raises DamagedError."""
-        return {name: self._array(name) for name in self._names if not name.startswith("mlp.")}
+        """The small arrays beside the rows, by name, but the MLP's and the unembedding. Raises DamagedError."""
+        return {name: self._array(name) for name in self._names if not name.startswith(("mlp.", UNEMBEDDING))}
 
     @property
     def has_mlp(self) -> bool:
@@ -288,20 +289,30 @@ class CacheReader:
         return mlp_of_arrays(arrays).to(self._device)
 
     @property
+    def has_unembedding(self) -> bool:
+        """Whether the final norm's gain and the unembedding are stored."""
+        return any(name.startswith(UNEMBEDDING) for name in self._names)
+
+    def unembedding(self) -> Unembedding:
+        """The final norm's gain and the unembedding, read anew at every call: they are large. Raises DamagedError."""
+        arrays = {name: self._array(name) for name in self._names if name.startswith(UNEMBEDDING)}
+        return unembedding_of_arrays(arrays, origin=f"{self.identity.get('model')}, as the cache stores it in bfloat16")
+
+    @property
     def _names(self) -> list[str]:
-        names = {path.removeprefix(_FOLDER).split("/")[0] for path in self.manifest.files if path.startswith(_FOLDER)}
-        return sorted(names - {"zarr.json"})
+        paths = [path.removeprefix(PARAMETERS) for path in self.manifest.files if path.startswith(PARAMETERS)]
+        return sorted({path.split("/")[0] for path in paths} - {"zarr.json"})
 
     def _array(self, name: str) -> np.ndarray:
-        folder = _FOLDER + name
-        described = self._bound(f"{folder}/zarr.json")
+        folder = PARAMETERS + name
+        described = self.bound(f"{folder}/zarr.json")
         parts = [path for path in self.manifest.files if path.startswith(f"{folder}/c.")]
         try:
-            return read_parameter(described, b"".join(map(self._bound, parts)))
+            return read_parameter(described, b"".join(map(self.bound, parts)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedError(f"A small array does not read ({error}).", where=self.path / folder) from None
 
-    def _bound(self, path: str) -> bytes:
+    def bound(self, path: str) -> bytes:
         """The bytes of a file that the manifest binds. Raises DamagedError when they are not those."""
         return read_bound(self.path, path, self.manifest.files[path])
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from cache.config import CacheSettings
 from cache.format.journal import FileEntry, journal_path
-from cache.format.layout import STORE, Array
-from cache.format.manifest import MANIFEST, Manifest, parse_manifest
+from cache.format.layout import Array
+from cache.format.manifest import MANIFEST, PARAMETERS, UNEMBEDDING, Manifest, parse_manifest
 from cache.format.seal import seal_path
 from cache.reader import CacheReader, View
 from cache.storage.chunk_copies import ChunkCopies
@@ -69,6 +69,12 @@ class RemoteReader(CacheReader):
         """An array of this cache."""
         return RemoteColumn(self.copies, array, entries)
 
+    def bound(self, path: str) -> bytes:
+        """The bytes of a file that the manifest binds; the unembedding is copied when it is first asked for."""
+        size, digest = self.manifest.files[path]
+        _fetch(self.copies.store, self.path, path, size=size, digest=digest)
+        return super().bound(path)
+
 
 def open_remote(
     url: str,
@@ -79,7 +85,8 @@ def open_remote(
     limit_bytes: int = CacheSettings().remote_bytes,
     device: str = "cpu",
 ) -> RemoteReader:
-    """Open the cache at ``url``: manifest, journals and small arrays are copied now, rows as they are needed.
+    """Open the cache at ``url``: manifest, journals and small arrays are copied now, rows and the unembedding when
+    they are needed.
 
     At most ``limit_bytes`` of rows are kept, below ``local`` (None: the user's cache folder). Raises what
     ``CacheReader.open`` raises, DiskError when the network refuses, CapacityError when a batch needs more than that.
@@ -97,8 +104,8 @@ def open_remote(
             else:
                 disk.remove(folder / path)
     for name, (size, digest) in manifest.files.items():
-        if name.startswith(f"{STORE}/parameters/") and not _has_hash(folder / name, digest):
-            disk.write_file(folder / name, _read_checked(store, name, size, digest), tag=tag)
+        if name.startswith(PARAMETERS) and not name.startswith(PARAMETERS + UNEMBEDDING):
+            _fetch(store, folder, name, size=size, digest=digest)
     disk.write_file(folder / MANIFEST, data, tag=tag)
 
     reader = RemoteReader(ChunkCopies(store, folder, limit_bytes=limit_bytes), manifest, view=view, device=device)
@@ -108,6 +115,12 @@ def open_remote(
 
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nestcoder"
+
+
+def _fetch(store: RemoteStore, folder: Path, name: str, *, size: int, digest: str) -> None:
+    """Copy a file that the manifest binds, where it is not here."""
+    if not _has_hash(folder / name, digest):
+        disk.write_file(folder / name, _read_checked(store, name, size, digest), tag=str(os.getpid()))
 
 
 def _has_hash(path: Path, digest: str) -> bool:

@@ -23,4 +23,4 @@ class EvaluateSettings(Settings):
     lm_tokens: PositiveInt = 100_000
     """Held-out tokens that ``--lm`` runs through the language model."""
     features: bool = False
-    """Take the evidence of every feature after the report (``nestcoder features``); with ``--lm``, its logits too."""
+    """Take the evidence of every feature after the report (``nestcoder features``); ``--lm`` is as there."""

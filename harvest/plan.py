@@ -19,6 +19,7 @@ from harvest.memory import buffer_bytes, check_disk, choose_batch, missing_bytes
 from harvest.model.forward import Key
 from harvest.model.language_model import load_found
 from harvest.model.placement import has_room_for_all, in_words, place
+from harvest.model.unembedding import bytes_beside
 from harvest.prepare import PreparedHarvest, prepare
 from harvest.request import HarvestRequest
 from harvest.text.split import document_bytes, is_held_out
@@ -39,7 +40,8 @@ _ENOUGH_DOCUMENTS = 100
 
 @dataclass(frozen=True)
 class HarvestPlan:
-    """What a harvest will take. Bytes are of rows on disk; ``bytes_to_write`` leaves out what is already there.
+    """What a harvest will take. Bytes are of rows on disk, ``unembedding_bytes`` what lies beside them in each layer's
+    cache; ``bytes_to_write`` leaves out what is already there.
 
     ``peak_memory_bytes`` is of main memory where the model is on the CPU, None on a card. Two harvests took
     5 and 7 % more than it says.
@@ -58,6 +60,7 @@ class HarvestPlan:
     train_rows: int
     held_out_rows: int
     bytes_per_layer: int
+    unembedding_bytes: int
     bytes_to_write: int
     free_disk_bytes: int
     weight_bytes: int
@@ -81,6 +84,7 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
     finished = [layer for layer in request.layers if prepared.finished(layer)]
     missing = [layer for layer in request.layers if layer not in finished]
     size = prepared.geometry.size_bytes
+    unembedding = bytes_beside(source, rows_bytes=size)
     deepest = max(missing, default=0)
 
     batch = 0
@@ -109,7 +113,8 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
         train_rows=settings.train_tokens,
         held_out_rows=settings.held_out_tokens,
         bytes_per_layer=size,
-        bytes_to_write=sum(missing_bytes(size, request.folders[layer]) for layer in missing),
+        unembedding_bytes=unembedding,
+        bytes_to_write=sum(missing_bytes(size + unembedding, request.folders[layer]) for layer in missing),
         free_disk_bytes=disk.free_bytes(request.folders[request.layers[0]]),
         weight_bytes=weight_bytes(source, prepared.dtype, layers=deepest + 1),
         peak_memory_bytes=_peak_memory(prepared, missing, batch_contexts=batch) if missing else None,

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from cache.format.manifest import MANIFEST, PARAMETERS, UNEMBEDDING, read_manifest
 from cache.format.seal import seal_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter, remove_cache
 from common import disk
-from common.errors import UsageError
+from common.errors import NumericalError, UsageError
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
 from harvest.load import load_and_measure, refuse_second_process
@@ -32,6 +33,7 @@ from harvest.model.forward import Key, attention_of, use_attention
 from harvest.model.language_model import LanguageModel, boot_bridge
 from harvest.model.mlp import mlp_of
 from harvest.model.proof import SiteProof, prove_sites
+from harvest.model.unembedding import bytes_beside, unembedding_of
 from harvest.prepare import PreparedHarvest, prepare
 from harvest.record import ProofFile
 from harvest.request import HarvestRequest
@@ -132,11 +134,13 @@ class _Harvest:
         self._proofs: dict[int, SiteProof] = {}
         self._files: dict[int, ProofFile] = {}
         self._mlps: dict[int, Mlp] = {}
+        self._unembedding: dict[str, np.ndarray] = {}
 
     def fill(self, layers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Prove the sites, then fill the caches."""
         if self._request.cache.target == "recompute":
             self._mlps = {layer: mlp_of(self._model, layer) for layer in layers}
+        self._unembedding = self._small_unembedding()
         self._prove(layers)
         with ExitStack() as stack:
             sinks = [Sink(layer, stack.enter_context(self._open(layer))) for layer in layers]
@@ -170,6 +174,7 @@ class _Harvest:
             "bias": norm.bias.cpu().numpy(),
             "tokenizer.json": np.frombuffer(prepared.tokenizer.json.encode(), dtype=np.uint8),
             **(self._mlps[layer].arrays() if layer in self._mlps else {}),
+            **({} if self._is_begun_without_unembedding(layer) else self._unembedding),
         }
         return CacheWriter(
             self._request.folders[layer],
@@ -186,6 +191,26 @@ class _Harvest:
             device=self._model.device_of(layer),
             progress=self._progress,
         )
+
+    def _small_unembedding(self) -> dict[str, np.ndarray]:
+        """What the caches store of the unembedding: nothing of a large one, or of one that reads no norm."""
+        source = self._prepared.source
+        if not bytes_beside(source, rows_bytes=self._prepared.geometry.size_bytes):
+            self._progress.note(
+                "the unembedding is large beside the rows and not stored: features needs --lm for logits"
+            )
+            return {}
+        try:
+            return unembedding_of(self._model).arrays()
+        except NumericalError as error:
+            self._progress.note(f"the unembedding is not stored, features will have no logits. {error.what}")
+            return {}
+
+    def _is_begun_without_unembedding(self, layer: int) -> bool:
+        """Whether the cache was begun by a release that stored none: then its manifest binds none, and stays so."""
+        folder = self._request.folders[layer]
+        begun = (folder / MANIFEST).is_file()
+        return begun and not any(path.startswith(PARAMETERS + UNEMBEDDING) for path in read_manifest(folder).files)
 
     def _pass(self, sinks: list[Sink]) -> dict[str, float | int]:
         """One pass over the text for all ``sinks``.

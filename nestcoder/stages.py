@@ -206,7 +206,7 @@ def run_features(
     """Take the evidence of every feature of each layer's transcoder ``name``, and write its pages; evidence.json,
     by layer.
 
-    ``lm`` also reads the language model's unembedding, for the logits.
+    ``lm`` takes the unembedding from the language model: for logits where the cache has none.
 
         nestcoder.run_features(settings, [8])
         evidence = nestcoder.load_features("runs/gpt2-stdlib/layer08/features/main")

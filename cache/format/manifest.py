@@ -5,7 +5,8 @@
 
 It names the rows, however they are compressed. ``identity`` is the harvest's own plain JSON: model, revision, weight
 hash, tokenizer, sites, text. ``parameters`` are small arrays that belong to the rows (a norm's gain and bias), zarr
-arrays beside them. A manifest is never trusted: every number is checked, and no path in it is ever followed.
+arrays beside them; the unembedding, which lies there too, is none. A manifest is never trusted: every number is
+checked, and no path in it is ever followed.
 """
 
 import json
@@ -25,7 +26,9 @@ from common.reading import parse_json, read_file
 
 VERSION = 2
 MANIFEST = "manifest.json"
-_PARAMETERS = f"{STORE}/parameters/"
+PARAMETERS = f"{STORE}/parameters/"
+UNEMBEDDING = "unembedding."
+"""What the names of small arrays begin with that say nothing of the rows (``cache.storage.unembedding``)."""
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _LIMIT_BYTES = 64 << 20
 _PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
@@ -68,7 +71,7 @@ class Manifest:
             "identity": {key: value for key, value in self.identity.items() if key != "proof"},
             "format": {key: value for key, value in self.format().items() if key != "codec"},
             "special_ids": list(self.special_ids),
-            "parameters": {path: file for path, file in self._bound().items() if path.startswith(_PARAMETERS)},
+            "parameters": {path: file for path, file in self._bound().items() if _determines(path)},
         }
 
     def format(self) -> dict[str, Any]:
@@ -93,6 +96,11 @@ class Manifest:
 
     def _bound(self) -> dict[str, list[int | str]]:
         return {path: [size, digest] for path, (size, digest) in sorted(self.files.items())}
+
+
+def _determines(path: str) -> bool:
+    """Whether a bound file is a small array that the rows follow from."""
+    return path.startswith(PARAMETERS) and not path.startswith(PARAMETERS + UNEMBEDDING)
 
 
 def make_geometry(
@@ -237,7 +245,7 @@ def _build(document: dict[str, Any]) -> Manifest:
         if files[path] != (len(data), hash_bytes(data)):
             raise ValueError(f"{path} is not bound as this geometry has it")
     for path in files.keys() - computed.keys():
-        if not path.startswith(_PARAMETERS):
+        if not path.startswith(PARAMETERS):
             raise ValueError(f"{path} is no file of this geometry")
     special = tuple(_token(token) for token in document["special_ids"])
     if not isinstance(document["identity"], dict) or not _is_plain(document["written_with"]):

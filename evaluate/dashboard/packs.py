@@ -11,7 +11,10 @@ whose text is JSON, compressed with gzip and written in base64. Texts of tokens 
 import base64
 import gzip
 import json
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,7 @@ _SEARCHED_TOKENS = 5
 _SHOWN_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _SHOWN_FINER = 40
 _LEVEL = 6
+_COMPRESSING_THREADS = 2
 _MAP_STEPS = 4095
 """Steps between the borders of the map: more than a screen has."""
 
@@ -51,9 +55,18 @@ def script(name: str, data: Any) -> bytes:
 
 def packs(evidence: Evidence) -> Generator[tuple[str, bytes]]:
     """Every pack: its name and its file."""
-    for number, start in enumerate(range(0, evidence.dict_size, PACK_FEATURES)):
-        features = range(start, min(start + PACK_FEATURES, evidence.dict_size))
-        yield pack_name(number), script(pack_name(number), pack(evidence, features))
+    waiting: deque[tuple[str, Future[bytes]]] = deque()
+    # Compressing lets go of the interpreter: other threads do it while the next pack is made.
+    with ThreadPoolExecutor(_COMPRESSING_THREADS) as pool:
+        for number, start in enumerate(range(0, evidence.dict_size, PACK_FEATURES)):
+            name = pack_name(number)
+            made = pack(evidence, range(start, min(start + PACK_FEATURES, evidence.dict_size)))
+            waiting.append((name, pool.submit(script, name, made)))
+            if len(waiting) > _COMPRESSING_THREADS:
+                ready, data = waiting.popleft()
+                yield ready, data.result()
+        for name, data in waiting:
+            yield name, data.result()
 
 
 def index(evidence: Evidence) -> dict[str, Any]:
@@ -92,35 +105,69 @@ def _head(evidence: Evidence) -> dict[str, Any]:
 
 
 class _Vocabulary:
-    """Token ids to places in a list of texts, in the order in which they are first asked for."""
+    """The token ids of a pack to places in its list of texts: the shortest numbers for the most frequent tokens."""
 
-    def __init__(self, evidence: Evidence) -> None:
-        self._evidence = evidence
-        self._place = np.full(max(evidence.words, default=0) + 1, -1, dtype=np.int64)
-        self._tokens: list[int] = []
+    def __init__(self, evidence: Evidence, asked: list[Int[np.ndarray, "..."]]) -> None:
+        tokens, counts = np.unique(np.concatenate(asked), return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        self._tokens = tokens
+        self._place = np.argsort(order, kind="stable")
+        self.texts = [evidence.word(token) for token in tokens[order].tolist()]
 
     def places(self, tokens: Int[np.ndarray, " tokens"]) -> list[int]:
-        places = self._place[tokens]
-        if (places < 0).any():
-            for token in tokens[places < 0].tolist():
-                if self._place[token] < 0:
-                    self._place[token] = len(self._tokens)
-                    self._tokens.append(token)
-            places = self._place[tokens]
-        return places.tolist()
+        """Where each token's text stands in ``texts``."""
+        return self._place[np.searchsorted(self._tokens, tokens)].tolist()
 
-    def texts(self) -> list[str]:
-        return [self._evidence.word(token) for token in self._tokens]
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of all contexts of a pack, in one table: rows of the text, and the tokens of window after window.
+
+    Of a context that is not there, ``row`` is -1 and the window is empty.
+    """
+
+    kinds: dict[str, slice]
+    row: Int[np.ndarray, "features contexts"]
+    first: Int[np.ndarray, "features contexts"]
+    end: Int[np.ndarray, "features contexts"]
+    tokens: Int[np.ndarray, " tokens"]
+
+    @staticmethod
+    def of(evidence: Evidence, features: range) -> "_Windows":
+        """Those of some features."""
+        tables = {
+            kind: evidence.arrays[f"context_{kind}"][features.start : features.stop] for kind in context_kinds(evidence)
+        }
+        ends = np.cumsum([table.shape[1] for table in tables.values()]).tolist()
+        kinds = {
+            kind: slice(end - table.shape[1], end) for end, (kind, table) in zip(ends, tables.items(), strict=True)
+        }
+        row = np.concatenate(list(tables.values()), axis=1)
+        there = row != NO_ROW
+        first, end = np.zeros_like(row), np.zeros_like(row)
+        first[there], end[there] = evidence.text.windows(row[there], evidence.head["settings"]["context_tokens"])
+        length = (end - first).ravel()
+        start = np.cumsum(length) - length
+        # Every token's number within the text: its window's first row, and how far it is into the window.
+        inside = np.arange(int(length.sum())) - np.repeat(start - first.ravel(), length)
+        return _Windows(kinds, row, first, end, evidence.text.tokens[inside])
 
 
 def pack(evidence: Evidence, features: range) -> dict[str, Any]:
     """A few features' pages."""
-    vocabulary = _Vocabulary(evidence)
+    arrays = evidence.arrays
+    windows = _Windows.of(evidence, features)
+    named = [f"{side}_token" for side in ("before", "on", "after", "raised", "lowered") if f"{side}_token" in arrays]
+    tables = [arrays[name][features.start : features.stop].ravel() for name in named]
+    vocabulary = _Vocabulary(evidence, [windows.tokens, *(table[table != NO_TOKEN] for table in tables)])
     pages = [_page(evidence, feature, vocabulary) for feature in features]
-    return {"first": features.start, "pages": pages, "vocabulary": vocabulary.texts()}
+    for page, contexts in zip(pages, _contexts(evidence, features, windows, vocabulary), strict=True):
+        page["contexts"] = contexts
+    return {"first": features.start, "pages": pages, "vocabulary": vocabulary.texts}
 
 
 def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str, Any]:
+    """A feature's page but its contexts."""
     arrays = evidence.arrays
     related = relatives(evidence, feature)
     page: dict[str, Any] = {
@@ -133,10 +180,11 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
         "tokens": {side: _tokens(evidence, feature, side, vocabulary) for side in ("before", "on", "after")},
         "relatives": {kind: [list(one.values()) for one in found[:_SHOWN_FINER]] for kind, found in related.items()},
         "finer": len(related["finer"]),
-        "contexts": {kind: _contexts(evidence, feature, kind, vocabulary) for kind in context_kinds(evidence)},
     }
     if "raised_token" in arrays:
         page["logits"] = {side: _logits(evidence, feature, side, vocabulary) for side in ("raised", "lowered")}
+    if "logit_histogram" in arrays:
+        page["logit_histogram"] = arrays["logit_histogram"][feature].tolist()
     if aligned := neurons(evidence, feature):
         page["neurons"] = [list(one.values()) for one in aligned]
     return page
@@ -158,26 +206,29 @@ def _logits(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary
     return [[place, rounded(logit)] for place, logit in zip(places, logits, strict=True)]
 
 
-def _contexts(evidence: Evidence, feature: int, kind: str, vocabulary: _Vocabulary) -> list[list[Any]]:
-    """Document, row, place of the row in the window, tokens, and (place, value, place, value...) where it fires."""
-    text = evidence.text
+def _contexts(
+    evidence: Evidence, features: range, windows: _Windows, vocabulary: _Vocabulary
+) -> Generator[dict[str, list[list[Any]]]]:
+    """Of every feature, by kind: document, row, place of the row in the window, tokens, and (place, value, place,
+    value...) where it fires."""
     arrays = evidence.arrays
-    rows = arrays[f"context_{kind}"][feature]
-    rows = rows[rows != NO_ROW]
-    own = slice(*arrays["entry_offsets"][feature : feature + 2])
-    firing = arrays["entry_row"][own]
-    values = significant(arrays["entry_value"][own])
-
-    firsts, ends = text.windows(rows, evidence.head["settings"]["context_tokens"])
-    lows, highs = np.searchsorted(firing, (firsts, ends))
-    found: list[list[Any]] = []
-    for row, first, end, low, high in np.stack([rows, firsts, ends, lows, highs], axis=1).tolist():
-        pairs: list[float] = [0] * (2 * (high - low))
-        pairs[::2] = (firing[low:high] - first).tolist()
-        pairs[1::2] = values[low:high].tolist()
-        places = vocabulary.places(text.tokens[first:end])
-        found.append([int(text.document[row]), row, row - first, places, pairs])
-    return found
+    places = vocabulary.places(windows.tokens)
+    documents = evidence.text.document[np.maximum(windows.row, 0)].tolist()
+    start = 0
+    for number, feature in enumerate(features):
+        own = slice(*arrays["entry_offsets"][feature : feature + 2])
+        firing = arrays["entry_row"][own]
+        values = significant(arrays["entry_value"][own]).tolist()
+        bounds = np.searchsorted(firing, np.stack([windows.first[number], windows.end[number]]))
+        table = np.stack([windows.row[number], windows.first[number], windows.end[number], *bounds], axis=1).tolist()
+        found: list[list[Any]] = []
+        for (row, first, end, low, high), document in zip(table, documents[number], strict=True):
+            pairs: list[float] = [0] * (2 * (high - low))
+            pairs[::2] = (firing[low:high] - first).tolist()
+            pairs[1::2] = values[low:high]
+            found.append([document, row, row - first, places[start : start + end - first], pairs])
+            start += end - first
+        yield {kind: [one for one in found[columns] if one[1] != NO_ROW] for kind, columns in windows.kinds.items()}
 
 
 def significant(values: Float[np.ndarray, " values"]) -> Float[np.ndarray, " values"]:

@@ -113,7 +113,8 @@ def _encode_block(
         lost_prefix=_numpy(lost_prefix[fires]),
         target_sum=_numpy(away.sum(dim=0)),
         target_square=float(away.square().sum()),
-        error_square=_numpy(errors.double().square().sum(dim=(0, 2))),
+        # Row by row in float32, then in float64: the errors of all prefixes in float64 would be the largest array here.
+        error_square=_numpy(torch.linalg.vector_norm(errors, dim=2).double().square().sum(dim=0)),
     )
 
 

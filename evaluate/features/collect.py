@@ -10,7 +10,7 @@ in memory: 20 bytes an entry, so 20 x rows x active features. Arrays of the resu
     decoder_*, encoder_*                                          nearest by cosine (``evaluate.features.relations``)
     near_*, coarser_*                                             features that fire on the same rows
     cluster, map                                                  of the graph of features (``evaluate.features.graph``)
-    raised_*, lowered_*                                           logits, where an unembedding was given
+    raised_*, lowered_*, logit_histogram                          logits, where there is an unembedding
     neuron_*                                                      neurons that write alike, where the cache has the MLP
     text_*                                                        token, document and position of the rows
     entry_*                                                       values of each feature in its contexts' windows
@@ -23,11 +23,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cache.reader import CacheReader
+from cache.storage.unembedding import Unembedding
 from common.progress import Progress
 from evaluate.features.code import Code, CodeBlock, counted, encode_blocks, join
 from evaluate.features.config import FeatureSettings
 from evaluate.features.contexts import NO_ROW, Text, choose_contexts, text_of
-from evaluate.features.effects.logits import Unembedding, logit_effects
+from evaluate.features.effects.logits import logit_effects
 from evaluate.features.effects.neurons import aligned_neurons
 from evaluate.features.evidence import Evidence
 from evaluate.features.firings import HISTOGRAM_BINS, PERCENTILES, Firings, by_feature

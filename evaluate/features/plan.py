@@ -15,13 +15,14 @@ from pathlib import Path
 
 from cache.config import CacheSettings
 from cache.reader import CacheReader
+from cache.storage.unembedding import Unembedding
 from common import disk
 from common.errors import CapacityError
 from common.progress import Silent
 from common.units import in_bytes
 from evaluate.features.collect import block_starts, encode_part, rows_taken
 from evaluate.features.config import FeatureSettings
-from evaluate.features.effects.logits import Unembedding, logit_effects
+from evaluate.features.effects.logits import logit_effects
 from evaluate.features.relations import nearest_by_cosine
 from evaluate.features.run import open_both, read_logits
 from transcoder.transcoder import Transcoder

@@ -7,6 +7,7 @@ from typing import Any
 from cache.config import CacheSettings
 from cache.open import open_cache
 from cache.reader import CacheReader
+from cache.storage.unembedding import Unembedding
 from common import disk
 from common.device import choose_device
 from common.distributed import Ranks
@@ -15,7 +16,6 @@ from common.progress import Progress
 from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
-from evaluate.features.effects.logits import Unembedding
 from evaluate.features.evidence import Evidence, read_head, write_evidence
 from evaluate.features.parts import gathered, share_of
 from evaluate.features.self_check import check_evidence
@@ -41,7 +41,8 @@ def features_of_layer(
     """What evidence.json says, having written the evidence into ``out``; the same in every process. Each encodes its
     share of the rows, and the first one does the rest.
 
-    ``lm`` names the language model whose unembedding gives the logits; without it there are none.
+    ``lm`` names the language model whose unembedding gives the logits; without it the one in the cache does, where
+    the harvest stored one.
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), NumericalError.
     """
     reader, trained = open_both(
@@ -84,11 +85,12 @@ def open_both(
 
 
 def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Unembedding | None:
-    """The unembedding of the language model ``lm``; none without one."""
+    """The unembedding of the language model ``lm``, or without one that in the cache; None where neither is."""
     if not lm:
-        return None
+        # What an autoencoder of the source writes is no part of the residual stream.
+        return reader.unembedding() if reader.has_unembedding and trained.side != "source" else None
     # Only here does evidence meet a language model; everything else runs without transformers.
-    from evaluate.features.effects.unembedding import read_unembedding
+    from harvest.model.unembedding import read_unembedding
 
     revision = reader.identity.get("model_revision")
     return read_unembedding(lm, width=trained.d_target, revision=revision)

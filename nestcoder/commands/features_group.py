@@ -20,7 +20,9 @@ _EXPORTS = click.Choice(["circuit-tracer", "neuronpedia", "delphi", "jsonl", "pa
 @layers_option(required=False)
 @device_option
 @name_option
-@click.option("--lm", is_flag=True, help="Also read the language model's unembedding, for the logits.")
+@click.option(
+    "--lm", is_flag=True, help="Take the unembedding from the language model: for logits where the cache has none."
+)
 @click.option("--force", is_flag=True, help="Take the evidence on another cache than the transcoder's.")
 @_dry_run_option
 @click.pass_context

@@ -64,13 +64,14 @@ def write_cache(
     special: bool = True,
     d_source: int = D_SOURCE,
     d_target: int = D_TARGET,
+    arrays: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """``special`` False leaves out the rows of special tokens, and changes nothing else."""
     widths = {"d_source": d_source, "d_target": d_target}
     train = shown(toy_rows(train_rows, seed=1, **widths), special=special)
     large = 16 if held_out_rows > BLOCK else 1
     settings = CacheSettings(chunk_rows=64 * large, shard_rows=256 * large, segment_rows=512 * large)
-    arrays = {"gain": np.linspace(0.5, 2, d_source, dtype=np.float32), "bias": np.full(d_source, 0.1, np.float32)}
+    norm = {"gain": np.linspace(0.5, 2, d_source, dtype=np.float32), "bias": np.full(d_source, 0.1, np.float32)}
     with CacheWriter(
         path,
         identity=IDENTITY,
@@ -79,7 +80,7 @@ def write_cache(
         train_rows=len(train["tokens"]),
         held_out_rows=held_out_rows if special else held_out_rows - -(-held_out_rows // 16),
         special_ids=[SPECIAL],
-        arrays=arrays,
+        arrays=norm | (arrays or {}),
     ) as writer:
         writer.append(**train, held_out=False, cursor=0)
         for cursor, start in enumerate(range(0, max(1, held_out_rows), BLOCK), start=1):

@@ -370,3 +370,31 @@ def test_the_rows_of_one_held_out_document_can_be_capped(model_folders, text, tm
     rows = view.rows(slice(0, len(view)))
     _, counts = np.unique(rows.document[rows.tokens != 0], return_counts=True)
     assert counts.max() == 8
+
+
+def test_the_unembedding_lies_in_every_layers_cache_and_in_none_that_was_begun_without(
+    model_folder, text, tmp_path, monkeypatch
+):
+    harvest(model_folder, {1: tmp_path / "a", 2: tmp_path / "b"}, text)
+    weight = AutoModelForCausalLM.from_pretrained(model_folder).get_output_embeddings().weight.detach()
+    for name in ("a", "b"):
+        reader = CacheReader.open(tmp_path / name)
+        assert torch.equal(reader.unembedding().W_U, weight.bfloat16().float())
+    monkeypatch.setattr("harvest.run.bytes_beside", lambda *_, **__: 0)
+    with pytest.raises(StopError):
+        harvest(model_folder, {1: tmp_path / "begun"}, text, progress=Crash(3))
+    monkeypatch.undo()
+    harvest(model_folder, {1: tmp_path / "begun"}, text)
+    begun = CacheReader.open(tmp_path / "begun")
+    assert not begun.has_unembedding
+    assert begun.fingerprint == CacheReader.open(tmp_path / "a").fingerprint
+    assert not verify_cache(tmp_path / "begun").faults
+
+
+def test_a_model_whose_unembedding_reads_no_norm_is_harvested_without(model_folder, text, tmp_path, monkeypatch):
+    def none(_model):
+        raise ValueError("no module puts out what the unembedding reads")
+
+    monkeypatch.setattr("harvest.model.unembedding.final_norm", none)
+    harvest(model_folder, {1: tmp_path / "c"}, text)
+    assert not CacheReader.open(tmp_path / "c").has_unembedding

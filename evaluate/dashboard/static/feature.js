@@ -65,7 +65,7 @@ nestcoder.feature = (() => {
 
   function effects(page) {
     const { vocabulary, logits } = page;
-    if (!logits) return make("p", { className: "none" }, "No logits: an activation cache holds no unembedding. Run features with --lm to add them.");
+    if (!logits) return make("p", { className: "none" }, "No logits: the cache stores no unembedding, which is stored where it is small. Run features with --lm to take the language model's.");
     const top = Math.max(...logits.raised.map(([, value]) => value), ...logits.lowered.map(([, value]) => -value));
     const side = (title, rows, sign) => make("div", {}, make("h3", {}, title), make("table", { className: sign }, make("tbody", {}, rows.map(([place, value]) => make("tr", {},
       make("td", {}, token(vocabulary[place])),

@@ -43,7 +43,7 @@ nestcoder.overview = (() => {
     const entries = labels.map((_, feature) => nestcoder.entry(feature));
     const text = cache.dataset && (cache.dataset.name || cache.dataset.kind) || "text";
     const checked = head.self_check ? `${head.self_check.contexts} contexts were encoded anew and gave these values.` : "";
-    const logits = head.logits ? `Logits are those of the unembedding of ${head.logits.from}.` : "No unembedding was given, so there are no logits.";
+    const logits = head.logits ? `Logits are by the unembedding of ${head.logits.from}.` : "The cache stores no unembedding and --lm was not given, so there are no logits.";
     return make("article", { className: "overview" },
       make("h1", {}, `${cache.model.split("/").pop()}, layer ${cache.layer}`),
       make("p", { className: "says" }, `${labels.length.toLocaleString("en")} features of the transcoder “${transcoder.name}”, on ${head.tokens.toLocaleString("en")} ${head.split === "train" ? "training" : "held-out"} tokens of ${head.documents.toLocaleString("en")} documents (${text}); ${number(head.l0)} fire on a token.`),

@@ -3,63 +3,56 @@
     effect(f, v) = (gain * d_f) . W_U[v]  -  the mean of that over the vocabulary,     d_f = W_dec[f]
 
 d_f loses its mean first where the final norm subtracts means. The norm's scale, which depends on the row, is left out,
-and so is everything that later blocks make of the feature: this is the direct effect alone. The unembedding is not in a
-cache; it is read from the language model where one is given.
+and so is everything that later blocks make of the feature: this is the direct effect alone. A soft cap on the logits
+(Gemma-2) is monotone: it leaves the order of the tokens, and the effects are those before it.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from cache.storage.unembedding import Unembedding
+
+HISTOGRAM_BINS = 40
 _BLOCK_BYTES = 1 << 26
-
-
-@dataclass(frozen=True)
-class Unembedding:
-    """``W_U`` as the model has it; ``gain`` of the final norm; ``centred`` where that norm subtracts the mean."""
-
-    W_U: Float[Tensor, "vocabulary d_target"]
-    gain: Float[Tensor, " d_target"]
-    centred: bool
-    origin: str
+"""Of the effects that are in memory at a time."""
 
 
 def logit_effects(
     W_dec: Float[Tensor, "features d_target"], unembedding: Unembedding, count: int
 ) -> dict[str, np.ndarray]:
-    """Tokens and effects, strongest first: ``raised_token``, ``raised_logit``, ``lowered_token``, ``lowered_logit``."""
+    """Tokens and effects, strongest first: ``raised_token``, ``raised_logit``, ``lowered_token``, ``lowered_logit``.
+
+    And ``logit_histogram``: the vocabulary in equal bins from the lowest effect to the highest.
+    """
     direction = W_dec.float().cpu()
     if unembedding.centred:
         direction = direction - direction.mean(dim=1, keepdim=True)
     direction = direction * unembedding.gain
     rows = max(1, _BLOCK_BYTES // (4 * len(unembedding.W_U)))
-    found = {name: [] for name in ("raised_token", "raised_logit", "lowered_token", "lowered_logit")}
+    found: list[dict[str, np.ndarray]] = []
     for some in direction.split(rows):
         effect = some @ unembedding.W_U.T
         effect -= effect.mean(dim=1, keepdim=True)
-        for side, sign in (("raised", 1), ("lowered", -1)):
-            best = (sign * effect).topk(min(count, effect.shape[1]), dim=1)
-            found[f"{side}_token"].append(best.indices.numpy())
-            found[f"{side}_logit"].append(sign * best.values.numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+        found.append(_strongest(effect, count) | {"logit_histogram": _histogram(effect)})
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-@torch.inference_mode()
-def gain_of(norm: torch.nn.Module, width: int) -> tuple[Float[Tensor, " width"], bool]:
-    """A norm's gain, and whether it subtracts the mean, found from what it computes. Raises ValueError for no norm.
+def _strongest(effect: Float[Tensor, "features vocabulary"], count: int) -> dict[str, np.ndarray]:
+    strongest: dict[str, np.ndarray] = {}
+    for side, sign in (("raised", 1), ("lowered", -1)):
+        best = (sign * effect).topk(min(count, effect.shape[1]), dim=1)
+        strongest[f"{side}_token"] = best.indices.numpy()
+        strongest[f"{side}_logit"] = sign * best.values.numpy()
+    return strongest
 
-    With z = x / rms(x), or the same of x less its mean, a norm is gain * z + bias, and bias is what it makes of 0.
-    """
-    parameter = next(norm.parameters())
-    draw = torch.randn(2, width, generator=torch.Generator().manual_seed(0)).to(parameter)
-    bias = norm(torch.zeros_like(draw)).float()
-    made = norm(draw).float() - bias
-    for centred in (False, True):
-        moved = draw.float() - (draw.float().mean(dim=1, keepdim=True) if centred else 0)
-        gain = made / (moved / moved.square().mean(dim=1, keepdim=True).sqrt())
-        if torch.allclose(gain[0], gain[1], rtol=0.05, atol=1e-2):
-            return gain.mean(dim=0).cpu(), centred
-    raise ValueError("the module is neither a layer norm nor a root-mean-square norm")
+
+def _histogram(effect: Float[Tensor, "features vocabulary"]) -> Int[np.ndarray, "features bins"]:
+    """How many tokens lie in each bin; an effect between two bins lies in the upper one."""
+    lowest, highest = effect.aminmax(dim=1, keepdim=True)
+    width = (highest - lowest).clamp_min(torch.finfo(effect.dtype).tiny) / HISTOGRAM_BINS
+    place = ((effect - lowest) / width).int().clamp_max_(HISTOGRAM_BINS - 1)
+    place += HISTOGRAM_BINS * torch.arange(len(effect), dtype=torch.int32)[:, None]
+    counts = place.flatten().bincount(minlength=HISTOGRAM_BINS * len(effect))
+    return counts.view(len(effect), HISTOGRAM_BINS).numpy()

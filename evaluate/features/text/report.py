@@ -47,7 +47,7 @@ def _heading(evidence: Evidence) -> list[str]:
         "",
         f"{evidence.dict_size:,} features over {evidence.tokens:,} {rows} tokens of {head['documents']:,} documents; "
         f"special tokens count nowhere. {head['l0']:.1f} features fire on a token. "
-        + (f"Logits are those of {_plain(logits['from'])}'s unembedding." if logits else "No unembedding was given."),
+        + (f"Logits are by the unembedding of {_plain(logits['from'])}." if logits else "No unembedding was at hand."),
         "",
         f"Weights {(head['transcoder']['weights'] or {}).get('xxh3_128', 'unknown')}, cache {cache['fingerprint']}. "
         "`index.html` beside this file shows every feature.",

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from cache.reader import CacheReader
+from cache.storage.unembedding import Unembedding
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import read_evidence
-from evaluate.features.run import features_of_layer
+from evaluate.features.run import features_of_layer, read_logits
 from evaluate.features.text.page import feature_page
-from transcoder.formats.native import save_transcoder
+from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.relu import ReLU
 from transcoder.rules.rule import Rule
 from transcoder.rules.threshold import JumpReLU
@@ -89,3 +91,20 @@ def test_features_that_never_fire_and_blocks_of_special_rows_alone_do_no_harm(
     page = feature_page(read_evidence(tmp_path / "features"), 3)
     assert page["label"] == "never fires here"
     assert page["contexts"]["strongest"] == []
+
+
+def test_logits_come_from_the_cache_where_it_has_the_unembedding(
+    write_toy_cache, toy_transcoder: Path, tmp_path: Path
+) -> None:
+    W_U = torch.randn(40, 10, generator=torch.Generator().manual_seed(3)).bfloat16().float()
+    unembedding = Unembedding(W_U, torch.ones(10), centred=False, origin="")
+    cache = write_toy_cache(tmp_path / "cache", arrays=unembedding.arrays())
+    assert _run(cache, toy_transcoder, tmp_path / "features")["logits"] == {
+        "from": "toy, as the cache stores it in bfloat16"
+    }
+    effects = load_transcoder(toy_transcoder).W_dec.detach() @ W_U.T
+    read = read_evidence(tmp_path / "features")
+    assert np.array_equal(read.arrays["raised_token"][:, 0], effects.argmax(dim=1).numpy())
+    assert (read.arrays["logit_histogram"].sum(axis=1) == 40).all()
+    sae = load_transcoder(toy_transcoder).replaced(config={"kind": "sae", "side": "source"})
+    assert read_logits(None, CacheReader.open(cache), sae) is None

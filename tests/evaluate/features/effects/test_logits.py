@@ -1,11 +1,11 @@
-"""Logit effects against their definition, and the gain of a norm found from what it computes."""
+"""Logit effects against their definition."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from evaluate.features.effects.logits import Unembedding, gain_of, logit_effects
+from cache.storage.unembedding import Unembedding
+from evaluate.features.effects.logits import HISTOGRAM_BINS, logit_effects
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -20,23 +20,11 @@ def test_effects_are_the_direct_path_to_the_logits(centred: bool) -> None:
         assert found["raised_token"][feature].tolist() == np.argsort(-effect)[:4].tolist()
         assert found["lowered_token"][feature].tolist() == np.argsort(effect)[:4].tolist()
         np.testing.assert_allclose(found["lowered_logit"][feature], np.sort(effect)[:4], rtol=1e-4)
+        edges = np.linspace(effect.min(), effect.max(), HISTOGRAM_BINS + 1)
+        assert found["logit_histogram"][feature].tolist() == np.histogram(effect, edges)[0].tolist()
 
 
-def test_the_gain_of_both_kinds_of_norm_is_found() -> None:
-    layer_norm = nn.LayerNorm(64)
-    nn.init.uniform_(layer_norm.weight, 0.5, 2)
-    nn.init.uniform_(layer_norm.bias)
-    gain, centred = gain_of(layer_norm, 64)
-    assert centred
-    torch.testing.assert_close(gain, layer_norm.weight.detach(), rtol=1e-3, atol=1e-3)
-
-    rms = nn.RMSNorm(64, eps=1e-6)
-    nn.init.uniform_(rms.weight, 0.5, 2)
-    gain, centred = gain_of(rms, 64)
-    assert not centred
-    torch.testing.assert_close(gain, rms.weight.detach(), rtol=1e-3, atol=1e-3)
-
-
-def test_another_module_is_no_norm() -> None:
-    with pytest.raises(ValueError, match="neither"):
-        gain_of(nn.Linear(16, 16), 16)
+def test_a_feature_that_moves_no_logit_has_a_histogram_too() -> None:
+    W_U = torch.ones(30, 8)
+    found = logit_effects(torch.ones(1, 8), Unembedding(W_U, torch.ones(8), centred=False, origin="here"), 4)
+    assert found["logit_histogram"].sum() == 30
