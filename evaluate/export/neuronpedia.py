@@ -4,12 +4,16 @@
     <model>/<layer>-<set>/features/batch-<n>.jsonl.gz                                   a line a feature
     <model>/<layer>-<set>/activations/batch-<n>.jsonl.gz                                a line a context
 
-What the evidence does not have is left empty, as the importer allows: decoder vectors, the distribution of logits over
-the vocabulary, correlated and aligned neurons. Contexts are windows, not whole prompts.
+Decoder vectors are of the transcoder, which the evidence does not keep. What neither has is left empty, as the importer
+allows: correlated neurons and features, logits where there was no unembedding. Contexts are windows, not whole prompts.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from common.hashing import hash_bytes
 from evaluate.export.files import Files, as_line, packed
@@ -26,25 +30,34 @@ _EMPTY = (
     "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1",
     "correlated_neurons_indices", "correlated_neurons_pearson", "correlated_neurons_l1",
     "correlated_features_indices", "correlated_features_pearson", "correlated_features_l1",
-    "logits_hist_data_bar_heights", "logits_hist_data_bar_values", "decoder_weights_dist", "vector",
+    "decoder_weights_dist",
 )  # fmt: skip
+_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+"""What its names of models and sets may not have in them."""
+
+Decoder = Float[np.ndarray, "features d_target"]
 
 
-def neuronpedia_files(layers: Iterable[Evidence], *, created_at: str) -> Files:
-    """One folder a layer. ``created_at`` is what every record gives as its date."""
-    for evidence in layers:
+def neuronpedia_files(layers: Iterable[tuple[Evidence, Decoder | None]], *, created_at: str) -> Files:
+    """One folder a layer, from its evidence and decoder rows. ``created_at`` is what every record gives as its date."""
+    for evidence, decoder in layers:
         source = source_id(evidence)
-        folder = f"{evidence.model}/{source}"
+        folder = f"{model_id(evidence)}/{source}"
         for name, record in _records(evidence, source, created_at).items():
             yield f"{folder}/{name}.jsonl", (as_line(record),)
         for number, start in enumerate(range(0, evidence.dict_size, BATCH_FEATURES)):
             batch = range(start, min(start + BATCH_FEATURES, evidence.dict_size))
-            features = b"".join(as_line(feature_record(evidence, one, created_at)) for one in batch)
+            features = b"".join(as_line(feature_record(evidence, decoder, one, created_at)) for one in batch)
             yield f"{folder}/features/batch-{number}.jsonl.gz", (packed(features),)
             activations = b"".join(
                 as_line(one) for feature in batch for one in activation_records(evidence, feature, created_at)
             )
             yield f"{folder}/activations/batch-{number}.jsonl.gz", (packed(activations),)
+
+
+def model_id(evidence: Evidence) -> str:
+    """The model's name in the characters that Neuronpedia allows."""
+    return _NAME.sub("-", evidence.model)
 
 
 def source_id(evidence: Evidence) -> str:
@@ -53,11 +66,11 @@ def source_id(evidence: Evidence) -> str:
 
 
 def _set_name(evidence: Evidence) -> str:
-    return f"nestcoder-{evidence.head['transcoder']['name']}".replace("/", "-")
+    return _NAME.sub("-", f"nestcoder-{evidence.head['transcoder']['name']}")
 
 
 def _records(evidence: Evidence, source: str, created_at: str) -> dict[str, dict[str, Any]]:
-    model = evidence.model
+    model = model_id(evidence)
     name = _set_name(evidence)
     common = {"creatorId": CREATOR, "visibility": "PUBLIC", "createdAt": created_at}
     title = f"nestcoder transcoders of {model}"
@@ -66,7 +79,7 @@ def _records(evidence: Evidence, source: str, created_at: str) -> dict[str, dict
         | {"creatorName": "nestcoder", "creatorNameShort": "nestcoder", "isNewUi": False, "featured": False}
         | common,
         "model": {"id": model, "instruct": model.endswith("-it"), "displayName": model, "displayNameShort": model}
-        | {"layers": 0, "neuronsPerLayer": 0, "owner": "", "inferenceEnabled": False, "updatedAt": created_at}
+        | {"layers": 0, "neuronsPerLayer": 0, "owner": model, "inferenceEnabled": False, "updatedAt": created_at}
         | common,
         "sourceset": {"modelId": model, "name": name, "description": title, "releaseName": f"{model}-{name}"}
         | {"type": "", "creatorName": "nestcoder", "urls": [], "hasDashboards": True, "defaultShowBreaks": True}
@@ -78,24 +91,26 @@ def _records(evidence: Evidence, source: str, created_at: str) -> dict[str, dict
     }
 
 
-def feature_record(evidence: Evidence, feature: int, created_at: str) -> dict[str, Any]:
+def feature_record(evidence: Evidence, decoder: Decoder | None, feature: int, created_at: str) -> dict[str, Any]:
     """One line of ``features/``."""
     arrays = evidence.arrays
+    largest = rounded(arrays["largest"][feature])
+    vector = [] if decoder is None else [rounded(value) for value in decoder[feature]]
     effects = logits(evidence, feature) or {"raised": [], "lowered": []}
-    counts = arrays["histogram"][feature]
-    step = float(arrays["largest"][feature]) / len(counts)
     return {
-        "modelId": evidence.model,
+        "modelId": model_id(evidence),
         "layer": source_id(evidence),
         "index": str(feature),
         "sourceSetName": _set_name(evidence),
         "creatorId": CREATOR,
         "createdAt": created_at,
-        "maxActApprox": rounded(arrays["largest"][feature]),
-        "hasVector": False,
+        "maxActApprox": largest,
+        "hasVector": bool(vector),
+        "vector": vector,
         "vectorLabel": None,
-        "vectorDefaultSteerStrength": None,
-        "hookName": None,
+        # Its own converter steers with the largest activation, and names hooks as TransformerLens does.
+        "vectorDefaultSteerStrength": largest if vector else None,
+        "hookName": f"blocks.{evidence.layer}.hook_mlp_out" if vector else None,
         "topkCosSimIndices": arrays["decoder_feature"][feature].tolist(),
         "topkCosSimValues": [rounded(value) for value in arrays["decoder_score"][feature]],
         "pos_str": [one["token"] for one in effects["raised"]],
@@ -103,9 +118,27 @@ def feature_record(evidence: Evidence, feature: int, created_at: str) -> dict[st
         "neg_str": [one["token"] for one in effects["lowered"]],
         "neg_values": [one["logit"] for one in effects["lowered"]],
         "frac_nonzero": rounded(arrays["firings"][feature] / evidence.tokens),
-        "freq_hist_data_bar_heights": counts.tolist(),
-        "freq_hist_data_bar_values": [rounded(step * (place + 0.5)) for place in range(len(counts))],
+        **_bars("freq", arrays["histogram"][feature], 0.0, float(arrays["largest"][feature])),
+        **_logit_bars(evidence, feature),
         **{name: [] for name in _EMPTY},
+    }
+
+
+def _logit_bars(evidence: Evidence, feature: int) -> dict[str, list[float]]:
+    """The histogram of logits over the vocabulary; empty where there was no unembedding."""
+    arrays = evidence.arrays
+    if "logit_histogram" not in arrays:
+        return {f"logits_hist_data_bar_{name}": [] for name in ("heights", "values")}
+    bounds = (float(arrays[f"{side}_logit"][feature, 0]) for side in ("lowered", "raised"))
+    return _bars("logits", arrays["logit_histogram"][feature], *bounds)
+
+
+def _bars(kind: str, counts: Int[np.ndarray, " bins"], low: float, high: float) -> dict[str, list[float]]:
+    """Counts in equal bins between two numbers, and the middle of each bin."""
+    middles = low + (high - low) * (np.arange(len(counts)) + 0.5) / len(counts)
+    return {
+        f"{kind}_hist_data_bar_heights": counts.tolist(),
+        f"{kind}_hist_data_bar_values": [rounded(middle) for middle in middles],
     }
 
 
@@ -118,7 +151,7 @@ def activation_records(evidence: Evidence, feature: int, created_at: str) -> lis
         one = bounds[number]
         kinds[kind] = {"binMin": one["from"], "binMax": one["to"], "binContains": rounded(one["share"])}
     common = {
-        "modelId": evidence.model,
+        "modelId": model_id(evidence),
         "layer": source_id(evidence),
         "index": str(feature),
         "creatorId": CREATOR,

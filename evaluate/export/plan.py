@@ -17,7 +17,7 @@ from common.progress import Silent
 from evaluate.export.circuit_tracer import circuit_tracer_page
 from evaluate.export.delphi import SPLITS
 from evaluate.export.files import as_line, packed
-from evaluate.export.neuronpedia import activation_records, feature_record
+from evaluate.export.neuronpedia import Decoder, activation_records, feature_record
 from evaluate.export.plain import table_bytes
 from evaluate.features.collect import rows_taken
 from evaluate.features.config import FeatureSettings
@@ -43,12 +43,12 @@ class ExportPlan:
     seconds: float
 
 
-def plan_pages(evidence: Evidence, to: str, out: Path) -> ExportPlan:
-    """What an export of evidence to any format but delphi's will take."""
+def plan_pages(evidence: Evidence, decoder: Decoder | None, to: str, out: Path) -> ExportPlan:
+    """What an export of evidence to any format but delphi's will take; ``decoder`` is for Neuronpedia's."""
     firing = np.flatnonzero(evidence.arrays["firings"])
     tried = firing[np.linspace(0, len(firing) - 1, min(_TRIED, len(firing))).astype(np.int64)].tolist()
     began = time.perf_counter()
-    size = _FORMATS[to](evidence, tried)
+    size = _neuronpedia(evidence, decoder, tried) if to == "neuronpedia" else _FORMATS[to](evidence, tried)
     seconds = time.perf_counter() - began
     scale = len(firing) / max(1, len(tried))
     return ExportPlan(
@@ -97,8 +97,8 @@ def _jsonl(evidence: Evidence, features: list[int]) -> int:
     return len(packed(b"".join(as_line(feature_page(evidence, feature)) for feature in features)))
 
 
-def _neuronpedia(evidence: Evidence, features: list[int]) -> int:
-    lines = b"".join(as_line(feature_record(evidence, feature, "")) for feature in features)
+def _neuronpedia(evidence: Evidence, decoder: Decoder | None, features: list[int]) -> int:
+    lines = b"".join(as_line(feature_record(evidence, decoder, feature, "")) for feature in features)
     contexts = b"".join(as_line(one) for feature in features for one in activation_records(evidence, feature, ""))
     return len(packed(lines)) + len(packed(contexts))
 
@@ -110,6 +110,5 @@ def _parquet(evidence: Evidence, features: list[int]) -> int:
 _FORMATS: dict[str, Callable[[Evidence, list[int]], int]] = {
     "circuit-tracer": _circuit_tracer,
     "jsonl": _jsonl,
-    "neuronpedia": _neuronpedia,
     "parquet": _parquet,
 }

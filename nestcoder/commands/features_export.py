@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
+from common.run_layout import CONFIG_FILE
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
 from nestcoder.text import as_lines
 
 if TYPE_CHECKING:
     from evaluate.export.files import Files
+    from evaluate.export.neuronpedia import Decoder
     from evaluate.export.plan import ExportPlan
     from evaluate.features.evidence import Evidence
     from nestcoder.invocation import Invocation
@@ -43,11 +45,10 @@ def plan_export(
 
 def _plan(invocation: "Invocation", layer: int, target: str, out: Path, *, name: str, device: str) -> "ExportPlan":
     from evaluate.export.plan import plan_delphi, plan_pages
-    from evaluate.features.evidence import read_evidence
 
     folders = invocation.folders(layer)
     if target != "delphi":
-        return plan_pages(read_evidence(folders.features(name)), target, out)
+        return plan_pages(*next(_with_decoders(invocation, [layer], name)), target, out)
     return plan_delphi(
         cache=folders.cache,
         cache_settings=invocation.settings.cache,
@@ -73,7 +74,8 @@ def _files(invocation: "Invocation", layers: list[int], target: str, *, name: st
     if target == "circuit-tracer":
         return circuit_tracer.circuit_tracer_files(read)
     if target == "neuronpedia":
-        return neuronpedia.neuronpedia_files(read, created_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        given = _with_decoders(invocation, layers, name)
+        return neuronpedia.neuronpedia_files(given, created_at=datetime.now(UTC).isoformat(timespec="seconds"))
     return plain.jsonl_files(read) if target == "jsonl" else plain.parquet_files(read)
 
 
@@ -83,6 +85,23 @@ def _evidence(invocation: "Invocation", layers: list[int], name: str) -> "Iterat
 
     for layer in layers:
         yield read_evidence(invocation.folders(layer).features(name))
+
+
+def _with_decoders(
+    invocation: "Invocation", layers: list[int], name: str
+) -> "Iterator[tuple[Evidence, Decoder | None]]":
+    """The same with the transcoder's decoder rows; None where it is no longer there."""
+    from evaluate.features.evidence import check_made_of
+    from transcoder.formats.native import load_transcoder
+
+    for layer, evidence in zip(layers, _evidence(invocation, layers, name), strict=True):
+        folder = invocation.folders(layer).transcoder(name)
+        if not (folder / CONFIG_FILE).is_file():
+            yield evidence, None
+            continue
+        trained = load_transcoder(folder)
+        check_made_of(evidence, trained.config, where=invocation.folders(layer).features(name))
+        yield evidence, trained.W_dec.detach().float().numpy()
 
 
 def _delphi(invocation: "Invocation", layers: list[int], *, name: str, device: str) -> "Files":

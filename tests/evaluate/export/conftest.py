@@ -56,6 +56,7 @@ def small() -> Evidence:
         "raised_logit": np.array([[1.5], [0.75], [0.5]]),
         "lowered_token": np.array([[4], [4], [4]]),
         "lowered_logit": np.array([[-1.0], [-0.5], [-0.25]]),
+        "logit_histogram": np.array([[1, 0, 3, 1], [2, 1, 1, 1], [1, 1, 1, 2]]),
         "text_token": np.array(TOKENS),
         "text_document": np.array([7] * 6 + [9] * 6),
         "text_position": np.array([*range(6), *range(6)]),

@@ -15,14 +15,15 @@ from evaluate.features.config import FeatureSettings
 
 @pytest.mark.parametrize("to", ["circuit-tracer", "neuronpedia", "jsonl", "parquet"])
 def test_bytes_are_about_those_of_the_export(toy, tmp_path: Path, to: str) -> None:
+    decoder = toy.trained.W_dec.detach().numpy()
     files = {
         "circuit-tracer": lambda: circuit_tracer_files([toy.evidence]),
-        "neuronpedia": lambda: neuronpedia_files([toy.evidence], created_at="now"),
+        "neuronpedia": lambda: neuronpedia_files([(toy.evidence, decoder)], created_at="now"),
         "jsonl": lambda: jsonl_files([toy.evidence]),
         "parquet": lambda: parquet_files([toy.evidence]),
     }[to]()
     written = sum(len(piece) for _, pieces in files for piece in pieces)
-    plan = plan_pages(toy.evidence, to, tmp_path / "out")
+    plan = plan_pages(toy.evidence, decoder, to, tmp_path / "out")
     assert plan.bytes_about == pytest.approx(written, rel=0.25)
     assert plan.features == (toy.evidence.arrays["firings"] > 0).sum()
     assert not any(tmp_path.iterdir())
