@@ -13,7 +13,7 @@ layers := $(foreach layer,$(LAYER),--layer '$(layer)')
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo harvest train eval test interop lint format bench bench-gpu lock wheel clean
+.PHONY: help setup setup-dev demo harvest train eval test interop interop-features lint format bench bench-gpu lock wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 20
@@ -61,6 +61,9 @@ format: setup-dev  ## rewrite the code in the project's format
 
 interop: setup-dev  ## other tools' own loaders on our files, each in an environment of its own below .interop: make interop ARGS="saelens"
 	PYTHONPATH=. $(bin)/python tests/interop/run.py --layer '$(LAYER)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+interop-features: setup-dev  ## other tools' own readers on feature evidence (node is needed): make interop-features ARGS="delphi"
+	PYTHONPATH=. $(bin)/python tests/interop/run_pages.py --layer '$(LAYER)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 bench: setup-dev  ## side-by-side benchmarks: make bench BENCH=step ARGS="--peers DIR"
 	for name in $(BENCH); do echo "== $$name"; $(bin)/python -m bench.$$name $(ARGS) || exit 1; done

@@ -100,8 +100,14 @@ def _head(evidence: Evidence) -> dict[str, Any]:
         "pack_features": PACK_FEATURES,
         "kinds": context_kinds(evidence),
         "percentiles": list(_SHOWN_PERCENTILES),
+        "formed": _formed_head(evidence),
         "cautions": provenance_lines(evidence.head["cache"]),
     }
+
+
+def _formed_head(evidence: Evidence) -> dict[str, Any] | None:
+    formed = evidence.head.get("formed")
+    return formed and formed | {"steps": evidence.arrays["formed_step"].tolist()}
 
 
 class _Vocabulary:
@@ -157,7 +163,8 @@ def pack(evidence: Evidence, features: range) -> dict[str, Any]:
     """A few features' pages."""
     arrays = evidence.arrays
     windows = _Windows.of(evidence, features)
-    named = [f"{side}_token" for side in ("before", "on", "after", "raised", "lowered") if f"{side}_token" in arrays]
+    sides = ("before", "on", "after", "raised", "lowered", "formed")
+    named = [f"{side}_token" for side in sides if f"{side}_token" in arrays]
     tables = [arrays[name][features.start : features.stop].ravel() for name in named]
     vocabulary = _Vocabulary(evidence, [windows.tokens, *(table[table != NO_TOKEN] for table in tables)])
     pages = [_page(evidence, feature, vocabulary) for feature in features]
@@ -185,6 +192,8 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
         page["logits"] = {side: _logits(evidence, feature, side, vocabulary) for side in ("raised", "lowered")}
     if "logit_histogram" in arrays:
         page["logit_histogram"] = arrays["logit_histogram"][feature].tolist()
+    if "formed_step" in arrays:
+        page["formed"] = _formed(evidence, feature, vocabulary)
     if aligned := neurons(evidence, feature):
         page["neurons"] = [list(one.values()) for one in aligned]
     return page
@@ -204,6 +213,16 @@ def _logits(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary
     places = vocabulary.places(evidence.arrays[f"{side}_token"][feature])
     logits = evidence.arrays[f"{side}_logit"][feature].tolist()
     return [[place, rounded(logit)] for place, logit in zip(places, logits, strict=True)]
+
+
+def _formed(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> list[list[Any]]:
+    """Of each step that the head names: firings, largest value, places of tokens in the vocabulary."""
+    names = ("formed_firings", "formed_largest", "formed_token")
+    steps = zip(*(evidence.arrays[name][feature] for name in names), strict=True)
+    return [
+        [int(firings), rounded(largest), vocabulary.places(tokens[tokens != NO_TOKEN])]
+        for firings, largest, tokens in steps
+    ]
 
 
 def _contexts(

@@ -12,6 +12,7 @@ in memory: 20 bytes an entry, so 20 x rows x active features. Arrays of the resu
     cluster, map                                                  of the graph of features (``evaluate.features.graph``)
     raised_*, lowered_*, logit_histogram                          logits, where there is an unembedding
     neuron_*                                                      neurons that write alike, where the cache has the MLP
+    formed_*                                                      at steps of the training, where it wrote samples
     text_*                                                        token, document and position of the rows
     entry_*                                                       values of each feature in its contexts' windows
 """
@@ -35,9 +36,10 @@ from evaluate.features.firings import HISTOGRAM_BINS, PERCENTILES, Firings, by_f
 from evaluate.features.graph.clusters import clusters
 from evaluate.features.graph.edges import edges_of
 from evaluate.features.graph.layout import layout
+from evaluate.features.history import Formation
 from evaluate.features.relations import Neighbours, cosines, nearest_by_cosine, shared_rows
 from evaluate.features.text.words import speller_of
-from evaluate.features.tokens import TokenTable, positions, token_table
+from evaluate.features.tokens import NO_TOKEN, TokenTable, positions, token_table
 from transcoder.transcoder import Transcoder
 
 _SIDES = {"before": -1, "on": 0, "after": 1}
@@ -70,6 +72,7 @@ def evidence_of(
     settings: FeatureSettings,
     *,
     unembedding: Unembedding | None = None,
+    formation: Formation | None = None,
 ) -> Evidence:
     """The evidence in all blocks of the rows, in whatever order and from however many parts they come."""
     code = join(blocks)
@@ -95,11 +98,15 @@ def evidence_of(
         effects = logit_effects(transcoder.W_dec, unembedding, settings.logits)
         arrays |= effects
         shown += [effects["raised_token"].ravel(), effects["lowered_token"].ravel()]
+    if formation:
+        arrays |= formation.arrays
+        shown.append(formation.arrays["formed_token"].ravel())
     spell = speller_of(reader.arrays)
+    formed = formation and {"rows": formation.rows, "threshold": formation.threshold}
     return Evidence(
-        head=_head(code, reader, transcoder, settings, text=text, unembedding=unembedding),
+        head=_head(code, reader, transcoder, settings, text=text, unembedding=unembedding) | {"formed": formed},
         arrays=arrays,
-        words={token: spell(token) for token in np.unique(np.concatenate(shown)).tolist()},
+        words={token: spell(token) for token in np.unique(np.concatenate(shown)).tolist() if token != NO_TOKEN},
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from cache.reader import CacheReader
 from common.errors import DamagedError, UsageError
@@ -14,10 +15,14 @@ from common.sealed.document import check_checksum
 from common.sealed.tensors import FileSeal, read_tensors
 from evaluate.features.contexts import text_of
 from evaluate.features.text.words import speller_of
+from evaluate.features.tokens import NO_TOKEN
 from train.record.activation_samples import NO_ROW, SAMPLES_FOLDER
 from transcoder.formats.files.safe import read_json
 
 _REMEDY = "Train again with --fresh, or remove the folder: nothing else depends on it."
+_SHOWN_STEPS = 8
+"""Steps on a page: the first, the last, and others evenly between."""
+_SHOWN_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,41 @@ class Snapshot:
     firings: int
     largest: float
     samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Formation:
+    """All features at a few steps of their training: ``rows`` were looked at, and values above ``threshold`` counted.
+
+    ``arrays``: formed_step (steps); formed_firings and formed_largest (features, steps); formed_token (features, steps,
+    samples), the tokens of the strongest samples, -1 where there are fewer.
+    """
+
+    rows: int
+    threshold: float
+    arrays: dict[str, np.ndarray]
+
+
+def formation_of(run: Path, reader: CacheReader) -> Formation | None:
+    """How the features of a run formed; None where its training wrote no samples. Raises DamagedError."""
+    paths = sorted((run / SAMPLES_FOLDER).glob("step-*.json"))
+    if not paths:
+        return None
+    shown = np.unique(np.linspace(0, len(paths) - 1, _SHOWN_STEPS).round().astype(np.int64))
+    found = [_read(paths[place]) for place in shown.tolist()]
+    split = reader.split("held_out")
+    rows = np.stack([_checked_rows(arrays, reader)[:, :_SHOWN_SAMPLES] for _, arrays in found], axis=1)
+    settings = found[-1][0]["settings"]
+    return Formation(
+        rows=min(int(settings["rows"]), len(split)),
+        threshold=float(settings["threshold"]),
+        arrays={
+            "formed_step": np.array([about["step"] for about, _ in found]),
+            "formed_firings": np.stack([arrays["firings"] for _, arrays in found], axis=1),
+            "formed_largest": np.stack([arrays["largest"] for _, arrays in found], axis=1),
+            "formed_token": np.where(rows == NO_ROW, NO_TOKEN, split.tokens[np.maximum(rows, 0)]),
+        },
+    )
 
 
 def history_of(run: Path, reader: CacheReader, feature: int) -> list[Snapshot]:
@@ -44,21 +84,30 @@ def history_of(run: Path, reader: CacheReader, feature: int) -> list[Snapshot]:
 
 def _steps(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     for path in sorted(folder.glob("step-*.json")):
-        about = read_json(path)
-        check_checksum(about, where=path, remedy=_REMEDY)
-        arrays = read_tensors(path.with_suffix(".safetensors"), FileSeal.parse(about.get("arrays"), where=path))
-        yield about, {name: array.numpy() for name, array in arrays.items()}
+        yield _read(path)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """One step's two files."""
+    about = read_json(path)
+    check_checksum(about, where=path, remedy=_REMEDY)
+    arrays = read_tensors(path.with_suffix(".safetensors"), FileSeal.parse(about.get("arrays"), where=path))
+    return about, {name: array.numpy() for name, array in arrays.items()}
+
+
+def _checked_rows(arrays: dict[str, np.ndarray], reader: CacheReader) -> Int[np.ndarray, "features samples"]:
+    """The rows of all samples. Raises DamagedError for rows that the cache does not have."""
+    if arrays["sample_row"].max(initial=NO_ROW) >= len(reader.split("held_out")):
+        what = "The samples name rows that this cache does not have."
+        raise DamagedError(what, where=reader.path, remedy="Name the cache that the run was trained on.")
+    return arrays["sample_row"]
 
 
 def _snapshot(about: dict[str, Any], arrays: dict[str, np.ndarray], reader: CacheReader, feature: int) -> Snapshot:
     if feature >= len(arrays["firings"]):
         raise UsageError(f"There is no feature {feature}: the transcoder has {len(arrays['firings']):,}, from 0.")
-    rows = arrays["sample_row"][feature]
+    rows = _checked_rows(arrays, reader)[feature]
     values = arrays["sample_value"][feature]
-    split = reader.split("held_out")
-    if rows.max(initial=NO_ROW) >= len(split):
-        what = "The samples name rows that this cache does not have."
-        raise DamagedError(what, where=reader.path, remedy="Name the cache that the run was trained on.")
     width = int(about["settings"]["context_size"])
     samples = [
         {"value": float(value), **_context(reader, int(row), width)}

@@ -17,6 +17,7 @@ from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import Evidence, read_head, write_evidence
+from evaluate.features.history import formation_of
 from evaluate.features.parts import gathered, share_of
 from evaluate.features.self_check import check_evidence
 from evaluate.features.text.figures import figures
@@ -49,12 +50,15 @@ def features_of_layer(
         cache, transcoder, device=device, force=force, progress=progress, cache_settings=cache_settings
     )
     unembedding = read_logits(lm, reader, trained)
+    # The samples of a training name rows of its own cache.
+    is_its_cache = trained.config.get("cache_fingerprint") == reader.fingerprint
+    formation = formation_of(transcoder, reader) if is_its_cache else None
     ranks = Ranks.current()
     starts = share_of(block_starts(reader, settings), ranks)
     blocks = encode_part(reader, trained, settings, starts, progress=progress)
     blocks = gathered(blocks, ranks, device=str(trained.W_dec.device))
     if ranks.rank == 0:
-        evidence = evidence_of(blocks, reader, trained, settings, unembedding=unembedding)
+        evidence = evidence_of(blocks, reader, trained, settings, unembedding=unembedding, formation=formation)
         checked = check_evidence(evidence, reader, trained)
         _write(out, replace(evidence, head={**evidence.head, "self_check": checked}), progress)
     ranks.wait()

@@ -56,7 +56,7 @@ nestcoder.table = (() => {
 
   function row(run, chosen, pointed, choose) {
     return make("tr", { "aria-selected": String(chosen.has(run.id)), className: run.id === pointed ? "pointed" : "", "data-run": run.id, onclick: () => choose(run.id) },
-      COLUMNS.map(([, , shown, , kind]) => make("td", { className: kind || "" }, shown(run))));
+      COLUMNS.map(([title, , shown, , kind]) => make("td", { className: kind || "", "data-title": title }, shown(run))));
   }
 
   function view(runs, { order, chosen, pointed, reorder, choose }) {

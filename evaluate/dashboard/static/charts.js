@@ -13,15 +13,15 @@ nestcoder.charts = (() => {
   const words = (x, y, text, anchor = "start") => shape("text", { x, y, "text-anchor": anchor }, text);
 
   /* Heights of bars on a scale of logarithms: a feature fires weakly a thousand times for each strong time. */
-  function histogram(counts, largest, percentiles, names) {
+  function histogram(counts, largest, percentiles, names, { smallest = 0, unit = "firings", axis = "activation" } = {}) {
     const width = 420, height = 132, bottom = 108, step = width / counts.length;
     const top = Math.log1p(Math.max(1, ...counts));
-    const node = frame(width, height, "How often the feature fires with which value; heights are logarithms");
+    const node = frame(width, height, `How many ${unit} have which ${axis}; heights are logarithms`);
     counts.forEach((count, place) => {
       const size = (bottom - 10) * Math.log1p(count) / top;
       const bar = shape("rect", { x: place * step + 0.5, y: bottom - size, width: step - 1, height: size, class: "bar" });
-      const from = largest * place / counts.length, to = largest * (place + 1) / counts.length;
-      bar.append(shape("title", {}, `${number(from)} to ${number(to)}: ${count.toLocaleString("en")} firings`));
+      const at = (step) => smallest + (largest - smallest) * step / counts.length;
+      bar.append(shape("title", {}, `${number(at(place))} to ${number(at(place + 1))}: ${count.toLocaleString("en")} ${unit}`));
       node.append(bar);
     });
     node.append(shape("line", { x1: 0, x2: width, y1: bottom, y2: bottom, class: "axis" }));
@@ -35,7 +35,7 @@ nestcoder.charts = (() => {
       taken.push([left, left + room]);
       node.append(words(left, 12, text));
     }
-    node.append(words(0, height - 6, "0"), words(width, height - 6, number(largest), "end"), words(width / 2, height - 6, "activation", "middle"));
+    node.append(words(0, height - 6, number(smallest)), words(width, height - 6, number(largest), "end"), words(width / 2, height - 6, axis, "middle"));
     return node;
   }
 

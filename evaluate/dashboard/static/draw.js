@@ -41,8 +41,12 @@ nestcoder.draw = (() => {
 
   const percent = (share) => (share > 0 && share < 0.0001 ? "< 0.01 %" : `${Number((100 * share).toPrecision(share < 0.1 ? 2 : 3))} %`);
 
+  // A chip of thirty blanks says nothing: runs of them are counted, and a token that is nothing else is seen.
+  const blanks = (run) => (run.length > 1 ? `␣×${run.length}` : "␣");
+  const counted = (text) => (/^ +$/.test(text) ? blanks(text) : text.replace(/ {4,}/g, blanks)).replace(/([⏎⇥])\1{2,}/g, (run) => `${run[0]}×${run.length}`);
+
   /* A token in a table or a label: its blanks are kept and seen. */
-  const token = (text) => make("code", { className: "token" }, visible(text));
+  const token = (text) => make("code", { className: "token" }, counted(visible(text)));
 
   /* A label, in a list without its first words: what stands between backticks is a token. */
   function label(text, isShort = false) {

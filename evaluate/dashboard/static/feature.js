@@ -70,13 +70,26 @@ nestcoder.feature = (() => {
     const side = (title, rows, sign) => make("div", {}, make("h3", {}, title), make("table", { className: sign }, make("tbody", {}, rows.map(([place, value]) => make("tr", {},
       make("td", {}, token(vocabulary[place])),
       make("td", { className: "bar" }, make("i", { style: { width: `${100 * Math.abs(value) / top}%` } }), make("span", {}, `${value > 0 ? "+" : "−"}${number(Math.abs(value))}`)))))));
-    return make("div", { className: "columns two" }, side("Raised", logits.raised, "raised"), side("Lowered", logits.lowered, "lowered"));
+    const counts = page.logit_histogram, all = counts && make("div", {}, make("h3", {}, "All tokens of the vocabulary"),
+      nestcoder.charts.histogram(counts, logits.raised[0][1], [], [], { smallest: logits.lowered[0][1], unit: "tokens", axis: "effect" }));
+    return make("div", { className: all ? "columns three" : "columns two" }, side("Raised", logits.raised, "raised"), side("Lowered", logits.lowered, "lowered"), all);
   }
 
   function neurons(page) {
     return make("table", { className: "raised" }, make("tbody", {}, page.neurons.map(([neuron, cosine]) => make("tr", { className: cosine < 0 ? "lowered" : "" },
       make("td", {}, `neuron ${neuron.toLocaleString("en")}`),
       make("td", { className: "bar" }, make("i", { style: { width: `${100 * Math.abs(cosine)}%` } }), make("span", {}, number(cosine, 2)))))));
+  }
+
+  /* The feature while the dictionary was trained: how often it fired and on what, at a few steps. */
+  function formed(page) {
+    const { steps, rows } = nestcoder.index.head.formed;
+    const most = Math.max(1, ...page.formed.map(([firings]) => firings));
+    const body = page.formed.map(([firings, largest, places], place) => make("tr", { title: `${firings.toLocaleString("en")} of ${rows.toLocaleString("en")} rows, largest ${number(largest)}` },
+      make("td", {}, steps[place].toLocaleString("en")),
+      make("td", { className: "bar" }, make("i", { style: { width: `${100 * firings / most}%` } }), make("span", {}, percent(firings / rows))),
+      make("td", { className: "chips" }, places.length ? places.map((one) => token(page.vocabulary[one])) : "–")));
+    return make("table", { className: "formed" }, make("thead", {}, make("tr", {}, ["step", "fires on", "strongest on"].map((text) => make("th", {}, text)))), make("tbody", {}, body));
   }
 
   function kindName(name, page) {
@@ -127,6 +140,7 @@ nestcoder.feature = (() => {
         section("Activations", "counts as logarithms", nestcoder.charts.histogram(page.histogram, entry.largest, page.percentiles, percentiles)),
         section("Position in the context", "density", nestcoder.charts.positions(page.positions))),
       section("Effect on logits", "its decoder row through the final norm's gain and the unembedding, later blocks left out", effects(page)),
+      page.formed ? section("How it formed", "at steps of the training, on the first held-out rows", formed(page)) : null,
       page.neurons ? section("Neurons", "cosine of the decoder row with what each neuron of the layer's MLP writes", neurons(page)) : null,
       neighbours(page));
   }

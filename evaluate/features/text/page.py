@@ -39,6 +39,7 @@ def feature_page(evidence: Evidence, feature: int) -> dict[str, Any]:
         "neurons": neurons(evidence, feature),
         "relatives": relatives(evidence, feature),
         "cluster": cluster_of(evidence, feature),
+        "formed": formed(evidence, feature),
         "contexts": {kind: contexts(evidence, feature, kind) for kind in context_kinds(evidence)},
     }
 
@@ -120,6 +121,24 @@ def neurons(evidence: Evidence, feature: int) -> list[dict[str, Any]] | None:
         return None
     pairs = zip(evidence.arrays["neuron_index"][feature], evidence.arrays["neuron_cosine"][feature], strict=True)
     return [{"neuron": int(neuron), "cosine": rounded(cosine)} for neuron, cosine in pairs]
+
+
+def formed(evidence: Evidence, feature: int) -> list[dict[str, Any]] | None:
+    """The feature at steps of its training: firings, largest value, tokens of its strongest samples; None without."""
+    arrays = evidence.arrays
+    if "formed_step" not in arrays:
+        return None
+    names = ("formed_firings", "formed_largest", "formed_token")
+    columns = zip(arrays["formed_step"].tolist(), *(arrays[name][feature] for name in names), strict=True)
+    return [
+        {
+            "step": step,
+            "firings": int(firings),
+            "largest": rounded(largest),
+            "tokens": [evidence.word(token) for token in tokens[tokens != NO_TOKEN].tolist()],
+        }
+        for step, firings, largest, tokens in columns
+    ]
 
 
 def relatives(evidence: Evidence, feature: int) -> dict[str, list[dict[str, Any]]]:

@@ -12,5 +12,6 @@ def test_every_array_is_described(toy) -> None:
     named = {name for cell in cells for name in re.findall(r"`([a-z_0-9]+)`", cell)}
     written = {name for name in toy.evidence.arrays if not re.fullmatch(r"context_interval_[1-9]\d*", name)}
     logits = {f"{side}_{kind}" for side in ("raised", "lowered") for kind in ("token", "logit")}
-    # The toy cache stores neither the MLP nor the unembedding.
-    assert named == written | logits | {"logit_histogram", "neuron_index", "neuron_cosine"}
+    formed = {f"formed_{kind}" for kind in ("step", "firings", "largest", "token")}
+    # The toy cache stores neither the MLP nor the unembedding, and no training wrote samples.
+    assert named == written | logits | formed | {"logit_histogram", "neuron_index", "neuron_cosine"}

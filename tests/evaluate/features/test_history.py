@@ -9,9 +9,16 @@ import pytest
 from cache.reader import CacheReader
 from common.errors import DamagedError, UsageError
 from common.progress import Silent
-from evaluate.features.history import as_data, history_of
+from common.sealed.document import with_checksum
+from evaluate.dashboard.packs import index, pack
+from evaluate.features.config import FeatureSettings
+from evaluate.features.evidence import read_evidence
+from evaluate.features.history import as_data, formation_of, history_of
+from evaluate.features.run import features_of_layer
+from evaluate.features.text.page import feature_page
+from evaluate.features.tokens import NO_TOKEN
 from train.config import LogSettings, SampleSettings, TrainSettings
-from train.record.activation_samples import SAMPLES_FOLDER
+from train.record.activation_samples import SAMPLES_FOLDER, sample_name
 from train.run import train_layer
 
 
@@ -64,3 +71,52 @@ def test_altered_samples_are_refused(run: Path, toy_cache: Path, tmp_path: Path)
     about.write_text(json.dumps(json.loads(about.read_text()) | {"step": 5}))
     with pytest.raises(DamagedError, match="checksum"):
         history_of(copy, CacheReader.open(toy_cache), 0)
+
+
+def test_the_formation_of_all_features_is_what_their_histories_say(run: Path, toy_cache: Path) -> None:
+    reader = CacheReader.open(toy_cache)
+    found = formation_of(run, reader)
+    assert found is not None
+    assert (found.rows, found.threshold) == (1600, 0.0)
+    assert found.arrays["formed_step"].tolist() == [4, 8]
+    for feature in (0, 21, 63):
+        history = history_of(run, reader, feature)
+        assert found.arrays["formed_firings"][feature].tolist() == [one.firings for one in history]
+        assert found.arrays["formed_largest"][feature] == pytest.approx([one.largest for one in history])
+        for place, one in enumerate(history):
+            tokens = found.arrays["formed_token"][feature, place]
+            strongest = [sample["tokens"][sample["at"]] for sample in one.samples[:3]]
+            assert [f"[{token}]" for token in tokens[tokens != NO_TOKEN]] == strongest
+
+
+def test_of_many_steps_a_few_are_shown_the_first_and_the_last_among_them(
+    run: Path, toy_cache: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    about, arrays = sorted((run / SAMPLES_FOLDER).glob("step-0000008.*"))
+    for step in range(12, 84, 4):
+        place = tmp_path / "run" / SAMPLES_FOLDER / sample_name(step)
+        shutil.copy(arrays, place.with_suffix(".safetensors"))
+        stated = json.loads(about.read_text())
+        del stated["checksum"]
+        place.with_suffix(".json").write_text(json.dumps(with_checksum(stated | {"step": step})))
+    found = formation_of(tmp_path / "run", CacheReader.open(toy_cache))
+    assert found is not None
+    steps = found.arrays["formed_step"].tolist()
+    assert len(steps) == 8
+    assert steps[0] == 4
+    assert steps[-1] == 80
+    assert formation_of(tmp_path, CacheReader.open(toy_cache)) is None
+
+
+def test_the_evidence_of_a_run_with_samples_has_its_formation(run: Path, toy_cache: Path, tmp_path: Path) -> None:
+    asked = {"settings": FeatureSettings(context_tokens=4), "device": "cpu", "lm": None, "force": True}
+    features_of_layer(cache=toy_cache, transcoder=run, out=tmp_path / "features", progress=Silent(), **asked)
+    evidence = read_evidence(tmp_path / "features")
+    page = feature_page(evidence, 21)
+    assert [one["step"] for one in page["formed"]] == [4, 8]
+    packed = pack(evidence, range(64))
+    for stated, (firings, largest, places) in zip(page["formed"], packed["pages"][21]["formed"], strict=True):
+        assert [firings, largest] == [stated["firings"], stated["largest"]]
+        assert [packed["vocabulary"][place] for place in places] == stated["tokens"]
+    assert index(evidence)["head"]["formed"] == {"rows": 1600, "threshold": 0.0, "steps": [4, 8]}
