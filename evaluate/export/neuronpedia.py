@@ -124,7 +124,7 @@ def feature_record(evidence: Evidence, decoder: Decoder | None, feature: int, cr
     }
 
 
-def _logit_bars(evidence: Evidence, feature: int) -> dict[str, list[float]]:
+def _logit_bars(evidence: Evidence, feature: int) -> dict[str, list[int] | list[float]]:
     """The histogram of logits over the vocabulary; empty where there was no unembedding."""
     arrays = evidence.arrays
     if "logit_histogram" not in arrays:
@@ -133,7 +133,7 @@ def _logit_bars(evidence: Evidence, feature: int) -> dict[str, list[float]]:
     return _bars("logits", arrays["logit_histogram"][feature], *bounds)
 
 
-def _bars(kind: str, counts: Int[np.ndarray, " bins"], low: float, high: float) -> dict[str, list[float]]:
+def _bars(kind: str, counts: Int[np.ndarray, " bins"], low: float, high: float) -> dict[str, list[int] | list[float]]:
     """Counts in equal bins between two numbers, and the middle of each bin."""
     middles = low + (high - low) * (np.arange(len(counts)) + 0.5) / len(counts)
     return {
