@@ -8,81 +8,52 @@ of the features' ``sample_contexts`` strongest rows, of different documents.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from cache.reader import CacheReader
-from common.progress import Progress
-from evaluate.absorption.first_letter import FirstLetterAbsorption
-from evaluate.config import EvaluateSettings
-from evaluate.held_out import open_held_out
-from evaluate.measure import measure
-from evaluate.memory import batch_rows_for
-from evaluate.metrics.fvu import Fvu
-from evaluate.metrics.inputs import AbsorptionScorer, MetricInputs
-from evaluate.metrics.sparsity import Sparsity
-from evaluate.metrics.top_contexts import TopContexts
-from evaluate.replay import Replay
-from evaluate.spliced.loss import SplicedModel
-from evaluate.spliced.splicer import Splicer
-from transcoder.transcoder import Transcoder
+from evaluate.held_out import HeldOut
+from evaluate.metrics.metric import State
+from evaluate.spliced.loss import SplicedModel, ablations
+from evaluate.spliced.replace import Host
+from finetune.in_model import InModel
 
-_METRICS = (Fvu, Sparsity, TopContexts, FirstLetterAbsorption)
+Figures = tuple[dict[str, Any], Int[np.ndarray, "dict_size k"]]
+"""A layer's figures by name, and the tokens of the strongest rows of each of its features, -1 where there is none."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Measures sets of dictionaries alike."""
+def in_language_model(
+    dictionaries: InModel, measuring: SplicedModel, means: Mapping[int, Float[Tensor, " d_target"]]
+) -> dict[str, Any]:
+    """What the model loses with every prefix of them in it, all layers at once. ``means`` are the mean targets."""
+    host = Host.of(measuring.splicer.model)
+    norms = {layer: host.norm(layer) for layer in means}
+    spliced = [dictionaries.replacements(index, norms) for index in range(dictionaries.prefix_count)]
+    fields, _ = measuring.measure_replacements([*ablations(means), *spliced], name=dictionaries.name)
+    return fields
 
-    splicer: Splicer
-    readers: Mapping[int, CacheReader]
-    absorption: Mapping[int, AbsorptionScorer]
-    settings: EvaluateSettings
-    device: str
-    progress: Progress
 
-    def compared(self, before: Mapping[int, Transcoder], after: Mapping[int, Transcoder]) -> dict[str, Any]:
-        """The language model's fields and every layer's, before and after, and what moved."""
-        models = [self._in_model(dictionaries) for dictionaries in (before, after)]
-        layers: list[dict[str, Any]] = []
-        for layer in before:
-            (old, old_tokens), (new, new_tokens) = (self._of_layer(layer, which[layer]) for which in (before, after))
-            layers.append({"layer": layer, "before": old, "after": new, **kept_tokens(old_tokens, new_tokens)})
-        return {
-            "language_model": {"before": models[0], "after": models[1], "closed_per_prefix": _closed(*models)},
-            "layers": layers,
-        }
+def compared(
+    models: tuple[dict[str, Any], dict[str, Any]], layers: tuple[Mapping[int, Figures], Mapping[int, Figures]]
+) -> dict[str, Any]:
+    """The language model's fields and every layer's, before and after, and what moved."""
+    before, after = layers
+    entries: list[dict[str, Any]] = []
+    for layer, (old, old_tokens) in before.items():
+        new, new_tokens = after[layer]
+        entries.append({"layer": layer, "before": old, "after": new, **kept_tokens(old_tokens, new_tokens)})
+    return {
+        "language_model": {"before": models[0], "after": models[1], "closed_per_prefix": _closed(*models)},
+        "layers": entries,
+    }
 
-    def _in_model(self, dictionaries: Mapping[int, Transcoder]) -> dict[str, Any]:
-        reader = self.readers[min(self.readers)]
-        replay = Replay(open_held_out(reader), 1, self.device, self.progress)
-        means = {layer: open_held_out(other).mean_target.float() for layer, other in self.readers.items()}
-        fields, _ = SplicedModel(self.splicer, reader, replay, self.settings).measure_together(dictionaries, means)
-        return fields
 
-    def _of_layer(self, layer: int, dictionary: Transcoder) -> tuple[dict[str, Any], Int[np.ndarray, "dict_size k"]]:
-        """Some fields of one dictionary, and the tokens of each feature's strongest rows, -1 where there is none."""
-        reader = self.readers[layer]
-        held_out = open_held_out(reader)
-        replay = Replay(held_out, batch_rows_for(dictionary, self.device), self.device, self.progress)
-        inputs = MetricInputs(dictionary, held_out, reader, self.settings, self.device, self.absorption[layer])
-        found = measure(replay, inputs, _METRICS)
-        metrics = found.metrics
-        absorption = metrics["absorption_first_letter"]
-        rows = found.states["TopContexts"]["row"].cpu().numpy()
-        tokens = np.where(rows >= 0, held_out.view.tokens[np.maximum(rows, 0)], -1)
-        fields = {
-            "prefixes": metrics["prefixes"],
-            "fvu_per_prefix": metrics["fvu_per_prefix"],
-            "l0_per_prefix": metrics["l0_per_prefix"],
-            "dead_fraction_per_prefix": metrics["dead_fraction_per_prefix"],
-            "absorption_first_letter": absorption["score"],
-            "absorption_reason": absorption.get("reason"),
-        }
-        return fields, tokens
+def strongest_tokens(contexts: State, held_out: HeldOut) -> Int[np.ndarray, "dict_size k"]:
+    """The tokens of each feature's strongest rows, from the state of ``TopContexts``."""
+    rows = contexts["row"].cpu().numpy()
+    return np.where(rows >= 0, held_out.view.tokens[np.maximum(rows, 0)], -1)
 
 
 def kept_tokens(

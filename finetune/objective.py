@@ -1,14 +1,16 @@
 """What a step of fine-tuning minimises, and its gradients: the divergence of the spliced model, and the errors.
 
     kl     mean over ordinary positions of KL(clean || spliced), all layers spliced at once, at the step's own prefix
-    fvu    mean over layers of the mean over prefixes p of  SSE_p / (rows * target variance of the cache)
+    fvu    mean over layers of the mean over prefixes p of  SSE_p / (rows * target variance of the cache), on the clean
+           pass's rows
 
 Each has a gradient of its own. What the weights are updated by is
 
     g = g_fvu + kl_weight * (|g_fvu| / |g_kl|) * g_kl
 
 with running means of the two norms over steps, so neither rules the other whatever its units. The clean pass runs the
-model once; the spliced pass begins at the first layer's block.
+model once; the spliced pass begins at the first layer's block. Of several processes each has some of the contexts;
+losses and gradients are those of all of them.
 """
 
 from collections.abc import Mapping
@@ -19,11 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.order import derive_key
+from common.distributed import ALONE, Ranks
 from evaluate.spliced.contexts import Contexts
 from evaluate.spliced.replace import Host, Ordinary, Replacement, replacing
-from evaluate.spliced.splice import StandIn
 from evaluate.spliced.splicer import Splicer
-from transcoder.transcoder import Transcoder
+from finetune.in_model import InModel
+from harvest.model.sites import Norm
 
 Gradients = dict[int, dict[str, Tensor]]
 """By layer and array."""
@@ -68,32 +71,45 @@ class Objective:
     """Measures steps. ``variances`` are the target's, summed over dimensions, by layer."""
 
     splicer: Splicer
-    transcoders: Mapping[int, Transcoder]
+    dictionaries: InModel
     variances: Mapping[int, float]
     seed: int = 0
+    ranks: Ranks = ALONE
     _host: Host = field(init=False)
+    _norms: dict[int, Norm] = field(init=False)
 
     def __post_init__(self) -> None:
         self._host = Host.of(self.splicer.model)
+        self._norms = {layer: self._host.norm(layer) for layer in self.variances}
 
     def prefix_of(self, step: int) -> int:
         """The number of the prefix that a step serves."""
-        count = min(len(transcoder.prefixes) for transcoder in self.transcoders.values())
-        return derive_key(self.seed, _PREFIX, step) % count
+        return derive_key(self.seed, _PREFIX, step) % self.dictionaries.prefix_count
 
     def measure(self, contexts: Contexts, step: int) -> Measured:
-        """The losses and their gradients on some contexts."""
+        """The losses and their gradients on some contexts: those of all processes, each of which gives its own."""
         sides, clean, before = self._clean(contexts)
-        arrays = [array for transcoder in self.transcoders.values() for array in transcoder.arrays().values()]
+        arrays = [array for piece in self.dictionaries.pieces.values() for array in piece.arrays().values()]
+        share = self._share(contexts)
         with torch.enable_grad():
-            fvu = torch.stack([self._fvu(layer, *sides[layer]) for layer in self.transcoders]).mean()
+            fvu = self._fvu(sides) * share
             of_fvu = torch.autograd.grad(fvu, arrays, allow_unused=True)
             prefix = self.prefix_of(step)
-            with self.splicer.replaced(self._replacements(prefix)), self.splicer.begun(before):
+            replacements = self.dictionaries.replacements(prefix, self._norms)
+            with self.splicer.replaced(replacements), self.splicer.begun(before):
                 spliced = self.splicer.run(contexts)
-            kl = self._divergence(clean, spliced, contexts)
+            kl = self._divergence(clean, spliced, contexts) * share
             of_kl = torch.autograd.grad(kl, arrays, allow_unused=True)
-        return Measured(float(kl.detach()), float(fvu.detach()), prefix, self._named(of_kl), self._named(of_fvu))
+        losses = torch.stack([loss.detach().to(arrays[0].device) for loss in (kl, fvu)])
+        gradients_kl = self._named(of_kl)
+        gradients_fvu = self._named(of_fvu)
+        self.ranks.sum_all_([losses, *_flat(gradients_kl), *_flat(gradients_fvu)])
+        return Measured(float(losses[0]), float(losses[1]), prefix, gradients_kl, gradients_fvu)
+
+    def _share(self, contexts: Contexts) -> float:
+        """Which share of all processes' ordinary positions this one's are."""
+        own = int((~self.splicer.kept(contexts.tokens)).sum())
+        return own / max(1, self.ranks.total(own, contexts.tokens.device))
 
     @torch.no_grad()
     def _clean(self, contexts: Contexts) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor, object]:
@@ -107,25 +123,21 @@ class Objective:
 
             return replacement
 
-        seen = {layer: (self.splicer.places[layer], keep(layer)) for layer in self.transcoders}
+        seen = {layer: (self.splicer.places[layer], keep(layer)) for layer in self.variances}
         with replacing(self._host, seen, Ordinary(self.splicer.special_ids)), self.splicer.remembered() as remembered:
             logits = self.splicer.run(contexts)
         return sides, logits.float().log_softmax(dim=-1), remembered.get("out")
 
-    def _replacements(self, prefix: int) -> dict[int, Replacement]:
-        return {
-            layer: StandIn(transcoder.truncate(transcoder.prefixes[prefix]), self._host.norm(layer))
-            for layer, transcoder in self.transcoders.items()
-        }
-
-    def _fvu(
-        self, layer: int, source: Float[Tensor, "rows d_source"], target: Float[Tensor, "rows d_target"]
-    ) -> Float[Tensor, ""]:
-        """Of every prefix, in mean; of the rows as the clean model computes them."""
-        transcoder = self.transcoders[layer]
-        seen = StandIn(transcoder, self._host.norm(layer)).as_read(source)
-        errors = transcoder.reconstructions(seen) - target.to(seen.device).float()[:, None]
-        return errors.square().sum(dim=2).mean() / self.variances[layer]
+    def _fvu(self, sides: Mapping[int, tuple[Tensor, Tensor]]) -> Float[Tensor, ""]:
+        """The mean over layers and prefixes, of the rows as the clean model computes them."""
+        sources = {layer: source for layer, (source, _) in sides.items()}
+        found = self.dictionaries.reconstructions(sources, self._norms)
+        errors = [
+            (found[layer] - target.to(found[layer].device).float()[:, None]).square().sum(dim=2).mean()
+            / self.variances[layer]
+            for layer, (_, target) in sides.items()
+        ]
+        return torch.stack(errors).mean()
 
     def _divergence(
         self, clean: Float[Tensor, "batch pos vocabulary"], spliced: Tensor, contexts: Contexts
@@ -138,11 +150,15 @@ class Objective:
     def _named(self, gradients: tuple[Tensor | None, ...]) -> Gradients:
         remaining = iter(gradients)
         named: Gradients = {}
-        for layer, transcoder in self.transcoders.items():
-            arrays = transcoder.arrays()
+        for layer, piece in self.dictionaries.pieces.items():
+            arrays = piece.arrays()
             found = {name: next(remaining) for name in arrays}
             named[layer] = {
                 name: torch.zeros_like(arrays[name]) if gradient is None else gradient
                 for name, gradient in found.items()
             }
         return named
+
+
+def _flat(gradients: Gradients) -> list[Tensor]:
+    return [gradient for arrays in gradients.values() for gradient in arrays.values()]

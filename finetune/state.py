@@ -41,10 +41,14 @@ class Progressed:
 
 
 class State:
-    """The checkpoint and the log of one run in ``folder``; ``identity`` is what a checkpoint must agree with."""
+    """The checkpoint and the log of one run in ``folder``; ``identity`` is what a checkpoint must agree with.
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    Every process reads; one alone ``writes``.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], *, writes: bool = True) -> None:
         self._folder = folder
+        self._writes = writes
         self._identity = json.loads(json.dumps(identity))
 
     def restore(self, tuned: dict[int, Tuned]) -> Progressed:
@@ -70,6 +74,8 @@ class State:
 
     def save(self, tuned: dict[int, Tuned], at: Progressed) -> None:
         """Replace the checkpoint."""
+        if not self._writes:
+            return
         arrays = {name: array for layer, one in tuned.items() for name, array in _arrays_of(one, layer).items()}
         seal = write_tensors(self._arrays(at.step), arrays)
         log = self._folder / LOG_FILE
@@ -89,14 +95,15 @@ class State:
 
     def add_line(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""
-        disk.append_line(self._folder / LOG_FILE, json.dumps(line).encode() + b"\n")
+        if self._writes:
+            disk.append_line(self._folder / LOG_FILE, json.dumps(line).encode() + b"\n")
 
     def _cut_log(self, size: int) -> None:
         log = self._folder / LOG_FILE
         there = log.stat().st_size if log.is_file() else 0
         if there < size:
             raise DamagedError("The log is shorter than when the checkpoint was saved.", where=log, remedy=_FRESH)
-        if there > size:
+        if there > size and self._writes:
             disk.truncate(log, size)
 
     def _arrays(self, step: int) -> Path:

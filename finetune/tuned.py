@@ -6,7 +6,9 @@ training's units, so weights and gradients are carried there and back:
     W = factor * W'        dL/dW' = factor * dL/dW
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,13 @@ from cache.reader import CacheReader
 from common.errors import UsageError
 from train.arrays.optim import Moments, remove_parallel_, update_
 from train.arrays.parameters import Parameters
-from train.arrays.units import Units, units_of
+from train.arrays.units import scaled, units_of
 from train.resolved import ResolvedSettings
+from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.transcoder import Transcoder
 
+_OF_FILE = ("weights", "seal", "completed_at", "held_out_fvu", "best_step", "dead", "saved_step")
+"""What a config.json says of its own file or of the training's last step; the result has its own."""
 _UNIT = 1e-3
 """How far from 1 the norm of a decoder row may be: files in bfloat16 are off by a few thousandths at most."""
 
@@ -33,15 +38,13 @@ class Tuned:
     factors: dict[str, Tensor]
 
     @staticmethod
-    def begin(transcoder: Transcoder, reader: CacheReader) -> "Tuned":
+    def begin(transcoder: Transcoder, factors: dict[str, Tensor]) -> "Tuned":
         """From a trained dictionary, on its device. Raises UsageError where its rows are not of norm 1."""
-        norms = transcoder.W_dec.detach().norm(dim=1)
-        if float((norms - 1).abs().max()) > _UNIT:
-            what = f"The decoder rows of {transcoder.name} are not of norm 1, which fine-tuning keeps them at."
-            raise UsageError(what, remedy="Fine-tune one that nestcoder trained.")
-        factors = _factors(units_of(reader, transcoder.source_view), transcoder)
         arrays = {name: array.detach().clone() / factors[name] for name, array in transcoder.arrays().items()}
         weights = Parameters(**arrays)
+        if float((weights.W_dec.norm(dim=1) - 1).abs().max()) > _UNIT:
+            what = f"The decoder rows of {transcoder.name} are not of norm 1, which fine-tuning keeps them at."
+            raise UsageError(what, remedy="Fine-tune one that nestcoder trained.")
         own = transcoder.replaced(**{name: array.detach().clone() for name, array in transcoder.arrays().items()})
         tuned = Tuned(own.requires_grad_(), weights, Moments.zero(weights), factors)
         tuned.show()
@@ -67,7 +70,7 @@ class Tuned:
         self.show()
 
 
-def _factors(units: Units, transcoder: Transcoder) -> dict[str, Tensor]:
+def factors_of_layer(transcoder: Transcoder, reader: CacheReader) -> dict[str, Tensor]:
     """What ``Units.folded`` multiplies each array by, of a shape that broadcasts over it."""
     d_source = transcoder.d_source
     ones = Parameters(
@@ -77,4 +80,28 @@ def _factors(units: Units, transcoder: Transcoder) -> dict[str, Tensor]:
         b_dec=torch.ones(1),
         W_skip=torch.ones(d_source, 1),
     )
-    return {name: array.to(transcoder.b_enc.device) for name, array in units.folded(ones).tensors().items()}
+    folded = units_of(reader, transcoder.source_view).folded(ones).tensors()
+    return {name: array.to(transcoder.b_enc.device) for name, array in folded.items()}
+
+
+def factors_of_piece(
+    dictionary: CrossLayerTranscoder, number: int, readers: Sequence[CacheReader]
+) -> dict[str, Tensor]:
+    """The same for a source layer of a cross-layer transcoder, whose activations are in training's units already and
+    whose rows are of norm 1 there over all that they write. ``readers`` are its layers'."""
+    piece = dictionary.piece(number)
+    units = [units_of(reader, piece.source_view) for reader in readers]
+    scales = [1 / units[layer].target_scale for layer in dictionary.reach.written(number)]
+    by_target = torch.tensor(scales).repeat_interleave(dictionary.d_target)
+    factors = {
+        "W_enc": scaled(torch.ones(1, piece.d_source), units[number].source_scale),
+        "b_enc": torch.ones(1),
+        "W_dec": by_target[None],
+        "b_dec": by_target,
+    }
+    return {name: array.to(piece.b_enc.device) for name, array in factors.items()}
+
+
+def kept_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says that is as true of the fine-tuned."""
+    return {key: value for key, value in config.items() if key not in _OF_FILE}

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.errors import UsageError
 from common.progress import Progress, Silent
-from common.run_layout import CONFIG_FILE, joint_folders
+from common.run_layout import CONFIG_FILE, joint_folders, run_folders
 from nestcoder.config import PipelineSettings
-from nestcoder.stages import folders_of
+
+if TYPE_CHECKING:
+    from evaluate.joint.opened import JointSource
 
 
 def run_evaluate_joint(
@@ -26,29 +27,28 @@ def run_evaluate_joint(
 
         nestcoder.run_evaluate_joint(settings, range(12), names=["clt", "main"], lm=True)
     """
-    from common.distributed import read_ranks
+    from common.distributed import process_group, read_ranks
     from evaluate.joint.run import Candidate, evaluate_layers
 
-    if read_ranks().world > 1:
-        raise UsageError("Layers are measured together by one process.", remedy="Run it without torchrun.")
+    ranks = read_ranks()
     ordered = sorted(set(layers))
     joint = joint_folders(Path(settings.runs), settings.model, ordered)
+    folders = {layer: run_folders(Path(settings.runs), settings.model, layer) for layer in ordered}
     candidates = [
-        Candidate(
-            name, joint.transcoder(name), {layer: folders_of(settings, layer).transcoder(name) for layer in ordered}
-        )
+        Candidate(name, joint.transcoder(name), {layer: own.transcoder(name) for layer, own in folders.items()})
         for name in dict.fromkeys(names)
     ]
-    return evaluate_layers(
-        caches={layer: folders_of(settings, layer).cache for layer in ordered},
-        cache_settings=settings.cache,
-        candidates=candidates,
-        out=joint.report(names[0]),
-        settings=settings.evaluate,
-        device=device,
-        lm=settings.model if lm else None,
-        progress=progress or Silent(),
-    )
+    with process_group(ranks, ranks.device(device)):
+        return evaluate_layers(
+            caches={layer: own.cache for layer, own in folders.items()},
+            cache_settings=settings.cache,
+            candidates=candidates,
+            out=joint.report(names[0]),
+            settings=settings.evaluate,
+            device=ranks.device(device),
+            lm=settings.model if lm else None,
+            progress=progress or Silent(),
+        )
 
 
 def is_cross_layer(settings: PipelineSettings, layers: Sequence[int], name: str) -> bool:
@@ -57,3 +57,12 @@ def is_cross_layer(settings: PipelineSettings, layers: Sequence[int], name: str)
         return False
     folder = joint_folders(Path(settings.runs), settings.model, layers).transcoder(name)
     return (folder / CONFIG_FILE).is_file()
+
+
+def joint_source(settings: PipelineSettings, layers: Sequence[int], name: str) -> "JointSource":
+    """Where the cross-layer transcoder ``name`` of these layers lies or shall lie, and the layers' caches."""
+    from evaluate.joint.opened import JointSource
+
+    runs = Path(settings.runs)
+    caches = {layer: run_folders(runs, settings.model, layer).cache for layer in sorted(set(layers))}
+    return JointSource(caches, joint_folders(runs, settings.model, list(caches)).transcoder(name))

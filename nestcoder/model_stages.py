@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UsageError
 from common.progress import Progress, Silent
-from common.run_layout import check_of_one_layer, finetune_folder, together_folder
+from common.run_layout import check_of_one_layer, finetune_folder, joint_folders, together_folder
 from nestcoder.config import PipelineSettings
+from nestcoder.joint_stages import is_cross_layer
 from nestcoder.stages import folders_of, trained_layers
 
 if TYPE_CHECKING:
-    from finetune.run import FinetuneRequest
+    from finetune.request import FinetuneRequest
 
 
 def run_together(
@@ -63,32 +63,37 @@ def run_finetune(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the transcoders ``name`` of these layers, spliced into the language model at once, into ``result``
-    (``<name>-finetuned``); what it bought and cost, before and after.
+    (``<name>-finetuned``); what it bought and cost, before and after. So too the cross-layer transcoder ``name`` of
+    these layers.
 
     nestcoder.run_finetune(settings, [8])["language_model"]["closed_per_prefix"][-1]["delta"]
     """
+    from common.distributed import process_group, read_ranks
     from finetune.run import finetune_layers
 
-    request = finetune_request(settings, layers, name=name, result=result, device=device)
-    return finetune_layers(request, fresh=fresh, progress=progress or Silent())
+    ranks = read_ranks()
+    with process_group(ranks, ranks.device(device)):
+        request = finetune_request(settings, layers, name=name, result=result, device=ranks.device(device))
+        return finetune_layers(request, fresh=fresh, progress=progress or Silent())
 
 
 def finetune_request(
     settings: PipelineSettings, layers: Sequence[int], *, name: str, result: str | None, device: str
 ) -> "FinetuneRequest":
-    """What the settings ask of fine-tuning. Raises UsageError in one of several processes."""
-    from common.distributed import read_ranks
-    from finetune.run import FinetuneRequest
+    """What the settings ask of fine-tuning. Raises UsageError for a cross-layer transcoder of other layers."""
+    from finetune.request import FinetuneRequest
 
-    if read_ranks().world > 1:
-        raise UsageError("One process fine-tunes.", remedy="Run 'nestcoder finetune' without torchrun.")
-    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
+    runs = Path(settings.runs)
+    joint = joint_folders(runs, settings.model, layers) if is_cross_layer(settings, layers, name) else None
+    if joint is None:
+        check_of_one_layer(runs, settings.model, layers, name)
     result = result or f"{name}-finetuned"
     return FinetuneRequest(
-        folders={layer: folders_of(settings, layer) for layer in layers},
+        folders={layer: folders_of(settings, layer) for layer in (sorted(layers) if joint else layers)},
+        joint=joint,
         name=name,
         result=result,
-        work=finetune_folder(Path(settings.runs), settings.model, result),
+        work=finetune_folder(runs, settings.model, result),
         lm=settings.model,
         device=device,
         settings=settings.finetune,

@@ -8,7 +8,7 @@ is all that a feature writes; and the sum over sources runs over those. Every pr
 first p features of each. A window of 0 is a transcoder for every layer, of which none writes to another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,15 @@ class Reach:
         source: int,
     ) -> None:
         """Add what the features of ``source`` write to the layers that they write to."""
+        for layer, block in self.blocks(sums, source):
+            total[layer] += block
+
+    def blocks(
+        self, written: Float[Tensor, "*rows wide"], source: int
+    ) -> Iterator[tuple[int, Float[Tensor, "*rows d_target"]]]:
+        """What belongs to each layer that features of ``source`` write to, with the layer."""
         for place, layer in enumerate(self.written(source)):
-            total[layer] += sums[..., place * self.width : (place + 1) * self.width]
+            yield layer, written[..., place * self.width : (place + 1) * self.width]
 
     def side_by_side(
         self, by_layer: Float[Tensor, "layers rows *prefixes d_target"], source: int
@@ -117,6 +124,12 @@ class CrossLayerTranscoder(nn.Module):
         assert isinstance(found, Transcoder)
         return found
 
+    def within(self, number: int) -> Transcoder:
+        """The features of source layer ``number`` by themselves, writing to that layer alone."""
+        piece = self.piece(number)
+        width = self.d_target
+        return piece.replaced(W_dec=piece.W_dec.detach()[:, :width], b_dec=piece.b_dec.detach()[:width])
+
     @property
     def prefixes(self) -> tuple[int, ...]:
         """Of each layer: the ends of what it is nested in."""
@@ -134,7 +147,10 @@ class CrossLayerTranscoder(nn.Module):
 
     def on(self, device: str | torch.device) -> "CrossLayerTranscoder":
         """The same on ``device``, in float32."""
-        pieces = [self.piece(number).on(device) for number in range(len(self.layers))]
+        return self.with_pieces([self.piece(number).on(device) for number in range(len(self.layers))])
+
+    def with_pieces(self, pieces: Sequence[Transcoder]) -> "CrossLayerTranscoder":
+        """The same of other pieces."""
         return CrossLayerTranscoder(
             pieces,
             layers=self.layers,
@@ -164,6 +180,11 @@ class CrossLayerTranscoder(nn.Module):
         sums = bag_sums(code, bags_of(code, self.prefixes), piece.W_dec)
         return running_sum_(sums.unflatten(0, (-1, len(self.prefixes))))
 
+    def writes_of_prefix(self, number: int, code: SparseCode, *, prefix: int) -> Float[Tensor, "rows wide"]:
+        """The same of one prefix, without the arrays of the others; differentiable."""
+        used = entries_of(code, code.features < prefix)
+        return bag_sums(used, bags_of(used, (prefix,)), self.piece(number).W_dec)
+
     @torch.no_grad()
     def reconstructions(
         self, sources: Sequence[Float[Tensor, "rows d_source"]]
@@ -171,14 +192,15 @@ class CrossLayerTranscoder(nn.Module):
         """Every layer's target by every prefix."""
         return self.reconstruct(self.codes(sources))
 
-    @torch.no_grad()
     def reconstruct(self, codes: Sequence[SparseCode]) -> Float[Tensor, "layers rows prefixes d_target"]:
-        """The same from the sparse codes."""
-        biases = torch.stack([self.b_dec(number) for number in range(len(self.layers))])
-        total = biases[:, None, None].repeat(1, codes[0].row_count, len(self.prefixes), 1)
+        """The same from the sparse codes; differentiable where their values or the arrays are."""
+        shape = (codes[0].row_count, len(self.prefixes), self.d_target)
+        # An array a layer: autograd would copy the whole of one array for every block that is added to a part of it.
+        total = [self.b_dec(number).expand(shape) for number in range(len(self.layers))]
         for number, code in enumerate(codes):
-            self.reach.add_(total, self.writes(number, code), number)
-        return total
+            for layer, block in self.reach.blocks(self.writes(number, code), number):
+                total[layer] = total[layer] + block
+        return torch.stack(total)
 
     def b_dec(self, number: int) -> Float[Tensor, " d_target"]:
         """The bias of layer ``number``."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.reader import CacheReader
+from common.distributed import Ranks
 from common.progress import Progress
 from evaluate.config import EvaluateSettings
 from evaluate.held_out import HeldOut
@@ -25,7 +26,7 @@ _BATCH_ROWS = 1024
 
 
 class JointRows:
-    """``together`` reads the caches of ``readers`` side by side."""
+    """``together`` reads the caches of ``readers`` side by side. Several processes deal the rows among them."""
 
     def __init__(
         self,
@@ -56,16 +57,19 @@ class JointRows:
             "errors": (layers, prefixes),
             "l0": (layers, prefixes),
         }
-        sums = DocumentSums(widths, self._settings.bootstrap, self._settings.seed, "cpu")
+        sums = DocumentSums(widths, self._settings.bootstrap, self._settings.seed, self._device)
         state = sums.start()
-        firings = torch.zeros(layers, dictionary.dict_size, dtype=torch.int64)
+        firings = torch.zeros(layers, dictionary.dict_size, dtype=torch.int64, device=self._device)
+        ranks = Ranks.current()
         total = len(self.held_out.view)
-        self._progress.begin(f"evaluate {dictionary.name}", total=total, unit="rows")
-        for start in range(0, total, _BATCH_ROWS):
-            end = min(start + _BATCH_ROWS, total)
-            state = sums.combine(state, self._batch(dictionary, start, end, sums, firings))
-            self._progress.advance(end - start)
+        own = range(ranks.rank * _BATCH_ROWS, total, ranks.world * _BATCH_ROWS)
+        self._progress.begin(f"evaluate {dictionary.name}", total=len(own) * _BATCH_ROWS, unit="rows")
+        for start in own:
+            state = sums.combine(state, self._batch(dictionary, start, min(start + _BATCH_ROWS, total), sums, firings))
+            self._progress.advance(_BATCH_ROWS)
         self._progress.end()
+        state = ranks.merged(state, sums.combine)
+        ranks.sum_(firings)
         return _fields(sums.finish(state), firings, self.held_out.counted)
 
     def _batch(
@@ -74,7 +78,7 @@ class JointRows:
         """The sums of some rows; adds what fires to ``firings``."""
         kept = torch.from_numpy(np.flatnonzero(~self.held_out.special[start:end]))
         if not len(kept):
-            return {}
+            return sums.start()
         rows = self.held_out.view.rows(slice(start, end), view=dictionary.piece(0).source_view)
         source = rows.source[kept].to(self._device).split(self._widths, dim=1)
         target = rows.target[kept].to(self._device).float().unflatten(1, self.means.shape)
@@ -82,21 +86,22 @@ class JointRows:
         found = dictionary.reconstruct(codes).transpose(0, 1)
         centred = target.double() - self.means.to(self._device)
         for layer, code in enumerate(codes):
-            fired = code.features[code.values > 0].long().cpu()
+            fired = code.features[code.values > 0].long()
             firings[layer] += fired.bincount(minlength=dictionary.dict_size)
-        documents, place = numbered(torch.from_numpy(rows.document)[kept])
+        documents, place = numbered(torch.from_numpy(rows.document)[kept].to(self._device))
         values = {
-            "rows": torch.ones(len(kept)),
-            "away": centred.cpu(),
-            "squares": centred.square().sum(dim=2).cpu(),
-            "errors": torch.linalg.vector_norm(found - target[:, :, None], dim=3).double().square().cpu(),
-            "l0": torch.stack([l0_by_prefix(code, dictionary.prefixes) for code in codes], dim=1).cpu(),
+            "rows": torch.ones_like(place),
+            "away": centred,
+            "squares": centred.square().sum(dim=2),
+            "errors": torch.linalg.vector_norm(found - target[:, :, None], dim=3).double().square(),
+            "l0": torch.stack([l0_by_prefix(code, dictionary.prefixes) for code in codes], dim=1),
         }
         return sums.of_batch(documents, sums_by_document(values, place, documents=len(documents)))
 
 
 def _fields(sums: State, firings: Tensor, rows: int) -> dict[str, Any]:
     """The estimate is the first of the replicates."""
+    sums = {name: array.cpu() for name, array in sums.items()}
     count = sums["rows"]
     variance = sums["squares"] - sums["away"].square().sum(dim=2) / count[:, None]
     fvu = (sums["errors"] / variance[:, :, None]).numpy()

@@ -15,10 +15,12 @@ from cache.open import open_cache
 from cache.reader import CacheReader
 from cache.stacked import stacked
 from common.device import choose_device
-from common.errors import MismatchError, UsageError
+from common.distributed import Ranks
+from common.errors import UsageError
 from common.progress import Progress
 from common.run_layout import CONFIG_FILE, METRICS_FILE
 from evaluate.config import EvaluateSettings
+from evaluate.joint.opened import check_caches
 from evaluate.joint.rows import JointRows
 from evaluate.joint.table import joint_table
 from evaluate.reference import check_belongs
@@ -26,8 +28,6 @@ from evaluate.report import report
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import load_transcoder
-
-_NOT_CAUSAL = "it selects over all layers at once, and the model comes to the later ones last"
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,12 @@ def evaluate_layers(
         "tokens_masked": rows.held_out.masked,
         "dictionaries": {name: fields | {"language_model": spliced.get(name)} for name, fields in measured.items()},
     }
-    text = joint_table(metrics) + "\n"
-    earlier = report.write_report(out, {METRICS_FILE: report.as_json(metrics), "summary.txt": text.encode()})
-    if earlier:
-        progress.note(f"the earlier evaluation is now {earlier}")
+    ranks = Ranks.current()
+    if ranks.rank == 0:
+        files = {METRICS_FILE: report.as_json(metrics), "summary.txt": joint_table(metrics).encode() + b"\n"}
+        if earlier := report.write_report(out, files):
+            progress.note(f"the earlier evaluation is now {earlier}")
+    ranks.wait()
     return metrics
 
 
@@ -83,10 +85,7 @@ def _opened(candidate: Candidate, readers: Mapping[int, CacheReader], together: 
     """The dictionary, seen to belong to these caches."""
     if (candidate.joint / CONFIG_FILE).is_file():
         found = load_cross_layer(candidate.joint)
-        made_for = found.config.get("cache_fingerprint")
-        if made_for != together.fingerprint:
-            what = f"The dictionary was trained on the caches {made_for}, these are {together.fingerprint}."
-            raise MismatchError(what, where=candidate.joint, remedy="Name the layers that it was trained on.")
+        check_caches(found, together, where=candidate.joint)
         found.name = candidate.name
         return found
     missing = [layer for layer, folder in candidate.single.items() if not (folder / CONFIG_FILE).is_file()]
@@ -128,34 +127,22 @@ def _spliced(
 ) -> dict[str, dict[str, Any]]:
     """What the model loses with all layers of each dictionary in place of its MLPs."""
     # Only here does evaluation meet a language model; everything else runs without transformers.
-    from evaluate.joint.stand_in import CrossLayerStandIn
+    from evaluate.joint.stand_in import NOT_CAUSAL, CrossLayerStandIn
     from evaluate.replay import Replay
-    from evaluate.spliced.loss import SplicedModel, constant, zero
-    from evaluate.spliced.replace import Place
-    from evaluate.spliced.splicer import Splicer, check_model
-    from harvest.model.language_model import load_model
+    from evaluate.spliced.loss import SplicedModel, ablations
+    from evaluate.spliced.splicer import open_splicer
 
-    first = next(iter(readers.values()))
-    identity = first.identity
-    loaded = load_model(
-        model, device=device, dtype=identity.get("model_dtype", "auto"), revision=identity.get("model_revision")
-    )
-    for reader in readers.values():
-        check_model(loaded, reader)
-    places = {layer: Place.of(reader.identity, where=reader.path) for layer, reader in readers.items()}
+    splicer = open_splicer(model, readers, device=device)
     replay = Replay(rows.held_out, 1, device, progress)
-    measuring = SplicedModel(Splicer(loaded, places, tuple(first.special_ids)), first, replay, settings)
-    norms = [loaded.norm(layer) for layer in readers]
-    ablated = [
-        dict.fromkeys(readers, zero),
-        {layer: constant(rows.means[number].float()) for number, layer in enumerate(readers)},
-    ]
+    measuring = SplicedModel(splicer, next(iter(readers.values())), replay, settings)
+    norms = [splicer.model.norm(layer) for layer in readers]
+    ablated = ablations({layer: rows.means[number].float() for number, layer in enumerate(readers)})
     found: dict[str, dict[str, Any]] = {}
     for name, dictionary in dictionaries.items():
         if dictionary.over_layers:
-            progress.note(f"{name} is not spliced into the model: {_NOT_CAUSAL}")
+            progress.note(f"{NOT_CAUSAL.format(name=name)}.")
             continue
-        on_model = dictionary.on(loaded.device)
+        on_model = dictionary.on(splicer.model.device)
         stand_ins = [
             CrossLayerStandIn(on_model, norms, index=index).replacements() for index in range(len(dictionary.prefixes))
         ]

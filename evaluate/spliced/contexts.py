@@ -20,6 +20,10 @@ class Contexts:
     document: Int[Tensor, "batch pos"]
     positions: Int[Tensor, "batch pos"]
 
+    def dealt(self, rank: int, world: int) -> "Contexts":
+        """Those of one of several processes."""
+        return Contexts(self.tokens[rank::world], self.document[rank::world], self.positions[rank::world])
+
 
 def held_out_contexts(reader: CacheReader, *, tokens: int, batch_tokens: int, device: str) -> list[Contexts]:
     """The held-out text in the contexts that it was harvested in, until ``tokens`` are reached.

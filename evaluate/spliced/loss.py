@@ -115,11 +115,12 @@ class SplicedModel:
             }
             for index in range(count)
         ]
-        return [
-            dict.fromkeys(dictionaries, zero),
-            {layer: constant(means[layer]) for layer in dictionaries},
-            *spliced,
-        ]
+        return [*ablations(means), *spliced]
+
+
+def ablations(means: Mapping[int, Float[Tensor, " d_target"]]) -> list[dict[int, Replacement]]:
+    """What ``measure_replacements`` wants first: by layer, no target, and the mean one."""
+    return [dict.fromkeys(means, zero), {layer: constant(mean) for layer, mean in means.items()}]
 
 
 def zero(_: Tensor, own: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def finetune(
         metrics = model_stages.run_finetune(
             settings, layers, name=name, result=result, device=device, fresh=fresh, progress=progress
         )
-    made = [f"fine-tuned: {request.folders[layer].transcoder(request.result)}" for layer in layers]
+    made = [f"fine-tuned: {folder}" for folder in dict.fromkeys(request.results().values())]
     return CommandResult(metrics, "\n".join([comparison_table(metrics), "", *made]))
 
 

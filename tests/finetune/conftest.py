@@ -1,4 +1,4 @@
-"""Two layers of an embedded model, harvested and trained for a few steps."""
+"""Three layers of an embedded model, harvested and trained for a few steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +30,13 @@ def settings_in() -> Settings:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder; copy it before it is changed."""
+    """A runs folder with transcoders and an autoencoder of layers 4 and 8, and a cross-layer transcoder of 4, 6 and 8;
+    copy it before it is changed."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
     settings = settings_of(runs)
-    nestcoder.run_harvest(settings, [4, 8], device="cpu")
+    nestcoder.run_harvest(settings, [4, 6, 8], device="cpu")
     nestcoder.run_train(settings, [4, 8], device="cpu")
+    nestcoder.run_train(settings_of(runs, "train.kind=sae"), [8], name="sae", device="cpu")
+    across = settings_of(runs, "train.kind=cross-layer", "train.window=1")
+    nestcoder.run_train(across, [4, 6, 8], name="clt", device="cpu")
     return runs

@@ -9,6 +9,7 @@ import nestcoder
 from cache.open import open_cache
 from evaluate.spliced.splicer import open_splicer
 from finetune.contexts import TrainText
+from finetune.in_model import SetInModel
 from finetune.objective import Balance, Objective
 
 
@@ -22,7 +23,7 @@ def objective(trained: Path) -> tuple[Objective, TrainText]:
     }
     variances = {layer: reader.statistics.target.variance_sum for layer, reader in readers.items()}
     splicer = open_splicer(model, readers, device="cpu")
-    return Objective(splicer, transcoders, variances, seed=3), TrainText.of(readers[4])
+    return Objective(splicer, SetInModel(transcoders), variances, seed=3), TrainText.of(readers[4])
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
@@ -33,7 +34,7 @@ def test_losses_and_gradients_are_those_of_the_definition(objective: tuple[Objec
     hugging = made.splicer.model.hugging
     ordinary = ~torch.isin(contexts.tokens, torch.tensor(made.splicer.special_ids))
 
-    with nestcoder.splice(hugging, made.transcoders, error_term=True, record=True) as seen, torch.no_grad():
+    with nestcoder.splice(hugging, made.dictionaries.pieces, error_term=True, record=True) as seen, torch.no_grad():
         clean = hugging(input_ids=contexts.tokens).logits.log_softmax(-1)
     sources: dict[int, torch.Tensor] = {}
     handles = [
@@ -47,19 +48,19 @@ def test_losses_and_gradients_are_those_of_the_definition(objective: tuple[Objec
     for handle in handles:
         handle.remove()
     fvu = torch.zeros(())
-    for layer, transcoder in made.transcoders.items():
+    for layer, transcoder in made.dictionaries.pieces.items():
         target = seen[layer].error + transcoder.forward(sources[layer]).detach()
         for prefix in transcoder.prefixes:
             squared = (transcoder.forward(sources[layer], prefix=prefix) - target).square().sum(1).mean()
             fvu = fvu + squared / made.variances[layer] / 2 / 2
-    prefix = made.transcoders[4].prefixes[found.prefix]
-    with nestcoder.splice(hugging, made.transcoders, prefix=prefix):
+    prefix = made.dictionaries.pieces[4].prefixes[found.prefix]
+    with nestcoder.splice(hugging, made.dictionaries.pieces, prefix=prefix):
         spliced = hugging(input_ids=contexts.tokens).logits.log_softmax(-1)
     kl = (clean.exp() * (clean - spliced)).sum(-1)[ordinary].mean()
     assert found.fvu == pytest.approx(float(fvu.detach()), rel=1e-4)
     assert found.kl == pytest.approx(float(kl.detach()), rel=1e-3, abs=1e-7)
     for loss, gradients in ((fvu, found.gradients_fvu), (kl, found.gradients_kl)):
-        for layer, transcoder in made.transcoders.items():
+        for layer, transcoder in made.dictionaries.pieces.items():
             arrays = transcoder.arrays()
             expected = torch.autograd.grad(loss, list(arrays.values()), retain_graph=True, allow_unused=True)
             for name, found_there in zip(arrays, expected, strict=True):

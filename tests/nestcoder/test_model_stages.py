@@ -6,17 +6,32 @@ import pytest
 
 import nestcoder
 from common.errors import UsageError
+from common.run_layout import CONFIG_FILE
 from nestcoder.model_stages import finetune_request
 
 
-def test_the_result_is_named_after_what_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_is_named_after_what_it_is_made_from(tmp_path: Path) -> None:
     settings = nestcoder.load_settings(overrides=[f"runs={tmp_path}"])
     request = finetune_request(settings, [4, 8], name="main", result=None, device="cpu")
     assert request.result == "main-finetuned"
     assert request.work == tmp_path / "gpt2-stdlib" / "finetune" / "main-finetuned"
     assert list(request.folders) == [4, 8]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(UsageError, match="One process fine-tunes"):
-        finetune_request(settings, [8], name="main", result=None, device="cpu")
+    folder = tmp_path / "gpt2-stdlib"
+    assert list(request.results().values()) == [
+        folder / f"layer0{layer}" / "transcoder" / "main-finetuned" for layer in (4, 8)
+    ]
+    with pytest.raises(UsageError, match="must not replace"):
+        finetune_request(settings, [8], name="main", result="main", device="cpu").results()
+
+
+def test_a_cross_layer_transcoder_has_one_result(tmp_path: Path) -> None:
+    settings = nestcoder.load_settings(overrides=[f"runs={tmp_path}"])
+    folder = tmp_path / "gpt2-stdlib" / "layers04_08" / "transcoder"
+    (folder / "clt").mkdir(parents=True)
+    (folder / "clt" / CONFIG_FILE).write_text("{}")
+    request = finetune_request(settings, [8, 4], name="clt", result="tuned", device="cpu")
+    assert list(request.folders) == [4, 8]
+    assert set(request.trained().values()) == {folder / "clt"}
+    assert set(request.results().values()) == {folder / "tuned"}
+    with pytest.raises(UsageError, match="one cross-layer transcoder"):
+        finetune_request(settings, [8], name="clt", result=None, device="cpu")

@@ -1,0 +1,54 @@
+"""A cross-layer transcoder and the caches that it was trained on, opened together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.config import CacheSettings
+from cache.open import open_cache
+from cache.reader import CacheReader
+from cache.stacked import stacked
+from common.errors import MismatchError
+from transcoder.cross_layer import CrossLayerTranscoder
+from transcoder.formats.cross_layer import load_cross_layer
+
+
+@dataclass(frozen=True)
+class JointSource:
+    """Where a cross-layer transcoder lies, and the caches of its layers."""
+
+    caches: Mapping[int, Path]
+    transcoder: Path
+
+
+@dataclass(frozen=True)
+class Opened:
+    """``readers`` are its layers' caches, in their order, and ``together`` those side by side."""
+
+    dictionary: CrossLayerTranscoder
+    readers: tuple[CacheReader, ...]
+    together: CacheReader
+
+    @staticmethod
+    def of(source: JointSource, cache_settings: CacheSettings | None, *, device: str) -> "Opened":
+        """On ``device``. Raises MismatchError where it was trained on other caches, DamagedError for damaged files."""
+        readers = open_readers(source.caches, cache_settings, device=device)
+        together = stacked(readers)
+        dictionary = load_cross_layer(source.transcoder)
+        check_caches(dictionary, together, where=source.transcoder)
+        return Opened(dictionary.on(device), readers, together)
+
+
+def open_readers(
+    caches: Mapping[int, Path], cache_settings: CacheSettings | None, *, device: str
+) -> tuple[CacheReader, ...]:
+    """The caches, by ascending layer."""
+    return tuple(open_cache(caches[layer], cache_settings, device=device) for layer in sorted(caches))
+
+
+def check_caches(dictionary: CrossLayerTranscoder, together: CacheReader, *, where: Path) -> None:
+    """Raises MismatchError where it was trained on others than those that are ``together``."""
+    trained_on = dictionary.config.get("cache_fingerprint")
+    if trained_on != together.fingerprint:
+        what = f"The dictionary was trained on the caches {trained_on}, these are {together.fingerprint}."
+        raise MismatchError(what, where=where, remedy="Name the layers that it was trained on.")

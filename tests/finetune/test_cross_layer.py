@@ -1,0 +1,151 @@
+"""A cross-layer transcoder fine-tuned end to end: the KL divergence falls; a killed run ends with the same bytes."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nestcoder
+from common.errors import MismatchError, UsageError
+from common.progress import Silent
+from transcoder.cross_layer import CrossLayerTranscoder
+from transcoder.formats.cross_layer import save_cross_layer
+
+Settings = Callable[..., nestcoder.PipelineSettings]
+LAYERS = [4, 6, 8]
+TEN_STEPS = ("finetune.tokens=1280", "finetune.lr=0.002", "evaluate.lm_tokens=400")
+JOINT = Path("gpt2-stdlib/layers04_06_08/transcoder")
+
+
+class KilledError(Exception):
+    """Stands for a SIGKILL: nothing after it runs."""
+
+
+class KilledAt(Silent):
+    """Progress that ends the process behind some step."""
+
+    left = 3
+
+    def advance(self, amount: int, **shown: float) -> None:
+        self.left -= amount
+        if self.left == 0:
+            raise KilledError
+
+
+def copied(trained: Path, folder: Path) -> Path:
+    shutil.copytree(trained, folder / "runs")
+    return folder / "runs"
+
+
+def finetune(settings: nestcoder.PipelineSettings, **given: Any) -> dict[str, Any]:
+    return nestcoder.run_finetune(settings, LAYERS, **({"name": "clt", "device": "cpu"} | given))
+
+
+@pytest.fixture(scope="module")
+def tuned(
+    trained: Path, settings_in: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    runs = copied(trained, tmp_path_factory.mktemp("tuned"))
+    return runs, finetune(settings_in(runs, *TEN_STEPS))
+
+
+def test_ten_steps_bring_the_divergence_down(tuned: tuple[Path, dict[str, Any]], settings_in: Settings) -> None:
+    runs, metrics = tuned
+    for old, new in zip(
+        *(metrics["language_model"][which]["per_prefix"] for which in ("before", "after")), strict=True
+    ):
+        assert new["kl"] < 0.95 * old["kl"]
+    lines = (runs / "gpt2-stdlib/finetune/clt-finetuned/steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
+    before = nestcoder.load_cross_layer(runs / JOINT / "clt")
+    after = nestcoder.load_cross_layer(runs / JOINT / "clt-finetuned")
+    assert after.config["finetuned"]["from"] == "clt"
+    assert after.config["cache_fingerprint"] == before.config["cache_fingerprint"]
+    scales = torch.tensor(after.config["target_scales"])
+    for number, layer in enumerate(LAYERS):
+        rows = after.piece(number).W_dec.unflatten(1, (-1, 96)) * scales[number : number + 2, None]
+        torch.testing.assert_close(rows.square().sum(dim=(1, 2)), torch.ones(64), atol=1e-4, rtol=0)
+        assert not torch.equal(after.piece(number).W_enc, before.piece(number).W_enc)
+        assert not after.piece(number).b_dec[96:].any()
+        entry = metrics["layers"][number]
+        assert entry["layer"] == layer
+        assert entry["features_compared"] > 0
+
+
+def test_the_comparison_says_what_evaluation_says(tuned: tuple[Path, dict[str, Any]], settings_in: Settings) -> None:
+    runs, metrics = tuned
+    settings = settings_in(runs, *TEN_STEPS)
+    found = nestcoder.run_evaluate_joint(settings, LAYERS, names=["clt", "clt-finetuned"], lm=True, device="cpu")
+    for name, which in (("clt", "before"), ("clt-finetuned", "after")):
+        one = found["dictionaries"][name]
+        spliced = metrics["language_model"][which]["per_prefix"]
+        for own, other in zip(spliced, one["language_model"]["per_prefix"], strict=True):
+            assert own["kl"] == pytest.approx(other["kl"], rel=1e-5)
+            assert own["delta"] == pytest.approx(other["delta"], rel=1e-4, abs=1e-6)
+        for number, entry in enumerate(metrics["layers"]):
+            assert entry[which]["fvu_per_prefix"] == pytest.approx(one["fvu_per_layer_and_prefix"][number])
+            assert entry[which]["l0_per_prefix"] == pytest.approx(one["l0_per_layer_and_prefix"][number])
+    table = (runs / "gpt2-stdlib/finetune/clt-finetuned/report/summary.txt").read_text()
+    assert "layer 6" in table
+    assert "absorption" not in table
+
+
+def test_a_killed_run_ends_with_the_same_bytes(
+    trained: Path, tuned: tuple[Path, dict[str, Any]], settings_in: Settings, tmp_path: Path
+) -> None:
+    runs = copied(trained, tmp_path)
+    with pytest.raises(KilledError):
+        finetune(settings_in(runs, *TEN_STEPS), progress=KilledAt())
+    finetune(settings_in(runs, *TEN_STEPS))
+    for name in (JOINT / "clt-finetuned/transcoder.safetensors", "gpt2-stdlib/finetune/clt-finetuned/steps.jsonl"):
+        assert (runs / name).read_bytes() == (tuned[0] / name).read_bytes()
+
+
+def test_several_processes_are_one(
+    trained: Path,
+    settings_in: Settings,
+    tmp_path: Path,
+    tuned: tuple[Path, dict[str, Any]],
+    in_processes: Callable[..., list[int]],
+) -> None:
+    """Gradients are those of all processes' contexts, to rounding; one writes."""
+    runs = copied(trained, tmp_path)
+    settings = settings_in(runs, *TEN_STEPS)
+    request = nestcoder.model_stages.finetune_request(settings, LAYERS, name="clt", result=None, device="cpu")
+
+    def work() -> None:
+        from finetune.run import finetune_layers
+
+        found = finetune_layers(request, fresh=False, progress=Silent())
+        kl = found["language_model"]["after"]["per_prefix"][-1]["kl"]
+        assert kl == pytest.approx(tuned[1]["language_model"]["after"]["per_prefix"][-1]["kl"], rel=1e-2)
+        assert len(found["layers"]) == 3
+
+    assert in_processes(2, work) == [0, 0]
+    ours, alone = (nestcoder.load_cross_layer(folder / JOINT / "clt-finetuned") for folder in (runs, tuned[0]))
+    for number in range(3):
+        for name, array in alone.piece(number).arrays().items():
+            torch.testing.assert_close(ours.piece(number).arrays()[name], array, rtol=1e-2, atol=2e-3)
+
+
+def test_what_cannot_be_tuned_is_refused(trained: Path, settings_in: Settings, tmp_path: Path) -> None:
+    runs = copied(trained, tmp_path)
+    settings = settings_in(runs)
+    with pytest.raises(UsageError, match="must not replace"):
+        finetune(settings, result="clt")
+    with pytest.raises(UsageError, match="one cross-layer transcoder of several layers"):
+        nestcoder.run_finetune(settings, [8], name="clt", device="cpu")
+    made = nestcoder.load_cross_layer(runs / JOINT / "clt")
+    over = CrossLayerTranscoder(
+        [made.piece(number) for number in range(3)], layers=made.layers, window=1, top_k=4, over_layers=True
+    )
+    save_cross_layer(over, runs / JOINT / "over", config={"cache_fingerprint": made.config["cache_fingerprint"]})
+    with pytest.raises(UsageError, match="selects over all of them at once"):
+        finetune(settings, name="over")
+    save_cross_layer(made, runs / JOINT / "other", config={"cache_fingerprint": "another"})
+    with pytest.raises(MismatchError, match="trained on the caches another"):
+        finetune(settings, name="other")
