@@ -172,7 +172,7 @@ def files_of(name: str, path: Path, wanted: Wanted) -> list[Path]:
     found = FORMATS[name].find(path, wanted)
     assert found is not None, "it was found before"
     if found.is_dir():
-        return sorted(file for file in (*found.glob("*"), *found.glob("checkpoints/final.pt")) if file.is_file())
+        return sorted(file for file in (*found.glob("*"), *found.glob("checkpoints/final.*")) if file.is_file())
     return [found]
 
 

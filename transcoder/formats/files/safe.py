@@ -25,6 +25,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def names_in(path: Path) -> set[str]:
+    """The names of the tensors of a safetensors file. UsageError: no such file. DamagedError: not one."""
+    _require_file(path)
+    with reading_safetensors(path), safe_open(path, framework="pt") as file:
+        return set(file.keys())
+
+
 def read_tensors(path: Path, *, names: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """The tensors ``names`` of a safetensors file, and those of ``optional`` that it has.
 
