@@ -68,13 +68,8 @@ class NestedLoss:
         self, sums: Float[Tensor, "rows groups d_target"], left: Float[Tensor, "rows d_target"]
     ) -> tuple[Float[Tensor, " prefixes"], Float[Tensor, "rows d_target"]]:
         """Turn group sums into sums of gradients in place; every prefix's SSE, and the last one's plain residual."""
-        shares = self.weight_of(len(left))
-        if self.dimension_scale is None:
-            return grad_sums_(sums, left, weights=shares)
-        scale = self.dimension_scale.to(sums.dtype)
-        sse, residual = grad_sums_(sums.mul_(scale), left.mul_(scale), weights=shares)
-        sums.mul_(scale)
-        return sse, residual.div_(scale)
+        scale = None if self.dimension_scale is None else self.dimension_scale.to(sums.dtype)
+        return grad_sums_(sums, left, weights=self.weight_of(len(left)), scale=scale)
 
 
 @dataclass(frozen=True)

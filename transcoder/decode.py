@@ -28,6 +28,10 @@ from transcoder.sharded import WHOLE, Shard
 from transcoder.sparse_code import SparseCode
 
 _BLOCK = 512
+"""Bags that are summed at once on a CPU."""
+_CACHED = 1 << 20
+"""Numbers that an operation takes at once where others follow on the same ones: 4 MB of float32. At 2,048 rows of four
+groups of width 768, scaled, blocks of 2^17, 2^18 and 2^20 took 13.1, 12.9 and 9.1 ms, whole arrays 17.7."""
 _HAS_TRITON = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -157,25 +161,56 @@ def reverse_running_sum_(
 
 
 def grad_sums_(
-    sums: Float[Tensor, "rows groups width"], left: Float[Tensor, "rows width"], *, weights: tuple[float, ...]
+    sums: Float[Tensor, "rows groups width"],
+    left: Float[Tensor, "rows width"],
+    *,
+    weights: tuple[float, ...],
+    scale: Float[Tensor, " width"] | None = None,
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, "rows width"]]:
     """Turn group sums into the sums of gradients in place, where ``left`` is what they should add up to.
 
     Returns every prefix's squared error and the last one's residual. ``weights`` say what a prefix's squared error
-    counts; its derivative carries the 2.
+    counts; its derivative carries the 2. ``scale`` multiplies each dimension's error before it is squared, in the same
+    pass over memory; the residual stays plain.
     """
     doubled = tuple(2 * weight for weight in weights)
     if uses_kernels(sums):
         from transcoder.kernels import grad_sums_ as fused_grad_sums_
 
-        squares, residual = fused_grad_sums_(sums, left, weights=constant(doubled, sums.dtype, sums.device))
+        shares = constant(doubled, sums.dtype, sums.device)
+        squares, residual = fused_grad_sums_(sums, left, weights=shares, scale=scale)
         return squares.double().sum(dim=0), residual
-    sums[:, 0] -= left
+    # By rows that stay in a processor's cache from the first operation to the last.
+    step = max(1, _CACHED // sums[0].numel()) if sums.device.type == "cpu" else max(1, len(sums))
+    residual = torch.empty_like(left)
+    norms = sums.new_empty(sums.shape[:2])
+    for rows in (slice(start, start + step) for start in range(0, len(sums), step)):
+        _grad_sums_of_rows_(sums[rows], left[rows], doubled, scale, residual=residual[rows], norms=norms[rows])
     # Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth.
-    sse = torch.linalg.vector_norm(running_sum_(sums), dim=2).double().square_().sum(dim=0)
-    residual = sums[:, -1].clone()
+    return norms.double().square_().sum(dim=0), residual
+
+
+def _grad_sums_of_rows_(
+    sums: Float[Tensor, "rows groups width"],
+    left: Float[Tensor, "rows width"],
+    doubled: tuple[float, ...],
+    scale: Float[Tensor, " width"] | None,
+    *,
+    residual: Float[Tensor, "rows width"],
+    norms: Float[Tensor, "rows groups"],
+) -> None:
+    """What ``grad_sums_`` does, of some rows; ``residual`` and ``norms`` of errors are filled."""
+    if scale is None:
+        sums[:, 0] -= left
+        residual.copy_(running_sum_(sums)[:, -1])
+    else:
+        sums.mul_(scale)
+        sums[:, 0] -= left * scale
+        torch.div(running_sum_(sums)[:, -1], scale, out=residual)
+    torch.linalg.vector_norm(sums, dim=2, out=norms)
     reverse_running_sum_(sums, doubled)
-    return sse, residual
+    if scale is not None:
+        sums.mul_(scale)
 
 
 def uses_kernels(array: Tensor) -> bool:

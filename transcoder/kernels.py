@@ -122,12 +122,14 @@ def _grad_sums_kernel(
     sums: tl.tensor,
     left: tl.tensor,
     weight: tl.tensor,
+    scale: tl.tensor,
     squares: tl.tensor,
     residual: tl.tensor,
     width: tl.tensor,
     blocks: tl.tensor,
     GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SCALED: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -135,10 +137,14 @@ def _grad_sums_kernel(
     inside = columns < width
     own = sums + row * GROUPS * width + columns
     error = -tl.load(left + row * width + columns, mask=inside, other=0.0)
+    counts = tl.full([BLOCK], 1.0, dtype=error.dtype)  # what a squared error of each dimension counts
+    if SCALED:
+        counts = tl.load(scale + columns, mask=inside, other=0.0)
+        counts *= counts
     for group in tl.static_range(GROUPS):  # pyright: ignore[reportGeneralTypeIssues]
         error += tl.load(own + group * width, mask=inside, other=0.0)
-        tl.store(own + group * width, error, mask=inside)
-        tl.store(squares + (row * GROUPS + group) * blocks + block, tl.sum(error * error, axis=0))
+        tl.store(own + group * width, error * counts, mask=inside)
+        tl.store(squares + (row * GROUPS + group) * blocks + block, tl.sum(error * error * counts, axis=0))
     tl.store(residual + row * width + columns, error, mask=inside)
     tl.debug_barrier()
     total = tl.zeros_like(error)
@@ -251,8 +257,12 @@ def grad_sums_(
     left: Float[Tensor, "rows width"],
     *,
     weights: Float[Tensor, " groups"],
+    scale: Float[Tensor, " width"] | None = None,
 ) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows width"]]:
-    """Turn group sums into sums of gradients; returns the squared error of every (row, prefix), and the residual."""
+    """Turn group sums into sums of gradients; returns the squared error of every (row, prefix), and the residual.
+
+    ``scale`` multiplies each dimension's error before it is squared.
+    """
     assert sums.is_contiguous()
     rows, groups, width = sums.shape
     blocks = -(-width // _WIDTH_BLOCK)
@@ -260,7 +270,17 @@ def grad_sums_(
     residual = torch.empty_like(left, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(sums):
         _grad_sums_kernel[(rows, blocks)](
-            sums, left.contiguous(), weights, squares, residual, width, blocks, GROUPS=groups, BLOCK=_WIDTH_BLOCK
+            sums,
+            left.contiguous(),
+            weights,
+            weights if scale is None else scale.contiguous(),
+            squares,
+            residual,
+            width,
+            blocks,
+            GROUPS=groups,
+            BLOCK=_WIDTH_BLOCK,
+            SCALED=scale is not None,
         )
     return squares.sum(dim=2), residual
 

@@ -81,11 +81,12 @@ def compile_all(capability):
                 given = {key: value for key, value in constants.items() if key in kernel.arg_names}
                 binary = compiled(kernel, types, given, warps=tile.warps, capability=capability)
                 found[f"{name} {table} {width}"] = report(binary)
-        grad_sums = dict.fromkeys(("sums", "left", "weight", "squares", "residual"), f"*{kept}")
+        grad_sums = dict.fromkeys(("sums", "left", "weight", "scale", "squares", "residual"), f"*{kept}")
         types = {**grad_sums, "width": "i32", "blocks": "i32"}
-        found[f"_grad_sums_kernel {table}"] = report(
-            compiled(kernels._grad_sums_kernel, types, {"GROUPS": 4, "BLOCK": 256}, warps=4, capability=capability)
-        )
+        for scaled in (False, True):
+            given = {"GROUPS": 4, "BLOCK": 256, "SCALED": scaled}
+            binary = compiled(kernels._grad_sums_kernel, types, given, warps=4, capability=capability)
+            found[f"_grad_sums_kernel {table}{', scaled' * scaled}"] = report(binary)
     for width in (768, 2304):
         arrays = dict.fromkeys(("weights", "gradient", "first", "second", "norm", "divisor", "numbers"), "*fp32")
         numbers = dict.fromkeys(("rest1", "rest2", "epsilon", "decay"), "fp32")

@@ -83,16 +83,20 @@ def check_far_rows(device):
     assert kernels.dots(grad_sums, table, bag=index.new_zeros(2), feature=index).tolist() == [128.0, 256.0]
 
 
-def check_grad_sums(sums):
-    left = torch.randn_like(sums[:, 0])
-    weights = torch.tensor([0.1, 0.2, 0.0, 0.4, 0.3], dtype=sums.dtype, device=sums.device)
-    errors = sums.cumsum(dim=1) - left[:, None]
-    expected = (errors * weights[:, None]).flip(1).cumsum(dim=1).flip(1)
-    squares, residual = kernels.grad_sums_(sums, left, weights=weights)
-    tolerance = TOLERANCE[sums.dtype]
-    assert relative(squares, errors.square().sum(dim=2)) < tolerance
-    assert relative(residual, errors[:, -1]) < tolerance
-    assert relative(sums, expected) < tolerance
+def check_grad_sums(given):
+    """Plain, and with a scale a dimension that spans a factor of fifty."""
+    left = torch.randn_like(given[:, 0])
+    weights = torch.tensor([0.1, 0.2, 0.0, 0.4, 0.3], dtype=given.dtype, device=given.device)
+    errors = given.cumsum(dim=1) - left[:, None]
+    tolerance = TOLERANCE[given.dtype]
+    for scale in (None, torch.linspace(0.1, 5, given.shape[2], dtype=given.dtype, device=given.device)):
+        counts = torch.ones_like(left[0]) if scale is None else scale.square()
+        expected = (errors * weights[:, None] * counts).flip(1).cumsum(dim=1).flip(1)
+        sums = given.clone()
+        squares, residual = kernels.grad_sums_(sums, left, weights=weights, scale=scale)
+        assert relative(squares, (errors.square() * counts).sum(dim=2)) < tolerance
+        assert relative(residual, errors[:, -1]) < tolerance
+        assert relative(sums, expected) < tolerance
 
 
 def check_step(activation, dtype, device, tolerance):
@@ -101,7 +105,13 @@ def check_step(activation, dtype, device, tolerance):
     weights = type(whole)(**{name: array.to(device) for name, array in whole.tensors().items()})
     source, target = torch.randn(2, 7, 12, dtype=dtype, device=device)
     target = target[:, :10]
-    loss = NestedLoss(STEP_PREFIXES, make_rule(activation, 6), 7.5, prefix_weights=(0.1, 0.2, 0.3, 0.4, 0.0))
+    loss = NestedLoss(
+        STEP_PREFIXES,
+        make_rule(activation, 6),
+        7.5,
+        prefix_weights=(0.1, 0.2, 0.3, 0.4, 0.0),
+        dimension_scale=torch.linspace(0.1, 5, 10, dtype=dtype, device=device),
+    )
     value, sse, gradients = reference_step(weights, source, target=target, loss=loss)
     workspace = Workspace.like(weights, rows=16, rule=loss.rule)
     assert decode.uses_kernels(source)

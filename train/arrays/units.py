@@ -15,6 +15,7 @@ What the target's dimensions count is a matter of the loss alone (``dimension_sc
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from common.device import to_device
 from common.errors import NumericalError, UsageError
 from common.norm import NormAffine
 from train.arrays.parameters import Parameters
+from transcoder.constants import constant
 
 SourceScaling = Literal["dimension", "whole"]
 """One scale a dimension of the source, or one for all of it."""
@@ -53,13 +55,11 @@ class Units:
 
     def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
         """Rows of the cache's source in training units, float32."""
-        copied = rows.to(torch.float32, copy=True)
-        scale = self.source_scale
-        return copied.mul_(to_device(scale, rows.device) if isinstance(scale, Tensor) else scale)
+        return _in_units(rows, self.source_scale)
 
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
         """Rows of the cache's target in training units, float32."""
-        return rows.to(torch.float32, copy=True).mul_(self.target_scale)
+        return _in_units(rows, self.target_scale)
 
     def folded(self, weights: Parameters) -> Parameters:
         """The same transcoder in the cache's units."""
@@ -70,6 +70,20 @@ class Units:
         factors["W_skip"] = across[:, None] if isinstance(across, Tensor) else across
         arrays = weights.tensors()
         return Parameters(**{name: scaled(array, factors.get(name, 1.0)) for name, array in arrays.items()})
+
+
+def _in_units(rows: Float[Tensor, "rows width"], scale: float | Tensor) -> Float[Tensor, "rows width"]:
+    """Rows times a scale in float32, in one pass where that is quicker."""
+    factor = _on(scale, rows.device) if isinstance(scale, Tensor) else constant((scale,), torch.float32, rows.device)
+    if rows.dtype == torch.float32 or (rows.is_cuda and rows.dtype.itemsize == 2):
+        return torch.mul(rows, factor)
+    # On a CPU a product of two dtypes takes twice as long as a copy and a product in place.
+    return rows.to(torch.float32).mul_(factor)
+
+
+@cache  # made once: sending it with every batch would be a copy a step
+def _on(scale: Tensor, device: torch.device) -> Tensor:
+    return to_device(scale, device)
 
 
 def scaled(array: Tensor, factor: float | Tensor) -> Tensor:

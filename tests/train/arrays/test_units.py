@@ -48,3 +48,14 @@ def test_every_dimension_of_the_source_has_variance_one(small_cache: Path, view:
     target = units.target(rows.target[ordinary]).double()
     assert float(target.var(dim=0, correction=0).mean()) == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(units.target_variance, target.var(dim=0, correction=0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_rows_of_every_dtype_are_scaled_in_float32_and_left_as_they_are(small_cache: Path, dtype: torch.dtype) -> None:
+    units = units_of(CacheReader.open(small_cache), "mlp_in")
+    rows = torch.randn(9, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    given = rows.clone()
+    assert isinstance(units.source_scale, torch.Tensor)
+    assert torch.equal(units.source(rows), rows.float() * units.source_scale)
+    assert torch.equal(units.target(rows[:, :8]), rows[:, :8].float() * units.target_scale)
+    assert torch.equal(rows, given)
