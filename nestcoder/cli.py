@@ -124,7 +124,8 @@ def evaluate(
     if together:
         if gemma_scope or against:
             raise click.UsageError("--together compares with no other dictionary.")
-        invocation.show(stage_commands.evaluate_together(invocation, list(dict.fromkeys(layers)), device, name=name))
+        chosen = list(dict.fromkeys(layers))
+        invocation.show(stage_commands.evaluate_together(invocation, chosen, device, name=name, beside=beside))
         return
     options = stage_commands.EvaluateOptions(name, lm, gemma_scope, against, force, beside)
     result = stage_commands.evaluate(invocation, list(dict.fromkeys(layers)), device, options)

@@ -9,6 +9,7 @@ from common.run_layout import CONFIG_FILE, joint_folders, run_folders
 from nestcoder.config import PipelineSettings
 
 if TYPE_CHECKING:
+    from evaluate.joint.features import JointFeatures
     from evaluate.joint.opened import JointSource
 
 
@@ -66,3 +67,19 @@ def joint_source(settings: PipelineSettings, layers: Sequence[int], name: str) -
     runs = Path(settings.runs)
     caches = {layer: run_folders(runs, settings.model, layer).cache for layer in sorted(set(layers))}
     return JointSource(caches, joint_folders(runs, settings.model, list(caches)).transcoder(name))
+
+
+def features_request(settings: PipelineSettings, layers: Sequence[int], name: str) -> "JointFeatures":
+    """What the settings ask of the feature pages of the cross-layer transcoder ``name``."""
+    from evaluate.joint.features import JointFeatures
+
+    runs = Path(settings.runs)
+    ordered = sorted(set(layers))
+    return JointFeatures(
+        source=joint_source(settings, ordered, name),
+        layers={layer: run_folders(runs, settings.model, layer) for layer in ordered},
+        joint=joint_folders(runs, settings.model, ordered),
+        name=name,
+        settings=settings.features,
+        cache=settings.cache,
+    )

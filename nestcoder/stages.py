@@ -204,7 +204,7 @@ def run_features(
     progress: Progress | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Take the evidence of every feature of each layer's transcoder ``name``, and write its pages; evidence.json,
-    by layer.
+    by layer. Those of a cross-layer transcoder of these layers are read by the layer that its features read.
 
     ``lm`` takes the unembedding from the language model: for logits where the cache has none.
 
@@ -214,10 +214,18 @@ def run_features(
     """
     from common.distributed import process_group, read_ranks
     from evaluate.features.run import features_of_layer
+    from nestcoder.joint_stages import features_request, is_cross_layer
 
-    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     ranks = read_ranks()
     results: dict[int, dict[str, Any]] = {}
+    if is_cross_layer(settings, layers, name):
+        from evaluate.joint.features import features_of_layers
+
+        request = features_request(settings, layers, name)
+        given = {"device": ranks.device(device), "lm": settings.model if lm else None}
+        with process_group(ranks, ranks.device(device)):
+            return features_of_layers(request, **given, progress=progress or Silent())
+    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     with process_group(ranks, ranks.device(device)):
         for layer in layers:
             folders = folders_of(settings, layer)
@@ -248,7 +256,8 @@ def run_export(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Write the transcoder ``name`` of each layer for the tools ``to`` below ``out``; what each EXPORT.json says.
+    """Write the transcoder ``name`` of each layer, or the cross-layer transcoder of all of them, for the tools ``to``
+    below ``out``; what each EXPORT.json says.
 
     ``prefix`` exports one prefix by itself; ``source_view`` makes it read another input than it was trained on.
 
@@ -256,15 +265,17 @@ def run_export(
     """
     from common.distributed import read_ranks
     from evaluate.interop.export import export_layers
+    from evaluate.interop.joint_export import export_cross_layer
+    from nestcoder.joint_stages import is_cross_layer, joint_source
 
     request = export_request(to=to, out=out, prefix=prefix, source_view=source_view, fresh=fresh)
-    return export_layers(
-        layer_sources(settings, layers, name),
-        request,
-        device=read_ranks().device(device),
-        progress=progress or Silent(),
-        cache_settings=settings.cache,
-    )
+    place = read_ranks().device(device)
+    shown = progress or Silent()
+    if is_cross_layer(settings, layers, name):
+        source = joint_source(settings, layers, name)
+        return export_cross_layer(source, request, device=place, progress=shown, cache_settings=settings.cache)
+    sources = layer_sources(settings, layers, name)
+    return export_layers(sources, request, device=place, progress=shown, cache_settings=settings.cache)
 
 
 def export_request(
@@ -309,7 +320,8 @@ def run_import(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> dict[int, dict[str, Any]]:
-    """Take a dictionary of another tool into the run ``name`` of each layer; its config.json, by layer.
+    """Take a dictionary of another tool into the run ``name`` of each layer; its config.json, by layer. One of several
+    layers becomes a run of all of them.
 
     ``path`` is a folder, a file, ``hf:user/repository/path``, or a URL that fsspec knows. ``source_view`` says what its
     encoder reads, where its own files may mean two things.
@@ -318,15 +330,25 @@ def run_import(
     """
     from common.distributed import read_ranks
     from evaluate.interop.intake import ImportRequest, import_layer
+    from evaluate.interop.joint_intake import JointImport, import_cross_layer
+    from nestcoder.joint_stages import joint_source
     from transcoder.formats.fetch import fetched
+    from transcoder.formats.peers.circuit_tracer_clt import find_circuit_tracer_clt
 
     if read_ranks().world > 1:
         raise UsageError("Transcoders are exported and imported by one process.", remedy="Run it without torchrun.")
+    found = fetched(path, layer=layers[0], progress=progress or Silent())
+    if folder := find_circuit_tracer_clt(found):
+        source = joint_source(settings, layers, name)
+        joint = JointImport(folder, source, source_view, fresh=fresh, origin=path, dry_run=dry_run)
+        place = read_ranks().device(device)
+        config = import_cross_layer(joint, device=place, progress=progress or Silent(), cache_settings=settings.cache)
+        return dict.fromkeys(sorted(layers), config)
     results: dict[int, dict[str, Any]] = {}
     for layer in layers:
         folders = folders_of(settings, layer)
         request = ImportRequest(
-            path=fetched(path, layer=layer, progress=progress or Silent()),
+            path=found if layer == layers[0] else fetched(path, layer=layer, progress=progress or Silent()),
             layer=layer,
             out=folders.transcoder(name),
             cache=folders.cache,

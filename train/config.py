@@ -180,9 +180,10 @@ def _check_sae(settings: CommonTrainSettings) -> None:
 
 
 def _check_cross_layer(settings: CommonTrainSettings) -> None:
-    for key in ("skip", "shard_dictionary"):
-        if getattr(settings, key):
-            raise ValueError(f"{key} with kind cross-layer is not there yet; leave it out")
+    if settings.skip:
+        raise ValueError("skip with kind cross-layer is not there yet; leave it out")
+    if settings.select_over == "layers" and settings.shard_dictionary:
+        raise ValueError("select_over layers needs the whole dictionary in one process; leave shard_dictionary out")
     if settings.select_over == "layers" and settings.activation != "topk":
         raise ValueError(f"select_over layers with activation {settings.activation}: only topk selects over layers")
 

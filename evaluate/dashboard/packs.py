@@ -24,7 +24,7 @@ from evaluate.features.contexts import NO_ROW
 from evaluate.features.evidence import Evidence
 from evaluate.features.text.clusters import cluster_list
 from evaluate.features.text.labels import label_of
-from evaluate.features.text.page import context_kinds, neurons, position_rates, relatives, rounded
+from evaluate.features.text.page import context_kinds, neurons, position_rates, relatives, rounded, writes
 from evaluate.features.tokens import NO_TOKEN
 from evaluate.report.summary import provenance_lines
 
@@ -101,7 +101,7 @@ def _head(evidence: Evidence) -> dict[str, Any]:
         "kinds": context_kinds(evidence),
         "percentiles": list(_SHOWN_PERCENTILES),
         "formed": _formed_head(evidence),
-        "cautions": provenance_lines(evidence.head["cache"]),
+        "cautions": [*provenance_lines(evidence.head["cache"]), *evidence.head.get("cautions", [])],
     }
 
 
@@ -194,6 +194,8 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
         page["logit_histogram"] = arrays["logit_histogram"][feature].tolist()
     if "formed_step" in arrays:
         page["formed"] = _formed(evidence, feature, vocabulary)
+    if written := writes(evidence, feature):
+        page["writes"] = [list(one.values()) for one in written]
     if aligned := neurons(evidence, feature):
         page["neurons"] = [list(one.values()) for one in aligned]
     return page

@@ -10,7 +10,7 @@ shortest prefix that has the feature. Blocks begin at multiples of ``block_rows`
 process computes a block finds the same bytes, and parts of a run are joined in the order of their rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,13 @@ from common.progress import Progress
 from transcoder.decode import Bags, activation_gradients, bags_of
 from transcoder.sparse_code import SparseCode
 from transcoder.transcoder import Transcoder
+
+Errors = Callable[
+    [int, int, Int[np.ndarray, " kept"], SparseCode],
+    tuple[Float[Tensor, "rows prefixes d_target"], Float[Tensor, "rows d_target"]],
+]
+"""From a block's first and last row, those of it that are kept, and their code: target minus every prefix's
+reconstruction, and target minus b_dec. For features that are not all that reconstructs their target."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,10 @@ def encode_blocks(
     block_rows: int,
     special_ids: Sequence[int],
     progress: Progress,
+    errors: Errors | None = None,
 ) -> list[CodeBlock]:
     """The blocks that begin at ``starts``, of the first ``rows`` rows of ``view``; the transcoder's device computes.
+    ``errors`` are the transcoder's own where they are not given.
 
     Raises DamagedError for rows that are not what was written.
     """
@@ -83,26 +92,36 @@ def encode_blocks(
     progress.begin(f"features of {transcoder.name}", total=len(starts) * block_rows, unit="rows")
     for start in starts:
         end = min(start + block_rows, rows)
-        blocks.append(_encode_block(view, transcoder, start, end, special_ids=special_ids))
+        blocks.append(_encode_block(view, transcoder, start, end, special_ids=special_ids, errors_of=errors))
         progress.advance(block_rows)
     progress.end()
     return blocks
 
 
 def _encode_block(
-    view: SplitView, transcoder: Transcoder, start: int, end: int, *, special_ids: Sequence[int]
+    view: SplitView,
+    transcoder: Transcoder,
+    start: int,
+    end: int,
+    *,
+    special_ids: Sequence[int],
+    errors_of: Errors | None,
 ) -> CodeBlock:
     stored = view.rows(slice(start, end), view=transcoder.source_view)
     kept = np.flatnonzero(counted(stored.tokens, special_ids))
     device = transcoder.W_enc.device
     source = stored.source[torch.from_numpy(kept)].to(device)
-    target = stored.target[torch.from_numpy(kept)].to(device).float()
 
     code = transcoder.sparse_code(source)
-    errors = target[:, None] - transcoder.reconstruct(code, source.float())
+    if errors_of:
+        errors, away = errors_of(start, end, kept, code)
+    else:
+        target = stored.target[torch.from_numpy(kept)].to(device).float()
+        errors = target[:, None] - transcoder.reconstruct(code, source.float())
+        away = target - transcoder.b_dec
+    away = away.double()
     lost, lost_prefix = losses_without(transcoder, code, errors)
     fires = code.values > 0
-    away = (target - transcoder.b_dec).double()
     return CodeBlock(
         start=start,
         tokens=len(kept),

@@ -13,20 +13,23 @@ in memory: 20 bytes an entry, so 20 x rows x active features. Arrays of the resu
     raised_*, lowered_*, logit_histogram                          logits, where there is an unembedding
     neuron_*                                                      neurons that write alike, where the cache has the MLP
     formed_*                                                      at steps of the training, where it wrote samples
+    written_share                                                 of the decoder, by layer, where it writes to several
     text_*                                                        token, document and position of the rows
     entry_*                                                       values of each feature in its contexts' windows
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from cache.reader import CacheReader
 from cache.storage.unembedding import Unembedding
 from common.progress import Progress
-from evaluate.features.code import Code, CodeBlock, counted, encode_blocks, join
+from evaluate.features.code import Code, CodeBlock, Errors, counted, encode_blocks, join
 from evaluate.features.config import FeatureSettings
 from evaluate.features.contexts import NO_ROW, Text, choose_contexts, text_of
 from evaluate.features.effects.logits import logit_effects
@@ -45,15 +48,32 @@ from transcoder.transcoder import Transcoder
 _SIDES = {"before": -1, "on": 0, "after": 1}
 
 
+@dataclass(frozen=True)
+class Written:
+    """Of features that write to several layers' targets side by side: all that they add to the residual ``stream``,
+    what they write to their ``own`` layer, and to which ``layers`` what ``share`` of the squared norm goes."""
+
+    stream: Float[Tensor, "features width"]
+    own: Float[Tensor, "features width"]
+    layers: tuple[int, ...]
+    share: Float[np.ndarray, "features layers"]
+
+
 def block_starts(reader: CacheReader, settings: FeatureSettings) -> list[int]:
     """Where the blocks of rows begin. Parts of a run are any division of this list."""
     return list(range(0, rows_taken(reader, settings), settings.block_rows))
 
 
 def encode_part(
-    reader: CacheReader, transcoder: Transcoder, settings: FeatureSettings, starts: list[int], *, progress: Progress
+    reader: CacheReader,
+    transcoder: Transcoder,
+    settings: FeatureSettings,
+    starts: list[int],
+    *,
+    progress: Progress,
+    errors: Errors | None = None,
 ) -> list[CodeBlock]:
-    """The blocks that begin at ``starts``."""
+    """The blocks that begin at ``starts``; ``errors`` as in ``encode_blocks``."""
     return encode_blocks(
         reader.split(settings.split),
         transcoder,
@@ -62,6 +82,7 @@ def encode_part(
         block_rows=settings.block_rows,
         special_ids=tuple(reader.special_ids),
         progress=progress,
+        errors=errors,
     )
 
 
@@ -73,8 +94,12 @@ def evidence_of(
     *,
     unembedding: Unembedding | None = None,
     formation: Formation | None = None,
+    written: Written | None = None,
 ) -> Evidence:
-    """The evidence in all blocks of the rows, in whatever order and from however many parts they come."""
+    """The evidence in all blocks of the rows, in whatever order and from however many parts they come.
+
+    ``written`` says where the features write, if that is not one layer's target.
+    """
     code = join(blocks)
     firings = by_feature(code, transcoder.dict_size)
     text = _text(reader, settings)
@@ -92,19 +117,22 @@ def evidence_of(
     arrays |= _graph(arrays, transcoder, settings)
     # An autoencoder of the source writes where no neuron does.
     if reader.has_mlp and transcoder.side != "source":
-        arrays |= aligned_neurons(transcoder.W_dec, reader.mlp, settings.neurons)
+        arrays |= aligned_neurons(written.own if written else transcoder.W_dec, reader.mlp, settings.neurons)
     shown = [text.tokens.astype(np.int64)]
     if unembedding:
-        effects = logit_effects(transcoder.W_dec, unembedding, settings.logits)
+        effects = logit_effects(written.stream if written else transcoder.W_dec, unembedding, settings.logits)
         arrays |= effects
         shown += [effects["raised_token"].ravel(), effects["lowered_token"].ravel()]
     if formation:
         arrays |= formation.arrays
         shown.append(formation.arrays["formed_token"].ravel())
+    if written:
+        arrays["written_share"] = written.share
     spell = speller_of(reader.arrays)
     formed = formation and {"rows": formation.rows, "threshold": formation.threshold}
     return Evidence(
-        head=_head(code, reader, transcoder, settings, text=text, unembedding=unembedding) | {"formed": formed},
+        head=_head(code, reader, transcoder, settings, text=text, unembedding=unembedding)
+        | {"formed": formed, "written": list(written.layers) if written else None},
         arrays=arrays,
         words={token: spell(token) for token in np.unique(np.concatenate(shown)).tolist() if token != NO_TOKEN},
     )

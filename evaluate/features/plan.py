@@ -20,7 +20,8 @@ from common import disk
 from common.errors import CapacityError
 from common.progress import Silent
 from common.units import in_bytes
-from evaluate.features.collect import block_starts, encode_part, rows_taken
+from evaluate.features.code import Errors
+from evaluate.features.collect import Written, block_starts, encode_part, rows_taken
 from evaluate.features.config import FeatureSettings
 from evaluate.features.effects.logits import logit_effects
 from evaluate.features.relations import nearest_by_cosine
@@ -80,9 +81,22 @@ def plan_features(
     reader, trained = open_both(
         cache, transcoder, device=device, force=force, progress=Silent(), cache_settings=cache_settings
     )
-    unembedding = read_logits(lm, reader, trained)
+    return plan_of(reader, trained, read_logits(lm, reader, trained), out=out, settings=settings)
+
+
+def plan_of(
+    reader: CacheReader,
+    trained: Transcoder,
+    unembedding: Unembedding | None,
+    *,
+    out: Path,
+    settings: FeatureSettings,
+    errors: Errors | None = None,
+    written: Written | None = None,
+) -> FeaturesPlan:
+    """The same of what is open already; ``errors`` and ``written`` as in ``evaluate.features.collect``."""
     rows = rows_taken(reader, settings)
-    replay = timed_replay(reader, trained, settings)
+    replay = timed_replay(reader, trained, settings, errors)
     firings = replay.l0 * rows
     size = bytes_at_most(settings, features=trained.dict_size, rows=rows, l0=replay.l0)
     if size > disk.free_bytes(out):
@@ -98,18 +112,20 @@ def plan_features(
         bytes_at_most=size,
         free_disk_bytes=disk.free_bytes(out),
         seconds=replay.seconds
-        + _relations_seconds(trained, settings, unembedding)
+        + _relations_seconds(trained, settings, unembedding, written)
         + _FEATURE_SECONDS * trained.dict_size
         + _FIRING_SECONDS * firings,
     )
 
 
-def timed_replay(reader: CacheReader, trained: Transcoder, settings: FeatureSettings) -> Replay:
+def timed_replay(
+    reader: CacheReader, trained: Transcoder, settings: FeatureSettings, errors: Errors | None = None
+) -> Replay:
     """The first blocks are encoded, and the time of the others is taken to be the same."""
     starts = block_starts(reader, settings)
     timed = starts[:_TIMED_BLOCKS]
     began = time.perf_counter()
-    blocks = encode_part(reader, trained, settings, timed, progress=Silent())
+    blocks = encode_part(reader, trained, settings, timed, progress=Silent(), errors=errors)
     seconds = (time.perf_counter() - began) * len(starts) / max(1, len(timed))
     tokens = sum(block.tokens for block in blocks)
     return Replay(seconds=seconds, l0=sum(len(block.row) for block in blocks) / max(1, tokens))
@@ -130,14 +146,17 @@ def bytes_at_most(settings: FeatureSettings, *, features: int, rows: int, l0: fl
     return int(arrays + _PAGE_BYTES * features + _TOKEN_BYTES * shown)
 
 
-def _relations_seconds(trained: Transcoder, settings: FeatureSettings, unembedding: Unembedding | None) -> float:
+def _relations_seconds(
+    trained: Transcoder, settings: FeatureSettings, unembedding: Unembedding | None, written: Written | None
+) -> float:
     """The neighbours by decoder and by encoder, and the logits, from those of some features."""
     some = trained.W_dec[:_TIMED_FEATURES]
     share = trained.dict_size / len(some)
     # Each feature is compared with all: the timed ones only with each other.
     seconds = 2 * share**2 * _seconds(lambda: nearest_by_cosine(some, settings.relatives))
     if unembedding:
-        seconds += share * _seconds(lambda: logit_effects(some, unembedding, settings.logits))
+        stream = written.stream[:_TIMED_FEATURES] if written else some
+        seconds += share * _seconds(lambda: logit_effects(stream, unembedding, settings.logits))
     return seconds
 
 

@@ -60,7 +60,7 @@ def features_of_layer(
     if ranks.rank == 0:
         evidence = evidence_of(blocks, reader, trained, settings, unembedding=unembedding, formation=formation)
         checked = check_evidence(evidence, reader, trained)
-        _write(out, replace(evidence, head={**evidence.head, "self_check": checked}), progress)
+        write_all(out, replace(evidence, head={**evidence.head, "self_check": checked}), progress)
     ranks.wait()
     return read_head(out)
 
@@ -100,7 +100,7 @@ def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Une
     return read_unembedding(lm, width=trained.d_target, revision=revision)
 
 
-def _write(out: Path, evidence: Evidence, progress: Progress) -> None:
+def write_all(out: Path, evidence: Evidence, progress: Progress) -> None:
     """The evidence, and what shows it. The pages go first and come last, so that none shows what is not there."""
     write_evidence(out, evidence)
     for name, data in (REPORT_FILE, as_markdown(evidence).encode()), *figures(evidence).items():

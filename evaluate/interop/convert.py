@@ -105,7 +105,7 @@ def convert(
     written = about_of(writer, about, wish)
     if written.source_site != about.source_site:
         view: SourceView = "ln2_normalized" if written.source_site == "ln2_normalized" else "mlp_in"
-        made = _reading(view, made, norm)
+        made = reading(view, made, norm)
         exactness = "exact up to rounding" if exactness == "exact" else exactness
         steps.append(f"the norm's gain and bias were folded into the encoder, which now reads {view}")
     if exactness == "exact" and writer.rounds(made, written):
@@ -149,7 +149,8 @@ def sized(transcoder: Transcoder, size: int | None) -> Transcoder:
     return transcoder.replaced(**cut, prefixes=(end,), prefix=end)
 
 
-def _reading(view: SourceView, transcoder: Transcoder, norm: NormAffine | None) -> Transcoder:
+def reading(view: SourceView, transcoder: Transcoder, norm: NormAffine | None) -> Transcoder:
+    """The same reading the view, exactly. Raises MismatchError where the norm's gain is not known."""
     if norm is None:
         what = f"The gain of the norm is not known, so this transcoder cannot be made to read {view}."
         raise MismatchError(what, remedy="Export it in the input that it was trained on, with --source-view.")

@@ -30,8 +30,8 @@ from transcoder.transcoder import Transcoder
 
 VERSION = 1
 EXPORT_FILE = "EXPORT.json"
-_LOCK = ".export.lock"
-_TOLERANCE = 1e-4
+LOCK = ".export.lock"
+TOLERANCE = 1e-4
 """Of the largest number: how far what a file computes may lie from what was measured; rounding alone is 1e-6."""
 
 
@@ -75,7 +75,7 @@ def export_layers(
     folders = list(_folders(layers, request))
     for name, group in folders:
         _planned(name, group, request)
-    with disk.lock(request.out / _LOCK):
+    with disk.lock(request.out / LOCK):
         return [_export(name, group, request) for name, group in folders]
 
 
@@ -116,7 +116,7 @@ def _planned(name: str, layers: Sequence[ExportLayer], request: ExportRequest) -
         raise UsageError(what, remedy="Export the layers one by one into folders of their own.")
     size = 4 * (sum(array.numel() for array in first.trained.arrays().values()) + first.trained.dict_size)
     folder = _folder(writer, layers, float(first.trained.top_k or 0), request)
-    _refuse_another(folder, _identity(name, layers, request), fresh=request.fresh)
+    refuse_another(folder, _identity(name, layers, request), fresh=request.fresh)
     return Planned(name, str(folder), numbers, silent, size * (len(layers) + silent))
 
 
@@ -149,11 +149,11 @@ def _export(name: str, layers: Sequence[ExportLayer], request: ExportRequest) ->
         _check_written(name, aside, converted, layer)
     l0 = next(iter(records.values()))["held_out"]["after"]["l0"]
     folder = _folder(writer, layers, l0, request)
-    _refuse_another(folder, identity, fresh=request.fresh)
+    refuse_another(folder, identity, fresh=request.fresh)
     document = {
         "version": VERSION,
         "written_by": "nestcoder",
-        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "exported_at": now(),
         **identity,
         "never_firing_layers": silent,
         "layers": records,
@@ -221,7 +221,7 @@ def _check_written(name: str, folder: Path, converted: Converted, layer: ExportL
     source = layer.checked_rows(converted.transcoder)
     for meant, found in zip(_outputs(converted.transcoder, source), _outputs(read, source), strict=True):
         far = float((meant - found).abs().max() / meant.abs().max().clamp_min(1e-30))
-        if far > _TOLERANCE:
+        if far > TOLERANCE:
             what = f"What was written for {name} computes something else than was measured: {far:.1e} of the largest."
             raise NumericalError(what, where=path)
 
@@ -244,7 +244,12 @@ def _identity(name: str, layers: Sequence[ExportLayer], request: ExportRequest) 
     }
 
 
-def _refuse_another(folder: Path, identity: dict[str, Any], *, fresh: bool) -> None:
+def now() -> str:
+    """The time of an export."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def refuse_another(folder: Path, identity: dict[str, Any], *, fresh: bool) -> None:
     """Raises UsageError where ``folder`` holds anything but an earlier export of the same."""
     if not folder.exists():
         return

@@ -65,7 +65,7 @@ def import_layer(
     UsageError: nothing there, or a run lies in ``out``. DamagedError: not what its layout promises. MismatchError:
     another layer or width, tensors that the cache does not hold, or more than one affine map and a selection.
     """
-    _refuse_another(request.out, fresh=request.fresh)
+    refuse_another(request.out, fresh=request.fresh)
     wanted = Wanted(request.layer, force=request.force, source_view=request.source_view)
     layout, dictionary = read_named(request.path, wanted)
     reader, side = _cache(request.cache, dictionary, device=device, cache_settings=cache_settings)
@@ -150,7 +150,7 @@ def _measured(
     return {"rows": found.rows, **found.at(-1)}
 
 
-def _refuse_another(out: Path, *, fresh: bool) -> None:
+def refuse_another(out: Path, *, fresh: bool) -> None:
     """Raises UsageError where a training lies in ``out``, or an earlier import that is not to be replaced."""
     if (out / CHECKPOINTS).is_dir():
         raise UsageError("A training lies here.", where=out, remedy="Import under another name.")

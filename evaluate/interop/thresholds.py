@@ -17,6 +17,7 @@ from cache.reader import CacheReader
 from common.errors import UsageError
 from common.progress import Progress
 from transcoder.rules.threshold import JumpReLU
+from transcoder.sparse_code import SparseCode
 from transcoder.transcoder import Transcoder
 
 _BLOCK_NUMBERS = 1 << 26
@@ -24,10 +25,17 @@ _BLOCK_NUMBERS = 1 << 26
 
 
 def matched_thresholds(
-    transcoder: Transcoder, source: Float[Tensor, "rows d_source"], *, progress: Progress
+    transcoder: Transcoder,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    progress: Progress,
+    code: SparseCode | None = None,
 ) -> JumpReLU:
-    """The thresholds at which every feature fires as often on these rows as under the transcoder's own rule."""
-    code = transcoder.sparse_code(source)
+    """The thresholds at which every feature fires as often on these rows as under the transcoder's own rule.
+
+    ``code`` is what fires on them where that is not a matter of this transcoder's rule alone.
+    """
+    code = transcoder.sparse_code(source) if code is None else code
     counts = code.features[code.values > 0].long().bincount(minlength=transcoder.dict_size)
     threshold = torch.zeros(transcoder.dict_size, device=source.device)
     # Rare features first: a block has to find no more of each column's largest than its most frequent feature fires.

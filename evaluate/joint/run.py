@@ -97,6 +97,9 @@ def _opened(candidate: Candidate, readers: Mapping[int, CacheReader], together: 
         check_belongs(piece, readers[layer], where=candidate.single[layer], force=False)
         if piece.side:
             raise UsageError("An autoencoder is not measured together with others.", where=candidate.single[layer])
+        if piece.W_skip is not None:
+            what = "A transcoder with a skip is not measured together with others."
+            raise UsageError(what, where=candidate.single[layer], remedy="Measure the set with evaluate --together.")
     if len({piece.prefixes for piece in pieces.values()}) > 1:
         raise UsageError(f"The layers of '{candidate.name}' have different prefixes.", where=candidate.joint)
     return CrossLayerTranscoder.of_set(pieces, name=candidate.name)

@@ -10,6 +10,7 @@ from common.errors import UsageError
 from common.run_layout import FEATURES_PAGE, check_of_one_layer
 from nestcoder import stages
 from nestcoder.invocation import CommandResult
+from nestcoder.joint_stages import features_request, is_cross_layer
 from nestcoder.progress import shown_progress
 from nestcoder.text import as_lines, table
 
@@ -30,6 +31,9 @@ def collect(
             invocation.settings, layers, name=name, device=device, lm=lm, force=force, progress=progress
         )
     lines = [f"features: {invocation.folders(layer).features(name) / FEATURES_PAGE}" for layer in layers]
+    if is_cross_layer(invocation.settings, layers, name):
+        request = features_request(invocation.settings, layers, name)
+        lines = [f"features: {request.joint.features(name) / FEATURES_PAGE} (leads to {len(layers)} layers)"]
     return CommandResult(results, "\n".join(lines))
 
 
@@ -40,8 +44,16 @@ def plan_collect(
     from common.distributed import read_ranks
     from evaluate.features.plan import plan_features
 
-    check_of_one_layer(Path(invocation.settings.runs), invocation.settings.model, layers, name)
     plans: dict[int, dict[str, Any]] = {}
+    if is_cross_layer(invocation.settings, layers, name):
+        from evaluate.joint.features import plan_layers
+
+        request = features_request(invocation.settings, layers, name)
+        found = plan_layers(request, device=read_ranks().device(device), lm=invocation.settings.model if lm else None)
+        plans = {layer: asdict(plan) for layer, plan in found.items()}
+        layers = []
+    else:
+        check_of_one_layer(Path(invocation.settings.runs), invocation.settings.model, layers, name)
     for layer in layers:
         folders = invocation.folders(layer)
         found = plan_features(
@@ -232,6 +244,7 @@ _COMPARED: dict[str, _Words] = {
     "firings": lambda page: f"{page['firings']:,} ({page['density']:.3%} of tokens)",
     "largest": lambda page: f"{page['largest']:.4g} (median {page['percentiles']['50']:.4g})",
     "FVU lost": lambda page: f"{page['fvu_lost']:.2e} (in its prefix {page['fvu_lost_prefix']:.2e})",
+    "writes to": lambda page: ", ".join(f"layer {one['layer']} {one['share']:.1%}" for one in page["writes"] or []),
     "fires on": lambda page: _tokens(page, "on"),
     "after": lambda page: _tokens(page, "before"),
     "before": lambda page: _tokens(page, "after"),

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from common.distributed import read_ranks
 from common.errors import UsageError
+from common.run_layout import check_of_one_layer, joint_folders
 from common.units import in_bytes
 from nestcoder import stages
 from nestcoder.invocation import CommandResult, Invocation
+from nestcoder.joint_stages import is_cross_layer, joint_source
 from nestcoder.progress import shown_progress
 from nestcoder.text import table
 
@@ -17,6 +19,7 @@ PAGES = ("neuronpedia", "delphi")
 """Formats without weights: feature pages, and every firing."""
 
 if TYPE_CHECKING:
+    from evaluate.interop.export import Planned
     from transcoder.transcoder import SourceView
 
 
@@ -68,23 +71,9 @@ def export(invocation: Invocation, layers: list[int], device: str, options: Expo
 
 def plan_export(invocation: Invocation, layers: list[int], device: str, options: ExportOptions) -> CommandResult:
     """What ``export`` would write."""
-    from common.progress import Silent
-    from evaluate.interop.export import plan_export as plan
-
     weights, pages = _divided(options)
     _refuse_pages_that_are_there(invocation, layers, pages, options)
-    asked = {name: value for name, value in vars(weights).items() if name != "name"}
-    planned = (
-        []
-        if pages and not weights.to
-        else plan(
-            stages.layer_sources(invocation.settings, layers, options.name),
-            stages.export_request(**asked),
-            device=read_ranks().device(device),
-            progress=Silent(),
-            cache_settings=invocation.settings.cache,
-        )
-    )
+    planned = [] if pages and not weights.to else _planned(invocation, layers, device, weights)
     rows = [
         [
             item.to,
@@ -98,6 +87,22 @@ def plan_export(invocation: Invocation, layers: list[int], device: str, options:
     heading = ["format", "layers", "", "at most", "folder"]
     lines = [*table(heading, rows), *(f"pages from the evidence: {options.out / target}" for target in pages)]
     return CommandResult([asdict(item) for item in planned], "\n".join(lines))
+
+
+def _planned(invocation: Invocation, layers: list[int], device: str, options: ExportOptions) -> "list[Planned]":
+    from common.progress import Silent
+    from evaluate.interop.export import plan_export as plan
+    from evaluate.interop.joint_export import plan_cross_layer
+
+    settings = invocation.settings
+    asked = {name: value for name, value in vars(options).items() if name != "name"}
+    request = stages.export_request(**asked)
+    place = read_ranks().device(device)
+    if is_cross_layer(settings, layers, options.name):
+        source = joint_source(settings, layers, options.name)
+        return plan_cross_layer(source, request, device=place, progress=Silent(), cache_settings=settings.cache)
+    sources = stages.layer_sources(settings, layers, options.name)
+    return plan(sources, request, device=place, progress=Silent(), cache_settings=settings.cache)
 
 
 def _divided(options: ExportOptions) -> tuple[ExportOptions, list[str]]:
@@ -114,6 +119,9 @@ def _refuse_pages_that_are_there(
     invocation: Invocation, layers: list[int], pages: list[str], options: ExportOptions
 ) -> None:
     """Before anything is written. Raises UsageError."""
+    if "delphi" in pages:
+        settings = invocation.settings
+        check_of_one_layer(Path(settings.runs), settings.model, layers, options.name)
     for target in pages:
         if (options.out / target).exists():
             what = "This is there already."
@@ -161,10 +169,17 @@ def import_dictionary(
             invocation.settings, path, layers, device=device, progress=progress, **vars(options)
         )
     lines: list[str] = []
-    for layer, config in configs.items():
+    folders = {f"layer {layer}": invocation.folders(layer).transcoder(options.name) for layer in configs}
+    found = {f"layer {layer}": config for layer, config in configs.items()}
+    if "layers" in next(iter(configs.values())):
+        settings = invocation.settings
+        named = f"layers {', '.join(map(str, configs))}"
+        found = {named: next(iter(configs.values()))}
+        folders = {named: joint_folders(Path(settings.runs), settings.model, layers).transcoder(options.name)}
+    for named, config in found.items():
         facts = config[IMPORTED]
         lines.append(
-            f"layer {layer}: {facts['format']}, {config['source_site']} to {config['target_site']}, "
+            f"{named}: {facts['format']}, {config['source_site']} to {config['target_site']}, "
             f"{config['dict_size']:,} features, {config['activation']}"
         )
         if facts["measured"]:
@@ -173,5 +188,5 @@ def import_dictionary(
             lines.append("  there is no cache of this layer yet, so nothing was measured")
         lines += [f"  note: {note}" for note in config["notes"]]
         if not options.dry_run:
-            lines.append(f"imported: {invocation.folders(layer).transcoder(options.name)}")
+            lines.append(f"imported: {folders[named]}")
     return CommandResult(configs, "\n".join(lines))

@@ -107,10 +107,16 @@ def evaluate(invocation: Invocation, layers: list[int], device: str, options: Ev
     return CommandResult(results, "\n".join([table_of_runs(results), *report_lines(invocation, chosen, options.name)]))
 
 
-def evaluate_together(invocation: Invocation, layers: list[int], device: str, *, name: str) -> CommandResult:
-    """Splice the transcoders ``name`` of all layers into the language model at once."""
+def evaluate_together(
+    invocation: Invocation, layers: list[int], device: str, *, name: str, beside: tuple[str, ...] = ()
+) -> CommandResult:
+    """Splice the transcoders ``name`` of all layers into the language model at once; where they are one cross-layer
+    transcoder, or others are measured beside them, in one table with what they explain of the rows."""
     from evaluate.spliced.together import together_table
 
+    if beside or joint_stages.is_cross_layer(invocation.settings, layers, name):
+        options = EvaluateOptions(name, lm=True, gemma_scope=None, against=None, force=False, beside=beside)
+        return evaluate_joint(invocation, layers, device, options)
     with shown_progress() as progress:
         metrics = model_stages.run_together(invocation.settings, layers, name=name, device=device, progress=progress)
     settings = invocation.settings

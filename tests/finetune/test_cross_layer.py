@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import nestcoder
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
+from nestcoder.cli import command_line
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import save_cross_layer
 
@@ -149,3 +151,22 @@ def test_what_cannot_be_tuned_is_refused(trained: Path, settings_in: Settings, t
     save_cross_layer(made, runs / JOINT / "other", config={"cache_fingerprint": "another"})
     with pytest.raises(MismatchError, match="trained on the caches another"):
         finetune(settings, name="other")
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_every_window_is_spliced_beside_a_set(
+    trained: Path, settings_in: Settings, tmp_path: Path, window: int
+) -> None:
+    """Per prefix, by the command; a window of 0 is what a set of the same transcoders would be."""
+    runs = copied(trained, tmp_path)
+    across = settings_in(runs, "train.kind=cross-layer", f"train.window={window}", "train.steps=2")
+    nestcoder.run_train(across, LAYERS, name="other", device="cpu")
+    given = [f"--set={one}" for one in (f"runs={runs}", f"model={across.model}", "evaluate.lm_tokens=64")]
+    layers = [word for layer in LAYERS for word in ("--layer", str(layer))]
+    words = ["evaluate", *layers, "--name", "other", "--beside", "clt", "--together", "--device", "cpu"]
+    done = CliRunner().invoke(command_line, [*given, "--set=evaluate.bootstrap=0", "--json", *words])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    found = json.loads(done.stdout)["dictionaries"]
+    assert (found["other"]["crossing"] > 0) is (window > 0)
+    for one in found.values():
+        assert [set(entry) >= {"kl", "delta", "top1"} for entry in one["language_model"]["per_prefix"]] == [True, True]

@@ -36,15 +36,15 @@ def test_layers_without_a_cache_are_refused(tmp_path: Path) -> None:
     [
         "evaluate",
         "evaluate --layer 1",
-        "evaluate --layer 1 --layer 2 --together",
         "evaluate --together",
-        "features --layer 1 --layer 2",
-        "features --layer 1 --layer 2 --dry-run",
+        "features --layer 1",
+        "features --layer 1 --dry-run",
         "publish --layer 1 --to hf:user/repository --license mit",
         "finetune --layer 1",
         "finetune --layer 1 --dry-run",
-        "export {out} --layer 1 --layer 2 --to saelens",
-        "export {out} --layer 1 --layer 2 --to saelens --dry-run",
+        "export {out} --layer 1 --to saelens",
+        "export {out} --layer 1 --layer 2 --to delphi",
+        "export {out} --layer 1 --layer 2 --to delphi --dry-run",
     ],
 )
 def test_what_takes_one_layer_refuses_a_cross_layer_transcoder_before_any_work(tmp_path: Path, command: str) -> None:

@@ -26,6 +26,7 @@ from train.arrays.units import Units, scaled, units_of
 from train.arrays.workspace import Workspace
 from train.config import CommonTrainSettings
 from train.context import TrainingContext
+from train.kinds.joint_held_out import joint_held_out_fvu
 from train.kinds.joint_state import JointState
 from train.kinds.joint_step import JointRecipe, joint_step
 from train.kinds.kind import Kind
@@ -46,8 +47,6 @@ from transcoder.formats.cross_layer import save_cross_layer
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.rule import Rule
 from transcoder.transcoder import Transcoder
-
-_BATCH_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,7 @@ class CrossLayer(Kind):
             recipe=self._recipe,
             workspaces=self._workspaces,
             ranks=self.context.data_ranks,
+            shard=self.context.shard,
         )
 
     def _by_layer(self, source: Float[Tensor, "rows d_source"]) -> list[Float[Tensor, "rows width"]]:
@@ -160,25 +160,9 @@ class CrossLayer(Kind):
         """The mean over layers."""
         held_out = self.context.held_out
         assert held_out is not None
-        pieces = [
-            self._piece(layer.weights, self._rule(number, layer.weights)) for number, layer in enumerate(state.layers)
-        ]
-        dictionary = self._dictionary(pieces)
-        errors = torch.zeros(self._reach.layers, len(self.settings.prefixes), dtype=torch.float64)
-        counts = self._dimension_counts()
-        for source, target in zip(held_out.source.split(_BATCH_ROWS), held_out.target.split(_BATCH_ROWS), strict=True):
-            found = dictionary.reconstructions(self._by_layer(source))
-            wanted = target.unflatten(1, (-1, self._reach.width)).transpose(0, 1)[:, :, None]
-            squares = (found - wanted).square_().cpu() * counts[:, None, None]
-            errors += squares.sum(dim=3).double().sum(dim=1)
-        total = (held_out.variation.cpu().unflatten(0, (-1, self._reach.width)) * counts).sum(dim=1)
-        return (errors / total[:, None]).mean(dim=0).tolist()
-
-    def _dimension_counts(self) -> Float[Tensor, "layers d_target"]:
-        """What the squared error of each dimension counts in the loss."""
-        scales = [recipe.nested.dimension_scale for recipe in self._recipe.recipes]
-        ones = torch.ones(self._reach.width)
-        return torch.stack([ones if scale is None else scale.cpu().square() for scale in scales])
+        return joint_held_out_fvu(
+            state, held_out, by_layer=self._by_layer, recipe=self._recipe, shard=self.context.shard
+        )
 
     def _rule(self, number: int, weights: Parameters) -> Rule:
         return self._recipe.recipes[number].nested.rule_of(weights)

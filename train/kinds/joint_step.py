@@ -5,7 +5,8 @@
 
 Each source layer is a transcoder whose target is the targets that it writes to, side by side: encoding, sparse decode,
 gradients, projection, the update and the dead are those of one. Only the errors are not its own. Each layer's
-gradient is clipped by itself, so that with a window of 0 every layer is trained exactly as it would be alone.
+gradient is clipped by itself, so that with a window of 0 every layer is trained exactly as it would be alone. Dealt
+over processes (``transcoder/sharded.py``), each has some features of every layer, and the sums of all of them.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from common.distributed import Ranks
 from train.arrays.batch_share import BatchShare
 from train.arrays.optim import to_device
+from train.arrays.parameters import Parameters
 from train.arrays.workspace import Workspace
 from train.dead.features import Dead
 from train.kinds.joint_state import JointState
@@ -27,7 +29,7 @@ from train.step import Recipe, State, StepForm, counted_, dead_of, finish_, form
 from transcoder.cross_layer import Reach, candidates, largest_over_layers
 from transcoder.rules.rule import Rule
 from transcoder.rules.topk import TopK
-from transcoder.sharded import WHOLE
+from transcoder.sharded import WHOLE, Shard
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,19 @@ class JointRecipe:
     reach: Reach
     over_layers: bool
 
+    def rule_of(self, number: int, weights: Parameters) -> Rule:
+        """A layer's own rule, or all that it could contribute to a selection over layers."""
+        nested = self.recipes[number].nested
+        rule = nested.rule_of(weights)
+        if not self.over_layers:
+            return rule
+        return TopK(candidates(rule.kept(1), layers=self.reach.layers, dict_size=nested.prefixes[-1]))
+
+    @property
+    def over_all(self) -> int:
+        """How many features of a row a selection over layers keeps."""
+        return self.recipes[0].nested.rule.kept(1) * self.reach.layers
+
 
 @torch.no_grad()
 def joint_step(
@@ -49,40 +64,38 @@ def joint_step(
     recipe: JointRecipe,
     workspaces: Sequence[Workspace],
     ranks: Ranks,
+    shard: Shard = WHOLE,
 ) -> StepMetrics:
-    """Advance all layers by a batch. The metrics are means over layers; L0 is of a layer."""
+    """Advance all layers by a batch. The metrics are means over layers; L0 is of a layer.
+
+    With a ``shard``, every process has all rows, and ``state`` is that of its own features of every layer.
+    """
     reach = recipe.reach
     settings = recipe.recipes[0].settings
     step = state.step  # before the first layer's update counts it
     share = BatchShare.of(len(sources[0]), ranks, sources[0].device)
     if not share.rows:
         sources, targets = ([rows.new_zeros(1, rows.shape[1]) for rows in side] for side in (sources, targets))
-    forms = [form_of(layer, settings, share=share, shard=WHOLE) for layer in state.layers]
+    forms = [form_of(layer, settings, share=share, shard=shard) for layer in state.layers]
     dead = [dead_of(layer, settings, form) for layer, form in zip(state.layers, forms, strict=True)]
     watch = [one.features for one in dead]
-    decoded, watched = _forward(state, sources, recipe=recipe, workspaces=workspaces, watch=watch, share=share)
+    decoded, watched = _forward(
+        state, sources, recipe=recipe, workspaces=workspaces, watch=watch, share=share, shard=shard
+    )
 
-    total = torch.zeros(reach.layers, *decoded[0].sums.shape[:2], reach.width, dtype=decoded[0].sums.dtype)
-    total = total.to(targets[0].device)
-    for number, layer in enumerate(decoded):
-        reach.add_(total, layer.sums, number)
-    found = [
-        own.nested.grad_sums_(total[number], target - state.layers[number].weights.b_dec[: reach.width])
-        for number, (own, target) in enumerate(zip(recipe.recipes, targets, strict=True))
-    ]
-    residuals = torch.stack([residual for _, residual in found])
-
+    total, squared, residuals = _errors(state, decoded, targets, recipe=recipe)
     metrics: list[StepMetrics] = []
     for number, layer in enumerate(decoded):
         result = differentiate(
             replace(layer, sums=reach.side_by_side(total, number)),
-            sse=found[number][0],
+            sse=squared[number],
             residual=reach.side_by_side(residuals, number),
             loss=recipe.recipes[number].loss_at(step),
             gradients=workspaces[number].gradients,
             project=True,
             watched=watched[number],
             share=share,
+            shard=shard,
         )
         # What a layer gets from others is theirs: its own bias alone stands for what all features share.
         result.gradients.b_dec[reach.width :] = 0
@@ -96,9 +109,31 @@ def joint_step(
                 recipe=recipe.recipes[number],
                 workspace=workspaces[number],
                 share=share,
+                shard=shard,
             )
         )
     return _mean(metrics)
+
+
+def _errors(
+    state: JointState,
+    decoded: Sequence[Decoded],
+    targets: Sequence[Float[Tensor, "rows d_target"]],
+    *,
+    recipe: JointRecipe,
+) -> tuple[Float[Tensor, "layers rows groups d_target"], list[Tensor], Float[Tensor, "layers rows d_target"]]:
+    """Where the layers meet: sums of gradients, every prefix's squared error, and the whole dictionary's residual, of
+    every layer's target."""
+    reach = recipe.reach
+    sums = decoded[0].sums
+    total = torch.zeros(reach.layers, *sums.shape[:2], reach.width, dtype=sums.dtype, device=targets[0].device)
+    for number, layer in enumerate(decoded):
+        reach.add_(total, layer.sums, number)
+    found = [
+        own.nested.grad_sums_(total[number], target - state.layers[number].weights.b_dec[: reach.width])
+        for number, (own, target) in enumerate(zip(recipe.recipes, targets, strict=True))
+    ]
+    return total, [squared for squared, _ in found], torch.stack([residual for _, residual in found])
 
 
 def _finish(
@@ -111,6 +146,7 @@ def _finish(
     recipe: Recipe,
     workspace: Workspace,
     share: BatchShare,
+    shard: Shard,
 ) -> StepMetrics:
     """A layer's update and what follows it."""
     settings = recipe.settings
@@ -127,6 +163,7 @@ def _finish(
         recipe=recipe,
         workspace=workspace,
         share=share,
+        shard=shard,
     )
     return counted_(state, measured, settings, share)
 
@@ -139,32 +176,26 @@ def _forward(
     workspaces: Sequence[Workspace],
     watch: Sequence[Tensor],
     share: BatchShare,
+    shard: Shard,
 ) -> tuple[list[Decoded], list[Tensor]]:
     """Every layer's sparse decode, and the pre-activations of its dead features."""
-    loss = recipe.recipes[0].nested
+    prefixes = recipe.recipes[0].nested.prefixes
     encoded = []
-    for layer, source, workspace, silent in zip(state.layers, sources, workspaces, watch, strict=True):
+    ordered = zip(state.layers, sources, workspaces, watch, strict=True)
+    for number, (layer, source, workspace, silent) in enumerate(ordered):
         rounded = workspace.compute_weights(layer.weights)
         read = source.to(rounded.W_enc.dtype)
-        rule = _rule(loss.rule_of(layer.weights), recipe)
-        code, seen = encode(rounded, read, rule=rule, pre=workspace.pre, watch=silent, share=share)
+        rule = recipe.rule_of(number, layer.weights)
+        code, seen = encode(rounded, read, rule=rule, pre=workspace.pre, watch=silent, share=share, shard=shard)
         encoded.append((rounded, read, rule, code, seen.to(layer.weights.b_enc.dtype)))
     codes = [code for *_, code, _ in encoded]
     if recipe.over_layers:
-        codes = largest_over_layers(codes, count=loss.rule.kept(1) * recipe.reach.layers)
+        codes = largest_over_layers(codes, count=recipe.over_all)
     decoded = [
-        decode(rounded, read, code=code, rule=rule, prefixes=loss.prefixes)
+        decode(rounded, read, code=code, rule=rule, prefixes=prefixes, shard=shard)
         for (rounded, read, rule, _, _), code in zip(encoded, codes, strict=True)
     ]
     return decoded, [seen for *_, seen in encoded]
-
-
-def _rule(rule: Rule, recipe: JointRecipe) -> Rule:
-    """A layer's own rule, or all that it could contribute to a selection over layers."""
-    if not recipe.over_layers:
-        return rule
-    dict_size = recipe.recipes[0].nested.prefixes[-1]
-    return TopK(candidates(rule.kept(1), layers=recipe.reach.layers, dict_size=dict_size))
 
 
 def _mean(metrics: Sequence[StepMetrics]) -> StepMetrics:

@@ -99,7 +99,7 @@ def dictionary_of(
     return Transcoder.from_arrays(
         arrays,
         rule=rule,
-        prefixes=_prefixes(words.get("prefixes"), len(arrays["b_enc"])),
+        prefixes=prefixes_of(words.get("prefixes"), len(arrays["b_enc"])),
         name=described.name,
         source_view="ln2_normalized" if described.source.site == "ln2_normalized" else "mlp_in",
         tokens_trained=described.tokens_trained,
@@ -172,7 +172,7 @@ def _check(tensors: Mapping[str, Tensor], *, where: Path, wanted: Wanted) -> Non
     check_arrays(tensors, shapes, where=where, error=DamagedError, dtypes=FLOATS)
 
 
-def _prefixes(value: object, dict_size: int) -> tuple[int, ...]:
+def prefixes_of(value: object, dict_size: int) -> tuple[int, ...]:
     """The prefixes that an exported file tells of; one that makes no sense is as good as none."""
     match value:
         case [*numbers] if numbers and all(map(is_count, numbers)):

@@ -81,6 +81,13 @@ nestcoder.feature = (() => {
       make("td", { className: "bar" }, make("i", { style: { width: `${100 * Math.abs(cosine)}%` } }), make("span", {}, number(cosine, 2)))))));
   }
 
+  /* The share of the decoder's squared norm at each layer that the feature writes to. */
+  function writes(page) {
+    return make("table", { className: "raised writes" }, make("tbody", {}, page.writes.map(([layer, share]) => make("tr", {},
+      make("td", {}, `layer ${layer}`),
+      make("td", { className: "bar" }, make("i", { style: { width: `${100 * share}%` } }), make("span", {}, percent(share)))))));
+  }
+
   /* The feature while the dictionary was trained: how often it fired and on what, at a few steps. */
   function formed(page) {
     const { steps, rows } = nestcoder.index.head.formed;
@@ -140,6 +147,7 @@ nestcoder.feature = (() => {
         section("Activations", "counts as logarithms", nestcoder.charts.histogram(page.histogram, entry.largest, page.percentiles, percentiles)),
         section("Position in the context", "density", nestcoder.charts.positions(page.positions))),
       section("Effect on logits", "its decoder row through the final norm's gain and the unembedding, later blocks left out", effects(page)),
+      page.writes ? section("Writes to", "share of the decoder's squared norm, in units in which every layer's target varies alike", writes(page)) : null,
       page.formed ? section("How it formed", "at steps of the training, on the first held-out rows", formed(page)) : null,
       page.neurons ? section("Neurons", "cosine of the decoder row with what each neuron of the layer's MLP writes", neurons(page)) : null,
       neighbours(page));

@@ -37,6 +37,7 @@ def feature_page(evidence: Evidence, feature: int) -> dict[str, Any]:
         "tokens": {side: tokens(evidence, feature, side) for side in ("before", "on", "after")},
         "logits": logits(evidence, feature),
         "neurons": neurons(evidence, feature),
+        "writes": writes(evidence, feature),
         "relatives": relatives(evidence, feature),
         "cluster": cluster_of(evidence, feature),
         "formed": formed(evidence, feature),
@@ -113,6 +114,17 @@ def logits(evidence: Evidence, feature: int) -> dict[str, Any] | None:
         ]
         for side in ("raised", "lowered")
     }
+
+
+def writes(evidence: Evidence, feature: int) -> list[dict[str, Any]] | None:
+    """To which layers what share of the decoder's squared norm goes; None where features write to one target."""
+    if "written_share" not in evidence.arrays:
+        return None
+    shares = evidence.arrays["written_share"][feature]
+    return [
+        {"layer": layer, "share": rounded(share) if share > 0 else 0.0}
+        for layer, share in zip(evidence.head["written"], shares, strict=True)
+    ]
 
 
 def neurons(evidence: Evidence, feature: int) -> list[dict[str, Any]] | None:

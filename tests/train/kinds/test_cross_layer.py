@@ -1,11 +1,13 @@
 """A cross-layer training end to end, on two layers of one text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from cache.open import open_cache
 from common.errors import MismatchError, UsageError
@@ -14,6 +16,7 @@ from evaluate.config import EvaluateSettings
 from evaluate.joint.run import Candidate, evaluate_layers
 from train.config import LogSettings, TrainSettings
 from train.plan import plan_layers
+from train.record.log import read_log
 from train.record.verify import verify_run
 from train.run import train_layer, train_layers
 from transcoder.formats.cross_layer import load_cross_layer
@@ -117,6 +120,47 @@ def test_selection_over_layers_trains_and_is_saved(
     assert counts.unique().numel() > 1
 
 
+@pytest.mark.parametrize(("shard", "activation"), [(True, "topk"), (True, "jumprelu"), (False, "topk")])
+def test_several_processes_are_one(
+    caches: dict[int, Path],
+    tmp_path: Path,
+    quick: TrainSettings,
+    in_processes: Callable[..., list[int]],
+    shard: bool,
+    activation: str,
+) -> None:
+    """Dealt by features or by rows: the same weights, moments and figures, to rounding."""
+    values = {"steps": 20, "checkpoint_every": 10, "lr": 2e-3, "revive": False, "dead_after_tokens": 1}
+    settings = settings_of(quick, **values, shard_dictionary=shard, activation=activation)
+    train(caches, tmp_path / "one", settings)
+    assert in_processes(2, lambda: train(caches, tmp_path / "several", settings)) == [0, 0]
+    assert_the_same(tmp_path / "one", tmp_path / "several")
+
+
+def test_a_dealt_run_goes_on_with_another_number_of_processes(
+    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings, in_processes: Callable[..., list[int]]
+) -> None:
+    """The checkpoint is of the whole dictionary: begun by two, finished by one, which also revives dead features."""
+    settings = settings_of(quick, steps=20, lr=2e-3, shard_dictionary=True)
+    train(caches, tmp_path / "one", settings)
+    assert in_processes(2, lambda: train(caches, tmp_path / "several", settings)) == [0, 0]
+    for name in ("config.json", "transcoder.safetensors", "checkpoints/step-00000020.safetensors"):
+        (tmp_path / "several" / name).unlink()
+    train(caches, tmp_path / "several", settings)
+    assert_the_same(tmp_path / "one", tmp_path / "several")
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    name = "checkpoints/step-00000020.safetensors"
+    found = load_file(other / name)
+    for key, array in load_file(one / name).items():
+        torch.testing.assert_close(found[key], array, rtol=2e-3, atol=5e-5, msg=lambda text, key=key: f"{key}: {text}")
+    lines = zip(read_log(other / "metrics.jsonl"), read_log(one / "metrics.jsonl"), strict=True)
+    for line, known in lines:
+        for key, value in known.items():
+            assert line[key] == pytest.approx(value, rel=1e-3, abs=1e-6), (line["step"], key)
+
+
 def test_a_plan_counts_all_layers(caches: dict[int, Path], tmp_path: Path, quick: TrainSettings) -> None:
     plans = [
         plan_layers(
@@ -149,6 +193,7 @@ def test_what_does_not_fit_is_refused(
     [
         ({"kind": "cross-layer", "skip": True}, "not there yet"),
         ({"kind": "cross-layer", "select_over": "layers", "activation": "batchtopk"}, "only topk"),
+        ({"kind": "cross-layer", "select_over": "layers", "shard_dictionary": True}, "whole dictionary in one process"),
         ({"window": 2}, "of kind cross-layer"),
     ],
 )
