@@ -205,10 +205,15 @@ def append_line(path: Path, line: bytes) -> None:
     """Append one line, which ends with its newline, to a file and flush it."""
     assert line.endswith(b"\n")
     assert b"\n" not in line[:-1], "a line holds no other newline"
+    append(path, [line])
+
+
+def append(path: Path, pieces: Iterable[Bytes]) -> None:
+    """Append pieces to a file, which is made when missing, and flush it. A crash may leave any of the pieces torn."""
     with _operation("append", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            _write_all(descriptor, [line])
+            _write_all(descriptor, pieces)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -256,6 +261,12 @@ def remove(path: Path) -> None:
     sync_folder(path.parent)
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing lies; whether that reached the disk does not matter."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 @contextmanager
 def lock(path: Path) -> Generator[None]:
     """Be the only one who has ``path`` while the block runs; the file goes with the block.
@@ -281,8 +292,13 @@ def _open_locked(path: Path) -> int:
     """A descriptor of the locked file at ``path``: a file that was unlinked in between is opened anew."""
     while True:
         make_folder(path.parent)
-        with _operation("open a lock", path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            with _operation("open a lock", path):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except DiskError:
+            if path.parent.is_dir():
+                raise
+            continue  # somebody who had tidied up removed the empty folder in between
         try:
             _take(descriptor, path)
             if _is_at(path, descriptor):

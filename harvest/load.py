@@ -1,20 +1,10 @@
-"""Loading the model for a harvest: only when no other process is at work, and with its own loss on the text."""
+"""Loading the model for a harvest, with its own loss on the text."""
 
-from common import disk
 from common.progress import Progress
 from harvest.model.language_model import LanguageModel, load_found
 from harvest.model.own_loss import READ_CONTEXTS, measure_own_loss
 from harvest.model.placement import has_room_for_all
 from harvest.prepare import PreparedHarvest
-from harvest.request import HarvestRequest
-
-
-def refuse_second_process(request: HarvestRequest, layer: int) -> None:
-    """Raise InUseError when another process fills this part, before a model is loaded; nothing is left behind."""
-    lock = request.folders[layer] / "locks" / f"part-{request.rank:05d}"
-    if lock.exists():
-        with disk.lock(lock):
-            pass
 
 
 def load_and_measure(

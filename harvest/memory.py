@@ -6,6 +6,7 @@ import torch
 
 from cache.format.dtypes import TORCH_DTYPES, read_as
 from cache.format.layout import Geometry
+from cache.storage.draft import DRAFTS
 from common import disk
 from common.device import free_memory
 from common.errors import CapacityError
@@ -65,7 +66,8 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
 
 def missing_bytes(cache_bytes: int, folder: Path) -> int:
     """Bytes that a cache of ``cache_bytes`` in ``folder`` still lacks."""
-    present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    files = folder.rglob("*") if folder.exists() else ()
+    present = sum(path.stat().st_size for path in files if path.is_file() and path.parent.name != DRAFTS)
     return max(0, cache_bytes - present)
 
 

@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 
-from cache.config import CacheSettings
 from common import disk
 from common.device import finish, free_memory, peak_memory
 from common.errors import UsageError
 from common.known_models import KNOWN_MODELS
 from common.progress import Silent
-from common.units import duration
 from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
 from harvest.memory import buffer_bytes, check_disk, choose_batch, missing_bytes, own_loss_bytes, weight_bytes
@@ -31,9 +29,6 @@ _COUNTED_SECONDS = 5.0
 """How long held-out documents are counted before the rest is extrapolated."""
 _WAITING_BATCHES = 4
 """Batches of rows between the model and the disk: two wait, one is written and one computed."""
-_LONG_SEGMENT_SECONDS = 600.0
-"""From which on a plan says how to keep rows sooner, and how soon that would be."""
-_SEGMENT_SECONDS = 150.0
 _ENOUGH_DOCUMENTS = 100
 """Held-out documents from which an interval over documents can be trusted."""
 
@@ -124,7 +119,7 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
         seconds=rows / request.world / speed,
         finished_layers=finished,
         held_out_documents=documents,
-        advice=[*_advice(documents, settings), *segment_advice(request.cache, settings, speed)],
+        advice=_advice(documents, settings),
     )
 
 
@@ -182,24 +177,6 @@ def _advice(documents: int, settings: HarvestSettings) -> list[str]:
         f"The held-out rows come from {documents} documents; intervals want at least {_ENOUGH_DOCUMENTS}. Raise "
         "harvest.held_out_tokens, give more or shorter documents, or cap each by harvest.held_out_document_tokens="
         f"{max(1, settings.held_out_tokens // _ENOUGH_DOCUMENTS)}."
-    ]
-
-
-def segment_advice(cache: CacheSettings, settings: HarvestSettings, tokens_per_second: float) -> list[str]:
-    """A sentence where the first segment is long in coming: a kill before it loses everything so far."""
-    rows = min(cache.segment_rows, settings.train_tokens)
-    train_rows_a_second = tokens_per_second * settings.train_tokens / (settings.train_tokens + settings.held_out_tokens)
-    seconds = rows / train_rows_a_second
-    if seconds < _LONG_SEGMENT_SECONDS:
-        return []
-    shards = max(1, int(train_rows_a_second * _SEGMENT_SECONDS) // cache.shard_rows)
-    smaller = shards * cache.shard_rows
-    if smaller >= rows:
-        return []
-    return [
-        f"The first {rows:,} training rows are kept after {duration(seconds)}, and a kill before that loses them. "
-        f"cache.segment_rows={smaller} keeps some every {duration(smaller / train_rows_a_second)}; rows are then "
-        "shuffled among fewer, which training makes up for by reading several segments at once."
     ]
 
 

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from cache.format.manifest import MANIFEST, PARAMETERS, UNEMBEDDING, read_manifest
-from cache.format.seal import seal_finished
+from cache.part import lock_part, remove_cache, tidy_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
-from cache.writer import CacheWriter, remove_cache
+from cache.writer import CacheWriter
 from common import disk
 from common.errors import NumericalError, UsageError
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
-from harvest.load import load_and_measure, refuse_second_process
+from harvest.load import load_and_measure
 from harvest.memory import UNWRITTEN_BATCHES, check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
@@ -72,7 +72,7 @@ def harvest_layers(
         for layer in finished:
             publish_whole(request.folders[layer], remote, part=request.rank)
     for layer in finished:
-        seal_finished(request.folders[layer], request.rank)
+        tidy_finished(request.folders[layer], request.rank)
 
     results = {
         layer: _facts(request.folders[layer], reader.fingerprint, {"rows": 0}, reader.identity["proof"])
@@ -81,11 +81,14 @@ def harvest_layers(
     if missing:
         for layer in missing:
             prepared.refuse_another(layer)
-            refuse_second_process(request, layer)
         _check_promises(request, missing)
         check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
-        model, own_loss = load_and_measure(prepared, max(missing), progress)
-        results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
+        with ExitStack() as locks:
+            # Before the model is loaded: a second process is refused at once, and not after a minute.
+            for layer in missing:
+                locks.enter_context(lock_part(request.folders[layer], request.rank))
+            model, own_loss = load_and_measure(prepared, max(missing), progress)
+            results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
 
 
@@ -188,6 +191,7 @@ class _Harvest:
             arrays=arrays,
             part=self._request.rank,
             parts=self._request.world,
+            locked=True,
             device=self._model.device_of(layer),
             progress=self._progress,
         )

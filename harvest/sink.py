@@ -40,10 +40,14 @@ def slowest_cursor(sinks: Sequence[Sink]) -> dict[str, Any] | None:
 
 
 def cut_alike(sinks: Sequence[Sink]) -> list[list[Sink]]:
-    """The caches that can be filled in one pass: those whose text is cut into the same batches."""
+    """The caches that can be filled in one pass: those whose text is cut into the same batches.
+
+    One that has no row yet takes any cut, so it goes with the first of the others.
+    """
     groups: dict[int | None, list[Sink]] = {}
-    for sink in sinks:
-        groups.setdefault(sink.batch_contexts, []).append(sink)
+    for sink in sorted(sinks, key=lambda sink: sink.batch_contexts is None):
+        cut = sink.batch_contexts or next(iter(groups), None)
+        groups.setdefault(cut, []).append(sink)
     return list(groups.values())
 
 

@@ -127,6 +127,14 @@ def journal_line(line: dict[str, Any]) -> bytes:
     return chunk_hash(text).encode() + b" " + text + b"\n"
 
 
+def read_line(line: bytes) -> dict[str, Any]:
+    """What a line says, without its newline. Raises ValueError when it does not match its checksum."""
+    parsed: Any = parse_json(line[17:]) if _is_sound(line) else None
+    if not isinstance(parsed, dict):
+        raise ValueError("a line that was torn, or never was one")
+    return cast("dict[str, Any]", parsed)
+
+
 def append(path: Path, line: dict[str, Any]) -> None:
     """Append a line, on the disk when this returns."""
     disk.append_line(path, journal_line(line))
@@ -162,7 +170,7 @@ def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int)
     lines = data.split(b"\n")
     for line in [*lines, lines[-1][:-1]]:
         try:
-            parsed: dict[str, Any] = parse_json(line[17:]) if _is_sound(line) else {}
+            parsed = read_line(line)
             if "journal" in parsed and parsed != first:
                 return [first]
             _apply(journal, parsed, path, geometry=geometry, header=first)
@@ -232,7 +240,7 @@ def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
         _read_entry(entry, array, file)
         for (array, file), entry in zip(group.segment_files(segment), line["files"], strict=True)
     )
-    return Commit(group.name, segment, _read_point(line["from"]), _read_point(line["next"]), entries)
+    return Commit(group.name, segment, read_point(line["from"]), read_point(line["next"]), entries)
 
 
 def _read_entry(value: dict[str, Any], array: Array, file: int) -> FileEntry:
@@ -252,7 +260,8 @@ def _read_entry(value: dict[str, Any], array: Array, file: int) -> FileEntry:
     return entry
 
 
-def _read_point(value: dict[str, Any]) -> Point:
+def read_point(value: dict[str, Any]) -> Point:
+    """The point that a line holds. Raises ValueError, KeyError or TypeError for what is none."""
     for group in ("train", "held_out"):
         if type(value[group]) is not int or value[group] < 0:
             raise ValueError(group)

@@ -200,8 +200,9 @@ def read_manifest(cache: Path) -> Manifest:
 
 def refuse_links(cache: Path, geometry: Geometry) -> None:
     """Raises DamagedError when a folder of the cache is a link: its files would lie outside."""
+    groups = [f"{STORE}/{group}" for group in (*geometry.groups, "parameters")]
     arrays = [array.path for group in geometry.groups.values() for array in group.arrays.values()]
-    for folder in ("journal", STORE, *(f"{STORE}/{group}" for group in (*geometry.groups, "parameters")), *arrays):
+    for folder in ("journal", "drafts", STORE, *groups, *arrays):
         if (cache / folder).is_symlink():
             raise DamagedError("A folder of the cache is a link.", where=cache / folder, remedy=_REPAIR)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from cache.format.chunks import FileOut, cut
-from cache.format.dtypes import TORCH_DTYPES, read_as, to_array
+from cache.format.dtypes import TORCH_DTYPES, read_as, to_array, to_tensor
 from cache.format.int8 import quantise, restore
 from cache.format.layout import Array, Group
 from cache.format.manifest import Manifest
@@ -57,6 +57,8 @@ class SegmentBuffer:
         self._errors = {name: np.zeros(self._size) for name in self._sides}
         self._columns |= {f"{name}_error": error for name, error in self._errors.items()}
         self._pinned: dict[str, Rows] = {}
+        self.filling: int | None = None
+        """The segment whose rows lie here as they came; None before the first row, and once ``files`` has begun."""
 
     def _room_for(self, width: int) -> Rows:
         dtype = TORCH_DTYPES[read_as(self.group.dtype)]
@@ -75,6 +77,26 @@ class SegmentBuffer:
                 lay(self._sides[name], slots, values)
             else:
                 self._columns[name][slots] = values
+        self.filling = segment
+
+    def take(self, first: int, rows: int) -> dict[str, Column]:
+        """``rows`` rows of the segment that is filling, from its ``first`` on, every column of them as it is stored."""
+        assert self.filling is not None, "rows that became files are no longer what was given"
+        slots = self._slots(self.filling, first, rows)
+        sides = {name: gather(column, slots) for name, column in self._sides.items()}
+        return sides | {name: column[slots] for name, column in self._columns.items()}
+
+    def give_back(self, segment: int, first: int, columns: dict[str, Column]) -> None:
+        """``put`` rows that ``take`` took."""
+        dtype = read_as(self.group.dtype)
+        self.put(segment, first, columns | {name: to_tensor(columns[name], dtype) for name in self._sides})
+
+    @property
+    def no_rows(self) -> dict[str, Column]:
+        """Every column without a row, in the order of ``take``."""
+        return {name: to_array(side[:0].cpu()) for name, side in self._sides.items()} | {
+            name: column[:0] for name, column in self._columns.items()
+        }
 
     def _slots(self, segment: int, first: int, rows: int) -> Int64[np.ndarray, " rows"]:
         stream = np.arange(first, first + rows, dtype=np.int64)
@@ -85,6 +107,7 @@ class SegmentBuffer:
 
     def files(self, segment: int) -> Iterator[FileOut]:
         """Every file of the segment, which must be full."""
+        self.filling = None
         count = self.group.rows_in(segment)
         columns = self._columns | {name: to_array(self._on_host(name, count)) for name in self.group.sides}
         columns |= self._quantised(segment)
@@ -164,3 +187,12 @@ def lay(column: Float[Tensor, "places width"], slots: Int64[np.ndarray, " rows"]
     else:
         places = to_device(torch.from_numpy(slots), column.device)
         column.index_copy_(0, places, to_device(rows, column.device))
+
+
+def gather(
+    column: Float[Tensor, "places width"], slots: Int64[np.ndarray, " rows"]
+) -> Shaped[np.ndarray, "rows width"]:
+    """The rows at these places of a column, in main memory: what ``lay`` put there."""
+    if column.device.type == "cpu":
+        return to_array(column)[slots]
+    return to_array(column.index_select(0, to_device(torch.from_numpy(slots), column.device)).cpu())

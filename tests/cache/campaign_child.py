@@ -2,7 +2,7 @@
 
 A request: {"path", "toy": sizes, and one way to end: "at": [operation, "before" | "after" | "torn"], "seconds": s,
 "bytes": largest file, "leave": free bytes that others leave once it has begun, or none; "cut": also lose what was not
-flushed, as a power cut would; "mutant": a fault to plant}
+flushed, as a power cut would; "drafts": keep rows at every batch; "mutant": a fault to plant}
 The answer: {"exit": code or -signal, "operations": what the writer did, "output": an error's text}
 """
 
@@ -16,6 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
+from cache import drafts
 from cache.tools.verify import verify_cache
 from common import disk
 from common.errors import NestcoderError, UsageError
@@ -131,6 +132,9 @@ def work(request, answer):
     """In the child: check what lies there, then write until the cache is complete."""
     path, saboteur = Path(request["path"]), Saboteur(request)
     plant(request.get("mutant"))
+    if request.get("drafts"):
+        drafts._SECONDS = 0.0
+        drafts._SHARE = float("inf")
     output, code = "", 0
     if "bytes" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["bytes"], resource.RLIM_INFINITY))

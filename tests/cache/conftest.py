@@ -1,7 +1,10 @@
 """A small text that a cache can be written from, the same every time, and ways to break what was written."""
 
+import os
 import shutil
+import tempfile
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,6 +72,18 @@ class Toy:
             with self.writer(path, part=part) as writer:
                 given += self.feed(writer, part=part, stop=stop)
         return given
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder for many caches, in memory where the system has such a place: flushing costs nothing there."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    path = Path(tempfile.mkdtemp(dir=memory))
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

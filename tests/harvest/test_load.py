@@ -1,41 +1,53 @@
-"""Before a model is loaded: another process at work is refused, and asking leaves nothing behind; what is said then."""
+"""The model for a harvest: cut to the blocks that are wanted, its own loss measured where all of it fits."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from common import disk
 from common.device import choose_device
-from common.errors import InUseError
 from common.progress import Silent
 from harvest.config import HarvestSettings
-from harvest.load import load_and_measure, refuse_second_process
+from harvest.load import load_and_measure
 from harvest.prepare import prepare
 from harvest.request import HarvestRequest
 
 
 class Notes(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
+    def __init__(self):
+        self.texts = []
 
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-
-def test_asking_leaves_nothing_behind_and_a_holder_is_refused(tmp_path):
-    request = HarvestRequest("model", {1: tmp_path / "cache"}, rank=3, world=4)
-    refuse_second_process(request, 1)
-    assert not (tmp_path / "cache").exists()
-    with disk.lock(tmp_path / "cache" / "locks" / "part-00003"), pytest.raises(InUseError):
-        refuse_second_process(request, 1)
-    refuse_second_process(request, 1)
+    def note(self, text):
+        self.texts.append(text)
 
 
-def test_the_device_that_auto_stands_for_is_named(model_folders, tmp_path):
-    text = tmp_path / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": f"document {n}: " + "a fox " * 20}) + "\n" for n in range(40)))
-    settings = HarvestSettings(dataset=str(text), context=32, train_tokens=256, held_out_tokens=64)
-    request = HarvestRequest(str(model_folders["gpt2"]), {1: tmp_path / "c"}, settings=settings, device="auto")
+@pytest.fixture
+def prepared(model_folder, tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {n} of some length"}) + "\n" for n in range(40)))
+    settings = HarvestSettings(dataset=str(path), context=32, train_tokens=600, held_out_tokens=100)
+    return prepare(HarvestRequest(str(model_folder), {1: tmp_path / "c"}, settings=settings, device="cpu"))
+
+
+def test_the_model_is_cut_behind_the_last_layer_and_its_own_loss_is_measured_before(prepared):
     notes = Notes()
-    load_and_measure(prepare(request), 1, notes)
-    assert notes.said[0].endswith(f" onto {choose_device('auto')}")
+    model, own_loss = load_and_measure(prepared, 1, notes)
+    blocks = getattr(model.hugging, "transformer", None)
+    assert len(blocks.h if blocks is not None else model.hugging.model.layers) == 2
+    assert own_loss is not None
+    assert own_loss["unigram"] > 0
+    assert notes.texts[0].endswith(" onto cpu")
+
+
+def test_where_there_is_no_room_for_all_of_it_the_loss_is_left_out_and_said(prepared, monkeypatch):
+    monkeypatch.setattr("harvest.load.has_room_for_all", lambda *_, **__: False)
+    notes = Notes()
+    _, own_loss = load_and_measure(prepared, 1, notes)
+    assert own_loss is None
+    assert "no room" in notes.texts[-1]
+
+
+def test_the_device_that_auto_stands_for_is_named(prepared):
+    notes = Notes()
+    load_and_measure(prepare(replace(prepared.request, device="auto")), 1, notes)
+    assert notes.texts[0].endswith(f" onto {choose_device('auto')}")

@@ -13,7 +13,7 @@ from common.device import choose_device, free_memory
 from common.errors import CapacityError, UsageError
 from common.known_models import KNOWN_MODELS
 from harvest.config import HarvestSettings
-from harvest.plan import count_held_out, plan_harvest, segment_advice, which_fit
+from harvest.plan import count_held_out, plan_harvest, which_fit
 from harvest.prepare import prepare
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
@@ -51,15 +51,6 @@ def test_the_plan_is_within_a_hundredth_of_what_is_written(model_folder, text, t
     assert plan.seconds == pytest.approx(22_000 / plan.tokens_per_second)
     again = plan_harvest(given)
     assert (again.finished_layers, again.bytes_to_write, again.seconds) == ([1, 2], 0, 0)
-
-
-@pytest.mark.parametrize(("speed", "advised"), [(155.0, 16_384), (30.0, 8192), (1000.0, None)])
-def test_a_segment_that_is_long_in_coming_is_told_with_a_shorter_one(speed, advised):
-    found = segment_advice(CacheSettings(), HarvestSettings(train_tokens=1_000_000, held_out_tokens=50_000), speed)
-    assert bool(found) is (advised is not None)
-    if advised:
-        assert f"cache.segment_rows={advised} " in found[0]
-        assert CacheSettings(segment_rows=advised).segment_rows == advised
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model_folders, text, tmp_path):

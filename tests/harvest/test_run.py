@@ -1,6 +1,7 @@
 """The whole harvest into real caches: what lies in them, resume, several layers, ranks, too little text."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from cache.tools.pack import pack_cache
 from cache.tools.repair import repair_cache
 from cache.tools.verify import verify_cache
 from cache.tools.verify_remote import verify_remote
-from common import disk
 from common.errors import CapacityError, InUseError, MismatchError, UsageError
 from common.progress import Silent
+from harvest import run
 from harvest.config import HarvestSettings
 from harvest.probe import harvest_probe
 from harvest.request import HarvestRequest
@@ -146,6 +147,23 @@ def test_layers_that_stopped_at_different_places_catch_up_together(model_folders
     harvest(model, {1: tmp_path / "c1", 2: tmp_path / "c2"}, text)
     assert tree(tmp_path / "c1") == tree(tmp_path / "w1")
     assert tree(tmp_path / "c2") == tree(tmp_path / "w2")
+
+
+@pytest.mark.parametrize("given", [{}, {"dtype": "int8", "codec": "zstd"}, {"target": "recompute"}], ids=str)
+def test_killed_in_the_middle_of_a_segment_it_goes_on_there(model_folders, text, tmp_path, monkeypatch, remote, given):
+    cache = remote[0].model_copy(update={"segment_rows": 1024, **given})
+    whole = {layer: tmp_path / "whole" / f"layer{layer:02d}" / "cache" for layer in (1, 3)}
+    cut = {layer: tmp_path / "cut" / f"layer{layer:02d}" / "cache" for layer in (1, 3)}
+    harvest(model_folders["gpt2"], whole, text, cache=cache)
+    monkeypatch.setattr("cache.drafts._SECONDS", 0.0)
+    monkeypatch.setattr("cache.drafts._SHARE", float("inf"))
+    with pytest.raises(StopError):
+        harvest(model_folders["gpt2"], cut, text, cache=cache, progress=Crash(6))
+    again = harvest(model_folders["gpt2"], cut, text, cache=cache)
+    for layer in (1, 3):
+        assert again[layer]["rows"] < 800, "no segment was full when the crash came, and yet rows were kept"
+        assert tree(cut[layer]) == tree(whole[layer])
+        assert verify_remote(f"memory://bucket/cut/layer{layer:02d}/cache").complete
 
 
 def test_a_finished_layer_is_left_alone(model_folders, text, tmp_path):
@@ -337,14 +355,39 @@ def test_a_refusal_names_the_remedy_that_costs_nothing_first(model_folders, text
         assert raised.value.remedy.startswith(first)
 
 
-def test_a_second_process_is_refused_before_the_model_is_loaded(model_folders, text, tmp_path, monkeypatch):
-    with pytest.raises(StopError):
-        harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, progress=Crash(3))
-    before = tree(tmp_path / "c")
-    monkeypatch.setattr("harvest.load.load_found", None)
-    with disk.lock(tmp_path / "c" / "locks" / "part-00000"), pytest.raises(InUseError):
-        harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text)
-    assert tree(tmp_path / "c") == before
+def test_a_second_process_is_refused_while_the_first_still_loads_its_model(model_folders, text, tmp_path, monkeypatch):
+    """Nothing lies in the folder yet but the lock, which the first process took before it began to load."""
+    folders = {layer: tmp_path / "runs" / f"layer0{layer}" for layer in (1, 2)}
+    load = run.load_and_measure
+
+    def loading(*given):
+        before = sorted(tmp_path.rglob("*"))
+        child = os.fork()
+        if child == 0:
+            run.load_and_measure = lambda *_: os._exit(99)
+            try:
+                harvest(model_folders["gpt2"], {1: folders[1]}, text)
+            except InUseError as error:
+                os._exit(error.exit_code)
+            finally:
+                os._exit(98)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == InUseError.exit_code
+        assert sorted(tmp_path.rglob("*")) == before
+        return load(*given)
+
+    monkeypatch.setattr(run, "load_and_measure", loading)
+    harvest(model_folders["gpt2"], folders, text)
+    assert len(CacheReader.open(folders[2]).split("train")) == 700
+
+
+def test_a_model_that_does_not_load_leaves_nothing_behind(model_folders, text, tmp_path, monkeypatch):
+    def fail(*given):
+        raise CapacityError("No room.")
+
+    monkeypatch.setattr(run, "load_and_measure", fail)
+    with pytest.raises(CapacityError):
+        harvest(model_folders["gpt2"], {1: tmp_path / "runs" / "layer01" / "cache"}, text)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_skipped_rows_are_counted_beside_the_manifest_whatever_was_killed(model_folders, tmp_path):

@@ -28,7 +28,8 @@ def cursor(emitted, batch_contexts=4):
 
 def test_caches_whose_batches_were_cut_differently_need_passes_of_their_own():
     sinks = [sink(1, cursor([4, 0])), sink(2, cursor([8, 0], 2)), sink(3, cursor([8, 0])), sink(4, None)]
-    assert [[one.layer for one in group] for group in cut_alike(sinks)] == [[1, 3], [2], [4]]
+    assert [[one.layer for one in group] for group in cut_alike(sinks)] == [[1, 3, 4], [2]]
+    assert [[one.layer for one in group] for group in cut_alike([sink(1, None), sink(2, None)])] == [[1, 2]]
 
 
 def test_a_pass_begins_where_the_slowest_stopped():

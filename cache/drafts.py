@@ -1,0 +1,144 @@
+"""When rows are kept before their segment is full: the drafts of a writer, and what they may cost.
+
+A segment takes 14 minutes on a laptop. So once a minute's rows are in no commit and in no draft, the writer appends
+them to drafts, one for the segment that is filling in each group, and a writer that goes on fills its segments from
+those. On a fast machine segments are full before that, and nothing is written twice.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from cache.format.journal import Point
+from cache.format.layout import GROUPS
+from cache.part import Part
+from cache.storage.draft import Draft, draft_path, remove_drafts
+from cache.storage.segment import SegmentBuffer
+from common.errors import DiskError
+from common.progress import Progress
+
+_SECONDS = 60.0
+"""The age of rows at which they are kept: what a kill costs at most, where segments take longer."""
+_SECONDS_AT_END = 5.0
+"""The age at which an interrupted writer keeps them: less is quicker done again than explained."""
+_SHARE = 0.05
+"""The share of its time that a process spends on drafts at most. Where a disk is that slow, they come less often."""
+
+
+class _Spent:
+    """What this process spent on drafts. Writers of several layers share its disk, so they keep one account."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seconds = 0.0
+
+    def may_spend(self) -> bool:
+        """Whether another draft stays within the share."""
+        return self.seconds <= _SHARE * (time.monotonic() - self.began)
+
+
+_spent = _Spent()
+
+
+class Drafts:
+    """The drafts of a part's segments, of which ``buffer_of`` a group gives the rows."""
+
+    def __init__(self, part: Part, buffer_of: Callable[[str], SegmentBuffer], progress: Progress) -> None:
+        self._part = part
+        self._buffer_of = buffer_of
+        self._progress = progress
+        self._drafts: dict[str, Draft] = {}
+        self._oldest: dict[str, float] = {}
+        """When the first row of each group came that no commit and no draft has."""
+        self._given_up = False
+
+    def restore(self) -> dict[str, Point]:
+        """Fill the buffers with the rows that an earlier writer kept; where the text goes on for each group of them."""
+        for group in GROUPS:
+            missing = self._part.missing(group)
+            if missing and self._path(group, missing[0]).is_file():
+                draft = self._draft(group, missing[0])
+                draft.restore(missing[0])
+                if draft.point and self._part.locate(group, _count(draft.point, group)) == (missing[0], draft.rows):
+                    self._drafts[group] = draft
+        kept = {draft.path for draft in self._drafts.values()}
+        remove_drafts(self._part.path, self._part.number, but=kept)
+        rows = sum(draft.rows for draft in self._drafts.values())
+        if rows:
+            self._progress.note(f"kept {rows:,} rows of segments that were not full in {self._part.path}")
+        return {group: draft.point for group, draft in self._drafts.items() if draft.point}
+
+    def arrived(self, group: str) -> None:
+        """Rows were put into a group's buffer."""
+        self._oldest.setdefault(group, time.monotonic())
+
+    def keep_if_due(self, point: Point) -> None:
+        """Keep the rows before ``point`` if some of them are old enough."""
+        if self._age() >= _SECONDS and _spent.may_spend():
+            began = time.monotonic()
+            self._keep(point)
+            _spent.seconds += time.monotonic() - began
+
+    def keep_at_end(self, point: Point) -> None:
+        """Keep the rows before ``point``: the writer is about to stop in the middle."""
+        if self._age() >= _SECONDS_AT_END:
+            self._keep(point)
+
+    def _age(self) -> float:
+        return -1.0 if self._given_up or not self._oldest else time.monotonic() - min(self._oldest.values())
+
+    def _keep(self, point: Point) -> None:
+        self._oldest.clear()
+        try:
+            for group in GROUPS:
+                self._keep_group(group, point)
+        except DiskError as error:
+            # A draft is a convenience, and the cache may still fit where it does not.
+            self._give_up(error.what)
+
+    def _keep_group(self, group: str, point: Point) -> None:
+        segment, rows = self._part.locate(group, _count(point, group))
+        if self._given_up or segment not in self._part.missing(group):
+            return
+        draft = self._drafts.get(group)
+        if draft is None or draft.path != self._path(group, segment):
+            draft = self._drafts[group] = self._draft(group, segment)
+        is_here = rows == 0 or self._buffer_of(group).filling == segment
+        if not is_here or rows < draft.rows or point == draft.point:
+            return
+        if self._part.spare_bytes < (rows - draft.rows) * draft.row_bytes:
+            self._give_up("The disk has no room for them.")
+            return
+        draft.add(rows, point)
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = True
+        self._progress.note(f"rows are kept only when their segment is full from here on. {reason}")
+        with suppress(DiskError):
+            for draft in self._drafts.values():
+                draft.remove()
+
+    def drop(self, group: str) -> None:
+        """Remove the draft of a group's segment, which is committed."""
+        self._oldest.pop(group, None)
+        draft = self._drafts.pop(group, None)
+        if draft:
+            with suppress(DiskError):
+                draft.remove()
+
+    def _draft(self, group: str, segment: int) -> Draft:
+        whose = {
+            "fingerprint": self._part.manifest.fingerprint,
+            "part": self._part.number,
+            "group": group,
+            "segment": segment,
+        }
+        return Draft(self._path(group, segment), self._buffer_of(group), whose, tag=self._part.tag)
+
+    def _path(self, group: str, segment: int) -> Path:
+        return draft_path(self._part.path, self._part.number, group, segment)
+
+
+def _count(point: Point, group: str) -> int:
+    return point.train if group == "train" else point.held_out

@@ -1,0 +1,210 @@
+"""One writer's part of a cache: its folder locked and compared with what is asked for, what is committed of it."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cache.format.codec import least_bytes
+from cache.format.journal import Commit, FileEntry, Point
+from cache.format.layout import GROUPS, STORE
+from cache.format.manifest import MANIFEST, Manifest, first_difference, read_manifest, refuse_links
+from cache.format.seal import (
+    SEALS,
+    is_part_complete,
+    journal_of,
+    open_journal,
+    part_locks,
+    seal_finished,
+    seal_part,
+)
+from cache.storage.draft import DRAFTS, remove_drafts
+from cache.storage.publish import open_publisher
+from common import disk
+from common.errors import CapacityError, DiskError, MismatchError
+from common.progress import Progress
+from common.units import in_bytes
+
+
+class Part:
+    """Part ``number`` of the cache in folder ``path``, locked until ``close``.
+
+    ``files`` are the files that lie there before the first row, by path; what is missing of them is written. Raises
+    MismatchError when the folder holds another cache, InUseError when the part has a writer, CapacityError when the
+    disk has no room for what is missing, DiskError when it refuses. ``locked``: the caller has the part's lock.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        number: int,
+        files: dict[str, bytes],
+        remote: str,
+        progress: Progress,
+        locked: bool,
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.number = number
+        self.tag = f"part-{number:05d}"
+        with ExitStack() as stack:
+            if not self._is_finished():
+                disk.check_promises(path)
+            if not locked:
+                stack.enter_context(self._lock())
+            self._publisher = open_publisher(path, remote, manifest, part=number)
+            self._compare()
+            self._journal = journal_of(path, manifest, number)
+            self._check_room()
+            if not self._is_finished():
+                self._create(files)
+                self._journal = open_journal(path, manifest, number)
+            if self._journal.commits:
+                progress.note(f"kept {len(self._journal.commits)} segments of an earlier run in {path}")
+            if self.complete:
+                tidy_finished(path, number)
+            if self._publisher:
+                self._publisher.catch_up(self._journal)
+            self._closing = stack.pop_all()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._closing.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every segment of the part is committed."""
+        return not any(self.missing(group) for group in GROUPS)
+
+    def missing(self, group: str) -> list[int]:
+        """The segments of a group that are not committed yet, in the order of the text."""
+        own = self.manifest.geometry.part_segments(group, self.number)
+        return [segment for segment in own if not self.is_committed(group, segment)]
+
+    def is_committed(self, group: str, segment: int) -> bool:
+        """Whether the journal names the segment."""
+        return (group, segment) in self._journal.commits
+
+    def start_of(self, group: str, segment: int) -> Point:
+        """Where the text must restart to give the segment's first row."""
+        return self._journal.points.get((group, segment), Point())
+
+    def locate(self, group: str, row: int) -> tuple[int, int]:
+        """The segment that the part's ``row``-th row of a group belongs to, and its number in the segment's stream."""
+        number, first = divmod(row, self.manifest.geometry.groups[group].segment_rows)
+        return self.manifest.geometry.part_segments(group, self.number).start + number, first
+
+    def commit(self, group: str, segment: int, *, following: Point, files: tuple[FileEntry, ...]) -> None:
+        """Commit a segment whose files are on the disk; ``following`` is where the text goes on behind it."""
+        commit = Commit(group, segment, self.start_of(group, segment), following, files)
+        self._journal.add(commit)
+        if self._publisher:
+            self._publisher.publish(commit)
+        if self.complete:
+            seal_part(self.path, self.number)
+            if self._publisher:
+                self._publisher.publish_seal()
+
+    def pass_by(self, group: str, segment: int, following: Point) -> None:
+        """Note where the text goes on behind a segment: the next one begins there."""
+        self._journal.points.setdefault((group, segment + 1), following)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Free bytes of the disk that the missing segments will not need; below 0 when there is no room for them."""
+        geometry = self.manifest.geometry
+        groups = geometry.groups.items()
+        missing = sum(group.segment_bytes(segment) for name, group in groups for segment in self.missing(name))
+        # Exact for plain rows; for compressed ones by the best ratio of any codec.
+        return disk.free_bytes(self.path) - least_bytes(missing, geometry.codec, geometry.dtype)
+
+    def _check_room(self) -> None:
+        spare = self.spare_bytes
+        if spare < 0:
+            free = disk.free_bytes(self.path)
+            what = f"The cache needs {in_bytes(free - spare)} more; {in_bytes(free)} are free."
+            raise CapacityError(what, where=self.path, remedy="Ask for fewer rows, or put it on a larger disk.")
+
+    def _is_finished(self) -> bool:
+        """Whether this very part lies here, complete. Then nothing is written, and the disk may be read-only."""
+        if not (self.path / MANIFEST).exists() or read_manifest(self.path) != self.manifest:
+            return False
+        bound = all((self.path / name).is_file() for name in self.manifest.files)
+        return bound and is_part_complete(journal_of(self.path, self.manifest, self.number), self.manifest, self.number)
+
+    def _lock(self) -> ExitStack:
+        """The lock of the part; of a finished part on a disk that refuses it, none is needed."""
+        stack = ExitStack()
+        try:
+            stack.enter_context(lock_part(self.path, self.number))
+        except DiskError:
+            if not self._is_finished():
+                raise
+        return stack
+
+    def _compare(self) -> None:
+        """Raise MismatchError when another cache lies here."""
+        geometry = self.manifest.geometry
+        refuse_links(self.path, geometry)
+        if not (self.path / MANIFEST).exists():
+            return
+        existing = read_manifest(self.path)
+        if existing.fingerprint != self.manifest.fingerprint:
+            _refuse_other_parts(existing, geometry.parts, where=self.path)
+            difference = first_difference(self.manifest.determining(), existing.determining())
+            what = f"The cache here was made differently: {difference}."
+            raise MismatchError(what, where=self.path, remedy="Choose another folder, or --fresh to begin anew.")
+        if existing.geometry.codec != geometry.codec:
+            what = f"The cache here has codec {existing.geometry.codec}, not {geometry.codec}."
+            remedy = "Set cache.codec to what it has; 'cache pack' changes it."
+            raise MismatchError(what, where=self.path, remedy=remedy)
+
+    def _create(self, files: dict[str, bytes]) -> None:
+        """Make the store, or what is missing of it. What a crash left aside is removed."""
+        for aside in sorted(self.path.rglob(f".*.{self.tag}.aside")):
+            disk.remove(aside)
+        begun = (self.path / MANIFEST).exists()
+        wanted = [(self.path / path, [data]) for path, data in files.items()]
+        disk.write_files([file for file in wanted if not (begun and file[0].exists())], tag=self.tag)
+        if not begun:
+            disk.write_file(self.path / MANIFEST, self.manifest.to_json(), tag=self.tag)
+
+
+@contextmanager
+def lock_part(cache: Path, part: int) -> Generator[None]:
+    """Be the only writer of a part while the block runs; folders that were made for the lock alone go with it.
+
+    Raises InUseError when the part has a writer, DiskError where the file system offers no locks.
+    """
+    path = cache / "locks" / f"part-{part:05d}"
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with disk.lock(path):
+            yield
+    finally:
+        for folder in made:
+            disk.remove_if_empty(folder)
+
+
+def tidy_finished(path: Path, part: int) -> None:
+    """Seal a part of a finished cache, and remove its drafts, where a kill left that undone; a disk may refuse both."""
+    seal_finished(path, part)
+    remove_drafts(path, part)
+
+
+def _refuse_other_parts(existing: Manifest, parts: int, *, where: Path) -> None:
+    """Raise MismatchError when an unfinished cache was begun by another number of processes: each has its own rows."""
+    begun = existing.geometry.parts
+    if begun != parts:
+        what = f"This cache was begun by {begun} process{'es' if begun > 1 else ''}, not by {parts}."
+        remedy = f"Go on with {begun}: each process fills a share of the rows of its own. Or choose another folder."
+        raise MismatchError(what, where=where, remedy=remedy)
+
+
+def remove_cache(path: Path) -> None:
+    """Remove the cache in this folder, and nothing else that lies there. Raises InUseError when a writer is at work."""
+    with disk.lock_all(part_locks(path)):
+        # The seals first: without its journal, a seal says that a complete cache was damaged.
+        for name in (SEALS, MANIFEST, "journal", STORE, DRAFTS, "quarantine", "locks"):
+            disk.remove(path / name)

@@ -1,0 +1,149 @@
+"""A draft: the rows of a segment that is not full yet, in a file, so that a kill does not lose all of them.
+
+    drafts/part-00000.train.3
+
+A line that says which rows these are, then blocks: a line, and behind it as many rows as it counts, in the order of the
+text, one column after another. The lines are like those of a journal (checksum, JSON, newline):
+
+    {"draft": 1, "fingerprint", "part", "group", "segment", "columns": [[name, type, width ...] ...]}
+    {"first", "rows", "xxh3", "point"}
+
+Behind a block with a ``point`` the text can go on from there; one without is followed by more of the same rows. What a
+crash tore does not match its checksum: that block and whatever follows count for nothing, what lies before counts. So
+no power cut can do harm, and the committed files never depend on a draft: they are made from rows in memory.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from cache.format.journal import Point, journal_line, read_line, read_point
+from cache.storage.segment import Column, SegmentBuffer
+from common import disk
+from common.errors import DiskError
+from common.hashing import Bytes
+
+DRAFTS = "drafts"
+"""The folder of drafts in a cache."""
+_BLOCK_ROWS = 4096
+"""Rows of a block: what is held in memory beside the segment while a draft is written or read."""
+_LINE_BYTES = 1 << 24
+"""No line is longer: a point holds tokens that wait for their context, of which there are few."""
+
+
+def draft_path(cache: Path, part: int, group: str, segment: int) -> Path:
+    """Where the draft of a segment lies."""
+    return cache / DRAFTS / f"part-{part:05d}.{group}.{segment}"
+
+
+def remove_drafts(cache: Path, part: int, *, but: Collection[Path] = ()) -> None:
+    """Remove a part's drafts ``but`` those named; a disk that refuses keeps them, for they do no harm."""
+    for path in sorted((cache / DRAFTS).glob(f"part-{part:05d}.*")):
+        if path not in but:
+            with suppress(DiskError):
+                disk.remove(path)
+
+
+class Draft:
+    """The draft at ``path`` of the segment that ``buffer`` is to be filled with; ``whose`` says which (JSON)."""
+
+    def __init__(self, path: Path, buffer: SegmentBuffer, whose: dict[str, Any], *, tag: str) -> None:
+        self.path = path
+        self.rows = 0
+        self.point: Point | None = None
+        """Where the text goes on behind ``rows``; None while there are none."""
+        self._buffer = buffer
+        columns = [[name, column.dtype.str, *column.shape[1:]] for name, column in buffer.no_rows.items()]
+        self._header = journal_line({"draft": 1, **whose, "columns": columns})
+        self._tag = tag
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in all columns."""
+        return sum(column.dtype.itemsize * int(np.prod(column.shape[1:])) for column in self._buffer.no_rows.values())
+
+    def add(self, rows: int, point: Point) -> None:
+        """Keep the segment's rows up to ``rows``, and where the text goes on; on the disk when this returns.
+
+        Raises DiskError; the draft is then to be removed.
+        """
+        if self.point is None:
+            disk.write_file(self.path, self._header, tag=self._tag)
+        disk.append(self.path, self._blocks(rows, point))
+        self.rows = rows
+        self.point = point
+
+    def _blocks(self, rows: int, point: Point) -> Iterator[Bytes]:
+        # At least one block: a point without new rows says that none came since.
+        for first in range(self.rows, max(rows, self.rows + 1), _BLOCK_ROWS):
+            count = min(_BLOCK_ROWS, rows - first)
+            columns = _bytes_of(self._buffer.take(first, count)) if count else []
+            at = vars(point) if first + count == rows else None
+            yield journal_line({"first": first, "rows": count, "xxh3": _hash(columns), "point": at})
+            yield from columns
+
+    def restore(self, segment: int) -> None:
+        """Fill the buffer with what an earlier writer kept, and cut off what a crash tore.
+
+        A draft that is not there, of other rows or torn from its beginning restores nothing. Raises DiskError.
+        """
+        if not self.path.is_file() or self.path.is_symlink():
+            return
+        with self.path.open("rb") as file:
+            if file.readline(_LINE_BYTES) != self._header:
+                return
+            end = file.tell()
+            first = 0
+            most = self._buffer.group.rows_in(segment)
+            while (found := self._read_block(file, first, most=most)) is not None:
+                block, point = found
+                self._buffer.give_back(segment, first, block)
+                first += len(block["tokens"])
+                if point:
+                    self.rows = first
+                    self.point = point
+                    end = file.tell()
+        if self.point and end < self.path.stat().st_size:
+            disk.truncate(self.path, end)
+
+    def _read_block(self, file: BinaryIO, first: int, *, most: int) -> tuple[dict[str, Column], Point | None] | None:
+        """The block of rows ``first`` and following; None where there is no other, or it is torn."""
+        try:
+            line = read_line(file.readline(_LINE_BYTES).removesuffix(b"\n"))
+            rows = line["rows"]
+            if line["first"] != first or type(rows) is not int or not 0 <= rows <= min(_BLOCK_ROWS, most - first):
+                return None
+            block = {name: _read_column(file, column, rows) for name, column in self._buffer.no_rows.items()}
+            if _hash(_bytes_of(block) if rows else []) != line["xxh3"]:
+                return None
+            return block, read_point(line["point"]) if line["point"] else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        disk.remove(self.path)
+        self.rows = 0
+        self.point = None
+
+
+def _read_column(file: BinaryIO, column: np.ndarray, rows: int) -> np.ndarray:
+    values = np.empty((rows, *column.shape[1:]), column.dtype)
+    if rows and file.readinto(memoryview(values).cast("B")) != values.nbytes:
+        raise ValueError("the file ends within a block")
+    return values
+
+
+def _bytes_of(block: dict[str, Column]) -> list[memoryview]:
+    return [np.ascontiguousarray(column).data.cast("B") for column in block.values()]
+
+
+def _hash(columns: list[memoryview]) -> str:
+    found = xxhash.xxh3_128()
+    for column in columns:
+        found.update(column)
+    return found.hexdigest()
