@@ -4,6 +4,7 @@ import random
 import shutil
 
 import pytest
+import torch
 
 from cache.format.journal import Point
 from cache.format.manifest import read_manifest
@@ -103,7 +104,8 @@ def test_blocks_come_back_as_they_were_given(make_toy, begun, tmp_path):
     block = {"source": source, "target": target, "tokens": tokens, "document": document, "position": position}
     errors = {"source_error": source[:, 0].astype(float), "target_error": target[:, 0].astype(float)}
     written = SegmentBuffer(group, manifest)
-    written.put(1, 0, block | errors)
+    sides = {name: torch.from_numpy(block[name]) for name in ("source", "target")}
+    written.put(1, 0, block | sides | errors)
     path = draft_path(tmp_path, 0, "train", 1)
     Draft(path, written, {"segment": 1}, tag="part-00000").add(10, Point("here", 26, 3))
 
