@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 from lines import Lines
 
 import nestcoder
-from nestcoder.stages import harvested_layers
+from nestcoder.stages.folders import harvested_layers
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ROOT / "bench" / "support" / "prompts.json"

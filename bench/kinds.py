@@ -21,7 +21,7 @@ from lines import Lines
 
 import nestcoder
 from common.run_layout import CONFIG_FILE, METRICS_FILE, RunFolders, joint_folders, together_folder
-from nestcoder.stages import folders_of, layers_of_model
+from nestcoder.stages.folders import folders_of, layers_of_model
 
 HEADING = "| model | dictionary | | features | mean FVU | 95 % | L0 | silent | crosses | top-1 | KL | delta CE | 95 % |"
 

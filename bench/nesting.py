@@ -55,10 +55,6 @@ def measured(cache: Path, transcoder: Path) -> dict[str, Any]:
         out=transcoder / "report",
         settings=EvaluateSettings(bootstrap=0),
         device="cpu",
-        lm=None,
-        gemma_scope=None,
-        against=None,
-        force=False,
         progress=Silent(),
     )
 

@@ -25,7 +25,7 @@ from real_weights import GEMMA3, SMOLLM2, Packed, make_model
 import nestcoder
 from cache.open import open_cache
 from common.run_layout import CONFIG_FILE
-from nestcoder.stages import folders_of
+from nestcoder.stages.folders import folders_of
 from train.resolved import resolve
 
 CHOSEN: dict[str, tuple[Packed, tuple[int, ...]]] = {

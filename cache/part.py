@@ -21,6 +21,7 @@ from cache.storage.draft import DRAFTS, remove_drafts
 from cache.storage.publish import open_publisher
 from common import disk
 from common.errors import CapacityError, DiskError, MismatchError
+from common.processes import locks
 from common.progress import Progress
 from common.units import in_bytes
 
@@ -50,7 +51,7 @@ class Part:
         self.tag = f"part-{number:05d}"
         with ExitStack() as stack:
             if not self._is_finished():
-                disk.check_promises(path)
+                locks.check_promises(path)
             if not locked:
                 stack.enter_context(self._lock())
             self._publisher = open_publisher(path, remote, manifest, part=number)
@@ -180,7 +181,7 @@ def lock_part(cache: Path, part: int) -> Generator[None]:
     path = cache / "locks" / f"part-{part:05d}"
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        with disk.lock(path):
+        with locks.lock(path):
             yield
     finally:
         for folder in made:
@@ -204,7 +205,7 @@ def _refuse_other_parts(existing: Manifest, parts: int, *, where: Path) -> None:
 
 def remove_cache(path: Path) -> None:
     """Remove the cache in this folder, and nothing else that lies there. Raises InUseError when a writer is at work."""
-    with disk.lock_all(part_locks(path)):
+    with locks.lock_all(part_locks(path)):
         # The seals first: without its journal, a seal says that a complete cache was damaged.
         for name in (SEALS, MANIFEST, "journal", STORE, DRAFTS, "quarantine", "locks"):
             disk.remove(path / name)

@@ -3,31 +3,27 @@
 A file appears whole or not at all: it is written aside, flushed to the disk and renamed, and its folder is flushed.
 Tests watch (and break) each operation through ``watch``.
 
-Two things are asked of a file system that some do not offer: locks (flock; NFS and Lustre may refuse it) and the
-flushing of a folder (fsync; SMB and some FUSE file systems refuse it). Without them, work goes on only after
-``accept_weak_disk``.
+Two things are asked of a file system that some do not offer: locks (``common.processes.locks``) and the flushing of a
+folder (fsync; SMB and some FUSE file systems refuse it). Without them, work goes on only after ``accept_weak_disk``.
 """
 
 import errno
-import fcntl
-import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
-from common.errors import DiskError, InUseError, UsageError
+from common.errors import DiskError, UsageError
 
 Bytes = bytes | bytearray | memoryview
 Watcher = Callable[[str, str, Path], None]
 _watchers: list[Watcher] = []
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
-_NOT_OFFERED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
+NOT_OFFERED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 """What file systems answer that do not know flock, or fsync of a folder."""
 _weak_disk_accepted = False
 
@@ -49,7 +45,8 @@ def watch(watcher: Watcher) -> Generator[None]:
 
 
 @contextmanager
-def _operation(name: str, path: Path) -> Generator[None]:
+def operation(name: str, path: Path) -> Generator[None]:
+    """One change of the disk, announced to the watchers. Raises DiskError for whatever the system refuses in it."""
     try:
         for watcher in _watchers:
             watcher("before", name, path)
@@ -57,10 +54,11 @@ def _operation(name: str, path: Path) -> Generator[None]:
         for watcher in _watchers:
             watcher("after", name, path)
     except OSError as error:
-        raise _stated(error, name, path) from error
+        raise refusal(error, name, path) from error
 
 
-def _stated(error: OSError, name: str, path: Path) -> DiskError:
+def refusal(error: OSError, name: str, path: Path) -> DiskError:
+    """What the system refused, with its remedy."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _FULL:
         remedy = "Nothing was half-committed; free some space and run again: it goes on from here."
@@ -78,52 +76,33 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    with _operation("make a folder", path):
+    with operation("make a folder", path):
         path.mkdir(exist_ok=True)
     sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
     """Flush a folder's entries to the disk. Raises DiskError that names the setting where this is not offered."""
-    with _operation("flush a folder", path):
+    with operation("flush a folder", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in _NOT_OFFERED:
+            if error.errno not in NOT_OFFERED:
                 raise
-            if not _weak_disk_accepted:
-                raise _weak("flush folders (fsync)", error, path, risk="a power cut may lose the last files") from None
+            check_accepted("flush folders (fsync)", error, path, risk="a power cut may lose the last files")
         finally:
             os.close(descriptor)
 
 
-def _weak(promise: str, error: OSError, path: Path, *, risk: str) -> DiskError:
+def check_accepted(promise: str, error: OSError, path: Path, *, risk: str) -> None:
+    """Raises DiskError where a file system does not keep a ``promise`` and nobody accepted that."""
+    if _weak_disk_accepted:
+        return
     reason = os.strerror(error.errno) if error.errno else str(error)
     what = f"This file system does not {promise}: {reason}."
     remedy = f"Set cache.weak_disk to true to go on ({risk}), or choose a folder on a local disk."
-    return DiskError(what, where=path, remedy=remedy)
-
-
-def check_promises(folder: Path) -> None:
-    """Ask the file system of ``folder`` (or of its nearest parent that exists) for a lock and a flush, and tidy up.
-
-    Raises DiskError that names what it does not offer, before any work is done. A folder that cannot be written to is
-    left to the first write.
-    """
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    trial = folder / f".nestcoder-trial-{os.getpid()}"
-    try:
-        descriptor = os.open(trial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return
-    try:
-        _take(descriptor, trial)
-    finally:
-        os.close(descriptor)
-        trial.unlink(missing_ok=True)
-    sync_folder(folder)
+    raise DiskError(what, where=path, remedy=remedy) from None
 
 
 def write_file(path: Path, data: Bytes | Iterable[Bytes], *, tag: str = "0") -> None:
@@ -153,9 +132,9 @@ def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str, thre
                 else:
                     flushes[path] = background.submit(_flush_and_close, _write_aside(written[path], pieces))
             for path, aside in written.items():
-                with _operation("flush", aside):
+                with operation("flush", aside):
                     flushes[path].result()
-                with _operation("rename", path):
+                with operation("rename", path):
                     aside.rename(path)
         except DiskError:
             background.shutdown(cancel_futures=True)  # or a file might be made after it was removed
@@ -173,7 +152,7 @@ def aside_path(path: Path, tag: str) -> Path:
 
 def _write_aside(path: Path, pieces: Iterable[Bytes]) -> int:
     """The descriptor of a new file that holds the pieces, not yet flushed."""
-    with _operation("write", path):
+    with operation("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             _write_all(descriptor, pieces)
@@ -210,7 +189,7 @@ def append_line(path: Path, line: bytes) -> None:
 
 def append(path: Path, pieces: Iterable[Bytes]) -> None:
     """Append pieces to a file, which is made when missing, and flush it. A crash may leave any of the pieces torn."""
-    with _operation("append", path):
+    with operation("append", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             _write_all(descriptor, pieces)
@@ -221,7 +200,7 @@ def append(path: Path, pieces: Iterable[Bytes]) -> None:
 
 def flush(path: Path) -> None:
     """Flush to the disk what was written to a file so far."""
-    with _operation("flush", path):
+    with operation("flush", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -231,7 +210,7 @@ def flush(path: Path) -> None:
 
 def truncate(path: Path, size_bytes: int) -> None:
     """Cut a file to ``size_bytes``, flushed."""
-    with _operation("truncate", path):
+    with operation("truncate", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.ftruncate(descriptor, size_bytes)
@@ -243,7 +222,7 @@ def truncate(path: Path, size_bytes: int) -> None:
 def move(path: Path, to: Path) -> None:
     """Rename a file, replacing ``to``; both folders are flushed."""
     make_folder(to.parent)
-    with _operation("rename", to):
+    with operation("rename", to):
         path.rename(to)
     for folder in {path.parent, to.parent}:
         sync_folder(folder)
@@ -253,7 +232,7 @@ def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it, if it is there; its parent is flushed."""
     if not path.exists() and not path.is_symlink():
         return
-    with _operation("remove", path):
+    with operation("remove", path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -265,86 +244,6 @@ def remove_if_empty(folder: Path) -> None:
     """Remove a folder in which nothing lies; whether that reached the disk does not matter."""
     with suppress(OSError):
         folder.rmdir()
-
-
-@contextmanager
-def lock(path: Path) -> Generator[None]:
-    """Be the only one who has ``path`` while the block runs; the file goes with the block.
-
-    The system releases the lock when the process ends, however it ends. Raises InUseError that names the host and
-    process that have it, DiskError where the file system offers no locks.
-    """
-    descriptor = _open_locked(path)
-    try:
-        holder = {"host": socket.gethostname(), "pid": os.getpid()}
-        with _operation("write a lock", path):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield
-    finally:
-        # Unlinked while it is locked: whoever opened this file meanwhile sees below that it is no longer at its path.
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _open_locked(path: Path) -> int:
-    """A descriptor of the locked file at ``path``: a file that was unlinked in between is opened anew."""
-    while True:
-        make_folder(path.parent)
-        try:
-            with _operation("open a lock", path):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except DiskError:
-            if path.parent.is_dir():
-                raise
-            continue  # somebody who had tidied up removed the empty folder in between
-        try:
-            _take(descriptor, path)
-            if _is_at(path, descriptor):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def lock_all(paths: Iterable[Path]) -> Generator[None]:
-    """``lock`` every path while the block runs. Raises as ``lock`` for the first that another process has."""
-    with ExitStack() as stack:
-        for path in paths:
-            stack.enter_context(lock(path))
-        yield
-
-
-def _take(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        what = f"Another process writes here: {_holder(descriptor)}."
-        raise InUseError(what, where=path, remedy="Wait for it, or end it.") from None
-    except OSError as error:
-        if error.errno not in _NOT_OFFERED:
-            raise _stated(error, "lock a file", path) from None
-        if not _weak_disk_accepted:
-            risk = "then see to it that only one process writes to a folder"
-            raise _weak("lock files (flock)", error, path, risk=risk) from None
-
-
-def _holder(descriptor: int) -> str:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError, OSError):
-        return "one that has only just begun"
 
 
 def free_bytes(path: Path) -> int:

@@ -36,12 +36,12 @@ class Ranks:
             return Ranks(distributed.get_rank(), distributed.get_world_size())
         return ALONE
 
-    def device(self, asked: str) -> str:
-        """``asked``, or this process's own card when several share a machine and none is named."""
-        if self.world == 1 or asked not in {"auto", "cuda"}:
-            return asked
-        if asked == "auto" and not torch.cuda.is_available():
-            return asked
+    def device(self, name: str) -> str:
+        """``name``, or this process's own card when several share a machine and none is named."""
+        if self.world == 1 or name not in {"auto", "cuda"}:
+            return name
+        if name == "auto" and not torch.cuda.is_available():
+            return name
         return f"cuda:{self.local}"
 
     def wait(self) -> None:
@@ -88,10 +88,10 @@ class Ranks:
         """Every process's array, in the order of the ranks. All have the same shape and dtype."""
         if self.world == 1:
             return array[None]
-        every = array.new_empty(self.world, *array.shape)
+        arrays = array.new_empty(self.world, *array.shape)
         with self._exchanging():
-            distributed.all_gather(list(every.unbind()), array)
-        return every
+            distributed.all_gather(list(arrays.unbind()), array)
+        return arrays
 
     def merged(
         self, state: Mapping[str, Tensor], combine: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]

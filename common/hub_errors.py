@@ -67,6 +67,7 @@ def _refusal(
     if "RevisionNotFoundError" in names:
         return f"'{name}' has no revision '{revision}'.", "Give a branch, a tag or a commit that its page lists."
     status = next((code for cause in chain if (code := _status(cause))), None)
+    # The Hub answers 401 also for what does not exist, so that nobody learns which private names there are.
     if names & {"RepositoryNotFoundError", "HFValidationError", "DatasetNotFoundError"} or status == 401:
         return (
             f"No {kind} '{name}' on the Hub (or it is private and HF_TOKEN is not set), and no such folder here.",

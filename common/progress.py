@@ -24,13 +24,17 @@ class Silent:
     """Says nothing."""
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
-        pass
+        """Nothing."""
 
     def advance(self, amount: int, **metrics: float) -> None:
-        pass
+        """Nothing."""
 
     def note(self, text: str) -> None:
-        pass
+        """Nothing."""
 
     def end(self) -> None:
-        pass
+        """Nothing."""
+
+
+SILENT = Silent()
+"""For callers that want to hear nothing."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from common.disk import READ_ONLY
 from common.errors import DamagedError, DiskError, UsageError
+from common.units import in_bytes
 
 _DEEPEST = 100
 """No JSON of ours is nested half as deeply."""
@@ -24,7 +25,7 @@ def read_file(path: Path, *, limit_bytes: int) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        raise UsageError("This path cannot be: it holds a NUL character.", where=path) from None
+        raise UsageError("This path is not valid: it holds a NUL character.", where=path) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DamagedError("A file is a link, which is not followed.", where=path) from None
@@ -32,12 +33,11 @@ def read_file(path: Path, *, limit_bytes: int) -> bytes | None:
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
         os.close(descriptor)
-        raise DamagedError("This is no plain file.", where=path)
+        raise DamagedError("This is not a plain file.", where=path)
     with os.fdopen(descriptor, "rb") as file:
         if state.st_size > limit_bytes:
-            raise DamagedError(
-                f"A file has {state.st_size} bytes, more than the {limit_bytes} it can have.", where=path
-            )
+            sizes = f"{in_bytes(state.st_size)}, more than the {in_bytes(limit_bytes)} that it can have"
+            raise DamagedError(f"A file has {sizes}.", where=path)
         try:
             return file.read()
         except OSError as error:

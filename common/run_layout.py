@@ -141,7 +141,7 @@ def _is_folder(name: str) -> bool:
 def checked_name(name: str) -> str:
     """``name`` itself; raises UsageError unless every part is plain letters, digits, dot, dash, underscore."""
     if not is_name(name):
-        raise UsageError(f"'{name}' is no run name.", remedy="Use letters, digits, '.', '-' and '_'.")
+        raise UsageError(f"'{name}' is not a run name.", remedy="Use letters, digits, '.', '-' and '_'.")
     return name
 
 

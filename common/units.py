@@ -4,6 +4,7 @@
 def in_bytes(count: int | float) -> str:
     """A number of bytes, in three digits and a unit of 1000: ``2.5 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
+        # Three digits of 999.5 would be 1e+03.
         if count < 999.5 or unit == "TB":
             break
         count /= 1000

@@ -3,6 +3,7 @@
 from common.device import free_memory
 from transcoder.transcoder import Transcoder
 
+# The estimate of a row's bytes is rough, and other processes need memory too.
 _SHARE = 0.25
 _LEAST = 64
 _MOST_CPU = 2048

@@ -42,15 +42,17 @@ def evaluate_layer(
     out: Path,
     settings: EvaluateSettings,
     device: str,
-    lm: str | None,
-    gemma_scope: str | None,
-    against: Path | None,
-    force: bool,
     progress: Progress,
+    lm: str | None = None,
+    gemma_scope: str | None = None,
+    against: Path | None = None,
+    force: bool = False,
     cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
     """The contents of metrics.json, written with its report into ``out``; the same in every process.
 
+    ``lm`` names the language model to splice into, ``gemma_scope`` or ``against`` a dictionary to compare with, and
+    ``force`` lets doubtful things pass (``CompareRequest``).
     Raises UsageError, DamagedError, MismatchError (a transcoder of another cache or width), CapacityError.
     """
     _check_trained(transcoder)

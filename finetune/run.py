@@ -23,6 +23,7 @@ from common import disk
 from common.device import choose_device
 from common.distributed import Ranks
 from common.errors import MismatchError, NumericalError, UsageError
+from common.processes import locks
 from common.progress import Progress
 from common.run_layout import CONFIG_FILE, LOCK_FILE, METRICS_FILE, WEIGHTS_FILE
 from evaluate.held_out import open_held_out
@@ -61,7 +62,7 @@ def finetune_layers(request: FinetuneRequest, *, fresh: bool, progress: Progress
     ranks = Ranks.current()
     with ExitStack() as stack:
         if ranks.rank == 0:
-            stack.enter_context(disk.lock(request.work / LOCK_FILE))
+            stack.enter_context(locks.lock(request.work / LOCK_FILE))
             if fresh:
                 _remove(request)
         ranks.wait()

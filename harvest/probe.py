@@ -46,6 +46,7 @@ VERSION = 2
 KIND = "first-letter"
 _PIECE_WORDS = 512
 """Words of a piece that is kept at once: some ten seconds of a small model on a CPU."""
+# A plan may take seconds, not minutes; a few batches of words say how fast the model is.
 _TIMED_SECONDS = 3.0
 
 

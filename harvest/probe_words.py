@@ -19,6 +19,7 @@ from common.errors import UsageError
 from harvest.model.tokenizer import ModelTokenizer
 
 PROMPT = " {word} has the first letter: {letter}\n"
+# A fifth of the words is kept for scores; the probes are fitted on the others.
 TEST_SHARE = 0.2
 SEED = 0
 _WORD = re.compile(r"[Ġ▁]([a-z]{2,})")

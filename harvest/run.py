@@ -24,6 +24,7 @@ from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
 from common import disk
 from common.errors import NumericalError, UsageError
+from common.processes import locks
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
 from harvest.load import load_and_measure
@@ -97,7 +98,7 @@ def _check_promises(request: HarvestRequest, layers: Sequence[int]) -> None:
     if request.cache.weak_disk:
         disk.accept_weak_disk(True)
     for layer in layers:
-        disk.check_promises(request.folders[layer])
+        locks.check_promises(request.folders[layer])
 
 
 def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:

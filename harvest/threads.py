@@ -60,6 +60,7 @@ class Prefetcher(Generic[T]):
     def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
         while not self._stop.is_set():
             try:
+                # Not for ever: a consumer that has left takes nothing more, and says so by ``_stop``.
                 self._queue.put(entry, timeout=0.1)
             except queue.Full:
                 continue

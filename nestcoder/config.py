@@ -65,7 +65,7 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
 def _lay_over(data: dict[str, Any], text: str) -> KeyPath:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise UsageError(f"'--set {text}' is not KEY=VALUE.", remedy="Write for example --set train.lr=1e-4")
+        raise UsageError(f"'--set {text}' is not KEY=VALUE.", remedy="Write for example --set train.lr=1e-4.")
     *sections, last = key.split(".")
     for section in sections:
         inner: Any = data.setdefault(section, {})

@@ -57,6 +57,7 @@ def _leave_interrupted(error: BaseException) -> None:
     if isinstance(error.__cause__, EOFError):
         what = f"A file ends before its contents do ({error.__cause__})."
         _leave(str(DamagedError(what, remedy="Fetch or write the file again.")), DamagedError.exit_code)
+    # 130: as a shell reports a process that Ctrl-C ended.
     _leave("Interrupted; run the same command again to go on.", 130)
 
 

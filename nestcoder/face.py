@@ -15,17 +15,12 @@ from evaluate.spliced.splice import splice
 from evaluate.spliced.transformer_lens import transformer_lens_hooks
 from harvest.elsewhere.write import write_cache
 from nestcoder.config import PipelineSettings, load_settings
-from nestcoder.joint_stages import run_evaluate_joint
-from nestcoder.model_stages import run_finetune, run_together
-from nestcoder.stages import (
-    run_evaluate,
-    run_export,
-    run_features,
-    run_harvest,
-    run_harvest_probe,
-    run_import,
-    run_train,
-)
+from nestcoder.stages.evaluate import run_evaluate, run_features
+from nestcoder.stages.harvest import run_harvest, run_harvest_probe
+from nestcoder.stages.interop import run_export, run_import
+from nestcoder.stages.joint import run_evaluate_joint
+from nestcoder.stages.model import run_finetune, run_together
+from nestcoder.stages.train import run_train
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import load_transcoder

@@ -21,10 +21,10 @@ def layers_option(*, required: bool, of_model: bool = False) -> Any:
     def resolve(context: click.Context, _: click.Parameter, given: tuple[Any, ...]) -> tuple[int, ...]:
         if "all" not in given:
             return given
-        from nestcoder import stages
+        from nestcoder.stages.folders import harvested_layers, layers_of_model
 
         settings = context.obj.settings
-        return tuple(stages.layers_of_model(settings) if of_model else stages.harvested_layers(settings))
+        return tuple(layers_of_model(settings) if of_model else harvested_layers(settings))
 
     text = "Layer, counted from 0, or all; repeat it for several."
     return click.option(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from common.signals import leaving_on_sigterm
+from common.processes.signals import leaving_on_sigterm
 from common.units import amount_done, duration, rate, short_number
 from nestcoder.text import printable
 
@@ -38,6 +38,7 @@ class TerminalProgress:
         self._bar: Progress | None = None
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
+        """A bar for the task."""
         self.end()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30))
         metrics = TextColumn("{task.fields[metrics]}", style="dim")
@@ -48,6 +49,7 @@ class TerminalProgress:
         bar.start()
 
     def advance(self, amount: int, **metrics: float) -> None:
+        """The bar moves on, with the latest metrics beside it."""
         assert self._bar is not None
         task = self._bar.task_ids[0]
         self._bar.advance(task, amount)
@@ -57,10 +59,12 @@ class TerminalProgress:
             )
 
     def note(self, text: str) -> None:
+        """A line above the bar."""
         # The terminal wraps by itself: a path with line ends in it cannot be copied.
         self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def end(self) -> None:
+        """The bar stays as it is."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -83,6 +87,7 @@ class LineProgress:
         self._printed = 0.0
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
+        """A line that names the task."""
         self.end()
         self._open = True
         self._task = task
@@ -96,18 +101,21 @@ class LineProgress:
         self._printed = self._started
 
     def advance(self, amount: int, **metrics: float) -> None:
+        """A line every ten seconds: done, rate, time left, metrics."""
         self._done += amount
         self._metrics.update(metrics)
         if time.monotonic() - self._printed >= self._every_seconds:
             self._print_line()
 
     def note(self, text: str) -> None:
+        """A line."""
         for line in printable(text).split("\n"):
             # At spaces alone: a path that is broken can be neither read nor copied.
             wrapped = textwrap.wrap(line, _WIDTH, break_on_hyphens=False, break_long_words=False)
             print("\n".join(wrapped), file=self._stream, flush=True)
 
     def end(self) -> None:
+        """A last line, with what the task took."""
         if self._open:
             self._print_line()
             self._open = False

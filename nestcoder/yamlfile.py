@@ -126,7 +126,7 @@ def _scalar(node: ScalarNode, name: str) -> str | int | float | bool | None:
         return _WORDS[text]
     if _INT.fullmatch(text):
         if len(text) > _MOST_DIGITS:
-            raise _refusal(name, node.start_mark, f"A number of {len(text)} digits is no setting.")
+            raise _refusal(name, node.start_mark, f"A number of {len(text)} digits is not a setting.")
         return int(text)
     if _FLOAT.fullmatch(text):
         value = float(text)

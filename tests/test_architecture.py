@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,16 +19,36 @@ MOST_MODULES = 14
 MOST_PACKED = 5
 """Assignments that pack unrelated values into one line (``a, b = f(), g()``), in all packages."""
 
+MOST_LINES = 300
+LONGER_FILES: dict[str, str] = {
+    "cache/format/layout.py": "being split",
+    "cache/format/manifest.py": "being split",
+    "cache/reader.py": "being split",
+    "cache/writer.py": "being split",
+    "finetune/run.py": "being split",
+    "harvest/probe.py": "being split",
+    "harvest/run.py": "being split",
+    "train/config.py": "the settings of one section, each with its unit and its reason",
+    "train/loss.py": "being split",
+    "train/step.py": "being split",
+}
+"""Files over the limit, by the reason. Nothing is added here without one that will last."""
+
+MOST_FUNCTION_LINES = 60
+LONGER_FUNCTIONS: dict[str, str] = {
+    "harvest/elsewhere/write.py:write_cache": "a public function, half of which is what its arguments mean",
+    "train/step.py:finish_": "being split",
+    "transcoder/kernels.py:_sums_kernel": "one Triton kernel, which cannot call others' pieces",
+}
+
 TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "cache: settings, layout, journal and chunks by the tests of the format, writer, loader and hostile files": (
+    "cache: by the tests of the format, writer, loader, remote caches and hostile files": (
         "cache/config.py",
         "cache/format/chunks.py",
         "cache/format/codec.py",
         "cache/format/journal.py",
         "cache/format/layout.py",
         "cache/format/manifest.py",
-    ),
-    "cache: readers and storage by the tests of the loader and of remote caches, which read every row through them": (
         "cache/open.py",
         "cache/reader.py",
         "cache/remote_reader.py",
@@ -37,80 +58,27 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cache/storage/mapping.py",
         "cache/storage/remote_store.py",
         "cache/storage/segment.py",
-    ),
-    "cache: tools by the tests of verify, info and publish": (
         "cache/tools/index.py",
         "cache/tools/mixing.py",
         "cache/tools/verify_remote.py",
     ),
-    "evaluate: settings, measuring and reports by the tests of whole evaluations": (
-        "evaluate/config.py",
-        "evaluate/features/config.py",
-        "evaluate/measure.py",
-        "evaluate/metrics/metric.py",
-        "evaluate/reference.py",
-        "evaluate/report/comparison.py",
-        "evaluate/report/plots.py",
-        "evaluate/report/samples.py",
-        "evaluate/absorption/letters.py",
-        "evaluate/metrics/bootstrap.py",
-        "evaluate/metrics/catalogue.py",
-        "evaluate/metrics/concentration.py",
-        "evaluate/metrics/error_sums.py",
-        "evaluate/metrics/inputs.py",
-        "evaluate/metrics/language_model.py",
-        "evaluate/metrics/largest_rows.py",
-        "evaluate/report/summary.py",
-        "evaluate/report/table_of_runs.py",
-        "evaluate/spliced/contexts.py",
-        "evaluate/spliced/loss.py",
-        "evaluate/token_text.py",
-    ),
-    "finetune: by the tests of whole fine-tunings": (
-        "finetune/config.py",
-        "finetune/state.py",
-        "finetune/tuned.py",
-    ),
-    "harvest: by the tests of whole harvests and of each kind of text": (
-        "harvest/load.py",
-        "harvest/prepare.py",
-        "harvest/text/cursor.py",
-        "harvest/text/rows.py",
-    ),
-    "train: by the tests of the step, the loop and the checkpoints; reference.py is itself an oracle of tests": (
-        "train/dead/aux_loss.py",
-        "train/record/checkpoint_index.py",
-        "train/context.py",
-        "train/record/held_out_fvu.py",
-        "train/record/step_metrics.py",
+    "finetune: by the tests of whole fine-tunings": ("finetune/config.py", "finetune/state.py", "finetune/tuned.py"),
+    "train: by the tests of the step, the loop and the checkpoints": (
         "train/arrays/parameters.py",
-        "train/reference.py",
-        "train/threshold.py",
+        "train/arrays/workspace.py",
+        "train/context.py",
         "train/kinds/joint_state.py",
         "train/kinds/kind.py",
         "train/kinds/registry.py",
         "train/kinds/single.py",
         "train/kinds/source.py",
-        "train/arrays/units.py",
-        "train/arrays/workspace.py",
-    ),
-    "transcoder: by the tests of training and evaluation, which it once belonged to": (
-        "transcoder/constants.py",
-        "transcoder/decode.py",
-        "transcoder/formats/hub.py",
-        "transcoder/formats/native.py",
-        "transcoder/formats/published.py",
-        "transcoder/prefilter.py",
-        "transcoder/rules/batchtopk.py",
-        "transcoder/rules/registry.py",
-        "transcoder/rules/relu.py",
-        "transcoder/rules/rule.py",
-        "transcoder/rules/threshold.py",
-        "transcoder/rules/topk.py",
-        "transcoder/transcoder.py",
+        "train/record/checkpoint_index.py",
+        "train/record/held_out_fvu.py",
+        "train/record/step_metrics.py",
+        "train/reference.py",
     ),
 }
-"""Modules without a test file of their name, by the reason. The list is to become shorter, never longer."""
+"""Modules without a test file of their name, by what tests them. The list becomes shorter, never longer."""
 
 
 def modules() -> list[Path]:
@@ -209,15 +177,38 @@ def test_few_lines_assign_unrelated_values() -> None:
     assert len(packed) <= MOST_PACKED, f"{len(packed)}:\n" + "\n".join(packed)
 
 
+def test_files_are_short() -> None:
+    longer = {str(path.relative_to(ROOT)) for path in modules() if len(path.read_text().splitlines()) > MOST_LINES}
+    assert not longer - LONGER_FILES.keys(), f"over {MOST_LINES} lines"
+
+
+def test_functions_are_short() -> None:
+    longer = {
+        f"{path.relative_to(ROOT)}:{node.name}"
+        for path in modules()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES
+    }
+    assert not longer - LONGER_FUNCTIONS.keys(), f"over {MOST_FUNCTION_LINES} lines"
+
+
 def test_every_module_has_a_test_of_its_name() -> None:
-    untested: list[str] = []
-    for path in modules():
-        inside = path.relative_to(ROOT)
-        tests = (ROOT / "tests" / inside.parts[0]).rglob(f"test_{path.stem.strip('_')}.py")
-        if path.name != "__init__.py" and not any(tests):
-            untested.append(str(inside))
+    """Anywhere among its package's tests; in the same folder where another module of the package has its name."""
+    inside = [path.relative_to(ROOT) for path in modules() if path.name != "__init__.py"]
+    names = Counter((path.parts[0], path.stem) for path in inside)
+    untested: set[str] = set()
+    for path in inside:
+        test = f"test_{path.stem.strip('_')}.py"
+        is_alone = names[path.parts[0], path.stem] == 1
+        found = (
+            any((ROOT / "tests" / path.parts[0]).rglob(test))
+            if is_alone
+            else (ROOT / "tests" / path.parent / test).is_file()
+        )
+        if not found:
+            untested.add(str(path))
     listed = {name for names in TESTED_ELSEWHERE.values() for name in names}
-    assert not set(untested) - listed, "\n".join(sorted(set(untested) - listed))
+    assert not untested - listed, "\n".join(sorted(untested - listed))
 
 
 def test_packages_are_marked_by_a_docstring_alone() -> None:
@@ -236,8 +227,8 @@ def public_definitions(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, a
 
 
 def test_whatever_is_public_has_a_docstring() -> None:
-    """A method that a base class or a protocol of the house documents need not say it again."""
-    interfaces = ("Rule", "Metric", "Progress", "Documents", "Kind", "RunState", "InModel", "Subject")
+    """A method of a class per kind of dictionary need not say again what its interface says."""
+    interfaces = ("Kind", "RunState", "InModel", "Subject")
     shared = {
         method.name
         for path in modules()

@@ -55,9 +55,8 @@ def learned(cache: Path, out: Path, cache_settings: CacheSettings | None = None)
     assert plan_train(**common, settings=SETTINGS, out=out / "main").steps == 20
     train_layer(**common, settings=SETTINGS, out=out / "main", fresh=False, progress=Silent(), log=LogSettings())
     metrics = evaluate_layer(
-        **common, transcoder=out / "main", out=out / "report", settings=EvaluateSettings(bootstrap=5), lm=None,
-        gemma_scope=None, against=None, force=False, progress=Silent(),
-    )  # fmt: skip
+        **common, transcoder=out / "main", out=out / "report", settings=EvaluateSettings(bootstrap=5), progress=Silent()
+    )
     return metrics, load_transcoder(out / "main").W_enc
 
 

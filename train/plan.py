@@ -31,6 +31,7 @@ from train.kinds.source import Source
 from train.resolved import ResolvedSettings, members, resolve
 from transcoder.rules.registry import RULES
 
+# After one that warms up. A plan is to take seconds.
 _TIMED_STEPS = 3
 # Enough to see a thousandth of the rows, and seconds even at width 4,608.
 _CONCENTRATION_ROWS = 65_536

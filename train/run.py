@@ -20,12 +20,12 @@ import torch
 
 from cache.config import CacheSettings
 from cache.loader import Batch, Loader
-from common import disk
 from common.device import choose_device, has_bfloat16
 from common.distributed import ALONE, Ranks
 from common.errors import DiskError, NumericalError
+from common.processes import locks
+from common.processes.signals import leave_for, noted_signals
 from common.progress import Progress
-from common.signals import leave_for, noted_signals
 from common.units import in_bytes
 from train.arrays.feed import Feed
 from train.config import LogSettings, TrainSettings
@@ -88,7 +88,7 @@ def train_layers(
         no_lock: DiskError | None = None
         if ranks.rank == 0:
             try:
-                stack.enter_context(disk.lock(out / ".lock"))
+                stack.enter_context(locks.lock(out / ".lock"))
             except DiskError as error:
                 if fresh:
                     raise

@@ -20,6 +20,7 @@ _BATCH_ROWS = 1024
 _FIRST_ROWS = 8192
 _BLOCK = 1024
 """Features whose pre-activations on those rows exist at a time."""
+# Times top_k, from which training comes down to it (see ``first_thresholds``).
 _FIRST_L0 = 4
 
 

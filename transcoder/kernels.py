@@ -24,7 +24,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_WIDTH_BLOCK = 256
+_WIDTH_BLOCK = 256  # columns of a program of the running sums: eight groups of them are 8 kB of registers
 _WINDOW = 256
 _jit: Any = triton.jit
 

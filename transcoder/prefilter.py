@@ -73,13 +73,13 @@ class Prefilter:
         exact = source.float()
         norm = _upwards(exact.norm(dim=1, keepdim=True))
         bounds = torch.cat([source, norm, torch.ones_like(norm).expand(-1, 2)], dim=1) @ self.columns.T
-        reaching = bounds.view(torch.int16).numpy() >= self._least(bounds, norm.float()).view(torch.int16).numpy()
+        reaching = bounds.view(torch.int16).numpy() >= self._lower_bound(bounds, norm.float()).view(torch.int16).numpy()
         places = torch.from_numpy(np.flatnonzero(reaching))
         starts = torch.arange(len(source) + 1) * bounds.shape[1]
         offsets = torch.searchsorted(places, starts, out_int32=True)
         return self.rule.among(self._computed(exact, (places % bounds.shape[1]).int(), offsets))
 
-    def _least(
+    def _lower_bound(
         self, bounds: BFloat16[Tensor, "rows dict_size"], norm: Float[Tensor, "rows 1"]
     ) -> BFloat16[Tensor, "rows 1"]:
         """What the bound of a feature that fires reaches, in every row."""

@@ -36,7 +36,7 @@ class Shard(Ranks):
         """Raises UsageError where a process would own fewer features than a row may use."""
         if top_k > dict_size // self.world:
             raise UsageError(
-                f"top_k {top_k} exceeds the {dict_size // self.world} features of each of {self.world} processes",
+                f"top_k {top_k} exceeds the {dict_size // self.world} features of each of {self.world} processes.",
                 remedy="Use fewer processes, or leave shard_dictionary off.",
             )
 
@@ -99,9 +99,9 @@ def winners(values: Float[Tensor, "rows candidates"], count: int, *, ranks: Rank
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     padded = torch.nn.functional.pad(exact, (0, count - own), value=float("-inf"))
     offered = ranks.gathered(padded).transpose(0, 1).flatten(1)
-    least = offered.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-    above = ~(offered <= least)
-    equal = offered == least
+    smallest = offered.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    above = ~(offered <= smallest)
+    equal = offered == smallest
     won = above | (equal & (equal.cumsum(dim=1) <= count - above.sum(dim=1, keepdim=True)))
     return won[:, ranks.rank * count :][:, :own]
 

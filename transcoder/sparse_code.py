@@ -63,8 +63,8 @@ def rows_of(code: SparseCode, wanted: Bool[Tensor, " rows"]) -> SparseCode:
 
 def columns_of(code: SparseCode, features: Int[Tensor, " k"], *, dict_size: int) -> Float[Tensor, "rows k"]:
     """The activations of a few features, written out."""
-    place = torch.arange(len(features), device=features.device)
-    column_of = torch.full((dict_size,), -1, device=features.device).index_copy_(0, features, place)
+    position = torch.arange(len(features), device=features.device)
+    column_of = torch.full((dict_size,), -1, device=features.device).index_copy_(0, features, position)
     column = column_of[code.features.long()]
     kept = column >= 0
     table = code.values.new_zeros(code.row_count, len(features))

@@ -13,6 +13,7 @@ from cache.format.layout import ITEM_BYTES, Array, padding
 from common.errors import DamagedError
 from common.hashing import Bytes, chunk_hash
 
+# Codecs and hashes let Python's lock go, so threads share their work; more than eight would wait for one disk.
 THREADS = min(8, os.cpu_count() or 1)
 
 

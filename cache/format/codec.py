@@ -15,6 +15,7 @@ _BLOSC = {
     "blosc-zstd-bit": ("zstd", 5, "bitshuffle"),
     "blosc-lz4": ("lz4", 5, "shuffle"),
 }
+# zstd's own default.
 _ZSTD_LEVEL = 3
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 

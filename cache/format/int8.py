@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache.format.dtypes import to_tensor
 
+# Rows in float32 at a time, so that a segment needs no second array of its size.
 _BLOCK_ROWS = 1024
 
 

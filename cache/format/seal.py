@@ -100,7 +100,7 @@ def _compare(path: Path, manifest: Manifest, part: int, journal: Journal) -> Non
     except NestcoderError as error:
         raise DamagedError(f"The seal of a part does not read: {error.what}", where=seal, remedy=_REPAIR) from None
     if not is_part_complete(sealed, manifest, part):
-        raise DamagedError("The seal of a part is cut: it names not every segment.", where=seal, remedy=_REPAIR)
+        raise DamagedError("The seal of a part is cut: it does not name every segment.", where=seal, remedy=_REPAIR)
 
     existing = journal.path.read_bytes() if journal.path.exists() else b""
     if not existing.startswith(seal.read_bytes()):

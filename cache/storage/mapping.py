@@ -134,7 +134,7 @@ def open_plain(path: Path, *, size_bytes: int) -> int:
         return descriptor
     os.close(descriptor)
     if not stat.S_ISREG(state.st_mode):
-        raise DamagedError("A shard is no plain file.", where=path, remedy=_REPAIR)
+        raise DamagedError("A shard is not a plain file.", where=path, remedy=_REPAIR)
     raise DamagedError(f"A shard has {state.st_size} bytes instead of {size_bytes}.", where=path, remedy=_REPAIR)
 
 

@@ -15,6 +15,7 @@ from cache.storage.remote_store import RemoteStore, url_of
 from common import disk
 from common.errors import MismatchError
 
+# An object store answers one request in tens of milliseconds; eight at once fill the line.
 _CONNECTIONS = 8
 
 
@@ -67,7 +68,7 @@ class Publisher:
     def _refuse_another(self, there: Manifest) -> None:
         ours = self._manifest
         if (there.fingerprint, there.geometry.codec) != (ours.fingerprint, ours.geometry.codec):
-            what = f"Another cache lies at the remote URL: {there.fingerprint}, codec {there.geometry.codec}."
+            what = f"There is another cache at the remote URL: {there.fingerprint}, codec {there.geometry.codec}."
             remedy = "Choose another cache.remote, or --fresh to begin anew there too."
             raise MismatchError(what, where=self._store.url, remedy=remedy)
 

@@ -19,6 +19,7 @@ from cache.tools.index import CacheIndex, read_index
 from common import disk
 from common.errors import DamagedError, MismatchError, UsageError
 from common.hashing import Bytes, hash_bytes
+from common.processes import locks
 from common.progress import Progress, Silent
 
 _TAG = "pack"
@@ -48,8 +49,8 @@ def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None
     index = _complete_index(path)
     progress = progress or Silent()
     manifest = _repacked(index.manifest, codec)
-    with disk.lock_all(out / "locks" / f"part-{part:05d}" for part in range(manifest.geometry.parts)):
-        disk.check_promises(out)
+    with locks.lock_all(out / "locks" / f"part-{part:05d}" for part in range(manifest.geometry.parts)):
+        locks.check_promises(out)
         _begin(path, out, index.manifest, manifest)
         progress.begin("pack", total=index.segments[1], unit="segments")
         before = list[FileEntry]()

@@ -18,6 +18,7 @@ from cache.tools.verify import Verification, verify_cache
 from common import disk
 from common.errors import DamagedError, DiskError, NestcoderError
 from common.hashing import canonical_json
+from common.processes import locks
 from common.progress import Progress
 
 QUARANTINE = "quarantine"
@@ -41,7 +42,7 @@ def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
     Raises InUseError while a writer is at work, MismatchError for an unknown format version.
     """
     quarantined: list[str] = []
-    with disk.lock_all(part_locks(path)):
+    with locks.lock_all(part_locks(path)):
         try:
             manifest = read_manifest(path)
         except DamagedError as error:

@@ -19,6 +19,7 @@ from common.errors import DamagedError
 from common.hashing import hash_bytes
 from common.progress import Progress, Silent
 
+# As for sending (``publish``): the store's answer is what one waits for.
 _CONNECTIONS = 8
 
 

@@ -25,6 +25,7 @@ from common.hashing import hash_file
 
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64"}
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Written at a time: a copy of a whole array would double what a transcoder needs of memory.
 _PIECE_BYTES = 1 << 24
 
 

@@ -25,9 +25,11 @@ class FirstLetterAbsorption(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "FirstLetterAbsorption":
+        """With the scorer that the probe cache beside the activation cache gives."""
         return cls(inputs.dictionary, inputs.absorption)
 
     def compute(self, state: State) -> Findings:  # noqa: ARG002
+        """The ``absorption_first_letter`` fields; the definition is in ``evaluate.absorption.score``."""
         return Findings({"absorption_first_letter": self.scorer(self.dictionary)})
 
 

@@ -19,9 +19,10 @@ from transcoder.decode import transpose, weighted_sums
 from transcoder.sparse_code import SparseCode
 
 LBFGS_ITERATIONS = 200
+NEWTON_ITERATIONS = 30
 """Far more than any of these fits needs: they stop at the tolerance."""
-FISTA_ITERATIONS = 150
-"""Enough for the order of the largest weights, which is all that is read; the error falls as 1 / iterations^2."""
+FISTA_ITERATIONS = 600
+"""On real models the loss was then within 2e-4 of an exact solver's; 24 or 25 of 26 letters had its main features."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Probes:
 def fit_dense(x: Float[Tensor, "rows d"], labels: Bool[Tensor, "rows classes"]) -> Probes:
     """One probe a class on ``x`` centred and divided by its overall spread, with the ridge 1 / (2 rows) ||w||^2."""
     mean = x.mean(0)
+    # One scale for all dimensions: one each would change which directions the ridge prefers.
     scale = x.std().clamp_min(1e-12)
     scaled = (x - mean) / scale
     wanted = labels.to(x.dtype)
@@ -67,20 +69,53 @@ class ChosenProbes:
 
 
 def fit_chosen(x: Float[Tensor, "classes rows k"], labels: Bool[Tensor, "classes rows"]) -> ChosenProbes:
-    """One regression a class on that class's own k columns, which are scaled to unit spread for the same ridge."""
+    """One regression a class on that class's own k columns, which are scaled to unit spread for the same ridge.
+
+    By Newton's method: with so few columns the curvature of all classes is solved at once.
+    """
     scale = x.square().mean(1).sqrt().clamp_min(1e-12)
-    scaled = x / scale[:, None]
-    wanted = labels.to(x.dtype)
-    weight = x.new_zeros(x.shape[0], x.shape[2])
-    bias = x.new_zeros(x.shape[0])
+    columns = torch.cat([x / scale[:, None], x.new_ones(*x.shape[:2], 1)], dim=2).double()
+    wanted = labels.double()
+    ridge = columns.new_ones(columns.shape[2])
+    ridge[-1] = 0  # the bias has none
 
-    def loss() -> Tensor:
-        logits = torch.einsum("crk,ck->cr", scaled, weight) + bias[:, None]
-        fit = binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-        return (fit + 0.5 * weight.square().sum()) / x.shape[1]
+    def loss(weight: Float[Tensor, "classes columns"]) -> Float[Tensor, " classes"]:
+        logits = torch.einsum("crk,ck->cr", columns, weight)
+        fit = binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(dim=1)
+        return fit + 0.5 * (ridge * weight.square()).sum(dim=1)
 
-    _minimise(loss, [weight, bias])
-    return ChosenProbes(weight=weight / scale, bias=bias)
+    weight = columns.new_zeros(len(x), columns.shape[2])
+    before = loss(weight)
+    for _ in range(NEWTON_ITERATIONS):
+        predicted = torch.sigmoid(torch.einsum("crk,ck->cr", columns, weight))
+        gradient = torch.einsum("crk,cr->ck", columns, predicted - wanted) + ridge * weight
+        curvature = torch.einsum("crk,cr,crj->ckj", columns, predicted * (1 - predicted), columns) + ridge.diag()
+        # Curvature that rounds to nothing, where all rows are predicted with certainty, must not divide by nothing.
+        curvature.diagonal(dim1=1, dim2=2).add_(1e-9)
+        step = torch.linalg.solve(curvature, gradient[..., None])[..., 0]
+        weight = _downhill(weight, step, loss, before)
+        after = loss(weight)
+        if float((before - after).max()) <= 1e-9 * x.shape[1]:
+            break
+        before = after
+    return ChosenProbes(weight=weight[:, :-1].to(x.dtype) / scale, bias=weight[:, -1].to(x.dtype))
+
+
+def _downhill(
+    weight: Float[Tensor, "classes columns"],
+    step: Float[Tensor, "classes columns"],
+    loss: Callable[[Tensor], Tensor],
+    before: Float[Tensor, " classes"],
+) -> Float[Tensor, "classes columns"]:
+    """One step down, halved for each class until it is one: far from the minimum a whole one may lead up."""
+    size = torch.ones_like(before)
+    for _ in range(30):
+        # But for rounding: at the minimum a step changes the last digit alone, either way.
+        rises = loss(weight - size[:, None] * step) > before * (1 + 1e-12)
+        if not rises.any():
+            break
+        size = torch.where(rises, size / 2, size)
+    return weight - size[:, None] * step
 
 
 def fit_l1(
@@ -89,16 +124,20 @@ def fit_l1(
     """L1-penalised weights on sparse activations, by FISTA (Beck and Teboulle 2009), the bias fitted along.
 
     The penalty of a class is ``share`` of the smallest that would leave it no weight at all, so that neither the scale
-    of the activations nor the rarity of the class changes what is chosen.
+    of the activations nor the rarity of the class changes what is chosen. Every feature has a step of its own: for
+    x >= 0, X^T X is at most the diagonal matrix of X^T X 1, so a few huge rows slow down the features that fire on them
+    and no others. ``code`` must not be negative.
     """
     wanted = labels.to(code.values.dtype)
     rows = len(labels)
     by_feature = _transposed(code, dict_size)
+    # The bias begins at the log odds, which a class of no word, or of all words, does not have.
     rate = wanted.mean(0).clamp(1e-6, 1 - 1e-6)
     penalty = share * sparse_times(by_feature, wanted - rate).abs().amax(0) / rows
     # Half of the inverse curvature for each of the two blocks, weights and bias, so that both steps at once cannot
-    # overshoot.
-    step = 2.0 * rows / _largest_eigenvalue(code, by_feature)
+    # overshoot. A feature that never fires has no curvature, and no gradient to step along.
+    row_sums = sparse_times(code, code.values.new_ones(dict_size, 1))
+    step = 2.0 * rows / sparse_times(by_feature, row_sums).clamp_min(1e-30)
     point = _Point(wanted.new_zeros(dict_size, wanted.shape[1]), torch.log(rate / (1 - rate)))
     pushed = point
     momentum = 1.0
@@ -143,19 +182,6 @@ def f1_scores(
 def sparse_times(matrix: SparseCode, weight: Float[Tensor, "columns classes"]) -> Float[Tensor, "rows classes"]:
     """The sparse matrix times ``weight``."""
     return weighted_sums(weight, matrix.features, matrix.values, offsets=matrix.offsets)
-
-
-def _largest_eigenvalue(code: SparseCode, by_feature: SparseCode) -> float:
-    """Of X^T X, by forty power iterations, with a tenth to spare.
-
-    X is non-negative, so a start at one is never orthogonal to the leading eigenvector.
-    """
-    vector = code.values.new_ones(by_feature.row_count, 1)
-    norm = 1.0
-    for _ in range(40):
-        vector = sparse_times(by_feature, sparse_times(code, vector / vector.norm().clamp_min(1e-30)))
-        norm = float(vector.norm())
-    return max(1.1 * norm, 1e-12)
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:

@@ -38,7 +38,7 @@ def page(found: Mapping[str, Any], *, live: bool = False) -> str:
     filled = {"policy": policy, "style": style, "script": script, "data": as_data(found)}
     template = (_STATIC / "runs.html").read_text(encoding="utf-8")
     # In one pass: what is filled in is not looked at again.
-    return re.sub(r"\{(policy|style|script|data)\}", lambda place: filled[place[1]], template)
+    return re.sub(r"\{(policy|style|script|data)\}", lambda match: filled[match[1]], template)
 
 
 def as_data(found: Mapping[str, Any]) -> str:

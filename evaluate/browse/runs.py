@@ -31,6 +31,7 @@ _DATED = re.compile(r"\.\d{4}-\d\d-\d\dT")
 _POINTS = 160
 """Of each curve over training that are kept: more than a plot has room for is only weight."""
 _LOGGED = ("batch_fvu", "held_out_fvu", "l0", "dead", "loss", "aux_loss", "gradient_norm", "lr")
+# A summary of ours has a few kB; whatever is much larger is none, and would swell the page.
 _SUMMARY_BYTES = 1 << 18
 
 Entry = dict[str, Any]
@@ -125,7 +126,7 @@ def _measured(metrics: Mapping[str, Any]) -> Entry:
         "dead": metrics.get("dead_fraction_per_prefix"),
         "absorption": absorption.get("score"),
         "no_absorption": absorption.get("reason"),
-        "delta": [one.get("delta") for one in spliced["per_prefix"]] if spliced else None,
+        "delta": [prefix.get("delta") for prefix in spliced["per_prefix"]] if spliced else None,
         "tokens_used": metrics.get("tokens_used"),
     }
 
@@ -163,9 +164,9 @@ def _curves(log: list[dict[str, Any]]) -> dict[str, list[list[Any]]]:
     for name in _LOGGED:
         points = [[line["step"], float(f"{line[name]:.4g}")] for line in log if isinstance(line.get(name), float)]
         if points:
-            every = -(-len(points) // _POINTS)
+            step = -(-len(points) // _POINTS)
             # The last point is where the training stands, so it is never thinned away.
-            curves[name] = [*points[:-1:every], points[-1]]
+            curves[name] = [*points[:-1:step], points[-1]]
     return curves
 
 

@@ -87,7 +87,7 @@ def make_server(runs: Path, port: int) -> ThreadingHTTPServer:
         return ThreadingHTTPServer((LOOPBACK, port), Handler)
     except (OSError, OverflowError) as error:
         remedy = "Give another --port, or none: then a free one is taken."
-        raise UsageError(f"Port {port} cannot be had: {error}.", where=LOOPBACK, remedy=remedy) from None
+        raise UsageError(f"Port {port} cannot be used: {error}.", where=LOOPBACK, remedy=remedy) from None
 
 
 class _Handler(BaseHTTPRequestHandler):

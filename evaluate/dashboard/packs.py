@@ -87,7 +87,7 @@ def index(evidence: Evidence) -> dict[str, Any]:
         "vocabulary": [evidence.word(token) for token in used.tolist()],
         "tokens": places.tolist(),
         "cluster": arrays["cluster"].tolist(),
-        "clusters": [[one.size, np.searchsorted(used, one.tokens).tolist()] for one in cluster_list(evidence)],
+        "clusters": [[entry.size, np.searchsorted(used, entry.tokens).tolist()] for entry in cluster_list(evidence)],
         "map": np.round(arrays["map"] * _MAP_STEPS).astype(np.int64).ravel().tolist(),
     }
 
@@ -185,7 +185,9 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
         "intervals": arrays["intervals"][feature].tolist(),
         "positions": position_rates(evidence, feature),
         "tokens": {side: _tokens(evidence, feature, side, vocabulary) for side in ("before", "on", "after")},
-        "relatives": {kind: [list(one.values()) for one in found[:_SHOWN_FINER]] for kind, found in related.items()},
+        "relatives": {
+            kind: [list(entry.values()) for entry in found[:_SHOWN_FINER]] for kind, found in related.items()
+        },
         "finer": len(related["finer"]),
     }
     if "raised_token" in arrays:
@@ -197,7 +199,7 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
     if written := writes(evidence, feature):
         page["writes"] = [list(one.values()) for one in written]
     if aligned := neurons(evidence, feature):
-        page["neurons"] = [list(one.values()) for one in aligned]
+        page["neurons"] = [list(entry.values()) for entry in aligned]
     return page
 
 

@@ -40,5 +40,5 @@ def _data_files(folder: Path, evidence: Evidence, progress: Progress) -> Generat
 
 def _static_files(folder: Path) -> Generator[tuple[Path, tuple[bytes, ...]]]:
     for path in sorted(_STATIC.iterdir()):
-        place = folder if path.name == FEATURES_PAGE else folder / "pages"
-        yield place / path.name, (path.read_bytes(),)
+        target = folder if path.name == FEATURES_PAGE else folder / "pages"
+        yield target / path.name, (path.read_bytes(),)

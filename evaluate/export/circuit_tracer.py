@@ -52,8 +52,8 @@ def circuit_tracer_page(evidence: Evidence, feature: int) -> dict[str, Any]:
         "transcoder_id": f"{evidence.model}/{evidence.layer}/{evidence.head['transcoder']['name']}",
         "index": feature,
         "examples_quantiles": _groups(evidence, feature),
-        "top_logits": [one["token"] for one in effects["raised"]],
-        "bottom_logits": [one["token"] for one in effects["lowered"]],
+        "top_logits": [entry["token"] for entry in effects["raised"]],
+        "bottom_logits": [entry["token"] for entry in effects["lowered"]],
         "act_min": 0.0,
         "act_max": largest,
         "quantile_values": [rounded(value) for value in arrays["percentiles"][feature]],
@@ -63,7 +63,7 @@ def circuit_tracer_page(evidence: Evidence, feature: int) -> dict[str, Any]:
 
 
 def _groups(evidence: Evidence, feature: int) -> list[dict[str, Any]]:
-    shares = [f"{one['share']:.1%}" for one in intervals(evidence, feature)]
+    shares = [f"{entry['share']:.1%}" for entry in intervals(evidence, feature)]
     names = {STRONGEST: "Top activations"}
     count = len(shares)
     for number, kind in interval_kinds(evidence):
@@ -71,7 +71,9 @@ def _groups(evidence: Evidence, feature: int) -> list[dict[str, Any]]:
         names[kind] = f"{bounds} ({shares[number]} of firings)"
     names[UNIFORM] = "Random firings"
     groups = [(name, contexts(evidence, feature, kind)) for kind, name in names.items()]
-    return [{"quantile_name": name, "examples": [_example(one) for one in found]} for name, found in groups if found]
+    return [
+        {"quantile_name": name, "examples": [_example(entry) for entry in found]} for name, found in groups if found
+    ]
 
 
 def _example(context: dict[str, Any]) -> dict[str, Any]:

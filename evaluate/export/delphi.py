@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from evaluate.export.files import Files
 from evaluate.features.code import Code
 
+# Files that delphi deals the features over, and the activation that it takes for zero.
 SPLITS = 5
 _LEAST = 1e-5
 

@@ -12,6 +12,7 @@ from common.errors import UsageError
 Files = Generator[tuple[str, Iterable[bytes]]]
 """Paths with forward slashes, and contents. A file's pieces are used up before the next file is asked for."""
 
+# gzip's own default.
 _LEVEL = 6
 
 

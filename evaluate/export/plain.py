@@ -81,6 +81,6 @@ def _row(page: dict[str, Any]) -> dict[str, Any]:
         **{name: page[name] for name in (*_SCALARS, "histogram")},
         **{f"tokens_{side}": found for side, found in page["tokens"].items()},
         **{side: logits.get(side) for side in ("raised", "lowered")},
-        **{kind: [one["feature"] for one in found] for kind, found in page["relatives"].items()},
-        "contexts": [{"kind": kind} | one for kind, found in page["contexts"].items() for one in found],
+        **{kind: [entry["feature"] for entry in found] for kind, found in page["relatives"].items()},
+        "contexts": [{"kind": kind} | entry for kind, found in page["contexts"].items() for entry in found],
     }

@@ -27,11 +27,11 @@ def delphi_of_layer(
     cache_settings: CacheSettings | None = None,
 ) -> Files:
     """delphi's latent cache of a trained transcoder. Raises DamagedError, MismatchError."""
-    place = str(choose_device(device))
-    reader = open_cache(cache, cache_settings, device=place)
+    device_name = str(choose_device(device))
+    reader = open_cache(cache, cache_settings, device=device_name)
     trained = load_transcoder(transcoder, progress=progress)
     check_belongs(trained, reader, where=transcoder, force=False)
-    blocks = encode_part(reader, trained.to(place), settings, block_starts(reader, settings), progress=progress)
+    blocks = encode_part(reader, trained.to(device_name), settings, block_starts(reader, settings), progress=progress)
     view = reader.split(settings.split)
     rows = min(settings.rows, len(view))
     identity = reader.identity

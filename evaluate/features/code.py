@@ -148,10 +148,10 @@ def losses_without(
     W_dec = transcoder.W_dec
     by_group = bags_of(code, transcoder.prefixes)
     by_row = Bags(code.rows(), code.offsets)
-    whole = activation_gradients(code, by_row, W_dec, grad_sums=errors[:, -1].contiguous())
-    prefix = activation_gradients(code, by_group, W_dec, grad_sums=errors.flatten(0, 1).contiguous())
+    in_all = activation_gradients(code, by_row, W_dec, grad_sums=errors[:, -1].contiguous())
+    in_prefix = activation_gradients(code, by_group, W_dec, grad_sums=errors.flatten(0, 1).contiguous())
     square = code.values.square() * W_dec.square().sum(dim=1)[code.features.long()]
-    return 2 * code.values * whole + square, 2 * code.values * prefix + square
+    return 2 * code.values * in_all + square, 2 * code.values * in_prefix + square
 
 
 def join(blocks: Iterable[CodeBlock]) -> Code:

@@ -219,8 +219,8 @@ def _entries(
     """Of every feature's firings those in the window of one of its contexts."""
     kept = np.zeros(len(firings.row) + 1, dtype=np.int64)
     for rows in contexts.values():
-        feature, place = np.nonzero(rows != NO_ROW)
-        first, end = text.windows(rows[feature, place], settings.context_tokens)
+        feature, column = np.nonzero(rows != NO_ROW)
+        first, end = text.windows(rows[feature, column], settings.context_tokens)
         bounds = firings.fires_within(feature, first, end)
         # A window covers a slice of entries: +1 where it begins, -1 where it ends, and a running sum counts covers.
         np.add.at(kept, bounds[:, 0], 1)

@@ -136,8 +136,8 @@ def _table(firings: Firings, entries: Int[np.ndarray, " some"], count: int) -> I
     """The rows of the first ``count`` of each feature's ``entries``, which come feature by feature."""
     feature = firings.feature[entries]
     starts = np.searchsorted(feature, np.arange(firings.dict_size))
-    place = np.arange(len(entries)) - starts[feature]
-    kept = place < count
+    rank = np.arange(len(entries)) - starts[feature]
+    kept = rank < count
     table = np.full((firings.dict_size, count), NO_ROW, dtype=np.int64)
-    table[feature[kept], place[kept]] = firings.row[entries[kept]]
+    table[feature[kept], rank[kept]] = firings.row[entries[kept]]
     return table

@@ -179,7 +179,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DamagedError(f"The file does not read: {error.strerror}.", where=path) from None
+        raise DamagedError(f"The file cannot be read: {error.strerror}.", where=path) from None
 
 
 def _tensor(array: Shaped[np.ndarray, "..."]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from evaluate.features.code import Code
 from evaluate.metrics.metric import mixed
 
+# Bars that a page has room for; stretches of 16 tokens in a context of 256; every whole per cent.
 HISTOGRAM_BINS = 40
 POSITION_BINS = 16
 PERCENTILES = np.arange(1, 100)
@@ -61,9 +62,9 @@ class Firings:
         share = self.value.astype(np.float64) / self.largest.astype(np.float64)[self.feature]
         return np.clip(np.ceil(share * count) - 1, 0, count - 1).astype(np.int64)
 
-    def tally(self, place: Int[np.ndarray, " entries"], count: int) -> Int[np.ndarray, "features {count}"]:
-        """How many entries of each feature lie in each of ``count`` places."""
-        key = self.feature.astype(np.int64) * count + place
+    def tally(self, bins: Int[np.ndarray, " entries"], count: int) -> Int[np.ndarray, "features {count}"]:
+        """How many entries of each feature lie in each of ``count`` bins."""
+        key = self.feature.astype(np.int64) * count + bins
         return np.bincount(key, minlength=self.dict_size * count).reshape(-1, count)
 
     @cached_property
@@ -76,9 +77,9 @@ class Firings:
     def percentiles(self, percents: Int[np.ndarray, " percents"]) -> Float[np.ndarray, "features percents"]:
         """Of the values with which each feature fires; 0 where it never does."""
         rank = np.ceil(self.counts[:, None] * percents / 100).astype(np.int64) - 1
-        place = self.offsets[:-1, None] + np.clip(rank, 0, None)
+        index = self.offsets[:-1, None] + np.clip(rank, 0, None)
         ordered = np.append(self.value[self.by_value], np.float32(0))
-        return ordered[np.where(self.counts[:, None] > 0, place, len(ordered) - 1)]
+        return ordered[np.where(self.counts[:, None] > 0, index, len(ordered) - 1)]
 
     def fires_within(
         self,

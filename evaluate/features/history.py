@@ -132,4 +132,4 @@ def _context(reader: CacheReader, row: int, width: int) -> dict[str, Any]:
 
 def as_data(history: list[Snapshot]) -> list[dict[str, Any]]:
     """Plain values, for JSON."""
-    return json.loads(json.dumps([vars(one) for one in history]))
+    return json.loads(json.dumps([vars(snapshot) for snapshot in history]))

@@ -30,7 +30,7 @@ def gathered(blocks: list[CodeBlock], ranks: Ranks, *, device: str) -> list[Code
     columns = {name: _everyones(_joined(blocks, name), ranks, device) for name in (*_PER_ENTRY, *_PER_BLOCK)}
     found: list[CodeBlock] = []
     for rank, lengths in enumerate(counts):
-        own = {name: every[rank] for name, every in columns.items()}
+        own = {name: arrays[rank] for name, arrays in columns.items()}
         found += _blocks(own, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     return found
 
@@ -48,14 +48,14 @@ _EMPTY = {"row": np.int32, "feature": np.int32, "value": np.float32, "lost": np.
 def _blocks(own: dict[str, np.ndarray], offsets: np.ndarray) -> list[CodeBlock]:
     return [
         CodeBlock(
-            start=int(own["start"][place]),
-            tokens=int(own["tokens"][place]),
-            target_sum=own["target_sum"][place],
-            target_square=float(own["target_square"][place]),
-            error_square=own["error_square"][place],
-            **{name: own[name][offsets[place] : offsets[place + 1]] for name in _PER_ENTRY},
+            start=int(own["start"][block]),
+            tokens=int(own["tokens"][block]),
+            target_sum=own["target_sum"][block],
+            target_square=float(own["target_square"][block]),
+            error_square=own["error_square"][block],
+            **{name: own[name][offsets[block] : offsets[block + 1]] for name in _PER_ENTRY},
         )
-        for place in range(len(offsets) - 1)
+        for block in range(len(offsets) - 1)
     ]
 
 
@@ -69,5 +69,6 @@ def _everyones(array: Shaped[np.ndarray, "..."], ranks: Ranks, device: str) -> l
     padded = np.zeros((length, width) if width else (length,), dtype=kind)
     padded[: len(array)] = array if len(array) else padded[:0]
     lengths = ranks.gathered(torch.tensor(len(array), device=device)).tolist()
-    every = ranks.gathered(torch.from_numpy(padded).to(device)).cpu().numpy()
-    return [one[:count].astype(array.dtype if len(array) else kind) for one, count in zip(every, lengths, strict=True)]
+    gathered = ranks.gathered(torch.from_numpy(padded).to(device)).cpu().numpy()
+    dtype = array.dtype if len(array) else kind
+    return [values[:count].astype(dtype) for values, count in zip(gathered, lengths, strict=True)]

@@ -101,7 +101,7 @@ def plan_of(
     size = bytes_at_most(settings, features=trained.dict_size, rows=rows, l0=replay.l0)
     if size > disk.free_bytes(out):
         problem = f"The evidence may take {in_bytes(size)}, and {in_bytes(disk.free_bytes(out))} are free."
-        raise CapacityError(problem, where=out, remedy="Free some, or show less (features.top_contexts).")
+        raise CapacityError(problem, where=out, remedy="Free some space, or show less (features.top_contexts).")
     return FeaturesPlan(
         folder=str(out),
         device=str(trained.W_dec.device),
@@ -150,12 +150,12 @@ def _relations_seconds(
     trained: Transcoder, settings: FeatureSettings, unembedding: Unembedding | None, written: Written | None
 ) -> float:
     """The neighbours by decoder and by encoder, and the logits, from those of some features."""
-    some = trained.W_dec[:_TIMED_FEATURES]
-    share = trained.dict_size / len(some)
+    timed = trained.W_dec[:_TIMED_FEATURES]
+    share = trained.dict_size / len(timed)
     # Each feature is compared with all: the timed ones only with each other.
-    seconds = 2 * share**2 * _seconds(lambda: nearest_by_cosine(some, settings.relatives))
+    seconds = 2 * share**2 * _seconds(lambda: nearest_by_cosine(timed, settings.relatives))
     if unembedding:
-        stream = written.stream[:_TIMED_FEATURES] if written else some
+        stream = written.stream[:_TIMED_FEATURES] if written else timed
         seconds += share * _seconds(lambda: logit_effects(stream, unembedding, settings.logits))
     return seconds
 

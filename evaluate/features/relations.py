@@ -86,9 +86,9 @@ def shared_rows(code: Code, firings: Firings, prefixes: Sequence[int], count: in
         other = np.flatnonzero(both)
         rows = both[other]
         own = firings.counts[feature]
-        every = firings.counts[other]
-        near.keep(feature, other, rows, score=rows / (own + every - rows))
-        added = rows / own - every / code.tokens
+        counts = firings.counts[other]
+        near.keep(feature, other, rows, score=rows / (own + counts - rows))
+        added = rows / own - counts / code.tokens
         coarser.keep(feature, other, rows, score=np.where(group[other] < group[feature], added, 0))
     return Shared(near.neighbours, near.count, coarser.neighbours, coarser.count)
 
@@ -100,9 +100,9 @@ def pair_counts(
     row = firings.row[firings.offsets[feature] : firings.offsets[feature + 1]]
     counts = np.zeros(firings.dict_size, dtype=np.int64)
     # A feature that fires nearly everywhere would need the place of every entry of the code in memory.
-    for some in np.array_split(row, len(row) // _COUNTED_ROWS + 1):
-        length = starts[some + 1] - starts[some]
-        first = np.repeat(starts[some] - (np.cumsum(length) - length), length)
+    for piece in np.array_split(row, len(row) // _COUNTED_ROWS + 1):
+        length = starts[piece + 1] - starts[piece]
+        first = np.repeat(starts[piece] - (np.cumsum(length) - length), length)
         counts += np.bincount(code.feature[first + np.arange(len(first))], minlength=firings.dict_size)
     return counts
 
@@ -132,8 +132,8 @@ class _Table:
         wanted = self.count.shape[1]
         if len(score) > wanted:
             # All that are as good as the last one wanted, so that the order of equals stays the same everywhere.
-            least = np.partition(score, len(score) - wanted)[len(score) - wanted]
-            chosen = np.flatnonzero((score >= least) & (score > 0))
+            last_wanted = np.partition(score, len(score) - wanted)[len(score) - wanted]
+            chosen = np.flatnonzero((score >= last_wanted) & (score > 0))
         else:
             chosen = np.flatnonzero(score > 0)
         best = chosen[np.argsort(-score[chosen], kind="stable")][:wanted]

@@ -34,9 +34,9 @@ def features_of_layer(
     out: Path,
     settings: FeatureSettings,
     device: str,
-    lm: str | None,
-    force: bool,
     progress: Progress,
+    lm: str | None = None,
+    force: bool = False,
     cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
     """What evidence.json says, having written the evidence into ``out``; the same in every process. Each encodes its
@@ -81,11 +81,11 @@ def open_both(
     if not (transcoder / CONFIG_FILE).is_file():
         remedy = "Run harvest and train for this layer first, or name another run."
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
-    place = str(choose_device(device))
+    device_name = str(choose_device(device))
     trained = load_transcoder(transcoder, progress=progress)
-    reader = open_cache(cache, cache_settings, device=place, side=trained.side)
+    reader = open_cache(cache, cache_settings, device=device_name, side=trained.side)
     check_belongs(trained, reader, where=transcoder, force=force)
-    return reader, trained.to(place)
+    return reader, trained.to(device_name)
 
 
 def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Unembedding | None:

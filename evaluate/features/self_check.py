@@ -67,7 +67,7 @@ def _chosen(evidence: Evidence, count: int, seed: int) -> list[tuple[int, int]]:
         for name, rows in evidence.arrays.items()
         if name.startswith("context_")
     ]
-    every = np.unique(np.concatenate(pairs), axis=0)
+    distinct = np.unique(np.concatenate(pairs), axis=0)
     # Salted away from the hashes that chose the contexts: their smallest are not a random choice any more.
-    order = np.argsort(entry_hashes(every[:, 0], every[:, 1], seed + (1 << 20)), kind="stable")
-    return [(int(feature), int(row)) for feature, row in every[order[:count]]]
+    order = np.argsort(entry_hashes(distinct[:, 0], distinct[:, 1], seed + (1 << 20)), kind="stable")
+    return [(int(feature), int(row)) for feature, row in distinct[order[:count]]]

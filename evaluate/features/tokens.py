@@ -41,9 +41,9 @@ def token_table(firings: Firings, text: Text, *, offset: int, count: int) -> Tok
     pairs, counts = np.unique(feature * size + token, return_counts=True)
     order = np.lexsort((pairs, -counts, pairs // size))
     owner = pairs[order] // size
-    place = np.arange(len(owner)) - np.searchsorted(owner, np.arange(firings.dict_size))[owner]
-    kept = order[place < count]
-    where = (pairs[kept] // size, place[place < count])
+    rank = np.arange(len(owner)) - np.searchsorted(owner, np.arange(firings.dict_size))[owner]
+    kept = order[rank < count]
+    where = (pairs[kept] // size, rank[rank < count])
 
     tokens = np.full((firings.dict_size, count), NO_TOKEN, dtype=np.int64)
     table = np.zeros_like(tokens)
@@ -92,6 +92,6 @@ def positions(
     firings: Firings, text: Text, context: int
 ) -> tuple[Int[np.ndarray, "features bins"], Int[np.ndarray, " bins"]]:
     """Firings of each feature, and all rows counted, by stretch of the context."""
-    place = position_bins(text, context)
-    everything = np.bincount(place[text.counted], minlength=POSITION_BINS)
-    return firings.tally(place[firings.row], POSITION_BINS), everything
+    bins = position_bins(text, context)
+    everything = np.bincount(bins[text.counted], minlength=POSITION_BINS)
+    return firings.tally(bins[firings.row], POSITION_BINS), everything

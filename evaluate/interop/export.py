@@ -21,6 +21,7 @@ from cache.config import CacheSettings
 from common import disk
 from common.device import choose_device
 from common.errors import NestcoderError, NumericalError, UsageError
+from common.processes import locks
 from common.progress import Progress
 from evaluate.interop.convert import Converted, about_of, convert, sized
 from evaluate.interop.layer import ExportLayer, ExportRequest, LayerSource
@@ -75,7 +76,7 @@ def export_layers(
     folders = list(_folders(layers, request))
     for name, group in folders:
         _planned(name, group, request)
-    with disk.lock(request.out / LOCK):
+    with locks.lock(request.out / LOCK):
         return [_export(name, group, request) for name, group in folders]
 
 
@@ -89,7 +90,7 @@ def _opened(
 ) -> list[ExportLayer]:
     unknown = [name for name in request.to if name not in WRITERS]
     if unknown or not request.to:
-        what = f"{', '.join(unknown) or 'Nothing'} is no format to write."
+        what = f"{', '.join(unknown) or 'Nothing'} is not a format that is written."
         raise UsageError(what, remedy=f"There are {', '.join(WRITERS)}.")
     place = str(choose_device(device))
     layers = [ExportLayer(source, request, place, progress, cache_settings) for source in sources]
@@ -261,5 +262,5 @@ def refuse_another(folder: Path, identity: dict[str, Any], *, fresh: bool) -> No
         what = "There is something here that no export has written."
         raise UsageError(what, where=folder, remedy="Name another folder to export into.")
     if not fresh and any(earlier.get(key) != value for key, value in identity.items()):
-        what = f"Here lies an export of something else: {earlier.get('of')} of {earlier.get('model')}."
+        what = f"There is an export of something else here: {earlier.get('of')} of {earlier.get('model')}."
         raise UsageError(what, where=folder, remedy="Give --fresh to replace it, or name another folder.")

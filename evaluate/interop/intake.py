@@ -18,6 +18,7 @@ from common import disk
 from common.device import choose_device
 from common.errors import UsageError
 from common.hashing import hash_file
+from common.processes import locks
 from common.progress import Progress
 from common.run_layout import CHECKPOINTS, CONFIG_FILE, WEIGHTS_FILE
 from evaluate.held_out import open_held_out
@@ -30,6 +31,7 @@ from transcoder.formats.native import read_config, save_transcoder
 from transcoder.formats.peers.gemma_scope import check_convention
 from transcoder.transcoder import SourceView, Transcoder
 
+# A few seconds' work, and enough to tell a dictionary that is fed rightly from one that is not.
 _MEASURED_ROWS = 16_384
 
 
@@ -90,7 +92,7 @@ def import_layer(
         return config | {"dict_size": dictionary.dict_size, "activation": dictionary.rule.name}
     if request.fresh:
         disk.remove(request.out / CONFIG_FILE)
-    with disk.lock(request.out / ".lock"):
+    with locks.lock(request.out / ".lock"):
         return save_transcoder(dictionary, request.out, config=config)
 
 
@@ -115,11 +117,11 @@ def _cache(
     """The layer's cache, where there is one, and, of an autoencoder, the side that it reads."""
     if not (folder / MANIFEST).is_file():
         return None, "source" if dictionary.config["source_site"] == dictionary.config["target_site"] else None
-    place = str(choose_device(device))
-    reader = open_cache(folder, cache_settings, device=place)
+    device_name = str(choose_device(device))
+    reader = open_cache(folder, cache_settings, device=device_name)
     sites = (reader.identity.get("source_site"), reader.identity.get("target_site"))
     side = side_of(dictionary, sites)
-    return (open_cache(folder, cache_settings, device=place, side=side) if side else reader), side
+    return (open_cache(folder, cache_settings, device=device_name, side=side) if side else reader), side
 
 
 def _of_cache(reader: CacheReader | None, side: Side | None) -> dict[str, Any]:
@@ -140,9 +142,9 @@ def _measured(
     dictionary: Transcoder, reader: CacheReader, request: ImportRequest, *, device: str, progress: Progress
 ) -> dict[str, Any]:
     """FVU and L0 on some held-out rows. Raises MismatchError where the L0 is far from what its folder promises."""
-    place = str(choose_device(device))
-    there = dictionary.on(place)
-    replay = Replay(open_held_out(reader), batch_rows_for(there, place), place, progress)
+    device_name = str(choose_device(device))
+    there = dictionary.on(device_name)
+    replay = Replay(open_held_out(reader), batch_rows_for(there, device_name), device_name, progress)
     found = fidelity(replay, there, rows=_MEASURED_ROWS)
     progress.note(check_convention(dictionary, found.l0[-1], force=request.force, where=str(request.path)))
     if found.fvu[-1] >= 1:
@@ -153,13 +155,13 @@ def _measured(
 def refuse_another(out: Path, *, fresh: bool) -> None:
     """Raises UsageError where a training lies in ``out``, or an earlier import that is not to be replaced."""
     if (out / CHECKPOINTS).is_dir():
-        raise UsageError("A training lies here.", where=out, remedy="Import under another name.")
+        raise UsageError("There is a training here.", where=out, remedy="Import under another name.")
     if not (out / CONFIG_FILE).is_file():
         if (out / WEIGHTS_FILE).is_file():
             disk.remove(out / WEIGHTS_FILE)  # of an import that was broken off
         return
     if IMPORTED not in read_config(out):
-        raise UsageError("A trained transcoder lies here.", where=out, remedy="Import under another name.")
+        raise UsageError("There is a trained transcoder here.", where=out, remedy="Import under another name.")
     if not fresh:
-        what = "An imported transcoder lies here."
+        what = "There is an imported transcoder here."
         raise UsageError(what, where=out, remedy="Give --fresh to replace it, or import under another name.")

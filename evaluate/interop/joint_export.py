@@ -22,6 +22,7 @@ from common import disk
 from common.device import choose_device
 from common.errors import NumericalError, UsageError
 from common.norm import NormAffine
+from common.processes import locks
 from common.progress import Progress
 from evaluate.config import EvaluateSettings
 from evaluate.interop.convert import reading
@@ -51,7 +52,7 @@ def export_cross_layer(
     """What EXPORT.json says, with its ``folder``. Raises as ``export_layers``."""
     made = _Export(source, request, progress, cache_settings, str(choose_device(device)))
     made.check()
-    with disk.lock(request.out / LOCK):
+    with locks.lock(request.out / LOCK):
         return [made.write()]
 
 

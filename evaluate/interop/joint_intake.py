@@ -18,6 +18,7 @@ from common.device import choose_device
 from common.errors import MismatchError
 from common.hashing import hash_file
 from common.norm import NormAffine
+from common.processes import locks
 from common.progress import Progress
 from common.run_layout import CONFIG_FILE
 from evaluate.config import EvaluateSettings
@@ -91,7 +92,7 @@ def import_cross_layer(
         return config | {"dict_size": fitted.dict_size, "activation": fitted.piece(0).rule.name}
     if request.fresh:
         disk.remove(out / CONFIG_FILE)
-    with disk.lock(out / ".lock"):
+    with locks.lock(out / ".lock"):
         return save_cross_layer(fitted, out, config=config)
 
 

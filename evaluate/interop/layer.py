@@ -28,6 +28,7 @@ from transcoder.formats.sites import SITES, Site
 from transcoder.rules.threshold import JumpReLU
 from transcoder.transcoder import Transcoder
 
+# A threshold is a quantile of pre-activations: of a feature that fires on one row in a thousand these hold 33 firings.
 CALIBRATION_ROWS = 32_768
 HELD_OUT_ROWS = 131_072
 _CHECKED_ROWS = 256

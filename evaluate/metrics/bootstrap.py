@@ -130,6 +130,7 @@ def bootstrap_weights(
 ) -> Float[Tensor, "replicates_plus_one documents"]:
     """Row 0 is 1; below it, Poisson(1) counts that depend on nothing but (seed, replicate, document)."""
     streams = mixed(np.arange(replicates, dtype=np.uint64) + np.uint64(seed << 32))
+    # 53 bits are a float64 between 0 and 1, without rounding up to 1.
     uniform = (mixed(streams[:, None] ^ mixed(documents)[None]) >> np.uint64(11)) * 2.0**-53
     counts = np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
     return torch.from_numpy(np.concatenate([np.ones((1, len(documents))), counts]))

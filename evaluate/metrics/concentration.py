@@ -35,6 +35,7 @@ class Concentration(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "Concentration":
+        """Around the held-out mean, and with the cache's own tokenizer."""
         return cls(inputs.centre, inputs.held_out, speller(inputs.reader.arrays))
 
     @cached_property
@@ -42,6 +43,7 @@ class Concentration(Metric):
         return LargestRows(ceil(max(ROW_FRACTIONS) * self.held_out.counted), {}, self.centre.device)
 
     def start(self) -> State:
+        """Sums of nothing, by dimension, and no rows."""
         width = len(self.centre)
         sums = {"away": torch.zeros(width), "variance": torch.zeros(width), "rows": torch.zeros(())}
         sums = {name: array.double().to(self.centre.device) for name, array in sums.items()}
@@ -56,10 +58,12 @@ class Concentration(Metric):
         return sums | self._largest.of_batch(squares.sum(dim=1), batch.row)
 
     def combine(self, total: State, addition: State) -> State:
+        """Sums are added; of the largest rows the largest stay."""
         add(total, {name: addition[name] for name in ("away", "variance", "rows")})
         return self._largest.combine(total, addition)
 
     def compute(self, state: State) -> Findings:
+        """The ``concentration`` fields, with a warning where a handful of rows or dimensions rules."""
         largest = {name: array.cpu().numpy() for name, array in self._largest.finish(state).items()}
         total = float(state["variance"].sum())
         by_dimension = (state["variance"] - state["away"].square() / state["rows"]).cpu().numpy()

@@ -51,6 +51,7 @@ _HIGHEST = 3
 _BINS_A_DECADE = 100
 _BINS = (_HIGHEST - _LOWEST) * _BINS_A_DECADE + 2
 """Bins of log10 of a token's error, and one below and above them."""
+# Largest rows weighted at a time: 1,000 replicates of them are 8 MB.
 _BLOCK_ROWS = 1024
 
 Values = Float[np.ndarray, "replicates_plus_one ..."]
@@ -69,6 +70,7 @@ class Fvu(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "Fvu":
+        """Around the held-out mean; whitened by the variances of the training rows, where the cache stores them."""
         trained = inputs.reader.statistics.target
         return cls(
             centre=inputs.centre,
@@ -134,6 +136,7 @@ class Fvu(Metric):
         return self._sums.of_batch(documents, sums) | largest
 
     def combine(self, total: State, addition: State) -> State:
+        """Sums over documents are added, and of the largest rows the largest stay."""
         self._sums.combine(total, addition)
         return self._largest.combine(total, addition)
 

@@ -25,9 +25,11 @@ class SplicedLoss(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "SplicedLoss":
+        """With the language model that ``--lm`` named, or without one."""
         return cls(inputs.dictionary, inputs.centre, inputs.splice)
 
     def start(self) -> State:
+        """A sum of nothing; empty without a language model."""
         if self.splice is None:
             return {}
         return {"away": torch.zeros_like(self.centre), "rows": self.centre.new_zeros(())}

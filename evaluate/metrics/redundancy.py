@@ -33,9 +33,11 @@ class Redundancy(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "Redundancy":
+        """Of the decoder rows alone: no activations are needed."""
         return cls(inputs.dictionary.W_dec, inputs.dictionary.prefixes)
 
     def compute(self, state: State) -> Findings:  # noqa: ARG002
+        """The ``redundancy`` fields, from a product of all unit rows in blocks."""
         return Findings({"redundancy": redundancy(self.W_dec, self.prefixes, block=_BLOCK)})
 
 

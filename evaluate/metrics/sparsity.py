@@ -37,6 +37,7 @@ class Sparsity(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "Sparsity":
+        """With how often a feature of average frequency must have fired before a silent one is dead."""
         return cls(
             prefixes=inputs.dictionary.prefixes,
             least_mean_firings=inputs.settings.dead_mean_firings,
@@ -69,6 +70,7 @@ class Sparsity(Metric):
         return {"tokens": tokens, "firings": firings} | self._sums.of_batch(documents, sums)
 
     def combine(self, total: State, addition: State) -> State:
+        """Counts are added."""
         add(total, {name: addition[name] for name in ("tokens", "firings")})
         return self._sums.combine(total, addition)
 
@@ -120,6 +122,7 @@ def l0_summary(tokens: Int[np.ndarray, " counts"]) -> dict[str, float]:
     cumulative = np.cumsum(tokens)
     total = int(tokens.sum())
     mean = float(np.arange(len(tokens)) @ tokens / total)
+    # A share of all tokens that is whole but for rounding must not point to the next value.
     named = {"median": 0.5, "p5": 0.05, "p95": 0.95}
     return {"mean": mean} | {
         name: float(np.searchsorted(cumulative, share * total - 1e-9)) for name, share in named.items()

@@ -30,6 +30,7 @@ class TopContexts(Metric):
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "TopContexts":
+        """As many contexts a feature as the settings show."""
         return cls(inputs.dictionary.dict_size, inputs.settings.sample_contexts, inputs.device)
 
     def start(self) -> State:
@@ -79,6 +80,7 @@ class TopContexts(Metric):
         return {name: array.gather(1, order) for name, array in joined.items()}
 
     def compute(self, state: State) -> Findings:  # noqa: ARG002
+        """No field: the table is read by ``samples`` from the state."""
         return Findings({})
 
 

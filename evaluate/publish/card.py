@@ -50,33 +50,33 @@ def _front_matter(
     """YAML, every value as JSON, which is YAML too."""
     library = "saelens" if "saelens" in exported else "nestcoder"
     tags = [*_TAGS, *(["circuit-tracer"] if "circuit-tracer" in exported else [])]
-    datasets = sorted({name for one in layers if (name := _hub_dataset(one)) is not None})
+    datasets = sorted({name for layer in layers if (name := _hub_dataset(layer)) is not None})
     fields: dict[str, Any] = {
         "license": license_name,
         "library_name": library,
         "tags": tags,
         **({"base_model": base_model} if base_model else {}),
         **({"datasets": datasets} if datasets else {}),
-        "model-index": [{"name": repository.split("/")[-1], "results": [_result(one) for one in layers]}],
+        "model-index": [{"name": repository.split("/")[-1], "results": [_result(layer) for layer in layers]}],
     }
     return [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
 
 
-def _result(one: PublishedLayer) -> dict[str, Any]:
+def _result(layer: PublishedLayer) -> dict[str, Any]:
     """One layer's entry of the model index."""
-    spliced = one.metrics["language_model"]
+    spliced = layer.metrics["language_model"]
     values: list[dict[str, Any]] = []
-    for index, prefix in enumerate(one.metrics["prefixes"]):
+    for index, prefix in enumerate(layer.metrics["prefixes"]):
         values += [
             {"type": name.split("_")[0], "name": f"{name.split('_')[0]} of {prefix} features", "value": found}
             for name in _NUMBERS
-            if (found := one.metrics[name][index]) is not None
+            if (found := layer.metrics[name][index]) is not None
         ]
         if spliced:
             delta = spliced["per_prefix"][index]["delta"]
             values.append({"type": "delta_ce", "name": f"rise in loss with {prefix} features", "value": delta})
-    text = {"type": "text", "name": _dataset_words(one)}
-    return {"task": {"type": "other", "name": f"layer {one.layer}"}, "dataset": text, "metrics": values}
+    text = {"type": "text", "name": _dataset_words(layer)}
+    return {"task": {"type": "other", "name": f"layer {layer.layer}"}, "dataset": text, "metrics": values}
 
 
 def _body(repository: str, layers: Sequence[PublishedLayer], license_name: str, exported: Sequence[str]) -> list[str]:
@@ -86,7 +86,7 @@ def _body(repository: str, layers: Sequence[PublishedLayer], license_name: str, 
     lines = [
         f"# {repository}",
         "",
-        f"Nested-prefix {kind} of **{cache['model']}**, layers {', '.join(str(one.layer) for one in layers)}, from "
+        f"Nested-prefix {kind} of **{cache['model']}**, layers {', '.join(str(layer.layer) for layer in layers)}, from "
         f"`{cache['source_site']}` to `{cache['target_site']}`. Every prefix of the features is a smaller dictionary.",
         "",
         "```python",
@@ -97,8 +97,8 @@ def _body(repository: str, layers: Sequence[PublishedLayer], license_name: str, 
         "```",
         "",
     ]
-    for one in layers:
-        lines += [f"## Layer {one.layer}", "", *_training_lines(one), "", *_table(one), ""]
+    for layer in layers:
+        lines += [f"## Layer {layer.layer}", "", *_training_lines(layer), "", *_table(layer), ""]
     if exported:
         lines += ["## In other tools", ""]
         lines += [*(f"- `{name}/`: its EXPORT.json says how exact it is" for name in exported), ""]
@@ -107,21 +107,21 @@ def _body(repository: str, layers: Sequence[PublishedLayer], license_name: str, 
     return lines
 
 
-def _training_lines(one: PublishedLayer) -> list[str]:
-    config = one.config
-    transcoder = one.metrics["transcoder"]
+def _training_lines(layer: PublishedLayer) -> list[str]:
+    config = layer.config
+    transcoder = layer.metrics["transcoder"]
     rule = f"top-k, k = {transcoder['top_k']}" if transcoder["top_k"] else f"{transcoder['activation']}"
     tokens = config.get("tokens_trained")
     trained = f"Trained on {tokens:,} rows" if tokens else "Trained"
-    lines = [f"{config['dict_size']:,} features, {rule}. {trained} of {_dataset_words(one)}."]
+    lines = [f"{config['dict_size']:,} features, {rule}. {trained} of {_dataset_words(layer)}."]
     if tuned := config.get("finetuned"):
         lines.append(f"Then fine-tuned on {tuned['tokens']:,} tokens inside the language model.")
     return lines
 
 
-def _table(one: PublishedLayer) -> list[str]:
+def _table(layer: PublishedLayer) -> list[str]:
     """A line a prefix, with intervals over documents."""
-    metrics = one.metrics
+    metrics = layer.metrics
     spliced = metrics["language_model"]
     intervals = metrics["fvu_interval_per_prefix"]
     lines = ["| features | FVU | 95 % | L0 | dead | delta CE |", "|---|---|---|---|---|---|"]
@@ -139,19 +139,19 @@ def _table(one: PublishedLayer) -> list[str]:
 
 def _limits(layers: Sequence[PublishedLayer]) -> list[str]:
     found: list[str] = list(_LIMITS)
-    if any(one.metrics["cache"].get("provenance") for one in layers):
+    if any(layer.metrics["cache"].get("provenance") for layer in layers):
         found.append("The activations came from elsewhere, and no harvest proved which tensors they are.")
-    warnings = {one.metrics["concentration"]["warning"] for one in layers} - {None, ""}
+    warnings = {layer.metrics["concentration"]["warning"] for layer in layers} - {None, ""}
     return [*found, *sorted(warnings)]
 
 
-def _hub_dataset(one: PublishedLayer) -> str | None:
+def _hub_dataset(layer: PublishedLayer) -> str | None:
     """The text's name on the Hub, where it comes from there."""
-    text = one.metrics["cache"].get("dataset")
+    text = layer.metrics["cache"].get("dataset")
     is_hub = isinstance(text, Mapping) and text.get("kind") == "hub"
     return str(text["name"]) if is_hub and "name" in text else None
 
 
-def _dataset_words(one: PublishedLayer) -> str:
-    text = one.metrics["cache"].get("dataset") or {}
+def _dataset_words(layer: PublishedLayer) -> str:
+    text = layer.metrics["cache"].get("dataset") or {}
     return str(text.get("name") or text.get("kind") or "unnamed text") if isinstance(text, Mapping) else str(text)

@@ -59,7 +59,7 @@ def prepare(request: PublishRequest) -> Publication:
     """
     matched = _ADDRESS.fullmatch(request.to)
     if not matched:
-        raise UsageError(f"'{request.to}' is no address on the Hub.", remedy="Write hf:user/repository.")
+        raise UsageError(f"'{request.to}' is not an address on the Hub.", remedy="Write hf:user/repository.")
     files: dict[str, Path] = {}
     layers: list[PublishedLayer] = []
     for layer, folders in request.folders.items():
@@ -112,7 +112,7 @@ def _layer(layer: int, folders: RunFolders, name: str) -> PublishedLayer:
     try:
         metrics: Any = parse_json(path.read_bytes())
     except (ValueError, RecursionError):
-        raise DamagedError("The report does not read.", where=path, remedy="Evaluate again.") from None
+        raise DamagedError("The report cannot be read.", where=path, remedy="Evaluate again.") from None
     if metrics["transcoder"].get("weights") != config.get("weights"):
         what = "The report is of other weights than the transcoder has now."
         raise MismatchError(what, where=path, remedy="Evaluate again.")
@@ -129,7 +129,7 @@ def _exported(folder: Path | None) -> dict[str, Path]:
         if path.is_file() and not path.name.startswith(".")
     }
     if not any(name.endswith(_EXPORT) for name in found):
-        what = "No export lies here: it has no EXPORT.json."
+        what = "There is no export here: EXPORT.json is missing."
         raise UsageError(what, where=folder, remedy="Write one: nestcoder export --layer 8 --to saelens FOLDER.")
     return found
 

@@ -53,8 +53,8 @@ def chosen_features(
     for group in groups:
         known = np.array(group)[(documents[group.start : group.stop] >= 0).all(axis=1)]
         by_frequency = known[np.argsort(firings[known], kind="stable")]
-        places = ((np.arange(count) + 0.5) / max(1, count) * len(by_frequency)).astype(int)
-        chosen += [int(by_frequency[place]) for place in np.unique(places) if place < len(by_frequency)]
+        indices = ((np.arange(count) + 0.5) / max(1, count) * len(by_frequency)).astype(int)
+        chosen += [int(by_frequency[index]) for index in np.unique(indices) if index < len(by_frequency)]
     return chosen
 
 

@@ -47,7 +47,7 @@ class Place:
         for site in (source, target):
             if site not in get_args(Site):
                 known = ", ".join(get_args(Site))
-                raise UsageError(f"'{site}' is no site of a language model; known: {known}.", where=where)
+                raise UsageError(f"'{site}' is not a site of a language model; known: {known}.", where=where)
         return Place(source, target)
 
 

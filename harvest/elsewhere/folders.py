@@ -107,7 +107,7 @@ class SaelensFolder(Folder):
         try:
             return load_from_disk(str(self.path)).with_format("numpy")
         except (OSError, ValueError) as error:
-            raise DamagedError(f"This dataset does not load: {error}.", where=self.path) from None
+            raise DamagedError(f"This dataset cannot be loaded: {error}.", where=self.path) from None
 
     @property
     def hook(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -175,7 +175,7 @@ def open_folder(path: Path, *, layer: int) -> Folder:
     for folder in (SafetensorsFolder(path), NpyFolder(path)):
         if folder.files:
             return folder
-    what = "Here is no folder of safetensors or npy files, no dataset of SAELens and no shards of saev."
+    what = "This is neither a folder of safetensors or npy files, nor a dataset of SAELens, nor shards of saev."
     raise UsageError(what, where=path, remedy="Any other form: give its tensors to nestcoder.write_cache.")
 
 
@@ -241,11 +241,11 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, OSError, EOFError) as error:
-        raise DamagedError(f"The file is no plain array: {error}.", where=path) from None
+        raise DamagedError(f"The file is not a plain array: {error}.", where=path) from None
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DamagedError(f"The file does not read: {error}.", where=path) from None
+        raise DamagedError(f"The file cannot be read: {error}.", where=path) from None

@@ -79,7 +79,7 @@ def _describe(config: Any) -> dict[str, Any]:
     except Exception as error:
         raise refused(config, f"TransformerLens does not describe it ({type(error).__name__})") from None
     if loader != "AutoModelForCausalLM":
-        raise refused(config, f"it is no causal model of text alone ({loader} loads it)")
+        raise refused(config, f"it is not a causal model of text alone ({loader} loads it)")
     return components
 
 

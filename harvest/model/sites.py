@@ -140,4 +140,5 @@ def read_norm(module: Any, family: Family, *, width: int) -> Norm:
 
 def epsilon_of(norm: Any) -> float:
     """What a norm adds to the variance, by either of the names that Hugging Face has for it, or torch's usual value."""
+    # PyTorch's default, where a norm keeps its epsilon under no name that is known.
     return float(next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5))

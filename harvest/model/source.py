@@ -21,6 +21,7 @@ from harvest.model.hub import download
 from harvest.model.sites import Family
 from harvest.model.weight_files import check_folder, stored_weights, weight_files
 
+# Read at a time while a file is hashed: 16 MB keep a disk busy and are nothing beside a model.
 _PIECE_BYTES = 1 << 24
 
 

@@ -29,7 +29,8 @@ def check_folder(folder: Path) -> None:
     """
     adapters = sorted(path.name for path in folder.glob("adapter_*") if path.is_file())
     if adapters:
-        raise UsageError(f"An adapter lies in the model's folder: {', '.join(adapters)}.", where=folder, remedy=_MERGE)
+        what = f"There is an adapter in the model's folder: {', '.join(adapters)}."
+        raise UsageError(what, where=folder, remedy=_MERGE)
     files = weight_files(folder)
     if not files:
         raise DamagedError(

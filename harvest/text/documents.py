@@ -17,6 +17,7 @@ from harvest.text.readers import Reader, read_arrow, read_json, read_parquet, te
 from harvest.text.rows import MOST_NAMED, SKIP, BadRowError, Content, RowReader, TextAccess
 from harvest.text.stdlib import stdlib_documents, stdlib_identity
 
+# Read at a time while a text is hashed: it may be larger than memory.
 _HASHED_BYTES = 1 << 22
 
 
@@ -66,9 +67,11 @@ class StdlibDocuments:
         self._world = world
 
     def identity(self) -> dict[str, Any]:
+        """A hash of all modules, with their number and size: it changes with the version of Python."""
         return {"kind": "stdlib", **asdict(stdlib_identity())}
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
+        """A module a document, this process's share of them; the state is how many were read."""
         done = state or 0
         for index, (_, text) in enumerate(stdlib_documents()):
             turn, owner = divmod(index, self._world)
@@ -100,6 +103,7 @@ class FileDocuments:
         self.left_out = text.left_out
 
     def identity(self) -> dict[str, Any]:
+        """The files' names, sizes and hashes, and how they are cut into documents."""
         more: dict[str, Any] = {}
         if self._text.kind == "text":
             more = _text_identity(self._settings)
@@ -120,6 +124,10 @@ class FileDocuments:
         )
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
+        """The documents of this process's files or rows; the state is the file, and the place in it.
+
+        Raises UsageError for a row that cannot be used, unless the settings skip such rows.
+        """
         if state is None:
             state = {"file": 0, "row": 0, "offset": 0, "rows_before": 0, "skipped": 0}
         if "file" not in state:

@@ -76,7 +76,7 @@ def _one_kind(files: list[Path], name: str) -> str:
         return kind
     strange = next((path.name for path in files if not kind_of(path)), None)
     raise UsageError(
-        f"'{strange}' is no kind of text that is read." if strange else "The files are not all of one kind.",
+        f"'{strange}' is not a kind of text that is read." if strange else "The files are not all of one kind.",
         where=name,
         remedy=f"Give files of one kind: {', '.join(KINDS)} (also .gz).",
     )

@@ -32,6 +32,7 @@ class HubDocuments:
         """Why the first of them were left out, by row."""
 
     def identity(self) -> dict[str, Any]:
+        """The dataset, its configuration, split, column and commit."""
         settings = self._settings
         identity = {
             "kind": "hub",
@@ -48,6 +49,11 @@ class HubDocuments:
         return identity
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
+        """The rows of the stream; the state is the dataset's own and how many were read.
+
+        Raises UsageError for a row that cannot be used, unless the settings skip such rows, and DiskError where the Hub
+        cannot be reached.
+        """
         self.skipped_rows = int((state or {}).get("skipped", 0))
         for number, row, following in self._rows(state):
             try:
@@ -104,7 +110,7 @@ def _stream_problem(error: Exception, name: str, rows: int) -> NestcoderError:
     if names & {"CastError", "ArrowException", "ArrowInvalid", "DatasetGenerationError", "UnicodeDecodeError"}:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return UsageError(
-            f"A file of the dataset '{name}' does not read after row {rows}: {lines[0].rstrip('.')}.",
+            f"A file of the dataset '{name}' cannot be read after row {rows}: {lines[0].rstrip('.')}.",
             where=page_of("dataset", name),
             remedy="Download the dataset and give its files: each is then read by itself.",
         )

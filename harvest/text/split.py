@@ -7,6 +7,7 @@ and copies of one document always fall on the same side.
 import numpy as np
 import xxhash
 
+# So fine that no held-out fraction is rounded by it.
 _BUCKETS = 1 << 32
 
 

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.run_layout import FEATURES_PAGE, check_of_one_layer
-from nestcoder import stages
 from nestcoder.invocation import CommandResult
-from nestcoder.joint_stages import features_request, is_cross_layer
 from nestcoder.progress import shown_progress
+from nestcoder.stages.evaluate import run_features
+from nestcoder.stages.joint import features_request, is_cross_layer
 from nestcoder.text import as_lines, table
 
 if TYPE_CHECKING:
     from evaluate.features.evidence import Evidence
     from nestcoder.invocation import Invocation
 
+# Contexts of each kind that fit on a terminal's page beside the rest of a feature.
 _SHOWN = {"strongest": 5, "uniform": 3}
+# Lines of a search that fit on a terminal without scrolling.
 _FOUND = 30
 
 
@@ -27,7 +29,7 @@ def collect(
 ) -> CommandResult:
     """Take the evidence of each layer's transcoder ``name``."""
     with shown_progress() as progress:
-        results = stages.run_features(
+        results = run_features(
             invocation.settings, layers, name=name, device=device, lm=lm, force=force, progress=progress
         )
     lines = [f"features: {invocation.folders(layer).features(name) / FEATURES_PAGE}" for layer in layers]
@@ -134,9 +136,9 @@ def history(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     folders = invocation.folders(layer)
     found = history_of(folders.transcoder(name), open_cache(folders.cache, invocation.settings.cache), number)
     lines = [f"feature {feature}, on the first held-out rows"]
-    for one in found:
-        lines += ["", f"step {one.step:,}: {one.firings:,} firings, largest {one.largest:.4g}"]
-        lines += [_sample_line(sample) for sample in one.samples[: _SHOWN["uniform"]]]
+    for entry in found:
+        lines += ["", f"step {entry.step:,}: {entry.firings:,} firings, largest {entry.largest:.4g}"]
+        lines += [_sample_line(sample) for sample in entry.samples[: _SHOWN["uniform"]]]
     return CommandResult(as_data(found), "\n".join(lines))
 
 
@@ -153,7 +155,7 @@ def parse_feature(text: str) -> tuple[int, int]:
     """Layer and number of a feature written as 8/123. Raises UsageError."""
     layer, slash, number = text.partition("/")
     if not (slash and _NUMBER.fullmatch(layer) and _NUMBER.fullmatch(number)):
-        raise UsageError(f"'{text}' is no feature.", remedy="Write its layer and its number, for example 8/123.")
+        raise UsageError(f"'{text}' is not a feature.", remedy="Write its layer and its number, for example 8/123.")
     return int(layer), int(number)
 
 

@@ -1,8 +1,8 @@
 """What ``finetune`` prints: the plan, or before and after."""
 
-from nestcoder import model_stages
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
+from nestcoder.stages.model import finetune_request, run_finetune
 from nestcoder.text import as_lines
 
 
@@ -13,9 +13,9 @@ def finetune(
     from finetune.compare import comparison_table
 
     settings = invocation.settings
-    request = model_stages.finetune_request(settings, layers, name=name, result=result, device=device)
+    request = finetune_request(settings, layers, name=name, result=result, device=device)
     with shown_progress() as progress:
-        metrics = model_stages.run_finetune(
+        metrics = run_finetune(
             settings, layers, name=name, result=result, device=device, fresh=fresh, progress=progress
         )
     made = [f"fine-tuned: {folder}" for folder in dict.fromkeys(request.results().values())]
@@ -28,7 +28,7 @@ def plan_finetune(
     """Steps, tokens, minutes; nothing is written."""
     from finetune.run import plan_finetune as plan
 
-    request = model_stages.finetune_request(invocation.settings, layers, name=name, result=result, device=device)
+    request = finetune_request(invocation.settings, layers, name=name, result=result, device=device)
     with shown_progress() as progress:
         found = plan(request, progress=progress)
     return CommandResult(found, as_lines(found))

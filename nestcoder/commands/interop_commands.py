@@ -8,10 +8,10 @@ from common.distributed import read_ranks
 from common.errors import UsageError
 from common.run_layout import check_of_one_layer, joint_folders
 from common.units import in_bytes
-from nestcoder import stages
 from nestcoder.invocation import CommandResult, Invocation
-from nestcoder.joint_stages import is_cross_layer, joint_source
 from nestcoder.progress import shown_progress
+from nestcoder.stages.interop import export_request, layer_sources, run_export, run_import
+from nestcoder.stages.joint import is_cross_layer, joint_source
 from nestcoder.text import table
 
 IMPORTED = "imported"
@@ -43,7 +43,7 @@ def export(invocation: Invocation, layers: list[int], device: str, options: Expo
     results: list[dict[str, Any]] = []
     if weights.to or not pages:
         with shown_progress() as progress:
-            results = stages.run_export(invocation.settings, layers, device=device, progress=progress, **vars(weights))
+            results = run_export(invocation.settings, layers, device=device, progress=progress, **vars(weights))
     folders = [f"exported: {result['folder']}" for result in results]
     folders += [
         f"exported: {_write_pages(invocation, layers, target, options.out / target, options, device)}"
@@ -95,14 +95,14 @@ def _planned(invocation: Invocation, layers: list[int], device: str, options: Ex
     from evaluate.interop.joint_export import plan_cross_layer
 
     settings = invocation.settings
-    asked = {name: value for name, value in vars(options).items() if name != "name"}
-    request = stages.export_request(**asked)
-    place = read_ranks().device(device)
+    given = {name: value for name, value in vars(options).items() if name != "name"}
+    request = export_request(**given)
+    own_device = read_ranks().device(device)
     if is_cross_layer(settings, layers, options.name):
         source = joint_source(settings, layers, options.name)
-        return plan_cross_layer(source, request, device=place, progress=Silent(), cache_settings=settings.cache)
-    sources = stages.layer_sources(settings, layers, options.name)
-    return plan(sources, request, device=place, progress=Silent(), cache_settings=settings.cache)
+        return plan_cross_layer(source, request, device=own_device, progress=Silent(), cache_settings=settings.cache)
+    sources = layer_sources(settings, layers, options.name)
+    return plan(sources, request, device=own_device, progress=Silent(), cache_settings=settings.cache)
 
 
 def _divided(options: ExportOptions) -> tuple[ExportOptions, list[str]]:
@@ -165,9 +165,7 @@ def import_dictionary(
 ) -> CommandResult:
     """Take another tool's dictionary into the run ``options.name`` of each layer; what is known of it."""
     with shown_progress() as progress:
-        configs = stages.run_import(
-            invocation.settings, path, layers, device=device, progress=progress, **vars(options)
-        )
+        configs = run_import(invocation.settings, path, layers, device=device, progress=progress, **vars(options))
     lines: list[str] = []
     folders = {f"layer {layer}": invocation.folders(layer).transcoder(options.name) for layer in configs}
     found = {f"layer {layer}": config for layer, config in configs.items()}

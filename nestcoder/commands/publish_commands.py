@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from common.run_layout import check_of_one_layer
 from common.units import in_bytes
-from nestcoder import stages
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
+from nestcoder.stages.folders import folders_of
 
 if TYPE_CHECKING:
     from evaluate.publish.upload import PublishRequest
@@ -30,7 +30,7 @@ def request_of(
     check_of_one_layer(Path(invocation.settings.runs), invocation.settings.model, layers, name)
     return PublishRequest(
         to=to,
-        folders={layer: stages.folders_of(invocation.settings, layer) for layer in layers},
+        folders={layer: folders_of(invocation.settings, layer) for layer in layers},
         name=name,
         license_name=license_name,
         base_model=base_model,

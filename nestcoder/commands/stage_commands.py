@@ -6,11 +6,17 @@ from typing import Any
 
 from common.errors import UsageError
 from common.run_layout import joint_folders, together_folder
-from nestcoder import joint_stages, model_stages, stages
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
+from nestcoder.stages.evaluate import run_evaluate
+from nestcoder.stages.folders import trained_layers
+from nestcoder.stages.harvest import harvest_request, run_harvest, run_harvest_probe
+from nestcoder.stages.joint import is_cross_layer, run_evaluate_joint
+from nestcoder.stages.model import run_together
+from nestcoder.stages.train import run_train, trainings
 from nestcoder.text import as_lines
 
+# A glance at the end of an evaluation; samples.txt has the others.
 _SHOWN_FEATURES = 6
 _SHOWN_CONTEXTS = 3
 
@@ -34,7 +40,7 @@ class EvaluateOptions:
 def harvest(invocation: Invocation, layers: list[int], device: str, *, fresh: bool) -> CommandResult:
     """Harvest ``layers`` in one pass, or go on where an earlier harvest stopped."""
     with shown_progress() as progress:
-        result = stages.run_harvest(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
+        result = run_harvest(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
     return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).cache}" for layer in layers))
 
 
@@ -42,7 +48,7 @@ def plan_harvest(invocation: Invocation, layers: list[int], device: str) -> Comm
     """What ``harvest`` would take: rows, bytes, memory, minutes."""
     from harvest.plan import plan_harvest as plan
 
-    found = asdict(plan(stages.harvest_request(invocation.settings, layers, device)))
+    found = asdict(plan(harvest_request(invocation.settings, layers, device)))
     return CommandResult(found, as_lines(found))
 
 
@@ -51,24 +57,22 @@ def plan_probe(invocation: Invocation, layers: list[int], device: str) -> Comman
     from harvest.probe import plan_probe as plan
 
     folders = {layer: invocation.folders(layer).probe() for layer in layers}
-    found = asdict(plan(stages.harvest_request(invocation.settings, layers, device), folders=folders))
+    found = asdict(plan(harvest_request(invocation.settings, layers, device), folders=folders))
     return CommandResult(found, as_lines(found))
 
 
 def harvest_probe(invocation: Invocation, layers: list[int], device: str, *, fresh: bool) -> CommandResult:
     """Harvest the first-letter prompts beside each layer's finished cache."""
     with shown_progress() as progress:
-        result = stages.run_harvest_probe(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
+        result = run_harvest_probe(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
     return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).probe()}" for layer in layers))
 
 
 def train(invocation: Invocation, layers: list[int], device: str, *, name: str, fresh: bool) -> CommandResult:
     """Train one transcoder (or the settings' sweep) a layer."""
     with shown_progress() as progress:
-        results = stages.run_train(
-            invocation.settings, layers, name=name, device=device, fresh=fresh, progress=progress
-        )
-    lines = [f"trained: {out}" for _, out in stages.trainings(invocation.settings, layers, name)]
+        results = run_train(invocation.settings, layers, name=name, device=device, fresh=fresh, progress=progress)
+    lines = [f"trained: {out}" for _, out in trainings(invocation.settings, layers, name)]
     return CommandResult(results, "\n".join(lines))
 
 
@@ -81,15 +85,15 @@ def plan_train(invocation: Invocation, layers: list[int], device: str, *, name: 
     settings = invocation.settings
     chosen_device = str(choose_device(read_ranks().device(device)))
     plans: dict[str, dict[str, Any]] = {}
-    for together, out in stages.trainings(settings, layers, name):
+    for group, out in trainings(settings, layers, name):
         found = plan(
-            caches=[invocation.folders(layer).cache for layer in together],
+            caches=[invocation.folders(layer).cache for layer in group],
             cache_settings=settings.cache,
             settings=settings.train,
             device=chosen_device,
             out=out,
         )
-        plans[", ".join(map(str, together))] = asdict(found)
+        plans[", ".join(map(str, group))] = asdict(found)
     return CommandResult(plans, "\n\n".join(f"layer {layers}\n{as_lines(found)}" for layers, found in plans.items()))
 
 
@@ -97,13 +101,11 @@ def evaluate(invocation: Invocation, layers: list[int], device: str, options: Ev
     """Evaluate the transcoder ``options.name`` of each layer; one table for all."""
     from evaluate.report.table_of_runs import table_of_runs
 
-    if options.beside or joint_stages.is_cross_layer(invocation.settings, layers, options.name):
+    if options.beside or is_cross_layer(invocation.settings, layers, options.name):
         return evaluate_joint(invocation, layers, device, options)
-    chosen = layers or stages.trained_layers(invocation.settings, options.name)
+    chosen = layers or trained_layers(invocation.settings, options.name)
     with shown_progress() as progress:
-        results = stages.run_evaluate(
-            invocation.settings, chosen, device=device, progress=progress, **options.of_one_layer()
-        )
+        results = run_evaluate(invocation.settings, chosen, device=device, progress=progress, **options.of_one_layer())
     return CommandResult(results, "\n".join([table_of_runs(results), *report_lines(invocation, chosen, options.name)]))
 
 
@@ -114,11 +116,11 @@ def evaluate_together(
     transcoder, or others are measured beside them, in one table with what they explain of the rows."""
     from evaluate.spliced.together import together_table
 
-    if beside or joint_stages.is_cross_layer(invocation.settings, layers, name):
+    if beside or is_cross_layer(invocation.settings, layers, name):
         options = EvaluateOptions(name, lm=True, gemma_scope=None, against=None, force=False, beside=beside)
         return evaluate_joint(invocation, layers, device, options)
     with shown_progress() as progress:
-        metrics = model_stages.run_together(invocation.settings, layers, name=name, device=device, progress=progress)
+        metrics = run_together(invocation.settings, layers, name=name, device=device, progress=progress)
     settings = invocation.settings
     folder = together_folder(Path(settings.runs), settings.model, name)
     return CommandResult(metrics, f"{together_table(metrics)}\n\nreport: {folder}")
@@ -133,7 +135,7 @@ def evaluate_joint(invocation: Invocation, layers: list[int], device: str, optio
     if options.gemma_scope or options.against:
         raise UsageError("Several layers together are compared with --beside alone.")
     with shown_progress() as progress:
-        metrics = joint_stages.run_evaluate_joint(
+        metrics = run_evaluate_joint(
             invocation.settings,
             layers,
             names=[options.name, *options.beside],

@@ -95,7 +95,7 @@ def _check_below(path: str, *, fast: bool, progress: Progress) -> list[Checked]:
         raise UsageError("There is no such folder.", where=path)
     checked = [_check(kind, found, fast=fast, progress=progress) for kind, found in _artefacts(folder)]
     if not checked:
-        what = "No cache, probe, transcoder or report lies here or below."
+        what = "There is no cache, probe, transcoder or report in this folder."
         raise UsageError(what, where=path, remedy="Name a folder of runs/, or the whole of it.")
     return checked
 

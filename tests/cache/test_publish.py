@@ -65,7 +65,7 @@ def test_another_cache_afar_is_not_written_over(here, make_toy, part):
     make_toy(remote=BUCKET).write(here)
     shutil.rmtree(here)
     other = make_toy(remote=BUCKET, parts=2, shuffle_seed=5)
-    with pytest.raises(MismatchError, match="Another cache lies at the remote URL") as caught:
+    with pytest.raises(MismatchError, match="There is another cache at the remote URL") as caught:
         other.writer(here, part=part)
     assert caught.value.where == url(here)
     assert not (here / MANIFEST).exists()

@@ -2,15 +2,13 @@
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common import disk
-from common.errors import DiskError, InUseError
+from common.errors import DiskError, UsageError
 
 
 def refusing(operation: str, number: int) -> Callable[[str, str, Path], None]:
@@ -91,17 +89,10 @@ def test_every_operation_is_seen_before_and_after(tmp_path: Path) -> None:
     assert before.index("write") < before.index("flush") < before.index("rename") < before.index("flush a folder")
 
 
-def test_a_lock_is_held_by_one_process(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    code = f"from pathlib import Path; from common import disk\nwith disk.lock(Path({str(path)!r})): pass"
-    command = [sys.executable, "-c", code]
-    root = Path(__file__).resolve().parents[2]
-    with disk.lock(path):
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-        assert InUseError.__name__ in done.stderr
-        assert f"process {os.getpid()} on" in done.stderr
-    assert subprocess.run(command, cwd=root).returncode == 0
-
-
 def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     assert disk.free_bytes(tmp_path / "not" / "there") > 0
+
+
+def test_a_path_with_a_nul_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="NUL"):
+        disk.make_folder(tmp_path / "a\0b")

@@ -49,7 +49,7 @@ def exchange() -> None:
     assert ranks.any_of(torch.tensor([rank == 1, False])).tolist() == [True, False]
     assert ranks.gathered(torch.tensor([rank, 7])).tolist() == [[0, 7], [1, 7], [2, 7]]
     state = {"number": torch.tensor([10**rank])}
-    joined = ranks.merged(state, lambda one, other: {"number": torch.cat([one["number"], other["number"]])})
+    joined = ranks.merged(state, lambda first, second: {"number": torch.cat([first["number"], second["number"]])})
     assert joined["number"].tolist() == [1, 10, 100]
     ranks.wait()
     if rank == WORLD - 1:

@@ -1,5 +1,6 @@
 """A small real cache of a known nonlinear map, and a transcoder for it."""
 
+import json
 import shutil
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from common.progress import Silent
+from evaluate.config import EvaluateSettings
 from evaluate.features.code import Code, CodeBlock, join
 from evaluate.features.collect import block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
 from evaluate.features.contexts import Text
 from evaluate.features.evidence import Evidence
 from evaluate.features.firings import Firings, by_feature
+from evaluate.held_out import open_held_out
+from evaluate.metrics.inputs import MetricInputs
+from evaluate.run import evaluate_layer
 from train.arrays.parameters import Parameters, random_parameters
 from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.topk import TopK
@@ -117,6 +122,37 @@ def toy_transcoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transcoder = Transcoder(**weights.tensors(), rule=TopK(20), prefixes=(8, 24, DICT_SIZE))
     save_transcoder(transcoder, folder, config={"tokens_trained": 12345})
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_report(toy_cache: Path, toy_transcoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that an evaluation of the toy leaves."""
+    out = tmp_path_factory.mktemp("toy") / "report"
+    settings = EvaluateSettings(bootstrap=50, dead_mean_firings=5.0)
+    evaluate_layer(
+        cache=toy_cache, transcoder=toy_transcoder, out=out, settings=settings, device="cpu", progress=Silent()
+    )
+    return out
+
+
+@pytest.fixture
+def toy_metrics(toy_report: Path) -> dict[str, Any]:
+    """Its metrics.json, read anew for every test, which may change it."""
+    return json.loads((toy_report / "metrics.json").read_text())
+
+
+@pytest.fixture
+def toy_inputs(toy_cache: Path, toy_transcoder: Path) -> MetricInputs:
+    """What every metric of the toy is made with; no bootstrap, no probe, no language model."""
+    reader = CacheReader.open(toy_cache)
+    return MetricInputs(
+        dictionary=load_transcoder(toy_transcoder),
+        held_out=open_held_out(reader),
+        reader=reader,
+        settings=EvaluateSettings(bootstrap=0),
+        device="cpu",
+        absorption=lambda _: {"score": None, "reason": "not asked for"},
+    )
 
 
 @dataclass

@@ -41,17 +41,15 @@ class Faulty(Silent):
             raise CapacityError("not even one row fits")
 
 
-def evaluate(job: dict[str, Any], *, rank: int) -> None:
-    world, fault = job["world"], job.get("fault")
-    paths = {name: Path(job[name]) for name in ("cache", "transcoder", "out")}
-    if job.get("features"):
+def evaluate(task: dict[str, Any], *, rank: int) -> None:
+    world, fault = task["world"], task.get("fault")
+    paths = {name: Path(task[name]) for name in ("cache", "transcoder", "out")}
+    if task.get("features"):
         with process_group(read_ranks(), "cpu"):
             features_of_layer(
                 **paths,
-                settings=FeatureSettings(block_rows=96, context_tokens=3, rows=job["features"]),
+                settings=FeatureSettings(block_rows=96, context_tokens=3, rows=task["features"]),
                 device="cpu",
-                lm=None,
-                force=False,
                 progress=Faulty(fault if rank == world - 1 else None),
             )
         return
@@ -60,24 +58,22 @@ def evaluate(job: dict[str, Any], *, rank: int) -> None:
             **paths,
             settings=EvaluateSettings(bootstrap=20, batch_rows=96),
             device="cpu",
-            lm=None,
-            gemma_scope=job.get("gemma_scope"),
-            against=Path(job["against"]) if "against" in job else None,
-            force=False,
+            gemma_scope=task.get("gemma_scope"),
+            against=Path(task["against"]) if "against" in task else None,
             progress=Faulty(fault if rank == world - 1 else None),
         )
 
 
-def forked(job: dict[str, Any], *, rank: int, port: int, output: Path) -> int:
+def forked(task: dict[str, Any], *, rank: int, port: int, output: Path) -> int:
     child = os.fork()
     if child:
         return child
     code = 1
     try:
         signal.alarm(SECONDS)
-        known = {"RANK": rank, "WORLD_SIZE": job["world"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        known = {"RANK": rank, "WORLD_SIZE": task["world"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in known.items()}
-        evaluate(job, rank=rank)
+        evaluate(task, rank=rank)
         code = 0
     except NestcoderError as error:
         code = error.exit_code
@@ -86,14 +82,14 @@ def forked(job: dict[str, Any], *, rank: int, port: int, output: Path) -> int:
         os._exit(code)
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(task: dict[str, Any]) -> dict[str, Any]:
     """Exit codes of a job's processes, which are forks of this one, and what they state."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(rank) for rank in range(job["world"])]
-        children = [forked(job, rank=rank, port=port, output=path) for rank, path in enumerate(outputs)]
+        outputs = [Path(folder) / str(rank) for rank in range(task["world"])]
+        children = [forked(task, rank=rank, port=port, output=path) for rank, path in enumerate(outputs)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         return {"codes": codes, "output": [path.read_text() if path.exists() else "" for path in outputs]}
 
@@ -110,15 +106,15 @@ def reports(given: dict[str, str], toy_cache: Path, tmp_path_factory: pytest.Tem
     make(toy_cache, root / "scope", l0=5)
     arrays = random_arrays(12, 10, dict_size=32, seed=9)
     save_transcoder(Transcoder(**arrays, rule=TopK(6), prefixes=(8, 32)), root / "second", config={})
-    asked = {"google": {"gemma_scope": str(root / "scope")}, "other": {"against": str(root / "second")}}
-    jobs = [
-        {**given, **asked[kind], "world": world, "out": str(root / f"{world}-{kind}")}
-        for kind in asked
+    requests = {"google": {"gemma_scope": str(root / "scope")}, "other": {"against": str(root / "second")}}
+    tasks = [
+        {**given, **requests[kind], "world": world, "out": str(root / f"{world}-{kind}")}
+        for kind in requests
         for world in WORLDS
     ]
-    for job in jobs:
-        result = run(job)
-        assert result["codes"] == [0] * job["world"], result["output"]
+    for task in tasks:
+        result = run(task)
+        assert result["codes"] == [0] * task["world"], result["output"]
     return root
 
 
@@ -130,10 +126,10 @@ def test_a_comparison_finds_what_one_process_finds(reports: Path, world: int, ki
     assert {path.name for path in (reports / f"{world}-{kind}").iterdir()} == names
     # The checksums are of files that hold the time of day.
     for name in sorted(name for name in names - {"checksums.json"} if name.endswith(".json")):
-        ours, theirs = (json.loads((reports / f"{count}-{kind}" / name).read_text()) for count in (world, 1))
-        for document in (ours, theirs):
+        ours, reference = (json.loads((reports / f"{count}-{kind}" / name).read_text()) for count in (world, 1))
+        for document in (ours, reference):
             document.pop("evaluated_at", None), document.pop("compared_at", None)
-        assert_same(ours, theirs)
+        assert_same(ours, reference)
 
 
 def test_one_report_is_written(reports: Path) -> None:
@@ -143,13 +139,13 @@ def test_one_report_is_written(reports: Path) -> None:
 
 def test_a_process_that_fails_leaves_nobody_waiting(given: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    jobs = [
+    tasks = [
         {**given, "world": 3, "out": str(tmp_path / "out"), "fault": "refused"},
         {**given, "world": 2, "out": str(tmp_path / "out"), "fault": "killed"},
         {**given, "world": 2, "out": str(tmp_path / "file" / "out")},
     ]
     started = time.monotonic()
-    refused, killed, unwritten = map(run, jobs)
+    refused, killed, unwritten = map(run, tasks)
     assert time.monotonic() - started < 60
     assert refused["codes"] == [5, 5, 7]
     assert "not even one row fits" in refused["output"][2]
@@ -161,28 +157,28 @@ def test_a_process_that_fails_leaves_nobody_waiting(given: dict[str, str], tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 
-def assert_same(ours: Any, theirs: Any) -> None:
+def assert_same(ours: Any, reference: Any) -> None:
     if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
+        assert ours.keys() == reference.keys()
         for key, value in ours.items():
-            assert_same(value, theirs[key])
+            assert_same(value, reference[key])
     elif isinstance(ours, list):
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
+        assert len(ours) == len(reference)
+        for item, other in zip(ours, reference, strict=True):
+            assert_same(item, other)
     else:
-        assert ours == (pytest.approx(theirs, rel=1e-10, abs=1e-12) if isinstance(theirs, float) else theirs)
+        assert ours == (pytest.approx(reference, rel=1e-10, abs=1e-12) if isinstance(reference, float) else reference)
 
 
 def test_processes_together_take_the_evidence_that_one_takes(given: dict[str, str], tmp_path: Path) -> None:
     """Also where the last process has no block, and the first one alone writes."""
-    jobs = [
+    tasks = [
         {**given, "features": rows, "world": world, "out": str(tmp_path / f"{world}-{rows}")}
         for rows, world in ((1600, 1), (1600, 2), (1600, 3), (150, 1), (150, 3))
     ]
-    for job in jobs:
-        result = run(job)
-        assert result["codes"] == [0] * job["world"], result["output"]
+    for task in tasks:
+        result = run(task)
+        assert result["codes"] == [0] * task["world"], result["output"]
     for name in ("evidence.safetensors", "evidence.json", "tokens.json", "report.md"):
         for rows, world in ((1600, 2), (1600, 3), (150, 3)):
             assert (tmp_path / f"{world}-{rows}" / name).read_bytes() == (tmp_path / f"1-{rows}" / name).read_bytes()

@@ -4,10 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common.progress import Silent
-from evaluate.config import EvaluateSettings
 from evaluate.report.report import VERSION
-from evaluate.run import evaluate_layer
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 ELSEWHERE = {"transcoder.weights", "cache.dataset"}
@@ -37,21 +34,13 @@ def documented() -> set[str]:
     return {field for row in rows for field in re.findall(r"`([^`]+)`", row)}
 
 
-def test_the_page_and_the_file_have_the_same_fields(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
-    metrics = evaluate_layer(
-        cache=toy_cache, transcoder=toy_transcoder, out=tmp_path / "main", settings=EvaluateSettings(bootstrap=10),
-        device="cpu", lm=None, gemma_scope=None, against=None, force=False, progress=Silent(),
-    )  # fmt: skip
+def test_the_page_and_the_file_have_the_same_fields(toy_metrics: dict[str, Any]) -> None:
     explained = {field for field in documented() if not field.startswith((SPLICED, "absorption_first_letter"))}
-    assert fields_of(metrics) - {SPLICED} == explained | set(PROBED)
+    assert fields_of(toy_metrics) - {SPLICED} == explained | set(PROBED)
     assert f"metrics.json, version {VERSION}" in PAGE.read_text()
 
 
-def test_every_file_of_a_report_is_on_the_page(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
-    evaluate_layer(
-        cache=toy_cache, transcoder=toy_transcoder, out=tmp_path / "main", settings=EvaluateSettings(bootstrap=0),
-        device="cpu", lm=None, gemma_scope=None, against=None, force=False, progress=Silent(),
-    )  # fmt: skip
+def test_every_file_of_a_report_is_on_the_page(toy_report: Path) -> None:
     files = PAGE.read_text().split("## metrics.json")[0]
-    for path in (tmp_path / "main").iterdir():
+    for path in toy_report.iterdir():
         assert f"`{path.name}`" in files or f"`{path.stem}`" in files, path.name

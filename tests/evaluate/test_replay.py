@@ -40,7 +40,7 @@ socket.socket.connect = no_network
 cache, transcoder, out = map(Path, sys.argv[1:])
 evaluate_layer(
     cache=cache, transcoder=transcoder, out=out, settings=EvaluateSettings(bootstrap=20), device="cpu",
-    lm=None, gemma_scope=None, against=transcoder, force=False, progress=Silent(),
+    against=transcoder, progress=Silent(),
 )
 assert not {"transformers", "transformer_lens", "datasets", "wandb", "huggingface_hub"} & set(sys.modules)
 """
@@ -142,11 +142,11 @@ def test_out_of_memory_halves_the_batch_and_changes_no_number(
     toy_cache: Path, dictionary: Transcoder, error: Exception
 ) -> None:
     heard = Heard()
-    whole = measured(toy_cache, dictionary, Silent()).metrics
+    at_once = measured(toy_cache, dictionary, Silent()).metrics
     halved = measured(toy_cache, limited_to(40, dictionary, error), heard).metrics
     assert heard.notes == [f"out of memory: going on with {rows} rows at a time" for rows in (128, 64, 32)]
-    assert halved["sparsity"] == whole["sparsity"]
-    np.testing.assert_allclose(halved["fvu_per_prefix"], whole["fvu_per_prefix"], rtol=1e-6)
+    assert halved["sparsity"] == at_once["sparsity"]
+    np.testing.assert_allclose(halved["fvu_per_prefix"], at_once["fvu_per_prefix"], rtol=1e-6)
 
 
 def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Transcoder) -> None:
@@ -158,9 +158,9 @@ def test_a_batch_of_special_tokens_alone_is_passed_over(
     write_toy_cache: Any, dictionary: Transcoder, tmp_path: Path
 ) -> None:
     cache = write_toy_cache(tmp_path / "cache", held_out_rows=48)
-    single, whole = (measured(cache, dictionary, Silent(), batch_rows=rows) for rows in (1, 48))
+    single, at_once = (measured(cache, dictionary, Silent(), batch_rows=rows) for rows in (1, 48))
     assert single.metrics["tokens_used"] == 45
-    for name, values in whole.replicates.items():
+    for name, values in at_once.replicates.items():
         np.testing.assert_allclose(single.replicates[name], values, rtol=1e-5)
 
 

@@ -25,27 +25,13 @@ def evaluate(cache: Path, transcoder: Path, out: Path, *, device: str = "cpu", *
         out=out,
         settings=EvaluateSettings(**{"bootstrap": 50, "dead_mean_firings": 5.0} | settings),
         device=device,
-        lm=None,
-        gemma_scope=None,
-        against=None,
-        force=False,
         progress=Silent(),
     )
 
 
-@pytest.fixture(scope="module")
-def report(toy_cache: Path, toy_transcoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("report") / "main"
-    evaluate(toy_cache, toy_transcoder, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def metrics(report: Path) -> dict[str, Any]:
-    return json.loads((report / "metrics.json").read_text())
-
-
-def test_every_number_is_that_of_a_dense_replay(metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path) -> None:
+def test_every_number_is_that_of_a_dense_replay(
+    toy_metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path
+) -> None:
     reader, trained = CacheReader.open(toy_cache), load_transcoder(toy_transcoder)
     rows = reader.split("held_out").rows(slice(None))
     kept = torch.from_numpy(rows.tokens != 0)
@@ -55,57 +41,61 @@ def test_every_number_is_that_of_a_dense_replay(metrics: dict[str, Any], toy_cac
     total = ((y - y.mean(0)) ** 2).sum()
     for place, prefix in enumerate(trained.prefixes):
         predicted = code[:, :prefix] @ trained.W_dec[:prefix].double() + trained.b_dec.double()
-        assert metrics["fvu_per_prefix"][place] == pytest.approx(float(((y - predicted) ** 2).sum() / total), rel=1e-5)
-        assert metrics["l0_per_prefix"][place] == pytest.approx(float((code[:, :prefix] > 0).double().sum(1).mean()))
+        assert toy_metrics["fvu_per_prefix"][place] == pytest.approx(
+            float(((y - predicted) ** 2).sum() / total), rel=1e-5
+        )
+        assert toy_metrics["l0_per_prefix"][place] == pytest.approx(
+            float((code[:, :prefix] > 0).double().sum(1).mean())
+        )
         cosine = torch.cosine_similarity(predicted, y, dim=1).mean()
-        assert metrics["cosine_per_prefix"][place] == pytest.approx(float(cosine), rel=1e-5)
-    assert metrics["dead_fraction"] == float((code.sum(0) == 0).double().mean())
-    assert (metrics["tokens_used"], metrics["tokens_masked"]) == (1500, 100)
+        assert toy_metrics["cosine_per_prefix"][place] == pytest.approx(float(cosine), rel=1e-5)
+    assert toy_metrics["dead_fraction"] == float((code.sum(0) == 0).double().mean())
+    assert (toy_metrics["tokens_used"], toy_metrics["tokens_masked"]) == (1500, 100)
 
 
-def test_the_top_level_names_are_there(metrics: dict[str, Any]) -> None:
+def test_the_top_level_names_are_there(toy_metrics: dict[str, Any]) -> None:
     names = "fvu fvu_per_prefix fvu_min fvu_max fvu_mean cosine l0 l0_per_prefix dead_fraction redundancy"
     names += " absorption_first_letter baselines tokens_used tokens_masked version evaluated_at"
-    assert set(names.split()) <= set(metrics)
-    assert metrics["fvu"] == metrics["fvu_per_prefix"][-1]
-    low, high = metrics["fvu_interval_per_prefix"][-1]
-    assert low < metrics["fvu"] < high
-    assert metrics["absorption_first_letter"]["score"] is None
-    assert "probe" in metrics["absorption_first_letter"]["reason"]
+    assert set(names.split()) <= set(toy_metrics)
+    assert toy_metrics["fvu"] == toy_metrics["fvu_per_prefix"][-1]
+    low, high = toy_metrics["fvu_interval_per_prefix"][-1]
+    assert low < toy_metrics["fvu"] < high
+    assert toy_metrics["absorption_first_letter"]["score"] is None
+    assert "probe" in toy_metrics["absorption_first_letter"]["reason"]
 
 
-def test_the_baselines_frame_the_transcoder(metrics: dict[str, Any]) -> None:
-    assert metrics["baselines"]["bf16_floor"] < metrics["fvu"] < metrics["baselines"]["affine"] < 1
-    assert metrics["baselines"]["bias_only"] >= 1
+def test_the_baselines_frame_the_transcoder(toy_metrics: dict[str, Any]) -> None:
+    assert toy_metrics["baselines"]["bf16_floor"] < toy_metrics["fvu"] < toy_metrics["baselines"]["affine"] < 1
+    assert toy_metrics["baselines"]["bias_only"] >= 1
 
 
-def test_the_report_has_every_file(report: Path) -> None:
-    names = {path.name for path in report.iterdir()}
+def test_the_report_has_every_file(toy_report: Path) -> None:
+    names = {path.name for path in toy_report.iterdir()}
     figures = {f"{stem}.{kind}" for stem in ("fvu_by_prefix", "density", "l0") for kind in ("png", "svg")}
     assert names == figures | {"checksums.json", "metrics.json", "summary.txt", "samples.json", "samples.txt"}
-    assert (report / "density.png").read_bytes().startswith(b"\x89PNG")
-    assert "best affine map" in (report / "summary.txt").read_text()
+    assert (toy_report / "density.png").read_bytes().startswith(b"\x89PNG")
+    assert "best affine map" in (toy_report / "summary.txt").read_text()
 
 
-def test_the_samples_show_the_strongest_token(report: Path) -> None:
-    features = json.loads((report / "samples.json").read_text())["features"]
+def test_the_samples_show_the_strongest_token(toy_report: Path) -> None:
+    features = json.loads((toy_report / "samples.json").read_text())["features"]
     assert features
     for feature in features:
         strongest = [context["activations"][context["at"]] for context in feature["contexts"]]
         assert strongest == sorted(strongest, reverse=True)
         assert len({context["document"] for context in feature["contexts"]}) == len(strongest)
         assert all(context["activations"][context["at"]] > 0 for context in feature["contexts"])
-    assert "⟦" in (report / "samples.txt").read_text()
+    assert "⟦" in (toy_report / "samples.txt").read_text()
 
 
 @pytest.mark.parametrize("batch_rows", [33, 5000])
 def test_the_batch_size_changes_nothing(
-    metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path, tmp_path: Path, batch_rows: int
+    toy_metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path, tmp_path: Path, batch_rows: int
 ) -> None:
     other = evaluate(toy_cache, toy_transcoder, tmp_path / "main", batch_rows=batch_rows)
-    np.testing.assert_allclose(other["fvu_per_prefix"], metrics["fvu_per_prefix"], rtol=1e-6)
-    assert other["sparsity"] == metrics["sparsity"]
-    assert other["baselines"]["affine"] == pytest.approx(metrics["baselines"]["affine"], rel=1e-5)
+    np.testing.assert_allclose(other["fvu_per_prefix"], toy_metrics["fvu_per_prefix"], rtol=1e-6)
+    assert other["sparsity"] == toy_metrics["sparsity"]
+    assert other["baselines"]["affine"] == pytest.approx(toy_metrics["baselines"]["affine"], rel=1e-5)
 
 
 def test_an_earlier_evaluation_is_moved_to_its_date(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
@@ -136,13 +126,13 @@ def test_a_transcoder_of_another_cache_is_a_mismatch(toy_cache: Path, toy_transc
 
 
 def test_rows_of_special_tokens_change_nothing(
-    metrics: dict[str, Any], toy_cache_without_special_rows: Path, toy_transcoder: Path, tmp_path: Path
+    toy_metrics: dict[str, Any], toy_cache_without_special_rows: Path, toy_transcoder: Path, tmp_path: Path
 ) -> None:
     other = evaluate(toy_cache_without_special_rows, toy_transcoder, tmp_path / "main")
     assert (other["tokens_used"], other["tokens_masked"]) == (1500, 0)
-    np.testing.assert_allclose(other["fvu_per_prefix"], metrics["fvu_per_prefix"], rtol=1e-6)
-    assert other["sparsity"] == metrics["sparsity"]
-    assert other["baselines"]["affine"] == pytest.approx(metrics["baselines"]["affine"], rel=1e-9)
+    np.testing.assert_allclose(other["fvu_per_prefix"], toy_metrics["fvu_per_prefix"], rtol=1e-6)
+    assert other["sparsity"] == toy_metrics["sparsity"]
+    assert other["baselines"]["affine"] == pytest.approx(toy_metrics["baselines"]["affine"], rel=1e-9)
 
 
 def test_a_device_that_is_not_there_is_said(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
@@ -151,7 +141,7 @@ def test_a_device_that_is_not_there_is_said(toy_cache: Path, toy_transcoder: Pat
 
 
 def test_no_training_row_is_read(
-    metrics: dict[str, Any], write_toy_cache: Any, toy_transcoder: Path, tmp_path: Path
+    toy_metrics: dict[str, Any], write_toy_cache: Any, toy_transcoder: Path, tmp_path: Path
 ) -> None:
     cache = write_toy_cache(tmp_path / "cache")
     shards = [path for path in cache.glob("rows.zarr/train/*/c.*") if path.parent.name != "statistics"]
@@ -159,4 +149,4 @@ def test_no_training_row_is_read(
     for shard in shards:
         shard.write_bytes(b"\xff" * shard.stat().st_size)
     other = evaluate(cache, toy_transcoder, tmp_path / "main")
-    assert other["fvu_per_prefix"] == metrics["fvu_per_prefix"]
+    assert other["fvu_per_prefix"] == toy_metrics["fvu_per_prefix"]

@@ -20,10 +20,7 @@ def test_the_promised_l0_and_fvu_are_measured(toy_cache: Path, toy_transcoder: P
         out=tmp_path / "report",
         settings=EvaluateSettings(bootstrap=10),
         device="cpu",
-        lm=None,
         gemma_scope=str(tmp_path / "scope"),
-        against=None,
-        force=False,
         progress=Silent(),
     )
     theirs = json.loads((tmp_path / "report" / "google_metrics.json").read_text())

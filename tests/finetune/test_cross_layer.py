@@ -117,7 +117,7 @@ def test_several_processes_are_one(
     """Gradients are those of all processes' contexts, to rounding; one writes."""
     runs = copied(trained, tmp_path)
     settings = settings_in(runs, *TEN_STEPS)
-    request = nestcoder.model_stages.finetune_request(settings, LAYERS, name="clt", result=None, device="cpu")
+    request = nestcoder.stages.model.finetune_request(settings, LAYERS, name="clt", result=None, device="cpu")
 
     def work() -> None:
         from finetune.run import finetune_layers

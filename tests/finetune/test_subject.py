@@ -11,7 +11,7 @@ from common.progress import Silent
 from finetune.cross_layer import CrossLayerSubject
 from finetune.layer_set import LayerSet
 from finetune.subject import Subject
-from nestcoder.model_stages import finetune_request
+from nestcoder.stages.model import finetune_request
 
 Settings = Callable[..., nestcoder.PipelineSettings]
 

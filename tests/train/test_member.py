@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cache.loader import Batch, Loader
-from common import disk
 from common.errors import DamagedError, InUseError, MismatchError, NumericalError
+from common.processes import locks
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.member import Member
@@ -146,7 +146,7 @@ def test_another_cache_is_refused(small_cache: Path, tmp_path: Path, quick: Trai
 
 
 def test_a_second_process_is_refused_naming_the_first(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
-    with disk.lock(tmp_path / "run" / ".lock"), pytest.raises(InUseError, match="process"):
+    with locks.lock(tmp_path / "run" / ".lock"), pytest.raises(InUseError, match="process"):
         train(small_cache, tmp_path / "run", quick)
 
 

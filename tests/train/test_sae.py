@@ -78,10 +78,8 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_cache: Path, tmp_path: Pat
 
 def test_it_is_evaluated_and_shown_on_its_own_side(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     config = train(small_cache, tmp_path / "run", changed(quick, side="target"))
-    given = {"cache": small_cache, "transcoder": tmp_path / "run", "device": "cpu", "progress": Silent(), "lm": None}
-    metrics = evaluate_layer(
-        **given, out=tmp_path / "report", settings=EvaluateSettings(), gemma_scope=None, against=None, force=False
-    )
+    given = {"cache": small_cache, "transcoder": tmp_path / "run", "device": "cpu", "progress": Silent()}
+    metrics = evaluate_layer(**given, out=tmp_path / "report", settings=EvaluateSettings())
     assert metrics["fvu"] == pytest.approx(config["held_out_fvu"], rel=1e-4)
     assert metrics["transcoder"]["kind"] == "sae"
     baselines = metrics["baselines"]
@@ -91,7 +89,7 @@ def test_it_is_evaluated_and_shown_on_its_own_side(small_cache: Path, tmp_path: 
     summary = (tmp_path / "report" / "summary.txt").read_text()
     assert "beats as many principal axes" in summary
     assert "the best affine map." not in summary
-    head = features_of_layer(**given, out=tmp_path / "features", settings=FeatureSettings(), force=False)
+    head = features_of_layer(**given, out=tmp_path / "features", settings=FeatureSettings())
     assert head["fvu_per_prefix"] == pytest.approx(metrics["fvu_per_prefix"], rel=1e-4)
 
 

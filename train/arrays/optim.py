@@ -104,6 +104,7 @@ def update_(
 
 def in_one_pass(weights: Parameters) -> bool:
     """Whether one kernel does all of an update here: masters in float32, and rows that fit a program's registers."""
+    # A program holds a whole row, its gradient and both moments; wider ones would spill to memory.
     return uses_kernels(weights.W_dec) and weights.W_dec.dtype == torch.float32 and weights.W_dec.shape[1] <= 16_384
 
 

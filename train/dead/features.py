@@ -12,6 +12,7 @@ from torch import Tensor
 
 WINDOW = 16
 """Steps that have the same room: so far the host may run ahead of a GPU before it waits for a count."""
+# Below this a step costs the same, and fewer sizes mean fewer recorded graphs.
 _LEAST_ROOM = 64
 
 

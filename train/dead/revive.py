@@ -27,9 +27,11 @@ from transcoder.sharded import WHOLE, Shard
 from transcoder.sparse_code import SparseCode
 
 _ENCODER_NORM = 0.5
+# Of the source's length: float32 has seven digits, and the difference of two equal ones keeps noise of this size.
 _NO_DIRECTION = 1e-5
 # A feature that fires on its own row alone was dead again soon; on one row in a hundred it was in the others' way.
 _SHARE_OF_ROWS = 0.003
+# A feature must exceed its threshold by something that rounding cannot take away.
 _MARGIN = 1e-4
 
 

@@ -31,7 +31,7 @@ def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None =
         if "://" in path:
             return _below_url(path, layer=layer, progress=progress)
         if path.startswith("hf:"):
-            what = f"'{path}' is no place that a dictionary can be fetched from."
+            what = f"'{path}' is not a place that a dictionary can be fetched from."
             raise UsageError(what, remedy="Give a folder, a file, hf:user/repository/path, or s3://bucket/path.")
         return Path(path)
     hub = HubRepository(found[1], endpoint=endpoint, progress=progress)
@@ -64,8 +64,8 @@ def _wanted(names: list[str], inside: str, *, layer: int) -> list[str]:
     local = {name: path.relative_to(inside or ".").as_posix() for name, path in below.items()}
     chosen = [
         name
-        for name, place in local.items()
-        if PurePosixPath(place).suffix in _READ and ("/" not in place or place in _DEEPER)
+        for name, path in local.items()
+        if PurePosixPath(path).suffix in _READ and ("/" not in path or path in _DEEPER)
     ]
     one_layer = [name for name in chosen if local[name] == f"layer_{layer}.safetensors"]
     settings = [name for name in chosen if PurePosixPath(name).suffix in {".json", ".yaml"}]

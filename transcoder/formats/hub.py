@@ -13,9 +13,11 @@ from pathlib import Path
 from common import disk
 from common.errors import DamagedError, DiskError
 from common.hub_errors import hub_errors
+from common.processes import locks
 from common.progress import Progress, Silent
 from transcoder.formats.peers.gemma_scope import REPOSITORY, Choice, find_choices, nearest
 
+# Each goes on where the last was cut off, so five outlast a bad connection and end at a dead one.
 TRIES = 5
 _REMEDY = "Check the network (and HF_TOKEN) and run again, or download one params.npz and give its path."
 
@@ -48,7 +50,7 @@ class HubRepository:
         target = self._folder() / path
         if target.is_file():
             return target
-        with disk.lock(target.with_name("download.lock")), hub_errors("model", self.name, remedy=_REMEDY):
+        with locks.lock(target.with_name("download.lock")), hub_errors("model", self.name, remedy=_REMEDY):
             url = hf_hub_url(self.name, path, endpoint=self.endpoint)
             about = get_hf_file_metadata(url)
             part = target.with_name(f"{target.name}.{(about.etag or 'unnamed')[:64]}.part")
@@ -92,7 +94,9 @@ class HubRepository:
         if size is not None and _size(part) != size:
             got = _size(part)
             disk.remove(part)
-            raise DiskError(f"{got:,} bytes came where {size:,} were announced.", where=url, remedy=_REMEDY)
+            raise DiskError(
+                f"{got:,} bytes came instead of the {size:,} that were announced.", where=url, remedy=_REMEDY
+            )
 
     def _folder(self) -> Path:
         from huggingface_hub import constants
@@ -112,4 +116,5 @@ def _check_hash(part: Path, etag: str | None) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != etag:
         disk.remove(part)
-        raise DamagedError("The file that came has another SHA-256 than the Hub announced.", where=part, remedy=_REMEDY)
+        what = "The SHA-256 of the downloaded file is not the one that the Hub announced."
+        raise DamagedError(what, where=part, remedy=_REMEDY)

@@ -23,7 +23,7 @@ def fetch_published(address: str) -> Path:
     """
     matched = _ADDRESS.fullmatch(address)
     if not matched or ".." in (matched["inside"] or ""):
-        raise UsageError(f"'{address}' is no address on the Hub.", remedy="Write hf:user/repository/layer08.")
+        raise UsageError(f"'{address}' is not an address on the Hub.", remedy="Write hf:user/repository/layer08.")
     from huggingface_hub import hf_hub_download
 
     repository = matched["repository"]

@@ -16,6 +16,7 @@ import fsspec
 
 from common import disk
 from common.errors import DiskError, MismatchError, NestcoderError, UsageError
+from common.processes import locks
 from common.progress import Progress
 from common.units import in_bytes
 from transcoder.formats.files.pickles import LIMIT_BYTES
@@ -40,7 +41,7 @@ class RemoteFolder:
         try:
             opened: tuple[Any, str] = fsspec.core.url_to_fs(url)  # pyright: ignore[reportAttributeAccessIssue]
         except (ImportError, ValueError) as error:
-            what = f"'{url}' is no place that a dictionary can be fetched from: {error}."
+            what = f"'{url}' is not a place that a dictionary can be fetched from: {error}."
             raise UsageError(
                 what, remedy="Give a folder, a file, hf:user/repository/path, or s3://bucket/path."
             ) from None
@@ -67,7 +68,7 @@ class RemoteFolder:
         top = _copies() / stamp
         parts = [part for part in PurePosixPath(self._root).parts if part not in ("/", "..")]
         folder = top.joinpath(*parts[-_NAMING_PARTS:])
-        with disk.lock(top / "download.lock"):
+        with locks.lock(top / "download.lock"):
             for name, size in sizes.items():
                 target = folder / name
                 if not target.is_file():
@@ -100,7 +101,7 @@ class RemoteFolder:
                 self._progress.advance(len(piece))
                 yield piece
         if came != size:
-            what = f"Other bytes came than the {size:,} that were announced."
+            what = f"{came:,} bytes came instead of the {size:,} that were announced."
             raise DiskError(what, where=f"{self.url}: {name}", remedy="Run the same command again.")
 
     @contextmanager

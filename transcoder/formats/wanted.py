@@ -62,14 +62,14 @@ def places(source: object, target: object, *, where: Path, wanted: Wanted, model
         source = _decided(str(source), where=where, wanted=wanted)
     found = place_of_hook(source, model=model)
     if found is None:
-        what = f"The dictionary reads {source!r}, which is no tensor that a cache can hold."
+        what = f"The dictionary reads {source!r}, which is not a tensor that a cache can hold."
         raise MismatchError(what, where=where)
     if target is None:
         return found, found
     reconstructed = place_of_hook(target, model=model)
     if reconstructed is None:
         reason = " before the norm that follows the MLP" if has_post_norm(model) else ""
-        what = f"The dictionary reconstructs {target!r}{reason}; that target is no tensor that a cache can hold."
+        what = f"The dictionary reconstructs {target!r}{reason}; that target is not a tensor that a cache can hold."
         raise MismatchError(what, where=where)
     return found, reconstructed
 
@@ -123,7 +123,7 @@ def thresholds_of(tensor: Tensor, dict_size: int, *, where: Path) -> Tensor:
 def top_k_of(value: object, dict_size: int, *, where: Path) -> int:
     """``k`` of a top-k dictionary. Raises DamagedError for what is none."""
     if not is_count(value) or int(str(value)) > dict_size:
-        raise DamagedError(f"k is {value!r}, which is no number of features out of {dict_size:,}.", where=where)
+        raise DamagedError(f"k is {value!r}, which is not a number of features out of {dict_size:,}.", where=where)
     return int(str(value))
 
 

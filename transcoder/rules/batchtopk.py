@@ -29,6 +29,7 @@ class BatchTopK(Rule):
         self.threshold = None if threshold is None else max(0.0, threshold)
 
     def select(self, pre: Float[Tensor, "rows dict_size"]) -> SparseCode:
+        """What exceeds the threshold; while there is none, the largest of these rows as one batch."""
         if self.threshold is None:
             return self.select_training(pre, batch_rows=len(pre))
         return select_above(pre, self.threshold)
@@ -48,6 +49,7 @@ class BatchTopK(Rule):
         return BatchTopK(self.kept(1), float(kept.min()) if enough and kept is not None else 0.0)
 
     def floor(self, like: Float[Tensor, " dict_size"]) -> Float[Tensor, " dict_size"] | None:
+        """The threshold, for every feature alike."""
         return None if self.threshold is None else torch.full_like(like, self.threshold)
 
     def among(self, code: SparseCode) -> SparseCode:
@@ -56,23 +58,28 @@ class BatchTopK(Rule):
         return entries_of(code, code.values > self.threshold)
 
     def as_config(self) -> dict[str, Any]:
+        """``top_k`` and the calibrated ``threshold``."""
         return {"top_k": self.top_k, "threshold": self.threshold}
 
     def arrays(self) -> dict[str, Tensor]:
+        """None."""
         return {} if self.threshold is None else {"threshold": torch.tensor(self.threshold)}
 
     @classmethod
     def wrong_keys(cls, config: Mapping[str, Any]) -> list[str]:
+        """Those of ``top_k`` and ``threshold``."""
         threshold = config.get("threshold")
         is_right = "threshold" in config and (threshold is None or is_finite_float(threshold))
         return super().wrong_keys(config) + ([] if is_right else ["threshold"])
 
     @classmethod
     def array_shapes(cls, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """None."""
         return {} if config["threshold"] is None else {"threshold": ()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> "BatchTopK":
+        """With the threshold that training calibrated."""
         return cls(config["top_k"], config["threshold"])
 
 

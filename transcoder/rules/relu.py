@@ -19,9 +19,11 @@ class ReLU(Rule):
     scope: ClassVar[Scope] = "feature"
 
     def select(self, pre: Float[Tensor, "rows dict_size"]) -> SparseCode:
+        """Every positive pre-activation."""
         return select_above(pre, 0.0)
 
     def floor(self, like: Float[Tensor, " dict_size"]) -> Float[Tensor, " dict_size"]:
+        """0 for every feature."""
         return torch.zeros_like(like)
 
     def among(self, code: SparseCode) -> SparseCode:
@@ -29,12 +31,15 @@ class ReLU(Rule):
         return entries_of(code, code.values > 0)
 
     def as_config(self) -> dict[str, Any]:
+        """No key of its own."""
         return {}
 
     @classmethod
     def wrong_keys(cls, config: Mapping[str, Any]) -> list[str]:
+        """None, as it has no keys."""
         return []
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> "ReLU":
+        """There is one ReLU."""
         return cls()

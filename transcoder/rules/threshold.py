@@ -52,6 +52,7 @@ class JumpReLU(Rule):
         self.has_target = has_target
 
     def select(self, pre: Float[Tensor, "rows dict_size"]) -> SparseCode:
+        """What exceeds the threshold of its feature."""
         return select_above(pre, self.threshold)
 
     # Training.
@@ -100,6 +101,7 @@ class JumpReLU(Rule):
     # Evaluation.
 
     def floor(self, like: Float[Tensor, " dict_size"]) -> Float[Tensor, " dict_size"]:
+        """Each feature's threshold."""
         return self.threshold
 
     def among(self, code: SparseCode) -> SparseCode:
@@ -109,22 +111,27 @@ class JumpReLU(Rule):
     # Files.
 
     def as_config(self) -> dict[str, Any]:
+        """``top_k``, which may be null."""
         return {"top_k": self.top_k}
 
     def arrays(self) -> dict[str, Tensor]:
+        """``threshold``, (dict_size,)."""
         return {"threshold": self.threshold}
 
     @classmethod
     def wrong_keys(cls, config: Mapping[str, Any]) -> list[str]:
+        """``top_k`` where it is neither null nor a count."""
         top_k = config.get("top_k")
         return [] if top_k is None or is_count(top_k) else ["top_k"]
 
     @classmethod
     def array_shapes(cls, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """``threshold``, (dict_size,)."""
         return {"threshold": (config["dict_size"],)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> "JumpReLU":
+        """With the thresholds of the file."""
         return cls(arrays["threshold"], top_k=config.get("top_k"))
 
 

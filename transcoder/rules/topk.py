@@ -29,6 +29,7 @@ class TopK(Rule):
         super().__init__(top_k)
 
     def select(self, pre: Float[Tensor, "rows dict_size"]) -> SparseCode:
+        """The ``top_k`` largest of every row, rectified: (rows, dict_size) to exactly ``top_k`` entries a row."""
         return select_topk(pre, top_k=self.kept(1))
 
     def among(self, code: SparseCode) -> SparseCode:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cache.storage.recompute import Mlp
 
+# Of cosines at a time: every feature has one with every neuron.
 _BLOCK_BYTES = 1 << 26
 
 
@@ -25,8 +26,8 @@ def aligned_neurons(W_dec: Float[Tensor, "features d_target"], mlp: Mlp, count: 
     features = torch.nn.functional.normalize(W_dec.float(), dim=1)
     index: list[np.ndarray] = []
     cosine: list[np.ndarray] = []
-    for some in features.split(max(1, _BLOCK_BYTES // (4 * len(neurons)))):
-        product = some @ neurons.T
+    for block in features.split(max(1, _BLOCK_BYTES // (4 * len(neurons)))):
+        product = block @ neurons.T
         best = product.abs().topk(min(count, len(neurons)), dim=1).indices
         index.append(best.cpu().numpy())
         cosine.append(product.gather(1, best).cpu().numpy())

@@ -27,8 +27,11 @@ def clusters(edges: Edges, fires: Bool[np.ndarray, " features"], *, seed: int) -
     )
     if not len(graph):
         return number
-    found = networkx.community.louvain_communities(graph, resolution=_RESOLUTION, seed=seed)
-    members = sorted((sorted(one) for one in found if len(one) >= _SMALLEST), key=lambda one: (-len(one), one))
-    for place, one in enumerate(members):
-        number[one] = place
+    communities = networkx.community.louvain_communities(graph, resolution=_RESOLUTION, seed=seed)
+    members = sorted(
+        (sorted(features) for features in communities if len(features) >= _SMALLEST),
+        key=lambda features: (-len(features), features),
+    )
+    for index, features in enumerate(members):
+        number[features] = index
     return number

@@ -29,14 +29,14 @@ def edges_of(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Edges:
     parts = [_listed(arrays[f"{kind}_feature"], arrays[f"{kind}_score"]) for kind in ("near", "decoder")]
     key = [pair for pair, _ in parts]
     score = [np.where(pair >= 0, value, 0) for pair, value in parts]
-    pairs, place = np.unique(np.concatenate(key), return_inverse=True)
+    pairs, pair_index = np.unique(np.concatenate(key), return_inverse=True)
     # Both features of a pair may name it, with one and the same score: the larger of equals.
     weight = np.zeros(len(pairs))
     start = 0
     for own in score:
-        one = np.zeros(len(pairs))
-        np.maximum.at(one, place[start : start + len(own)], own)
-        weight += one
+        largest = np.zeros(len(pairs))
+        np.maximum.at(largest, pair_index[start : start + len(own)], own)
+        weight += largest
         start += len(own)
     kept = weight > 0
     size = np.int64(1) << 32
@@ -47,7 +47,7 @@ def _listed(
     feature: Int[np.ndarray, "features neighbours"], score: Float[np.ndarray, "features neighbours"]
 ) -> tuple[Int[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
     """Both numbers of a pair in one, the smaller first, and its score."""
-    own, place = np.nonzero(feature != NO_FEATURE)
-    other = feature[own, place].astype(np.int64)
+    own, column = np.nonzero(feature != NO_FEATURE)
+    other = feature[own, column].astype(np.int64)
     pair = np.minimum(own, other) << 32 | np.maximum(own, other)
-    return pair, score[own, place].astype(np.float64)
+    return pair, score[own, column].astype(np.float64)

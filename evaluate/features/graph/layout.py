@@ -81,14 +81,15 @@ def _both_ways(
 
 
 def _summed(
-    place: Int[np.ndarray, " ends"], moves: Float[np.ndarray, "ends 2"], count: int
+    feature: Int[np.ndarray, " ends"], moves: Float[np.ndarray, "ends 2"], count: int
 ) -> Float[np.ndarray, "features 2"]:
     # Of nothing at all bincount makes whole numbers, whatever the weights.
-    return np.stack([np.bincount(place, moves[:, axis], count) for axis in (0, 1)], axis=1).astype(np.float64)
+    return np.stack([np.bincount(feature, moves[:, axis], count) for axis in (0, 1)], axis=1).astype(np.float64)
 
 
 def _within(places: Places) -> Places:
     """The same between 0 and 1; what is far outside is set at the border."""
+    # A few places far outside would leave the others crowded in the middle.
     low, high = np.percentile(places, (0.5, 99.5), axis=0)
     middle = (low + high) / 2
     half = max(float((high - low).max()) / 2 * 1.05, 1e-12)

@@ -39,14 +39,14 @@ def cluster_list(evidence: Evidence) -> list[Cluster]:
     bounds = np.searchsorted(number[order], np.arange(int(number.max(initial=-1)) + 2))
     members = [order[start:end] for start, end in pairwise(bounds.tolist())]
     anywhere = _shares(evidence, np.flatnonzero(evidence.arrays["firings"] > 0))
-    return [Cluster(place, own, _named(_shares(evidence, own), anywhere)) for place, own in enumerate(members)]
+    return [Cluster(index, own, _named(_shares(evidence, own), anywhere)) for index, own in enumerate(members)]
 
 
 def _shares(evidence: Evidence, features: Int[np.ndarray, " features"]) -> dict[int, float]:
     """The mean share of firings of each token that is among the features' first."""
     tokens = evidence.arrays["on_token"][features, :_READ_TOKENS].ravel()
-    known, place = np.unique(tokens, return_inverse=True)
-    means = np.bincount(place, evidence.arrays["on_share"][features, :_READ_TOKENS].ravel()) / max(1, len(features))
+    known, index = np.unique(tokens, return_inverse=True)
+    means = np.bincount(index, evidence.arrays["on_share"][features, :_READ_TOKENS].ravel()) / max(1, len(features))
     return {token: share for token, share in zip(known.tolist(), means.tolist(), strict=True) if token != NO_TOKEN}
 
 

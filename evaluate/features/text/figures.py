@@ -37,9 +37,9 @@ def distributions(evidence: Evidence) -> Figure:
         values = evidence.arrays[name] / (evidence.tokens if name == "firings" else 1)
         groups = [values[start:end] for start, end in _groups(evidence)]
         positive = [group[group > 0] for group in groups]
-        every = np.concatenate(positive)
-        if every.size:
-            edges = np.geomspace(every.min(), every.max() * 1.001, _BINS + 1)
+        all_positive = np.concatenate(positive)
+        if all_positive.size:
+            edges = np.geomspace(all_positive.min(), all_positive.max() * 1.001, _BINS + 1)
             colours = [_colour(evidence, end) for end in evidence.prefixes]
             axes.hist(
                 positive, bins=edges, stacked=True, color=colours, label=[f"{end:,}" for end in evidence.prefixes]

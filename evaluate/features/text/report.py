@@ -83,8 +83,8 @@ def _clusters(evidence: Evidence) -> list[str]:
     """The largest clusters: features that fire on the same rows or write alike."""
     found = cluster_list(evidence)
     rows = [
-        f"| {one.number} | {one.size:,} | {', '.join(_code(evidence.word(token)) for token in one.tokens)} |"
-        for one in found[:_CLUSTERS]
+        f"| {cluster.number} | {cluster.size:,} | {', '.join(map(_code, map(evidence.word, cluster.tokens)))} |"
+        for cluster in found[:_CLUSTERS]
     ]
     return [f"{len(found):,} clusters; the largest:", "", "| cluster | features | tokens |", "|---:|---:|---|", *rows]
 
@@ -111,13 +111,13 @@ def _feature(evidence: Evidence, feature: int) -> list[str]:
     )
     coarser = page["relatives"]["coarser"][:2]
     shown = page["contexts"][STRONGEST][:_DOCUMENTS]
-    named = ", ".join(f"{evidence.layer}/{one['feature']} (P {one['given']:.2f})" for one in coarser)
+    named = ", ".join(f"{evidence.layer}/{relative['feature']} (P {relative['given']:.2f})" for relative in coarser)
     return [
         f"## {page['id']}: {_plain_outside_code(page['label'])}",
         "",
         facts + (f"; coarser: {named}" if named else ""),
         "",
-        *(f"- {one['values'][one['at']]:.3g}: {_context(one)}" for one in shown),
+        *(f"- {context['values'][context['at']]:.3g}: {_context(context)}" for context in shown),
     ]
 
 
@@ -144,4 +144,4 @@ def _plain_outside_code(label: str) -> str:
     parts = label.split("`")
     if len(parts) % 2 == 0:
         return _plain(label)
-    return "`".join(part if place % 2 else _plain(part) for place, part in enumerate(parts))
+    return "`".join(part if index % 2 else _plain(part) for index, part in enumerate(parts))

@@ -35,10 +35,10 @@ PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 def rows(letter: torch.Tensor, word: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Source and target: 3 along the letter's axis; the word's own axis for those to be absorbed; noise elsewhere."""
     source, target = torch.zeros(len(letter), D_SOURCE), torch.zeros(len(letter), D_TARGET)
-    place = torch.arange(len(letter))
-    source[place, letter] = target[place, letter] = STRENGTH
+    row = torch.arange(len(letter))
+    source[row, letter] = target[row, letter] = STRENGTH
     own = word < ABSORBED
-    source[place[own], LETTERS + letter[own] * ABSORBED + word[own]] = STRENGTH
+    source[row[own], LETTERS + letter[own] * ABSORBED + word[own]] = STRENGTH
     target[:, LETTERS:] = torch.randn(len(letter), NOISE, generator=torch.Generator().manual_seed(seed))
     return source, target
 
@@ -120,8 +120,8 @@ def layer(tmp_path: Path) -> Path:
     return folder
 
 
-def evaluate(layer: Path, *asked: str) -> None:
-    given = ["--set", f"runs={layer.parents[1]}", "--set", "evaluate.bootstrap=20", "--model", "toy", *asked]
+def evaluate(layer: Path, *options: str) -> None:
+    given = ["--set", f"runs={layer.parents[1]}", "--set", "evaluate.bootstrap=20", "--model", "toy", *options]
     command_line.main(args=[*given, "evaluate", "--layer", "8", "--against", str(layer / "transcoder" / "plain")],
                       standalone_mode=False)  # fmt: skip
 
@@ -145,28 +145,28 @@ def test_the_command_says_what_is_absorbed(layer: Path, capsys: pytest.CaptureFi
 def check_scores(absorption: dict[str, Any]) -> None:
     assert absorption["score"] == pytest.approx(TRUTH, abs=0.02)
     assert absorption["full_absorption_rate"] == pytest.approx(TRUTH, abs=0.02)
-    first, whole = absorption["per_prefix"]
+    first, last = absorption["per_prefix"]
     assert (first["prefix"], first["score"]) == (LETTERS, 0)
-    assert whole["score"] == absorption["score"]
-    assert whole["per_letter"]["c"]["main"] == [2]
+    assert last["score"] == absorption["score"]
+    assert last["per_letter"]["c"]["main"] == [2]
     assert absorption["letters_counted"] == LETTERS
     fields = {f"absorption_first_letter.{name}" for name in documented(absorption)}
     assert fields == set(re.findall(r"`(absorption_first_letter\.[^`]+)`", PAGE.read_text()))
 
 
-def check_comparison(document: dict[str, Any], theirs: dict[str, Any]) -> None:
+def check_comparison(document: dict[str, Any], reference: dict[str, Any]) -> None:
     assert [entry["absorption_first_letter"] for entry in document["ours"]["per_prefix"]] == pytest.approx([0, TRUTH])
-    assert document["theirs"]["absorption_first_letter"] == theirs["absorption_first_letter"]["score"] == 0
+    assert document["theirs"]["absorption_first_letter"] == reference["absorption_first_letter"]["score"] == 0
     assert not [name for name in document["not_compared"] if "absorption" in name]
 
 
 def documented(value: Any, name: str = "") -> set[str]:
     """Names of the fields; a letter's stand for every letter's, a count's for every count."""
     if isinstance(value, dict):
-        every = {"a": "*", "1": "*"}
-        inner = {every.get(key, key): one for key, one in value.items() if len(key) > 1 or key in every}
+        wildcard = {"a": "*", "1": "*"}
+        inner = {wildcard.get(key, key): inside for key, inside in value.items() if len(key) > 1 or key in wildcard}
         inner.pop("10", None)
-        return {field for key, one in inner.items() for field in documented(one, f"{name}.{key}".lstrip("."))}
+        return {field for key, inside in inner.items() for field in documented(inside, f"{name}.{key}".lstrip("."))}
     if isinstance(value, Sequence) and value and isinstance(value[0], dict):
         return documented(value[0], name + "[]")
     return {name}

@@ -49,9 +49,9 @@ def absorbed_toy(words: ProbeSet, *, absorbed: int, main_left: float) -> tuple[t
     decoder = torch.zeros(code.shape[1], words.target.shape[1])
     decoder[:LETTERS, :LETTERS] = torch.eye(LETTERS)
     for letter in range(LETTERS):
-        mine = slice(LETTERS + letter * absorbed, LETTERS + (letter + 1) * absorbed)
-        decoder[mine, letter] = math.sqrt(0.5)
-        decoder[mine, LETTERS + letter % NOISE_DIMS] = math.sqrt(0.5)
+        absorbers = slice(LETTERS + letter * absorbed, LETTERS + (letter + 1) * absorbed)
+        decoder[absorbers, letter] = math.sqrt(0.5)
+        decoder[absorbers, LETTERS + letter % NOISE_DIMS] = math.sqrt(0.5)
     return code, decoder
 
 
@@ -196,7 +196,9 @@ def fraction_of_one_word(main: float, absorbers: float, along: float) -> float:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(*[st.integers(-400, 400).map(lambda part: part / 100)] * 3), min_size=1, max_size=20))
+@given(
+    st.lists(st.tuples(*[st.integers(-400, 400).map(lambda hundredths: hundredths / 100)] * 3), min_size=1, max_size=20)
+)
 def test_the_fraction_is_its_definition(triples: list[tuple[float, float, float]]) -> None:
     main, absorbers, along = (torch.tensor(column, dtype=torch.float64) for column in zip(*triples, strict=True))
     found = absorption_fraction(main, absorbers.clamp_min(0), along)
@@ -216,6 +218,6 @@ def test_the_largest_of_every_row_are_summed(entries: list[tuple[int, int]], lim
 
 def test_codes_stacked_are_the_code_of_all_rows() -> None:
     rows = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) - 0.5
-    joined = stacked([selection(part) for part in rows.split(3)])
+    joined = stacked([selection(piece) for piece in rows.split(3)])
     torch.testing.assert_close(joined.dense(5), rows.clamp_min(0))
     assert joined.offsets.dtype == torch.int32

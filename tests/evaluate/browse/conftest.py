@@ -49,10 +49,6 @@ def runs(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             out=layer / "report" / "main",
             settings=EvaluateSettings(bootstrap=0),
             device="cpu",
-            lm=None,
-            gemma_scope=None,
-            against=None,
-            force=False,
             progress=Silent(),
         )
     features_of_layer(
@@ -61,8 +57,6 @@ def runs(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=layer / "features" / "main",
         settings=FeatureSettings(context_tokens=3),
         device="cpu",
-        lm=None,
-        force=False,
         progress=Silent(),
     )
     # What a training has left that was killed before its end.

@@ -58,9 +58,11 @@ def visit(browser: WebDriver) -> Generator[Callable[[str], None]]:
     yield open_address
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+    urls = [
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    ]
     own = tuple(address.partition("index.html")[0] for address in addresses)
-    assert all(url.startswith((*own, "data:", "about:")) for url in asked)
+    assert all(url.startswith((*own, "data:", "about:")) for url in urls)
     assert browser.execute_script("return window.hacked") is None
 
 
@@ -87,7 +89,7 @@ def test_runs_are_listed_filtered_ordered_and_chosen(browser: WebDriver, visit, 
     box.send_keys(Keys.ESCAPE)
     box.clear()
     box.send_keys(" ")
-    heading = next(one for one in browser.find_elements(By.CSS_SELECTOR, "th button") if one.text == "k")
+    heading = next(button for button in browser.find_elements(By.CSS_SELECTOR, "th button") if button.text == "k")
     heading.click()
     _wait(browser, lambda: _rows(browser) == ["toy/3/main/k2", "toy/3/main", "toy/3/later"])
 

@@ -93,5 +93,5 @@ def test_a_link_out_of_the_runs_folder_is_not_followed(runs: Path, tmp_path: Pat
 
 
 def test_a_taken_port_is_one_sentence(port: int, runs: Path) -> None:
-    with pytest.raises(UsageError, match=f"Port {port} cannot be had"):
+    with pytest.raises(UsageError, match=f"Port {port} cannot be used"):
         make_server(runs, port)

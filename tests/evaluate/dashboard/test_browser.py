@@ -37,7 +37,7 @@ def folder(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pages of the toy cache, whose tokens are as hostile as can be."""
     folder = tmp_path_factory.mktemp("pages of a run")
     tokens = sorted(toy.evidence.words)
-    words = {token: f"{HOSTILE[place % len(HOSTILE)]} {token}" for place, token in enumerate(tokens)}
+    words = {token: f"{HOSTILE[index % len(HOSTILE)]} {token}" for index, token in enumerate(tokens)}
     write_dashboard(folder, replace(toy.evidence, words=words), progress=Silent())
     return folder
 
@@ -60,9 +60,11 @@ def visit(browser: WebDriver, folder: Path) -> Generator[Callable[[str], None]]:
     yield open_address
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    assert asked
-    assert all(url.startswith(("file:", "data:", "about:")) for url in asked)
+    urls = [
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert urls
+    assert all(url.startswith(("file:", "data:", "about:")) for url in urls)
     assert browser.execute_script("return window.hacked") is None
 
 
@@ -112,7 +114,7 @@ def test_a_page_shows_every_section_with_what_the_evidence_says(browser: WebDriv
     titles = [title.text.split("\n")[0] for title in browser.find_elements(By.CSS_SELECTOR, "h2")]
     assert len(titles) == 7
     rows = toy.evidence.arrays["context_strongest"][40]
-    values = [float(one.text) for one in browser.find_elements(By.CSS_SELECTOR, ".context .where b")]
+    values = [float(element.text) for element in browser.find_elements(By.CSS_SELECTOR, ".context .where b")]
     assert values == pytest.approx(toy.dense[rows[rows >= 0], 40], rel=1e-2)
     assert len(browser.find_elements(By.CSS_SELECTOR, "svg.chart")) == 2
 
@@ -132,8 +134,8 @@ def test_tokens_are_text_and_nothing_else(browser: WebDriver, visit, toy) -> Non
     row = int(toy.evidence.arrays["context_strongest"][40, 0])
     first, end = toy.text.window(row, toy.settings.context_tokens)
     tokens = sorted(toy.evidence.words)
-    place = tokens.index(int(toy.text.tokens[row]))
-    assert HOSTILE[place % len(HOSTILE)].split()[0].replace("\u202e", "·").replace("\0", "·")[:8] in shown
+    index = tokens.index(int(toy.text.tokens[row]))
+    assert HOSTILE[index % len(HOSTILE)].split()[0].replace("\u202e", "·").replace("\0", "·")[:8] in shown
     assert end - first == len(browser.find_elements(By.CSS_SELECTOR, ".context:first-child .t"))
     assert not browser.find_elements(By.CSS_SELECTOR, "main script, main img, main iframe, aside script, aside img")
     assert "\u202e" not in shown

@@ -28,7 +28,7 @@ def test_what_fails_on_the_way_leaves_no_folder_and_is_redone(tmp_path: Path) ->
     with pytest.raises(ValueError, match="no"):
         write_folder(tmp_path / "out", failing())
     assert not (tmp_path / "out").exists()
-    write_folder(tmp_path / "out", (one for one in [("other.txt", (b"b",))]))
+    write_folder(tmp_path / "out", (file for file in [("other.txt", (b"b",))]))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["other.txt"]
 
 

@@ -29,7 +29,7 @@ def test_rows_are_the_pages(toy) -> None:
             name: page[name] for name in ("id", "prefix", "label", "density", "cluster", "histogram")
         }
         assert row["tokens_on"] == page["tokens"]["on"]
-        assert row["decoder"] == [one["feature"] for one in page["relatives"]["decoder"]]
-        strongest = [one for one in row["contexts"] if one["kind"] == "strongest"]
-        assert [one["values"] for one in strongest] == [one["values"] for one in page["contexts"]["strongest"]]
+        assert row["decoder"] == [entry["feature"] for entry in page["relatives"]["decoder"]]
+        strongest = [entry for entry in row["contexts"] if entry["kind"] == "strongest"]
+        assert [entry["values"] for entry in strongest] == [entry["values"] for entry in page["contexts"]["strongest"]]
         assert row["raised"] is None

@@ -30,9 +30,9 @@ def test_bytes_are_about_those_of_the_export(toy, tmp_path: Path, to: str) -> No
 
 
 def test_delphi_is_planned_from_the_rows(toy, toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
-    asked = {"cache": toy_cache, "transcoder": toy_transcoder, "settings": FeatureSettings(), "device": "cpu"}
-    plan = plan_delphi(**asked, layer=3, out=tmp_path / "out")
-    written = sum(len(piece) for _, pieces in delphi_of_layer(**asked, progress=Silent()) for piece in pieces)
+    request = {"cache": toy_cache, "transcoder": toy_transcoder, "settings": FeatureSettings(), "device": "cpu"}
+    plan = plan_delphi(**request, layer=3, out=tmp_path / "out")
+    written = sum(len(piece) for _, pieces in delphi_of_layer(**request, progress=Silent()) for piece in pieces)
     assert written / 3 < plan.bytes_about < written * 3
     assert (plan.rows, plan.features) == (1600, 64)
     assert not any(tmp_path.iterdir())

@@ -53,7 +53,7 @@ def test_parts_in_any_order_join_to_the_same_bytes(toy) -> None:
         )
         for first in (2, 0, 1)
     ]
-    joined = join(block for part in parts for block in part)
+    joined = join(block for blocks in parts for block in blocks)
     for name, column in vars(toy.code).items():
         assert np.array_equal(column, getattr(joined, name)), name
 

@@ -9,10 +9,10 @@ from evaluate.features.collect import block_starts, encode_part, evidence_of
 def test_any_division_into_parts_gives_the_same_evidence(toy) -> None:
     starts = block_starts(toy.reader, toy.settings)
     parts = [
-        encode_part(toy.reader, toy.trained, toy.settings, some, progress=Silent())
-        for some in (starts[4:], starts[:1], starts[1:4])
+        encode_part(toy.reader, toy.trained, toy.settings, numbers, progress=Silent())
+        for numbers in (starts[4:], starts[:1], starts[1:4])
     ]
-    blocks = [block for part in parts for block in part]
+    blocks = [block for blocks_of in parts for block in blocks_of]
     merged = evidence_of(blocks, toy.reader, toy.trained, toy.settings)
     assert merged.head == toy.evidence.head
     for name, array in toy.evidence.arrays.items():

@@ -25,14 +25,14 @@ def test_samples_come_from_their_interval_and_are_as_many_as_there_are(toy) -> N
         shown = arrays[f"context_{interval_name(number)}"]
         wanted = np.minimum(arrays["intervals"][:, number], toy.settings.interval_contexts)
         assert np.array_equal((shown != NO_ROW).sum(axis=1), wanted)
-        feature, place = np.nonzero(shown != NO_ROW)
-        share = toy.dense[shown[feature, place], feature] / arrays["largest"][feature] * toy.settings.intervals
+        feature, column = np.nonzero(shown != NO_ROW)
+        share = toy.dense[shown[feature, column], feature] / arrays["largest"][feature] * toy.settings.intervals
         assert ((share > number - 1e-4) & (share < number + 1 + 1e-4)).all()
     uniform = arrays["context_uniform"]
     wanted = np.minimum(arrays["firings"], toy.settings.uniform_contexts)
     assert np.array_equal((uniform != NO_ROW).sum(axis=1), wanted)
-    feature, place = np.nonzero(uniform != NO_ROW)
-    assert (toy.dense[uniform[feature, place], feature] > 0).all()
+    feature, column = np.nonzero(uniform != NO_ROW)
+    assert (toy.dense[uniform[feature, column], feature] > 0).all()
 
 
 def test_the_uniform_sample_does_not_prefer_strong_firings(toy) -> None:
@@ -50,13 +50,13 @@ def test_the_uniform_sample_does_not_prefer_strong_firings(toy) -> None:
 
 def test_silent_contexts_are_of_documents_that_know_the_feature_and_do_not_fire(toy) -> None:
     silent, strongest = toy.evidence.arrays["context_silent"], toy.evidence.arrays["context_strongest"]
-    feature, place = np.nonzero(silent != NO_ROW)
+    feature, column = np.nonzero(silent != NO_ROW)
     assert len(feature) > toy.trained.dict_size
-    for one, row in zip(feature, silent[feature, place], strict=True):
+    for number, row in zip(feature, silent[feature, column], strict=True):
         first, end = toy.text.window(int(row), toy.settings.context_tokens)
-        assert not (toy.dense[first:end, one] > 0).any()
+        assert not (toy.dense[first:end, number] > 0).any()
         assert toy.text.tokens[row] != 0
-        assert toy.text.document[row] in toy.text.document[strongest[one][strongest[one] != NO_ROW]]
+        assert toy.text.document[row] in toy.text.document[strongest[number][strongest[number] != NO_ROW]]
 
 
 def test_no_context_is_about_a_special_token_or_shows_one(toy) -> None:

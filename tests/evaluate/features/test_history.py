@@ -41,13 +41,13 @@ def test_every_step_has_its_samples_with_their_text(run: Path, toy_cache: Path) 
     reader = CacheReader.open(toy_cache)
     feature = next(number for number in range(64) if len(history_of(run, reader, number)[-1].samples) > 1)
     history = history_of(run, reader, feature)
-    assert [one.step for one in history] == [4, 8]
+    assert [snapshot.step for snapshot in history] == [4, 8]
     split = reader.split("held_out")
-    for one in history:
-        values = [sample["value"] for sample in one.samples]
+    for snapshot in history:
+        values = [sample["value"] for sample in snapshot.samples]
         assert values == sorted(values, reverse=True)
-        assert len(values) == min(10, one.firings)
-        for sample in one.samples:
+        assert len(values) == min(10, snapshot.firings)
+        for sample in snapshot.samples:
             row = sample["row"]
             assert sample["tokens"][sample["at"]] == f"[{split.tokens[row]}]"
             assert sample["document"] == split.document[row]

@@ -33,8 +33,6 @@ def test_the_plan_says_what_the_stage_then_takes(toy_cache: Path, toy_transcoder
         out=out,
         settings=FeatureSettings(),
         device="cpu",
-        lm=None,
-        force=False,
         progress=Silent(),
     )
     assert (plan.folder, plan.rows, plan.features) == (str(out), head["rows"], head["transcoder"]["dict_size"])
@@ -45,17 +43,17 @@ def test_the_plan_says_what_the_stage_then_takes(toy_cache: Path, toy_transcoder
 
 
 def test_fewer_rows_and_contexts_take_less(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
-    every = _plan(toy_cache, toy_transcoder, tmp_path / "out")
+    full = _plan(toy_cache, toy_transcoder, tmp_path / "out")
     few = _plan(toy_cache, toy_transcoder, tmp_path / "out", FeatureSettings(rows=100, top_contexts=1))
     assert few.rows == 100
-    assert few.bytes_at_most < every.bytes_at_most
+    assert few.bytes_at_most < full.bytes_at_most
 
 
 def test_bytes_grow_with_what_is_shown() -> None:
     settings = FeatureSettings(top_contexts=1, interval_contexts=0, uniform_contexts=0, silent_contexts=0)
-    one = bytes_at_most(settings, features=1000, rows=0, l0=0.0)
-    two = bytes_at_most(settings.model_copy(update={"top_contexts": 2}), features=1000, rows=0, l0=0.0)
-    assert two - one == 1000 * (3 * 41 + 2 * 8)
+    single = bytes_at_most(settings, features=1000, rows=0, l0=0.0)
+    double = bytes_at_most(settings.model_copy(update={"top_contexts": 2}), features=1000, rows=0, l0=0.0)
+    assert double - single == 1000 * (3 * 41 + 2 * 8)
 
 
 def test_what_the_stage_refuses_and_a_full_disk_are_refused(

@@ -32,8 +32,8 @@ def test_features_of_the_same_rows_are_ranked_by_overlap(toy) -> None:
     best = np.sort(overlap, axis=1)[:, ::-1][:, : arrays["near_score"].shape[1]]
     np.testing.assert_allclose(arrays["near_score"], best, rtol=1e-6)
     there = arrays["near_feature"] != NO_FEATURE
-    owner, place = np.nonzero(there)
-    assert np.array_equal(arrays["near_count"][there], both[owner, arrays["near_feature"][owner, place]])
+    owner, column = np.nonzero(there)
+    assert np.array_equal(arrays["near_count"][there], both[owner, arrays["near_feature"][owner, column]])
 
 
 def test_coarser_relatives_are_of_shorter_prefixes_and_likelier_when_the_feature_fires(toy) -> None:
@@ -47,21 +47,21 @@ def test_coarser_relatives_are_of_shorter_prefixes_and_likelier_when_the_feature
     np.testing.assert_allclose(arrays["coarser_score"], best, rtol=1e-5, atol=1e-9)
     assert (arrays["coarser_feature"][:8] == NO_FEATURE).all()
     cosine = _cosine(toy.trained.W_dec.double().numpy())
-    owner, place = np.nonzero(arrays["coarser_feature"] != NO_FEATURE)
+    owner, column = np.nonzero(arrays["coarser_feature"] != NO_FEATURE)
     np.testing.assert_allclose(
-        arrays["coarser_decoder_cosine"][owner, place],
-        cosine[owner, arrays["coarser_feature"][owner, place]],
+        arrays["coarser_decoder_cosine"][owner, column],
+        cosine[owner, arrays["coarser_feature"][owner, column]],
         atol=1e-5,
     )
 
 
 def test_counting_a_few_rows_at_a_time_changes_nothing(toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = shared_rows(toy.code, toy.firings, toy.trained.prefixes, 6)
+    expected = shared_rows(toy.code, toy.firings, toy.trained.prefixes, 6)
     monkeypatch.setattr(relations, "_COUNTED_ROWS", 7)
     pieces = shared_rows(toy.code, toy.firings, toy.trained.prefixes, 6)
     for name in ("near", "coarser"):
-        assert np.array_equal(getattr(whole, name).feature, getattr(pieces, name).feature)
-    assert np.array_equal(whole.near_count, pieces.near_count)
+        assert np.array_equal(getattr(expected, name).feature, getattr(pieces, name).feature)
+    assert np.array_equal(expected.near_count, pieces.near_count)
 
 
 def test_equal_scores_are_ordered_by_number(toy) -> None:

@@ -28,8 +28,6 @@ def _run(cache: Path, transcoder: Path, out: Path) -> dict:
         out=out,
         settings=FeatureSettings(context_tokens=4),
         device="cpu",
-        lm=None,
-        force=False,
         progress=Silent(),
     )
 
@@ -82,8 +80,6 @@ def test_features_that_never_fire_and_blocks_of_special_rows_alone_do_no_harm(
         out=tmp_path / "features",
         settings=FeatureSettings(block_rows=1, rows=40),
         device="cpu",
-        lm=None,
-        force=False,
         progress=Silent(),
     )
     assert head["l0"] == 0

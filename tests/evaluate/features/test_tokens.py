@@ -18,13 +18,13 @@ def test_tokens_beside_a_feature_are_counted_one_by_one(toy, side: str, offset: 
         firing = [row for row in rows if toy.dense[row, feature] > 0]
         counts = Counter(text.tokens[np.array(firing, dtype=int) + offset].tolist())
         expected = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: toy.settings.tokens]
-        for place, (token, count) in enumerate(expected):
-            assert arrays[f"{side}_token"][feature, place] == token
-            assert arrays[f"{side}_count"][feature, place] == count
+        for bin_number, (token, count) in enumerate(expected):
+            assert arrays[f"{side}_token"][feature, bin_number] == token
+            assert arrays[f"{side}_count"][feature, bin_number] == count
             share = count / len(firing)
-            assert arrays[f"{side}_share"][feature, place] == pytest.approx(share)
-            assert arrays[f"{side}_lift"][feature, place] == pytest.approx(share / (base[token] / len(toy.kept)))
-            assert arrays[f"{side}_recall"][feature, place] == pytest.approx(count / beside[token])
+            assert arrays[f"{side}_share"][feature, bin_number] == pytest.approx(share)
+            assert arrays[f"{side}_lift"][feature, bin_number] == pytest.approx(share / (base[token] / len(toy.kept)))
+            assert arrays[f"{side}_recall"][feature, bin_number] == pytest.approx(count / beside[token])
         assert (arrays[f"{side}_token"][feature, len(expected) :] == -1).all()
 
 
@@ -32,7 +32,7 @@ def test_positions_are_counted_by_stretch_of_the_context(toy) -> None:
     stretch = toy.text.position * POSITION_BINS // 16
     for feature in (0, 30):
         firing = toy.dense[:, feature] > 0
-        expected = [int((firing & (stretch == place)).sum()) for place in range(POSITION_BINS)]
+        expected = [int((firing & (stretch == bin_number)).sum()) for bin_number in range(POSITION_BINS)]
         assert toy.evidence.arrays["positions"][feature].tolist() == expected
-    base = [int((stretch[toy.kept] == place).sum()) for place in range(POSITION_BINS)]
+    base = [int((stretch[toy.kept] == bin_number).sum()) for bin_number in range(POSITION_BINS)]
     assert toy.evidence.arrays["positions_base"].tolist() == base

@@ -51,10 +51,6 @@ def evaluated(folder: Path, cache: Path) -> dict[str, Any]:
         out=folder / "report",
         settings=EvaluateSettings(bootstrap=0),
         device="cpu",
-        lm=None,
-        gemma_scope=None,
-        against=None,
-        force=False,
         progress=Silent(),
     )
 
@@ -109,13 +105,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, cache: Path) -> None:
 def test_what_is_there_is_kept(tmp_path: Path, cache: Path) -> None:
     write_saelens(tmp_path / "x", dictionary(), ABOUT)
     take(tmp_path / "x", cache)
-    with pytest.raises(UsageError, match="imported transcoder lies here"):
+    with pytest.raises(UsageError, match="There is an imported transcoder here"):
         take(tmp_path / "x", cache)
     write_saelens(tmp_path / "x", dictionary(seed=6), ABOUT)
     take(tmp_path / "x", cache, fresh=True)
     assert torch.equal(load_transcoder(tmp_path / "taken").W_dec, dictionary(seed=6).W_dec)
     (tmp_path / "taken" / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match="training lies here"):
+    with pytest.raises(UsageError, match="There is a training here"):
         take(tmp_path / "x", cache, fresh=True)
 
 

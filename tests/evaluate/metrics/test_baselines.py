@@ -39,14 +39,14 @@ def test_an_affine_target_is_explained_up_to_its_noise() -> None:
 
 def test_the_affine_map_equals_fitting_the_folds_by_hand() -> None:
     source, target = affine_data(1.0)
-    whole, parts = (evaluated(source, target, bias=target.mean(0), pieces=pieces) for pieces in (1, 7))
-    assert parts["affine"] == pytest.approx(whole["affine"], rel=1e-5)
+    at_once, in_pieces = (evaluated(source, target, bias=target.mean(0), pieces=pieces) for pieces in (1, 7))
+    assert in_pieces["affine"] == pytest.approx(at_once["affine"], rel=1e-5)
     x, y = source.double().numpy(), target.double().numpy()
     design = np.c_[x, np.ones(len(x))]
     fitted = np.linalg.lstsq(design, y, rcond=None)[0]
     in_sample = ((y - design @ fitted) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
-    assert whole["affine_in_sample"] == pytest.approx(in_sample, rel=1e-5)
-    assert in_sample < whole["affine"] < in_sample * 1.02
+    assert at_once["affine_in_sample"] == pytest.approx(in_sample, rel=1e-5)
+    assert in_sample < at_once["affine"] < in_sample * 1.02
 
 
 def test_a_badly_conditioned_source_costs_no_accuracy() -> None:

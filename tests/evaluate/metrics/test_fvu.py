@@ -155,11 +155,11 @@ def test_splitting_and_reordering_batches_changes_nothing(splits: list[int], rev
     target = torch.randn(600, WIDTH, generator=torch.Generator().manual_seed(2)) * 5 + 2
     batch = batch_of(target, torch.stack([target * 0.5, target * 0.9], dim=1))
     metric = metric_for(batch, replicates=20)
-    whole = metric.compute(measured(metric, batch))
+    at_once = metric.compute(measured(metric, batch))
     pieces = metric.compute(measured(metric, batch, splits=tuple(sorted(splits)), reverse=reverse))
-    for name, values in whole.replicates.items():
+    for name, values in at_once.replicates.items():
         np.testing.assert_allclose(pieces.replicates[name], values, rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(pieces.replicates["fvu"], whole.replicates["fvu"], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(pieces.replicates["fvu"], at_once.replicates["fvu"], rtol=1e-10, atol=1e-10)
 
 
 @given(st.floats(0.1, 100), st.integers(0, 50))

@@ -15,10 +15,10 @@ def test_blocks_give_what_the_full_matrix_gives(block: int) -> None:
     cosine = (cosine @ cosine.T).fill_diagonal_(-1)
     result = redundancy(rows, (6, 20, 60), block=block)
     for found, end in zip(result["per_prefix"], (6, 20, 60), strict=True):
-        part = cosine[:end, :end]
-        assert found["mean_max_cosine"] == pytest.approx(float(part.amax(1).mean()), abs=1e-6)
-        assert found["twin_share"] == pytest.approx(float((part.amax(1) > 0.9).float().mean()))
-        assert found["pair_share"] == pytest.approx(int((part > 0.9).sum()) / end / (end - 1))
+        block = cosine[:end, :end]
+        assert found["mean_max_cosine"] == pytest.approx(float(block.amax(1).mean()), abs=1e-6)
+        assert found["twin_share"] == pytest.approx(float((block.amax(1) > 0.9).float().mean()))
+        assert found["pair_share"] == pytest.approx(int((block > 0.9).sum()) / end / (end - 1))
     assert result["twin_share"] == result["per_prefix"][-1]["twin_share"]
 
 

@@ -205,7 +205,7 @@ def test_other_bytes_are_refused_by_the_hash_in_config_json(request_to: PublishR
     with pytest.raises((UsageError, DiskError), match=r"layer09|nested"):
         nestcoder.load_transcoder(f"hf:{NAME}/layer09")
     for address in ("hf:nobody", "hf:a/b/../c", "hf:"):
-        with pytest.raises(UsageError, match="no address"):
+        with pytest.raises(UsageError, match="not an address"):
             nestcoder.load_transcoder(address)
 
 
@@ -222,6 +222,6 @@ def test_what_cannot_be_published_is_said_before_anything_is_sent(request_to: Pu
     changes = {"to": "somebody/nested", "exported": tmp_path}
     for name, value in changes.items():
         shutil.rmtree(tmp_path / "export", ignore_errors=True)
-        with pytest.raises(UsageError, match=r"no address|No export lies here"):
+        with pytest.raises(UsageError, match=r"not an address|There is no export here"):
             prepare(PublishRequest(**vars(request_to) | {"exported": None} | {name: value}))
     assert not Hub.made

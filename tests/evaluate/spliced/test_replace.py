@@ -130,13 +130,13 @@ def test_what_cannot_be_replaced_is_said(named: tuple[str, Any]) -> None:
     host = Host.of(named[1])
     with pytest.raises(UsageError, match="layers 0 to 2; there is no layer 3"):
         host.check(3, Place("mlp_in", "mlp_out"))
-    with pytest.raises(UsageError, match="is no site"):
+    with pytest.raises(UsageError, match="is not a site"):
         Place.of({"source_site": "mlp_in", "target_site": "hook_z"})
     with pytest.raises(UsageError, match="Linear is not a causal language model"):
         Host.of(torch.nn.Linear(2, 2))
     embedded = named[1].get_input_embeddings()(torch.arange(4)[None])
-    whole = {LAYER: (Place("mlp_in", "mlp_out"), lambda _, own: own)}
-    with replacing(host, whole, Ordinary((SPECIAL,))), pytest.raises(UsageError, match="embeddings, not tokens"):
+    unchanged = {LAYER: (Place("mlp_in", "mlp_out"), lambda _, own: own)}
+    with replacing(host, unchanged, Ordinary((SPECIAL,))), pytest.raises(UsageError, match="embeddings, not tokens"):
         named[1](inputs_embeds=embedded)
-    with replacing(host, whole, Ordinary()):
+    with replacing(host, unchanged, Ordinary()):
         assert named[1](inputs_embeds=embedded).logits.shape == (1, 4, 50)

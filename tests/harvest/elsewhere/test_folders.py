@@ -92,8 +92,8 @@ def test_shards_of_saev(tmp_path: Path) -> None:
 
 
 def test_no_form_and_damaged_files_are_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder of safetensors or npy"):
+    with pytest.raises(UsageError, match="neither a folder of safetensors or npy"):
         open_folder(tmp_path, layer=0)
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DamagedError, match="no plain array"):
+    with pytest.raises(DamagedError, match="not a plain array"):
         batches(Paired(open_folder(tmp_path, layer=0)))

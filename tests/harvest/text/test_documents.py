@@ -114,7 +114,7 @@ def test_files_of_two_kinds_are_refused(tmp_path):
 
 def test_a_file_of_no_known_kind_is_named(tmp_path):
     (tmp_path / "notes.md").write_text("text")
-    with pytest.raises(UsageError, match=r"'notes\.md' is no kind of text"):
+    with pytest.raises(UsageError, match=r"'notes\.md' is not a kind of text"):
         open_documents(HarvestSettings(dataset=str(tmp_path / "notes.md")))
 
 

@@ -76,5 +76,5 @@ def test_what_is_no_such_place(hub: list[str]) -> None:
     with pytest.raises(UsageError, match="no dictionary"):
         fetched("hf:user/repo/nowhere", layer=8, progress=Silent())
     for path in ("nothing://somewhere/x", "hf:user"):
-        with pytest.raises(UsageError, match="no place"):
+        with pytest.raises(UsageError, match="not a place"):
             fetched(path, layer=8, progress=Silent())

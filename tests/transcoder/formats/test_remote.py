@@ -105,7 +105,7 @@ def test_nothing_there_and_no_such_file_system(system: Any) -> None:
     system.pipe_file("memory://bucket/README.md", b"")
     with pytest.raises(UsageError, match="no dictionary here"):
         get("memory://bucket")
-    with pytest.raises(UsageError, match="no place"):
+    with pytest.raises(UsageError, match="not a place"):
         get("nothing://bucket")
 
 

@@ -65,7 +65,7 @@ def test_a_toy_rule_trains_and_is_saved_loaded_and_evaluated(tmp_path: Path, mon
     assert code.any()
     metrics = evaluate_layer(
         cache=cache, transcoder=tmp_path / "main", out=tmp_path / "report", settings=EvaluateSettings(bootstrap=0),
-        device="cpu", lm=None, gemma_scope=None, against=None, force=False, progress=Silent(),
+        device="cpu", progress=Silent(),
     )  # fmt: skip
     assert metrics["transcoder"]["activation"] == "halves"
     assert 0 < metrics["l0"] <= 3

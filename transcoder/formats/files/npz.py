@@ -64,7 +64,7 @@ def _check_members(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path)
     claimed = sum(member.file_size for member in members)
     actual = path.stat().st_size
     if claimed > LARGEST_RATIO * actual + SLACK_BYTES:
-        what = f"The file has {actual:,} bytes and claims to hold {claimed:,}: that is no dictionary."
+        what = f"The file has {actual:,} bytes and claims to hold {claimed:,}: that is not a dictionary."
         raise DamagedError(what, where=path)
     for name in names:
         _check_header(archive, f"{name}.npy", name, path)

@@ -73,7 +73,7 @@ def tensors_among(
         raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(found)}.", where=where)
     for name, value in found.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-            raise DamagedError(f"{name} is no plain tensor.", where=where)
+            raise DamagedError(f"{name} is not a plain tensor.", where=where)
     return {str(name): value.detach() for name, value in found.items()}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.errors import DamagedError, DiskError, UsageError
 from common.sealed.tensors import reading_safetensors
+from common.units import in_bytes
 
 JSON_LIMIT_BYTES = 64 << 20
 
@@ -55,7 +56,8 @@ def _read_bytes(path: Path, *, limit_bytes: int) -> bytes:
     try:
         size = path.stat().st_size
         if size > limit_bytes:
-            raise DamagedError(f"The file has {size:,} bytes; at most {limit_bytes:,} are expected.", where=path)
+            what = f"The file has {in_bytes(size)}; at most {in_bytes(limit_bytes)} are expected."
+            raise DamagedError(what, where=path)
         return path.read_bytes()
     except OSError as error:
         raise DiskError(f"The file cannot be read: {error}.", where=path) from error

@@ -149,8 +149,8 @@ def _oriented(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The arrays by our names, in the field's orientation."""
     if "encoder.weight" not in stored:
         return {name: stored[name] for name in _PLAIN}
-    sides = (stored["encoder.weight"], stored["decoder.weight"])
-    encoder, decoder = (side.mT if side.ndim == 2 else side for side in sides)
+    arrays = (stored["encoder.weight"], stored["decoder.weight"])
+    encoder, decoder = (array.mT if array.ndim == 2 else array for array in arrays)
     bias = stored["b_dec"] if "b_dec" in stored else stored["bias"]
     return {"W_enc": encoder, "b_enc": stored["encoder.bias"], "W_dec": decoder, "b_dec": bias}
 
@@ -174,7 +174,7 @@ def _rule(kind: str, stored: Mapping[str, Tensor], folder: Path) -> Rule:
 
 def _number(tensor: Tensor, where: Path) -> int | float:
     if tensor.numel() != 1 or not bool(torch.isfinite(tensor.double()).all()):
-        raise DamagedError("k or threshold is no single number.", where=where)
+        raise DamagedError("k or threshold is not a single number.", where=where)
     return tensor.item()
 
 

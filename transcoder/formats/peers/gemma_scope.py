@@ -34,6 +34,7 @@ MODEL = "google/gemma-2-2b"
 WIDTH = 2304
 TOKENS_TRAINED = 4_000_000_000
 """By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
+# Text of another kind moves L0 by a tenth or two; rows of another layer, or without the norm, move it by far more.
 LEAST_L0_RATIO = 0.7
 MOST_L0_RATIO = 1.4
 
@@ -57,9 +58,9 @@ def find_choices(paths: Iterable[str]) -> list[Choice]:
     """The dictionaries among ``paths``; the rest is passed over."""
     found = [(path, _PLACE.search(path)) for path in paths]
     return [
-        Choice(path, layer=int(place[1]), width=int(place[2]) * _UNITS[place[3]], l0=int(place[4]))
-        for path, place in found
-        if place
+        Choice(path, layer=int(named[1]), width=int(named[2]) * _UNITS[named[3]], l0=int(named[4]))
+        for path, named in found
+        if named
     ]
 
 

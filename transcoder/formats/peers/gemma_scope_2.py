@@ -76,7 +76,7 @@ def _place(module: str, folder: Path) -> Place:
     found = re.fullmatch(r"(?:model\.)?(?:language_model\.)?layers\.(\d{1,4})\.(.+)", module)
     site = _MODULES.get(found[2]) if found else None
     if found is None or site is None:
-        what = f"The dictionary lies at {module!r}, which is no tensor that a cache can hold."
+        what = f"The dictionary lies at {module!r}, which is not a tensor that a cache can hold."
         raise MismatchError(what, where=folder / _CONFIG)
     return Place(site, int(found[1]))
 

@@ -71,4 +71,4 @@ def test_a_cache_with_its_mlp_has_them_in_the_evidence(tmp_path: Path) -> None:
     expected = aligned_neurons(transcoder.W_dec, mlp, 3)
     assert np.array_equal(evidence.arrays["neuron_index"], expected["neuron_index"])
     page = feature_page(evidence, 5)
-    assert [one["neuron"] for one in page["neurons"]] == expected["neuron_index"][5].tolist()
+    assert [entry["neuron"] for entry in page["neurons"]] == expected["neuron_index"][5].tolist()

@@ -14,20 +14,20 @@ def _cliques(*sizes: int) -> Edges:
     """Groups within which everything is joined, and weak edges from each group's first feature to the next one's."""
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     pairs = [
-        (start + one, start + other, 1.0)
+        (start + feature, start + other, 1.0)
         for start, size in zip(starts, sizes, strict=True)
-        for one in range(size)
-        for other in range(one + 1, size)
+        for feature in range(size)
+        for other in range(feature + 1, size)
     ]
-    pairs += [(one, other, 0.01) for one, other in pairwise(starts)]
+    pairs += [(feature, other, 0.01) for feature, other in pairwise(starts)]
     first, second, weight = zip(*sorted(pairs), strict=True)
     return Edges(np.array(first), np.array(second), np.array(weight))
 
 
 def test_groups_that_are_joined_within_are_the_clusters() -> None:
     found = clusters(_cliques(*_SIZES), np.ones(sum(_SIZES) + 2, dtype=bool), seed=0)
-    order = sorted(range(len(_SIZES)), key=lambda place: -_SIZES[place])
-    expected = [number for place, size in enumerate(_SIZES) for number in [order.index(place)] * size]
+    order = sorted(range(len(_SIZES)), key=lambda index: -_SIZES[index])
+    expected = [number for index, size in enumerate(_SIZES) for number in [order.index(index)] * size]
     assert found.tolist() == [*expected, NO_CLUSTER, NO_CLUSTER]
 
 

@@ -9,10 +9,10 @@ from evaluate.features.graph.layout import layout, principal
 
 def _groups(count: int, size: int) -> Edges:
     pairs = [
-        (group * size + one, group * size + other)
+        (group * size + feature, group * size + other)
         for group in range(count)
-        for one in range(size)
-        for other in range(one + 1, size)
+        for feature in range(size)
+        for other in range(feature + 1, size)
     ]
     first, second = np.array(sorted(pairs)).T
     return Edges(first, second, np.ones(len(first)))

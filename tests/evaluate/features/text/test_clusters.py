@@ -12,21 +12,22 @@ def test_clusters_are_listed_with_their_tokens(toy) -> None:
     evidence = toy.evidence
     found = cluster_list(evidence)
     number = evidence.arrays["cluster"]
-    assert [one.features.tolist() for one in found] == [
-        np.flatnonzero(number == place).tolist() for place in range(number.max() + 1)
+    assert [cluster.features.tolist() for cluster in found] == [
+        np.flatnonzero(number == cluster).tolist() for cluster in range(number.max() + 1)
     ]
     tokens, shares = evidence.arrays["on_token"][:, :3], evidence.arrays["on_share"][:, :3]
 
     def mean(features: np.ndarray, token: int) -> float:
-        return sum(float(shares[one][tokens[one] == token].sum()) for one in features) / len(features)
+        return sum(float(shares[feature][tokens[feature] == token].sum()) for feature in features) / len(features)
 
     everything = np.flatnonzero(evidence.arrays["firings"] > 0)
-    for one in found:
+    for cluster in found:
         weights = {
-            token: mean(one.features, token) - mean(everything, token) for token in np.unique(tokens[one.features])
+            token: mean(cluster.features, token) - mean(everything, token)
+            for token in np.unique(tokens[cluster.features])
         }
-        best = sorted(weights.values(), reverse=True)[: len(one.tokens)]
-        assert [weights[token] for token in one.tokens] == pytest.approx(best)
+        best = sorted(weights.values(), reverse=True)[: len(cluster.tokens)]
+        assert [weights[token] for token in cluster.tokens] == pytest.approx(best)
         assert min(best) > 0
 
 

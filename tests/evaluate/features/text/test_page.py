@@ -26,18 +26,18 @@ def test_a_page_is_plain_data_with_every_section(toy) -> None:
 def test_shared_rows_are_said_from_the_feature_that_is_shown(toy) -> None:
     fires = toy.dense > 0
     page = feature_page(toy.evidence, 40)
-    for one in [*page["relatives"]["near"], *page["relatives"]["coarser"]]:
-        both = (fires[:, 40] & fires[:, one["feature"]]).sum()
-        assert one["rows"] == both
-        assert one["given"] == pytest.approx(both / fires[:, 40].sum(), rel=1e-3)
-        expected = both * len(toy.kept) / (fires[:, 40].sum() * fires[:, one["feature"]].sum())
-        assert one["lift"] == pytest.approx(expected, rel=1e-3)
+    for entry in [*page["relatives"]["near"], *page["relatives"]["coarser"]]:
+        both = (fires[:, 40] & fires[:, entry["feature"]]).sum()
+        assert entry["rows"] == both
+        assert entry["given"] == pytest.approx(both / fires[:, 40].sum(), rel=1e-3)
+        expected = both * len(toy.kept) / (fires[:, 40].sum() * fires[:, entry["feature"]].sum())
+        assert entry["lift"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_finer_features_are_those_that_name_this_one_first(toy) -> None:
     first = toy.evidence.arrays["coarser_feature"][:, 0]
     for feature in range(8):
-        finer = [one["feature"] for one in feature_page(toy.evidence, feature)["relatives"]["finer"]]
+        finer = [entry["feature"] for entry in feature_page(toy.evidence, feature)["relatives"]["finer"]]
         assert sorted(finer) == np.flatnonzero(first == feature).tolist()
 
 

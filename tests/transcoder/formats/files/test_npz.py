@@ -68,7 +68,7 @@ def pickled() -> bytes:
         (zipped({"a.npy": header("(4,)", descr="'|O'") + pickle.dumps([1]), "b.npy": b""}), "float type"),
         (
             zipped({"a.npy": header("(8000000,)") + bytes(32_000_000), "b.npy": header("(0,)")}),
-            "that is no dictionary",
+            "that is not a dictionary",
         ),
         (b"", "Not a readable"),
         (packed(GOOD)[:300], "Not a readable"),

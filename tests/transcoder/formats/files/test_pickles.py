@@ -60,7 +60,7 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         read_pickle(tmp_path / "nothing.pt")
     cases = {
-        "no plain tensor": {"a": 3},
+        "not a plain tensor": {"a": 3},
         "also holds b": {"a": torch.ones(1), "b": torch.ones(1)},
         "no tensor a": {},
         "expected, not list": [torch.ones(1)],

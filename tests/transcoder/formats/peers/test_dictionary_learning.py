@@ -115,7 +115,7 @@ def test_what_is_not_linear_or_not_finished_is_refused(tmp_path: Path) -> None:
         read_dictionary_learning(
             written(tmp_path / "more", "AutoEncoder", linear() | {"stranger": torch.zeros(1)}), WANTED
         )
-    with pytest.raises(MismatchError, match="no tensor that a cache"):
+    with pytest.raises(MismatchError, match="not a tensor that a cache"):
         read_dictionary_learning(
             written(tmp_path / "where", "AutoEncoder", linear(), submodule_name="somewhere"), WANTED
         )

@@ -63,7 +63,7 @@ def test_an_autoencoder_subtracts_its_bias(
 
 def test_what_it_cannot_say_is_refused(tmp_path: Path, make_transcoder: Make, about: About) -> None:
     write_sparsify(tmp_path / "somewhere", make_transcoder(), about)
-    with pytest.raises(UsageError, match="no module"):
+    with pytest.raises(UsageError, match="not a module"):
         read_sparsify(tmp_path / "somewhere", WANTED)
     write_sparsify(tmp_path / "layers.8.mlp", make_transcoder(), about)
     config = json.loads((tmp_path / "layers.8.mlp" / "cfg.json").read_text()) | {"activation": "groupmax"}

@@ -1,12 +1,13 @@
-"""Evaluation of dictionaries of several layers together, as functions of the settings, like ``nestcoder/stages.py``."""
+"""Evaluation of dictionaries of several layers together, as functions of the settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.progress import Progress, Silent
+from common.progress import SILENT, Progress
 from common.run_layout import CONFIG_FILE, joint_folders, run_folders
 from nestcoder.config import PipelineSettings
+from nestcoder.stages.folders import joined_processes
 
 if TYPE_CHECKING:
     from evaluate.joint.features import JointFeatures
@@ -20,7 +21,7 @@ def run_evaluate_joint(
     names: Sequence[str],
     device: str = "auto",
     lm: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Measure dictionaries of several layers on the same rows: cross-layer transcoders, and per-layer sets, by name.
 
@@ -28,10 +29,8 @@ def run_evaluate_joint(
 
         nestcoder.run_evaluate_joint(settings, range(12), names=["clt", "main"], lm=True)
     """
-    from common.distributed import process_group, read_ranks
     from evaluate.joint.run import Candidate, evaluate_layers
 
-    ranks = read_ranks()
     ordered = sorted(set(layers))
     joint = joint_folders(Path(settings.runs), settings.model, ordered)
     folders = {layer: run_folders(Path(settings.runs), settings.model, layer) for layer in ordered}
@@ -39,16 +38,16 @@ def run_evaluate_joint(
         Candidate(name, joint.transcoder(name), {layer: own.transcoder(name) for layer, own in folders.items()})
         for name in dict.fromkeys(names)
     ]
-    with process_group(ranks, ranks.device(device)):
+    with joined_processes(device) as own_device:
         return evaluate_layers(
             caches={layer: own.cache for layer, own in folders.items()},
             cache_settings=settings.cache,
             candidates=candidates,
             out=joint.report(names[0]),
             settings=settings.evaluate,
-            device=ranks.device(device),
+            device=own_device,
             lm=settings.model if lm else None,
-            progress=progress or Silent(),
+            progress=progress,
         )
 
 

@@ -1,20 +1,18 @@
 """The stages that run the language model with dictionaries in it, as functions of the settings.
 
-    nestcoder.run_together(settings, [4, 8])     several layers spliced at once
-    nestcoder.run_finetune(settings, [8])        trained further inside the model
-
-As ``nestcoder.stages``, whose folders they read and write.
+nestcoder.run_together(settings, [4, 8])     several layers spliced at once
+nestcoder.run_finetune(settings, [8])        trained further inside the model
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.progress import Progress, Silent
+from common.progress import SILENT, Progress
 from common.run_layout import check_of_one_layer, finetune_folder, joint_folders, together_folder
 from nestcoder.config import PipelineSettings
-from nestcoder.joint_stages import is_cross_layer
-from nestcoder.stages import folders_of, trained_layers
+from nestcoder.stages.folders import folders_of, joined_processes, trained_layers
+from nestcoder.stages.joint import is_cross_layer
 
 if TYPE_CHECKING:
     from finetune.request import FinetuneRequest
@@ -26,28 +24,26 @@ def run_together(
     *,
     name: str = "main",
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Splice the transcoders ``name`` of several layers (none given: of every trained one) into the language model at
     once: cross-entropy, KL and the share of unchanged first choices, by prefix.
 
     nestcoder.run_together(settings, [4, 8])["language_model"]["per_prefix"][-1]["delta"]
     """
-    from common.distributed import process_group, read_ranks
     from evaluate.spliced.together import splice_together
 
     check_of_one_layer(Path(settings.runs), settings.model, layers, name)
-    ranks = read_ranks()
-    with process_group(ranks, ranks.device(device)):
+    with joined_processes(device) as own_device:
         chosen = list(layers) or trained_layers(settings, name)
         return splice_together(
             caches={layer: folders_of(settings, layer).cache for layer in chosen},
             transcoders={layer: folders_of(settings, layer).transcoder(name) for layer in chosen},
             out=together_folder(Path(settings.runs), settings.model, name),
             settings=settings.evaluate,
-            device=ranks.device(device),
+            device=own_device,
             lm=settings.model,
-            progress=progress or Silent(),
+            progress=progress,
             cache_settings=settings.cache,
         )
 
@@ -60,7 +56,7 @@ def run_finetune(
     result: str | None = None,
     device: str = "auto",
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Fine-tune the transcoders ``name`` of these layers, spliced into the language model at once, into ``result``
     (``<name>-finetuned``); what it bought and cost, before and after. So too the cross-layer transcoder ``name`` of
@@ -68,13 +64,11 @@ def run_finetune(
 
     nestcoder.run_finetune(settings, [8])["language_model"]["closed_per_prefix"][-1]["delta"]
     """
-    from common.distributed import process_group, read_ranks
     from finetune.run import finetune_layers
 
-    ranks = read_ranks()
-    with process_group(ranks, ranks.device(device)):
-        request = finetune_request(settings, layers, name=name, result=result, device=ranks.device(device))
-        return finetune_layers(request, fresh=fresh, progress=progress or Silent())
+    with joined_processes(device) as own_device:
+        request = finetune_request(settings, layers, name=name, result=result, device=own_device)
+        return finetune_layers(request, fresh=fresh, progress=progress)
 
 
 def finetune_request(

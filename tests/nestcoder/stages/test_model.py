@@ -7,7 +7,7 @@ import pytest
 import nestcoder
 from common.errors import UsageError
 from common.run_layout import CONFIG_FILE
-from nestcoder.model_stages import finetune_request
+from nestcoder.stages.model import finetune_request
 
 
 def test_the_result_is_named_after_what_it_is_made_from(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from common.errors import UsageError
 from common.run_layout import CONFIG_FILE, joint_folders
 from nestcoder.cli import command_line
 from nestcoder.config import load_settings
-from nestcoder.joint_stages import is_cross_layer, run_evaluate_joint
+from nestcoder.stages.joint import is_cross_layer, run_evaluate_joint
 
 
 def test_a_cross_layer_transcoder_is_one_of_exactly_these_layers(tmp_path: Path) -> None:

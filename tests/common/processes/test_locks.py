@@ -4,11 +4,15 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from common import disk
-from common.errors import DiskError, InUseError, UsageError
+from common.errors import DiskError, InUseError
+from common.processes import locks
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +43,13 @@ def refuse_folder_flushes(monkeypatch, number):
 def test_a_file_system_without_locks_is_named_and_can_be_accepted(tmp_path, monkeypatch, number):
     refuse_locks(monkeypatch, number)
     with pytest.raises(DiskError, match=r"(?s)does not lock files.*cache\.weak_disk"):
-        disk.check_promises(tmp_path / "not" / "yet")
-    with pytest.raises(DiskError, match="cache\\.weak_disk"), disk.lock(tmp_path / "lock"):
+        locks.check_promises(tmp_path / "not" / "yet")
+    with pytest.raises(DiskError, match="cache\\.weak_disk"), locks.lock(tmp_path / "lock"):
         pass
     assert list(tmp_path.iterdir()) == [] or [path.name for path in tmp_path.iterdir()] == ["lock"]
     disk.accept_weak_disk(True)
-    disk.check_promises(tmp_path)
-    with disk.lock(tmp_path / "lock"):
+    locks.check_promises(tmp_path)
+    with locks.lock(tmp_path / "lock"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -54,9 +58,9 @@ def test_a_file_system_without_locks_is_named_and_can_be_accepted(tmp_path, monk
 def test_a_file_system_that_flushes_no_folders_is_named_and_can_be_accepted(tmp_path, monkeypatch, number):
     refuse_folder_flushes(monkeypatch, number)
     with pytest.raises(DiskError, match=r"(?s)does not flush folders.*cache\.weak_disk"):
-        disk.check_promises(tmp_path)
+        locks.check_promises(tmp_path)
     disk.accept_weak_disk(True)
-    disk.check_promises(tmp_path)
+    locks.check_promises(tmp_path)
     disk.write_file(tmp_path / "folder" / "file", b"text")
     assert (tmp_path / "folder" / "file").read_bytes() == b"text"
 
@@ -70,34 +74,41 @@ def test_a_disk_that_fails_is_not_taken_for_a_weak_one(tmp_path, monkeypatch):
 
 def test_a_lock_goes_with_its_block_and_excludes_meanwhile(tmp_path):
     path = tmp_path / "locks" / "one"
-    with disk.lock(path):
+    with locks.lock(path):
         assert path.exists()
-        with pytest.raises(InUseError, match=rf"process {os.getpid()} on "), disk.lock(path):
+        with pytest.raises(InUseError, match=rf"process {os.getpid()} on "), locks.lock(path):
             pass
         assert path.exists(), "the loser leaves the winner's lock alone"
     assert not path.exists()
-    with disk.lock_all([path, tmp_path / "locks" / "two"]):
+    with locks.lock_all([path, tmp_path / "locks" / "two"]):
         assert len(list(path.parent.iterdir())) == 2
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_lock_that_was_unlinked_meanwhile_is_no_lock(tmp_path, monkeypatch):
     path = tmp_path / "lock"
-    take = disk._take
+    take = locks._take
     turns = []
 
-    def unlinking(descriptor, at):
-        take(descriptor, at)
-        turns.append(at)
+    def unlinking(descriptor, taken_path):
+        take(descriptor, taken_path)
+        turns.append(taken_path)
         if len(turns) == 1:
             path.unlink()
 
-    monkeypatch.setattr(disk, "_take", unlinking)
-    with disk.lock(path):
+    monkeypatch.setattr(locks, "_take", unlinking)
+    with locks.lock(path):
         assert len(turns) == 2
         assert path.exists()
 
 
-def test_a_path_with_a_nul_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="NUL"):
-        disk.make_folder(tmp_path / "a\0b")
+def test_a_lock_is_held_by_one_process(tmp_path):
+    path = tmp_path / "lock"
+    code = f"from pathlib import Path; from common.processes import locks\nwith locks.lock(Path({str(path)!r})): pass"
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).resolve().parents[3]
+    with locks.lock(path):
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert InUseError.__name__ in done.stderr
+        assert f"process {os.getpid()} on" in done.stderr
+    assert subprocess.run(command, cwd=root).returncode == 0

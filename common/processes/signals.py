@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+# As a shell reports a process that a signal ended.
 EXIT_ON_SIGTERM = 128 + signal.SIGTERM
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from common.signals import leave_for, leaving_on_sigterm, noted_signals
+from common.processes.signals import leave_for, leaving_on_sigterm, noted_signals
 
 
 def interrupted(tidied: list[str]) -> None:

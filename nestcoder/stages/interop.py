@@ -1,0 +1,133 @@
+"""To and from other tools: ``nestcoder.run_export``, ``nestcoder.run_import``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.distributed import read_ranks
+from common.errors import UsageError
+from common.progress import SILENT, Progress
+from common.run_layout import CONFIG_FILE, check_of_one_layer
+from nestcoder.config import PipelineSettings
+from nestcoder.stages.folders import check_one_process, folders_of
+from nestcoder.stages.joint import is_cross_layer, joint_source
+
+if TYPE_CHECKING:
+    from evaluate.interop.layer import ExportRequest, LayerSource
+    from transcoder.transcoder import SourceView
+
+
+def run_export(
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    to: Sequence[str],
+    out: Path,
+    name: str = "main",
+    prefix: int | None = None,
+    source_view: "SourceView | None" = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> list[dict[str, Any]]:
+    """Write the transcoder ``name`` of each layer, or the cross-layer transcoder of all of them, for the tools ``to``
+    below ``out``; what each EXPORT.json says.
+
+    ``prefix`` exports one prefix by itself; ``source_view`` makes it read another input than it was trained on.
+
+        nestcoder.run_export(settings, [8], to=["saelens", "sparsify"], out=Path("exported"))[0]["folder"]
+    """
+    from evaluate.interop.export import export_layers
+    from evaluate.interop.joint_export import export_cross_layer
+
+    request = export_request(to=to, out=out, prefix=prefix, source_view=source_view, fresh=fresh)
+    own_device = read_ranks().device(device)
+    if is_cross_layer(settings, layers, name):
+        source = joint_source(settings, layers, name)
+        return export_cross_layer(source, request, device=own_device, progress=progress, cache_settings=settings.cache)
+    sources = layer_sources(settings, layers, name)
+    return export_layers(sources, request, device=own_device, progress=progress, cache_settings=settings.cache)
+
+
+def export_request(
+    *, to: Sequence[str], out: Path, prefix: int | None, source_view: "SourceView | None", fresh: bool
+) -> "ExportRequest":
+    """What an export is asked for."""
+    from evaluate.interop.convert import Wish
+    from evaluate.interop.layer import ExportRequest
+
+    return ExportRequest(to=tuple(dict.fromkeys(to)), out=out, wish=Wish(prefix, source_view), fresh=fresh)
+
+
+def layer_sources(settings: PipelineSettings, layers: Sequence[int], name: str) -> "list[LayerSource]":
+    """Where each layer's cache and its transcoder ``name`` lie. Raises UsageError where none is trained."""
+    from evaluate.interop.layer import LayerSource
+
+    check_one_process("Transcoders are exported and imported")
+    check_of_one_layer(Path(settings.runs), settings.model, layers, name)
+    sources = [
+        LayerSource(layer, folders_of(settings, layer).cache, folders_of(settings, layer).transcoder(name))
+        for layer in layers
+    ]
+    for source in sources:
+        if not (source.transcoder / CONFIG_FILE).is_file():
+            remedy = "Run harvest and train for this layer first, or name another run with --name."
+            raise UsageError("There is no trained transcoder here.", where=source.transcoder, remedy=remedy)
+    return sources
+
+
+def run_import(
+    settings: PipelineSettings,
+    path: str,
+    layers: Sequence[int],
+    *,
+    name: str,
+    source_view: "SourceView | None" = None,
+    device: str = "auto",
+    force: bool = False,
+    fresh: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> dict[int, dict[str, Any]]:
+    """Take a dictionary of another tool into the run ``name`` of each layer; its config.json, by layer. One of several
+    layers becomes a run of all of them.
+
+    ``path`` is a folder, a file, ``hf:user/repository/path``, or a URL that fsspec knows. ``source_view`` says what its
+    encoder reads, where its own files may mean two things.
+
+        nestcoder.run_import(settings, "sae/layer08", [8], name="theirs")
+    """
+    from evaluate.interop.intake import ImportRequest, import_layer
+    from evaluate.interop.joint_intake import JointImport, import_cross_layer
+    from transcoder.formats.fetch import fetched
+    from transcoder.formats.peers.circuit_tracer_clt import find_circuit_tracer_clt
+
+    check_one_process("Transcoders are exported and imported")
+    found = fetched(path, layer=layers[0], progress=progress)
+    if folder := find_circuit_tracer_clt(found):
+        source = joint_source(settings, layers, name)
+        joint = JointImport(folder, source, source_view, fresh=fresh, origin=path, dry_run=dry_run)
+        own_device = read_ranks().device(device)
+        config = import_cross_layer(joint, device=own_device, progress=progress, cache_settings=settings.cache)
+        return dict.fromkeys(sorted(layers), config)
+    results: dict[int, dict[str, Any]] = {}
+    for layer in layers:
+        folders = folders_of(settings, layer)
+        request = ImportRequest(
+            path=found if layer == layers[0] else fetched(path, layer=layer, progress=progress),
+            layer=layer,
+            out=folders.transcoder(name),
+            cache=folders.cache,
+            source_view=source_view,
+            force=force,
+            fresh=fresh,
+            origin=path,
+        )
+        results[layer] = import_layer(
+            request,
+            device=read_ranks().device(device),
+            progress=progress,
+            cache_settings=settings.cache,
+            dry_run=dry_run,
+        )
+    return results

@@ -1,0 +1,56 @@
+"""From caches to transcoders: ``nestcoder.run_train``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.progress import SILENT, Progress
+from common.run_layout import joint_folders
+from nestcoder.config import PipelineSettings
+from nestcoder.stages.folders import folders_of, joined_processes
+
+
+def run_train(
+    settings: PipelineSettings,
+    layers: Sequence[int],
+    *,
+    name: str = "main",
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> dict[int, dict[str, Any]]:
+    """Train a transcoder (and those of the settings' sweep) on each layer's cache; its config.json, by layer.
+
+    One cross-layer transcoder is trained for all ``layers`` together; its config.json is there for each of them.
+
+        nestcoder.run_train(nestcoder.load_settings(overrides=["train.top_k=32"]), [8], name="k32")
+    """
+    from train.run import train_layers
+
+    results: dict[int, dict[str, Any]] = {}
+    with joined_processes(device) as own_device:
+        for group, out in trainings(settings, layers, name):
+            config = train_layers(
+                caches=[folders_of(settings, layer).cache for layer in group],
+                cache_settings=settings.cache,
+                out=out,
+                settings=settings.train,
+                device=own_device,
+                fresh=fresh,
+                progress=progress,
+                log=settings.log,
+            )
+            results |= dict.fromkeys(group, config)
+    return results
+
+
+def trainings(settings: PipelineSettings, layers: Sequence[int], name: str) -> list[tuple[list[int], Path]]:
+    """The trainings that the settings ask for: each one's layers, and its folder.
+
+    Transcoders of several layers are trained one after another: a cache of a layer is read once either way, and one
+    dictionary is in memory instead of all.
+    """
+    if settings.train.kind == "cross-layer":
+        ordered = sorted(set(layers))
+        return [(ordered, joint_folders(Path(settings.runs), settings.model, ordered).transcoder(name))]
+    return [([layer], folders_of(settings, layer).transcoder(name)) for layer in layers]

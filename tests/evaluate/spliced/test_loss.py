@@ -1,0 +1,79 @@
+"""What a model loses with a dictionary in it, against the definition; a dictionary that is the MLP costs nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cache.reader import CacheReader
+from common.progress import Silent
+from evaluate.config import EvaluateSettings
+from evaluate.run import evaluate_layer
+from evaluate.spliced.contexts import held_out_contexts
+from evaluate.spliced.splicer import Splicer
+from harvest.model.language_model import LanguageModel
+from transcoder.formats.native import save_transcoder
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
+
+LAYER, WIDTH = 1, 64
+
+
+def test_a_transcoder_that_is_the_mlp_costs_nothing(
+    relu_model: tuple[Path, LanguageModel, Path], tmp_path: Path
+) -> None:
+    """An MLP with ReLU is a transcoder all of whose features may fire."""
+    folder, model, cache = relu_model
+    mlp = model.block(LAYER).mlp
+    arrays = (mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias)
+    W_enc, *others = (array.detach().clone() for array in arrays)
+    transcoder = Transcoder(W_enc.T.contiguous(), *others, rule=TopK(256), prefixes=(128, 256))
+    save_transcoder(transcoder, tmp_path / "main", config={})
+    metrics = evaluate_layer(
+        cache=cache, transcoder=tmp_path / "main", out=tmp_path / "report",
+        settings=EvaluateSettings(bootstrap=0), device="cpu", lm=str(folder), progress=Silent(),
+    )  # fmt: skip
+    half, complete = metrics["language_model"]["per_prefix"]
+    assert metrics["fvu"] < 1e-9
+    assert abs(complete["delta"]) < 1e-6
+    assert abs(complete["kl"]) < 1e-6 < 1e-4 < half["kl"]
+
+
+def test_the_whole_stage_says_what_the_definition_says(
+    small_folder: Path, small_cache: Path, small_splicer: Splicer, tmp_path: Path
+) -> None:
+    arrays = random_arrays(WIDTH, WIDTH, dict_size=96, seed=0)
+    transcoder = Transcoder(**arrays, rule=TopK(8), prefixes=(32, 96))
+    save_transcoder(transcoder, tmp_path / "main", config={})
+    metrics = evaluate_layer(
+        cache=small_cache, transcoder=tmp_path / "main", out=tmp_path / "report",
+        settings=EvaluateSettings(bootstrap=20), device="cpu", lm=str(small_folder), progress=Silent(),
+    )["language_model"]  # fmt: skip
+    short = {LAYER: lambda x, _: transcoder.forward(x, prefix=32)}
+    clean, replaced, kl, top1 = [], [], [], []
+    for context in held_out_contexts(CacheReader.open(small_cache), tokens=10_000, batch_tokens=1, device="cpu"):
+        counted = ~small_splicer.kept(context.tokens)[0, :-1]
+        own = small_splicer.log_probabilities(context)[0, :-1][counted]
+        other = small_splicer.log_probabilities(context, short)[0, :-1][counted]
+        following = context.tokens[0, 1:][counted][:, None]
+        clean.append(-own.gather(1, following))
+        replaced.append(-other.gather(1, following))
+        kl.append((own.exp() * (own - other)).sum(1))
+        top1.append((own.argmax(1) == other.argmax(1)).float())
+    first = metrics["per_prefix"][0]
+    assert metrics["tokens"] == sum(map(len, clean))
+    assert metrics["clean"] == pytest.approx(float(torch.cat(clean).mean()), rel=1e-5)
+    assert first["delta"] == pytest.approx(float(torch.cat(replaced).mean() - torch.cat(clean).mean()), abs=1e-5)
+    assert first["kl"] == pytest.approx(float(torch.cat(kl).mean()), abs=1e-5)
+    assert first["top1"] == pytest.approx(float(torch.cat(top1).mean()), abs=1e-6)
+    low, high = first["delta_interval"]
+    assert low < first["delta"] < high
+    assert metrics["zero"]["cross_entropy"] == pytest.approx(metrics["clean"] + metrics["zero"]["delta"])
+    for ablation in ("zero", "mean"):
+        cost = metrics[ablation]["delta"]
+        expected = pytest.approx((cost - first["delta"]) / cost) if cost > 0 else None
+        assert first[f"recovered_{ablation}"] == expected
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    for name in (*metrics, *(f"per_prefix[].{name}" for name in first)):
+        assert f"`language_model.{name}" in page
+    assert "Spliced into the language model" in (tmp_path / "report" / "summary.txt").read_text()
