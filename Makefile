@@ -13,7 +13,7 @@ layers := $(foreach layer,$(LAYER),--layer '$(layer)')
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo harvest train eval test interop interop-features lint format bench bench-gpu lock wheel clean
+.PHONY: help setup setup-dev demo harvest train eval test interop interop-clt interop-features lint format bench bench-gpu lock wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 20
@@ -61,6 +61,9 @@ format: setup-dev  ## rewrite the code in the project's format
 
 interop: setup-dev  ## other tools' own loaders on our files, each in an environment of its own below .interop: make interop ARGS="saelens"
 	PYTHONPATH=. $(bin)/python tests/interop/run.py --layer '$(LAYER)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+interop-clt: setup-dev  ## circuit-tracer's own loader on a cross-layer transcoder of all layers: make interop-clt ARGS="--name clt"
+	PYTHONPATH=. $(bin)/python tests/interop/run_clt.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 interop-features: setup-dev  ## other tools' own readers on feature evidence (node is needed): make interop-features ARGS="delphi"
 	PYTHONPATH=. $(bin)/python tests/interop/run_pages.py --layer '$(LAYER)' $(if $(MODEL),--model '$(MODEL)') $(ARGS)

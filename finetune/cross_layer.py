@@ -17,7 +17,7 @@ from evaluate.metrics.sparsity import Sparsity
 from evaluate.metrics.top_contexts import TopContexts
 from evaluate.spliced.together import check_same_text
 from finetune.compare import Figures, strongest_tokens
-from finetune.in_model import CrossLayerInModel
+from finetune.in_model import CrossLayerInModel, InModel
 from finetune.subject import Subject
 from finetune.tuned import Tuned, factors_of_piece, kept_of_config
 from transcoder.formats.cross_layer import load_cross_layer, save_cross_layer
@@ -66,7 +66,8 @@ class CrossLayerSubject(Subject):
         config = kept_of_config(self.before.dictionary.config)
         save_cross_layer(self._of_tuned().dictionary, folder, config={**config, **said})
 
-    def measured(self, dictionaries: CrossLayerInModel) -> dict[int, Figures]:
+    def measured(self, dictionaries: InModel) -> dict[int, Figures]:
+        assert isinstance(dictionaries, CrossLayerInModel), "what is tuned here is one cross-layer transcoder"
         ordered = [self.readers[layer] for layer in dictionaries.dictionary.layers]
         settings = self.request.evaluate
         rows = JointRows(self._together, ordered, settings, device=self.device, progress=self.progress)

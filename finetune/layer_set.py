@@ -15,7 +15,7 @@ from evaluate.metrics.top_contexts import TopContexts
 from evaluate.reference import check_belongs
 from evaluate.spliced.together import check_same_text
 from finetune.compare import Figures, strongest_tokens
-from finetune.in_model import SetInModel
+from finetune.in_model import InModel, SetInModel
 from finetune.subject import Subject
 from finetune.tuned import Tuned, factors_of_layer, kept_of_config
 from transcoder.formats.native import load_transcoder, save_transcoder
@@ -59,10 +59,10 @@ class LayerSet(Subject):
             config = kept_of_config(self.before.pieces[layer].config)
             save_transcoder(self.tuned[layer].transcoder, folder, config={**config, **said})
 
-    def measured(self, dictionaries: SetInModel) -> dict[int, Figures]:
+    def measured(self, dictionaries: InModel) -> dict[int, Figures]:
         return {layer: self._measured(dictionaries, layer) for layer in dictionaries.pieces}
 
-    def _measured(self, dictionaries: SetInModel, layer: int) -> Figures:
+    def _measured(self, dictionaries: InModel, layer: int) -> Figures:
         dictionary = dictionaries.pieces[layer]
         reader = self.readers[layer]
         replay = self._replay(layer, dictionary)

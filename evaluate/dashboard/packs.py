@@ -101,6 +101,7 @@ def _head(evidence: Evidence) -> dict[str, Any]:
         "kinds": context_kinds(evidence),
         "percentiles": list(_SHOWN_PERCENTILES),
         "formed": _formed_head(evidence),
+        "all_layers": evidence.head.get("all_layers"),
         "cautions": [*provenance_lines(evidence.head["cache"]), *evidence.head.get("cautions", [])],
     }
 

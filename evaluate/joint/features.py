@@ -12,9 +12,11 @@ Relatives are among the features of one layer. The effect on logits is of all th
 is added to the residual stream; neurons are those of the layer that it reads.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from common.device import choose_device
 from common.distributed import Ranks
 from common.errors import UsageError
 from common.progress import Progress
-from common.run_layout import CONFIG_FILE, RunFolders
+from common.run_layout import CONFIG_FILE, FEATURES_PAGE, RunFolders
 from evaluate.features.code import Errors
 from evaluate.features.collect import Written, block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
@@ -91,8 +93,10 @@ def features_of_layers(
                 written=piece.written,
             )
             checked = check_evidence(evidence, piece.reader, piece.transcoder)
-            head = {**evidence.head, "self_check": checked, "cautions": [piece.caution]}
-            write_all(request.layers[layer].features(request.name), replace(evidence, head=head), progress)
+            out = request.layers[layer].features(request.name)
+            index = os.path.relpath(request.joint.features(request.name) / FEATURES_PAGE, out)
+            said = {"self_check": checked, "cautions": [piece.caution], "all_layers": Path(index).as_posix()}
+            write_all(out, replace(evidence, head={**evidence.head, **said}), progress)
         ranks.wait()
     heads = {layer: read_head(folders.features(request.name)) for layer, folders in request.layers.items()}
     if ranks.rank == 0:

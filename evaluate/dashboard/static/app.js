@@ -47,6 +47,7 @@ nestcoder.app = (() => {
     const count = compared.length;
     return make("nav", { className: "bar", "aria-label": "Pages" },
       make("a", { href: "#/", className: "back" }, "All features"),
+      nestcoder.index.head.all_layers ? make("a", { href: nestcoder.index.head.all_layers, className: "back layers" }, "All layers") : null,
       count ? make("a", { className: "compared", href: `#/compare/${compared.map((feature) => nestcoder.entry(feature).id).join("+")}` }, `Compare ${count} (v)`) : null,
       make("button", { type: "button", className: "theme", onclick: turnTheme, title: "Dark or light (t)" }, "◐"));
   }

@@ -99,6 +99,8 @@ def test_the_index_leads_to_pages_that_show_where_a_feature_writes(runs: Path, b
         ["layer", "5"],
     ]
     assert "these features read layer 3" in browser.find_element(By.CSS_SELECTOR, ".caution").text
+    browser.find_element(By.LINK_TEXT, "All layers").click()
+    WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.LINK_TEXT, "layer 6"))
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
