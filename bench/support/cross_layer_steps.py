@@ -141,8 +141,10 @@ def llamascopium(of: Any) -> Callable[[], object]:
                 model.W_D[number + place][number].copy_(block)
     batch = dict(zip(targets, (layer.target for layer in layers), strict=True))
     batch |= dict(zip(sources, (layer.source for layer in layers), strict=True))
+    batch["tokens"] = torch.zeros(of.sizes[0], dtype=torch.int64)  # which it only counts
     folder = tempfile.TemporaryDirectory()  # where its checkpoints would go
-    trainer = Trainer(TrainerConfig(exp_result_path=folder.name, k_warmup_steps=0, l1_coefficient=None, lr=1e-4))
+    settings = {"k_warmup_steps": 0, "l1_coefficient": None, "lr": 1e-4, "lr_scheduler_name": "constant"}
+    trainer = Trainer(TrainerConfig(exp_result_path=folder.name, **settings))
     trainer._initialize_optimizer(model)
 
     def step() -> None:
