@@ -149,7 +149,7 @@ def llamascopium(of: Any) -> Callable[[], object]:
 
     def step() -> None:
         loss = trainer._training_step(model, model.normalize_activations(batch))["loss"]
-        float(loss)
+        float(loss.detach())
         loss.backward()
         clip_grad_norm([array for array in model.parameters() if array.grad is not None], max_norm=1.0)
         trainer.optimizer.step()
