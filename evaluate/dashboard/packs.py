@@ -5,7 +5,7 @@ A page opened from disk may not fetch, but it may run scripts that lie beside it
     nestcoder.receive("pack-00012", "...")
 
 whose text is JSON, compressed with gzip and written in base64. Texts of tokens stand once a pack, in its
-``vocabulary``, and are named by their place in it.
+``vocabulary``, and are named by their number in it.
 """
 
 import base64
@@ -76,7 +76,7 @@ def index(evidence: Evidence) -> dict[str, Any]:
     arrays = evidence.arrays
     tokens = arrays["on_token"][:, :_SEARCHED_TOKENS]
     used = np.unique(tokens[tokens != NO_TOKEN])
-    places = np.where(tokens == NO_TOKEN, -1, np.searchsorted(used, tokens))
+    numbers = np.where(tokens == NO_TOKEN, -1, np.searchsorted(used, tokens))
     return {
         "head": _head(evidence),
         "labels": [label_of(evidence, feature) for feature in range(evidence.dict_size)],
@@ -85,7 +85,7 @@ def index(evidence: Evidence) -> dict[str, Any]:
         "lost": [rounded(value) for value in arrays["fvu_lost"]],
         "parent": arrays["coarser_feature"][:, 0].tolist(),
         "vocabulary": [evidence.word(token) for token in used.tolist()],
-        "tokens": places.tolist(),
+        "tokens": numbers.tolist(),
         "cluster": arrays["cluster"].tolist(),
         "clusters": [[entry.size, np.searchsorted(used, entry.tokens).tolist()] for entry in cluster_list(evidence)],
         "map": np.round(arrays["map"] * _MAP_STEPS).astype(np.int64).ravel().tolist(),
@@ -112,18 +112,18 @@ def _formed_head(evidence: Evidence) -> dict[str, Any] | None:
 
 
 class _Vocabulary:
-    """The token ids of a pack to places in its list of texts: the shortest numbers for the most frequent tokens."""
+    """The token ids of a pack to numbers in its list of texts: the shortest numbers for the most frequent tokens."""
 
     def __init__(self, evidence: Evidence, asked: list[Int[np.ndarray, "..."]]) -> None:
         tokens, counts = np.unique(np.concatenate(asked), return_counts=True)
         order = np.argsort(-counts, kind="stable")
         self._tokens = tokens
-        self._place = np.argsort(order, kind="stable")
+        self._number = np.argsort(order, kind="stable")
         self.texts = [evidence.word(token) for token in tokens[order].tolist()]
 
-    def places(self, tokens: Int[np.ndarray, " tokens"]) -> list[int]:
+    def numbers(self, tokens: Int[np.ndarray, " tokens"]) -> list[int]:
         """Where each token's text stands in ``texts``."""
-        return self._place[np.searchsorted(self._tokens, tokens)].tolist()
+        return self._number[np.searchsorted(self._tokens, tokens)].tolist()
 
 
 @dataclass(frozen=True)
@@ -205,27 +205,27 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
 
 
 def _tokens(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary) -> list[list[Any]]:
-    """Place in the vocabulary, count, share, lift, recall."""
+    """Number in the vocabulary, count, share, lift, recall."""
     columns = [evidence.arrays[f"{side}_{name}"][feature].tolist() for name in ("count", "share", "lift", "recall")]
     tokens = evidence.arrays[f"{side}_token"][feature]
     tokens = tokens[tokens != NO_TOKEN]
-    rows = zip(vocabulary.places(tokens), *columns, strict=False)
-    return [[place, count, *map(rounded, rates)] for place, count, *rates in rows]
+    rows = zip(vocabulary.numbers(tokens), *columns, strict=False)
+    return [[number, count, *map(rounded, rates)] for number, count, *rates in rows]
 
 
 def _logits(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary) -> list[list[Any]]:
-    """Place in the vocabulary, logit."""
-    places = vocabulary.places(evidence.arrays[f"{side}_token"][feature])
+    """Number in the vocabulary, logit."""
+    numbers = vocabulary.numbers(evidence.arrays[f"{side}_token"][feature])
     logits = evidence.arrays[f"{side}_logit"][feature].tolist()
-    return [[place, rounded(logit)] for place, logit in zip(places, logits, strict=True)]
+    return [[number, rounded(logit)] for number, logit in zip(numbers, logits, strict=True)]
 
 
 def _formed(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> list[list[Any]]:
-    """Of each step that the head names: firings, largest value, places of tokens in the vocabulary."""
+    """Of each step that the head names: firings, largest value, numbers of tokens in the vocabulary."""
     names = ("formed_firings", "formed_largest", "formed_token")
     steps = zip(*(evidence.arrays[name][feature] for name in names), strict=True)
     return [
-        [int(firings), rounded(largest), vocabulary.places(tokens[tokens != NO_TOKEN])]
+        [int(firings), rounded(largest), vocabulary.numbers(tokens[tokens != NO_TOKEN])]
         for firings, largest, tokens in steps
     ]
 
@@ -233,10 +233,12 @@ def _formed(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> list[l
 def _contexts(
     evidence: Evidence, features: range, windows: _Windows, vocabulary: _Vocabulary
 ) -> Generator[dict[str, list[list[Any]]]]:
-    """Of every feature, by kind: document, row, place of the row in the window, tokens, and (place, value, place,
-    value...) where it fires."""
+    """Of every feature, by kind: document, row, place of the row in the window, tokens, and (place, value) pairs.
+
+    The pairs, one behind the other in one list, are those where the feature fires.
+    """
     arrays = evidence.arrays
-    places = vocabulary.places(windows.tokens)
+    numbers = vocabulary.numbers(windows.tokens)
     documents = evidence.text.document[np.maximum(windows.row, 0)].tolist()
     start = 0
     for number, feature in enumerate(features):
@@ -250,7 +252,7 @@ def _contexts(
             pairs: list[float] = [0] * (2 * (high - low))
             pairs[::2] = (firing[low:high] - first).tolist()
             pairs[1::2] = values[low:high]
-            found.append([document, row, row - first, places[start : start + end - first], pairs])
+            found.append([document, row, row - first, numbers[start : start + end - first], pairs])
             start += end - first
         yield {kind: [one for one in found[columns] if one[1] != NO_ROW] for kind, columns in windows.kinds.items()}
 

@@ -43,12 +43,12 @@ def token_table(firings: Firings, text: Text, *, offset: int, count: int) -> Tok
     owner = pairs[order] // size
     rank = np.arange(len(owner)) - np.searchsorted(owner, np.arange(firings.dict_size))[owner]
     kept = order[rank < count]
-    where = (pairs[kept] // size, rank[rank < count])
+    cells = (pairs[kept] // size, rank[rank < count])
 
     tokens = np.full((firings.dict_size, count), NO_TOKEN, dtype=np.int64)
     table = np.zeros_like(tokens)
-    tokens[where] = pairs[kept] % size
-    table[where] = counts[kept]
+    tokens[cells] = pairs[kept] % size
+    table[cells] = counts[kept]
     return _with_rates(tokens, table, np.bincount(feature, minlength=firings.dict_size), _rates(text, offset, size))
 
 

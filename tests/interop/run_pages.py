@@ -22,7 +22,7 @@ import torch
 import nestcoder
 from evaluate.features.evidence import Evidence, read_evidence
 from evaluate.features.text.page import contexts, feature_page
-from transcoder.sparse_code import SparseCode
+from transcoder.sparse_code import entries_of
 
 HERE = Path(__file__).resolve().parent
 TOOLS = ("circuit-tracer", "delphi", "neuronpedia")
@@ -130,34 +130,23 @@ def _delphi(options: argparse.Namespace, out: Path, evidence: Evidence) -> list[
     _run(options, "delphi", "read_latents_in_delphi.py", str(out), str(options.model.resolve()))
     found = torch.load(out / "found.delphi.pt", weights_only=True)
     firings, records = found["firings"], found["records"]
-    reader = nestcoder.open_cache(options.folder / "cache")
-    view = reader.split(evidence.head["settings"]["split"])
-    trained = nestcoder.load_transcoder(options.folder / "transcoder" / options.name)
-    rows = view.rows(slice(0, evidence.head["rows"]))
-    code = _without_special(trained.sparse_code(rows.source), torch.from_numpy(view.is_ordinary(rows.tokens)))
     entries = sum(len(one["activations"]) for one in firings.values())
     print(f"{found['peer']}: {len(firings):,} latents, {entries:,} firings, {len(records):,} records of examples")
-    sequence = torch.from_numpy(np.cumsum(np.diff(rows.position.astype(np.int64), prepend=-1) != 1) - 1)
-    place = torch.stack([sequence, torch.from_numpy(rows.position.astype(np.int64))], dim=1)
-    problems = (
-        []
-        if torch.equal(found["tokens"][place[:, 0], place[:, 1]], torch.from_numpy(rows.tokens).long())
-        else ["tokens"]
-    )
-    row_of = code.rows()
+    view = nestcoder.open_cache(options.folder / "cache").split(evidence.head["settings"]["split"])
+    rows = view.rows(slice(0, evidence.head["rows"]))
+    cells = _cells(rows.position)
+    stored = torch.from_numpy(rows.tokens).long()
+    problems = [] if torch.equal(found["tokens"][cells[:, 0], cells[:, 1]], stored) else ["other tokens"]
+
+    trained = nestcoder.load_transcoder(options.folder / "transcoder" / options.name)
+    code = trained.sparse_code(rows.source)
+    # delphi leaves out what float16 cannot tell from nothing.
+    counts = torch.from_numpy(view.is_ordinary(rows.tokens))[code.rows().long()] & (code.values > 1e-5)
+    code = entries_of(code, counts)
     order = code.features.long().argsort(stable=True)
-    bounds = torch.searchsorted(code.features.long()[order], torch.arange(trained.dict_size + 1)).tolist()
-    for feature in range(trained.dict_size):
-        own = order[bounds[feature] : bounds[feature + 1]]
-        # delphi leaves out what float16 cannot tell from nothing.
-        own = own[code.values[own] > 1e-5]
-        read = firings.get(feature)
-        if read is None or not len(own):
-            problems += (
-                [f"feature {feature}: fires for one of the two only"] if (read is None) == bool(len(own)) else []
-            )
-            continue
-        is_same = torch.equal(read["locations"][:, :2], place[row_of[own].long()])
+    for feature, own in enumerate(order.split(code.features.long().bincount(minlength=trained.dict_size).tolist())):
+        read = firings.get(feature, {"locations": torch.zeros(0, 3).long(), "activations": torch.zeros(0)})
+        is_same = torch.equal(read["locations"][:, :2], cells[code.rows()[own].long()])
         if not is_same or not torch.allclose(read["activations"].float(), code.values[own], rtol=HALF, atol=1e-6):
             problems.append(f"feature {feature}: other firings")
     for feature, record in records.items():
@@ -167,10 +156,11 @@ def _delphi(options: argparse.Namespace, out: Path, evidence: Evidence) -> list[
     return problems if records else [*problems, "delphi made no record"]
 
 
-def _without_special(code: SparseCode, is_ordinary: torch.Tensor) -> SparseCode:
-    from transcoder.sparse_code import entries_of
-
-    return entries_of(code, is_ordinary[code.rows().long()] & (code.values > 0))
+def _cells(position: np.ndarray) -> torch.Tensor:
+    """Sequence and position of every row: a sequence begins where positions do not go on."""
+    begins = np.diff(position.astype(np.int64), prepend=-1) != 1
+    begins[0] = True
+    return torch.from_numpy(np.stack([np.cumsum(begins) - 1, position.astype(np.int64)], axis=1))
 
 
 def _neuronpedia(options: argparse.Namespace, out: Path, evidence: Evidence) -> list[str]:

@@ -13,8 +13,8 @@ nestcoder.charts = (() => {
   const words = (x, y, text, anchor = "start") => shape("text", { x, y, "text-anchor": anchor }, text);
 
   /* Heights of bars on a scale of logarithms: a feature fires weakly a thousand times for each strong time. */
-  function histogram(counts, largest, percentiles, names, { smallest = 0, unit = "firings", axis = "activation" } = {}) {
-    const width = 420, height = 132, bottom = 108, step = width / counts.length;
+  function histogram(counts, largest, percentiles, names, { width = 420, smallest = 0, unit = "firings", axis = "activation" } = {}) {
+    const height = 132, bottom = 108, step = width / counts.length;
     const top = Math.log1p(Math.max(1, ...counts));
     const node = frame(width, height, `How many ${unit} have which ${axis}; heights are logarithms`);
     counts.forEach((count, place) => {
@@ -56,15 +56,16 @@ nestcoder.charts = (() => {
   }
 
   /* Features by the power of ten of a positive number of theirs, one colour a prefix; words stand below at equal distances. */
-  function distribution(title, entries, groups, { value, first, last, names }) {
+  function distribution(title, values, prefixes, { first, last, names }) {
     const bins = 24, width = 640, height = 190, bottom = 160, step = width / bins;
-    const table = Array.from({ length: bins }, () => new Array(groups).fill(0));
-    for (const entry of entries) {
-      const { group } = entry, size = value(entry);
-      if (!(size > 0)) continue;
-      const place = Math.floor((Math.log10(size) - first) / (last - first) * bins);
+    const table = Array.from({ length: bins }, () => new Array(prefixes.length).fill(0));
+    let group = 0;
+    values.forEach((value, feature) => {
+      if (feature >= prefixes[group]) group++;
+      if (!(value > 0)) return;
+      const place = Math.floor((Math.log10(value) - first) / (last - first) * bins);
       table[Math.max(0, Math.min(bins - 1, place))][group] += 1;
-    }
+    });
     const top = Math.max(1, ...table.map((row) => row.reduce((sum, count) => sum + count, 0)));
     const node = frame(width, height, title);
     table.forEach((row, place) => {

@@ -43,7 +43,7 @@ nestcoder.draw = (() => {
 
   // A chip of thirty blanks says nothing: runs of them are counted, and a token that is nothing else is seen.
   const blanks = (run) => (run.length > 1 ? `␣×${run.length}` : "␣");
-  const counted = (text) => (/^ +$/.test(text) ? blanks(text) : text.replace(/ {4,}/g, blanks)).replace(/([⏎⇥])\1{2,}/g, (run) => `${run[0]}×${run.length}`);
+  const counted = (text) => (/^ +$/.test(text) ? blanks(text) : text.replace(/ {2,}/g, blanks)).replace(/([⏎⇥])\1{2,}/g, (run) => `${run[0]}×${run.length}`);
 
   /* A token in a table or a label: its blanks are kept and seen. */
   const token = (text) => make("code", { className: "token" }, counted(visible(text)));

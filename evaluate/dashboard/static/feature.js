@@ -71,7 +71,7 @@ nestcoder.feature = (() => {
       make("td", {}, token(vocabulary[place])),
       make("td", { className: "bar" }, make("i", { style: { width: `${100 * Math.abs(value) / top}%` } }), make("span", {}, `${value > 0 ? "+" : "−"}${number(Math.abs(value))}`)))))));
     const counts = page.logit_histogram, all = counts && make("div", {}, make("h3", {}, "All tokens of the vocabulary"),
-      nestcoder.charts.histogram(counts, logits.raised[0][1], [], [], { smallest: logits.lowered[0][1], unit: "tokens", axis: "effect" }));
+      nestcoder.charts.histogram(counts, logits.raised[0][1], [], [], { width: 260, smallest: logits.lowered[0][1], unit: "tokens", axis: "effect" }));
     return make("div", { className: all ? "columns three" : "columns two" }, side("Raised", logits.raised, "raised"), side("Lowered", logits.lowered, "lowered"), all);
   }
 

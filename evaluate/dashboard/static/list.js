@@ -8,11 +8,11 @@ nestcoder.list = (() => {
   const parts = {};
 
   const KINDS = {
-    alive: ["alive", (entry) => entry.firings > 0],
+    alive: ["alive", (firings) => firings > 0],
     all: ["all", () => true],
-    dense: ["dense", (entry) => entry.density > DENSE],
-    rare: ["rare", (entry) => entry.firings > 0 && entry.firings < 10],
-    dead: ["silent", (entry) => entry.firings === 0],
+    dense: ["dense", (firings) => firings > DENSE * nestcoder.index.head.tokens],
+    rare: ["rare", (firings) => firings > 0 && firings < 10],
+    dead: ["silent", (firings) => firings === 0],
   };
   const ORDERS = {
     number: ["number", (a, b) => a - b],
@@ -34,14 +34,13 @@ nestcoder.list = (() => {
   }
 
   function search() {
-    const { labels } = nestcoder.index;
+    const { labels, firings, head: { transcoder: { prefixes } } } = nestcoder.index;
     const matches = matcher(state.text);
     const [, isKind] = KINDS[state.kind];
+    const [start, end] = state.group < 0 ? [0, labels.length] : [state.group ? prefixes[state.group - 1] : 0, prefixes[state.group]];
     const found = [];
-    for (let feature = 0; feature < labels.length; feature++) {
-      if (!matches(feature)) continue;
-      const entry = nestcoder.entry(feature);
-      if ((state.group < 0 || entry.group === state.group) && isKind(entry)) found.push(feature);
+    for (let feature = start; feature < end; feature++) {
+      if (isKind(firings[feature]) && matches(feature)) found.push(feature);
     }
     state.found = found.sort(ORDERS[state.order][1]);
     parts.count.textContent = `${found.length.toLocaleString("en")} of ${labels.length.toLocaleString("en")} features`;

@@ -6,21 +6,21 @@ nestcoder.map = (() => {
   const STEPS = 4095, REACH = 9, MOST = 60;
   const state = { colour: "prefix", scale: 1, x: 0.5, y: 0.5, canvas: null, near: -1, marked: new Set() };
 
-  const placeOf = (feature) => [nestcoder.index.map[2 * feature] / STEPS, nestcoder.index.map[2 * feature + 1] / STEPS];
-
-  /* Pixels of the canvas's own box, its upper left corner being 0. */
-  function pixels(feature) {
-    const { clientWidth: width, clientHeight: height } = state.canvas;
-    const [x, y] = placeOf(feature), size = Math.min(width, height) * state.scale;
-    return [width / 2 + (x - state.x) * size, height / 2 - (y - state.y) * size];
+  /* Features to pixels of the canvas's own box, its upper left corner being 0. The box is asked for once: a map has a hundred thousand dots. */
+  function projection() {
+    const { clientWidth: width, clientHeight: height } = state.canvas, { map } = nestcoder.index;
+    const size = Math.min(width, height) * state.scale;
+    return (feature) => [width / 2 + (map[2 * feature] / STEPS - state.x) * size, height / 2 - (map[2 * feature + 1] / STEPS - state.y) * size];
   }
+
+  const pixels = (feature) => projection()(feature);
 
   function colours() {
     const style = getComputedStyle(document.documentElement);
     return Array.from({ length: 8 }, (_, group) => style.getPropertyValue(`--group-${group}`).trim());
   }
 
-  const groupOf = (feature) => (state.colour === "cluster" ? (nestcoder.index.cluster[feature] < 0 ? -1 : nestcoder.index.cluster[feature] % 8) : Math.min(nestcoder.entry(feature).group, 7));
+  const coloured = (feature, group) => (state.colour === "cluster" ? (nestcoder.index.cluster[feature] < 0 ? -1 : nestcoder.index.cluster[feature] % 8) : Math.min(group, 7));
 
   function draw() {
     const { canvas } = state;
@@ -31,25 +31,38 @@ nestcoder.map = (() => {
     const pen = canvas.getContext("2d"), palette = colours(), { firings, labels } = nestcoder.index;
     pen.scale(ratio, ratio);
     const radius = Math.max(1.2, Math.min(3.4, 90 / Math.sqrt(labels.length))) * Math.min(3, Math.sqrt(state.scale));
+    const { prefixes } = nestcoder.index.head.transcoder, at = projection();
+    let group = prefixes.length - 1;
     // The long prefixes first, so that the few features of the short ones lie on top.
     for (let feature = labels.length - 1; feature >= 0; feature--) {
-      const [x, y] = pixels(feature);
-      if (!firings[feature] || x < -5 || y < -5 || x > width + 5 || y > height + 5) continue;
-      const group = groupOf(feature), isMarked = state.marked.has(feature);
-      pen.globalAlpha = state.marked.size && !isMarked ? 0.12 : 0.8;
-      pen.fillStyle = group < 0 ? "#888" : palette[group];
-      pen.beginPath();
-      pen.arc(x, y, (isMarked ? 1.5 : 1) * radius * (nestcoder.entry(feature).group === 0 ? 1.7 : 1), 0, 7);
-      pen.fill();
+      while (group > 0 && feature < prefixes[group - 1]) group--;
+      if (!firings[feature]) continue;
+      const [x, y] = at(feature);
+      if (x < -5 || y < -5 || x > width + 5 || y > height + 5) continue;
+      const isMarked = state.marked.has(feature), colour = coloured(feature, group);
+      dot(pen, x, y, (isMarked ? 1.5 : 1) * radius * (group === 0 ? 1.7 : 1), {
+        alpha: state.marked.size && !isMarked ? 0.12 : 0.8, fill: colour < 0 ? "#888" : palette[colour],
+      });
     }
+  }
+
+  /* Of a dot of three pixels nobody sees that it is a square, which is drawn many times as fast. */
+  function dot(pen, x, y, radius, { alpha, fill }) {
+    pen.globalAlpha = alpha;
+    pen.fillStyle = fill;
+    if (radius < 1.6) return pen.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
+    pen.beginPath();
+    pen.arc(x, y, radius, 0, 7);
+    return pen.fill();
   }
 
   /* The feature nearest to a place of the canvas, -1 where none is in reach. */
   function nearest(x, y) {
+    const at = projection();
     let best = -1, least = REACH * REACH;
     for (let feature = 0; feature < nestcoder.index.labels.length; feature++) {
       if (!nestcoder.index.firings[feature]) continue;
-      const [left, top] = pixels(feature), square = (left - x) ** 2 + (top - y) ** 2;
+      const [left, top] = at(feature), square = (left - x) ** 2 + (top - y) ** 2;
       if (square < least) { least = square; best = feature; }
     }
     return best;

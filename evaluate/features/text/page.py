@@ -1,4 +1,4 @@
-"""One feature's evidence as plain data, with texts in place of numbers: for JSON, a terminal, a report."""
+"""One feature's evidence as plain data, with texts in rank of numbers: for JSON, a terminal, a report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -158,8 +158,8 @@ def relatives(evidence: Evidence, feature: int) -> dict[str, list[dict[str, Any]
     return {
         "decoder": _nearest(evidence, feature, "decoder"),
         "encoder": _nearest(evidence, feature, "encoder"),
-        "near": [_shared(evidence, feature, place, "near") for place in _there(evidence, feature, "near")],
-        "coarser": [_shared(evidence, feature, place, "coarser") for place in _there(evidence, feature, "coarser")],
+        "near": [_shared(evidence, feature, rank, "near") for rank in _there(evidence, feature, "near")],
+        "coarser": [_shared(evidence, feature, rank, "coarser") for rank in _there(evidence, feature, "coarser")],
         "finer": finer(evidence, feature),
     }
 
@@ -181,11 +181,11 @@ def _nearest(evidence: Evidence, feature: int, kind: str) -> list[dict[str, Any]
     return [{"feature": int(other), "cosine": rounded(cosine)} for other, cosine in pairs]
 
 
-def _shared(evidence: Evidence, feature: int, place: int, kind: str) -> dict[str, Any]:
+def _shared(evidence: Evidence, feature: int, rank: int, kind: str) -> dict[str, Any]:
     """How another feature fires with this one: rows of both, P(other | this), lift, and what ranks it."""
     arrays = evidence.arrays
-    other = int(arrays[f"{kind}_feature"][feature, place])
-    rows = int(arrays[f"{kind}_count"][feature, place])
+    other = int(arrays[f"{kind}_feature"][feature, rank])
+    rows = int(arrays[f"{kind}_count"][feature, rank])
     own = int(arrays["firings"][feature])
     its = int(arrays["firings"][other])
     shared: dict[str, Any] = {
@@ -195,8 +195,8 @@ def _shared(evidence: Evidence, feature: int, place: int, kind: str) -> dict[str
         "lift": rounded(rows * evidence.tokens / (own * its)),
     }
     if kind == "near":
-        return shared | {"overlap": rounded(arrays["near_score"][feature, place])}
-    cosines = {f"{side}_cosine": arrays[f"coarser_{side}_cosine"][feature, place] for side in ("decoder", "encoder")}
+        return shared | {"overlap": rounded(arrays["near_score"][feature, rank])}
+    cosines = {f"{side}_cosine": arrays[f"coarser_{side}_cosine"][feature, rank] for side in ("decoder", "encoder")}
     return shared | {name: rounded(cosine) for name, cosine in cosines.items()}
 
 

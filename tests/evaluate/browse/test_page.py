@@ -154,3 +154,17 @@ def test_a_served_page_renews_itself_and_says_when_the_server_is_gone(browser: W
     _wait(browser, lambda: "stopped" in browser.find_element(By.CSS_SELECTOR, ".date").text)
     # The refused connection is in the console, as it must be.
     browser.get_log("browser")
+
+
+@pytest.mark.browser
+def test_on_a_phone_every_number_is_within_the_screen(browser: WebDriver, visit, folder: Path) -> None:
+    browser.set_window_size(500, 900)
+    visit(write_page(folder).as_uri())
+    inside = browser.execute_script(
+        "return [...document.querySelectorAll('.table td')].every(e => e.getBoundingClientRect().right <= innerWidth)"
+        " && document.querySelector('.wide').scrollWidth <= document.querySelector('.wide').clientWidth"
+    )
+    assert inside
+    titles = browser.execute_script("return [...document.querySelectorAll('.table td')].map(e => e.dataset.title)")
+    assert "FVU" in titles
+    browser.set_window_size(1400, 1000)

@@ -278,6 +278,52 @@ def test_a_phone_shows_one_thing_at_a_time(browser: WebDriver, visit) -> None:
     assert wide <= 0
 
 
+def test_the_map_on_a_phone_is_no_taller_than_wide(browser: WebDriver, visit) -> None:
+    browser.set_window_size(500, 900)
+    visit("overview")
+    canvas = browser.find_element(By.CSS_SELECTOR, "canvas.map")
+    assert canvas.size["height"] <= canvas.size["width"] + 2
+
+
+def test_how_a_feature_formed_and_all_its_logits_are_drawn(browser: WebDriver, visit, toy, tmp_path: Path) -> None:
+    visit("3/40")
+    count, tokens = toy.trained.dict_size, np.array(sorted(toy.evidence.words))
+    drawn = {
+        "formed_step": np.array([100, 200]),
+        "formed_firings": np.tile([8, 40], (count, 1)),
+        "formed_largest": np.ones((count, 2), np.float32),
+        "formed_token": np.tile([[tokens[0], tokens[1], -1], [tokens[2], -1, -1]], (count, 1, 1)),
+        "raised_token": np.tile(tokens[:2], (count, 1)),
+        "raised_logit": np.tile([0.5, 0.25], (count, 1)),
+        "lowered_token": np.tile(tokens[2:4], (count, 1)),
+        "lowered_logit": np.tile([-1.0, -0.5], (count, 1)),
+        "logit_histogram": np.tile([3, 0, 2, 1], (count, 1)),
+    }
+    head = {"formed": {"rows": 400, "threshold": 0.1}, "logits": {"from": "toy"}}
+    changed = replace(toy.evidence, arrays=toy.evidence.arrays | drawn, head=toy.evidence.head | head)
+    write_dashboard(tmp_path, changed, progress=Silent())
+    browser.get(f"{(tmp_path / 'index.html').as_uri()}#/3/40")
+    _wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, ".formed"))
+    assert _texts(browser, ".formed tbody td:first-child") == ["100", "200"]
+    assert _texts(browser, ".formed td.bar span") == ["2 %", "10 %"]
+    assert [len(browser.find_elements(By.CSS_SELECTOR, f".formed tr:nth-child({row}) code")) for row in (1, 2)] == [
+        2,
+        1,
+    ]
+    bars = _texts(browser, ".columns.three svg.chart rect title")
+    assert bars[0] == "−1 to −0.625: 3 tokens"
+    assert len(bars) == 4
+
+
+def test_blanks_in_a_chip_are_counted(browser: WebDriver, visit) -> None:
+    visit("")
+    shown = browser.execute_script(
+        "return arguments[0].map(text => nestcoder.draw.token(text).textContent)",
+        ["\n" + 12 * " ", " ", 4 * " ", " def", "\n\n\n\n", "a b"],
+    )
+    assert shown == ["⏎␣×12", "␣", "␣×4", " def", "⏎×4", "a b"]
+
+
 def test_a_missing_pack_is_said_and_the_rest_goes_on(browser: WebDriver, folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)

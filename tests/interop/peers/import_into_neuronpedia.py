@@ -4,8 +4,8 @@ python import_into_neuronpedia.py FOLDER REPOSITORY COMMIT
 
 What runs of Neuronpedia, at the commit: every migration of its database; ``importJsonlString`` of lib/db/import.ts,
 which its admin page calls for features and activations; and the schemas of records that are generated for its API, for
-release, model, source set and source, which the admin page gives to Prisma. Prisma's client itself does not run, nor
-does anything that fetches from its bucket. FOLDER/neuronpedia is the export.
+release, model, source set and source. The admin page gives these four to Prisma, whose client does not run here: they
+are inserted by SQL. Nor does anything run that fetches from its bucket. FOLDER/neuronpedia is the export.
 """
 
 import json

@@ -6,6 +6,8 @@ Every firing that its buffers read is kept, and of every record that its constru
 examples. Contexts without a firing are drawn by delphi itself.
 """
 
+import contextlib
+import io
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +29,10 @@ for buffer in dataset.buffers:
     for latent in buffer:
         firings[latent.latent.latent_index] = latent.activation_data._asdict()
 records = {}
-for record in dataset:
+# It prints a line for every latent with too few examples.
+with contextlib.redirect_stdout(io.StringIO()):
+    made = list(dataset)
+for record in made:
     strongest = record.examples[:3]
     records[record.latent.latent_index] = {
         "frequency": record.per_token_frequency,
