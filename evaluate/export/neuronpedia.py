@@ -113,15 +113,20 @@ def feature_record(evidence: Evidence, decoder: Decoder | None, feature: int, cr
         "hookName": f"blocks.{evidence.layer}.hook_mlp_out" if vector else None,
         "topkCosSimIndices": arrays["decoder_feature"][feature].tolist(),
         "topkCosSimValues": [rounded(value) for value in arrays["decoder_score"][feature]],
-        "pos_str": [one["token"] for one in effects["raised"]],
+        "pos_str": [_storable(one["token"]) for one in effects["raised"]],
         "pos_values": [one["logit"] for one in effects["raised"]],
-        "neg_str": [one["token"] for one in effects["lowered"]],
+        "neg_str": [_storable(one["token"]) for one in effects["lowered"]],
         "neg_values": [one["logit"] for one in effects["lowered"]],
         "frac_nonzero": rounded(arrays["firings"][feature] / evidence.tokens),
         **_bars("freq", arrays["histogram"][feature], 0.0, float(arrays["largest"][feature])),
         **_logit_bars(evidence, feature),
         **{name: [] for name in _EMPTY},
     }
+
+
+def _storable(token: str) -> str:
+    """A token's text as PostgreSQL takes it, which has no character 0: written as other bytes without a text are."""
+    return token.replace("\0", "\\x00")
 
 
 def _logit_bars(evidence: Evidence, feature: int) -> dict[str, list[int] | list[float]]:
@@ -172,7 +177,7 @@ def _activation(evidence: Evidence, feature: int, kind: str, context: dict[str, 
     return {
         # Unique among all rows of their database, and the same whenever the export is made again.
         "id": f"c{hash_bytes(named.encode())[:24]}",
-        "tokens": context["tokens"],
+        "tokens": [_storable(token) for token in context["tokens"]],
         "values": values,
         "maxValue": largest,
         "maxValueTokenIndex": values.index(largest),

@@ -48,3 +48,10 @@ def test_without_the_transcoder_and_without_logits_their_fields_are_empty(toy) -
 def test_a_name_has_only_the_characters_that_neuronpedia_allows(toy) -> None:
     head = toy.evidence.head | {"cache": toy.evidence.head["cache"] | {"model": "owner/Llama-3.2 1B"}}
     assert model_id(replace(toy.evidence, head=head)) == "Llama-3-2-1B"
+
+
+def test_a_token_that_postgres_cannot_store_is_written_as_its_byte(small) -> None:
+    words = dict(small.words) | {2: "a\0b"}
+    record = feature_record(replace(small, words=words), None, 0, DATE)
+    assert record["pos_str"] == ["a\\x00b"]
+    assert "a\\x00b" in activation_records(replace(small, words=words), 0, DATE)[0]["tokens"]
