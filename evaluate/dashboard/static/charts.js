@@ -57,7 +57,7 @@ nestcoder.charts = (() => {
 
   /* Features by the power of ten of a positive number of theirs, one colour a prefix; words stand below at equal distances. */
   function distribution(title, values, prefixes, { first, last, names }) {
-    const bins = 24, width = 640, height = 190, bottom = 160, step = width / bins;
+    const bins = 24, width = 420, height = 150, bottom = 124, step = width / bins;
     const table = Array.from({ length: bins }, () => new Array(prefixes.length).fill(0));
     let group = 0;
     values.forEach((value, feature) => {

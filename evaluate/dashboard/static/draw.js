@@ -33,7 +33,7 @@ nestcoder.draw = (() => {
   function number(value, digits = 3) {
     if (!Number.isFinite(value)) return "–";
     if (value === 0) return "0";
-    if (Number.isInteger(value)) return value.toLocaleString("en");
+    if (Number.isInteger(value)) return value.toLocaleString("en").replace("-", "−");
     const size = Math.abs(value);
     const text = size < 1e-3 ? value.toExponential(1) : size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
     return text.replaceAll("-", "−");

@@ -22,8 +22,8 @@ def visible(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The same between backticks, as a token is written in a label."""
-    return f"`{visible(text)}`"
+    """The same between backticks, as labels write tokens; a backtick within would end it, and is turned."""
+    return f"`{visible(text).replace('`', 'ˋ')}`"
 
 
 def label_of(evidence: Evidence, feature: int) -> str:

@@ -51,3 +51,4 @@ def test_a_feature_that_never_fires_says_so(one_feature: Evidence) -> None:
 def test_what_cannot_be_printed_is_made_visible() -> None:
     assert visible("a\n\t\x1b[31m") == "a⏎⇥·[31m"
     assert quoted(" x") == "` x`"
+    assert quoted("a`b") == "`aˋb`"
