@@ -8,7 +8,7 @@ nestcoder.overview = (() => {
     ["c", "into the comparison"], ["v", "show the comparison"], ["l", "line breaks"], ["t", "dark or light"], ["y", "copy the link"], ["Esc", "clear the search, go back"]];
 
   const DISTRIBUTIONS = [
-    ["Density", "share of tokens on which a feature fires; colours are prefixes", { values: ({ firings, head }) => firings.map((count) => count / head.tokens), first: -6, last: 0, names: ["1 in a million", "1 in 10,000", "1 in 100", "always"] }],
+    ["Density", "share of tokens on which a feature fires; colours are prefixes", { values: ({ firings, head }) => firings.map((count) => count / head.tokens), first: -6, last: 0, names: ["1 in 1M", "1 in 10k", "1 in 100", "always"] }],
     ["Largest activation", "of each feature that fires", { values: ({ largest }) => largest, first: -2, last: 4, names: ["0.01", "1", "100", "10,000"] }],
     ["What it explains", "rise of the FVU when a feature is left out", { values: ({ lost }) => lost, first: -8, last: -1, names: ["1e-8", "1e-1"] }],
   ];
