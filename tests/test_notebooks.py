@@ -1,7 +1,10 @@
 """The notebooks run, one after the other, on an embedded model; they are kept without outputs."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -41,3 +44,37 @@ def test_the_notebooks_run_one_after_the_other(
     assert "rise in loss" in printed
     assert "steered" in printed
     assert (tmp_path / "runs" / "gpt2-stdlib" / "layer08" / "report" / "main" / "summary.txt").is_file()
+
+
+@pytest.mark.parametrize("repository", ["", "https://example.org/nestcoder"])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_on_colab_the_first_cell_must_say_where_to_clone_from(
+    path: Path, repository: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No Colab is here: a stand-in for its module, and nothing is cloned, installed or mounted."""
+    where, setup, *_ = cells(path.name)
+    assert where.count('repository = ""') == 1
+    google, colab = ModuleType("google"), ModuleType("google.colab")
+    mounted: list[str] = []
+    colab.drive = type("drive", (), {"mount": staticmethod(mounted.append)})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "google", google)
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    commands: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    names: dict[str, Any] = {}
+    exec(where.replace('repository = ""', f'repository = "{repository}"'), names)
+    if not repository:
+        with pytest.raises(ValueError, match="Fill in `repository` in the cell above"):
+            exec(setup, names)
+        assert not mounted
+        return
+    exec(setup, names)
+    assert mounted == ["/content/drive"]
+    assert commands[0] == ["git", "clone", "--depth", "1", repository, "/content/nestcoder"]
+    assert names["runs"] == Path("/content/drive/MyDrive/nestcoder/runs")
+
+
+def test_both_notebooks_are_set_up_alike() -> None:
+    assert cells("quickstart.ipynb")[:2] == cells("features.ipynb")[:2]

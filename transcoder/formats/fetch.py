@@ -18,7 +18,7 @@ from transcoder.formats.remote import RemoteFolder
 
 _HUB = re.compile(r"(?:hf:(?://)?|https://huggingface\.co/)([\w.-]+/[\w.-]+)(?:/(?:(?:tree|blob)/main/)?(.*))?")
 _READ = {".json", ".yaml", ".safetensors", ".npz", ".pt"}
-_DEEPER = ("checkpoints/final.pt",)
+_DEEPER = ("checkpoints/final.pt", "checkpoints/pruned.safetensors", "checkpoints/final.safetensors")
 
 
 def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None = None) -> Path:
@@ -51,7 +51,8 @@ def _below_url(url: str, *, layer: int, progress: Progress) -> Path:
     remote = RemoteFolder(url, progress=progress)
     names = _wanted(remote.paths(), remote.inside, layer=layer)
     if not names:
-        raise UsageError("There is no dictionary here.", where=url, remedy="Name the folder that holds one.")
+        what = "There is nothing here that a dictionary could consist of."
+        raise UsageError(what, where=url, remedy="Check the address, and name the folder that holds the dictionary.")
     return remote.fetch(names) / remote.inside
 
 
@@ -77,4 +78,4 @@ def _beside(name: str) -> set[str]:
     folder = PurePosixPath(name).parent
     if PurePosixPath(name).suffix in {".npz", ".pt"}:
         return set()
-    return {str(folder / other) for other in ("cfg.json", "config.json", "config.yaml")}
+    return {str(folder / other) for other in ("cfg.json", "config.json", "config.yaml", "hyperparams.json")}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import MismatchError, UsageError
+from common.errors import DamagedError, MismatchError, UsageError
 from transcoder.formats.about import About
 from transcoder.formats.peers.circuit_tracer import (
     find_circuit_tracer,
@@ -62,8 +62,20 @@ class Writer:
 
 
 def _find_gemma_scope(path: Path, wanted: Wanted) -> Path:
-    """UsageError where there is none."""
+    """The last layout that is asked for: UsageError, in words for all of them, where it is none either."""
+    remedy = f"Name a folder or a file of {', '.join(FORMATS)}; docs/interop.md says what each consists of."
+    if not path.exists():
+        raise UsageError("There is no such file or folder.", where=path, remedy=remedy)
+    if path.is_file() and path.suffix != ".npz":
+        raise UsageError("This is no dictionary of a known tool.", where=path, remedy=remedy)
+    if path.is_dir() and not any(path.rglob("params.npz")):
+        found = ", ".join(_described(entry) for entry in sorted(path.iterdir())[:_NAMED]) or "nothing"
+        raise UsageError(f"The folder holds no dictionary of a known tool; it has {found}.", where=path, remedy=remedy)
     return locate(path, layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
+
+
+def _described(entry: Path) -> str:
+    return f"{entry.name}/" if entry.is_dir() else entry.name if entry.is_file() else f"{entry.name} (no regular file)"
 
 
 def _read_gemma_scope(path: Path, wanted: Wanted) -> Transcoder:
@@ -74,6 +86,9 @@ def _read_gemma_scope(path: Path, wanted: Wanted) -> Transcoder:
         raise MismatchError(what, where=path, remedy="Name one of the same layer, or give --force.")
     return found
 
+
+_NAMED = 6
+"""As many of a folder's entries say what was taken for a dictionary."""
 
 # Asked in this order. The last one refuses what none of them knows.
 FORMATS: dict[str, Format] = {
@@ -181,5 +196,16 @@ def read_named(path: Path, wanted: Wanted) -> tuple[str, Transcoder]:
     for name, layout in FORMATS.items():
         found = layout.find(path, wanted)
         if found is not None:
-            return name, layout.read(found, wanted)
+            return name, _read(layout, found, wanted)
     raise AssertionError("the last layout refuses what none knows")
+
+
+def _read(layout: Format, found: Path, wanted: Wanted) -> Transcoder:
+    """``layout.read``; what is wrong with the bytes themselves has one remedy, whichever they are."""
+    try:
+        return layout.read(found, wanted)
+    except DamagedError as error:
+        if error.remedy:
+            raise
+        remedy = "Fetch it again, or write it again with its own tool."
+        raise DamagedError(error.what, where=error.where, remedy=remedy) from error

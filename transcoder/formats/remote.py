@@ -57,7 +57,17 @@ class RemoteFolder:
         """Every file there, relative to the folder. Raises DiskError."""
         with self._answers():
             found: list[str] = self._system.find(self._root, maxdepth=_DEPTH)
+            if not found:
+                self._say_why_not()
         return sorted(path.removeprefix(f"{self._root}/") for path in found)
+
+    def _say_why_not(self) -> None:
+        """A server that does not answer lists nothing, and so does one that has nothing: raises for the first."""
+        try:
+            self._system.info(f"{self._root}/{self.inside}".rstrip("/"))
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise error.__cause__ from None
 
     def fetch(self, names: Sequence[str]) -> Path:
         """A local folder with these files. MismatchError: one is too large. DiskError: the network or disk refused."""

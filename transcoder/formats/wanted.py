@@ -23,6 +23,7 @@ from transcoder.transcoder import SourceView, Transcoder
 NAMES = {"W_enc", "b_enc", "W_dec", "b_dec"}
 OWN_WORDS = "nestcoder"
 """The key, in the metadata of an exported file, of what its format has no words for: prefixes, and how it was made."""
+_NAME_IT = "Where you know it, name TransformerLens's hook in the configuration: blocks.8.mlp.hook_in, or another."
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,12 @@ def places(source: object, target: object, *, where: Path, wanted: Wanted, model
     if str(source).endswith(f".{AMBIGUOUS}"):
         source = _decided(str(source), where=where, wanted=wanted)
     found = place_of_hook(source, model=model)
+    if source is None:
+        what = "The files do not say which tensor of the model the dictionary reads."
+        raise MismatchError(what, where=where, remedy=_NAME_IT)
     if found is None:
         what = f"The dictionary reads {source!r}, which is not a tensor that a cache can hold."
-        raise MismatchError(what, where=where)
+        raise MismatchError(what, where=where, remedy=_NAME_IT)
     if target is None:
         return found, found
     reconstructed = place_of_hook(target, model=model)

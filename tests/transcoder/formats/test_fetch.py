@@ -22,6 +22,8 @@ FILES = [
     "old/checkpoints/final.pt",
     "gpt2_blocks.8.pt",
     "gpt2_blocks.9.pt",
+    "scope/hyperparams.json",
+    "scope/checkpoints/final.safetensors",
 ]
 
 
@@ -55,6 +57,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("hf:user/repo/sae/h.8.mlp/", "sae/h.8.mlp", FILES[3:5]),
         ("https://huggingface.co/user/repo/tree/main/set", "set", ["set/layer_8.safetensors", "set/config.yaml"]),
         ("hf:user/repo/old", "old", ["old/config.json", "old/checkpoints/final.pt"]),
+        ("hf:user/repo/scope", "scope", ["scope/hyperparams.json", "scope/checkpoints/final.safetensors"]),
         ("hf:user/repo/gpt2_blocks.8.pt", "gpt2_blocks.8.pt", ["gpt2_blocks.8.pt"]),
         ("hf:user/repo/set/layer_0.safetensors", "set/layer_0.safetensors", [FILES[6], FILES[5]]),
     ],

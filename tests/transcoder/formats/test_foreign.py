@@ -1,6 +1,7 @@
 """The same dictionary, written in every layout that is read, computes the same."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_a_plain_transcoder_has_threshold_0(tmp_path: Path) -> None:
         ({"normalize_activations": "expected_average_only_in"}, "scaled"),
         ({"metadata": {"hook_name": "blocks.8.mlp.hook_in", "hook_name_out": "blocks.8.attn.hook_z"}}, "target"),
         ({"metadata": {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}}, "layer 3"),
-        ({"metadata": 7}, "reads None"),
+        ({"metadata": 7}, "do not say which tensor"),
     ],
 )
 def test_what_is_not_done_is_refused(tmp_path: Path, changed: dict[str, object], told: str) -> None:
@@ -114,8 +115,34 @@ def test_wrong_shapes_are_damage_and_other_widths_a_mismatch(tmp_path: Path) -> 
 def test_nothing_there_is_a_mistake_of_use(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         read_foreign(tmp_path / "nothing", WANTED)
-    with pytest.raises(UsageError, match="holds no"):
+    with pytest.raises(UsageError, match=r"no dictionary of a known tool; it has nothing\.") as raised:
         read_foreign(tmp_path, WANTED)
+    assert "openmoss" in raised.value.remedy
+    (tmp_path / "cfg.json").write_text("{}")
+    os.mkfifo(tmp_path / "sae_weights.safetensors")
+    with pytest.raises(UsageError, match=r"it has cfg\.json, sae_weights\.safetensors \(no regular file\)"):
+        read_foreign(tmp_path, WANTED)
+    with pytest.raises(UsageError, match="no dictionary of a known tool"):
+        read_foreign(tmp_path / "cfg.json", WANTED)
+
+
+def test_damage_of_any_layout_has_a_remedy(tmp_path: Path) -> None:
+    folder = write_saelens(tmp_path / "one")
+    weights = folder / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(DamagedError, match="Not a readable safetensors file") as raised:
+        read_foreign(folder, WANTED)
+    assert raised.value.where == str(weights)
+    assert raised.value.remedy == "Fetch it again, or write it again with its own tool."
+
+
+def test_a_hook_that_is_not_said_may_be_named(tmp_path: Path) -> None:
+    folder = write_saelens(tmp_path / "one")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "metadata": {}}))
+    with pytest.raises(MismatchError, match="do not say which tensor") as raised:
+        read_foreign(folder, WANTED)
+    assert "blocks.8.mlp.hook_in" in raised.value.remedy
 
 
 def test_a_toy_layout_is_a_reader_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

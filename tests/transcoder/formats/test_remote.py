@@ -103,10 +103,22 @@ def test_a_connection_that_breaks_is_said_so(
 
 def test_nothing_there_and_no_such_file_system(system: Any) -> None:
     system.pipe_file("memory://bucket/README.md", b"")
-    with pytest.raises(UsageError, match="no dictionary here"):
+    with pytest.raises(UsageError, match="nothing here that a dictionary could consist of"):
         get("memory://bucket")
     with pytest.raises(UsageError, match="not a place"):
         get("nothing://bucket")
+
+
+def test_a_server_that_does_not_answer_is_not_an_empty_one(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fsspec's HTTP does: whatever went wrong, there is no such file."""
+
+    def info(*_: Any, **__: Any) -> dict[str, Any]:
+        raise FileNotFoundError(URL) from ConnectionRefusedError("connection refused")
+
+    system.pipe_file("memory://bucket/README.md", b"")
+    monkeypatch.setattr(type(system), "info", info)
+    with pytest.raises(DiskError, match="ConnectionRefusedError: connection refused"):
+        get("memory://bucket/nothing")
 
 
 def test_a_size_that_is_not_said_is_refused(trained: Transcoder, system: Any, monkeypatch: pytest.MonkeyPatch) -> None:

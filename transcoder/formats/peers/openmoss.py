@@ -164,6 +164,7 @@ def _stored(config: Mapping[str, Any], weights: Path) -> tuple[dict[str, Tensor]
     dict_size = arrays["b_enc"].numel()
     if not is_count(width):
         raise DamagedError(f"d_model is {width!r}, which is no width.", where=weights)
+    width = int(str(width))
     arrays.setdefault("b_dec", torch.zeros(width))
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (width, dict_size),
@@ -186,10 +187,14 @@ def _scales(config: Mapping[str, Any], hooks: tuple[str, str], weights: Path, pa
         names = [f"{_NORMS}.{hook}" for hook in hooks]
         tensors = read_tensors(weights, names=set(names))
         norms = [float(tensors[name]) if tensors[name].numel() == 1 else None for name in names]
-    for norm in norms:
-        if not isinstance(norm, int | float) or not isfinite(norm) or norm <= 0:
-            raise DamagedError(f"{_NORMS} is {norm!r}, by which nothing can be scaled.", where=path)
-    return sqrt(config["d_model"]) / norms[0], sqrt(config["d_model"]) / norms[1]
+    source, target = (_scale(norm, config["d_model"], path) for norm in norms)
+    return source, target
+
+
+def _scale(norm: object, width: int, path: Path) -> float:
+    if not isinstance(norm, int | float) or not isfinite(norm) or norm <= 0:
+        raise DamagedError(f"{_NORMS} is {norm!r}, by which nothing can be scaled.", where=path)
+    return sqrt(width) / norm
 
 
 def _refuse_ambiguous(norms: Tensor, weights: Path) -> None:
