@@ -81,4 +81,6 @@ def _requirements(peer: str) -> tuple[Path, Path]:
 
 def _last_lines(log: Path, count: int) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # pip warns once a package of every place where it did not find it.
+    lines = [line for line in lines if not line.startswith("WARNING: Location")]
     return "\n".join(lines[-count:])
