@@ -99,7 +99,7 @@ def test_jumprelu_stores_logarithms(tmp_path: Path) -> None:
         ({"source_hook_point": "blocks.8.hook_mlp_in"}, UsageError, "hook_mlp_in"),
         ({"dict_size": 25}, DamagedError, "W_enc has shape"),
         ({"top_k": 0}, DamagedError, "k is 0"),
-        ({"source_hook_point": None}, MismatchError, "reads None"),
+        ({"source_hook_point": None}, MismatchError, "do not say which tensor"),
     ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, changed: dict[str, Any], kind: type, told: str) -> None:
