@@ -26,13 +26,32 @@ class PublishedLayer:
     metrics: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class PublishedExport:
+    """A folder for another tool, with what its EXPORT.json records of each layer."""
+
+    folder: str
+    format: str
+    layers: Mapping[int, Mapping[str, Any]]
+
+    def line(self) -> str:
+        """A row of the card's table; the numbers of several layers are their range."""
+        exactness = ", ".join(sorted({str(record["exactness"]) for record in self.layers.values()}))
+        prefix = {record["prefix"]["size"] for record in self.layers.values() if record["prefix"]}
+        size = ", ".join(f"{number:,}" for number in sorted(prefix)) or "all"
+        after = [record["held_out"]["after"] for record in self.layers.values()]
+        fvu = _range([numbers["fvu"] for numbers in after], 4)
+        l0 = _range([numbers["l0"] for numbers in after], 1)
+        return f"| `{self.folder}/` | {self.format} | {size} | {exactness} | {fvu} | {l0} |"
+
+
 def model_card(
     repository: str,
     layers: Sequence[PublishedLayer],
     *,
     license_name: str,
     base_model: str | None = None,
-    exported: Sequence[str] = (),
+    exported: Sequence[PublishedExport] = (),
 ) -> str:
     """README.md of a repository. ``exported`` are the folders for other tools that lie beside the layers."""
     front = _front_matter(repository, layers, license_name=license_name, base_model=base_model, exported=exported)
@@ -45,11 +64,12 @@ def _front_matter(
     *,
     license_name: str,
     base_model: str | None,
-    exported: Sequence[str],
+    exported: Sequence[PublishedExport],
 ) -> list[str]:
     """YAML, every value as JSON, which is YAML too."""
-    library = "saelens" if "saelens" in exported else "nestcoder"
-    tags = [*_TAGS, *(["circuit-tracer"] if "circuit-tracer" in exported else [])]
+    formats = {export.format for export in exported}
+    library = "saelens" if formats & {"saelens", "saelens-jumprelu"} else "nestcoder"
+    tags = [*_TAGS, *(["circuit-tracer"] if "circuit-tracer" in formats else [])]
     datasets = sorted({name for layer in layers if (name := _hub_dataset(layer)) is not None})
     fields: dict[str, Any] = {
         "license": license_name,
@@ -79,14 +99,16 @@ def _result(layer: PublishedLayer) -> dict[str, Any]:
     return {"task": {"type": "other", "name": f"layer {layer.layer}"}, "dataset": text, "metrics": values}
 
 
-def _body(repository: str, layers: Sequence[PublishedLayer], license_name: str, exported: Sequence[str]) -> list[str]:
+def _body(
+    repository: str, layers: Sequence[PublishedLayer], license_name: str, exported: Sequence[PublishedExport]
+) -> list[str]:
     first = layers[0]
     cache = first.metrics["cache"]
     kind = "sparse autoencoders" if first.config.get("kind") == "sae" else "transcoders"
     lines = [
         f"# {repository}",
         "",
-        f"Nested-prefix {kind} of **{cache['model']}**, layers {', '.join(str(layer.layer) for layer in layers)}, from "
+        f"Nested-prefix {kind} of **{cache['model']}**, {_layers(layers)}, from "
         f"`{cache['source_site']}` to `{cache['target_site']}`. Every prefix of the features is a smaller dictionary.",
         "",
         "```python",
@@ -101,10 +123,25 @@ def _body(repository: str, layers: Sequence[PublishedLayer], license_name: str, 
         lines += [f"## Layer {layer.layer}", "", *_training_lines(layer), "", *_table(layer), ""]
     if exported:
         lines += ["## In other tools", ""]
-        lines += [*(f"- `{name}/`: its EXPORT.json says how exact it is" for name in exported), ""]
+        lines += ["| folder | format | features | exact? | FVU after | L0 after |", "|---|---|---|---|---|---|"]
+        lines += [*(export.line() for export in exported), ""]
+        lines += [
+            "FVU and L0 were measured after the conversion, on held-out rows; each folder's EXPORT.json has more.",
+            "",
+        ]
     lines += ["## Limits", "", *(f"- {limit}" for limit in _limits(layers)), "", "## Licence", ""]
     lines.append(f"{license_name}. It was trained on activations of {cache['model']}, whose own licence may bind too.")
     return lines
+
+
+def _layers(layers: Sequence[PublishedLayer]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(str(layer.layer) for layer in layers)}"
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    """One number, or the smallest and the largest."""
+    ends = [f"{value:.{digits}f}" for value in (min(values), max(values))]
+    return ends[0] if ends[0] == ends[1] else "-".join(ends)
 
 
 def _training_lines(layer: PublishedLayer) -> list[str]:

@@ -11,7 +11,7 @@ The token is the Hub client's own (``hf auth login`` or HF_TOKEN); it is neither
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import DamagedError, MismatchError, UsageError
@@ -19,12 +19,14 @@ from common.hub_errors import hub_errors
 from common.progress import Progress
 from common.reading import parse_json
 from common.run_layout import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, RunFolders
-from evaluate.publish.card import PublishedLayer, model_card
+from evaluate.publish.card import PublishedExport, PublishedLayer, model_card
 from transcoder.formats.native import load_transcoder
 
 _ADDRESS = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
 _REMEDY = "Check the network, and run 'hf auth login' with a token that may write; then run it again."
 _EXPORT = "EXPORT.json"
+_PAGES = ("neuronpedia", "delphi")
+"""What an export writes without weights, and so without a record of what they cost."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def prepare(request: PublishRequest) -> Publication:
         layers,
         license_name=request.license_name,
         base_model=request.base_model,
-        exported=sorted({name.split("/")[0] for name in exported}),
+        exported=_exports(exported),
     )
     files |= exported
     sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
@@ -120,17 +122,34 @@ def _layer(layer: int, folders: RunFolders, name: str) -> PublishedLayer:
 
 
 def _exported(folder: Path | None) -> dict[str, Path]:
-    """The files of an export by their name below its folder. Raises UsageError for a folder that is none."""
+    """The files of an export by their name below its folder: what lies with an EXPORT.json, and pages, and nothing else
+    that may be there. Raises UsageError for a folder without any."""
     if folder is None:
         return {}
-    found = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    }
-    if not any(name.endswith(_EXPORT) for name in found):
+    tops = {path.parent for path in folder.rglob(_EXPORT)}
+    tops |= {folder / name for name in _PAGES if (folder / name).is_dir()}
+    if not tops:
         what = "There is no export here: EXPORT.json is missing."
         raise UsageError(what, where=folder, remedy="Write one: nestcoder export --layer 8 --to saelens FOLDER.")
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and not tops.isdisjoint(path.parents)
+    }
+
+
+def _exports(exported: Mapping[str, Path]) -> list[PublishedExport]:
+    """What each EXPORT.json says of its folder. Raises DamagedError."""
+    found: list[PublishedExport] = []
+    for name, path in exported.items():
+        if PurePosixPath(name).name != _EXPORT:
+            continue
+        try:
+            document: Any = parse_json(path.read_bytes())
+            layers = {int(layer): record for layer, record in document["layers"].items()}
+            found.append(PublishedExport(str(PurePosixPath(name).parent), str(document["format"]), layers))
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise DamagedError("The record of an export does not read.", where=path, remedy="Export again.") from None
     return found
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from evaluate.publish.card import PublishedLayer, model_card
+from evaluate.publish.card import PublishedExport, PublishedLayer, model_card
 
 METRICS: dict[str, Any] = {
     "prefixes": [8, 32],
@@ -20,10 +20,21 @@ METRICS: dict[str, Any] = {
     "cache": {"model": "gpt2", "source_site": "mlp_in", "target_site": "mlp_out", "dataset": {"kind": "stdlib"}},
 }
 
+RECORD: dict[str, Any] = {
+    "exactness": "approximate",
+    "prefix": {"size": 8},
+    "held_out": {"after": {"fvu": 0.45, "l0": 3.0}},
+}
+EXPORT = PublishedExport(
+    "circuit_tracer-p8",
+    "circuit-tracer",
+    {4: RECORD, 8: RECORD | {"held_out": {"after": {"fvu": 0.41, "l0": 3.01}}}},
+)
+
 
 def test_numbers_limits_and_front_matter() -> None:
     config = {"dict_size": 32, "tokens_trained": 5000, "finetuned": {"tokens": 2048}}
-    card = model_card("a/b", [PublishedLayer(8, config, METRICS)], license_name="mit", exported=["circuit-tracer"])
+    card = model_card("a/b", [PublishedLayer(8, config, METRICS)], license_name="mit", exported=[EXPORT])
     _, front, body = card.split("---\n", 2)
     fields = YAML(typ="safe", pure=True).load(front)
     assert (fields["license"], fields["library_name"]) == ("mit", "nestcoder")
@@ -40,6 +51,8 @@ def test_numbers_limits_and_front_matter() -> None:
     assert "| 8 | 0.4123 |  | 2.0 | 0.0% | not measured |" in body
     assert "| 32 | 0.2000 |  | 4.0 | ? | not measured |" in body
     assert "Then fine-tuned on 2,048 tokens" in body
+    assert "layer 8, from `mlp_in`" in body
+    assert "| `circuit_tracer-p8/` | circuit-tracer | 8 | approximate | 0.4100-0.4500 | 3.0 |" in body
     assert "- A handful of rows rules the variance." in body
 
 
@@ -47,7 +60,8 @@ def test_activations_from_elsewhere_are_named() -> None:
     metrics = METRICS | {
         "cache": METRICS["cache"] | {"provenance": "unproved", "dataset": {"kind": "hub", "name": "x/y"}}
     }
-    card = model_card("a/b", [PublishedLayer(8, {"dict_size": 32}, metrics)], license_name="mit", exported=["saelens"])
+    saelens = PublishedExport("saelens/blocks.8.mlp_out", "saelens", {8: RECORD | {"prefix": None}})
+    card = model_card("a/b", [PublishedLayer(8, {"dict_size": 32}, metrics)], license_name="mit", exported=[saelens])
     assert "no harvest proved which tensors they are" in card
     assert 'datasets: ["x/y"]' in card
     assert 'library_name: "saelens"' in card

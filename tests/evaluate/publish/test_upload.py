@@ -174,7 +174,15 @@ def request_to(tmp_path: Path, endpoint: str) -> PublishRequest:
     exported = tmp_path / "export"
     (exported / "saelens" / "full").mkdir(parents=True)
     (exported / "saelens" / "full" / "cfg.json").write_text("{}")
-    (exported / "saelens" / "EXPORT.json").write_text("{}")
+    record = {"exactness": "exact", "prefix": None, "held_out": {"after": {"fvu": 0.2, "l0": 4.0}}}
+    document = {"format": "saelens", "layers": {"8": record}}
+    (exported / "saelens" / "EXPORT.json").write_text(json.dumps(document))
+    (exported / "delphi").mkdir()
+    (exported / "delphi" / "config.json").write_text("{}")
+    # What somebody left beside the export is not published.
+    (exported / "rows.pt").write_bytes(b"private")
+    (exported / "notes").mkdir()
+    (exported / "notes" / "mine.txt").write_text("private")
     return PublishRequest(f"hf:{NAME}", folders, "main", "mit", "gpt2", exported, endpoint=endpoint)
 
 
@@ -186,6 +194,9 @@ def test_what_was_published_is_read_back_by_its_address(request_to: PublishReque
     assert Hub.made[0]["name"] == "nested"
     assert set(Hub.files) == set(publication.sizes)
     assert "saelens/full/cfg.json" in Hub.files
+    assert "delphi/config.json" in Hub.files
+    assert not any(b"private" in data for data in Hub.files.values())
+    assert "| `saelens/` | saelens | all | exact | 0.2000 | 4.0 |" in publication.card
     for layer, folders in request_to.folders.items():
         found = nestcoder.load_transcoder(f"hf:{NAME}/layer{layer:02d}")
         own = load_transcoder(folders.transcoder("main"))
@@ -207,6 +218,14 @@ def test_other_bytes_are_refused_by_the_hash_in_config_json(request_to: PublishR
     for address in ("hf:nobody", "hf:a/b/../c", "hf:"):
         with pytest.raises(UsageError, match="not an address"):
             nestcoder.load_transcoder(address)
+
+
+def test_a_record_of_an_export_that_does_not_read_is_said(request_to: PublishRequest) -> None:
+    assert request_to.exported is not None
+    for text in ("{", '{"layers": 3}', '{"format": "saelens", "layers": {"x": {}}}'):
+        (request_to.exported / "saelens" / "EXPORT.json").write_text(text)
+        with pytest.raises(DamagedError, match="record of an export does not read"):
+            prepare(request_to)
 
 
 def test_what_cannot_be_published_is_said_before_anything_is_sent(request_to: PublishRequest, tmp_path: Path) -> None:
