@@ -37,7 +37,7 @@ class PublishedExport:
     def line(self) -> str:
         """A row of the card's table; the numbers of several layers are their range."""
         exactness = ", ".join(sorted({str(record["exactness"]) for record in self.layers.values()}))
-        prefix = {record["prefix"]["size"] for record in self.layers.values() if record["prefix"]}
+        prefix = {record["prefix"]["size"] for record in self.layers.values() if record.get("prefix")}
         size = ", ".join(f"{number:,}" for number in sorted(prefix)) or "all"
         after = [record["held_out"]["after"] for record in self.layers.values()]
         fvu = _range([numbers["fvu"] for numbers in after], 4)

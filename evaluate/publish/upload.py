@@ -148,6 +148,7 @@ def _exports(exported: Mapping[str, Path]) -> list[PublishedExport]:
             document: Any = parse_json(path.read_bytes())
             layers = {int(layer): record for layer, record in document["layers"].items()}
             found.append(PublishedExport(str(PurePosixPath(name).parent), str(document["format"]), layers))
+            found[-1].line()  # what the card will ask of it is there
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise DamagedError("The record of an export does not read.", where=path, remedy="Export again.") from None
     return found

@@ -222,7 +222,7 @@ def test_other_bytes_are_refused_by_the_hash_in_config_json(request_to: PublishR
 
 def test_a_record_of_an_export_that_does_not_read_is_said(request_to: PublishRequest) -> None:
     assert request_to.exported is not None
-    for text in ("{", '{"layers": 3}', '{"format": "saelens", "layers": {"x": {}}}'):
+    for text in ("{", '{"layers": 3}', '{"format": "saelens", "layers": {"8": {}}}'):
         (request_to.exported / "saelens" / "EXPORT.json").write_text(text)
         with pytest.raises(DamagedError, match="record of an export does not read"):
             prepare(request_to)
