@@ -4,9 +4,10 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from cache.format.array import STORE
 from cache.format.codec import least_bytes
-from cache.format.journal import Commit, FileEntry, Point
-from cache.format.layout import GROUPS, STORE
+from cache.format.journal import Commit, FileEntry, Journal, Point
+from cache.format.layout import GROUPS
 from cache.format.manifest import MANIFEST, Manifest, first_difference, read_manifest, refuse_links
 from cache.format.seal import (
     SEALS,
@@ -55,9 +56,8 @@ class Part:
             if not locked:
                 stack.enter_context(self._lock())
             self._publisher = open_publisher(path, remote, manifest, part=number)
-            self._compare()
+            check_part(path, manifest, number)
             self._journal = journal_of(path, manifest, number)
-            self._check_room()
             if not self._is_finished():
                 self._create(files)
                 self._journal = open_journal(path, manifest, number)
@@ -114,18 +114,7 @@ class Part:
     @property
     def spare_bytes(self) -> int:
         """Free bytes of the disk that the missing segments will not need; below 0 when there is no room for them."""
-        geometry = self.manifest.geometry
-        groups = geometry.groups.items()
-        missing = sum(group.segment_bytes(segment) for name, group in groups for segment in self.missing(name))
-        # Exact for plain rows; for compressed ones by the best ratio of any codec.
-        return disk.free_bytes(self.path) - least_bytes(missing, geometry.codec, geometry.dtype)
-
-    def _check_room(self) -> None:
-        spare = self.spare_bytes
-        if spare < 0:
-            free = disk.free_bytes(self.path)
-            what = f"The cache needs {in_bytes(free - spare)} more; {in_bytes(free)} are free."
-            raise CapacityError(what, where=self.path, remedy="Ask for fewer rows, or put it on a larger disk.")
+        return _spare_bytes(self.path, self.manifest, self._journal, self.number)
 
     def _is_finished(self) -> bool:
         """Whether this very part lies here, complete. Then nothing is written, and the disk may be read-only."""
@@ -143,23 +132,6 @@ class Part:
             if not self._is_finished():
                 raise
         return stack
-
-    def _compare(self) -> None:
-        """Raise MismatchError when another cache lies here."""
-        geometry = self.manifest.geometry
-        refuse_links(self.path, geometry)
-        if not (self.path / MANIFEST).exists():
-            return
-        existing = read_manifest(self.path)
-        if existing.fingerprint != self.manifest.fingerprint:
-            _refuse_other_parts(existing, geometry.parts, where=self.path)
-            difference = first_difference(self.manifest.determining(), existing.determining())
-            what = f"The cache here was made differently: {difference}."
-            raise MismatchError(what, where=self.path, remedy="Choose another folder, or --fresh to begin anew.")
-        if existing.geometry.codec != geometry.codec:
-            what = f"The cache here has codec {existing.geometry.codec}, not {geometry.codec}."
-            remedy = "Set cache.codec to what it has; 'cache pack' changes it."
-            raise MismatchError(what, where=self.path, remedy=remedy)
 
     def _create(self, files: dict[str, bytes]) -> None:
         """Make the store, or what is missing of it. What a crash left aside is removed."""
@@ -192,6 +164,46 @@ def tidy_finished(path: Path, part: int) -> None:
     """Seal a part of a finished cache, and remove its drafts, where a kill left that undone; a disk may refuse both."""
     seal_finished(path, part)
     remove_drafts(path, part)
+
+
+def check_part(path: Path, manifest: Manifest, number: int = 0) -> None:
+    """Raise what keeps a part from being written: MismatchError for another cache in ``path``, CapacityError for a disk
+    that has no room for what is missing. Writes nothing."""
+    _refuse_another(path, manifest)
+    spare = _spare_bytes(path, manifest, journal_of(path, manifest, number), number)
+    if spare < 0:
+        free = disk.free_bytes(path)
+        what = f"The cache needs {in_bytes(free - spare)} more; {in_bytes(free)} are free."
+        raise CapacityError(what, where=path, remedy="Ask for fewer rows, or put it on a larger disk.")
+
+
+def _spare_bytes(path: Path, manifest: Manifest, journal: Journal, number: int) -> int:
+    geometry = manifest.geometry
+    missing = sum(
+        group.segment_bytes(segment)
+        for name, group in geometry.groups.items()
+        for segment in geometry.part_segments(name, number)
+        if (name, segment) not in journal.commits
+    )
+    # Exact for plain rows; for compressed ones by the best ratio of any codec.
+    return disk.free_bytes(path) - least_bytes(missing, geometry.codec, geometry.dtype)
+
+
+def _refuse_another(path: Path, manifest: Manifest) -> None:
+    geometry = manifest.geometry
+    refuse_links(path, geometry)
+    if not (path / MANIFEST).exists():
+        return
+    existing = read_manifest(path)
+    if existing.fingerprint != manifest.fingerprint:
+        _refuse_other_parts(existing, geometry.parts, where=path)
+        difference = first_difference(manifest.determining(), existing.determining())
+        what = f"The cache here was made differently: {difference}."
+        raise MismatchError(what, where=path, remedy="Choose another folder, or --fresh to begin anew.")
+    if existing.geometry.codec != geometry.codec:
+        what = f"The cache here has codec {existing.geometry.codec}, not {geometry.codec}."
+        remedy = "Set cache.codec to what it has; 'cache pack' changes it."
+        raise MismatchError(what, where=path, remedy=remedy)
 
 
 def _refuse_other_parts(existing: Manifest, parts: int, *, where: Path) -> None:

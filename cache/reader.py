@@ -18,21 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int8, Int32, Int64, Shaped
 from torch import Tensor
 
+from cache.format.array import Array
 from cache.format.dtypes import TORCH_DTYPES, read_as, to_tensor
 from cache.format.int8 import restore
 from cache.format.journal import Commit, FileEntry
-from cache.format.layout import Array, Group
-from cache.format.manifest import (
-    MANIFEST,
-    PARAMETERS,
-    UNEMBEDDING,
-    Manifest,
-    first_difference,
-    read_bound,
-    read_manifest,
-    read_parameter,
-    refuse_links,
-)
+from cache.format.layout import Group
+from cache.format.manifest import MANIFEST, Manifest, first_difference, read_bound, read_manifest, refuse_links
+from cache.format.parameters import PARAMETERS, UNEMBEDDING, read_parameter
 from cache.format.seal import commits_of
 from cache.format.statistics import GroupStatistics, merge_groups, unpack
 from cache.storage.buffers import Buffers

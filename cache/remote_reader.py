@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cache.config import CacheSettings
+from cache.format.array import Array
 from cache.format.journal import FileEntry, journal_path
-from cache.format.layout import Array
-from cache.format.manifest import MANIFEST, PARAMETERS, UNEMBEDDING, Manifest, parse_manifest
+from cache.format.manifest import MANIFEST, Manifest, parse_manifest
+from cache.format.parameters import PARAMETERS, UNEMBEDDING
 from cache.format.seal import seal_path
 from cache.reader import CacheReader, View
 from cache.storage.chunk_copies import ChunkCopies

@@ -22,7 +22,8 @@ from cache.format.chunks import FileOut
 from cache.format.dtypes import Activations, StoredRows, to_stored
 from cache.format.journal import FileEntry, Point
 from cache.format.layout import GROUPS, Geometry
-from cache.format.manifest import Manifest, make_geometry, parameter_files
+from cache.format.manifest import Manifest, make_geometry
+from cache.format.parameters import parameter_files
 from cache.part import Part
 from cache.storage.recompute import mlp_of_arrays
 from cache.storage.segment import Block, SegmentBuffer
@@ -73,16 +74,15 @@ class CacheWriter:
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
-        self._device = device
-        self._geometry = make_geometry(settings, **sizes, parts=parts)
         if not 0 <= part < parts:
             raise UsageError(f"Part {part} is not one of {parts}.")
-        self._mlp = mlp_of_arrays(arrays) if settings.target == "recompute" else None
-        files = self._geometry.zarr_files() | parameter_files(arrays)
-        self.manifest = _make_manifest(
-            self._geometry, settings, identity=identity, special_ids=special_ids, files=files
+        sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
+        self.manifest = manifest_of(
+            identity=identity, settings=settings, **sizes, special_ids=special_ids, arrays=arrays, parts=parts
         )
+        self._geometry = self.manifest.geometry
+        self._device = device
+        self._mlp = mlp_of_arrays(arrays) if settings.target == "recompute" else None
         if settings.weak_disk:
             disk.accept_weak_disk(True)
         progress = progress or Silent()
@@ -90,7 +90,7 @@ class CacheWriter:
             Path(path),
             self.manifest,
             number=part,
-            files=files,
+            files=_first_files(self._geometry, arrays),
             remote=settings.remote,
             progress=progress,
             locked=locked,
@@ -218,14 +218,21 @@ class CacheWriter:
         return min(points, key=lambda point: point.train + point.held_out, default=Point())
 
 
-def _make_manifest(
-    geometry: Geometry,
-    settings: CacheSettings,
+def manifest_of(
     *,
     identity: dict[str, Any],
+    settings: CacheSettings,
+    d_source: int,
+    d_target: int,
+    train_rows: int,
+    held_out_rows: int,
     special_ids: list[int],
-    files: dict[str, bytes],
+    arrays: dict[str, np.ndarray],
+    parts: int = 1,
 ) -> Manifest:
+    """The manifest of the cache that a writer of these arguments fills. Raises UsageError for sizes that none has."""
+    sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
+    geometry = make_geometry(settings, **sizes, parts=parts)
     return Manifest(
         identity=identity,
         geometry=geometry,
@@ -233,9 +240,14 @@ def _make_manifest(
         held_out_fraction=settings.held_out_fraction,
         split_seed=settings.split_seed,
         special_ids=tuple(sorted(set(special_ids))),
-        files={path: (len(data), hash_bytes(data)) for path, data in files.items()},
+        files={path: (len(data), hash_bytes(data)) for path, data in _first_files(geometry, arrays).items()},
         written_with={"python": python_version(), "numpy": np.__version__, "torch": str(torch.__version__)},
     )
+
+
+def _first_files(geometry: Geometry, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The files that lie in a cache before its first row, by path."""
+    return geometry.zarr_files() | parameter_files(arrays)
 
 
 def _integers(values: Integers) -> Int[np.ndarray, " rows"]:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.format.manifest import MANIFEST, PARAMETERS, UNEMBEDDING, read_manifest
+from cache.format.manifest import MANIFEST, read_manifest
+from cache.format.parameters import PARAMETERS, UNEMBEDDING
 from cache.part import lock_part, remove_cache, tidy_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp

@@ -21,8 +21,6 @@ MOST_PACKED = 5
 
 MOST_LINES = 300
 LONGER_FILES: dict[str, str] = {
-    "cache/format/layout.py": "being split",
-    "cache/format/manifest.py": "being split",
     "cache/reader.py": "being split",
     "transcoder/kernels.py": "being split",
     "harvest/probe.py": "being split",
@@ -41,24 +39,15 @@ LONGER_FUNCTIONS: dict[str, str] = {
 }
 
 TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "cache: by the tests of the format, writer, loader, remote caches and hostile files": (
-        "cache/config.py",
-        "cache/format/chunks.py",
-        "cache/format/codec.py",
-        "cache/format/journal.py",
-        "cache/format/layout.py",
+    "cache: by the tests of the loader, remote caches and hostile files": (
         "cache/format/manifest.py",
         "cache/open.py",
         "cache/reader.py",
         "cache/remote_reader.py",
-        "cache/storage/buffers.py",
         "cache/storage/chunk_copies.py",
         "cache/storage/columns.py",
         "cache/storage/mapping.py",
         "cache/storage/remote_store.py",
-        "cache/storage/segment.py",
-        "cache/tools/index.py",
-        "cache/tools/mixing.py",
         "cache/tools/verify_remote.py",
     ),
     "finetune: by the tests of whole fine-tunings": ("finetune/config.py",),

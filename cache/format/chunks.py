@@ -7,9 +7,9 @@ from functools import partial
 
 import xxhash
 
+from cache.format.array import ITEM_BYTES, Array, padding
 from cache.format.codec import decode_into, encoder
 from cache.format.journal import FileEntry
-from cache.format.layout import ITEM_BYTES, Array, padding
 from common.errors import DamagedError
 from common.hashing import Bytes, chunk_hash
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from cache.format.array import Array
 from cache.format.codec import most_bytes
-from cache.format.layout import Array, Geometry
+from cache.format.layout import Geometry
 from common import disk
 from common.errors import DamagedError, MismatchError, NestcoderError
 from common.hashing import canonical_json, chunk_hash

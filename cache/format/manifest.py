@@ -19,19 +19,16 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cache.config import CacheSettings
-from cache.format.layout import ITEM_BYTES, STORE, STORED_AS, Geometry, held_out_shard_rows, zarr_document
+from cache.format.array import ITEM_BYTES, STORE
+from cache.format.layout import STORED_AS, Geometry, held_out_shard_rows
+from cache.format.parameters import PARAMETERS, UNEMBEDDING
 from common.errors import DamagedError, MismatchError, UsageError
 from common.hashing import canonical_json, hash_bytes
 from common.reading import parse_json, read_file
 
 VERSION = 2
 MANIFEST = "manifest.json"
-PARAMETERS = f"{STORE}/parameters/"
-UNEMBEDDING = "unembedding."
-"""What the names of small arrays begin with that say nothing of the rows (``cache.storage.unembedding``)."""
-_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _LIMIT_BYTES = 64 << 20
-_PARAMETER_TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
 # A manifest could name sizes that fill the memory of whoever opens the cache. These are far above any real cache.
 _GEOMETRY_LIMIT = 1 << 48
 _WIDTH_LIMIT = 1 << 24
@@ -148,41 +145,6 @@ def _geometry_problem(geometry: Geometry) -> str:
     return ""
 
 
-def parameter_files(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """The zarr files of the small arrays, by path. Raises UsageError for a name or type that a cache does not hold."""
-    files: dict[str, bytes] = {}
-    for name, array in arrays.items():
-        if (
-            not _NAME.fullmatch(name)
-            or name == "zarr.json"
-            or array.dtype.name not in _PARAMETER_TYPES
-            or not array.ndim
-        ):
-            raise UsageError(f"A cache holds no array named '{name}' of {array.ndim} dimensions and {array.dtype}.")
-        folder = f"{STORE}/parameters/{name}"
-        files[f"{folder}/zarr.json"] = _parameter_json(array)
-        if array.size:
-            files[f"{folder}/c" + ".0" * array.ndim] = np.ascontiguousarray(array).tobytes()
-    return files
-
-
-def _parameter_json(array: np.ndarray) -> bytes:
-    little = {"name": "bytes", "configuration": {"endian": "little"}} if array.itemsize > 1 else {"name": "bytes"}
-    return zarr_document(
-        {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": list(array.shape),
-            "data_type": array.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in array.shape]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": "NaN" if array.dtype.kind == "f" else 0,
-            "codecs": [little],
-            "attributes": {},
-        }
-    )
-
-
 def read_manifest(cache: Path) -> Manifest:
     """The manifest of the cache in this folder.
 
@@ -292,19 +254,6 @@ def read_bound(folder: Path, name: str, bound: tuple[int, str]) -> bytes:
     if hash_bytes(data) != digest:
         raise DamagedError("A file of the cache does not match its checksum.", where=path, remedy=_REPAIR)
     return data
-
-
-def read_parameter(described: bytes, data: bytes) -> np.ndarray:
-    """A small array from its zarr.json and its bytes. Raises ValueError when that is not what a cache holds."""
-    document = parse_json(described)
-    shape = document["shape"]
-    item = document["data_type"]
-    if item not in _PARAMETER_TYPES or not 1 <= len(shape) <= 8:
-        raise ValueError(f"an array of {item!r}")
-    array = np.frombuffer(data, item).reshape([_size(length) for length in shape]).copy()
-    if _parameter_json(array) != described:
-        raise ValueError("metadata that a cache does not write")
-    return array
 
 
 def first_difference(wanted: Any, found: Any, name: str = "") -> str:

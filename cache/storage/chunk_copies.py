@@ -12,9 +12,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from cache.format.array import Array
 from cache.format.chunks import unpack_into
 from cache.format.journal import FileEntry
-from cache.format.layout import Array
 from cache.storage.chunk_lru import ChunkLru, Key
 from cache.storage.remote_store import RemoteStore
 from common.errors import DiskError

@@ -18,9 +18,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from cache.format.array import Array
 from cache.format.chunks import THREADS, unpack_into
 from cache.format.journal import FileEntry
-from cache.format.layout import Array
 from cache.storage.chunk_lru import ChunkLru
 from cache.storage.mapping import Region, open_plain
 from common.errors import DamagedError

@@ -15,8 +15,9 @@ no power cut can do harm, and the committed files never depend on a draft: they 
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -110,7 +111,9 @@ class Draft:
         if self.point and end < self.path.stat().st_size:
             disk.truncate(self.path, end)
 
-    def _read_block(self, file: BinaryIO, first: int, *, most: int) -> tuple[dict[str, Column], Point | None] | None:
+    def _read_block(
+        self, file: BufferedReader, first: int, *, most: int
+    ) -> tuple[dict[str, Column], Point | None] | None:
         """The block of rows ``first`` and following; None where there is no other, or it is torn."""
         try:
             line = read_line(file.readline(_LINE_BYTES).removesuffix(b"\n"))
@@ -131,9 +134,9 @@ class Draft:
         self.point = None
 
 
-def _read_column(file: BinaryIO, column: np.ndarray, rows: int) -> np.ndarray:
+def _read_column(file: BufferedReader, column: np.ndarray, rows: int) -> np.ndarray:
     values = np.empty((rows, *column.shape[1:]), column.dtype)
-    if rows and file.readinto(memoryview(values).cast("B")) != values.nbytes:
+    if rows and file.readinto(values.data.cast("B")) != values.nbytes:
         raise ValueError("the file ends within a block")
     return values
 

@@ -13,13 +13,15 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
+from cache.format.array import Array
 from cache.format.chunks import FileOut, cut
 from cache.format.dtypes import TORCH_DTYPES, read_as, to_array, to_tensor
 from cache.format.int8 import quantise, restore
-from cache.format.layout import Array, Group
+from cache.format.layout import Group
 from cache.format.manifest import Manifest
 from cache.format.statistics import measure
 from cache.order import derive_key, permute
+from cache.storage.mapping import Region
 from cache.storage.recompute import Mlp
 from common.device import beside, free_memory, to_device, to_host
 from common.errors import NumericalError
@@ -64,7 +66,11 @@ class SegmentBuffer:
         dtype = TORCH_DTYPES[read_as(self.group.dtype)]
         # Rows are reduced to 8 bits on the host, so they wait there for it.
         stays = self.group.dtype != "int8" and 2 * self._size * width * dtype.itemsize <= free_memory(self._device)
-        return torch.empty(self._size, width, dtype=dtype, device=self._device if stays else "cpu")
+        if stays and self._device.type != "cpu":
+            return torch.empty(self._size, width, dtype=dtype, device=self._device)
+        # A segment's rows come in any order, each to a page of its own: huge pages are touched, and found, for less.
+        memory = Region(self._size * width * dtype.itemsize, huge_pages=True).bytes
+        return torch.from_numpy(memory).view(dtype).view(self._size, width)
 
     def put(self, segment: int, first: int, block: Block) -> None:
         """Lay the segment's rows ``first`` and following (in the order of the text) at their places.
@@ -152,9 +158,9 @@ class SegmentBuffer:
         count = self.group.rows_in(segment)
         first = segment * self.group.segment_rows
         kept = self._manifest.is_ordinary(self._columns["tokens"][:count])
-        given = {"kept": kept, "first": first, "error": self._errors[name][:count], "device": self._device}
+        error = self._errors[name][:count]
         with beside(self._device):
-            return measure(self._sides[name][:count], **given).pack()
+            return measure(self._sides[name][:count], kept=kept, first=first, error=error, device=self._device).pack()
 
     def _recompute(self, mlp: Mlp, segment: int) -> None:
         """Compare what the MLP gives with the harvested targets on a chunk, and take its mean error for every row.

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cache.format.dtypes import to_array, to_tensor
-from cache.format.manifest import UNEMBEDDING
+from cache.format.parameters import UNEMBEDDING
 from common.errors import DamagedError
 
 LIMIT_BYTES = 64 << 20

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache.format.array import Array
 from cache.format.journal import Commit, FileEntry, Journal, journal_path
-from cache.format.layout import Array, Geometry
+from cache.format.layout import Geometry
 from cache.format.manifest import Manifest, read_manifest
 from cache.format.seal import journal_of, seal_path
 from common.errors import NestcoderError

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cache.format.array import Array
 from cache.format.chunks import FileOut, chunks_of
 from cache.format.codec import Codec
 from cache.format.journal import Commit, FileEntry, Journal
-from cache.format.layout import Array
 from cache.format.manifest import MANIFEST, Manifest, read_bound, read_manifest
 from cache.format.seal import open_journal, seal_part
 from cache.tools.index import CacheIndex, read_index

@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from cache.format.array import STORE, Array
 from cache.format.chunks import THREADS, checked
 from cache.format.journal import FileEntry
-from cache.format.layout import STORE, Array, Geometry
+from cache.format.layout import Geometry
 from cache.tools.index import CacheIndex, ExpectedFile, Fault, read_index
 from common.errors import DamagedError
 from common.hashing import hash_stream

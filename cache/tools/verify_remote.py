@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from cache.format.array import STORE
 from cache.format.journal import journal_line, journal_path, revoke_line
-from cache.format.layout import STORE
 from cache.format.manifest import MANIFEST, parse_manifest
 from cache.remote_reader import open_remote
 from cache.storage.remote_store import RemoteStore

@@ -7,13 +7,14 @@ from typing import Any, get_args
 import numpy as np
 
 from cache.config import CacheSettings
-from cache.format.manifest import make_geometry
+from cache.part import check_part
+from cache.writer import manifest_of
 from common import disk
 from common.errors import UsageError
 from common.progress import Progress
 from harvest.config import Site
 from harvest.elsewhere.folders import Paired, open_folder
-from harvest.elsewhere.write import NO_TARGET, Batch, held_out_documents, write_cache
+from harvest.elsewhere.write import NO_TARGET, Batch, check_batch, held_out_documents, identity_of, write_cache
 from harvest.model.sites import HOOKS
 
 
@@ -50,27 +51,41 @@ class ImportPlan:
 
 
 def plan_import(request: ImportRequest, progress: Progress) -> ImportPlan:
-    """Read all examples once, and write nothing. Raises UsageError, DamagedError for what cannot become a cache."""
+    """Read and check all examples once, and write nothing.
+
+    Raises UsageError, DamagedError and NumericalError for what cannot become a cache, MismatchError where another one
+    lies in its place, CapacityError where there is no room.
+    """
     paired = _paired(request)
     sites = _sites(request, paired)
     counts = np.zeros(2, np.int64)
     examples = 0
-    widths: set[tuple[int, int]] = set()
+    first: Batch | None = None
     progress.begin("read the folders", total=0, unit="examples")
     for number, given in enumerate(paired.batches()):
         batch = Batch.of(given, number=number)
         settings = request.settings
         apart = held_out_documents(batch.document, fraction=settings.held_out_fraction, seed=settings.split_seed)
         counts += np.bincount(apart, minlength=2)
-        widths.add((batch.source.shape[1], batch.target.shape[1]))
+        first = first or batch
+        check_batch(batch, like=first, number=number, dtype=settings.dtype)
         examples += 1
         progress.advance(1)
     progress.end()
-    if len(widths) != 1 or not counts[0]:
-        raise UsageError(f"The examples have the widths {sorted(widths)} and {counts[0]} rows.", where=request.source)
-    ((d_source, d_target),) = widths
+    if first is None or not counts[0]:
+        raise UsageError("The folder has no rows to train on.", where=request.source)
+    d_source, d_target = (first.source.shape[1], first.target.shape[1])
     sizes = {"train_rows": int(counts[0]), "held_out_rows": int(counts[1])}
-    geometry = make_geometry(request.settings, d_source=d_source, d_target=d_target, **sizes, parts=1)
+    manifest = manifest_of(
+        identity=identity_of(request.model, request.layer, *sites, facts=_facts(paired)),
+        settings=request.settings,
+        d_source=d_source,
+        d_target=d_target,
+        **sizes,
+        special_ids=list(request.special_ids),
+        arrays={},
+    )
+    check_part(request.out, manifest)
     return ImportPlan(
         kind=paired.source.kind,
         source_site=sites[0],
@@ -79,7 +94,7 @@ def plan_import(request: ImportRequest, progress: Progress) -> ImportPlan:
         **sizes,
         d_source=d_source,
         d_target=d_target,
-        bytes=geometry.size_bytes,
+        bytes=manifest.geometry.size_bytes,
         free_disk_bytes=disk.free_bytes(request.out),
     )
 
@@ -88,7 +103,6 @@ def import_folder(request: ImportRequest, progress: Progress) -> dict[str, Any]:
     """Import it; a rerun goes on. Raises as ``plan_import`` and ``write_cache``."""
     plan = plan_import(request, progress)
     paired = _paired(request)
-    facts = {"from": plan.kind, "files": [path.name for path in paired.source.files][:1000]}
     done = write_cache(
         request.out,
         paired.batches(),
@@ -99,11 +113,15 @@ def import_folder(request: ImportRequest, progress: Progress) -> dict[str, Any]:
         source_site=plan.source_site,
         target_site=plan.target_site,
         special_ids=request.special_ids,
-        facts=facts,
+        facts=_facts(paired),
         settings=request.settings,
         progress=progress,
     )
     return done | asdict(plan)
+
+
+def _facts(paired: Paired) -> dict[str, Any]:
+    return {"from": paired.source.kind, "files": [path.name for path in paired.source.files][:1000]}
 
 
 def _paired(request: ImportRequest) -> Paired:

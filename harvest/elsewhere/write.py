@@ -16,8 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cache.config import CacheSettings
-from cache.writer import CacheWriter
-from common.errors import UsageError
+from cache.format.dtypes import to_stored
+from cache.part import check_part
+from cache.writer import CacheWriter, manifest_of
+from common import disk
+from common.errors import NumericalError, UsageError
 from common.progress import Progress, Silent
 from harvest.text.split import is_held_out
 
@@ -80,6 +83,7 @@ def write_cache(
     special_ids: Iterable[int] = (),
     facts: Mapping[str, Any] | None = None,
     settings: CacheSettings | None = None,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write rows from elsewhere as a cache that trains and is evaluated like a harvested one, and say what it holds.
@@ -92,8 +96,11 @@ def write_cache(
         nestcoder.write_cache("runs/mine/layer08/cache", pairs, train_rows=1_000_000, held_out_rows=50_000,
                               model="mine", layer=8, source_site="mlp_in", target_site="mlp_out")
 
-    Called again after a kill, with the same batches, it goes on. Raises UsageError where the stream ends too early,
-    MismatchError where another cache lies in ``path``, NumericalError for a NaN or an infinity.
+    Called again after a kill, with the same batches, it goes on. ``dry_run`` reads and checks the batches, writes
+    nothing, and says what would be written: ``bytes``, ``free_disk_bytes``, widths. (An iterator is used up by it.)
+
+    Raises, dry or not, UsageError where the stream ends too early, MismatchError where another cache lies in ``path``,
+    CapacityError where the disk has no room, NumericalError for a NaN or an infinity.
     """
     settings = settings or CacheSettings()
     remaining = iter(batches)
@@ -101,33 +108,42 @@ def write_cache(
     if first is None:
         raise UsageError("There are no batches to write.", where=path)
     begin = Batch.of(first, number=0)
-    identity = {
+    identity = identity_of(model, layer, source_site, target_site, facts=facts or {})
+    made: dict[str, Any] = {
+        "identity": identity,
+        "settings": settings,
+        "d_source": begin.source.shape[1],
+        "d_target": begin.target.shape[1],
+        "train_rows": train_rows,
+        "held_out_rows": held_out_rows,
+        "special_ids": list(special_ids),
+        "arrays": {},
+    }
+    stream = _Stream(Path(path), _numbered(begin, remaining), settings, (train_rows, held_out_rows))
+    if dry_run:
+        manifest = manifest_of(**made)
+        check_part(Path(path), manifest)
+        stream.run(None, progress or Silent())
+        sizes = {name: made[name] for name in ("train_rows", "held_out_rows", "d_source", "d_target")}
+        room = {"bytes": manifest.geometry.size_bytes, "free_disk_bytes": disk.free_bytes(Path(path))}
+        return {"cache": str(path), "fingerprint": manifest.fingerprint, **identity, **sizes, **room}
+    with CacheWriter(Path(path), **made, progress=progress) as writer:
+        stream.run(writer, progress or Silent())
+        return {"cache": str(path), "fingerprint": writer.manifest.fingerprint, **identity}
+
+
+def identity_of(
+    model: str, layer: int, source_site: str, target_site: str, *, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the manifest of a cache of rows from elsewhere says that they are."""
+    return {
         "provenance": UNPROVED,
         "model": model,
         "layer": layer,
         "source_site": source_site,
         "target_site": target_site,
-        "dataset": {"kind": "elsewhere", **(facts or {})},
+        "dataset": {"kind": "elsewhere", **facts},
     }
-    with CacheWriter(
-        Path(path),
-        identity=identity,
-        settings=settings,
-        d_source=begin.source.shape[1],
-        d_target=begin.target.shape[1],
-        train_rows=train_rows,
-        held_out_rows=held_out_rows,
-        special_ids=list(special_ids),
-        arrays={},
-        progress=progress,
-    ) as writer:
-        numbered = _numbered(begin, remaining)
-        counted = _append(writer, numbered, settings, progress or Silent(), train_rows + held_out_rows)
-        if not writer.complete:
-            what = f"The rows end with {counted[0]:,} for training and {counted[1]:,} held out"
-            remedy = f"Ask for at most train_rows={counted[0]}, held_out_rows={counted[1]}."
-            raise UsageError(f"{what}; {train_rows:,} and {held_out_rows:,} were asked for.", where=path, remedy=remedy)
-        return {"cache": str(path), "fingerprint": writer.manifest.fingerprint, **identity}
 
 
 def held_out_documents(document: Int[np.ndarray, " rows"], *, fraction: float, seed: int) -> Bool[np.ndarray, " rows"]:
@@ -138,28 +154,58 @@ def held_out_documents(document: Int[np.ndarray, " rows"], *, fraction: float, s
     return np.array(chosen, dtype=bool)[place]
 
 
-def _append(
-    writer: CacheWriter, batches: Iterable[tuple[int, Batch]], settings: CacheSettings, progress: Progress, total: int
-) -> tuple[int, int]:
-    """Give the writer what it lacks; how many rows of each group there were in all."""
-    train = 0
-    held_out = 0
-    begin_at = writer.cursor or 0
-    progress.begin("write rows from elsewhere", total=total, unit="rows")
-    for number, batch in batches:
-        apart = held_out_documents(batch.document, fraction=settings.held_out_fraction, seed=settings.split_seed)
-        train += int((~apart).sum())
-        held_out += int(apart.sum())
-        progress.advance(len(apart))
-        if number < begin_at:
-            continue
-        for which, is_apart in ((~apart, False), (apart, True)):
-            if which.any():
-                writer.append(**batch.rows(which), held_out=is_apart, cursor=number)
-        if writer.complete:
-            break
-    progress.end()
-    return train, held_out
+@dataclass(frozen=True)
+class _Stream:
+    """Numbered batches on their way into the cache at ``path``; ``wanted`` are rows for training and held-out ones."""
+
+    path: Path
+    batches: Iterable[tuple[int, Batch]]
+    settings: CacheSettings
+    wanted: tuple[int, int]
+
+    def run(self, writer: CacheWriter | None, progress: Progress) -> None:
+        """Give the writer what it lacks, or check the batches where there is none. Raises UsageError for too few."""
+        counts = np.zeros(2, np.int64)
+        begin_at = (writer.cursor if writer else None) or 0
+        begun: Batch | None = None
+        progress.begin("write rows from elsewhere" if writer else "read rows", total=sum(self.wanted), unit="rows")
+        for number, batch in self.batches:
+            begun = begun or batch
+            apart = held_out_documents(
+                batch.document, fraction=self.settings.held_out_fraction, seed=self.settings.split_seed
+            )
+            counts += np.bincount(apart, minlength=2)
+            progress.advance(len(apart))
+            if writer is None:
+                check_batch(batch, like=begun, number=number, dtype=self.settings.dtype)
+            elif number >= begin_at:
+                for which, is_apart in ((~apart, False), (apart, True)):
+                    if which.any():
+                        writer.append(**batch.rows(which), held_out=is_apart, cursor=number)
+            if (counts >= self.wanted).all():
+                break
+        progress.end()
+        self._require_enough(int(counts[0]), int(counts[1]))
+
+    def _require_enough(self, train: int, held_out: int) -> None:
+        wanted_train, wanted_held_out = self.wanted
+        if train < wanted_train or held_out < wanted_held_out:
+            what = f"The rows end with {train:,} for training and {held_out:,} held out"
+            remedy = f"Ask for at most train_rows={train}, held_out_rows={held_out}."
+            asked = f"{wanted_train:,} and {wanted_held_out:,} were asked for."
+            raise UsageError(f"{what}; {asked}", where=self.path, remedy=remedy)
+
+
+def check_batch(batch: Batch, *, like: Batch, number: int, dtype: str) -> None:
+    """Raise UsageError for a batch of other widths than ``like``, NumericalError for a NaN or an infinity as stored."""
+    for side in ("source", "target"):
+        rows: Tensor = getattr(batch, side)
+        width = getattr(like, side).shape[1]
+        if rows.shape[1] != width:
+            raise UsageError(f"Batch {number}: the {side} has width {rows.shape[1]}, earlier ones {width}.")
+        if not to_stored(rows, dtype).finite:
+            what = f"Batch {number}: the {side} holds a NaN or an infinity as {dtype}."
+            raise NumericalError(what, remedy="Leave such rows out, or choose a cache.dtype with a larger range.")
 
 
 def _numbered(first: Batch, remaining: Iterator[Given]) -> Iterator[tuple[int, Batch]]:

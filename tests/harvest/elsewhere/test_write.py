@@ -10,7 +10,7 @@ import torch
 from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.tools.info import cache_info
-from common.errors import MismatchError, UsageError
+from common.errors import CapacityError, MismatchError, NumericalError, UsageError
 from harvest.elsewhere.write import held_out_documents, write_cache
 
 SETTINGS = CacheSettings(dtype="float32", chunk_rows=8, shard_rows=16, segment_rows=32, held_out_fraction=0.3)
@@ -91,6 +91,31 @@ def test_pairs_and_sources_alone_are_batches_too(tmp_path: Path) -> None:
     assert cache_info(str(tmp_path / "alone")).complete
     side = CacheReader.open(tmp_path / "alone")
     assert side.split("train").rows(slice(0, 5)).target.shape == (5, 1)
+
+
+def test_a_dry_run_says_what_would_be_written_and_refuses_what_would_be(tmp_path: Path) -> None:
+    planned = write(tmp_path / "cache", batches(), dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+    done = write(tmp_path / "cache", batches())
+    assert {key: planned[key] for key in done} == done
+    rows = (path for path in (tmp_path / "cache/rows.zarr").rglob("c.*") if "parameters" not in path.parts)
+    assert planned["bytes"] == sum(path.stat().st_size for path in rows)
+    assert (planned["d_source"], planned["d_target"]) == (4, 6)
+
+    train, _ = sizes(batches())
+    with pytest.raises(UsageError, match=f"The rows end with {train} for training"):
+        write(tmp_path / "short", batches(), train_rows=train + 1, dry_run=True)
+    with pytest.raises(MismatchError, match="layer"):
+        write(tmp_path / "cache", batches(), layer=4, dry_run=True)
+    with pytest.raises(CapacityError, match="are free"):
+        write(tmp_path / "large", batches(), train_rows=1 << 46, dry_run=True)
+    wider = [*batches()[:3], {"source": torch.zeros(2, 5), "target": torch.zeros(2, 6)}]
+    with pytest.raises(UsageError, match="Batch 3: the source has width 5, earlier ones 4"):
+        write(tmp_path / "wider", wider, dry_run=True)
+    for write_it in (True, False):
+        bad = [*batches()[:3], {"source": torch.zeros(2, 4), "target": torch.full((2, 6), torch.inf)}]
+        with pytest.raises(NumericalError, match="target holds a NaN or an infinity as float32"):
+            write(tmp_path / f"bad-{write_it}", bad, dry_run=not write_it)
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
