@@ -10,6 +10,7 @@ import torch
 from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.tools.info import cache_info
+from common import disk
 from common.errors import CapacityError, MismatchError, NumericalError, UsageError
 from harvest.elsewhere.write import held_out_documents, write_cache
 
@@ -93,7 +94,9 @@ def test_pairs_and_sources_alone_are_batches_too(tmp_path: Path) -> None:
     assert side.split("train").rows(slice(0, 5)).target.shape == (5, 1)
 
 
-def test_a_dry_run_says_what_would_be_written_and_refuses_what_would_be(tmp_path: Path) -> None:
+def test_a_dry_run_says_what_would_be_written_and_refuses_what_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = write(tmp_path / "cache", batches(), dry_run=True)
     assert list(tmp_path.iterdir()) == []
     done = write(tmp_path / "cache", batches())
@@ -107,8 +110,10 @@ def test_a_dry_run_says_what_would_be_written_and_refuses_what_would_be(tmp_path
         write(tmp_path / "short", batches(), train_rows=train + 1, dry_run=True)
     with pytest.raises(MismatchError, match="layer"):
         write(tmp_path / "cache", batches(), layer=4, dry_run=True)
-    with pytest.raises(CapacityError, match="are free"):
-        write(tmp_path / "large", batches(), train_rows=1 << 46, dry_run=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "free_bytes", lambda _: 1000)
+        with pytest.raises(CapacityError, match="1 kB are free"):
+            write(tmp_path / "large", batches(), dry_run=True)
     wider = [*batches()[:3], {"source": torch.zeros(2, 5), "target": torch.zeros(2, 6)}]
     with pytest.raises(UsageError, match="Batch 3: the source has width 5, earlier ones 4"):
         write(tmp_path / "wider", wider, dry_run=True)
