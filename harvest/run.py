@@ -24,7 +24,7 @@ from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
 from common import disk
-from common.errors import NumericalError, UsageError
+from common.errors import UsageError
 from common.processes import locks
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
@@ -35,7 +35,7 @@ from harvest.model.forward import Key, attention_of, use_attention
 from harvest.model.language_model import LanguageModel, boot_bridge
 from harvest.model.mlp import mlp_of
 from harvest.model.proof import SiteProof, prove_sites
-from harvest.model.unembedding import bytes_beside, unembedding_of
+from harvest.model.unembedding import arrays_beside
 from harvest.prepare import PreparedHarvest, prepare
 from harvest.record import ProofFile
 from harvest.request import HarvestRequest
@@ -145,7 +145,9 @@ class _Harvest:
         """Prove the sites, then fill the caches."""
         if self._request.cache.target == "recompute":
             self._mlps = {layer: mlp_of(self._model, layer) for layer in layers}
-        self._unembedding = self._small_unembedding()
+        self._unembedding = arrays_beside(
+            self._model, rows_bytes=self._prepared.geometry.size_bytes, progress=self._progress
+        )
         self._prove(layers)
         with ExitStack() as stack:
             sinks = [Sink(layer, stack.enter_context(self._open(layer))) for layer in layers]
@@ -197,20 +199,6 @@ class _Harvest:
             device=self._model.device_of(layer),
             progress=self._progress,
         )
-
-    def _small_unembedding(self) -> dict[str, np.ndarray]:
-        """What the caches store of the unembedding: nothing of a large one, or of one that reads no norm."""
-        source = self._prepared.source
-        if not bytes_beside(source, rows_bytes=self._prepared.geometry.size_bytes):
-            self._progress.note(
-                "the unembedding is large beside the rows and not stored: features needs --lm for logits"
-            )
-            return {}
-        try:
-            return unembedding_of(self._model).arrays()
-        except NumericalError as error:
-            self._progress.note(f"the unembedding is not stored, features will have no logits. {error.what}")
-            return {}
 
     def _is_begun_without_unembedding(self, layer: int) -> bool:
         """Whether the cache was begun by a release that stored none: then its manifest binds none, and stays so."""

@@ -21,10 +21,9 @@ MOST_PACKED = 5
 
 MOST_LINES = 300
 LONGER_FILES: dict[str, str] = {
-    "cache/reader.py": "being split",
+    "cache/reader.py": "a cache and the rows of its splits, which name each other",
     "transcoder/kernels.py": "being split",
-    "harvest/probe.py": "being split",
-    "harvest/run.py": "being split",
+    "harvest/probe.py": "a small stage of its own: its plan, its pieces and its files",
     "train/config.py": "the settings of one section, each with its unit and its reason",
     "train/loss.py": "being split",
     "train/step.py": "being split",

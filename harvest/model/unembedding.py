@@ -3,11 +3,13 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 
 from cache.storage.unembedding import Unembedding, is_small, stored_bytes
 from common.errors import MismatchError, NumericalError
+from common.progress import Progress
 from harvest.model.language_model import LanguageModel, load_model
 from harvest.model.source import ModelSource
 
@@ -29,6 +31,18 @@ def bytes_beside(source: ModelSource, *, rows_bytes: int) -> int:
     """What a cache of so many bytes of rows stores of a model's unembedding; 0 where it is too large for that."""
     shape = (source.vocabulary, source.width)
     return stored_bytes(*shape) if is_small(*shape, rows_bytes=rows_bytes) else 0
+
+
+def arrays_beside(model: LanguageModel, *, rows_bytes: int, progress: Progress) -> dict[str, np.ndarray]:
+    """What the caches store of a model's unembedding: nothing of a large one, or of one that reads no norm."""
+    if not bytes_beside(model.source, rows_bytes=rows_bytes):
+        progress.note("the unembedding is large beside the rows and not stored: features needs --lm for logits")
+        return {}
+    try:
+        return unembedding_of(model).arrays()
+    except NumericalError as error:
+        progress.note(f"the unembedding is not stored, features will have no logits. {error.what}")
+        return {}
 
 
 def read_unembedding(name: str, *, width: int, revision: str | None) -> Unembedding:

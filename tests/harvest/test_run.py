@@ -423,7 +423,7 @@ def test_the_unembedding_lies_in_every_layers_cache_and_in_none_that_was_begun_w
     for name in ("a", "b"):
         reader = CacheReader.open(tmp_path / name)
         assert torch.equal(reader.unembedding().W_U, weight.bfloat16().float())
-    monkeypatch.setattr("harvest.run.bytes_beside", lambda *_, **__: 0)
+    monkeypatch.setattr("harvest.model.unembedding.bytes_beside", lambda *_, **__: 0)
     with pytest.raises(StopError):
         harvest(model_folder, {1: tmp_path / "begun"}, text, progress=Crash(3))
     monkeypatch.undo()
