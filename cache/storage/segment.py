@@ -21,7 +21,6 @@ from cache.format.layout import Group
 from cache.format.manifest import Manifest
 from cache.format.statistics import measure
 from cache.order import derive_key, permute
-from cache.storage.mapping import Region
 from cache.storage.recompute import Mlp
 from common.device import beside, free_memory, to_device, to_host
 from common.errors import NumericalError
@@ -66,11 +65,7 @@ class SegmentBuffer:
         dtype = TORCH_DTYPES[read_as(self.group.dtype)]
         # Rows are reduced to 8 bits on the host, so they wait there for it.
         stays = self.group.dtype != "int8" and 2 * self._size * width * dtype.itemsize <= free_memory(self._device)
-        if stays and self._device.type != "cpu":
-            return torch.empty(self._size, width, dtype=dtype, device=self._device)
-        # A segment's rows come in any order, each to a page of its own: huge pages are touched, and found, for less.
-        memory = Region(self._size * width * dtype.itemsize, huge_pages=True).bytes
-        return torch.from_numpy(memory).view(dtype).view(self._size, width)
+        return torch.empty(self._size, width, dtype=dtype, device=self._device if stays else "cpu")
 
     def put(self, segment: int, first: int, block: Block) -> None:
         """Lay the segment's rows ``first`` and following (in the order of the text) at their places.
