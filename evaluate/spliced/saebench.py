@@ -1,9 +1,10 @@
 """A dictionary with the interface that SAEBench asks of a custom SAE, and what of SAEBench is valid for it.
 
-SAEBench (read at version 0.6) takes one hook point for what an SAE reads and what it gives back. So of a transcoder:
+SAEBench (read at version 0.6.0) takes one hook point for what an SAE reads and what it gives back. So of a transcoder:
 
     sparse_probing, sparse_probing_sae_probes, autointerp    valid: they encode what comes out of ``cfg.hook_name``
-    core, scr, tpp, ravel, unlearning                        refused: they put ``decode`` where they read
+    meta_structure                                           valid: it looks at decoder rows alone
+    core, scr, tpp, ravel, unlearning, mdl                   refused: they put ``decode`` where they read
     absorption                                               refused: it reads ``hook_resid_post`` whatever the hook
                                                              point, and holds decoder rows against probes there
 
