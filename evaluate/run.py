@@ -5,7 +5,9 @@ absorption where a probe cache lies beside the cache. With ``lm``, the transcode
 with ``gemma_scope`` or ``against``, another dictionary is measured on the same rows.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from common.errors import UsageError
 from common.progress import Progress
 from common.run_layout import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolders
 from evaluate.absorption.first_letter import absorption_scorer
-from evaluate.compare import compare, early_l0
+from evaluate.compare import Comparison, compare, early_l0
 from evaluate.config import EvaluateSettings
 from evaluate.held_out import open_held_out
 from evaluate.measure import Measurement, measure
@@ -27,12 +29,13 @@ from evaluate.metrics.inputs import MetricInputs, Splice
 from evaluate.reference import CompareRequest, Reference, check_belongs, open_reference
 from evaluate.replay import Replay
 from evaluate.report import report, samples
-from evaluate.report.comparison import comparison_files
-from evaluate.report.plots import plots
 from evaluate.report.summary import summary
 from evaluate.token_text import speller
 from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
+
+_DRAWS = "matplotlib.figure"
+"""It takes half a second to import, and figures longer to draw: in a thread beside the replay and the comparison."""
 
 
 def evaluate_layer(
@@ -76,18 +79,33 @@ def evaluate_layer(
     )
     _note_damaged_report(out, progress)
 
-    measurement = measure(replay, inputs)
-    metrics = _heading(reader, dictionary) | measurement.metrics
-    comparison = reference and compare(measurement, reference, replay=replay, inputs=inputs, force=force)
-    if replay.ranks.rank == 0:
-        files = _files(metrics, measurement, inputs)
-        if reference and comparison:
-            files |= comparison_files(comparison, files, label=reference.label)
-        earlier = report.write_report(out, files)
-        if earlier:
-            progress.note(f"the earlier evaluation is now {earlier}")
+    with ThreadPoolExecutor(1, thread_name_prefix="figures") as background:
+        background.submit(import_module, _DRAWS)
+        measurement = measure(replay, inputs)
+        metrics = _heading(reader, dictionary) | measurement.metrics
+        drawn = background.submit(_plots, metrics)
+        comparison = reference and compare(measurement, reference, replay=replay, inputs=inputs, force=force)
+        if replay.ranks.rank == 0:
+            files = _files(metrics, measurement, inputs) | drawn.result()
+            if reference and comparison:
+                files |= _comparison_files(comparison, files, label=reference.label)
+            earlier = report.write_report(out, files)
+            if earlier:
+                progress.note(f"the earlier evaluation is now {earlier}")
     replay.ranks.wait()
     return metrics | ({"comparison": comparison.document} if comparison else {})
+
+
+def _plots(metrics: dict[str, Any]) -> dict[str, bytes]:
+    from evaluate.report.plots import plots
+
+    return plots(metrics)
+
+
+def _comparison_files(comparison: Comparison, files: dict[str, bytes], *, label: str) -> dict[str, bytes]:
+    from evaluate.report.comparison import comparison_files
+
+    return comparison_files(comparison, files, label=label)
 
 
 def _check_trained(transcoder: Path) -> None:
@@ -161,7 +179,7 @@ def _heading(reader: CacheReader, dictionary: Transcoder) -> dict[str, Any]:
 
 
 def _files(metrics: dict[str, Any], measurement: Measurement, inputs: MetricInputs) -> dict[str, bytes]:
-    """The report, by file name."""
+    """The report, by file name, but for its figures."""
     contexts = {name: array.cpu().numpy() for name, array in measurement.states["TopContexts"].items()}
     firings = measurement.states["Sparsity"]["firings"].cpu().numpy()
     dictionary = inputs.dictionary
@@ -181,5 +199,4 @@ def _files(metrics: dict[str, Any], measurement: Measurement, inputs: MetricInpu
         "summary.txt": summary(metrics).encode(),
         "samples.json": report.as_json({"version": report.VERSION, "features": samples.as_json(shown)}),
         "samples.txt": samples.as_text(shown).encode(),
-        **plots(metrics),
     }

@@ -1,10 +1,29 @@
 """Loading the model for a harvest, with its own loss on the text."""
 
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+
+from cache.format.manifest import MANIFEST
 from common.progress import Progress
 from harvest.model.language_model import LanguageModel, load_found
 from harvest.model.own_loss import READ_CONTEXTS, measure_own_loss
 from harvest.model.placement import has_room_for_all
 from harvest.prepare import PreparedHarvest
+
+
+def hash_weights(prepared: PreparedHarvest, progress: Progress) -> None:
+    """Hash the model's weights, by which caches know it, while the library that proves its sites is imported.
+
+    Hashing reads gigabytes and needs no lock of Python's, importing computes for a second and holds it. Where there are
+    caches already, they may be finished, and then nothing is proved: there the weights are hashed alone, when asked.
+    """
+    if any((folder / MANIFEST).exists() for folder in prepared.request.folders.values()):
+        return
+    progress.note(f"hashing the weights of {prepared.source.name}")
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as background:
+        hashed = background.submit(lambda: prepared.source.weights_hash)
+        import_module("transformer_lens.model_bridge")
+        hashed.result()
 
 
 def load_and_measure(
@@ -15,7 +34,14 @@ def load_and_measure(
     source = prepared.source
     whole = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
     progress.note(f"loading {source.name} onto {prepared.device}")
-    model = load_found(source, device=request.device, dtype=request.settings.dtype, last_layer=last_layer, whole=whole)
+    model = load_found(
+        source,
+        device=request.device,
+        dtype=request.settings.dtype,
+        last_layer=last_layer,
+        whole=whole,
+        tokenizer=prepared.tokenizer,
+    )
     for note in (*prepared.tokenizer.notes, *model.notes):
         progress.note(note)
     if not whole:

@@ -28,7 +28,7 @@ from common.errors import UsageError
 from common.processes import locks
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
-from harvest.load import load_and_measure
+from harvest.load import hash_weights, load_and_measure
 from harvest.memory import UNWRITTEN_BATCHES, check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
@@ -67,6 +67,7 @@ def harvest_layers(
     remote = request.cache.remote
     if fresh:
         _remove(request)
+    hash_weights(prepared, progress)
 
     finished = {layer: reader for layer in request.layers if (reader := prepared.finished(layer))}
     missing = [layer for layer in request.layers if layer not in finished]

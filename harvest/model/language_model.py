@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as hugging_logging
 
 from common.device import choose_device
@@ -92,9 +94,16 @@ def load_model(
 
 
 def load_found(
-    source: ModelSource, *, device: str, dtype: str, last_layer: int | None = None, whole: bool = False
+    source: ModelSource,
+    *,
+    device: str,
+    dtype: str,
+    last_layer: int | None = None,
+    whole: bool = False,
+    tokenizer: ModelTokenizer | None = None,
 ) -> LanguageModel:
     """Load a model that ``find_model`` found; see ``load_model``. ``whole``: load all, and ``cut`` it later.
+    ``tokenizer``: its tokenizer, where it is read already, which takes a second where it has 256,000 tokens.
 
     On ``auto`` a model for which the first card has no room is spread over all of them; CapacityError when it does
     not fit there either. MismatchError when the files do not hold the model's weights.
@@ -106,9 +115,11 @@ def load_found(
     loaded_layer = source.layers - 1 if whole else kept_layer
     config = source.config_up_to(loaded_layer)
     placed = place(source, config, torch_dtype, device=device, kept_layer=kept_layer)
-    tokenizer = load_tokenizer(source)
+    tokenizer = tokenizer or load_tokenizer(source)
 
-    hugging, info = _from_pretrained(source, config=config, dtype=torch_dtype, device_map=placed)
+    # A GPU takes each tensor from its file, so that the weights are never in main memory as a whole.
+    straight = {"": str(torch_device)} if torch_device.type == "cuda" else None
+    hugging, info = _from_pretrained(source, config=config, dtype=torch_dtype, device_map=placed or straight)
     notes = check_fit(info, source, last_layer=loaded_layer)
     hugging = hugging if placed else hugging.to(torch_device)
     hugging = hugging.eval().requires_grad_(False)
@@ -159,12 +170,18 @@ def boot_bridge(model: LanguageModel) -> Any:
 
     shared = {id(tensor): tensor for tensor in itertools.chain(model.hugging.parameters(), model.hugging.buffers())}
     twin = copy.deepcopy(model.hugging, shared)
-    # The bridge wants a tokenizer object only to describe the model; ours is never used through it.
-    tokenizer = AutoTokenizer.from_pretrained(model.source.folder, trust_remote_code=False, local_files_only=True)
     boot = cast("Any", TransformerBridge).boot_transformers
     return boot(
-        str(model.source.folder), hf_model=twin, device=str(model.device), dtype=model.dtype, tokenizer=tokenizer
+        str(model.source.folder), hf_model=twin, device=str(model.device), dtype=model.dtype, tokenizer=_stand_in()
     )
+
+
+def _stand_in() -> Any:
+    """A tokenizer of one token. The bridge wants one to describe the model, changes it, and is never given text; the
+    model's own would be read from its files for it, once or twice."""
+    word = "a"
+    names = dict.fromkeys(("eos_token", "pad_token", "unk_token"), word)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({word: 0}, unk_token=word)), **names)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -29,6 +29,9 @@ def evaluate(cache: Path, transcoder: Path, out: Path, *, device: str = "cpu", *
     )
 
 
+DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
+
+
 def test_every_number_is_that_of_a_dense_replay(
     toy_metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path
 ) -> None:
@@ -51,6 +54,16 @@ def test_every_number_is_that_of_a_dense_replay(
         assert toy_metrics["cosine_per_prefix"][place] == pytest.approx(float(cosine), rel=1e-5)
     assert toy_metrics["dead_fraction"] == float((code.sum(0) == 0).double().mean())
     assert (toy_metrics["tokens_used"], toy_metrics["tokens_masked"]) == (1500, 100)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_neither_device_nor_batch_moves_the_numbers(
+    toy_metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path, tmp_path: Path, device: str
+) -> None:
+    found = evaluate(toy_cache, toy_transcoder, tmp_path / "again", device=device, batch_rows=96)
+    for name in ("fvu_per_prefix", "cosine_per_prefix"):
+        assert found[name] == pytest.approx(toy_metrics[name], rel=1e-7), name
+    assert found["l0_per_prefix"] == toy_metrics["l0_per_prefix"]
 
 
 def test_the_top_level_names_are_there(toy_metrics: dict[str, Any]) -> None:

@@ -1,14 +1,19 @@
 """The model for a harvest: cut to the blocks that are wanted, its own loss measured where all of it fits."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
+from transformers import AutoTokenizer
 
+from cache.format.manifest import MANIFEST
 from common.device import choose_device
 from common.progress import Silent
 from harvest.config import HarvestSettings
-from harvest.load import load_and_measure
+from harvest.load import hash_weights, load_and_measure
+from harvest.model.language_model import boot_bridge
+from harvest.model.source import find_model
 from harvest.prepare import prepare
 from harvest.request import HarvestRequest
 
@@ -51,3 +56,22 @@ def test_the_device_that_auto_stands_for_is_named(prepared):
     notes = Notes()
     load_and_measure(prepare(replace(prepared.request, device="auto")), 1, notes)
     assert notes.texts[0].endswith(f" onto {choose_device('auto')}")
+
+
+def test_the_tokenizer_is_read_for_the_request_and_for_nothing_else(prepared, monkeypatch):
+    monkeypatch.delattr(AutoTokenizer, "from_pretrained")
+    model, _ = load_and_measure(prepared, 1, Notes())
+    boot_bridge(model)
+    assert model.tokenizer is prepared.tokenizer
+
+
+def test_the_weights_are_hashed_while_the_proof_s_library_is_imported_where_nothing_is_finished(prepared, tmp_path):
+    notes = Notes()
+    hash_weights(prepared, notes)
+    assert notes.texts == [f"hashing the weights of {prepared.source.name}"]
+    assert vars(prepared.source)["weights_hash"] == find_model(prepared.source.name).weights_hash
+    assert "transformer_lens.model_bridge" in sys.modules
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / MANIFEST).write_text("{}")
+    hash_weights(prepared, notes)
+    assert len(notes.texts) == 1

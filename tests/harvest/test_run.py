@@ -27,6 +27,7 @@ from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
 CACHE = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=128, held_out_fraction=0.3)
+DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
 HARVEST = HarvestSettings(context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4)
 
 
@@ -58,9 +59,9 @@ def text(tmp_path) -> Path:
     return documents_file(tmp_path)
 
 
-def harvest(model, folders, text, *, progress=None, fresh=False, rank=0, world=1, cache=CACHE, **changes):
+def harvest(model, folders, text, *, progress=None, fresh=False, rank=0, world=1, cache=CACHE, device="cpu", **changes):
     settings = HARVEST.model_copy(update={"dataset": str(text), **changes})
-    request = HarvestRequest(str(model), folders, settings=settings, cache=cache, device="cpu", rank=rank, world=world)
+    request = HarvestRequest(str(model), folders, settings=settings, cache=cache, device=device, rank=rank, world=world)
     return harvest_layers(request, fresh=fresh, progress=progress)
 
 
@@ -127,6 +128,13 @@ def test_a_crash_and_a_rerun_give_the_same_bytes(model_folders, text, tmp_path, 
         harvest(model, {1: tmp_path / "cut"}, text, progress=Crash(after))
     harvest(model, {1: tmp_path / "cut"}, text)
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_same_harvest_again_has_the_same_bytes(model_folders, text, tmp_path, device):
+    for name in ("once", "again"):
+        harvest(model_folders["gpt2"], {1: tmp_path / name}, text, device=device)
+    assert tree(tmp_path / "once") == tree(tmp_path / "again")
 
 
 def test_two_layers_in_one_pass_are_the_two_alone(model_folder, text, tmp_path):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from common import disk
 from common.progress import Silent
+from common.run_layout import WEIGHTS_FILE
 from common.sealed.tensors import FileSeal
 from train.config import LogSettings, TrainSettings
 from train.record.checkpoint import Checkpoints, Restored, arrays_of, state_of
@@ -29,6 +30,7 @@ from train.run import train_layer
 from train.step import State
 
 KILLS = 100 if os.environ.get("NESTCODER_FULL") == "1" else 12
+DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
 
 
@@ -52,12 +54,26 @@ class KillAt(Silent):
             os.kill(os.getpid(), self.number)
 
 
-def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:
+class StopAt(Silent):
+    """Ends the training with an exception when a number of steps is done."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def advance(self, amount: int, **metrics: float) -> None:
+        self.left -= amount
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
+def train(
+    cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None, *, device: str = "cpu"
+) -> dict[str, Any]:
     return train_layer(
         cache=cache,
         out=out,
         settings=settings,
-        device="cpu",
+        device=device,
         fresh=False,
         progress=progress or Silent(),
         log=LogSettings(),
@@ -213,6 +229,18 @@ def _without(restored: Restored | None, key: str) -> Restored:
     return replace(
         restored, state=state_of(arrays | {key: torch.zeros_like(arrays[key])}, step=state.step, tokens=state.tokens)
     )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_stopped_and_gone_on_it_ends_with_the_same_bytes(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, device: str
+) -> None:
+    """On a GPU steps are played as graphs before the stop, and recorded anew behind it."""
+    train(small_cache, tmp_path / "whole", quick, device=device)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_cache, tmp_path / "cut", quick, StopAt(27), device=device)
+    train(small_cache, tmp_path / "cut", quick, device=device)
+    assert (tmp_path / "cut" / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
