@@ -1,14 +1,26 @@
-"""Loading the model for a harvest, with its own loss on the text."""
+"""Before the first row of a harvest: the disk looked at, the weights hashed, the model loaded and its loss measured."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 from cache.format.manifest import MANIFEST
+from common import disk
+from common.processes import locks
 from common.progress import Progress
 from harvest.model.language_model import LanguageModel, load_found
 from harvest.model.own_loss import READ_CONTEXTS, measure_own_loss
 from harvest.model.placement import has_room_for_all
 from harvest.prepare import PreparedHarvest
+from harvest.request import HarvestRequest
+
+
+def check_promises(request: HarvestRequest, layers: Sequence[int]) -> None:
+    """Raise DiskError now, and not after the model was loaded, where a file system cannot do what a cache needs."""
+    if request.cache.weak_disk:
+        disk.accept_weak_disk(True)
+    for layer in layers:
+        locks.check_promises(request.folders[layer])
 
 
 def hash_weights(prepared: PreparedHarvest, progress: Progress) -> None:

@@ -3,7 +3,6 @@
     text -> [thread: read, tokenise, pack] -> model -> [thread: deal rows, write full segments] -> caches
 
 On a GPU rows are checked, dealt and measured there (cache/storage/segment.py); the host only hashes and writes.
-
 Before the first row, and on a sample of the batches, ``harvest.model.proof`` shows that the tensors are the ones meant.
 Running again goes on where the slowest cache stopped; a cache that is further along passes over what it has.
 """
@@ -23,12 +22,10 @@ from cache.part import lock_part, remove_cache, tidy_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
-from common import disk
 from common.errors import UsageError
-from common.processes import locks
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
-from harvest.load import hash_weights, load_and_measure
+from harvest.load import check_promises, hash_weights, load_and_measure
 from harvest.memory import UNWRITTEN_BATCHES, check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
@@ -84,7 +81,7 @@ def harvest_layers(
     if missing:
         for layer in missing:
             prepared.refuse_another(layer)
-        _check_promises(request, missing)
+        check_promises(request, missing)
         check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
         with ExitStack() as locks:
             # Before the model is loaded: a second process is refused at once, and not after a minute.
@@ -93,14 +90,6 @@ def harvest_layers(
             model, own_loss = load_and_measure(prepared, max(missing), progress)
             results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
-
-
-def _check_promises(request: HarvestRequest, layers: Sequence[int]) -> None:
-    """Raise DiskError now, and not after the model was loaded, where a file system cannot do what a cache needs."""
-    if request.cache.weak_disk:
-        disk.accept_weak_disk(True)
-    for layer in layers:
-        locks.check_promises(request.folders[layer])
 
 
 def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:
