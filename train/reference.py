@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.arrays.parameters import Parameters
-from train.loss import NestedLoss
+from train.objective import NestedLoss
 
 
 def reference_prefixes(

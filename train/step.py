@@ -9,98 +9,30 @@ l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * targ
 aux_loss as train/dead/aux_loss.py has it, where a feature is dead
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.device import to_device
 from common.distributed import Ranks
 from train.arrays.batch_share import BatchShare
 from train.arrays.graphs import Graphs, Inputs
-from train.arrays.optim import Moments, in_one_pass, learning_rate, step_numbers, update_
+from train.arrays.optim import in_one_pass, learning_rate, step_numbers, update_
 from train.arrays.parameters import Parameters
 from train.arrays.workspace import Workspace
-from train.dead.aux_loss import add_auxiliary_, auxiliary, auxiliary_scale, spread, variation
+from train.dead.aux_loss import add_auxiliary_loss_
 from train.dead.features import Dead, Room, count_tokens_, dead_count, dead_share
 from train.dead.revive import drawn_order, may_revive, revive_
-from train.loss import NestedLoss, StepResult, dimension_scale, nested_step
+from train.loss import StepResult, nested_step
+from train.objective import Recipe
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
+from train.state import State
 from transcoder.constants import constant
-from transcoder.rules.registry import RULES, make_rule
-from transcoder.rules.rule import Rule
+from transcoder.rules.registry import RULES
 from transcoder.sharded import WHOLE, Shard
-
-
-@dataclass
-class State:
-    """All that a run changes: a checkpoint holds exactly this. ``step`` counts steps, and so batches, done."""
-
-    weights: Parameters
-    moments: Moments
-    since_fired: Int[Tensor, " dict_size"]
-    step: int = 0
-    tokens: int = 0
-    room: Room | None = None
-    """For how many dead features a step on a GPU has room; None elsewhere, and before the first step."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the state lies."""
-        return self.since_fired.device
-
-    def dealt(self, shard: Shard, *, device: str) -> "State":
-        """This process's features of it, on a device."""
-        return self._mapped(
-            lambda arrays: {name: array.to(device) for name, array in shard.take(arrays).items()},
-            shard.own(self.since_fired).to(device),
-        )
-
-    def whole(self, shard: Shard, *, dict_size: int) -> "State":
-        """Put together again from every process's features, in main memory."""
-        since_fired = shard.interleave(self.since_fired, dict_size).cpu()
-        return self._mapped(lambda arrays: shard.whole(arrays, dict_size=dict_size), since_fired)
-
-    def _mapped(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], since_fired: Tensor) -> "State":
-        """The same with ``change`` done to the weights and to both moments."""
-        weights = Parameters(**change(self.weights.tensors()))
-        moments = Moments(change(self.moments.first), change(self.moments.second))
-        return replace(self, weights=weights, moments=moments, since_fired=since_fired)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a run's steps have in common."""
-
-    settings: ResolvedSettings
-    nested: NestedLoss
-
-    @staticmethod
-    def of(settings: ResolvedSettings, *, variance: Float[Tensor, " d_target"], device: str = "cpu") -> "Recipe":
-        """``variance`` is that of the target's dimensions, in the units of training, in main memory."""
-        scale = dimension_scale(variance, settings.dimension_balance)
-        nested = NestedLoss(
-            prefixes=settings.prefixes,
-            rule=rule_of(settings),
-            target_variance=float(variance.sum()),
-            prefix_weights=settings.prefix_weights,
-            dimension_scale=None if scale is None else scale.to(device),
-        )
-        return Recipe(settings, nested)
-
-    def loss_at(self, step: int) -> NestedLoss:
-        """What a step minimises: a penalty on L0 rises from nothing, so that features form before they are pruned."""
-        warmup = self.settings.sparsity_warmup_steps
-        return replace(self.nested, sparsity=self.settings.sparsity * min(1.0, (step + 1) / max(1, warmup)))
-
-
-def rule_of(settings: ResolvedSettings) -> Rule:
-    """The rule that a run selects by."""
-    has_target = settings.l0_penalty == "target"
-    return make_rule(settings.activation, settings.top_k, bandwidth=settings.bandwidth, has_target=has_target)
 
 
 @dataclass(frozen=True)
@@ -275,17 +207,11 @@ def finish_(
     settings = recipe.settings
     aux_loss = result.sse.new_zeros(())
     if form.has_auxiliary:
-        dtype = workspace.pre.dtype
-        aux_loss = _add_auxiliary_(
-            state.weights, source, dead=dead, result=result, recipe=recipe, share=share, dtype=dtype, shard=shard
-        )
+        given = {"dead": dead, "result": result, "share": share, "shard": shard, "dtype": workspace.pre.dtype}
+        aux_loss = add_auxiliary_loss_(state.weights, source, settings=settings, **given)
     if settings.subtract_b_dec:
         add_gradient_through_source_(result.gradients, state.weights, shard=shard)
-    fvu = result.sse * bool(share.rows) / (max(1, share.batch_rows) * recipe.nested.target_variance)
-    l0 = result.l0 * share.fraction
-    if share.ranks.world > 1 or not share.rows:
-        share.ranks.sum_all_([array.mul_(share.fraction) for array in result.gradients.tensors().values()] + [fvu, l0])
-    fired = share.ranks.any_of(result.fired & bool(share.rows))
+    fvu, l0, fired = _of_whole_batch(result, recipe, share)
     norm = update_(
         state.weights,
         result.gradients,
@@ -299,65 +225,35 @@ def finish_(
     workspace.is_current = in_one_pass(state.weights)
     count_tokens_(state.since_fired, fired, tokens=share.batch_rows)
     dead_now = dead_share(state.since_fired, after_tokens=settings.dead_after_tokens)
-    measured = {
+    if form.revives:
+        assert order is not None
+        silent = dead.silent(fired)
+        rounded = workspace.weights if workspace.is_current else None
+        drawn = {"order": order, "share": share, "shard": shard, "rounded": rounded}
+        revive_(state.weights, source, result=result, dead=silent, **drawn)
+        silent.give_(state.since_fired, torch.zeros_like(silent.features))
+    return {
         "l2_loss": (fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
         "aux_loss": aux_loss,
         "batch_fvu": fvu,
         "l0": l0,
         "dead": shard.mean(dead_now, len(state.since_fired)),
         "gradient_norm": norm,
+        **({} if result.penalty is None else {"sparsity_loss": result.penalty}),
     }
-    if result.penalty is not None:
-        measured["sparsity_loss"] = result.penalty
-    if form.revives:
-        assert order is not None
-        silent = dead.silent(fired)
-        rounded = workspace.weights if workspace.is_current else None
-        revive_(
-            state.weights, source, result=result, dead=silent, order=order, share=share, shard=shard, rounded=rounded
-        )
-        silent.give_(state.since_fired, torch.zeros_like(silent.features))
-    return measured
+
+
+def _of_whole_batch(
+    result: StepResult, recipe: Recipe, share: BatchShare
+) -> tuple[Float[Tensor, " prefixes"], Float[Tensor, " prefixes"], Bool[Tensor, " dict_size"]]:
+    """FVU, L0 and the features that fired, of all processes' rows; the gradients become those of all rows too."""
+    fvu = result.sse * bool(share.rows) / (max(1, share.batch_rows) * recipe.nested.target_variance)
+    l0 = result.l0 * share.fraction
+    if share.ranks.world > 1 or not share.rows:
+        share.ranks.sum_all_([array.mul_(share.fraction) for array in result.gradients.tensors().values()] + [fvu, l0])
+    return fvu, l0, share.ranks.any_of(result.fired & bool(share.rows))
 
 
 def add_gradient_through_source_(gradients: Parameters, weights: Parameters, *, shard: Shard) -> None:
     """The gradient that b_dec gets by being taken off the source: pre = W_enc (source - b_dec) + b_enc."""
     gradients.b_dec.sub_(shard.sum_(gradients.b_enc @ weights.W_enc))
-
-
-def _add_auxiliary_(
-    weights: Parameters,
-    source: Float[Tensor, "rows d_source"],
-    *,
-    dead: Dead,
-    result: StepResult,
-    recipe: Recipe,
-    share: BatchShare,
-    dtype: torch.dtype,
-    shard: Shard,
-) -> Float[Tensor, ""]:
-    """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
-
-    The gradient is divided by the share's fraction, by which the step multiplies it again.
-    """
-    extra = auxiliary(
-        weights,
-        source,
-        pre=result.watched,
-        residual=result.residual,
-        dead=dead,
-        top_k=recipe.settings.aux_top_k,
-        dtype=dtype,
-        shard=shard,
-    )
-    statistics = spread(result.residual) * bool(share.rows)
-    error = extra.error * bool(share.rows)
-    share.ranks.sum_all_([statistics, error])
-    scale = auxiliary_scale(
-        alpha=recipe.settings.aux_alpha,
-        dead=shard.sum_(dead.number()),
-        top_k=recipe.settings.aux_top_k,
-        variation=variation(statistics),
-    )
-    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (share.fraction or 1.0))
-    return error * scale

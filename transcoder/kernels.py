@@ -15,7 +15,6 @@ where a bag of more than that goes on into a window, a program of its own adds u
 adds a bag's pieces in order.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from transcoder.tiles import tile_for
 
 _WIDTH_BLOCK = 256  # columns of a program of the running sums: eight groups of them are 8 kB of registers
 _WINDOW = 256
@@ -179,29 +180,6 @@ def _dots_kernel(
         right = tl.load(table + rows[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(ACC)
         total += left * right
     tl.store(out + entries, tl.sum(total, axis=1), mask=there)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a program adds up in: ``entries`` times ``block`` numbers in the registers of ``warps`` warps."""
-
-    entries: int
-    block: int
-    warps: int
-
-
-def tile_for(width: int) -> Tile:
-    """The tile for rows of this width: the widest block that leaves at most an eighth of its columns idle.
-
-    On an H100 a step of width 2,304 took 6.0 ms with 4 entries of 512 columns and 8.9 ms with 8 of 256. A thread has 16
-    numbers in every tile: two loads of 16 bytes in bfloat16, four in float32.
-    """
-    widest = 1 << (max(width, 16) - 1).bit_length()
-    blocks = [block for block in (512, 256, 128) if block <= widest] or [widest]
-    idle = {block: -width % block for block in blocks}
-    block = next((block for block in blocks if 8 * idle[block] <= width), min(blocks, key=lambda block: idle[block]))
-    entries = max(4, min(8, 2048 // block))
-    return Tile(entries, block, warps=max(1, entries * block // 512))
 
 
 def weighted_sums_(

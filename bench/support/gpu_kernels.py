@@ -1,4 +1,4 @@
-"""The Triton kernels at real sizes beside their PyTorch twins: python gpu_kernels.py DEVICE SHAPE
+"""The Triton kernels at real sizes beside their PyTorch twins, and a segment's statistics: gpu_kernels.py DEVICE SHAPE
 
 Bags are those of a step's selection: by row and group for the decode, by feature for a weight gradient, once with a
 feature that fires on every row. A row says the kernel's time, the bytes it must read a second (every entry's row of the
@@ -6,12 +6,14 @@ table), the twin's time, and how far the two are apart, relative to the twin in 
 """
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,6 +22,7 @@ from gpu_step import milliseconds
 from rows import Rows
 from step_systems import Problem, problem
 
+from cache.format.statistics import measure
 from train.arrays import optim
 from train.arrays.parameters import Parameters
 from train.config import TrainSettings
@@ -146,6 +149,30 @@ def whole_update(of: Problem) -> dict[str, object]:
     return {"value": round(times[True], 3), "unit": "ms", "gb_per_s": speed, "twin_ms": round(times[False], 3)}
 
 
+def segment_statistics(of: Problem) -> dict[str, object]:
+    """What a harvest measures of a segment of bfloat16 rows (a whole one has 131,072), there and on the CPU."""
+    rows = of.source.to(torch.bfloat16)
+    rows = rows.repeat(32 if rows.device.type == "cuda" else 1, 1)
+    kept = np.arange(len(rows)) % 100 != 0
+    given = {"kept": kept, "first": 0, "error": np.zeros(len(rows))}
+    found, again = (measure(rows, **given).pack() for _ in range(2))
+    times: list[float] = []
+    for where in (rows, rows.cpu()):
+        started = time.perf_counter()
+        expected = measure(where, **given).pack()
+        times.append(1e3 * (time.perf_counter() - started))
+    moments = slice(1, 1 + 2 * rows.shape[1])  # means and spreads; row numbers follow, which would hide them
+    return {
+        "value": round(times[0], 2),
+        "unit": "ms",
+        "rows": len(rows),
+        "gb_per_s": round(rows.numel() * 2 / times[0] / 1e6, 1),
+        "cpu_ms": round(times[1], 2),
+        "difference": f"{np.linalg.norm(found[moments] - expected[moments]) / np.linalg.norm(expected[moments]):.1e}",
+        "same_bits_again": bool(np.array_equal(found, again)),
+    }
+
+
 def _twin(
     table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor, kind: torch.dtype | None
 ) -> torch.Tensor:
@@ -161,6 +188,7 @@ def main() -> None:
     rows = Rows()
     of = problem(shape, device)
     rows.attempt(f"update of all arrays; {shape}", partial(whole_update, of))
+    rows.attempt(f"statistics of a segment's side; {shape}", partial(segment_statistics, of))
     for dtype in (torch.bfloat16, torch.float32):
         name = f"{str(dtype).removeprefix('torch.')}; {shape}"
         rows.attempt(f"sums, decode, {name}", partial(decode_sums, of, dtype))

@@ -102,17 +102,8 @@ class Bench:
         """What a command of nestcoder answers, and its wall seconds from the first import to the exit."""
         sets = [f"--set={stage}.{key}={json.dumps(value)}" for key, value in settings.items()]
         given = ["--json", "--model", str(self.model), f"--set=runs={json.dumps(str(self.folder / 'runs'))}", *sets]
-        command = [
-            sys.executable,
-            "-m",
-            "nestcoder",
-            *given,
-            stage,
-            "--layer",
-            str(self.layer),
-            "--device",
-            self.device,
-        ]
+        where = ["--layer", str(self.layer), "--device", self.device]
+        command = [sys.executable, "-m", "nestcoder", *given, stage, *where]
         started = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         wall = time.perf_counter() - started

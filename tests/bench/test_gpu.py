@@ -25,6 +25,7 @@ def test_every_part_runs_at_toy_size(tmp_path: Path) -> None:
     measured = {(row["part"], row["what"].partition(";")[0]) for row in rows}
     assert {part for part, _ in measured} == {"kernels", "step, toy", "harvest", "train", "evaluate"}
     assert ("step, toy", "nestcoder bf16, a tenth dead") in measured
+    assert ("kernels", "statistics of a segment's side") in measured
     assert ("harvest", "harvest, start to first token") in measured
     assert all(row.get("same_bits_again", True) for row in rows)
 

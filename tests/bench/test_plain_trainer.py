@@ -12,7 +12,7 @@ from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from train.arrays.parameters import Parameters
 from train.arrays.units import units_of
-from train.loss import NestedLoss, equal_weights
+from train.objective import NestedLoss, equal_weights
 from train.reference import reference_step
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.topk import TopK

@@ -11,8 +11,10 @@ from train.arrays.optim import Moments
 from train.arrays.parameters import random_parameters
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
+from train.objective import Recipe
 from train.resolved import resolve
-from train.step import Recipe, State, train_step
+from train.state import State
+from train.step import train_step
 from transcoder.sharded import winners
 
 PREFIXES = (9, 20, 64)

@@ -11,7 +11,8 @@ from cache.open import open_cache
 from common.progress import Silent
 from train.arrays.parameters import Parameters, random_parameters
 from train.config import LogSettings, TrainSettings
-from train.loss import NestedLoss, equal_weights, nested_step
+from train.loss import nested_step
+from train.objective import NestedLoss, equal_weights
 from train.record.log import read_log
 from train.run import train_layer
 from transcoder.formats.native import load_transcoder

@@ -7,7 +7,8 @@ import torch
 
 from train.arrays.parameters import Parameters, random_parameters
 from train.arrays.workspace import Workspace
-from train.loss import NestedLoss, dimension_scale, equal_weights, nested_step
+from train.loss import nested_step
+from train.objective import NestedLoss, dimension_scale, equal_weights
 from train.reference import reference_prefixes, reference_step
 from transcoder.decode import decode_prefixes
 from transcoder.rules.registry import make_rule
@@ -89,12 +90,6 @@ def test_the_loss_is_the_pooled_and_the_whitened_fvu_by_balance(balance):
     expected = ((1 - balance) * pooled + balance * whitened).mean()
     result = nested_step(weights, source, target=target, loss=balanced)
     assert float(result.loss) == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_a_dimension_that_never_varies_counts_as_a_little_one():
-    scale = dimension_scale(torch.tensor([0.0, 1.0, 1.0]), 1.0)
-    assert scale is not None
-    assert float(scale[0] / scale[1]) == pytest.approx((2e-6 / 3) ** -0.5, rel=1e-5)
 
 
 def test_every_prefix_moves_the_gradient():

@@ -27,7 +27,7 @@ from train.config import LogSettings, TrainSettings
 from train.record.checkpoint import Checkpoints, Restored, arrays_of, state_of
 from train.record.log import read_log
 from train.run import train_layer
-from train.step import State
+from train.state import State
 
 KILLS = 100 if os.environ.get("NESTCODER_FULL") == "1" else 12
 DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]

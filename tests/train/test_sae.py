@@ -15,7 +15,8 @@ from evaluate.features.run import features_of_layer
 from evaluate.run import evaluate_layer
 from train.arrays.parameters import Parameters, random_parameters
 from train.config import LogSettings, TrainSettings
-from train.loss import NestedLoss, equal_weights, nested_step
+from train.loss import nested_step
+from train.objective import NestedLoss, equal_weights
 from train.run import train_layer
 from train.step import add_gradient_through_source_
 from transcoder.formats.native import load_transcoder

@@ -10,7 +10,8 @@ from train.arrays.parameters import Parameters, random_parameters
 from train.config import LogSettings, TrainSettings
 from train.dead.aux_loss import auxiliary
 from train.dead.features import Dead
-from train.loss import NestedLoss, equal_weights, nested_step
+from train.loss import nested_step
+from train.objective import NestedLoss, equal_weights
 from train.record.log import read_log
 from train.run import train_layer
 from transcoder.formats.native import load_transcoder

@@ -17,8 +17,10 @@ from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters, random_parameters
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
+from train.objective import Recipe
 from train.resolved import resolve
-from train.step import Recipe, State, StepForm, advance_, train_step
+from train.state import State
+from train.step import StepForm, advance_, train_step
 from transcoder import decode, kernels
 
 ROWS, WIDTH, DICT_SIZE = 64, 32, 256

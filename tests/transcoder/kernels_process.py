@@ -7,7 +7,8 @@ import torch
 
 from train.arrays.parameters import random_parameters
 from train.arrays.workspace import Workspace
-from train.loss import NestedLoss, nested_step
+from train.loss import nested_step
+from train.objective import NestedLoss
 from train.reference import reference_step
 from transcoder import decode, kernels
 from transcoder.rules.batchtopk import select_batchtopk

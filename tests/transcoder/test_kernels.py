@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from transcoder import kernels
-
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -44,21 +42,6 @@ def test_kernels_compile_for_a_card_that_is_not_there(capability, compiled):
         assert report["registers"] <= (128 if "fp64" in name or "_update" in name else 80), name
         if name.startswith(("_sums", "_dots", "_update")):
             assert report["widest_load_bits"] == 128, name
-
-
-@pytest.mark.parametrize(
-    ("width", "entries", "block", "warps"),
-    [(2304, 4, 512, 4), (768, 8, 256, 4), (4096, 4, 512, 4), (1152, 8, 256, 4), (96, 8, 128, 2), (64, 8, 64, 1)],
-)
-def test_a_tile_wastes_few_columns(width, entries, block, warps):
-    assert kernels.tile_for(width) == kernels.Tile(entries, block, warps)
-
-
-def test_every_width_has_a_tile_that_fits():
-    for width in range(8, 5000, 8):
-        tile = kernels.tile_for(width)
-        assert tile.block & (tile.block - 1) == 0
-        assert -(-width // tile.block) * tile.block < 2 * width + 16
 
 
 if torch.cuda.is_available():

@@ -17,9 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from train.arrays.batch_share import BatchShare
 from train.arrays.optim import remove_parallel_
 from train.arrays.parameters import Parameters
 from train.dead.features import Dead
+from train.loss import StepResult
+from train.resolved import ResolvedSettings
 from transcoder.decode import transpose, weighted_sums_into
 from transcoder.sharded import WHOLE, Shard, winners
 from transcoder.sparse_code import SparseCode
@@ -170,3 +173,41 @@ def _largest(
     if shard.world > 1:
         values = values.masked_fill(~winners(values, top_k, ranks=shard), 0)
     return values.relu(), places
+
+
+def add_auxiliary_loss_(
+    weights: Parameters,
+    source: Float[Tensor, "rows d_source"],
+    *,
+    dead: Dead,
+    result: StepResult,
+    settings: ResolvedSettings,
+    share: BatchShare,
+    dtype: torch.dtype,
+    shard: Shard,
+) -> Float[Tensor, ""]:
+    """Add the auxiliary loss's gradient to the step's; returns the loss of the whole batch.
+
+    The gradient is divided by the share's fraction, by which the step multiplies it again.
+    """
+    extra = auxiliary(
+        weights,
+        source,
+        pre=result.watched,
+        residual=result.residual,
+        dead=dead,
+        top_k=settings.aux_top_k,
+        dtype=dtype,
+        shard=shard,
+    )
+    statistics = spread(result.residual) * bool(share.rows)
+    error = extra.error * bool(share.rows)
+    share.ranks.sum_all_([statistics, error])
+    scale = auxiliary_scale(
+        alpha=settings.aux_alpha,
+        dead=shard.sum_(dead.number()),
+        top_k=settings.aux_top_k,
+        variation=variation(statistics),
+    )
+    add_auxiliary_(result.gradients, extra, dead=dead, scale=scale / (share.fraction or 1.0))
+    return error * scale

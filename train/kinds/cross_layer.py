@@ -38,9 +38,9 @@ from train.kinds.single import (
     random_state,
     workspace_of,
 )
+from train.objective import Recipe
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
-from train.step import Recipe
 from train.threshold import calibrated_rule
 from transcoder.cross_layer import CrossLayerTranscoder, Reach, over_all_layers
 from transcoder.formats.cross_layer import save_cross_layer

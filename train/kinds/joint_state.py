@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from train.record.checkpoint import arrays_of, state_of
-from train.step import State
+from train.state import State
 from transcoder.sharded import Shard
 
 

@@ -24,8 +24,10 @@ from train.arrays.workspace import Workspace
 from train.dead.features import Dead
 from train.kinds.joint_state import JointState
 from train.loss import Decoded, StepResult, decode, differentiate, encode
+from train.objective import Recipe
 from train.record.step_metrics import StepMetrics
-from train.step import Recipe, State, StepForm, counted_, dead_of, finish_, form_of, numbers_and_order
+from train.state import State
+from train.step import StepForm, counted_, dead_of, finish_, form_of, numbers_and_order
 from transcoder.cross_layer import Reach, candidates, largest_over_layers
 from transcoder.rules.rule import Rule
 from transcoder.rules.topk import TopK

@@ -19,11 +19,13 @@ from train.arrays.workspace import Workspace
 from train.context import TrainingContext
 from train.initial import initial_weights
 from train.kinds.kind import Kind
+from train.objective import Recipe, rule_of
 from train.record.checkpoint import arrays_of, state_of
 from train.record.held_out_fvu import held_out_fvu
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
-from train.step import Recipe, State, rule_of, train_step
+from train.state import State
+from train.step import train_step
 from train.threshold import calibrated_rule, with_first_thresholds
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.registry import RULES

@@ -27,7 +27,7 @@ from train.arrays.parameters import Parameters
 from train.dead.features import Room
 from train.record.checkpoint_index import FORMAT_VERSION, INDEX_FILE, Entry, index_text, read_index
 from train.record.identity import RunIdentity, differences
-from train.step import State
+from train.state import State
 
 CHECKPOINTS_FOLDER = "checkpoints"
 

@@ -2,7 +2,7 @@
 
     FVU_p = sum ||c (target - y_p)||^2 / sum ||c (target - mean)||^2      both over the held-out rows, their own mean
 
-with c what dimensions count in the loss (train/loss.py), so that it compares with the batches' own FVU,
+with c what dimensions count in the loss (train/objective.py), so that it compares with the batches' own FVU,
 over the first ``held_out_rows`` rows of the held-out documents, special tokens left out by their ids, under the
 training rule of selection. Evaluation proper, over all of them and under the evaluation rule, is another stage.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from cache.reader import CacheReader, View
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units
-from train.loss import NestedLoss
+from train.objective import NestedLoss
 from transcoder.decode import decode_prefixes
 from transcoder.sharded import WHOLE, Shard, keep_winners
 

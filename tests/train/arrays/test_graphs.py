@@ -11,8 +11,9 @@ from train.arrays.optim import Moments
 from train.arrays.parameters import random_parameters
 from train.arrays.workspace import Workspace
 from train.config import TrainSettings
+from train.objective import Recipe
 from train.resolved import resolve
-from train.step import Recipe, State
+from train.state import State
 
 ROWS, WIDTH, DICT_SIZE = 16, 8, 128
 

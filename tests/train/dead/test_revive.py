@@ -12,7 +12,8 @@ from train.arrays.parameters import Parameters, random_parameters
 from train.config import LogSettings, TrainSettings
 from train.dead.features import Dead
 from train.dead.revive import drawn_order, may_revive, revive_
-from train.loss import NestedLoss, StepResult, equal_weights, nested_step
+from train.loss import StepResult, nested_step
+from train.objective import NestedLoss, equal_weights
 from train.resolved import resolve
 from train.run import train_layer
 from transcoder.rules.registry import make_rule

@@ -9,9 +9,9 @@ from train.kinds.joint_held_out import joint_held_out_fvu
 from train.kinds.joint_state import JointState
 from train.kinds.joint_step import JointRecipe
 from train.kinds.single import fresh_state
+from train.objective import Recipe
 from train.record.held_out_fvu import HeldOut
 from train.resolved import resolve
-from train.step import Recipe
 from transcoder.cross_layer import CrossLayerTranscoder, Reach, over_all_layers
 from transcoder.rules.topk import TopK
 from transcoder.sharded import WHOLE

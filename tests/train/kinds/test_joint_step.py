@@ -12,8 +12,10 @@ from train.arrays.workspace import Workspace
 from train.config import TrainSettings
 from train.kinds.joint_state import JointState
 from train.kinds.joint_step import JointRecipe, joint_step
+from train.objective import Recipe
 from train.resolved import resolve
-from train.step import Recipe, State, train_step
+from train.state import State
+from train.step import train_step
 from transcoder.cross_layer import Reach
 
 LAYERS, WIDTH, DICT_SIZE, TOP_K, ROWS = 3, 6, 32, 4, 24

@@ -16,7 +16,7 @@ from train.config import TrainSettings
 from train.record.checkpoint import Checkpoints, arrays_of
 from train.record.identity import RunIdentity
 from train.resolved import resolve
-from train.step import State
+from train.state import State
 
 
 def identity(fingerprint: str = "abc", *, lr: float = 0.1) -> RunIdentity:
