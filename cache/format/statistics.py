@@ -174,7 +174,8 @@ def _block_sums(
     for start in range(0, len(stored), block_rows):
         values = stored[start : start + block_rows]
         rows = slice(start, start + len(values))
-        block = wide[: len(values)].copy_(values)
+        # Sent first and widened there: a copy that also converts would send eight bytes a value in place of two.
+        block = wide[: len(values)].copy_(to_device(values, wide.device))
         absent = np.flatnonzero(dropped[rows])
         if absent.size:
             block.index_fill_(0, to_device(torch.from_numpy(absent), block.device), 0)

@@ -1,17 +1,21 @@
 """What a model loses with a dictionary in it, against the definition; a dictionary that is the MLP costs nothing."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from cache.reader import CacheReader
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.run import evaluate_layer
-from evaluate.spliced.contexts import held_out_contexts
+from evaluate.spliced.contexts import Contexts, held_out_contexts
+from evaluate.spliced.loss import _measure, _sums
 from evaluate.spliced.splicer import Splicer
 from harvest.model.language_model import LanguageModel
+from harvest.model.sites import module_at
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
@@ -77,3 +81,24 @@ def test_the_whole_stage_says_what_the_definition_says(
     for name in (*metrics, *(f"per_prefix[].{name}" for name in first)):
         assert f"`language_model.{name}" in page
     assert "Spliced into the language model" in (tmp_path / "report" / "summary.txt").read_text()
+
+
+def test_the_blocks_before_the_layer_run_once_however_much_is_replaced(
+    small_splicer: Splicer, small_context: Contexts
+) -> None:
+    model = small_splicer.model
+    calls: Counter[int] = Counter()
+
+    def count(block: int) -> RemovableHandle:
+        mlp = module_at(model.block(block), model.family.mlp)
+        return mlp.register_forward_hook(lambda *_: calls.update([block]))
+
+    handles = [count(block) for block in (0, model.last_layer)]
+    removed = {LAYER: lambda _, own: torch.zeros_like(own)}
+    sums = _sums(3, EvaluateSettings(bootstrap=0), model.device)
+    try:
+        _measure(small_splicer, small_context, [removed] * 3, sums)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == {0: 1, model.last_layer: 4}
