@@ -26,6 +26,8 @@ def run_harvest(
 
         nestcoder.run_harvest(nestcoder.load_settings("pipeline.yaml"), [4, 8])[8]["cache"]
     """
+    if progress:
+        progress.note("importing what runs language models")
     from harvest.run import harvest_layers
 
     return harvest_layers(harvest_request(settings, layers, device), fresh=fresh, progress=progress)
