@@ -207,8 +207,10 @@ def finish_(
     settings = recipe.settings
     aux_loss = result.sse.new_zeros(())
     if form.has_auxiliary:
-        given = {"dead": dead, "result": result, "share": share, "shard": shard, "dtype": workspace.pre.dtype}
-        aux_loss = add_auxiliary_loss_(state.weights, source, settings=settings, **given)
+        dtype = workspace.pre.dtype
+        aux_loss = add_auxiliary_loss_(
+            state.weights, source, dead=dead, result=result, settings=settings, share=share, dtype=dtype, shard=shard
+        )
     if settings.subtract_b_dec:
         add_gradient_through_source_(result.gradients, state.weights, shard=shard)
     fvu, l0, fired = _of_whole_batch(result, recipe, share)
@@ -229,8 +231,9 @@ def finish_(
         assert order is not None
         silent = dead.silent(fired)
         rounded = workspace.weights if workspace.is_current else None
-        drawn = {"order": order, "share": share, "shard": shard, "rounded": rounded}
-        revive_(state.weights, source, result=result, dead=silent, **drawn)
+        revive_(
+            state.weights, source, result=result, dead=silent, order=order, share=share, shard=shard, rounded=rounded
+        )
         silent.give_(state.since_fired, torch.zeros_like(silent.features))
     return {
         "l2_loss": (fvu * constant(recipe.nested.prefix_weights, fvu.dtype, fvu.device)).sum(),
