@@ -23,7 +23,6 @@ from safetensors import safe_open
 
 from common.errors import DamagedError, UsageError
 from common.sealed.tensors import reading_safetensors
-from harvest.elsewhere.write import Given
 
 PIECE_ROWS = 1024
 """Rows of a file without contexts that make one document: many enough to hold out whole ones."""
@@ -187,7 +186,7 @@ class Paired:
     target: Folder | None = None
     tokens: Folder | None = None
 
-    def batches(self) -> Iterator[Given]:
+    def batches(self) -> Iterator[dict[str, Any]]:
         """An example each, numbered as documents. Raises UsageError where the folders do not pair."""
         others = {name: folder for name, folder in (("target", self.target), ("tokens", self.tokens)) if folder}
         streams = {name: folder.examples() for name, folder in others.items()}

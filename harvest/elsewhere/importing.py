@@ -134,9 +134,12 @@ def _paired(request: ImportRequest) -> Paired:
 def _sites(request: ImportRequest, paired: Paired) -> tuple[str, str]:
     """The two sites, as given or as the files' hooks say. Raises UsageError where neither does."""
     source = _site(request.source_site, paired.source.hook, "--source-site", request)
-    if paired.target is None:
+    # Safetensors files may hold targets beside their sources, with no folder of targets.
+    first = next(paired.batches(), {})
+    if "target" not in first:
         return source, NO_TARGET
-    return source, _site(request.target_site, paired.target.hook, "--target-site", request)
+    hook = paired.target.hook if paired.target else ""
+    return source, _site(request.target_site, hook, "--target-site", request)
 
 
 def _site(given: str | None, hook: str, option: str, request: ImportRequest) -> str:

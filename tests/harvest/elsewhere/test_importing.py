@@ -46,6 +46,9 @@ def test_planned_imported_trained_and_evaluated(given: list[str], tmp_path: Path
         run([*given, *imported])
     plan = run([*given, *imported, *sites, "--dry-run"])
     assert (plan["kind"], plan["examples"], plan["train_rows"] + plan["held_out_rows"]) == ("safetensors", 40, 640)
+    assert (plan["source_site"], plan["target_site"]) == ("mlp_in", "mlp_out")
+    with pytest.raises(UsageError, match="Give --target-site"):
+        run([*given, *imported, *sites[:2], "--dry-run"])
     assert not (tmp_path / "runs").exists()
     done = run([*given, *imported, *sites])
     assert done["provenance"] == "unproved"
@@ -61,6 +64,12 @@ def test_planned_imported_trained_and_evaluated(given: list[str], tmp_path: Path
     assert "Provenance unproved" in (features / "report.md").read_text()
     info = CliRunner().invoke(command_line, ["cache", "info", str(report.parents[1] / "cache")])
     assert "provenance   unproved" in info.output
+
+
+def test_a_folder_without_targets_has_no_site_of_them(given: list[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((64, 5), np.float32))
+    imported = ["cache", "import", str(tmp_path), "--layer", "3", "--source-site", "resid_post", "--dry-run"]
+    assert run([*given, "--set", "cache.held_out_fraction=0", *imported])["target_site"] == "none"
 
 
 def test_examples_of_several_widths_are_refused(given: list[str], tmp_path: Path) -> None:
