@@ -69,9 +69,9 @@ def stacked(readers: Sequence[CacheReader]) -> CacheReader:
     splits: dict[str, SplitView] = {name: Stacked([reader.splits[name] for reader in readers]) for name in first.splits}
     identity = {key: value for key, value in first.identity.items() if key not in ("layer", "proof")}
     layers = [reader.identity.get("layer") for reader in readers]
-    together = first.with_splits(splits, identity=identity | {"layers": layers})
-    together.fingerprint = hash_bytes(canonical_json([reader.fingerprint for reader in readers]))
-    return together
+    combined = first.with_splits(splits, identity=identity | {"layers": layers})
+    combined.fingerprint = hash_bytes(canonical_json([reader.fingerprint for reader in readers]))
+    return combined
 
 
 def _check_aligned(first: CacheReader, other: CacheReader) -> None:

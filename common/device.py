@@ -33,7 +33,7 @@ def has_bfloat16(device: torch.device | str) -> bool:
 
 
 def to_device(array: Tensor, device: torch.device | str) -> Tensor:
-    """An array on a device. From the host a GPU fetches it when it comes to it, and nothing waits."""
+    """The array on a device. A copy from main memory to a GPU is queued there; nothing waits for it."""
     device = torch.device(device)
     if device.type != "cuda" or array.is_cuda:
         return array.to(device)
@@ -42,7 +42,7 @@ def to_device(array: Tensor, device: torch.device | str) -> Tensor:
 
 
 def to_host(array: Tensor, out: Tensor | None = None) -> Tensor:
-    """An array in main memory, ``out`` where it is given; a GPU copies it beside its other work."""
+    """The array in main memory, in ``out`` where it is given; a GPU copies it while it does other work."""
     if array.device.type != "cuda":
         return array.cpu() if out is None else out.copy_(array)
     if out is None:
@@ -54,7 +54,7 @@ def to_host(array: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def finish(devices: Iterable[torch.device]) -> None:
-    """Wait until the devices have done all that they were asked for."""
+    """Wait until the devices have done everything that is queued on them."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -62,8 +62,8 @@ def finish(devices: Iterable[torch.device]) -> None:
 
 @contextmanager
 def beside(device: torch.device) -> Generator[None]:
-    """What is asked of a GPU in here it does beside its other work, after all that it was asked for before; at the end
-    it is done. On a CPU this is nothing."""
+    """Queue the block's work on a second stream of the GPU: it begins after what was queued before the block, and runs
+    at the same time as what is queued elsewhere meanwhile. The block's end waits for it. On a CPU this does nothing."""
     if device.type != "cuda":
         yield
         return

@@ -65,7 +65,7 @@ class Ranks:
                 array.copy_(summed.view(array.shape))
 
     def min_(self, array: Tensor) -> Tensor:
-        """Replace, in place, every number of an array by the smallest of the processes'."""
+        """Replace every number of an array, in place, by the smallest that any process has there."""
         return self._reduced_(array, distributed.ReduceOp.MIN)
 
     def total(self, number: int, device: torch.device | str) -> int:
@@ -81,7 +81,7 @@ class Ranks:
         return self._number(number, device, distributed.ReduceOp.MAX)
 
     def any_of(self, flags: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Which flags any process has set."""
+        """Each flag is true where it is true in any process."""
         return flags if self.world == 1 else self._reduced_(flags.int(), distributed.ReduceOp.MAX).bool()
 
     def gathered(self, array: Tensor) -> Shaped[Tensor, "world ..."]:
@@ -96,7 +96,7 @@ class Ranks:
     def merged(
         self, state: Mapping[str, Tensor], combine: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Every process's named arrays in one, the same on all; two at a time are in memory."""
+        """The named arrays of all processes, combined two by two; the result is the same in every process."""
         if self.world == 1:
             return dict(state)
         return reduce(combine, (self._broadcast(state, source=rank) for rank in range(self.world)))

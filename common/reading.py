@@ -50,9 +50,9 @@ def _unreadable(error: OSError, path: Path) -> DiskError:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """What the JSON text of a file holds, of which nothing is believed.
+    """The value that a file's JSON text stands for; nothing in it is trusted.
 
-    Raises ValueError for anything that is no JSON, for NaN and infinity, for integers of thousands of digits, and for
+    Raises ValueError for anything that is not JSON, for NaN and infinity, for integers of thousands of digits, and for
     values nested deeper than any of ours, which would end later code in a RecursionError.
     """
     try:

@@ -79,12 +79,12 @@ def run_folders(runs: Path, model: str, layer: int) -> RunFolders:
 
 
 def together_folder(runs: Path, model: str, name: str) -> Path:
-    """Where the report of several layers' transcoders of one name lies."""
+    """The folder of the report on several layers at once, whose transcoders have that name."""
     return runs / model_folder_name(model) / "together" / checked_name(name)
 
 
 def finetune_folder(runs: Path, model: str, name: str) -> Path:
-    """Where the fine-tuning works whose result has that name."""
+    """The working folder of the fine-tuning that makes the result of that name."""
     return runs / model_folder_name(model) / "finetune" / checked_name(name)
 
 

@@ -20,7 +20,7 @@ from evaluate.spliced.loss import SplicedModel, ablations
 from evaluate.spliced.replace import Host
 from finetune.in_model import InModel
 
-Figures = tuple[dict[str, Any], Int[np.ndarray, "dict_size k"]]
+LayerMeasures = tuple[dict[str, Any], Int[np.ndarray, "dict_size k"]]
 """A layer's figures by name, and the tokens of the strongest rows of each of its features, -1 where there is none."""
 
 
@@ -36,7 +36,8 @@ def in_language_model(
 
 
 def compared(
-    models: tuple[dict[str, Any], dict[str, Any]], layers: tuple[Mapping[int, Figures], Mapping[int, Figures]]
+    models: tuple[dict[str, Any], dict[str, Any]],
+    layers: tuple[Mapping[int, LayerMeasures], Mapping[int, LayerMeasures]],
 ) -> dict[str, Any]:
     """The language model's fields and every layer's, before and after, and what moved."""
     before, after = layers

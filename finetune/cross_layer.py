@@ -16,7 +16,7 @@ from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.sparsity import Sparsity
 from evaluate.metrics.top_contexts import TopContexts
 from evaluate.spliced.together import check_same_text
-from finetune.compare import Figures, strongest_tokens
+from finetune.compare import LayerMeasures, strongest_tokens
 from finetune.in_model import CrossLayerInModel, InModel
 from finetune.subject import Subject
 from finetune.tuned import Tuned, factors_of_piece, kept_of_config
@@ -61,12 +61,12 @@ class CrossLayerSubject(Subject):
     def weights(self) -> dict[str, Any]:
         return {"all": self.before.dictionary.config.get("weights")}
 
-    def save(self, said: Mapping[str, Any]) -> None:
+    def save(self, facts: Mapping[str, Any]) -> None:
         folder = next(iter(self.request.results().values()))
         config = kept_of_config(self.before.dictionary.config)
-        save_cross_layer(self._of_tuned().dictionary, folder, config={**config, **said})
+        save_cross_layer(self._of_tuned().dictionary, folder, config={**config, **facts})
 
-    def measured(self, dictionaries: InModel) -> dict[int, Figures]:
+    def measured(self, dictionaries: InModel) -> dict[int, LayerMeasures]:
         assert isinstance(dictionaries, CrossLayerInModel), "what is tuned here is one cross-layer transcoder"
         ordered = [self.readers[layer] for layer in dictionaries.dictionary.layers]
         settings = self.request.evaluate
@@ -77,7 +77,7 @@ class CrossLayerSubject(Subject):
             for number, layer in enumerate(dictionaries.dictionary.layers)
         }
 
-    def _measured(self, piece: Transcoder, layer: int, fvu_per_prefix: list[float]) -> Figures:
+    def _measured(self, piece: Transcoder, layer: int, fvu_per_prefix: list[float]) -> LayerMeasures:
         """What fires is the matter of a layer's encoder; its FVU that of all that write to it."""
         replay = self._replay(layer, piece)
         inputs = MetricInputs(

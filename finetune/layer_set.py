@@ -14,7 +14,7 @@ from evaluate.metrics.sparsity import Sparsity
 from evaluate.metrics.top_contexts import TopContexts
 from evaluate.reference import check_belongs
 from evaluate.spliced.together import check_same_text
-from finetune.compare import Figures, strongest_tokens
+from finetune.compare import LayerMeasures, strongest_tokens
 from finetune.in_model import InModel, SetInModel
 from finetune.subject import Subject
 from finetune.tuned import Tuned, factors_of_layer, kept_of_config
@@ -54,15 +54,15 @@ class LayerSet(Subject):
     def weights(self) -> dict[str, Any]:
         return {str(layer): piece.config.get("weights") for layer, piece in self.before.pieces.items()}
 
-    def save(self, said: Mapping[str, Any]) -> None:
+    def save(self, facts: Mapping[str, Any]) -> None:
         for layer, folder in self.request.results().items():
             config = kept_of_config(self.before.pieces[layer].config)
-            save_transcoder(self.tuned[layer].transcoder, folder, config={**config, **said})
+            save_transcoder(self.tuned[layer].transcoder, folder, config={**config, **facts})
 
-    def measured(self, dictionaries: InModel) -> dict[int, Figures]:
+    def measured(self, dictionaries: InModel) -> dict[int, LayerMeasures]:
         return {layer: self._measured(dictionaries, layer) for layer in dictionaries.pieces}
 
-    def _measured(self, dictionaries: InModel, layer: int) -> Figures:
+    def _measured(self, dictionaries: InModel, layer: int) -> LayerMeasures:
         dictionary = dictionaries.pieces[layer]
         reader = self.readers[layer]
         replay = self._replay(layer, dictionary)

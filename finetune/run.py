@@ -31,7 +31,7 @@ from evaluate.replay import Replay
 from evaluate.report import report
 from evaluate.spliced.loss import SplicedModel
 from evaluate.spliced.splicer import open_splicer
-from finetune.compare import Figures, compared, comparison_table, in_language_model
+from finetune.compare import LayerMeasures, compared, comparison_table, in_language_model
 from finetune.contexts import TrainText
 from finetune.cross_layer import CrossLayerSubject
 from finetune.in_model import InModel
@@ -200,7 +200,7 @@ class _Run:
         self._ranks.wait()
         return metrics
 
-    def _measured(self, dictionaries: InModel) -> tuple[dict[str, Any], dict[int, Figures]]:
+    def _measured(self, dictionaries: InModel) -> tuple[dict[str, Any], dict[int, LayerMeasures]]:
         """In the language model, and layer by layer."""
         first = self._readers[min(self._readers)]
         replay = Replay(open_held_out(first), 1, self.device, self._progress)

@@ -12,7 +12,7 @@ from common.progress import Progress
 from evaluate.held_out import open_held_out
 from evaluate.memory import batch_rows_for
 from evaluate.replay import Replay
-from finetune.compare import Figures
+from finetune.compare import LayerMeasures
 from finetune.in_model import InModel
 from finetune.request import FinetuneRequest
 from finetune.tuned import Tuned
@@ -53,11 +53,11 @@ class Subject(ABC):
         """The seals of the files that are fine-tuned, by what they are of."""
 
     @abstractmethod
-    def save(self, said: Mapping[str, Any]) -> None:
-        """Write the result, in which config.json comes last and says ``said`` besides what it said before."""
+    def save(self, facts: Mapping[str, Any]) -> None:
+        """Write the result, in which config.json comes last and has ``facts`` besides what it had before."""
 
     @abstractmethod
-    def measured(self, dictionaries: InModel) -> dict[int, Figures]:
+    def measured(self, dictionaries: InModel) -> dict[int, LayerMeasures]:
         """Every layer's figures on its held-out rows."""
 
     def result(self) -> InModel:

@@ -95,7 +95,7 @@ def _place(path: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
 
 
 def _places_named(message: str, section: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
-    """Where the settings stand that a message about a whole section names: overrides, then lines of the file."""
+    """The places of the settings that a message about a whole section names: overrides, then lines of the file."""
     words = re.findall(r"[a-z][a-z0-9_]*", message)
     paths = [(*section, word) for word in dict.fromkeys(words)]
     overrides = [sources[path] for path in paths if path in sources]

@@ -53,7 +53,7 @@ def _usage_text(error: click.ClickException) -> str:
 
 
 def _leave_interrupted(error: BaseException) -> None:
-    """Leave after Ctrl-C; click also says Abort where some file ended too early, and that is no interrupt."""
+    """Leave after Ctrl-C. click raises Abort for a file that ended too early as well, which is damage."""
     if isinstance(error.__cause__, EOFError):
         what = f"A file ends before its contents do ({error.__cause__})."
         _leave(str(DamagedError(what, remedy="Fetch or write the file again.")), DamagedError.exit_code)

@@ -22,7 +22,7 @@ _WIDTH = 119
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Rate and time left, once there is a rate to speak of."""
+        """Rate and time left, once something has been done."""
         speed = task.finished_speed or task.speed
         if not speed:
             return Text("")

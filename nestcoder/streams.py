@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def protect_standard_streams() -> None:
-    """Give this process an output and an error stream that work goes on without.
+    """Let work go on where standard output or standard error cannot be written.
 
     Standard error tells how far the work is and takes warnings of libraries: where it cannot be written, what would be
     written is dropped. Standard output takes the result: where its reader has gone (``| head -1``) the rest is dropped,
@@ -44,7 +44,7 @@ def _protected(stream: TextIO | None, *, descriptor: int, may_fail: bool) -> Tex
 
 
 class _Tolerant(io.RawIOBase):
-    """A descriptor that is written as long as it can be; after a first failure nothing more is."""
+    """A descriptor that is written to until the first failure; what comes after that is dropped."""
 
     def __init__(self, descriptor: int, *, may_fail: bool) -> None:
         self._descriptor = descriptor

@@ -33,34 +33,6 @@ LONGER_FUNCTIONS: dict[str, str] = {
     "transcoder/kernels.py:_sums_kernel": "one Triton kernel, which cannot call others' pieces",
 }
 
-TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "cache: by the tests of the loader, remote caches and hostile files": (
-        "cache/format/manifest.py",
-        "cache/open.py",
-        "cache/reader.py",
-        "cache/remote_reader.py",
-        "cache/storage/chunk_copies.py",
-        "cache/storage/columns.py",
-        "cache/storage/mapping.py",
-        "cache/storage/remote_store.py",
-        "cache/tools/verify_remote.py",
-    ),
-    "finetune: by the tests of whole fine-tunings": ("finetune/config.py",),
-    "train: by the tests of the step, the loop and the checkpoints": (
-        "train/arrays/parameters.py",
-        "train/arrays/workspace.py",
-        "train/context.py",
-        "train/kinds/kind.py",
-        "train/kinds/registry.py",
-        "train/kinds/single.py",
-        "train/record/checkpoint_index.py",
-        "train/record/held_out_fvu.py",
-        "train/record/step_metrics.py",
-        "train/reference.py",
-    ),
-}
-"""Modules without a test file of their name, by what tests them. The list becomes shorter, never longer."""
-
 
 def modules() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -188,8 +160,7 @@ def test_every_module_has_a_test_of_its_name() -> None:
         )
         if not found:
             untested.add(str(path))
-    listed = {name for names in TESTED_ELSEWHERE.values() for name in names}
-    assert not untested - listed, "\n".join(sorted(untested - listed))
+    assert not untested, "\n".join(sorted(untested))
 
 
 def test_packages_are_marked_by_a_docstring_alone() -> None:

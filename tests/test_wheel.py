@@ -88,8 +88,13 @@ def test_the_whole_pipeline_runs_from_the_wheel(installed: Path) -> None:
         "train.batch_rows=128", "train.held_out_rows=512", "train.warmup_steps=5",
     ]  # fmt: skip
     options = [item for setting in settings for item in ("--set", setting)]
-    common = ["-m", "nestcoder", *options, "--model", str(ROOT / "models" / "gpt2-stdlib")]
-    for command in (["harvest", "--layer", "1"], ["train", "--layer", "1"], ["evaluate"]):
-        done = run(installed, *common, *command)
-        assert done.returncode == 0, done.stderr
+    common = [*options, "--model", str(ROOT / "models" / "gpt2-stdlib")]
+    code = (
+        "import sys\n"
+        "from nestcoder.cli import command_line\n"
+        "for command in ('harvest --layer 1', 'train --layer 1', 'evaluate'):\n"
+        "    command_line.main([*sys.argv[1:], *command.split()], standalone_mode=False)\n"
+    )
+    done = run(installed, "-c", code, *common)
+    assert done.returncode == 0, done.stderr
     assert "held-out tokens" in done.stdout

@@ -134,13 +134,13 @@ def differentiate(
     code = decoded.code
     l0 = shard.sum_(_l0(code, decoded.bags, prefixes=len(loss.prefixes)))
     penalty = None
-    l0_slope = 0.0
+    l0_gradient = 0.0
     if gradients.threshold is not None:
-        penalty, slope = decoded.rule.penalty(share.ranks.sum_(l0[-1] * share.fraction))
+        penalty, derivative = decoded.rule.penalty(share.ranks.sum_(l0[-1] * share.fraction))
         penalty = loss.sparsity * penalty
-        l0_slope = loss.sparsity * float(slope)
+        l0_gradient = loss.sparsity * float(derivative)
     indexed = _IndexedCode(code, decoded.bags, transpose(code, decoded.weights.b_enc.numel()))
-    fired = _fill_gradients(decoded, indexed, gradients=gradients, project=project, l0_slope=l0_slope)
+    fired = _fill_gradients(decoded, indexed, gradients=gradients, project=project, l0_gradient=l0_gradient)
     shares = loss.weight_of(code.row_count)
     return StepResult(
         loss=(sse * constant(shares, sse.dtype, sse.device)).sum(),
@@ -208,9 +208,9 @@ class _IndexedCode:
 
 
 def _fill_gradients(
-    decoded: Decoded, indexed: _IndexedCode, *, gradients: Parameters, project: bool, l0_slope: float
+    decoded: Decoded, indexed: _IndexedCode, *, gradients: Parameters, project: bool, l0_gradient: float
 ) -> Bool[Tensor, " dict_size"]:
-    """Fill the gradient of every array; returns which features fired. ``l0_slope`` is the penalty's, by mean L0."""
+    """Fill the gradient of every array; returns which features fired. ``l0_gradient`` is the penalty's, by mean L0."""
     weights = decoded.weights
     source = decoded.source
     grad_sums = decoded.sums
@@ -236,8 +236,10 @@ def _fill_gradients(
     weighted_sums_into(gradients.W_dec, by_bag, bags, weight=values, offsets=offsets, less=less)
 
     if gradients.threshold is not None:
-        slope = l0_slope / code.row_count
-        gradients.threshold.copy_(decoded.rule.threshold_gradient(values, d_values, offsets=offsets, l0_slope=slope))
+        per_row = l0_gradient / code.row_count
+        gradients.threshold.copy_(
+            decoded.rule.threshold_gradient(values, d_values, offsets=offsets, l0_gradient=per_row)
+        )
     gradients.b_enc.copy_(torch.segment_reduce(d_pre.to(grad_sums.dtype), "sum", offsets=offsets.long()))
     # The first group's sums run over all prefixes: what all prefixes share, the bias and the skip, gets those.
     torch.sum(grad_sums[:, 0], dim=0, out=gradients.b_dec)

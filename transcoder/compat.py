@@ -21,7 +21,7 @@ def bag_products(
 ) -> Float[Tensor, " entries"]:
     """``grad_sums[bag] . table[feature]`` of every entry: the gradient of ``embedding_bag``'s per-sample weights.
 
-    Autograd reaches it through ``embedding_bag`` alone, which would compute the sums again.
+    Autograd gives it only after ``embedding_bag`` has computed the sums, which are not needed here.
     """
     mode_sum = 0
     no_padding = -1

@@ -132,7 +132,7 @@ class CrossLayerTranscoder(nn.Module):
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """Of each layer: the ends of what it is nested in."""
+        """The ends of the nested prefixes, the same in each layer."""
         return self.piece(0).prefixes
 
     @property
@@ -150,7 +150,7 @@ class CrossLayerTranscoder(nn.Module):
         return self.with_pieces([self.piece(number).on(device) for number in range(len(self.layers))])
 
     def with_pieces(self, pieces: Sequence[Transcoder]) -> "CrossLayerTranscoder":
-        """The same of other pieces."""
+        """The same with other pieces."""
         return CrossLayerTranscoder(
             pieces,
             layers=self.layers,

@@ -117,9 +117,9 @@ def weighted_sums_into(
     offsets: Int[Tensor, " sums_plus_one"],
     less: tuple[Float[Tensor, " sums"], Float[Tensor, "sums width"]] | None = None,
 ) -> None:
-    """``weighted_sums`` in an array that is there already, on a CPU by blocks that stay in its caches.
+    """``weighted_sums`` written into ``out``; on a CPU by blocks that stay in its caches.
 
-    ``less`` gives a number and a row for every sum; their product is taken off it.
+    ``less`` gives a number and a row for every sum; their product is subtracted from it.
     """
     if not index.numel():
         out.zero_()

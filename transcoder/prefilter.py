@@ -82,7 +82,7 @@ class Prefilter:
     def _lower_bound(
         self, bounds: BFloat16[Tensor, "rows dict_size"], norm: Float[Tensor, "rows 1"]
     ) -> BFloat16[Tensor, "rows 1"]:
-        """What the bound of a feature that fires reaches, in every row."""
+        """For every row a number that the bound of any feature that fires reaches."""
         limit = self.rule.row_limit
         if limit is None:
             return torch.zeros_like(norm, dtype=torch.bfloat16)
@@ -128,5 +128,5 @@ def _multiplies_bfloat16() -> bool:
 
 
 def _upwards(numbers: Float[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
-    """In bfloat16, and not below what they were."""
+    """Rounded up to bfloat16."""
     return (numbers + _NUMBER * numbers.abs()).bfloat16()

@@ -24,9 +24,9 @@ CLOSE = 2e-3
 """Largest difference of two implementations' float32 logits."""
 
 
-def config_of(theirs: Any) -> HookedTransformerConfig:
+def config_of(language_model: Any) -> HookedTransformerConfig:
     """TransformerLens's words for the model."""
-    shape = theirs.config
+    shape = language_model.config
     common = {"d_vocab": shape.vocab_size, "device": "cpu", "dtype": torch.float32}
     if shape.model_type == "gpt2":
         return HookedTransformerConfig(
@@ -71,13 +71,15 @@ def config_of(theirs: Any) -> HookedTransformerConfig:
     )
 
 
-def model_with(transcoders: Any, theirs: Any, tokenizer: PreTrainedTokenizerBase) -> TransformerLensReplacementModel:
+def model_with(
+    transcoders: Any, language_model: Any, tokenizer: PreTrainedTokenizerBase
+) -> TransformerLensReplacementModel:
     """The model with the dictionaries beside its MLPs. Weights go in first: afterwards its MLPs are wrapped."""
-    config = config_of(theirs)
+    config = config_of(language_model)
     model = TransformerLensReplacementModel(config, tokenizer, default_padding_side="right")
-    convert = convert_gpt2_weights if theirs.config.model_type == "gpt2" else convert_gemma_weights
+    convert = convert_gpt2_weights if language_model.config.model_type == "gpt2" else convert_gemma_weights
     model.load_and_process_state_dict(
-        convert(theirs, config),
+        convert(language_model, config),
         fold_ln=False,
         center_writing_weights=False,
         center_unembed=False,
@@ -87,10 +89,10 @@ def model_with(transcoders: Any, theirs: Any, tokenizer: PreTrainedTokenizerBase
     return model.eval()
 
 
-def check_logits(model: TransformerLensReplacementModel, theirs: Any, tokens: torch.Tensor) -> float:
+def check_logits(model: TransformerLensReplacementModel, language_model: Any, tokens: torch.Tensor) -> float:
     """The largest difference from transformers' logits. Raises SystemExit where they are not the same."""
     with torch.no_grad():
-        far = float((model(tokens[None])[0] - theirs(tokens[None]).logits[0]).abs().max())
+        far = float((model(tokens[None])[0] - language_model(tokens[None]).logits[0]).abs().max())
     if far > CLOSE:
         sys.exit(f"TransformerLens's logits are {far:.3g} from those of transformers: these scores would mean nothing.")
     return far
@@ -98,19 +100,21 @@ def check_logits(model: TransformerLensReplacementModel, theirs: Any, tokens: to
 
 def main() -> None:
     folder, prompts_file, *sets = sys.argv[1:]
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    language_model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = json.loads(Path(prompts_file).read_text())
     for path in sets:
         # A trailing slash is what tells its loader a folder from a repository.
         place = f"{Path(path).resolve()}/"
         loaded, _ = load_transcoder_from_hub(place, device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
-        model = model_with(loaded, theirs, tokenizer)
+        model = model_with(loaded, language_model, tokenizer)
         for prompt in prompts:
             # Its own tokeniser takes a BOS whose id is 0 for none.
             ids = tokenizer(prompt, add_special_tokens=False).input_ids
             tokens = torch.tensor([tokenizer.bos_token_id, *ids])
-            far = check_logits(model, theirs, tokens)
+            far = check_logits(model, language_model, tokens)
             started = time.perf_counter()
             graph = attribute(tokens, model, batch_size=256)
             replacement, completeness = compute_graph_scores(graph)

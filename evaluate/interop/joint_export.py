@@ -134,7 +134,7 @@ class _Export:
         if self._size not in self._trained.prefixes:
             what = f"{self._size} is not a prefix of this transcoder; it has {list(self._trained.prefixes)}."
             raise UsageError(what, where=self.source.transcoder)
-        sites = [self._opened.together.identity.get(f"{side}_site") for side in ("source", "target")]
+        sites = [self._opened.stacked_reader.identity.get(f"{side}_site") for side in ("source", "target")]
         if sites != ["mlp_in", "mlp_out"]:
             what = f"It goes from {sites[0]} to {sites[1]}; {FORMAT} has a form for the MLP's input and output."
             raise UsageError(what, where=self.source.transcoder)
@@ -251,7 +251,7 @@ class _Export:
     def _measured(self, dictionary: CrossLayerTranscoder) -> dict[str, Any]:
         settings = EvaluateSettings(bootstrap=0)
         opened = self._opened
-        rows = JointRows(opened.together, opened.readers, settings, device=self.device, progress=self.progress)
+        rows = JointRows(opened.stacked_reader, opened.readers, settings, device=self.device, progress=self.progress)
         return rows.measure(dictionary)
 
     def _check_written(self, folder: Path, made: CrossLayerTranscoder) -> None:

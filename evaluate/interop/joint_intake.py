@@ -68,16 +68,16 @@ def import_cross_layer(
         raise MismatchError(what, where=request.path, remedy="Name its layers, each with --layer.")
     readers = open_readers(request.source.caches, cache_settings, device=place)
     fitted = found.with_pieces([_fitted(found, number, reader) for number, reader in enumerate(readers)])
-    together = stacked(readers)
-    rows = JointRows(together, readers, EvaluateSettings(bootstrap=0), device=place, progress=progress)
+    stacked_reader = stacked(readers)
+    rows = JointRows(stacked_reader, readers, EvaluateSettings(bootstrap=0), device=place, progress=progress)
     measured = rows.measure(fitted.on(place))
     config = {
         **found.config,
-        "model": together.identity.get("model"),
-        "model_revision": together.identity.get("model_revision"),
-        "source_site": together.identity.get("source_site"),
+        "model": stacked_reader.identity.get("model"),
+        "model_revision": stacked_reader.identity.get("model_revision"),
+        "source_site": stacked_reader.identity.get("source_site"),
         "tokens_trained": None,
-        "cache_fingerprint": together.fingerprint,
+        "cache_fingerprint": stacked_reader.fingerprint,
         "cache_fingerprints": [reader.fingerprint for reader in readers],
         "target_scales": [units_of(reader, fitted.piece(0).source_view).target_scale for reader in readers],
         IMPORTED: {

@@ -23,20 +23,20 @@ class JointSource:
 
 @dataclass(frozen=True)
 class Opened:
-    """``readers`` are its layers' caches, in their order, and ``together`` those side by side."""
+    """``readers`` are its layers' caches, in their order, and ``stacked_reader`` reads those side by side."""
 
     dictionary: CrossLayerTranscoder
     readers: tuple[CacheReader, ...]
-    together: CacheReader
+    stacked_reader: CacheReader
 
     @staticmethod
     def of(source: JointSource, cache_settings: CacheSettings | None, *, device: str) -> "Opened":
         """On ``device``. Raises MismatchError where it was trained on other caches, DamagedError for damaged files."""
         readers = open_readers(source.caches, cache_settings, device=device)
-        together = stacked(readers)
+        stacked_reader = stacked(readers)
         dictionary = load_cross_layer(source.transcoder)
-        check_caches(dictionary, together, where=source.transcoder)
-        return Opened(dictionary.on(device), readers, together)
+        check_caches(dictionary, stacked_reader, where=source.transcoder)
+        return Opened(dictionary.on(device), readers, stacked_reader)
 
 
 def open_readers(
@@ -46,9 +46,9 @@ def open_readers(
     return tuple(open_cache(caches[layer], cache_settings, device=device) for layer in sorted(caches))
 
 
-def check_caches(dictionary: CrossLayerTranscoder, together: CacheReader, *, where: Path) -> None:
-    """Raises MismatchError where it was trained on others than those that are ``together``."""
+def check_caches(dictionary: CrossLayerTranscoder, stacked_reader: CacheReader, *, where: Path) -> None:
+    """Raises MismatchError where it was trained on others than those of ``stacked_reader``."""
     trained_on = dictionary.config.get("cache_fingerprint")
-    if trained_on != together.fingerprint:
-        what = f"The dictionary was trained on the caches {trained_on}, these are {together.fingerprint}."
+    if trained_on != stacked_reader.fingerprint:
+        what = f"The dictionary was trained on the caches {trained_on}, these are {stacked_reader.fingerprint}."
         raise MismatchError(what, where=where, remedy="Name the layers that it was trained on.")

@@ -26,18 +26,18 @@ _BATCH_ROWS = 1024
 
 
 class JointRows:
-    """``together`` reads the caches of ``readers`` side by side. Several processes deal the rows among them."""
+    """``stacked_reader`` reads the caches of ``readers`` side by side. Several processes deal the rows among them."""
 
     def __init__(
         self,
-        together: CacheReader,
+        stacked_reader: CacheReader,
         readers: Sequence[CacheReader],
         settings: EvaluateSettings,
         *,
         device: str,
         progress: Progress,
     ) -> None:
-        self.held_out = HeldOut(together.split("held_out"))
+        self.held_out = HeldOut(stacked_reader.split("held_out"))
         self._widths = [reader.d_source for reader in readers]
         # Sums are kept around what is nearly the mean, so that none is the difference of two large ones.
         means = [HeldOut(reader.split("held_out")).mean_target for reader in readers]

@@ -56,9 +56,9 @@ def evaluate_layers(
     """
     place = str(choose_device(device))
     readers = {layer: open_cache(caches[layer], cache_settings, device=place) for layer in sorted(caches)}
-    together = stacked(list(readers.values()))
-    dictionaries = {one.name: _opened(one, readers, together).on(place) for one in candidates}
-    rows = JointRows(together, list(readers.values()), settings, device=place, progress=progress)
+    stacked_reader = stacked(list(readers.values()))
+    dictionaries = {one.name: _opened(one, readers, stacked_reader).on(place) for one in candidates}
+    rows = JointRows(stacked_reader, list(readers.values()), settings, device=place, progress=progress)
     if not rows.held_out.counted:
         raise UsageError("The caches have no held-out rows.", remedy="Harvest with held_out_tokens above 0.")
     measured = {name: _heading(one) | rows.measure(one) for name, one in dictionaries.items()}
@@ -67,7 +67,7 @@ def evaluate_layers(
         "version": report.VERSION,
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "layers": list(readers),
-        "cache": {"fingerprint": together.fingerprint, "model": together.identity.get("model")},
+        "cache": {"fingerprint": stacked_reader.fingerprint, "model": stacked_reader.identity.get("model")},
         "documents": rows.held_out.documents,
         "tokens_masked": rows.held_out.masked,
         "dictionaries": {name: fields | {"language_model": spliced.get(name)} for name, fields in measured.items()},
@@ -81,11 +81,13 @@ def evaluate_layers(
     return metrics
 
 
-def _opened(candidate: Candidate, readers: Mapping[int, CacheReader], together: CacheReader) -> CrossLayerTranscoder:
+def _opened(
+    candidate: Candidate, readers: Mapping[int, CacheReader], stacked_reader: CacheReader
+) -> CrossLayerTranscoder:
     """The dictionary, seen to belong to these caches."""
     if (candidate.joint / CONFIG_FILE).is_file():
         found = load_cross_layer(candidate.joint)
-        check_caches(found, together, where=candidate.joint)
+        check_caches(found, stacked_reader, where=candidate.joint)
         found.name = candidate.name
         return found
     missing = [layer for layer, folder in candidate.single.items() if not (folder / CONFIG_FILE).is_file()]

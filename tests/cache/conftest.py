@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -120,6 +121,16 @@ def cache(whole_cache, tmp_path):
     """A complete toy cache of the test's own, to break."""
     shutil.copytree(whole_cache, tmp_path / "cache")
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(whole_cache):
+    """The URL of the toy cache in a bucket of this process's memory."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.put(f"{whole_cache}/", "/bucket/toy/layer03/cache/", recursive=True)
+    yield "memory://bucket/toy/layer03/cache"
+    system.store.clear()
 
 
 def flip(path, bit):

@@ -25,17 +25,17 @@ def readers(make_toy, tmp_path):
 
 
 def test_rows_lie_side_by_side(readers):
-    together = stacked(readers)
+    combined = stacked(readers)
     for name in ("train", "held_out"):
-        rows = together.split(name).rows(slice(None))
+        rows = combined.split(name).rows(slice(None))
         parts = [reader.split(name).rows(slice(None)) for reader in readers]
         assert torch.equal(rows.source, torch.cat([part.source for part in parts], dim=1))
         assert torch.equal(rows.target, torch.cat([part.target for part in parts], dim=1))
         assert np.array_equal(rows.tokens, parts[1].tokens)
-    assert (together.d_source, together.d_target) == (8 + 5, 6 + 7)
-    assert together.identity["layers"] == [3, 3]
-    assert together.fingerprint not in {reader.fingerprint for reader in readers}
-    assert stacked(readers).fingerprint == together.fingerprint != stacked(readers[::-1]).fingerprint
+    assert (combined.d_source, combined.d_target) == (8 + 5, 6 + 7)
+    assert combined.identity["layers"] == [3, 3]
+    assert combined.fingerprint not in {reader.fingerprint for reader in readers}
+    assert stacked(readers).fingerprint == combined.fingerprint != stacked(readers[::-1]).fingerprint
 
 
 def test_a_loader_serves_the_rows_that_it_would_of_one(readers):

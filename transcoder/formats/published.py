@@ -19,7 +19,7 @@ _REMEDY = "Check the network (and HF_TOKEN), or download the folder and give its
 def fetch_published(address: str) -> Path:
     """The local folder of a published transcoder.
 
-    Raises UsageError for an address that is none, or leads nowhere; DiskError where the Hub cannot be reached.
+    Raises UsageError where the address is wrong or leads nowhere; DiskError where the Hub cannot be reached.
     """
     matched = _ADDRESS.fullmatch(address)
     if not matched or ".." in (matched["inside"] or ""):

@@ -125,7 +125,7 @@ def thresholds_of(tensor: Tensor, dict_size: int, *, where: Path) -> Tensor:
 
 
 def top_k_of(value: object, dict_size: int, *, where: Path) -> int:
-    """``k`` of a top-k dictionary. Raises DamagedError for what is none."""
+    """``k`` of a top-k dictionary. Raises DamagedError where it is not a number of its features."""
     if not is_count(value) or int(str(value)) > dict_size:
         raise DamagedError(f"k is {value!r}, which is not a number of features out of {dict_size:,}.", where=where)
     return int(str(value))
@@ -177,7 +177,7 @@ def _check(tensors: Mapping[str, Tensor], *, where: Path, wanted: Wanted) -> Non
 
 
 def prefixes_of(value: object, dict_size: int) -> tuple[int, ...]:
-    """The prefixes that an exported file tells of; one that makes no sense is as good as none."""
+    """The prefixes that an exported file names; empty where they make no sense."""
     match value:
         case [*numbers] if numbers and all(map(is_count, numbers)):
             ends = tuple(int(str(number)) for number in numbers)

@@ -67,7 +67,7 @@ class BatchTopK(Rule):
 
     @classmethod
     def wrong_keys(cls, config: Mapping[str, Any]) -> list[str]:
-        """Those of ``top_k`` and ``threshold``."""
+        """``top_k`` or ``threshold``, where they make no sense."""
         threshold = config.get("threshold")
         is_right = "threshold" in config and (threshold is None or is_finite_float(threshold))
         return super().wrong_keys(config) + ([] if is_right else ["threshold"])

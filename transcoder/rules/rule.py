@@ -59,7 +59,7 @@ class Rule(nn.Module, ABC):
         raise NotImplementedError
 
     def penalty(self, l0: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """What the loss adds for a mean L0, before its coefficient, and its slope."""
+        """What the loss adds for a mean L0, before its coefficient, and its derivative by L0."""
         raise NotImplementedError
 
     def threshold_gradient(
@@ -68,7 +68,7 @@ class Rule(nn.Module, ABC):
         d_values: Float[Tensor, " active"],
         *,
         offsets: Int[Tensor, " dict_size_plus_one"],
-        l0_slope: float,
+        l0_gradient: float,
     ) -> Float[Tensor, " dict_size"]:
         """The gradient of the thresholds, from a selection of training in the order of the features."""
         raise NotImplementedError

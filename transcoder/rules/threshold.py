@@ -73,7 +73,7 @@ class JumpReLU(Rule):
         return SparseCode(code.values * fires, code.features, code.offsets)
 
     def penalty(self, l0: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The penalty on L0, and its slope."""
+        """The penalty on L0, and its derivative by L0."""
         assert self.top_k is not None
         excess = l0 / self.top_k - 1
         if self.has_target:
@@ -86,16 +86,17 @@ class JumpReLU(Rule):
         d_values: Float[Tensor, " active"],
         *,
         offsets: Int[Tensor, " dict_size_plus_one"],
-        l0_slope: float,
+        l0_gradient: float,
     ) -> Float[Tensor, " dict_size"]:
         """The estimated gradient, from the entries of a training selection in the order of the features.
 
-        ``d_values`` is the loss's gradient in ``values``; ``l0_slope`` what the loss rises by with every firing entry.
+        ``d_values`` is the loss's gradient in ``values``; ``l0_gradient`` what every firing entry adds to the
+        loss.
         """
         threshold = self.threshold.repeat_interleave(offsets.diff().long(), output_size=len(values))
         # An entry that does not fire is in the selection because it is near.
         near = (values == 0) | (values < threshold + self.bandwidth / 2)
-        terms = near * (threshold * d_values + l0_slope) / -self.bandwidth
+        terms = near * (threshold * d_values + l0_gradient) / -self.bandwidth
         return torch.segment_reduce(terms, "sum", offsets=offsets.long())
 
     # Evaluation.

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.absorption.letters import Space, fit_letter_probes, readability
+from evaluate.absorption.letters import LetterProbes, Space, fit_letter_probes, readability
 from evaluate.absorption.probe_set import ProbeSet
 from evaluate.absorption.score import absorption_fraction, measure_absorption, score_prefix
 from transcoder.rules.relu import ReLU
@@ -18,15 +19,21 @@ from transcoder.transcoder import Transcoder
 LETTERS, WORDS, STRENGTH, NOISE_DIMS = 26, 40, 3.0, 24
 
 
-def toy_words(*, seed: int = 0) -> ProbeSet:
+@cache
+def toy_words() -> ProbeSet:
     """26 letters of 40 words in each split; the target is 3 along the letter's own axis, and noise on other axes."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     letter = torch.arange(LETTERS).repeat_interleave(WORDS).repeat(2)
     target = torch.zeros(len(letter), LETTERS + NOISE_DIMS)
     target[torch.arange(len(letter)), letter] = STRENGTH
     target[:, LETTERS:] = torch.randn(len(letter), NOISE_DIMS, generator=generator)
     test = torch.arange(len(letter)) >= LETTERS * WORDS
     return ProbeSet(source=target.clone(), target=target, letter=letter, test=test, about={"model_parameters": 10})
+
+
+@cache
+def toy_probes(space: Space) -> LetterProbes:
+    return fit_letter_probes(toy_words(), space)
 
 
 def selection(code: torch.Tensor) -> SparseCode:
@@ -63,7 +70,7 @@ SPACES = pytest.mark.parametrize("space", ["target", "source"])
 def test_known_full_absorption_is_found(space: Space, absorbed: int) -> None:
     words = toy_words()
     code, directions = absorbed_toy(words, absorbed=absorbed, main_left=0.0)
-    score = score_prefix(selection(code), words, fit_letter_probes(words, space), directions)
+    score = score_prefix(selection(code), words, toy_probes(space), directions)
     assert score["score"] == pytest.approx(absorbed / WORDS, abs=0.02)
     assert score["full_absorption_rate"] == pytest.approx(absorbed / WORDS, abs=0.02)
     assert score["main_features_mean"] == 1
@@ -73,7 +80,7 @@ def test_known_full_absorption_is_found(space: Space, absorbed: int) -> None:
 def test_known_partial_absorption_is_found(space: Space) -> None:
     words = toy_words()
     code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
-    score = score_prefix(selection(code), words, fit_letter_probes(words, space), directions)
+    score = score_prefix(selection(code), words, toy_probes(space), directions)
     assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
     assert score["full_absorption_rate"] == 0
 
@@ -87,7 +94,7 @@ def test_redundancy_alone_is_no_absorption(space: Space) -> None:
     code[rows, words.letter + LETTERS * (rows % 2)] = STRENGTH
     decoder = torch.zeros(2 * LETTERS, words.target.shape[1])
     decoder[:LETTERS, :LETTERS] = decoder[LETTERS:, :LETTERS] = torch.eye(LETTERS)
-    score = score_prefix(selection(code), words, fit_letter_probes(words, space), decoder)
+    score = score_prefix(selection(code), words, toy_probes(space), decoder)
     assert score["score"] == score["full_absorption_rate"] == 0
     assert score["main_features_mean"] == 2
 
@@ -99,7 +106,7 @@ def test_scaled_rows_change_nothing(space: Space) -> None:
     scale = torch.logspace(-1, 1, len(decoder))[
         torch.randperm(len(decoder), generator=torch.Generator().manual_seed(1))
     ]
-    probes = fit_letter_probes(words, space)
+    probes = toy_probes(space)
     # An encoder row that is twice as long makes its activation twice as large; with a decoder row it is half of it.
     scaled_code = code / scale if space == "target" else code * scale
     plain = score_prefix(selection(code), words, probes, decoder)
@@ -129,7 +136,7 @@ def test_every_prefix_is_scored_on_its_own_features() -> None:
 def test_features_that_are_all_quieter_absorb_no_more_in_the_source() -> None:
     words = toy_words()
     code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
-    score = score_prefix(selection(code / 4), words, fit_letter_probes(words, "source"), directions)
+    score = score_prefix(selection(code / 4), words, toy_probes("source"), directions)
     assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
 
 
@@ -137,7 +144,7 @@ def test_a_dictionary_that_carries_no_letter_is_not_scored_in_the_source() -> No
     words = toy_words()
     code = torch.ones(len(words.letter), 4)
     directions = torch.eye(words.source.shape[1])[-4:]
-    score = score_prefix(selection(code), words, fit_letter_probes(words, "source"), directions)
+    score = score_prefix(selection(code), words, toy_probes("source"), directions)
     assert score["score"] is None
     assert "carries" in score["reason"]
 

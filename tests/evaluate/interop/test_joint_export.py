@@ -42,8 +42,8 @@ def test_an_export_comes_back_as_what_it_says(runs: Path, tmp_path: Path, name: 
     )[0]
     folder = Path(made["folder"])
     assert folder == tmp_path / ("circuit_tracer-p16" if prefix else "circuit_tracer")
-    said = json.loads((folder / "EXPORT.json").read_text())
-    assert said["never_firing_layers"] == [layer for layer in range(12) if layer not in LAYERS]
+    exported = json.loads((folder / "EXPORT.json").read_text())
+    assert exported["never_firing_layers"] == [layer for layer in range(12) if layer not in LAYERS]
     known = nestcoder.run_evaluate_joint(settings, LAYERS, names=[name], device="cpu")["dictionaries"][name]
     index = 0 if prefix else 1
     theirs = nestcoder.run_import(settings, str(folder), LAYERS, name=f"{name}-{prefix}-back", device="cpu")[3]
@@ -51,7 +51,7 @@ def test_an_export_comes_back_as_what_it_says(runs: Path, tmp_path: Path, name: 
     found = back["dictionaries"][f"{name}-{prefix}-back"]
     assert found["prefixes"] == ([16] if prefix else [16, 64])
     for number, layer in enumerate(LAYERS):
-        held_out = said["layers"][str(layer)]["held_out"]
+        held_out = exported["layers"][str(layer)]["held_out"]
         assert held_out["before"]["fvu"] == pytest.approx(known["fvu_per_layer_and_prefix"][number][index])
         assert held_out["before"]["l0"] == pytest.approx(known["l0_per_layer_and_prefix"][number][index])
         assert held_out["after"]["fvu"] == pytest.approx(found["fvu_per_layer_and_prefix"][number][-1], rel=1e-4)

@@ -25,7 +25,7 @@ def test_other_caches_than_its_own_are_refused(write_toy_cache: Callable[..., Pa
     save_cross_layer(made, tmp_path / "run", config={"cache_fingerprint": fingerprint})
     opened = Opened.of(JointSource(caches, tmp_path / "run"), None, device="cpu")
     assert opened.dictionary.layers == (1, 2)
-    assert opened.together.fingerprint == fingerprint
+    assert opened.stacked_reader.fingerprint == fingerprint
     save_cross_layer(made, tmp_path / "other", config={"cache_fingerprint": "of others"})
     with pytest.raises(MismatchError, match="trained on the caches of others"):
         Opened.of(JointSource(caches, tmp_path / "other"), None, device="cpu")

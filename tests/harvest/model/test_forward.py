@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from common.errors import MismatchError
 from harvest.model.forward import Key, run_bridge, run_modules
@@ -14,51 +13,8 @@ LAYER = 2
 SITES = tuple(HOOKS)
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def dtype(request) -> str:
-    return request.param
-
-
-def tokens(model, *, contexts=3, length=40):
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(3, 200, (contexts, length), generator=generator)
-    drawn[:, 0] = model.tokenizer.bos
-    return drawn
-
-
-def oracle(folder, family, dtype, batch):
-    """mlp_in, mlp_out, the residual stream and the norm by hooks on a whole model that this project never touched."""
-    hugging = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    found = {}
-
-    def out(name):
-        return lambda _, __, output: found.__setitem__(name, output[0] if isinstance(output, tuple) else output)
-
-    if family == "gpt2":
-        block = hugging.transformer.h[LAYER]
-        block.ln_2.register_forward_pre_hook(lambda _, args: found.__setitem__("resid_mid", args[0]))
-        block.ln_2.register_forward_hook(out("mlp_in"))
-        block.mlp.register_forward_hook(out("mlp_out"))
-        block.attn.register_forward_hook(out("attn_out"))
-        gain, bias = block.ln_2.weight, block.ln_2.bias
-    else:
-        block = hugging.model.layers[LAYER]
-        block.pre_feedforward_layernorm.register_forward_pre_hook(
-            lambda _, args: found.__setitem__("resid_mid", args[0])
-        )
-        block.pre_feedforward_layernorm.register_forward_hook(out("mlp_in"))
-        block.post_feedforward_layernorm.register_forward_hook(out("mlp_out"))
-        block.post_attention_layernorm.register_forward_hook(out("attn_out"))
-        gain, bias = 1 + block.pre_feedforward_layernorm.weight, torch.zeros(())
-    with torch.inference_mode():
-        states = hugging(batch, output_hidden_states=True).hidden_states
-        found["resid_pre"], found["resid_post"] = states[LAYER], states[LAYER + 1]
-        found["ln2_normalized"] = (found["mlp_in"].float() - bias.float()) / gain.float()
-    return found
-
-
 @pytest.mark.parametrize("site", SITES)
-def test_a_site_is_what_plain_hooks_see(model_folder, family, dtype, site):
+def test_a_site_is_what_plain_hooks_see(model_folder, family, dtype, site, tokens, oracle):
     model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
     batch = tokens(model)
     ours = run_modules(model, batch, keys=[(LAYER, site)])[LAYER, site]
@@ -70,7 +26,7 @@ def test_a_site_is_what_plain_hooks_see(model_folder, family, dtype, site):
         assert torch.equal(ours, expected)
 
 
-def test_every_site_equals_the_bridge(model_folder, family, dtype):
+def test_every_site_equals_the_bridge(model_folder, family, dtype, tokens):
     model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
     batch = tokens(model)
     keys: list[Key] = [(layer, site) for layer in (0, LAYER) for site in SITES]
@@ -81,7 +37,7 @@ def test_every_site_equals_the_bridge(model_folder, family, dtype):
         assert worst == 0.0
 
 
-def test_the_bridge_leaves_the_model_s_weights_alone(model_folder):
+def test_the_bridge_leaves_the_model_s_weights_alone(model_folder, tokens):
     model = load_model(str(model_folder), device="cpu")
     before = {name: weight.clone() for name, weight in model.hugging.named_parameters()}
     bridge = boot_bridge(model)
@@ -91,7 +47,7 @@ def test_the_bridge_leaves_the_model_s_weights_alone(model_folder):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch):
+def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch, tokens):
     model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=LAYER)
     monkeypatch.setitem(HOOKS, "mlp_in", "blocks.{layer}.mlp.hook_nothing")
     with pytest.raises(MismatchError, match="yields nothing at mlp_in of layer 2"):
@@ -100,7 +56,7 @@ def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch):
         run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in")])
 
 
-def test_attention_within_documents_is_each_document_alone(model_folder):
+def test_attention_within_documents_is_each_document_alone(model_folder, tokens):
     model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
     batch = tokens(model, contexts=1, length=30)
     batch[0, 12] = model.tokenizer.bos

@@ -1,8 +1,6 @@
 """The sites against independent plain Hugging Face hooks, for both families, in float32 and bfloat16."""
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from common.errors import NumericalError
 from harvest.model.forward import Key, run_modules
@@ -14,50 +12,7 @@ LAYER = 2
 SITES = tuple(HOOKS)
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def dtype(request) -> str:
-    return request.param
-
-
-def tokens(model, *, contexts=3, length=40):
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(3, 200, (contexts, length), generator=generator)
-    drawn[:, 0] = model.tokenizer.bos
-    return drawn
-
-
-def oracle(folder, family, dtype, batch):
-    """mlp_in, mlp_out, the residual stream and the norm by hooks on a whole model that this project never touched."""
-    hugging = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    found = {}
-
-    def out(name):
-        return lambda _, __, output: found.__setitem__(name, output[0] if isinstance(output, tuple) else output)
-
-    if family == "gpt2":
-        block = hugging.transformer.h[LAYER]
-        block.ln_2.register_forward_pre_hook(lambda _, args: found.__setitem__("resid_mid", args[0]))
-        block.ln_2.register_forward_hook(out("mlp_in"))
-        block.mlp.register_forward_hook(out("mlp_out"))
-        block.attn.register_forward_hook(out("attn_out"))
-        gain, bias = block.ln_2.weight, block.ln_2.bias
-    else:
-        block = hugging.model.layers[LAYER]
-        block.pre_feedforward_layernorm.register_forward_pre_hook(
-            lambda _, args: found.__setitem__("resid_mid", args[0])
-        )
-        block.pre_feedforward_layernorm.register_forward_hook(out("mlp_in"))
-        block.post_feedforward_layernorm.register_forward_hook(out("mlp_out"))
-        block.post_attention_layernorm.register_forward_hook(out("attn_out"))
-        gain, bias = 1 + block.pre_feedforward_layernorm.weight, torch.zeros(())
-    with torch.inference_mode():
-        states = hugging(batch, output_hidden_states=True).hidden_states
-        found["resid_pre"], found["resid_post"] = states[LAYER], states[LAYER + 1]
-        found["ln2_normalized"] = (found["mlp_in"].float() - bias.float()) / gain.float()
-    return found
-
-
-def test_the_proof_holds_and_says_the_numbers(model_folder, dtype):
+def test_the_proof_holds_and_says_the_numbers(model_folder, dtype, tokens):
     model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
     for proof in prove_sites(model, boot_bridge(model), tokens(model), layers=[0, LAYER], sites=["mlp_in", "mlp_out"]):
         proof.require()
@@ -66,7 +21,7 @@ def test_the_proof_holds_and_says_the_numbers(model_folder, dtype):
         assert proof.rows == 3 * 39
 
 
-def test_the_recipe_of_the_raw_norm_weight_fails_the_proof(model_folder):
+def test_the_recipe_of_the_raw_norm_weight_fails_the_proof(model_folder, tokens):
     """``hook_normalized * ln2.w``: forgets GPT-2's bias, and on Gemma-2 takes an offset for the gain."""
     model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
     batch = tokens(model)
@@ -79,7 +34,7 @@ def test_the_recipe_of_the_raw_norm_weight_fails_the_proof(model_folder):
     assert relative_error(mlp[0].flatten(0, 1), mlp[1].flatten(0, 1)) > 0.1
 
 
-def test_a_wrong_target_stops_the_run_with_its_number(model_folders):
+def test_a_wrong_target_stops_the_run_with_its_number(model_folders, tokens):
     """Gemma-2's MLP output before the post norm is not what the layer adds to the residual stream."""
     model = load_model(str(model_folders["gemma2"]), device="cpu", last_layer=LAYER)
     (proof,) = prove_sites(model, boot_bridge(model), tokens(model), layers=[LAYER], sites=["mlp_out"])
@@ -88,14 +43,14 @@ def test_a_wrong_target_stops_the_run_with_its_number(model_folders):
         wrong.require()
 
 
-def test_nan_never_passes_a_proof(model_folders):
+def test_nan_never_passes_a_proof(model_folders, tokens):
     model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=LAYER)
     (proof,) = prove_sites(model, boot_bridge(model), tokens(model), layers=[LAYER], sites=["mlp_out"])
     worse = type(proof)(**{**proof.record(), "errors": dict.fromkeys(proof.errors, float("nan"))})
     assert worse.failures == list(proof.errors)
 
 
-def test_attention_that_ignores_the_soft_cap_fails_the_proof(model_folders, dtype):
+def test_attention_that_ignores_the_soft_cap_fails_the_proof(model_folders, dtype, tokens):
     model = load_model(str(model_folders["gemma2"]), device="cpu", dtype=dtype, last_layer=LAYER)
     bridge = boot_bridge(model)
     for layer in range(LAYER + 1):
@@ -104,7 +59,7 @@ def test_attention_that_ignores_the_soft_cap_fails_the_proof(model_folders, dtyp
     assert proof.bridge_failures
 
 
-def test_attention_that_looks_across_documents_fails_the_proof(model_folder):
+def test_attention_that_looks_across_documents_fails_the_proof(model_folder, tokens):
     model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
     given = {"layers": [LAYER], "sites": ["mlp_in"], "within_documents": True}
     bridge = boot_bridge(model)
@@ -117,7 +72,7 @@ def test_attention_that_looks_across_documents_fails_the_proof(model_folder):
     assert proof.failures == [ALONE]
 
 
-def test_an_overflow_in_float16_is_said_and_no_hook_is_blamed(model_folders):
+def test_an_overflow_in_float16_is_said_and_no_hook_is_blamed(model_folders, tokens):
     model = load_model(str(model_folders["gpt2"]), device="cpu", dtype="float16", last_layer=LAYER)
     model.block(LAYER).mlp.c_proj.weight.fill_(6e4)
     with pytest.raises(NumericalError, match=r"overflows in float16: .*mlp_out.* of layer 2") as raised:

@@ -30,8 +30,8 @@ for layer, entry in json.loads(gzip.decompress((packs / "index.json.gz").read_by
             pages[layer].append(Model.model_validate_json(gzip.decompress(data[start + 4 : end])).model_dump())
 assets = Path(circuit_tracer.__file__).parent / "frontend" / "assets"
 script = Path(__file__).with_suffix(".js")
-said = subprocess.run(["node", str(script), str(assets), str(packs)], check=True, capture_output=True, text=True)
-viewer = json.loads(said.stdout)
+done = subprocess.run(["node", str(script), str(assets), str(packs)], check=True, capture_output=True, text=True)
+viewer = json.loads(done.stdout)
 for layer, own in pages.items():
     assert len(viewer[layer]) == len(own)
     for page, shown in zip(own, viewer[layer], strict=True):

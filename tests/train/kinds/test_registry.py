@@ -1,0 +1,26 @@
+"""Every name that ``train.kind`` accepts is a kind, and a run trains the one that its settings name."""
+
+from typing import get_args
+
+import pytest
+
+from train.config import TrainSettings
+from train.kinds.cross_layer import CrossLayer
+from train.kinds.kind import Kind
+from train.kinds.registry import KINDS
+from train.kinds.single import Single
+
+
+def test_the_names_are_those_of_the_setting() -> None:
+    assert set(get_args(TrainSettings.model_fields["kind"].annotation)) == KINDS.keys()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_does_all_that_a_training_asks(name: str) -> None:
+    assert issubclass(KINDS[name], Kind)
+    assert not KINDS[name].__abstractmethods__
+
+
+def test_an_autoencoder_is_trained_as_a_transcoder_is() -> None:
+    assert KINDS["transcoder"] is KINDS["sae"] is Single
+    assert KINDS["cross-layer"] is CrossLayer
