@@ -90,7 +90,7 @@ def _opened(
 ) -> list[ExportLayer]:
     unknown = [name for name in request.to if name not in WRITERS]
     if unknown or not request.to:
-        what = f"{', '.join(unknown) or 'Nothing'} is not a format that is written."
+        what = f"{', '.join(map(repr, unknown)) or 'Nothing'} is not a format that is written."
         raise UsageError(what, remedy=f"There are {', '.join(WRITERS)}.")
     place = str(choose_device(device))
     layers = [ExportLayer(source, request, place, progress, cache_settings) for source in sources]

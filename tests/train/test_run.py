@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from cache.reader import CacheReader
-from common import disk
 from common.errors import DiskError, MismatchError, UsageError
+from common.processes import locks
 from common.progress import Silent
 from train.config import LogSettings, TrainSettings
 from train.record.log import read_log
@@ -152,7 +152,7 @@ def test_a_complete_run_needs_no_lock(
     def read_only(path: Path) -> None:
         raise DiskError("The disk refused to open a lock: Read-only file system.", where=path)
 
-    monkeypatch.setattr(disk, "lock", read_only)
+    monkeypatch.setattr(locks, "lock", read_only)
     assert train(small_cache, tmp_path / "run", quick) == config
     for path, fresh in ((tmp_path / "run", True), (tmp_path / "other", False)):
         with pytest.raises(DiskError, match="Read-only"):

@@ -13,5 +13,6 @@ def test_every_array_is_described(toy) -> None:
     written = {name for name in toy.evidence.arrays if not re.fullmatch(r"context_interval_[1-9]\d*", name)}
     logits = {f"{side}_{kind}" for side in ("raised", "lowered") for kind in ("token", "logit")}
     formed = {f"formed_{kind}" for kind in ("step", "firings", "largest", "token")}
-    # The toy cache stores neither the MLP nor the unembedding, and no training wrote samples.
-    assert named == written | logits | formed | {"logit_histogram", "neuron_index", "neuron_cosine"}
+    # The toy cache stores neither the MLP nor the unembedding, no training wrote samples, and it writes to one layer.
+    elsewhere = {"logit_histogram", "neuron_index", "neuron_cosine", "written_share"}
+    assert named == written | logits | formed | elsewhere

@@ -104,8 +104,8 @@ def test_an_export_may_be_repeated_and_replaces_nothing_else(layer: LayerSource,
 def test_what_would_be_refused_is_refused_before_anything_is_written(layer: LayerSource, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for to, options, told in (
-        (("saelens", "nothing"), {}, "nothing is not a format"),
-        ((" ",), {}, "no format"),
+        (("saelens", "nothing"), {}, "'nothing' is not a format"),
+        ((" ",), {}, "not a format"),
         (("saelens",), {"wish": Wish(prefix=9)}, "9 is not a prefix"),
     ):
         with pytest.raises(UsageError, match=told):

@@ -86,7 +86,7 @@ def test_what_cannot_be_checked_is_said(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         verify([str(tmp_path / "absent")], fast=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="No cache, probe"):
+    with pytest.raises(UsageError, match="no cache, probe"):
         verify([str(tmp_path / "empty")], fast=True)
 
 
