@@ -246,9 +246,23 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def state(path: Path) -> os.stat_result | None:
+    """What the file system says of ``path``; None when it is not there, or another process has just removed it."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def size_bytes(path: Path) -> int:
+    """Size of a file in bytes; 0 when it is not there, or another process has just removed it."""
+    found = state(path)
+    return found.st_size if found else 0
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that may still be written to the disk that holds ``path`` (or its nearest parent that exists)."""
     while not path.exists():
         path = path.parent
-    state = os.statvfs(path)
-    return state.f_bavail * state.f_frsize
+    system = os.statvfs(path)
+    return system.f_bavail * system.f_frsize

@@ -85,7 +85,7 @@ class State:
             "balance": asdict(at.balance),
             "identity": self._identity,
             "arrays": seal.as_dict(),
-            "log_bytes": log.stat().st_size if log.is_file() else 0,
+            "log_bytes": disk.size_bytes(log),
         }
         text = json.dumps(with_checksum(document), indent=1) + "\n"
         disk.write_file(self._folder / STATE_FOLDER / STATE_FILE, text.encode())
@@ -100,7 +100,7 @@ class State:
 
     def _cut_log(self, size: int) -> None:
         log = self._folder / LOG_FILE
-        there = log.stat().st_size if log.is_file() else 0
+        there = disk.size_bytes(log)
         if there < size:
             raise DamagedError("The log is shorter than when the checkpoint was saved.", where=log, remedy=_FRESH)
         if there > size and self._writes:

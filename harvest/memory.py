@@ -67,7 +67,7 @@ def choose_batch(model: LanguageModel, settings: HarvestSettings, *, layers: int
 def missing_bytes(cache_bytes: int, folder: Path) -> int:
     """Bytes that a cache of ``cache_bytes`` in ``folder`` still lacks."""
     files = folder.rglob("*") if folder.exists() else ()
-    present = sum(path.stat().st_size for path in files if path.is_file() and path.parent.name != DRAFTS)
+    present = sum(disk.size_bytes(path) for path in files if path.is_file() and path.parent.name != DRAFTS)
     return max(0, cache_bytes - present)
 
 

@@ -122,7 +122,7 @@ def resolved_members(
 def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
     """Bytes of memory, and of disk beside what is there, that a run takes. Raises CapacityError if there are fewer."""
     memory = sum(memory_bytes(member, units, device=device) for member in resolved.values())
-    there = sum(path.stat().st_size for name in resolved for path in (out / name / "checkpoints").glob("*"))
+    there = sum(disk.size_bytes(path) for name in resolved for path in (out / name / "checkpoints").glob("*"))
     space = max(0, sum(disk_bytes(member, units) for member in resolved.values()) - there)
     for what, needed, free, remedy in (
         (

@@ -16,6 +16,7 @@ import signal
 import weakref
 from pathlib import Path
 
+from common import disk
 from common.errors import DamagedError
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -44,7 +45,7 @@ def cut_file() -> Path | None:
     """The first mapped file that is shorter than when it was mapped, None where there is none."""
     for files in list(_mapped):
         for path, size in list(files.by_offset.values()):
-            if not path.exists() or path.stat().st_size < size:
+            if disk.size_bytes(path) < size:
                 return path
     return None
 

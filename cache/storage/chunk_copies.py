@@ -17,6 +17,7 @@ from cache.format.chunks import unpack_into
 from cache.format.journal import FileEntry
 from cache.storage.chunk_lru import ChunkLru, Key
 from cache.storage.remote_store import RemoteStore
+from common import disk
 from common.errors import DiskError
 
 _CHUNK_LIMIT = 24_000
@@ -53,7 +54,7 @@ class ChunkCopies:
     def fetch(self, array: Array, chunk: int, entry: FileEntry) -> Path:
         """The copy of a chunk, made now if it is not here. Raises DamagedError and DiskError."""
         path = self.path((array.path, chunk))
-        if path.is_file() and path.stat().st_size == array.chunk_bytes:
+        if disk.size_bytes(path) == array.chunk_bytes:
             return path
         number, inside = divmod(chunk, array.index_entries)
         start, size = entry.byte_range(inside, array.chunk_bytes)

@@ -56,8 +56,8 @@ def _publish(unfinished: Path, out: Path) -> Path | None:
     earlier: Path | None = None
     for attempt in range(_TRIES):
         try:
-            if out.exists():
-                dated = _dated(out)
+            dated = _dated(out)
+            if dated:
                 disk.move(out, dated)
                 earlier = dated
             disk.move(unfinished, out)
@@ -71,16 +71,23 @@ def _publish(unfinished: Path, out: Path) -> Path | None:
 
 def _remove_abandoned(out: Path) -> None:
     for folder in out.parent.glob(f".{out.name}.*unfinished"):
-        if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+        found = disk.state(folder)
+        if found and time.time() - found.st_mtime > _ABANDONED_SECONDS:
             disk.remove(folder)
 
 
-def _dated(out: Path) -> Path:
-    """A free name for an old report: its own with its date; that of its folder where metrics.json does not tell."""
+def _dated(out: Path) -> Path | None:
+    """A free name for an old report: its own with its date; that of its folder where metrics.json does not tell.
+
+    None when there is no report, or another evaluation has just moved it.
+    """
+    found = disk.state(out)
+    if found is None:
+        return None
     metrics, _ = read_earlier(out)
     date = str(metrics.get("evaluated_at"))
     if not _DATE.fullmatch(date):
-        date = datetime.fromtimestamp(out.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        date = datetime.fromtimestamp(found.st_mtime, UTC).isoformat(timespec="seconds")
     stamp = date.replace(":", "").replace("+0000", "Z")
     count = 1
     name = out.with_name(f"{out.name}.{stamp}")

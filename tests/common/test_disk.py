@@ -89,6 +89,14 @@ def test_every_operation_is_seen_before_and_after(tmp_path: Path) -> None:
     assert before.index("write") < before.index("flush") < before.index("rename") < before.index("flush a folder")
 
 
+def test_what_is_not_there_has_no_state_and_no_bytes(tmp_path: Path) -> None:
+    disk.write_file(tmp_path / "file", b"data")
+    assert disk.size_bytes(tmp_path / "file") == 4
+    for absent in ("absent", "file/inside"):
+        assert disk.state(tmp_path / absent) is None
+        assert disk.size_bytes(tmp_path / absent) == 0
+
+
 def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     assert disk.free_bytes(tmp_path / "not" / "there") > 0
 

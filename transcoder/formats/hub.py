@@ -61,16 +61,16 @@ class HubRepository:
 
     def _complete(self, url: str, part: Path, size: int | None) -> None:
         """Append to ``part`` until it has ``size`` bytes; a connection that breaks after some progress is resumed."""
-        self.progress.begin(f"download {part.name}", total=size or 0, unit="bytes", done=_size(part))
+        self.progress.begin(f"download {part.name}", total=size or 0, unit="bytes", done=disk.size_bytes(part))
         for left in reversed(range(TRIES)):
-            before = _size(part)
+            before = disk.size_bytes(part)
             try:
                 self._append(url, part, size)
                 break
             except (OSError, DiskError):
                 raise
             except Exception:
-                if not left or _size(part) == before:
+                if not left or disk.size_bytes(part) == before:
                     raise
         self.progress.end()
 
@@ -78,7 +78,7 @@ class HubRepository:
         from huggingface_hub import get_session
         from huggingface_hub.utils import build_hf_headers
 
-        have = _size(part)
+        have = disk.size_bytes(part)
         if have == size:
             return
         headers = build_hf_headers() | ({"Range": f"bytes={have}-"} if have else {})
@@ -91,8 +91,8 @@ class HubRepository:
                     self.progress.advance(len(piece))
                 file.flush()
                 os.fsync(file.fileno())
-        if size is not None and _size(part) != size:
-            got = _size(part)
+        if size is not None and disk.size_bytes(part) != size:
+            got = disk.size_bytes(part)
             disk.remove(part)
             raise DiskError(
                 f"{got:,} bytes came instead of the {size:,} that were announced.", where=url, remedy=_REMEDY
@@ -102,10 +102,6 @@ class HubRepository:
         from huggingface_hub import constants
 
         return (self.folder or Path(constants.HF_HOME) / "nestcoder") / self.name
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _check_hash(part: Path, etag: str | None) -> None:

@@ -41,6 +41,12 @@ def test_evaluations_that_end_at_once_all_publish_whole_reports(tmp_path: Path) 
         assert written == files(number)
 
 
+def test_an_unfinished_folder_that_goes_while_it_is_looked_at_fails_no_report(tmp_path: Path) -> None:
+    (tmp_path / ".main.host-1.unfinished").symlink_to(tmp_path / "gone")  # listed, and not there when it is asked
+    assert write_report(tmp_path / "main", files(1)) is None
+    assert (tmp_path / "main" / "summary.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

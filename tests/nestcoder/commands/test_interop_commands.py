@@ -38,7 +38,7 @@ def test_export_prints_a_table_and_writes(tiny_run: Path, tmp_path: Path) -> Non
 def test_what_is_not_there_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     refused = call(tiny_run, "export", "--layer", "8", "--name", "none", "--to", "saelens", str(tmp_path / "out"))
     assert isinstance(refused.exception, UsageError)
-    with pytest.raises(UsageError, match="pickle is not a format"):
+    with pytest.raises(UsageError, match="'pickle' is not a format"):
         raise call(tiny_run, "export", "--layer", "8", "--to", "pickle", str(tmp_path / "out")).exception  # type: ignore[misc]
 
 
