@@ -63,8 +63,8 @@ def _drawn_rows(
     found = sum(map(len, source))
     if not found:
         raise UsageError("every training row of this cache is of a special token", where=reader.path)
-    places = torch.arange(count) % found
-    return torch.cat(source)[places], torch.cat(target)[places]
+    rows = torch.arange(count) % found
+    return torch.cat(source)[rows], torch.cat(target)[rows]
 
 
 def _directions(rows: Float[Tensor, "rows width"], generator: torch.Generator) -> Float[Tensor, "rows width"]:

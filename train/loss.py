@@ -24,7 +24,7 @@ from transcoder.decode import (
     weighted_sums_into,
 )
 from transcoder.rules.rule import Rule
-from transcoder.sharded import WHOLE, Shard, keep_winners
+from transcoder.sharded import UNSHARDED, Shard, keep_winners
 from transcoder.sparse_code import SparseCode, entries_of, stacked
 
 
@@ -71,7 +71,7 @@ def nested_step(
     project: bool = False,
     watch: Int[Tensor, " watched"] | None = None,
     share: BatchShare | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> StepResult:
     """The loss of a batch and its gradient, all prefixes from one sparse decode; top-k waits for no device.
 
@@ -110,7 +110,7 @@ def decode(
     code: SparseCode,
     rule: Rule,
     prefixes: tuple[int, ...],
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> Decoded:
     """The decode of a code that ``encode`` found."""
     bags = bags_of(code, shard.prefixes(prefixes))
@@ -128,7 +128,7 @@ def differentiate(
     project: bool,
     watched: Float[Tensor, "rows watched"],
     share: BatchShare,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> StepResult:
     """The step's result and gradient, once ``decoded.sums`` have become sums of gradients (``grad_sums_``)."""
     code = decoded.code
@@ -163,7 +163,7 @@ def encode(
     pre: Float[Tensor, "block_rows dict_size"],
     share: BatchShare,
     watch: Int[Tensor, " watched"] | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> tuple[SparseCode, Float[Tensor, "rows watched"]]:
     """The sparse code of a batch, and the pre-activations of the watched features.
 

@@ -188,7 +188,7 @@ class Member:
         """The state of the whole dictionary. Every process takes part."""
         if self._context.shard.world == 1:
             return self.state
-        return self.state.whole(self._context.shard, dict_size=self.settings.dict_size)
+        return self.state.gathered(self._context.shard, dict_size=self.settings.dict_size)
 
     def _config(self, state: RunState) -> dict[str, Any]:
         """What config.json says of where the transcoder comes from. ``state`` is the one that is saved."""
@@ -226,4 +226,4 @@ def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | Non
     if not (folder / CONFIG_FILE).is_file():
         return None
     config = read_config(folder)
-    return config if identity.is_of(config, where=folder / CONFIG_FILE) else None
+    return config if identity.is_of(config, location=folder / CONFIG_FILE) else None

@@ -25,7 +25,7 @@ from transcoder.decode import grad_sums_
 from transcoder.rules.registry import make_rule
 from transcoder.rules.rule import Rule
 
-_LEAST_VARIANCE = 1e-6
+_MIN_VARIANCE = 1e-6
 """Of the mean: a dimension without variance must not count for ever so much."""
 
 
@@ -65,7 +65,9 @@ class Recipe:
     nested: NestedLoss
 
     @staticmethod
-    def of(settings: ResolvedSettings, *, variance: Float[Tensor, " d_target"], device: str = "cpu") -> "Recipe":
+    def from_settings(
+        settings: ResolvedSettings, *, variance: Float[Tensor, " d_target"], device: str = "cpu"
+    ) -> "Recipe":
         """``variance`` is that of the target's dimensions, in the units of training, in main memory."""
         scale = dimension_scale(variance, settings.dimension_balance)
         nested = NestedLoss(
@@ -95,7 +97,7 @@ def dimension_scale(variance: Float[Tensor, " d_target"], balance: float) -> Flo
         return None
     variance = variance.double()
     mean = variance.mean()
-    return (1 - balance + balance * mean / variance.clamp(min=_LEAST_VARIANCE * float(mean))).sqrt().float()
+    return (1 - balance + balance * mean / variance.clamp(min=_MIN_VARIANCE * float(mean))).sqrt().float()
 
 
 def equal_weights(prefixes: tuple[int, ...]) -> tuple[float, ...]:

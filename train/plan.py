@@ -141,19 +141,19 @@ def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: st
 
 def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> int:
     """What one transcoder's training holds on its device."""
-    parts = Ranks.current().world if settings.shard_dictionary else 1
-    features = settings.dict_size // parts
+    processes = Ranks.current().world if settings.shard_dictionary else 1
+    features = settings.dict_size // processes
     low = settings.compute_dtype == "bfloat16"
     width = units.source_mean.numel() + units.target_mean.numel()
     in_blocks = device == "cpu" and RULES[settings.activation].load().scope != "batch"
     block = min(settings.batch_rows, BLOCK_ROWS) if in_blocks else settings.batch_rows
     decoded = settings.batch_rows * len(settings.prefixes) * units.target_mean.numel()
     rows = (3 * settings.batch_rows + settings.held_out_rows) * width
-    weights = KINDS[settings.kind].parameters(settings, units) // parts
-    exchanged = Ranks.current().world > parts
+    weights = KINDS[settings.kind].parameters(settings, units) // processes
+    exchanged = Ranks.current().world > processes
     return (
         weights * ((18 if low else 16) + 4 * exchanged - 4 * (settings.beta1 == 0))
-        + 8 * KINDS[settings.kind].features(settings, units) // parts
+        + 8 * KINDS[settings.kind].features(settings, units) // processes
         + block * features * (2 if low else 4)
         + 4 * (rows + 2 * decoded)
     )

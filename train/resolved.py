@@ -31,7 +31,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 _DEFAULT_TOP_K = 16
 _DEFAULT_WARMUP_STEPS = 100
 _ROUNDING = 1e-9
-_BEFORE = {"revive": False, "dimension_balance": 0.0, "source_scaling": "whole"}
+_EARLIER_DEFAULTS = {"revive": False, "dimension_balance": 0.0, "source_scaling": "whole"}
 """What earlier releases did where their records do not say it, and today's default is another."""
 
 
@@ -97,16 +97,16 @@ def resolve(
         raise UsageError(_problems(error), where="train") from error
 
 
-def read_record(record: Any, *, d_target: int, where: object) -> ResolvedSettings:
+def read_record(record: Any, *, d_target: int, location: object) -> ResolvedSettings:
     """The settings of a run from what it recorded. Raises MismatchError where this release does not know them."""
     try:
-        before = _BEFORE | {"lr": 0.04 / math.sqrt(d_target)}
+        before = _EARLIER_DEFAULTS | {"lr": 0.04 / math.sqrt(d_target)}
         left_open = {key: value for key, value in before.items() if record.get(key) is None}
         stated = TrainSettings.model_validate_json(json.dumps(record | left_open))
         return resolve(stated, model="", d_target=d_target)
     except (ValidationError, UsageError) as error:
         problems = _problems(error) if isinstance(error, ValidationError) else error.what
-        raise MismatchError(f"This run's settings are unknown to this release: {problems}.", where=where) from error
+        raise MismatchError(f"This run's settings are unknown to this release: {problems}.", where=location) from error
 
 
 def _sparsity_warmup_steps(settings: TrainSettings) -> int:
@@ -163,8 +163,8 @@ def _dead_after_tokens(settings: TrainSettings) -> int:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TAKEN = {"checkpoints", "metrics.jsonl", "transcoder.safetensors", "config.json", "wandb"}
-_READING = (
+_RESERVED_NAMES = {"checkpoints", "metrics.jsonl", "transcoder.safetensors", "config.json", "wandb"}
+_SHARED_KEYS = (
     "kind",
     "side",
     "source",
@@ -185,10 +185,10 @@ def members(settings: TrainSettings) -> dict[str, TrainSettings]:
     A member's reading of the cache must be the run's own: the same rows, batches, view and number of steps.
     """
     plain = settings.model_dump() | {"sweep": ()}
-    found = {"": _settings_of(plain, where="train")}
+    found = {"": _settings_of(plain, location="train")}
     for override in settings.sweep:
         name = override.get("name")
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {*found, *_TAKEN}:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {*found, *_RESERVED_NAMES}:
             remedy = "Use letters, digits, '.', '-' and '_', and no name of a run's own files."
             raise UsageError(
                 f"A sweep entry needs a name of its own, not {name!r}.", where="train.sweep", remedy=remedy
@@ -199,22 +199,22 @@ def members(settings: TrainSettings) -> dict[str, TrainSettings]:
 
 def _member(plain: dict[str, Any], override: dict[str, Any], *, name: str) -> TrainSettings:
     """One entry of a sweep: nesting given in one form replaces the run's in any form."""
-    forbidden = [key for key in _READING if key in override]
+    forbidden = [key for key in _SHARED_KEYS if key in override]
     if forbidden:
         raise UsageError(
             f"A sweep shares one reading of the cache, so {name!r} cannot set {', '.join(forbidden)}.",
             where="train.sweep",
         )
     replaced: dict[str, Any] = dict.fromkeys(_NESTING, None) if override.keys() & set(_NESTING) else {}
-    return _settings_of(plain | replaced | override, where=f"train.sweep, {name}")
+    return _settings_of(plain | replaced | override, location=f"train.sweep, {name}")
 
 
-def _settings_of(values: dict[str, Any], *, where: str) -> TrainSettings:
+def _settings_of(values: dict[str, Any], *, location: str) -> TrainSettings:
     """Settings from plain values. Raises UsageError that names each key that makes no sense."""
     try:
         return TrainSettings.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise UsageError(_problems(error), where=where) from error
+        raise UsageError(_problems(error), where=location) from error
 
 
 def _problems(error: ValidationError) -> str:

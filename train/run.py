@@ -35,7 +35,7 @@ from train.member import Member, complete_config, remove_run, run_identity
 from train.plan import check_fit, resolved_members
 from train.record.held_out_fvu import HeldOut
 from train.resolved import ResolvedSettings
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 
 
 def train_layer(
@@ -109,7 +109,7 @@ def _context(
     held_out = None
     if settings.held_out_rows:
         held_out = HeldOut.read(reader, units, rows=settings.held_out_rows, view=settings.source, device=device)
-    shard = Shard(ranks.rank, ranks.world) if settings.shard_dictionary else WHOLE
+    shard = Shard(ranks.rank, ranks.world) if settings.shard_dictionary else UNSHARDED
     return TrainingContext(reader, source.readers, units, held_out, device, ranks, shard, progress)
 
 

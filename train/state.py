@@ -37,10 +37,10 @@ class State:
             shard.own(self.since_fired).to(device),
         )
 
-    def whole(self, shard: Shard, *, dict_size: int) -> "State":
+    def gathered(self, shard: Shard, *, dict_size: int) -> "State":
         """Put together again from every process's features, in main memory."""
         since_fired = shard.interleave(self.since_fired, dict_size).cpu()
-        return self._mapped(lambda arrays: shard.whole(arrays, dict_size=dict_size), since_fired)
+        return self._mapped(lambda arrays: shard.gathered_arrays(arrays, dict_size=dict_size), since_fired)
 
     def _mapped(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], since_fired: Tensor) -> "State":
         """The same with ``change`` done to the weights and to both moments."""

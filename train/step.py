@@ -32,7 +32,7 @@ from train.resolved import ResolvedSettings
 from train.state import State
 from transcoder.constants import constant
 from transcoder.rules.registry import RULES
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def train_step(
     recipe: Recipe,
     workspace: Workspace,
     ranks: Ranks,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     graphs: Graphs | None = None,
 ) -> StepMetrics:
     """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch.
@@ -68,7 +68,7 @@ def train_step(
     those of this state, recipe and workspace alone, whole batches are recorded there.
     """
     settings = recipe.settings
-    share = BatchShare.of(len(source), ranks, source.device)
+    share = BatchShare.from_rows(len(source), ranks, source.device)
     form = form_of(state, settings, share=share, shard=shard)
     if not share.rows:
         source = source.new_zeros(1, source.shape[1])
@@ -135,7 +135,7 @@ def _room(state: State, settings: ResolvedSettings, *, is_exact: bool) -> int:
         return dead_count(state.since_fired, after_tokens=settings.dead_after_tokens)
     given = {"after_tokens": settings.dead_after_tokens, "batch_rows": settings.batch_rows}
     state.room = state.room or Room.first(state.since_fired, **given)
-    return state.room.at(state.step, state.since_fired, **given)
+    return state.room.size_at(state.step, state.since_fired, **given)
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def advance_(
     recipe: Recipe,
     workspace: Workspace,
     share: BatchShare,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> dict[str, Tensor]:
     """A step's work on the device; returns the tensors of its metrics.
 
@@ -198,7 +198,7 @@ def finish_(
     recipe: Recipe,
     workspace: Workspace,
     share: BatchShare,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> dict[str, Tensor]:
     """What follows the gradient of the loss: the auxiliary loss, the update, the dead and their revival.
 

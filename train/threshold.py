@@ -50,9 +50,9 @@ def with_first_thresholds(
     """
     source = units.source(_first_rows(reader, count=_FIRST_ROWS, view=view)).to(device)
     share = min(0.5, _FIRST_L0 * top_k / len(weights.b_enc))
-    place = max(1, round(share * len(source)))
+    count = max(1, round(share * len(source)))
     thresholds = [
-        torch.addmm(bias, source, encoder.T).topk(min(place, len(source)), dim=0).values[-1]
+        torch.addmm(bias, source, encoder.T).topk(min(count, len(source)), dim=0).values[-1]
         for encoder, bias in zip(weights.W_enc.split(_BLOCK), weights.b_enc.split(_BLOCK), strict=True)
     ]
     return replace(weights, threshold=torch.cat(thresholds).clamp_(min=0))

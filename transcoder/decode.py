@@ -24,7 +24,7 @@ from torch.nn.functional import embedding_bag
 
 from transcoder.compat import bag_products
 from transcoder.constants import constant
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 from transcoder.sparse_code import SparseCode
 
 # Sums made at a time on a CPU: at width 2,304 their 5 MB stay in its caches until they are used.
@@ -73,7 +73,7 @@ def decode_prefixes(
     base: Float[Tensor, " d_target"] | Float[Tensor, "rows d_target"],
     *,
     prefixes: tuple[int, ...],
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> Float[Tensor, "rows prefixes d_target"]:
     """Every prefix's reconstruction; ``base`` is what all of them share: ``b_dec``, and the skip where there is one."""
     bags = bags_of(code, shard.prefixes(prefixes))

@@ -56,7 +56,7 @@ class Shard(Ranks):
         """This process's features of a whole dictionary's arrays."""
         return {name: self.own(array) if name in _BY_FEATURE else array for name, array in arrays.items()}
 
-    def whole(self, arrays: Mapping[str, Tensor], *, dict_size: int) -> dict[str, Tensor]:
+    def gathered_arrays(self, arrays: Mapping[str, Tensor], *, dict_size: int) -> dict[str, Tensor]:
         """The whole dictionary put together again, array by array, in the main memory of every process."""
         if self.world == 1:
             return dict(arrays)
@@ -85,7 +85,7 @@ class Shard(Ranks):
         return (own + sum(square for name, square in squares.items() if name not in _BY_FEATURE)).sqrt()
 
 
-WHOLE = Shard()
+UNSHARDED = Shard()
 
 
 def winners(values: Float[Tensor, "rows candidates"], count: int, *, ranks: Ranks) -> Bool[Tensor, "rows candidates"]:

@@ -42,7 +42,7 @@ def training_step(
     since_fired = torch.zeros(dict_size, dtype=torch.int64, device=device)
     dead = _killed(weights, since_fired, share=dead_share)
     state = State(weights, Moments.zero(weights), since_fired)
-    recipe = Recipe.of(settings, variance=of.target.var(dim=0).cpu(), device=str(device))
+    recipe = Recipe.from_settings(settings, variance=of.target.var(dim=0).cpu(), device=str(device))
     dtype = getattr(torch, settings.compute_dtype)
     space = Workspace.like(weights, rows=rows, dtype=dtype, rule=recipe.nested.rule)
     graphs = Graphs(device, _Loud()) if device.type == "cuda" and not plain else None
@@ -67,7 +67,7 @@ def joint_training_step(of: Any, layers: Sequence[Any], *, window: int, **change
         own = (layer.encoder.clone(), layer.bias.clone(), layer.decoder.clone())
         weights = Parameters(*own, torch.zeros(layer.decoder.shape[1]))
         states.append(State(weights, Moments.zero(weights), torch.zeros(dict_size, dtype=torch.int64)))
-    recipes = [Recipe.of(settings, variance=layer.target.var(dim=0), device="cpu") for layer in layers]
+    recipes = [Recipe.from_settings(settings, variance=layer.target.var(dim=0), device="cpu") for layer in layers]
     rule = recipes[0].nested.rule
     spaces = [Workspace.like(state.weights, rows=rows, dtype=torch.float32, rule=rule) for state in states]
     for space in spaces[1:]:

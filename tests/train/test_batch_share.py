@@ -34,7 +34,7 @@ def step(at, source, target, *, activation, ranks):
     stated = TrainSettings(
         prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, warmup_steps=0, dead_after_tokens=10**5
     )
-    recipe = Recipe.of(resolve(stated, model="", d_target=10), variance=torch.full((10,), 0.75))
+    recipe = Recipe.from_settings(resolve(stated, model="", d_target=10), variance=torch.full((10,), 0.75))
     space = Workspace.like(at.weights, rows=29, rule=recipe.nested.rule)
     metrics = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
     return {key: value for key, value in metrics.as_dict().items() if key != "lr"}
@@ -85,7 +85,7 @@ def check_parts():
 
 
 def test_one_process_has_the_whole_batch() -> None:
-    share = BatchShare.of(7, ALONE, torch.device("cpu"))
+    share = BatchShare.from_rows(7, ALONE, torch.device("cpu"))
     assert share == BatchShare(rows=7, batch_rows=7)
     assert (share.fraction, share.rows_before(torch.device("cpu"))) == (1, 0)
 

@@ -10,7 +10,7 @@ from common.distributed import Ranks
 from common.progress import Silent
 from train.arrays.units import units_of
 from train.context import TrainingContext
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def context(small_cache: Path) -> TrainingContext:
         held_out=None,
         device="cuda:1",
         ranks=Ranks(1, 2),
-        shard=WHOLE,
+        shard=UNSHARDED,
         progress=Silent(),
     )
 

@@ -180,7 +180,7 @@ def test_bfloat16_products_stay_near_float32(small_cache: Path, tmp_path: Path, 
     saved = Checkpoints(
         tmp_path / "bfloat16" / "checkpoints",
         identity=RunIdentity(
-            read_record(rough["settings"], d_target=8, where="here"),
+            read_record(rough["settings"], d_target=8, location="here"),
             cache_fingerprint=rough["cache_fingerprint"],
             d_target=8,
         ),

@@ -14,7 +14,7 @@ def test_auto_is_what_the_device_computes_in_and_is_recorded_as_that() -> None:
     assert resolve(stated, model="", d_target=96).compute_dtype == "float32"
     resolved = resolve(stated, model="", d_target=96, device_dtype="bfloat16")
     assert resolved.record()["compute_dtype"] == "bfloat16"
-    assert read_record(resolved.record(), d_target=96, where="") == resolved
+    assert read_record(resolved.record(), d_target=96, location="") == resolved
     for dtype in ("float32", "bfloat16"):
         assert resolve(TrainSettings(compute_dtype=dtype), model="", d_target=96).compute_dtype == dtype
 
@@ -44,7 +44,7 @@ def test_resolved_settings_resolve_to_themselves() -> None:
     stated = TrainSettings(dict_size=320, prefix_weights=(0.3, 0.1, 0.7, 0.4), top_k=4, decay_steps=50)
     once = resolve(stated, model="m", d_target=8)
     assert sum(once.prefix_weights) == pytest.approx(1)
-    assert read_record(json.loads(json.dumps(once.record())), d_target=8, where="here") == once
+    assert read_record(json.loads(json.dumps(once.record())), d_target=8, location="here") == once
     assert once.record()["dict_size"] == once.dict_size == 320
 
 
@@ -65,7 +65,7 @@ def test_the_record_of_an_earlier_release_is_read() -> None:
         "steps": 40,
         "sweep": [],
     }
-    found = read_record(earlier, d_target=8, where="here")
+    found = read_record(earlier, d_target=8, location="here")
     assert (found.prefixes, found.prefix_weights, found.aux_top_k) == ((16, 64), (0.5, 0.5), 4)
     assert (found.decay_steps, found.dead_after_tokens, found.save_best) == (34, 1_000_000, False)
     assert found.lr == pytest.approx(0.04 / 8**0.5)
@@ -74,7 +74,7 @@ def test_the_record_of_an_earlier_release_is_read() -> None:
 
 def test_a_record_with_unknown_keys_is_refused() -> None:
     with pytest.raises(MismatchError, match="unknown to this release: newer: Extra inputs"):
-        read_record({"prefixes": [16], "newer": 1}, d_target=8, where="here")
+        read_record({"prefixes": [16], "newer": 1}, d_target=8, location="here")
 
 
 @pytest.mark.parametrize(

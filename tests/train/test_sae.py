@@ -21,7 +21,7 @@ from train.run import train_layer
 from train.step import add_gradient_through_source_
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.registry import make_rule
-from transcoder.sharded import WHOLE
+from transcoder.sharded import UNSHARDED
 
 
 def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
@@ -104,7 +104,7 @@ def test_b_dec_in_the_encoder_gets_its_gradient() -> None:
     rule = make_rule("topk", 4)
     loss = NestedLoss(prefixes, rule, target_variance=2.0, prefix_weights=equal_weights(prefixes))
     found = nested_step(weights, source - weights.b_dec, target=source, loss=loss).gradients
-    add_gradient_through_source_(found, weights, shard=WHOLE)
+    add_gradient_through_source_(found, weights, shard=UNSHARDED)
 
     leaves = {name: array.clone().requires_grad_() for name, array in weights.tensors().items()}
     traced = Parameters(**leaves)

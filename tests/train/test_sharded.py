@@ -42,12 +42,12 @@ def check(activation: str, *, skip: bool) -> None:
     assert relative(result.l0, single.l0) < 1e-12
     assert torch.equal(result.fired, single.fired[shard.rank :: shard.world])
     assert relative(result.residual, single.residual) < 1e-12
-    whole = shard.whole(result.gradients.tensors(), dict_size=97)
+    whole = shard.gathered_arrays(result.gradients.tensors(), dict_size=97)
     for name, expected in single.gradients.tensors().items():
         assert relative(whole[name], expected) < 1e-12, name
     norm = torch.stack([array.norm() for array in single.gradients.tensors().values()]).norm()
     assert relative(shard.norm(result.gradients.tensors()), norm) < 1e-12
-    again = shard.whole(mine.tensors(), dict_size=97)
+    again = shard.gathered_arrays(mine.tensors(), dict_size=97)
     assert all(torch.equal(again[name], array) for name, array in weights.tensors().items())
 
 

@@ -41,7 +41,7 @@ class Training:
             **changes,
         )
         settings = resolve(stated, model="", d_target=WIDTH)
-        self.recipe = Recipe.of(settings, variance=torch.ones(WIDTH), device=device)
+        self.recipe = Recipe.from_settings(settings, variance=torch.ones(WIDTH), device=device)
         self.device = device
         self.graphs: Graphs | None = None
         weights = random_parameters(WIDTH, WIDTH, dict_size=DICT_SIZE, seed=3)

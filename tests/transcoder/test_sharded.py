@@ -27,4 +27,4 @@ def test_a_share_too_small_for_a_row_is_refused():
 def test_one_process_is_the_whole_dictionary():
     weights = random_parameters(4, 5, dict_size=10)
     assert Shard().prefixes((3, 10)) == (3, 10)
-    assert torch.equal(Shard().whole(weights.tensors(), dict_size=10)["W_enc"], weights.W_enc)
+    assert torch.equal(Shard().gathered_arrays(weights.tensors(), dict_size=10)["W_enc"], weights.W_enc)

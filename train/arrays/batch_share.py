@@ -20,7 +20,7 @@ class BatchShare:
     ranks: Ranks = ALONE
 
     @staticmethod
-    def of(rows: int, ranks: Ranks, device: torch.device) -> "BatchShare":
+    def from_rows(rows: int, ranks: Ranks, device: torch.device) -> "BatchShare":
         """Every process takes part, those without rows too."""
         return BatchShare(rows, ranks.total(rows, device), ranks)
 

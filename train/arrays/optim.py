@@ -19,7 +19,7 @@ from train.arrays.parameters import Parameters
 from train.resolved import ResolvedSettings
 from transcoder.compat import fused_adam_
 from transcoder.decode import uses_kernels
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 
 _DECAYED = ("W_enc", "W_skip")
 _EPSILON = 1e-8
@@ -63,7 +63,7 @@ def update_(
     step: int,
     numbers: Float[Tensor, " numbers"] | None = None,
     rounded: Parameters | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> Float[Tensor, ""]:
     """Take step ``step`` in place; returns the whole gradient's norm before clipping. ``gradients`` are used up.
 

@@ -26,17 +26,17 @@ class Parameters:
     """Of a rule that trains one for each feature."""
 
     @staticmethod
-    def of(transcoder: Transcoder) -> "Parameters":
+    def from_transcoder(transcoder: Transcoder) -> "Parameters":
         """The transcoder's own arrays, not copies: a step that changes these changes the transcoder."""
         return Parameters(**{name: array.detach() for name, array in transcoder.arrays().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays by name, in a fixed order; ``W_skip`` and ``threshold`` only where there is one."""
         arrays = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        others = {"W_skip": self.W_skip, "threshold": self.threshold}
-        return arrays | {name: array for name, array in others.items() if array is not None}
+        optional = {"W_skip": self.W_skip, "threshold": self.threshold}
+        return arrays | {name: array for name, array in optional.items() if array is not None}
 
-    def of_transcoder(self) -> dict[str, Tensor]:
+    def transcoder_arrays(self) -> dict[str, Tensor]:
         """The arrays that a ``Transcoder`` has itself; the threshold is its rule's."""
         return replace(self, threshold=None).tensors()
 

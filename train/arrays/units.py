@@ -32,7 +32,7 @@ from transcoder.constants import constant
 
 SourceScaling = Literal["dimension", "whole"]
 """One scale a dimension of the source, or one for all of it."""
-_LEAST_VARIANCE = 1e-4
+_MIN_VARIANCE = 1e-4
 """Of the mean: no dimension is scaled up more than a hundred times, or one that never varies would be all noise."""
 
 
@@ -118,7 +118,7 @@ def units_of(reader: CacheReader, view: View, scaling: SourceScaling = "dimensio
 def _source_scale(variance: Float64[np.ndarray, " d_source"], scaling: SourceScaling) -> float | Tensor:
     if scaling == "whole":
         return math.sqrt(len(variance) / float(variance.sum()))
-    return torch.from_numpy(np.maximum(variance, _LEAST_VARIANCE * variance.mean()) ** -0.5).float()
+    return torch.from_numpy(np.maximum(variance, _MIN_VARIANCE * variance.mean()) ** -0.5).float()
 
 
 def _norm_of(reader: CacheReader) -> NormAffine:

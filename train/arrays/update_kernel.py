@@ -52,18 +52,18 @@ def _update_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     columns = tl.arange(0, BLOCK)
-    places = tl.program_id(0).to(tl.int64) * width + columns
-    inside = (columns < width) & (places < count)
+    offsets = tl.program_id(0).to(tl.int64) * width + columns
+    inside = (columns < width) & (offsets < count)
     whole_norm = tl.load(norm)
     finite = whole_norm - whole_norm == 0.0  # neither NaN nor infinite; otherwise moments and weights stay
     lr = tl.load(numbers)
     step_size = tl.load(numbers + 1)
     root = tl.load(numbers + 2)
 
-    value = tl.load(weights + places, mask=inside, other=0.0)
-    grad = tl.load(gradient + places, mask=inside, other=0.0) / tl.load(divisor)
-    old_mean = tl.load(first + places, mask=inside, other=0.0)
-    old_square = tl.load(second + places, mask=inside, other=0.0)
+    value = tl.load(weights + offsets, mask=inside, other=0.0)
+    grad = tl.load(gradient + offsets, mask=inside, other=0.0) / tl.load(divisor)
+    old_mean = tl.load(first + offsets, mask=inside, other=0.0)
+    old_square = tl.load(second + offsets, mask=inside, other=0.0)
     decayed = value
     if DECOUPLED:
         decayed = value - lr * decay * value
@@ -74,13 +74,13 @@ def _update_kernel(
     stepped = decayed - step_size * mean / (tl.sqrt(square) / root + epsilon)
     value = tl.where(finite, stepped, value)
 
-    tl.store(first + places, tl.where(finite, mean, old_mean), mask=inside)
-    tl.store(second + places, tl.where(finite, square, old_square), mask=inside)
+    tl.store(first + offsets, tl.where(finite, mean, old_mean), mask=inside)
+    tl.store(second + offsets, tl.where(finite, square, old_square), mask=inside)
     if UNIT:
         value = value / tl.maximum(tl.sqrt(tl.sum(value * value, axis=0)), 1e-12)
-    tl.store(weights + places, value, mask=inside)
+    tl.store(weights + offsets, value, mask=inside)
     if ROUNDED:
-        tl.store(rounded + places, value.to(ROUNDED_DTYPE), mask=inside)
+        tl.store(rounded + offsets, value.to(ROUNDED_DTYPE), mask=inside)
 
 
 def update_array_(

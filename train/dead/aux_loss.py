@@ -24,7 +24,7 @@ from train.dead.features import Dead
 from train.loss import StepResult
 from train.resolved import ResolvedSettings
 from transcoder.decode import transpose, weighted_sums_into
-from transcoder.sharded import WHOLE, Shard, winners
+from transcoder.sharded import UNSHARDED, Shard, winners
 from transcoder.sparse_code import SparseCode
 
 
@@ -50,7 +50,7 @@ def auxiliary(
     dead: Dead,
     top_k: int,
     dtype: torch.dtype | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> Auxiliary:
     """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient.
 
@@ -58,18 +58,18 @@ def auxiliary(
     own where None).
     With a ``shard``, ``dead`` are those of this process's features, and the account is that of all processes' together.
     """
-    values, places = _largest(dead.or_else(pre, -torch.inf), top_k, shard)
+    values, columns = _largest(dead.or_else(pre, -torch.inf), top_k, shard)
     if prefers_products(pre, top_k=top_k):
-        code = values.new_zeros(pre.shape).scatter_(1, places, values)
+        code = values.new_zeros(pre.shape).scatter_(1, columns, values)
         decoder = weights.W_dec.index_select(0, dead.features)
         return _by_products(code, source, residual=residual, decoder=decoder, dtype=dtype or code.dtype, shard=shard)
     offsets = torch.arange(len(values) + 1, dtype=torch.int32, device=pre.device) * values.shape[1]
-    code = SparseCode(values.flatten(), places.int().flatten(), offsets)
+    code = SparseCode(values.flatten(), columns.int().flatten(), offsets)
     decoder = weights.W_dec.index_select(0, dead.features)
     errors = torch.empty_like(residual)
     weighted_sums_into(errors, decoder, code.features, weight=code.values, offsets=offsets)
     error = shard.sum_(errors).add_(residual).square().sum(dim=1).double().sum()
-    d_pre = (torch.mm(errors.mul_(2), decoder.T).gather(1, places) * (values > 0)).flatten()
+    d_pre = (torch.mm(errors.mul_(2), decoder.T).gather(1, columns) * (values > 0)).flatten()
     return _gradient(error, source.to(errors.dtype), code=code, errors=errors, d_pre=d_pre, decoder=decoder)
 
 
@@ -161,18 +161,18 @@ def auxiliary_scale(
 def add_auxiliary_(gradients: Parameters, extra: Auxiliary, *, dead: Dead, scale: Float[Tensor, ""]) -> None:
     """Add the scaled gradient of the dead features to the whole gradient."""
     pairs = ((gradients.W_enc, extra.encoder), (gradients.b_enc, extra.bias), (gradients.W_dec, extra.decoder))
-    for whole, part in pairs:
-        whole.index_add_(0, dead.features, part * scale.to(part.dtype))
+    for gradient, addition in pairs:
+        gradient.index_add_(0, dead.features, addition * scale.to(addition.dtype))
 
 
 def _largest(
     pre: Float[Tensor, "rows dead"], top_k: int, shard: Shard
 ) -> tuple[Float[Tensor, "rows own"], Int[Tensor, "rows own"]]:
     """The ``top_k`` largest of every row over all processes, rectified: those of this process, 0 where they lose."""
-    values, places = pre.topk(min(top_k, pre.shape[1]), dim=1, sorted=False)
+    values, columns = pre.topk(min(top_k, pre.shape[1]), dim=1, sorted=False)
     if shard.world > 1:
         values = values.masked_fill(~winners(values, top_k, ranks=shard), 0)
-    return values.relu(), places
+    return values.relu(), columns
 
 
 def add_auxiliary_loss_(

@@ -13,7 +13,7 @@ from torch import Tensor
 WINDOW = 16
 """Steps that have the same room: so far the host may run ahead of a GPU before it waits for a count."""
 # Below this a step costs the same, and fewer sizes mean fewer recorded graphs.
-_LEAST_ROOM = 64
+_MIN_ROOM = 64
 
 
 def count_tokens_(since_fired: Int[Tensor, " dict_size"], fired: Bool[Tensor, " dict_size"], *, tokens: int) -> None:
@@ -68,13 +68,13 @@ class Dead:
             return Dead(self.features[is_silent])
         return Dead(self.features, self.counts & is_silent)
 
-    def give_(self, whole: Tensor, values: Tensor, *, where: Bool[Tensor, " room"] | None = None) -> None:
-        """Replace the dead features' rows of ``whole`` by those of ``values``, in place; only ``where``, if given."""
-        chosen = where if self.counts is None else (self.counts if where is None else self.counts & where)
+    def give_(self, array: Tensor, values: Tensor, *, mask: Bool[Tensor, " room"] | None = None) -> None:
+        """Replace the dead features' rows of ``array`` by those of ``values``, in place; only ``mask``, if given."""
+        chosen = mask if self.counts is None else (self.counts if mask is None else self.counts & mask)
         if chosen is not None:
-            before = whole[self.features]
-            values = torch.where(chosen.view(-1, *(1,) * (before.dim() - 1)), values.to(whole.dtype), before)
-        whole[self.features] = values.to(whole.dtype)
+            before = array[self.features]
+            values = torch.where(chosen.view(-1, *(1,) * (before.dim() - 1)), values.to(array.dtype), before)
+        array[self.features] = values.to(array.dtype)
 
 
 class Room:
@@ -95,11 +95,11 @@ class Room:
         room = room_for(int(_can_die(since_fired, after_tokens, batch_rows)), dict_size=len(since_fired))
         return Room(room, room)
 
-    def at(self, step: int, since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, batch_rows: int) -> int:
+    def size_at(self, step: int, since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, batch_rows: int) -> int:
         """The room of step ``step``; asked once a step, in order."""
         if step % WINDOW == 0:
             self._now = self._arrived()
-            self._coming = _Sent.of(_can_die(since_fired, after_tokens, batch_rows), dict_size=len(since_fired))
+            self._coming = _Sent.from_count(_can_die(since_fired, after_tokens, batch_rows), dict_size=len(since_fired))
         return self._now
 
     def record(self) -> list[int]:
@@ -120,7 +120,7 @@ class _Sent:
     dict_size: int
 
     @staticmethod
-    def of(count: Int[Tensor, ""], *, dict_size: int) -> "_Sent":
+    def from_count(count: Int[Tensor, ""], *, dict_size: int) -> "_Sent":
         if not count.is_cuda:
             return _Sent(count, None, dict_size)
         return _Sent(count.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event(), dict_size)
@@ -133,7 +133,7 @@ class _Sent:
 
 def room_for(count: int, *, dict_size: int) -> int:
     """Room for ``count`` features: a power of two, so that few forms of a step differ in it; none for none."""
-    return min(dict_size, max(_LEAST_ROOM, 1 << (count - 1).bit_length())) if count else 0
+    return min(dict_size, max(_MIN_ROOM, 1 << (count - 1).bit_length())) if count else 0
 
 
 def _can_die(since_fired: Int[Tensor, " dict_size"], after_tokens: int, batch_rows: int) -> Int[Tensor, ""]:

@@ -23,7 +23,7 @@ from train.dead.aux_loss import product
 from train.dead.features import Dead
 from train.loss import StepResult
 from train.resolved import ResolvedSettings
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 from transcoder.sparse_code import SparseCode
 
 _ENCODER_NORM = 0.5
@@ -53,7 +53,7 @@ def revive_(
     dead: Dead,
     order: Int[Tensor, " whole"],
     share: BatchShare,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     rounded: Parameters | None = None,
 ) -> None:
     """Give the features ``dead`` new weights, in place. Every process takes part, those without dead features too.
@@ -82,17 +82,17 @@ def revive_(
 
     for arrays in (weights, rounded):
         if arrays is not None:
-            dead.give_(arrays.W_enc, encoder, where=usable)
-            dead.give_(arrays.b_enc, bias, where=usable)
-            dead.give_(arrays.W_dec, missing / missing_length, where=usable)
+            dead.give_(arrays.W_enc, encoder, mask=usable)
+            dead.give_(arrays.b_enc, bias, mask=usable)
+            dead.give_(arrays.W_dec, missing / missing_length, mask=usable)
 
 
 def _thresholds(code: SparseCode, shard: Shard) -> Float[Tensor, "rows 1"]:
     """What a pre-activation must exceed to be among a row's: the least that is; 0 where there is none."""
     infinity = float("inf")
     own = torch.segment_reduce(code.values.float(), "min", offsets=code.offsets.long(), initial=infinity)
-    least = shard.min_(own)
-    return least.masked_fill(least == infinity, 0.0)[:, None]
+    lowest = shard.min_(own)
+    return lowest.masked_fill(lowest == infinity, 0.0)[:, None]
 
 
 def _firing_bias(
@@ -109,9 +109,9 @@ def _firing_bias(
     # On a GPU in the dtype of the selection that the bias is for; it is the longest product of a revival.
     dtype = encoder.dtype if source.device.type == "cpu" else dtype
     wanted = thresholds - product(source.to(dtype), encoder.to(dtype).T)
-    least = wanted[: share.rows].topk(min(count, share.rows), dim=0, largest=False).values
+    smallest = wanted[: share.rows].topk(min(count, share.rows), dim=0, largest=False).values
     padded = encoder.new_full((count, len(encoder)), float("inf"))
-    padded[: len(least)] = least
+    padded[: len(smallest)] = smallest
     return share.ranks.gathered(padded).flatten(0, 1).kthvalue(count, dim=0).values + _MARGIN
 
 

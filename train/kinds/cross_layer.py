@@ -102,7 +102,8 @@ class CrossLayer(Kind):
         self._units = context.units
         self._reach = context.units.reach(settings)
         recipes = tuple(
-            Recipe.of(settings, variance=units.target_variance, device=context.device) for units in self._units.layers
+            Recipe.from_settings(settings, variance=units.target_variance, device=context.device)
+            for units in self._units.layers
         )
         self._recipe = JointRecipe(recipes, self._reach, settings.select_over == "layers")
         self._workspaces: list[Workspace] = []
@@ -172,7 +173,7 @@ class CrossLayer(Kind):
             settings = self.settings
             rule = over_all_layers(settings.top_k, layers=self._reach.layers, dict_size=settings.dict_size)
         return Transcoder.from_arrays(
-            weights.of_transcoder(), rule=rule, prefixes=self.settings.prefixes, source_view=self.settings.source
+            weights.transcoder_arrays(), rule=rule, prefixes=self.settings.prefixes, source_view=self.settings.source
         )
 
     def _dictionary(self, pieces: Sequence[Transcoder]) -> CrossLayerTranscoder:
@@ -240,7 +241,7 @@ class CrossLayer(Kind):
             layer.weights.b_dec.zero_()
         sources = [torch.randn(settings.batch_rows, width, device=device) for width in widths]
         targets = [torch.randn(settings.batch_rows, reach.width, device=device) for _ in widths]
-        recipes = [Recipe.of(settings, variance=torch.ones(reach.width), device=device) for _ in widths]
+        recipes = [Recipe.from_settings(settings, variance=torch.ones(reach.width), device=device) for _ in widths]
         recipe = JointRecipe(tuple(recipes), reach, settings.select_over == "layers")
         workspaces = _workspaces(state, settings)
         return lambda: joint_step(state, sources, targets=targets, recipe=recipe, workspaces=workspaces, ranks=Ranks())

@@ -45,9 +45,9 @@ class JointState:
         """The same on a device."""
         return JointState(tuple(layer.dealt(shard, device=device) for layer in self.layers), self.numbers)
 
-    def whole(self, shard: Shard, *, dict_size: int) -> "JointState":
+    def gathered(self, shard: Shard, *, dict_size: int) -> "JointState":
         """Put together again from every process's features."""
-        return JointState(tuple(layer.whole(shard, dict_size=dict_size) for layer in self.layers), self.numbers)
+        return JointState(tuple(layer.gathered(shard, dict_size=dict_size) for layer in self.layers), self.numbers)
 
     def arrays(self) -> dict[str, Tensor]:
         """The arrays of all layers by name, as they lie in a checkpoint."""

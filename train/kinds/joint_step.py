@@ -31,7 +31,7 @@ from train.step import StepForm, counted_, dead_of, finish_, form_of, numbers_an
 from transcoder.cross_layer import Reach, candidates, largest_over_layers
 from transcoder.rules.rule import Rule
 from transcoder.rules.topk import TopK
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def joint_step(
     recipe: JointRecipe,
     workspaces: Sequence[Workspace],
     ranks: Ranks,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> StepMetrics:
     """Advance all layers by a batch. The metrics are means over layers; L0 is of a layer.
 
@@ -75,7 +75,7 @@ def joint_step(
     reach = recipe.reach
     settings = recipe.recipes[0].settings
     step = state.step  # before the first layer's update counts it
-    share = BatchShare.of(len(sources[0]), ranks, sources[0].device)
+    share = BatchShare.from_rows(len(sources[0]), ranks, sources[0].device)
     if not share.rows:
         sources, targets = ([rows.new_zeros(1, rows.shape[1]) for rows in side] for side in (sources, targets))
     forms = [form_of(layer, settings, share=share, shard=shard) for layer in state.layers]

@@ -53,7 +53,7 @@ class RunState(Protocol):
         """This process's features of it, on a device."""
         ...
 
-    def whole(self, shard: Shard, *, dict_size: int) -> Any:
+    def gathered(self, shard: Shard, *, dict_size: int) -> Any:
         """Put together again from every process's features, in main memory."""
         ...
 

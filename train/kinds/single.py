@@ -39,7 +39,7 @@ class Single(Kind):
 
     def __init__(self, settings: ResolvedSettings, context: TrainingContext) -> None:
         super().__init__(settings, context)
-        self._recipe = Recipe.of(settings, variance=context.units.target_variance, device=context.device)
+        self._recipe = Recipe.from_settings(settings, variance=context.units.target_variance, device=context.device)
         self._workspace: Workspace | None = None
         self._graphs: Graphs | None = None
 
@@ -93,7 +93,7 @@ class Single(Kind):
         rule = self._recipe.nested.rule_of(weights)
         rule = calibrated_rule(weights, rule, context.reader, view=settings.source, device=context.home)
         return Transcoder.from_arrays(
-            weights.of_transcoder(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
+            weights.transcoder_arrays(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
         )
 
     def facts(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Single(Kind):
         state = random_state(settings, d_source, units.width, device=device)
         source, target = (torch.randn(settings.batch_rows, width, device=device) for width in (d_source, units.width))
         workspace = workspace_of(state.weights, settings)
-        recipe = Recipe.of(settings, variance=torch.ones(units.width), device=device)
+        recipe = Recipe.from_settings(settings, variance=torch.ones(units.width), device=device)
         return lambda: train_step(state, source, target=target, recipe=recipe, workspace=workspace, ranks=Ranks())
 
 

@@ -39,11 +39,11 @@ def write_samples(
     folder: Path, arrays: Mapping[str, np.ndarray], *, step: int, tokens: int, settings: SampleSettings
 ) -> None:
     """Write one step's samples into ``activation_samples`` of a run's ``folder``."""
-    place = folder / SAMPLES_FOLDER / sample_name(step)
-    seal = write_tensors(place.with_suffix(".safetensors"), {name: torch.from_numpy(arrays[name]) for name in arrays})
+    stem = folder / SAMPLES_FOLDER / sample_name(step)
+    seal = write_tensors(stem.with_suffix(".safetensors"), {name: torch.from_numpy(arrays[name]) for name in arrays})
     about: dict[str, Any] = {"version": _VERSION, "step": step, "tokens": tokens, "arrays": seal.as_dict()}
     about["settings"] = settings.model_dump(mode="json")
-    disk.write_file(place.with_suffix(".json"), (json.dumps(with_checksum(about), indent=1) + "\n").encode())
+    disk.write_file(stem.with_suffix(".json"), (json.dumps(with_checksum(about), indent=1) + "\n").encode())
 
 
 @torch.no_grad()
@@ -65,11 +65,11 @@ def sample_firings(transcoder: Transcoder, reader: CacheReader, settings: Sample
     row, feature, value, firings = row[wanted], feature[wanted], value[wanted], np.bincount(feature, minlength=size)
     drawn = _first_of_each(feature, _hashes(feature, row), settings.samples_per_feature)
     kept = drawn[_first_of_each(feature[drawn], -value[drawn], settings.samples_saved)]
-    place = _place_in_run(feature[kept])
+    rank = _rank_in_feature(feature[kept])
     rows = np.full((size, settings.samples_saved), NO_ROW, dtype=np.int32)
     values = np.zeros(rows.shape, dtype=np.float32)
-    rows[feature[kept], place] = row[kept]
-    values[feature[kept], place] = value[kept]
+    rows[feature[kept], rank] = row[kept]
+    values[feature[kept], rank] = value[kept]
     return {"firings": firings.astype(np.int32), "largest": largest, "sample_row": rows, "sample_value": values}
 
 
@@ -87,17 +87,17 @@ def _firings(
         row = ordinary[code.rows()[fires].cpu().numpy()] + start
         columns.append((row, code.features[fires].cpu().numpy().astype(np.int64), code.values[fires].cpu().numpy()))
     nothing = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
-    row, feature, value = (np.concatenate(parts) for parts in zip(nothing, *columns, strict=True))
+    row, feature, value = (np.concatenate(batches) for batches in zip(nothing, *columns, strict=True))
     return row, feature, value
 
 
 def _first_of_each(feature: Int[np.ndarray, " firings"], key: np.ndarray, count: int) -> Int[np.ndarray, " some"]:
     """Which firings have the ``count`` smallest keys of their feature, feature by feature, smallest first."""
     order = np.lexsort((key, feature))
-    return order[_place_in_run(feature[order]) < count]
+    return order[_rank_in_feature(feature[order]) < count]
 
 
-def _place_in_run(feature: Int[np.ndarray, " firings"]) -> Int[np.ndarray, " firings"]:
+def _rank_in_feature(feature: Int[np.ndarray, " firings"]) -> Int[np.ndarray, " firings"]:
     """How many firings of the same feature stand before each; equal features are neighbours."""
     begins = np.flatnonzero(np.diff(feature, prepend=-1))
     return np.arange(len(feature)) - np.repeat(begins, np.diff(begins, append=len(feature)))

@@ -104,18 +104,18 @@ class Checkpoints:
         another cache, or where a run that is given more steps had begun to lower its rate; DamagedError where none is
         whole.
         """
-        is_any_whole = False
+        is_any_intact = False
         for entry in reversed(self.entries):
             try:
                 state = self._read(entry, device=device)
             except DamagedError as error:
                 self._progress.note(f"The checkpoint of step {entry.step} is damaged and passed over: {error.what}")
                 continue
-            is_any_whole = True
+            is_any_intact = True
             if state is not None:
                 self.entries = [known for known in self.entries if known.step <= entry.step]
                 return Restored(state, entry.log)
-        if is_any_whole:
+        if is_any_intact:
             raise MismatchError(
                 "With more steps the learning rate before every checkpoint would have been another.",
                 where=self._folder,
@@ -143,7 +143,7 @@ class Checkpoints:
     def _known_entries(self) -> list[Entry]:
         """What the index names. Raises DamagedError where it is damaged and names none."""
         index = read_index(self._folder)
-        if index.is_whole:
+        if index.is_intact:
             return index.entries
         if not index.entries:
             raise DamagedError(
@@ -162,7 +162,7 @@ class Checkpoints:
         if _seal_of(text) != entry.facts:
             raise DamagedError("Its JSON file is missing or altered.", where=path)
         facts = json.loads(text)
-        if not self._identity.goes_on_from(facts["identity"], step=entry.step, where=path):
+        if not self._identity.goes_on_from(facts["identity"], step=entry.step, location=path):
             return None
         arrays = read_tensors(arrays_path(self._folder, entry.step), entry.arrays, device=device)
         if changed := differences(facts["software"], software(torch.device(device))):
@@ -210,16 +210,16 @@ def state_of(arrays: Mapping[str, torch.Tensor], *, step: int, tokens: int) -> S
     names = [name for name in laid_out if "." not in name and name != "since_fired"]
     return State(
         weights=Parameters(**{name: laid_out[name] for name in names}),
-        moments=Moments(*(_moment(laid_out, names, part) for part in ("first", "second"))),
+        moments=Moments(*(_moment(laid_out, names, moment) for moment in ("first", "second"))),
         since_fired=laid_out["since_fired"],
         step=step,
         tokens=tokens,
     )
 
 
-def _moment(arrays: Mapping[str, torch.Tensor], names: list[str], part: str) -> dict[str, torch.Tensor]:
+def _moment(arrays: Mapping[str, torch.Tensor], names: list[str], moment: str) -> dict[str, torch.Tensor]:
     """One of the moments; the first may be none at all."""
-    return {name: arrays[f"{name}.{part}"] for name in names if f"{name}.{part}" in arrays}
+    return {name: arrays[f"{name}.{moment}"] for name in names if f"{name}.{moment}" in arrays}
 
 
 def _as_in_file(name: str, array: torch.Tensor) -> torch.Tensor:

@@ -36,23 +36,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The entries that are whole, oldest first; ``is_whole`` is False where there may have been others."""
+    """The entries that are whole, oldest first; ``is_intact`` is False where there may have been others."""
 
     entries: list[Entry]
-    is_whole: bool
+    is_intact: bool
 
 
 def read_index(folder: Path) -> Index:
     """The index of a folder of checkpoints, empty where there is none. Raises MismatchError for another version."""
     path = folder / INDEX_FILE
     if not path.is_file():
-        return Index([], is_whole=True)
+        return Index([], is_intact=True)
     head, _, body = path.read_bytes().partition(b"\n")
     version = _parsed(head).get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise MismatchError(f"Checkpoints of format version {version!r} are unknown to this release.", where=path)
-    entries = [_entry(line, where=path) for line in map(_unsealed, body.splitlines()) if line]
-    return Index(entries, is_whole=head == _header(body))
+    entries = [_entry(line, path=path) for line in map(_unsealed, body.splitlines()) if line]
+    return Index(entries, is_intact=head == _header(body))
 
 
 def index_text(entries: list[Entry]) -> bytes:
@@ -101,11 +101,11 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _entry(line: Mapping[str, Any], *, where: Path) -> Entry:
+def _entry(line: Mapping[str, Any], *, path: Path) -> Entry:
     return Entry(
         step=line["step"],
-        arrays=FileSeal.parse(line["arrays"], where=where),
-        facts=FileSeal.parse(line["facts"], where=where),
+        arrays=FileSeal.parse(line["arrays"], where=path),
+        facts=FileSeal.parse(line["facts"], where=path),
         log=FileSeal(line["log_bytes"], line.get("log_xxh3_128", "")),
         held_out_fvu=line["held_out_fvu"],
     )

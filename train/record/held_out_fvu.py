@@ -18,7 +18,7 @@ from train.arrays.parameters import Parameters
 from train.arrays.units import Units
 from train.objective import NestedLoss
 from transcoder.decode import decode_prefixes
-from transcoder.sharded import WHOLE, Shard, keep_winners
+from transcoder.sharded import UNSHARDED, Shard, keep_winners
 
 _BATCH_ROWS = 2048
 
@@ -44,7 +44,9 @@ class HeldOut:
         return HeldOut(units.source(taken.source[ordinary].to(device)), target, centred.square().sum(dim=0))
 
 
-def held_out_fvu(weights: Parameters, held_out: HeldOut, *, nested: NestedLoss, shard: Shard = WHOLE) -> list[float]:
+def held_out_fvu(
+    weights: Parameters, held_out: HeldOut, *, nested: NestedLoss, shard: Shard = UNSHARDED
+) -> list[float]:
     """FVU of every prefix; ``weights`` are those of this process's features."""
     errors = torch.zeros(len(nested.prefixes), dtype=torch.float64, device=held_out.source.device)
     batches = zip(held_out.source.split(_BATCH_ROWS), held_out.target.split(_BATCH_ROWS), strict=True)

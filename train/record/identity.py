@@ -14,7 +14,7 @@ from common.errors import DamagedError, MismatchError
 from train.arrays.optim import learning_rate
 from train.resolved import ResolvedSettings, read_record
 
-_OF_THE_RATE = {"steps", "warmup_steps", "decay_steps", "schedule", "lr", "min_lr"}
+_RATE_SETTINGS = {"steps", "warmup_steps", "decay_steps", "schedule", "lr", "min_lr"}
 _REMEDY = "Give the settings that it was begun with, give the run another name, or start it again with --fresh."
 
 
@@ -30,34 +30,34 @@ class RunIdentity:
         """Plain values, as config.json and every checkpoint hold them."""
         return {"settings": self.settings.record(), "cache_fingerprint": self.cache_fingerprint}
 
-    def is_of(self, record: Mapping[str, Any], *, where: object) -> bool:
+    def is_of(self, record: Mapping[str, Any], *, location: object) -> bool:
         """Whether a complete run's record is of this run, and not of one with fewer steps that may be extended.
 
         Raises MismatchError that names each difference, for the record of another run.
         """
-        before = self._settings_of(record, where=where)
+        before = self._settings_of(record, location=location)
         if before.steps < self.settings.steps:
-            self._check(record, ignored=_OF_THE_RATE, where=where)
+            self._check(record, ignored=_RATE_SETTINGS, location=location)
             return False
-        self._check(record, ignored=set(), where=where)
+        self._check(record, ignored=set(), location=location)
         return True
 
-    def goes_on_from(self, record: Mapping[str, Any], *, step: int, where: object) -> bool:
+    def goes_on_from(self, record: Mapping[str, Any], *, step: int, location: object) -> bool:
         """Whether a checkpoint of ``step`` serves; False where only its learning rates were others.
 
         Raises MismatchError that names each difference, for the checkpoint of another run.
         """
-        before = self._settings_of(record, where=where)
+        before = self._settings_of(record, location=location)
         if before.steps >= self.settings.steps:
-            self._check(record, ignored=set(), where=where)
+            self._check(record, ignored=set(), location=location)
             return True
-        self._check(record, ignored=_OF_THE_RATE, where=where)
+        self._check(record, ignored=_RATE_SETTINGS, location=location)
         now = self.settings
         return all(learning_rate(before, number) == learning_rate(now, number) for number in range(step))
 
-    def _check(self, record: Mapping[str, Any], *, ignored: set[str], where: object) -> None:
+    def _check(self, record: Mapping[str, Any], *, ignored: set[str], location: object) -> None:
         """Raise MismatchError that names each difference but those of the settings that are ``ignored``."""
-        before = self._settings_of(record, where=where).record()
+        before = self._settings_of(record, location=location).record()
         now = json.loads(json.dumps(self.settings.record()))
         for key in ignored:
             now[key] = before[key]
@@ -67,12 +67,12 @@ class RunIdentity:
         )
         if changed:
             what = f"This run was made with other settings or another cache: {'; '.join(changed)}."
-            raise MismatchError(what, where=where, remedy=_REMEDY)
+            raise MismatchError(what, where=location, remedy=_REMEDY)
 
-    def _settings_of(self, record: Mapping[str, Any], *, where: object) -> ResolvedSettings:
+    def _settings_of(self, record: Mapping[str, Any], *, location: object) -> ResolvedSettings:
         if not isinstance(record.get("settings"), dict):
-            raise DamagedError("The run's record does not say its settings.", where=where, remedy=_REMEDY)
-        return read_record(record["settings"], d_target=self.d_target, where=where)
+            raise DamagedError("The run's record does not say its settings.", where=location, remedy=_REMEDY)
+        return read_record(record["settings"], d_target=self.d_target, location=location)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:

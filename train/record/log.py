@@ -40,8 +40,8 @@ class MetricsLog:
         self._pending = b""
         data = path.read_bytes() if path.is_file() else b""
         kept = data[: seal.size]
-        is_whole = len(kept) == seal.size and seal.hash in ("", _hash_of(kept))
-        if not is_whole:
+        is_intact = len(kept) == seal.size and seal.hash in ("", _hash_of(kept))
+        if not is_intact:
             kept = kept[: kept.rfind(b"\n") + 1]
             progress.note(
                 f"{path}: the log was cut or altered since the checkpoint of step {step} was written. "
@@ -51,7 +51,7 @@ class MetricsLog:
             disk.truncate(path, len(kept))
         self._size = len(kept)
         self._hash = xxhash.xxh3_128(kept)
-        if not is_whole:
+        if not is_intact:
             self.add({"step": step, DAMAGED: True})
 
     @property

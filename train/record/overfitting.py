@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Held-out FVU of a good run moves by a few thousandths of itself between checkpoints.
-_RISE = 1.01
+_MIN_RISE = 1.01
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class OverfittingWatch:
         if best is None or now.held_out_fvu < best.held_out_fvu:
             self._best = now
             return None
-        is_worse = now.held_out_fvu > _RISE * best.held_out_fvu and now.batch_fvu < best.batch_fvu
+        is_worse = now.held_out_fvu > _MIN_RISE * best.held_out_fvu and now.batch_fvu < best.batch_fvu
         if self._has_spoken or not is_worse:
             return None
         self._has_spoken = True

@@ -15,8 +15,8 @@ from train.record.log import DAMAGED, LOG_FILE
 from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import CONFIG_FILE, CROSS_LAYER, WEIGHTS_FILE, load_transcoder, read_config
 
-_LEFT = (CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, CHECKPOINTS_FOLDER)
-_SAME_IN_BOTH = ("top_k", "prefixes", "activation", "dict_size")
+_RUN_FILES = (CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, CHECKPOINTS_FOLDER)
+_COMPARED_KEYS = ("top_k", "prefixes", "activation", "dict_size")
 
 
 def verify_run(folder: Path) -> list[str]:
@@ -24,7 +24,9 @@ def verify_run(folder: Path) -> list[str]:
 
     A run that is not complete is no fault. Nothing is changed, and the cache is not read.
     """
-    folders = [path for path in (folder, *sorted(folder.glob("*/"))) if any((path / name).exists() for name in _LEFT)]
+    folders = [
+        path for path in (folder, *sorted(folder.glob("*/"))) if any((path / name).exists() for name in _RUN_FILES)
+    ]
     if not folders:
         return [f"{folder}: there is no training here."]
     return [fault for path in folders for fault in _faults(path)]
@@ -44,7 +46,7 @@ def _faults(folder: Path) -> Iterator[str]:
     except NestcoderError as error:
         yield _sentence(error, checkpoints / INDEX_FILE)
         return
-    if not index.is_whole:
+    if not index.is_intact:
         yield f"{checkpoints / INDEX_FILE}: the index of the checkpoints is damaged."
     if not index.entries and any(checkpoints.glob("step-*")):
         yield f"{checkpoints}: there are checkpoints, and no index that names them."
@@ -73,7 +75,7 @@ def _config_faults(folder: Path, config: Mapping[str, Any], facts: Path) -> Iter
         settings = json.loads(facts.read_bytes())["identity"]["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # said already: the file is not what was written
-    for key in _SAME_IN_BOTH:
+    for key in _COMPARED_KEYS:
         if key in settings and config[key] != settings[key]:
             yield f"{folder / CONFIG_FILE}: {key} is {config[key]}, and was trained as {settings[key]}."
 

@@ -107,7 +107,7 @@ def trained(activation, *, graphs):
         prefixes=(32, DICT_SIZE), top_k=4, lr=0.01, steps=60, batch_rows=ROWS, dead_after_tokens=40 * ROWS,
         activation=activation, compute_dtype="bfloat16", warmup_steps=2,
     )  # fmt: skip
-    recipe = Recipe.of(resolve(stated, model="", d_target=WIDTH), variance=torch.ones(WIDTH))
+    recipe = Recipe.from_settings(resolve(stated, model="", d_target=WIDTH), variance=torch.ones(WIDTH))
     weights = random_parameters(WIDTH, WIDTH, dict_size=DICT_SIZE, seed=3)
     weights.b_enc[::9] = -20.0
     state = State(weights, Moments.zero(weights), torch.zeros(DICT_SIZE, dtype=torch.int64))

@@ -10,7 +10,7 @@ from transcoder.transcoder import Transcoder, random_arrays
 
 def test_a_change_of_them_is_a_change_of_the_transcoder() -> None:
     transcoder = Transcoder(**random_arrays(6, 5, dict_size=16, skip=True), rule=TopK(3))
-    weights = Parameters.of(transcoder)
+    weights = Parameters.from_transcoder(transcoder)
     assert list(weights.tensors()) == ["W_enc", "b_enc", "W_dec", "b_dec", "W_skip"]
     assert not any(array.requires_grad for array in weights.tensors().values())
     weights.W_dec[3] = 7.0
@@ -23,7 +23,7 @@ def test_a_threshold_is_the_rules() -> None:
     rule = JumpReLU(torch.rand(16, generator=torch.Generator().manual_seed(0)))
     weights = Parameters(**random_arrays(6, 5, dict_size=16), threshold=rule.threshold)
     assert "threshold" in weights.tensors()
-    again = Transcoder.from_arrays(weights.of_transcoder(), rule=rule, prefixes=(16,))
+    again = Transcoder.from_arrays(weights.transcoder_arrays(), rule=rule, prefixes=(16,))
     assert torch.equal(again.W_enc, weights.W_enc)
 
 

@@ -34,7 +34,7 @@ def test_only_the_dead_are_given_anything(exact):
     array = torch.arange(8.0).view(4, 2)
     dead.give_(array, -torch.ones(len(dead.features), 2))
     assert array.tolist() == [[0, 1], [-1, -1], [4, 5], [-1, -1]]
-    dead.give_(array, torch.zeros(len(dead.features), 2), where=torch.arange(len(dead.features)) == 1)
+    dead.give_(array, torch.zeros(len(dead.features), 2), mask=torch.arange(len(dead.features)) == 1)
     assert array.tolist() == [[0, 1], [-1, -1], [4, 5], [0, 0]]
 
 
@@ -49,7 +49,7 @@ def steps(since_fired, *, after_tokens, first, room=None, interrupted=()):
     for step in range(first, 80):
         if step in interrupted:
             room = Room(*room.record())
-        rooms.append(room.at(step, since_fired, after_tokens=after_tokens, batch_rows=ROWS))
+        rooms.append(room.size_at(step, since_fired, after_tokens=after_tokens, batch_rows=ROWS))
         assert rooms[-1] >= dead_count(since_fired, after_tokens=after_tokens)
         every = torch.ones(len(since_fired), dtype=torch.int64)
         every[:40] = 1000  # never, in these steps

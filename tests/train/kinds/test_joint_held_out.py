@@ -14,7 +14,7 @@ from train.record.held_out_fvu import HeldOut
 from train.resolved import resolve
 from transcoder.cross_layer import CrossLayerTranscoder, Reach, over_all_layers
 from transcoder.rules.topk import TopK
-from transcoder.sharded import WHOLE
+from transcoder.sharded import UNSHARDED
 from transcoder.transcoder import Transcoder
 
 LAYERS, WIDTH, DICT_SIZE, TOP_K, ROWS = 3, 6, 32, 4, 50
@@ -36,7 +36,7 @@ def test_it_is_the_mean_over_layers(over_layers: bool, balance: float) -> None:
     reach = Reach(LAYERS, 1, WIDTH)
     weights = [random_parameters(WIDTH, reach.wide(n), dict_size=DICT_SIZE, seed=n) for n in range(LAYERS)]
     variances = torch.rand(LAYERS, WIDTH, generator=generator) + 0.1
-    recipes = tuple(Recipe.of(settings, variance=variance, device="cpu") for variance in variances)
+    recipes = tuple(Recipe.from_settings(settings, variance=variance, device="cpu") for variance in variances)
     state = JointState(tuple(fresh_state(own, settings) for own in weights), tuple(range(LAYERS)))
     source, target = (torch.randn(ROWS, LAYERS * WIDTH, generator=generator) for _ in range(2))
     variation = (target - target.mean(dim=0)).double().square().sum(dim=0)
@@ -45,11 +45,11 @@ def test_it_is_the_mean_over_layers(over_layers: bool, balance: float) -> None:
         HeldOut(source, target, variation),
         by_layer=lambda rows: [part.contiguous() for part in rows.split(WIDTH, dim=1)],
         recipe=JointRecipe(recipes, reach, over_layers),
-        shard=WHOLE,
+        shard=UNSHARDED,
     )
 
     rule = over_all_layers(TOP_K, layers=LAYERS, dict_size=DICT_SIZE) if over_layers else TopK(TOP_K)
-    pieces = [Transcoder(**own.of_transcoder(), rule=rule, prefixes=(8, DICT_SIZE)) for own in weights]
+    pieces = [Transcoder(**own.transcoder_arrays(), rule=rule, prefixes=(8, DICT_SIZE)) for own in weights]
     dictionary = CrossLayerTranscoder(pieces, layers=range(LAYERS), window=1, top_k=TOP_K, over_layers=over_layers)
     reconstructed = dictionary.reconstructions([part.contiguous() for part in source.split(WIDTH, dim=1)]).double()
     expected = torch.zeros(2, dtype=torch.float64)

@@ -7,7 +7,7 @@ from train.config import TrainSettings
 from train.kinds.joint_state import JointState
 from train.kinds.single import fresh_state
 from train.resolved import resolve
-from transcoder.sharded import WHOLE, Shard
+from transcoder.sharded import UNSHARDED, Shard
 
 
 def make() -> JointState:
@@ -37,4 +37,4 @@ def test_every_process_has_some_features_of_every_layer() -> None:
         assert torch.equal(own.weights.W_dec, whole.weights.W_dec[1::3])
         assert torch.equal(own.weights.b_dec, whole.weights.b_dec)
         assert torch.equal(own.since_fired, whole.since_fired[1::3])
-    assert torch.equal(state.whole(WHOLE, dict_size=10).since_fired, state.since_fired)
+    assert torch.equal(state.gathered(UNSHARDED, dict_size=10).since_fired, state.since_fired)

@@ -57,7 +57,7 @@ class Problem:
         self.state = JointState(tuple(states), tuple(range(LAYERS)))
         self.sources, self.targets = torch.randn(2, LAYERS, ROWS, WIDTH, generator=generator).to(dtype)
         self.variances = [torch.linspace(0.2, 1.8, WIDTH, dtype=torch.float64).roll(layer) for layer in range(LAYERS)]
-        recipes = tuple(Recipe.of(self.settings, variance=variance) for variance in self.variances)
+        recipes = tuple(Recipe.from_settings(self.settings, variance=variance) for variance in self.variances)
         self.recipe = JointRecipe(recipes, self.reach, over_layers)
         rule = self.recipe.recipes[0].nested.rule
         self.workspaces = [Workspace.like(one, rows=ROWS, rule=rule) for one in weights]

@@ -13,7 +13,7 @@ from train.kinds.single import Single, plain_weights
 from train.kinds.source import Source
 from train.resolved import resolve
 from transcoder.formats.native import load_transcoder
-from transcoder.sharded import WHOLE
+from transcoder.sharded import UNSHARDED
 
 
 @pytest.fixture(params=["transcoder", "sae"])
@@ -21,7 +21,7 @@ def kind(request: pytest.FixtureRequest, small_cache: Path, quick: TrainSettings
     side = "target" if request.param == "sae" else "source"
     settings = quick.model_copy(update={"kind": request.param, "side": side})
     source = Source.open([small_cache], settings, None, device="cpu")
-    context = TrainingContext(source.reader, source.readers, source.units, None, "cpu", Ranks(), WHOLE, Silent())
+    context = TrainingContext(source.reader, source.readers, source.units, None, "cpu", Ranks(), UNSHARDED, Silent())
     return Single(resolve(settings, model="tiny", d_target=8), context)
 
 

@@ -17,14 +17,14 @@ def read(folder: Path, data: bytes) -> tuple[list[int], bool]:
     (folder / INDEX_FILE).write_bytes(data)
     index = read_index(folder)
     assert all(entry in ENTRIES for entry in index.entries)
-    return [entry.step for entry in index.entries], index.is_whole
+    return [entry.step for entry in index.entries], index.is_intact
 
 
 def test_it_comes_back(tmp_path: Path) -> None:
     assert read_index(tmp_path).entries == []
     (tmp_path / INDEX_FILE).write_bytes(index_text(ENTRIES))
     assert read_index(tmp_path).entries == ENTRIES
-    assert read_index(tmp_path).is_whole
+    assert read_index(tmp_path).is_intact
 
 
 def test_a_flipped_bit_costs_at_most_one_entry_and_is_noticed(tmp_path: Path) -> None:
@@ -33,11 +33,11 @@ def test_a_flipped_bit_costs_at_most_one_entry_and_is_noticed(tmp_path: Path) ->
     for bit in range(8 * body, 8 * len(whole), 13):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
-        steps, is_whole = read(tmp_path, bytes(data))
+        steps, is_intact = read(tmp_path, bytes(data))
         lost = {10, 20, 30} - set(steps)
         # Where the newline between two lines is hit, both are one line that is none.
         assert len(lost) <= (2 if whole[bit // 8] == 10 else 1)
-        assert not is_whole
+        assert not is_intact
 
 
 def test_a_cut_index_keeps_its_whole_lines(tmp_path: Path) -> None:

@@ -17,20 +17,20 @@ def identity(fingerprint: str = "abc", **values: Any) -> RunIdentity:
 
 def test_a_record_is_of_its_own_run() -> None:
     record = identity().record()
-    assert identity().is_of(record, where="here")
-    assert identity().goes_on_from(record, step=500, where="here")
+    assert identity().is_of(record, location="here")
+    assert identity().goes_on_from(record, step=500, location="here")
 
 
 def test_every_difference_is_named() -> None:
     with pytest.raises(MismatchError) as caught:
-        identity("xyz", lr=0.02).is_of(identity().record(), where="here")
+        identity("xyz", lr=0.02).is_of(identity().record(), location="here")
     changes = "cache_fingerprint was abc, is now xyz; settings.lr was 0.01, is now 0.02"
     assert caught.value.what == f"This run was made with other settings or another cache: {changes}."
 
 
 def test_a_record_without_settings_is_damaged() -> None:
     with pytest.raises(DamagedError, match="does not say its settings"):
-        identity().is_of({"cache_fingerprint": "abc"}, where="here")
+        identity().is_of({"cache_fingerprint": "abc"}, location="here")
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,15 @@ def test_more_steps_are_allowed_where_no_rate_before_would_have_been_another(
     before: dict[str, Any], now: dict[str, Any], step: int, goes_on: bool
 ) -> None:
     record = identity(**before).record()
-    assert not identity(**now).is_of(record, where="here")
-    assert identity(**now).goes_on_from(record, step=step, where="here") is goes_on
+    assert not identity(**now).is_of(record, location="here")
+    assert identity(**now).goes_on_from(record, step=step, location="here") is goes_on
 
 
 def test_more_steps_do_not_excuse_another_difference() -> None:
     with pytest.raises(MismatchError, match=r"cache: settings.top_k was 4, is now 5\."):
-        identity(schedule="constant", steps=2000, top_k=5).is_of(identity().record(), where="here")
+        identity(schedule="constant", steps=2000, top_k=5).is_of(identity().record(), location="here")
 
 
 def test_fewer_steps_are_another_run() -> None:
     with pytest.raises(MismatchError, match=r"settings.steps was 1000, is now 500\."):
-        identity(steps=500, schedule="constant").is_of(identity(schedule="constant").record(), where="here")
+        identity(steps=500, schedule="constant").is_of(identity(schedule="constant").record(), location="here")
