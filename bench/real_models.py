@@ -94,16 +94,16 @@ def train_beside(settings: nestcoder.PipelineSettings, layer: int) -> None:
     if (out / CONFIG_FILE).exists():
         return
     reader = open_cache(folders.cache)
-    asked = resolve(settings.train, model="", d_target=reader.d_target)
+    resolved = resolve(settings.train, model="", d_target=reader.d_target)
     transcoder = train_plain(
         reader,
-        prefixes=asked.prefixes,
-        top_k=asked.top_k,
-        steps=asked.steps,
-        batch_rows=asked.batch_rows,
+        prefixes=resolved.prefixes,
+        top_k=resolved.top_k,
+        steps=resolved.steps,
+        batch_rows=resolved.batch_rows,
         lr=0.08 / math.sqrt(reader.d_target),
-        dead_after_tokens=asked.dead_after_tokens,
-        warmup_steps=asked.warmup_steps,
+        dead_after_tokens=resolved.dead_after_tokens,
+        warmup_steps=resolved.warmup_steps,
     )
     save_plain(transcoder, out, reader)
 

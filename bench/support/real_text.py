@@ -52,8 +52,8 @@ def _documents(unpacked: Path) -> Iterator[str]:
 
 def _bible(unpacked: Path) -> list[str]:
     """The chapters, as the package's own program prints them: its data are compressed."""
-    asked = [str(unpacked / "usr/bin/bible"), "-p", str(unpacked / "usr/lib"), "gen1:1-rev22:21"]
-    printed = subprocess.run(asked, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
+    command = [str(unpacked / "usr/bin/bible"), "-p", str(unpacked / "usr/lib"), "gen1:1-rev22:21"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
     return [flowing(chapter) for chapter in re.split(r"\n(?=\n[1-3A-Z][A-Za-z ]+ \d+\n)", printed)]
 
 
@@ -88,4 +88,4 @@ def plain_html(text: str) -> str:
 def flowing(text: str) -> str:
     """Lines that belong to one paragraph on one line, paragraphs an empty line apart."""
     paragraphs = re.split(r"\n\s*\n", text)
-    return "\n\n".join(found for part in paragraphs if (found := re.sub(r"\s+", " ", part).strip()))
+    return "\n\n".join(found for paragraph in paragraphs if (found := re.sub(r"\s+", " ", paragraph).strip()))

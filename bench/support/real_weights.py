@@ -81,12 +81,12 @@ def convert(gguf_file: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
-    model = AutoModelForCausalLM.from_pretrained(**where)
+    location: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
+    model = AutoModelForCausalLM.from_pretrained(**location)
     # What is saved is no longer quantised, and must not say that it is.
     del model.config.quantization_config
     model.hf_quantizer = None
-    tokenizer = AutoTokenizer.from_pretrained(**where)
+    tokenizer = AutoTokenizer.from_pretrained(**location)
     aside = out.with_name(f"{out.name}.aside")
     model.to(torch.bfloat16).save_pretrained(aside)
     tokenizer.save_pretrained(aside)
