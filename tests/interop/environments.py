@@ -35,27 +35,28 @@ def step(what: str) -> Iterator[None]:
 
 def environment(folder: Path, peer: str) -> Path:
     """The interpreter of the tool's environment. Raises ToolError."""
-    place = folder / peer
-    python = place / "bin" / "python"
+    own_folder = folder / peer
+    python = own_folder / "bin" / "python"
     wanted = "".join(file.read_text() for file in _requirements(peer))
-    made_for = place / "made_for.txt"
+    made_for = own_folder / "made_for.txt"
     if python.is_file() and made_for.is_file() and made_for.read_text() == wanted:
         say(f"{peer}: its environment is there")
         return python
-    with step(f"{peer}: making an environment in {place}"):
+    with step(f"{peer}: making an environment in {own_folder}"):
         # What an interrupted run left may be half of another version.
-        shutil.rmtree(place, ignore_errors=True)
-        venv.create(place, with_pip=True)
+        shutil.rmtree(own_folder, ignore_errors=True)
+        venv.create(own_folder, with_pip=True)
     requirements, constraints = _requirements(peer)
     install = ["-m", "pip", "install", "--progress-bar", "off", "-r", str(requirements), "-c", str(constraints)]
     with step(f"{peer}: installing {', '.join(requirements.read_text().split())} and what they need (1.5 to 8 GB)"):
-        run([str(python), *install], log=place / "install.log", what=f"{peer}: installing")
+        run([str(python), *install], log=own_folder / "install.log", what=f"{peer}: installing")
     made_for.write_text(wanted)
     return python
 
 
 def run(command: Sequence[str], *, log: Path, what: str, cwd: Path | None = None) -> None:
-    """Run a command, its output into ``log``; every so often its last line is said. Raises ToolError."""
+    """Run a command, its output into ``log``; every so often its last line is said, if it is new. Raises ToolError."""
+    latest = ""
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
         try:
@@ -64,7 +65,10 @@ def run(command: Sequence[str], *, log: Path, what: str, cwd: Path | None = None
                     code = process.wait(_SAY_EVERY_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    say(f"{what} ... {_last_lines(log, 1)[:90]}")
+                    line = _last_lines(log, 1)[:90]
+                    if line != latest:
+                        say(f"{what} ... {line}")
+                    latest = line
         finally:
             # Ctrl-C here must not leave an installation running.
             process.kill()
