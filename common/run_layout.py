@@ -32,6 +32,7 @@ FIRST_LETTER = "first-letter"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LAYER = re.compile(r"layer([0-9]{2,})")
+_LAYERS = re.compile(r"layers(?:(?P<first>[0-9]{2,})-(?P<last>[0-9]{2,})|(?P<listed>[0-9]{2,}(?:_[0-9]{2,})+))")
 _HUB_SNAPSHOT = re.compile(r".*/models--(?:[^/]*--)?([^/]+)/snapshots/[^/]+")
 
 
@@ -94,6 +95,24 @@ def joint_folders(runs: Path, model: str, layers: Sequence[int]) -> RunFolders:
     has_gaps = ordered != list(range(ordered[0], ordered[-1] + 1))
     named = "_".join(f"{layer:02d}" for layer in ordered) if has_gaps else f"{ordered[0]:02d}-{ordered[-1]:02d}"
     return RunFolders(runs / model_folder_name(model) / f"layers{named}")
+
+
+def layers_of(folder: Path) -> list[int] | None:
+    """The layers of a folder that ``joint_folders`` names; None for any other."""
+    matched = _LAYERS.fullmatch(folder.name)
+    if not matched:
+        return None
+    if matched["listed"]:
+        return [int(layer) for layer in matched["listed"].split("_")]
+    return list(range(int(matched["first"]), int(matched["last"]) + 1)) or None
+
+
+def dictionaries_of_layer(runs: Path, model: str, layer: int, name: str) -> list[Path]:
+    """The folders of the trained dictionaries ``name`` that ``layer`` has: its own, then those of several layers."""
+    several = sorted((runs / model_folder_name(model)).glob("layers*"))
+    having = [RunFolders(folder) for folder in several if layer in (layers_of(folder) or ())]
+    found = [folders.transcoder(name) for folders in (run_folders(runs, model, layer), *having)]
+    return [folder for folder in found if (folder / CONFIG_FILE).is_file()]
 
 
 def check_of_one_layer(runs: Path, model: str, layers: Sequence[int], name: str) -> None:

@@ -19,11 +19,11 @@ from evaluate.export.delphi import SPLITS
 from evaluate.export.files import as_line, packed
 from evaluate.export.neuronpedia import Decoder, activation_records, feature_record
 from evaluate.export.plain import table_bytes
+from evaluate.export.replayed import open_dictionary
 from evaluate.features.collect import rows_taken
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import Evidence
 from evaluate.features.plan import timed_replay
-from evaluate.features.run import open_both
 from evaluate.features.text.page import feature_page
 
 _TRIED = 64
@@ -73,8 +73,8 @@ def plan_delphi(
     cache_settings: CacheSettings | None = None,
 ) -> ExportPlan:
     """What ``delphi_of_layer`` will take. Raises UsageError, DamagedError, MismatchError."""
-    reader, trained = open_both(
-        cache, transcoder, device=device, force=False, progress=Silent(), cache_settings=cache_settings
+    reader, trained = open_dictionary(
+        cache, transcoder, device=device, progress=Silent(), cache_settings=cache_settings
     )
     rows = rows_taken(reader, settings)
     replay = timed_replay(reader, trained, settings)

@@ -5,16 +5,18 @@ from pathlib import Path
 import numpy as np
 
 from cache.config import CacheSettings
-from cache.open import open_cache
+from cache.reader import CacheReader
 from common.device import choose_device
 from common.progress import Progress
 from evaluate.export.delphi import delphi_files, hookpoint
 from evaluate.export.files import Files
 from evaluate.features.code import join
-from evaluate.features.collect import block_starts, encode_part
+from evaluate.features.collect import block_starts, encode_part, rows_taken
 from evaluate.features.config import FeatureSettings
-from evaluate.reference import check_belongs
-from transcoder.formats.native import load_transcoder
+from evaluate.features.run import open_both
+from evaluate.joint.opened import open_layer
+from transcoder.formats.native import CONFIG_FILE, CROSS_LAYER, read_config
+from transcoder.transcoder import Transcoder
 
 
 def delphi_of_layer(
@@ -26,14 +28,16 @@ def delphi_of_layer(
     progress: Progress,
     cache_settings: CacheSettings | None = None,
 ) -> Files:
-    """delphi's latent cache of a trained transcoder. Raises DamagedError, MismatchError."""
-    device_name = str(choose_device(device))
-    reader = open_cache(cache, cache_settings, device=device_name)
-    trained = load_transcoder(transcoder, progress=progress)
-    check_belongs(trained, reader, where=transcoder, force=False)
-    blocks = encode_part(reader, trained.to(device_name), settings, block_starts(reader, settings), progress=progress)
+    """delphi's latent cache of a trained transcoder, or of the features of a cross-layer one that read this cache.
+
+    Raises UsageError, DamagedError, MismatchError.
+    """
+    reader, trained = open_dictionary(
+        cache, transcoder, device=device, progress=progress, cache_settings=cache_settings
+    )
+    blocks = encode_part(reader, trained, settings, block_starts(reader, settings), progress=progress)
     view = reader.split(settings.split)
-    rows = min(settings.rows, len(view))
+    rows = rows_taken(reader, settings)
     identity = reader.identity
     dataset = identity.get("dataset") or {}
     yield from delphi_files(
@@ -53,3 +57,12 @@ def delphi_of_layer(
             "batch_size": 1,
         },
     )
+
+
+def open_dictionary(
+    cache: Path, folder: Path, *, device: str, progress: Progress, cache_settings: CacheSettings | None = None
+) -> tuple[CacheReader, Transcoder]:
+    """A cache and what reads it of the dictionary in ``folder``, of whatever kind, on the device."""
+    if (folder / CONFIG_FILE).is_file() and read_config(folder).get("kind") == CROSS_LAYER:
+        return open_layer(folder, cache, cache_settings, device=str(choose_device(device)))
+    return open_both(cache, folder, device=device, force=False, progress=progress, cache_settings=cache_settings)

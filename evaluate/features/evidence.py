@@ -8,7 +8,7 @@ Features that never fire have zeros. A context is the number of a row; the token
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from common.hashing import hash_bytes
 from common.sealed.tensors import FileSeal, read_tensors, write_tensors
 from evaluate.features.contexts import Text, text_of
 from evaluate.features.relations import children_of
+from transcoder.formats.native import read_config
 
 FORMAT_VERSION = 2
 """Version 1 had neither clusters nor a map."""
@@ -140,12 +141,20 @@ def read_evidence(folder: Path | str) -> Evidence:
     )
 
 
-def check_made_of(evidence: Evidence, transcoder: Mapping[str, Any], *, where: Path) -> None:
-    """Refuse evidence of other weights than those that a transcoder's config.json names. Raises MismatchError."""
+def made_of(evidence: Evidence, dictionaries: Sequence[Path], *, where: Path) -> Path | None:
+    """The folder, of these trained dictionaries, of the one that the evidence in ``where`` was taken from.
+
+    None where there is none any more. Raises MismatchError where all of them have other weights.
+    """
     weights = evidence.head["transcoder"]["weights"]
-    if weights and transcoder.get("weights") and transcoder["weights"] != weights:
+    for folder in dictionaries:
+        own = read_config(folder).get("weights")
+        if not weights or not own or own == weights:
+            return folder
+    if dictionaries:
         what = "This evidence was taken from other weights than the transcoder has now."
         raise MismatchError(what, where=where, remedy="Run 'nestcoder features --layer N' again.")
+    return None
 
 
 def read_head(folder: Path) -> dict[str, Any]:

@@ -95,7 +95,12 @@ def features_of_layers(
             checked = check_evidence(evidence, piece.reader, piece.transcoder)
             out = request.layers[layer].features(request.name)
             index = os.path.relpath(request.joint.features(request.name) / FEATURES_PAGE, out)
-            facts = {"self_check": checked, "cautions": [piece.caution], "all_layers": Path(index).as_posix()}
+            facts = {
+                "transcoder": {**evidence.head["transcoder"], "name": request.name},
+                "self_check": checked,
+                "cautions": [piece.caution],
+                "all_layers": Path(index).as_posix(),
+            }
             write_all(out, replace(evidence, head={**evidence.head, **facts}), progress)
         ranks.wait()
     heads = {layer: read_head(folders.features(request.name)) for layer, folders in request.layers.items()}

@@ -8,9 +8,10 @@ from cache.config import CacheSettings
 from cache.open import open_cache
 from cache.reader import CacheReader
 from cache.stacked import stacked
-from common.errors import MismatchError
+from common.errors import MismatchError, UsageError
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import load_cross_layer
+from transcoder.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,27 @@ def check_caches(dictionary: CrossLayerTranscoder, stacked_reader: CacheReader, 
     if trained_on != stacked_reader.fingerprint:
         what = f"The dictionary was trained on the caches {trained_on}, these are {stacked_reader.fingerprint}."
         raise MismatchError(what, where=where, remedy="Name the layers that it was trained on.")
+
+
+def open_layer(
+    folder: Path, cache: Path, cache_settings: CacheSettings | None, *, device: str
+) -> tuple[CacheReader, Transcoder]:
+    """A cache, and the features of the cross-layer transcoder in ``folder`` that read it, writing to its layer alone.
+
+    Raises UsageError for a dictionary without that layer, or one that selects over layers; MismatchError where it was
+    trained on another cache of the layer.
+    """
+    reader = open_cache(cache, cache_settings, device=device)
+    dictionary = load_cross_layer(folder)
+    layer = int(reader.identity["layer"])
+    if layer not in dictionary.layers:
+        raise UsageError(f"The dictionary has no layer {layer}; it has {list(dictionary.layers)}.", where=folder)
+    if dictionary.over_layers:
+        what = "The dictionary selects over all of its layers: which features of one fire, its rows alone do not say."
+        raise UsageError(what, where=folder, remedy="Train with train.select_over: layer.")
+    number = dictionary.layers.index(layer)
+    trained_on = dictionary.config["cache_fingerprints"][number]
+    if trained_on != reader.fingerprint:
+        what = f"Layer {layer} of the dictionary was trained on the cache {trained_on}, this is {reader.fingerprint}."
+        raise MismatchError(what, where=folder)
+    return reader, dictionary.within(number).on(device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
-from common.run_layout import FEATURES_PAGE, check_of_one_layer
+from common.run_layout import FEATURES_PAGE, check_of_one_layer, dictionaries_of_layer
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
 from nestcoder.stages.evaluate import run_features
@@ -160,17 +160,15 @@ def parse_feature(text: str) -> tuple[int, int]:
 
 
 def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tuple[Evidence, int]":
-    from common.run_layout import CONFIG_FILE
-    from evaluate.features.evidence import check_made_of, read_evidence
-    from transcoder.formats.native import read_config
+    from evaluate.features.evidence import made_of, read_evidence
 
-    folders = invocation.folders(layer)
-    evidence = read_evidence(folders.features(name))
-    if (folders.transcoder(name) / CONFIG_FILE).is_file():
-        check_made_of(evidence, read_config(folders.transcoder(name)), where=folders.features(name))
+    folder = invocation.folders(layer).features(name)
+    evidence = read_evidence(folder)
+    runs = Path(invocation.settings.runs)
+    made_of(evidence, dictionaries_of_layer(runs, invocation.settings.model, layer, name), where=folder)
     if number >= evidence.dict_size:
         what = f"There is no feature {number}: the transcoder has {evidence.dict_size:,} of them, from 0."
-        raise UsageError(what, where=folders.features(name))
+        raise UsageError(what, where=folder)
     return evidence, number
 
 

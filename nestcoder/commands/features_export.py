@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.run_layout import CONFIG_FILE
+from common.run_layout import dictionaries_of_layer
 from nestcoder.invocation import CommandResult
 from nestcoder.progress import shown_progress
+from nestcoder.stages.joint import dictionary_with
 from nestcoder.text import as_lines
 
 if TYPE_CHECKING:
@@ -39,20 +40,21 @@ def plan_export(
 ) -> CommandResult:
     """What ``export`` would take for each layer. It reads the evidence, as the export would."""
     _refuse_what_is_there(out)
-    plans = {layer: asdict(_plan(invocation, layer, target, out, name=name, device=device)) for layer in layers}
+    plans = {layer: asdict(_plan(invocation, layers, layer, target, out, name, device)) for layer in layers}
     return CommandResult(plans, "\n\n".join(map(as_lines, plans.values())))
 
 
-def _plan(invocation: "Invocation", layer: int, target: str, out: Path, *, name: str, device: str) -> "ExportPlan":
+def _plan(
+    invocation: "Invocation", layers: list[int], layer: int, target: str, out: Path, name: str, device: str
+) -> "ExportPlan":
     from evaluate.export.plan import plan_delphi, plan_pages
 
-    folders = invocation.folders(layer)
     if target != "delphi":
         return plan_pages(*next(_with_decoders(invocation, [layer], name)), target, out)
     return plan_delphi(
-        cache=folders.cache,
+        cache=invocation.folders(layer).cache,
         cache_settings=invocation.settings.cache,
-        transcoder=folders.transcoder(name),
+        transcoder=dictionary_with(invocation.settings, layers, layer, name),
         layer=layer,
         out=out,
         settings=invocation.settings.features,
@@ -90,18 +92,26 @@ def _evidence(invocation: "Invocation", layers: list[int], name: str) -> "Iterat
 def _with_decoders(
     invocation: "Invocation", layers: list[int], name: str
 ) -> "Iterator[tuple[Evidence, Decoder | None]]":
-    """The same with the transcoder's decoder rows; None where it is no longer there."""
-    from evaluate.features.evidence import check_made_of
-    from transcoder.formats.native import load_transcoder
+    """The same with what each feature writes to its own layer; None where the dictionary is no longer there."""
+    from evaluate.features.evidence import made_of
 
     for layer, evidence in zip(layers, _evidence(invocation, layers, name), strict=True):
-        folder = invocation.folders(layer).transcoder(name)
-        if not (folder / CONFIG_FILE).is_file():
-            yield evidence, None
-            continue
+        settings = invocation.settings
+        there = dictionaries_of_layer(Path(settings.runs), settings.model, layer, name)
+        folder = made_of(evidence, there, where=invocation.folders(layer).features(name))
+        yield evidence, None if folder is None else _decoder(folder, layer)
+
+
+def _decoder(folder: Path, layer: int) -> "Decoder":
+    from transcoder.formats.cross_layer import load_cross_layer
+    from transcoder.formats.native import CROSS_LAYER, load_transcoder, read_config
+
+    if read_config(folder).get("kind") == CROSS_LAYER:
+        dictionary = load_cross_layer(folder)
+        trained = dictionary.within(dictionary.layers.index(layer))
+    else:
         trained = load_transcoder(folder)
-        check_made_of(evidence, trained.config, where=invocation.folders(layer).features(name))
-        yield evidence, trained.W_dec.detach().float().numpy()
+    return trained.W_dec.detach().float().numpy()
 
 
 def _delphi(invocation: "Invocation", layers: list[int], *, name: str, device: str) -> "Files":
@@ -111,11 +121,10 @@ def _delphi(invocation: "Invocation", layers: list[int], *, name: str, device: s
     settings = invocation.settings
     with shown_progress() as progress:
         for layer in layers:
-            folders = invocation.folders(layer)
             yield from delphi_of_layer(
-                cache=folders.cache,
+                cache=invocation.folders(layer).cache,
                 cache_settings=settings.cache,
-                transcoder=folders.transcoder(name),
+                transcoder=dictionary_with(settings, layers, layer, name),
                 settings=settings.features,
                 device=device,
                 progress=progress,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.distributed import read_ranks
 from common.errors import UsageError
-from common.run_layout import check_of_one_layer, joint_folders
+from common.run_layout import joint_folders
 from common.units import in_bytes
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
@@ -119,9 +119,6 @@ def _refuse_pages_that_are_there(
     invocation: Invocation, layers: list[int], pages: list[str], options: ExportOptions
 ) -> None:
     """Before anything is written. Raises UsageError."""
-    if "delphi" in pages:
-        settings = invocation.settings
-        check_of_one_layer(Path(settings.runs), settings.model, layers, options.name)
     for target in pages:
         if (options.out / target).exists():
             what = "This is there already."

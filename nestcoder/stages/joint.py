@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UsageError
 from common.progress import SILENT, Progress
-from common.run_layout import CONFIG_FILE, joint_folders, run_folders
+from common.run_layout import CONFIG_FILE, dictionaries_of_layer, joint_folders, run_folders
 from nestcoder.config import PipelineSettings
 from nestcoder.stages.folders import joined_processes
 
@@ -57,6 +58,20 @@ def is_cross_layer(settings: PipelineSettings, layers: Sequence[int], name: str)
         return False
     folder = joint_folders(Path(settings.runs), settings.model, layers).transcoder(name)
     return (folder / CONFIG_FILE).is_file()
+
+
+def dictionary_with(settings: PipelineSettings, layers: Sequence[int], layer: int, name: str) -> Path:
+    """Where the dictionary ``name`` with ``layer`` lies: the cross-layer transcoder of ``layers``, the layer's own, or
+    the one cross-layer transcoder that has the layer. Raises UsageError where several have it."""
+    runs = Path(settings.runs)
+    if is_cross_layer(settings, layers, name):
+        return joint_folders(runs, settings.model, layers).transcoder(name)
+    own = run_folders(runs, settings.model, layer).transcoder(name)
+    found = dictionaries_of_layer(runs, settings.model, layer, name)
+    if len(found) > 1 and own not in found:
+        what = f"Several cross-layer transcoders '{name}' have layer {layer}."
+        raise UsageError(what, where=found[1], remedy="Name all layers of the one that is meant, each with --layer.")
+    return found[0] if found else own
 
 
 def joint_source(settings: PipelineSettings, layers: Sequence[int], name: str) -> "JointSource":

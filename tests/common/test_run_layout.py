@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from common import disk
 from common.errors import UsageError
 from common.run_layout import (
     CONFIG_FILE,
     RunFolders,
     check_of_one_layer,
+    dictionaries_of_layer,
     joint_folders,
     known_layers,
+    layers_of,
     model_folder_name,
     remote_name,
     run_folders,
@@ -84,3 +87,25 @@ def test_a_cross_layer_transcoder_is_told_from_a_set_of_its_name(tmp_path: Path)
     check_of_one_layer(tmp_path, "gpt2", [], "clt")
     with pytest.raises(UsageError, match="one cross-layer"):
         check_of_one_layer(tmp_path, "gpt2", [2, 3], "clt")
+
+
+@pytest.mark.parametrize("layers", [[3], [0, 1, 2], [4, 8, 12], [9, 100, 101]])
+def test_the_layers_of_a_folder_are_those_that_it_was_named_by(layers: list[int]) -> None:
+    assert layers_of(joint_folders(Path("runs"), "gpt2", layers).layer_folder) == layers
+
+
+@pytest.mark.parametrize("name", ["layer08", "layers", "layers5-3", "layers05-03", "layers04_", "layers04-05_06", "x"])
+def test_other_folders_are_of_no_several_layers(name: str) -> None:
+    assert layers_of(Path("runs") / name) is None
+
+
+def test_a_layers_dictionaries_are_its_own_and_those_of_several(tmp_path: Path) -> None:
+    folders = [run_folders(tmp_path, "gpt2", 5), *(joint_folders(tmp_path, "gpt2", all_) for all_ in ([4, 5], [4, 6]))]
+    for folder in folders:
+        disk.write_file(folder.transcoder("main") / CONFIG_FILE, b"")
+    assert dictionaries_of_layer(tmp_path, "gpt2", 5, "main") == [
+        folders[0].transcoder("main"),
+        folders[1].transcoder("main"),
+    ]
+    assert dictionaries_of_layer(tmp_path, "gpt2", 6, "main") == [folders[2].transcoder("main")]
+    assert not dictionaries_of_layer(tmp_path, "gpt2", 5, "other")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import nestcoder
+from common.run_layout import dictionaries_of_layer
 from evaluate.features.evidence import Evidence, read_evidence
 from evaluate.features.text.page import contexts, feature_page
 from transcoder.sparse_code import entries_of
@@ -138,7 +139,7 @@ def _delphi(options: argparse.Namespace, out: Path, evidence: Evidence) -> list[
     stored = torch.from_numpy(rows.tokens).long()
     problems = [] if torch.equal(found["tokens"][cells[:, 0], cells[:, 1]], stored) else ["other tokens"]
 
-    trained = nestcoder.load_transcoder(options.folder / "transcoder" / options.name)
+    trained = _trained(options)
     code = trained.sparse_code(rows.source)
     # delphi leaves out what float16 cannot tell from nothing.
     counts = torch.from_numpy(view.is_ordinary(rows.tokens))[code.rows().long()] & (code.values > 1e-5)
@@ -154,6 +155,15 @@ def _delphi(options: argparse.Namespace, out: Path, evidence: Evidence) -> list[
         if abs(float(record["activations"].max()) - largest) > HALF * largest:
             problems.append(f"feature {feature}: delphi's strongest example is not the strongest")
     return problems if records else [*problems, "delphi made no record"]
+
+
+def _trained(options: argparse.Namespace) -> nestcoder.Transcoder:
+    """The layer's transcoder, or its features of a cross-layer one."""
+    (folder,) = dictionaries_of_layer(options.runs, str(options.model), options.layer, options.name)
+    if folder.is_relative_to(options.folder):
+        return nestcoder.load_transcoder(folder)
+    dictionary = nestcoder.load_cross_layer(folder)
+    return dictionary.within(dictionary.layers.index(options.layer))
 
 
 def _cells(position: np.ndarray) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """Evidence on disk: written, read, and refused where it is damaged or another's."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.errors import DamagedError, MismatchError, UsageError
-from evaluate.features.evidence import ARRAYS_FILE, HEAD_FILE, TOKENS_FILE, check_made_of, read_evidence, write_evidence
+from evaluate.features.evidence import ARRAYS_FILE, HEAD_FILE, TOKENS_FILE, made_of, read_evidence, write_evidence
+from transcoder.formats.native import read_config, save_transcoder
 
 
 @pytest.fixture
@@ -60,12 +61,19 @@ def test_no_evidence_says_what_to_run(tmp_path: Path) -> None:
         read_evidence(tmp_path)
 
 
-def test_evidence_of_other_weights_is_refused(toy, folder: Path) -> None:
-    config = json.loads(json.dumps(toy.trained.config))
-    check_made_of(read_evidence(folder), config, where=folder)
-    config["weights"]["xxh3_128"] = "0" * 32
+def test_evidence_of_other_weights_is_refused(toy, folder: Path, tmp_path: Path) -> None:
+    evidence = read_evidence(folder)
+    same = tmp_path / "same"
+    other = tmp_path / "other"
+    save_transcoder(toy.trained, same, config={})
+    save_transcoder(toy.trained.replaced(b_enc=toy.trained.b_enc.detach() + 1), other, config={})
+    evidence = replace(evidence, head=evidence.head | {"transcoder": {"weights": read_config(same)["weights"]}})
+    assert made_of(evidence, [], where=folder) is None
+    assert made_of(evidence, [other, same], where=folder) == same
     with pytest.raises(MismatchError, match="other weights"):
-        check_made_of(read_evidence(folder), config, where=folder)
+        made_of(evidence, [other], where=folder)
+    unnamed = replace(evidence, head=evidence.head | {"transcoder": {"weights": None}})
+    assert made_of(unnamed, [other], where=folder) == other
 
 
 def test_values_of_a_window_are_those_of_the_dense_code(toy) -> None:

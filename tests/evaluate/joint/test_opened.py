@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from cache.reader import CacheReader
 from cache.stacked import stacked
-from common.errors import MismatchError
-from evaluate.joint.opened import JointSource, Opened, open_readers
+from common.errors import MismatchError, UsageError
+from evaluate.joint.opened import JointSource, Opened, open_layer, open_readers
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import save_cross_layer
 from transcoder.rules.topk import TopK
@@ -29,3 +31,34 @@ def test_other_caches_than_its_own_are_refused(write_toy_cache: Callable[..., Pa
     save_cross_layer(made, tmp_path / "other", config={"cache_fingerprint": "of others"})
     with pytest.raises(MismatchError, match="trained on the caches of others"):
         Opened.of(JointSource(caches, tmp_path / "other"), None, device="cpu")
+
+
+def test_a_layers_features_are_opened_with_its_cache_alone(
+    write_toy_cache: Callable[..., Path], tmp_path: Path
+) -> None:
+    cache = write_toy_cache(tmp_path / "cache")
+    reader = CacheReader.open(cache)
+    layer = reader.identity["layer"]
+    pieces = [
+        Transcoder(**random_arrays(reader.d_source, reader.d_target * wide, dict_size=8), rule=TopK(2))
+        for wide in (2, 1)
+    ]
+    named = {"cache_fingerprints": [reader.fingerprint, "another"]}
+    for name, layers, over, config in (
+        ("clt", (layer, layer + 1), False, named),
+        ("absent", (layer + 1, layer + 2), False, named),
+        ("over", (layer, layer + 1), True, named),
+        ("other", (layer, layer + 1), False, {"cache_fingerprints": ["another", "another"]}),
+    ):
+        made = CrossLayerTranscoder(pieces, layers=layers, window=1, top_k=2, over_layers=over)
+        save_cross_layer(made, tmp_path / name, config=config)
+    opened, found = open_layer(tmp_path / "clt", cache, None, device="cpu")
+    assert opened.fingerprint == reader.fingerprint
+    assert torch.equal(found.W_dec, pieces[0].W_dec[:, : reader.d_target])
+    for name, error, reason in (
+        ("absent", UsageError, f"has no layer {layer}"),
+        ("over", UsageError, "selects over all of its layers"),
+        ("other", MismatchError, "trained on the cache another"),
+    ):
+        with pytest.raises(error, match=reason):
+            open_layer(tmp_path / name, cache, None, device="cpu")
