@@ -8,6 +8,7 @@ from typing import Any
 from cache.stacked import stacked
 from common.errors import UsageError
 from common.run_layout import CONFIG_FILE
+from evaluate.joint.absorption import JointAbsorption
 from evaluate.joint.opened import check_caches
 from evaluate.joint.rows import JointRows
 from evaluate.joint.stand_in import NOT_CAUSAL
@@ -24,7 +25,6 @@ from transcoder.formats.cross_layer import load_cross_layer, save_cross_layer
 from transcoder.transcoder import Transcoder
 
 _METRICS = (Sparsity, TopContexts)
-_NO_ABSORPTION = "first letters are scored for dictionaries of one layer"
 
 
 class CrossLayerSubject(Subject):
@@ -72,25 +72,28 @@ class CrossLayerSubject(Subject):
         settings = self.request.evaluate
         rows = JointRows(self._together, ordered, settings, device=self.device, progress=self.progress)
         fvu = rows.measure(dictionaries.dictionary)["fvu_per_layer_and_prefix"]
+        absorption = self._absorption.scores(dictionaries.dictionary)
         return {
-            layer: self._measured(dictionaries.dictionary.within(number), layer, fvu[number])
+            layer: self._measured(dictionaries.dictionary.within(number), layer, fvu[number], absorption[number])
             for number, layer in enumerate(dictionaries.dictionary.layers)
         }
 
-    def _measured(self, piece: Transcoder, layer: int, fvu_per_prefix: list[float]) -> LayerMeasures:
+    def _measured(
+        self, piece: Transcoder, layer: int, fvu_per_prefix: list[float], absorption: Mapping[str, Any]
+    ) -> LayerMeasures:
         """What fires is the matter of a layer's encoder; its FVU that of all that write to it."""
         replay = self._replay(layer, piece)
-        inputs = MetricInputs(
-            piece, replay.held_out, self.readers[layer], self.request.evaluate, self.device, _unscored
-        )
+        reader = self.readers[layer]
+        settings = self.request.evaluate
+        inputs = MetricInputs(piece, replay.held_out, reader, settings, self.device, lambda _: dict(absorption))
         found = measure(replay, inputs, _METRICS)
         fields = {
             "prefixes": list(piece.prefixes),
             "fvu_per_prefix": fvu_per_prefix,
             "l0_per_prefix": found.metrics["l0_per_prefix"],
             "dead_fraction_per_prefix": found.metrics["dead_fraction_per_prefix"],
-            "absorption_first_letter": None,
-            "absorption_reason": _NO_ABSORPTION,
+            "absorption_first_letter": absorption["score"],
+            "absorption_reason": absorption["reason"],
         }
         return fields, strongest_tokens(found.states["TopContexts"], replay.held_out)
 
@@ -98,6 +101,7 @@ class CrossLayerSubject(Subject):
     def _together(self) -> Any:
         return stacked([self.readers[layer] for layer in sorted(self.readers)])
 
-
-def _unscored(_: Transcoder) -> dict[str, Any]:
-    return {"score": None, "reason": _NO_ABSORPTION}
+    @cached_property
+    def _absorption(self) -> JointAbsorption:
+        folders = {layer: own.probe() for layer, own in self.request.folders.items()}
+        return JointAbsorption(self.readers, folders)

@@ -6,14 +6,14 @@ from typing import Any
 
 from cache.one_side import Side
 from cache.reader import CacheReader
+from evaluate.absorption.dictionary import measure_absorption
 from evaluate.absorption.letters import Readability, readability
 from evaluate.absorption.probe_set import DESCRIPTION, read_probe_set
-from evaluate.absorption.score import measure_absorption
 from evaluate.metrics.inputs import AbsorptionScorer, MetricInputs
 from evaluate.metrics.metric import Findings, Metric, State
 from transcoder.transcoder import Transcoder
 
-_NO_PROBE = "there is no probe cache: run 'nestcoder harvest --probe first-letter'"
+NO_PROBE = "there is no probe cache: run 'nestcoder harvest --probe first-letter'"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def absorption_scorer(reader: CacheReader, folder: Path, *, side: Side | None = 
     ``side`` is that of an autoencoder, whose source and target both are.
     """
     if not (folder / DESCRIPTION).is_file():
-        return lambda _: {"score": None, "reason": _NO_PROBE}
+        return lambda _: {"score": None, "reason": NO_PROBE}
     words = read_probe_set(folder, fingerprint=reader.fingerprint)
     if side:
         values = getattr(words, side)

@@ -45,11 +45,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from evaluate.absorption.letters import MIN_LETTERS, LetterProbes, Readability, source_spread
+from evaluate.absorption.letters import MIN_LETTERS, LetterProbes, source_spread
 from evaluate.absorption.logistic import f1_scores, fit_chosen, fit_l1, label_matrix, sparse_times
 from evaluate.absorption.probe_set import LETTERS, ProbeSet
-from transcoder.sparse_code import SparseCode, columns_of, firing_below, largest_sums, rows_of, stacked
-from transcoder.transcoder import Transcoder
+from transcoder.sparse_code import SparseCode, columns_of, firing_below, largest_sums, rows_of
 
 F1_JUMP = 0.03
 MAX_MAIN = 10
@@ -62,12 +61,6 @@ L1_SHARE = 0.05
 
 LEAST_CARRIED = 0.05
 """Of kappa; ours."""
-
-ENCODED_WORDS = 1024
-"""At a time, so that memory does not grow with words x dict_size."""
-
-LARGE_MODEL_PARAMETERS = 1_000_000_000
-LARGE_DICTIONARY = 16_384
 
 
 @dataclass(frozen=True)
@@ -85,25 +78,6 @@ class LetterScore:
     fraction: float
     full: float
     words: int
-
-
-def measure_absorption(dictionary: Transcoder, words: ProbeSet, readable: Readability) -> dict[str, Any]:
-    """The scores of every prefix of ``dictionary``, whose ``source_view`` the source of ``words`` must be in.
-
-    ``score`` is the mean absorption fraction of the whole dictionary; null with a ``reason`` where letters cannot be
-    read, or where its features do not carry enough of them.
-    """
-    fields = _describe(dictionary, words, readable)
-    probes = readable.probes
-    if probes is None:
-        empty = {"score": None, "full_absorption_rate": None, "reason": readable.reason}
-        return fields | empty | {"per_prefix": [{"prefix": prefix, **empty} for prefix in dictionary.prefixes]}
-
-    code = stacked([dictionary.sparse_code(rows) for rows in words.source.split(ENCODED_WORDS)])
-    directions = dictionary.W_dec if probes.space == "target" else dictionary.W_enc * source_spread(words)
-    per_prefix = [score_prefix(code, words, probes, directions[:prefix]) for prefix in dictionary.prefixes]
-    names = ("score", "full_absorption_rate", "reason")
-    return fields | {name: per_prefix[-1][name] for name in names} | {"per_prefix": per_prefix}
 
 
 def score_prefix(
@@ -225,31 +199,6 @@ def _one_carries(
     aligned = torch.zeros(len(along), dtype=torch.bool)
     aligned[rows[is_largest & (cosine >= FULL_COSINE)]] = True
     return aligned & (along > 0) & (largest >= MIN_SHARE * along)
-
-
-def _describe(dictionary: Transcoder, words: ProbeSet, readable: Readability) -> dict[str, Any]:
-    """What the score rests on, and why it is exploratory where it is."""
-    parameters = words.about.get("model_parameters")
-    probes = readable.best
-    doubts: list[str] = []
-    if isinstance(parameters, int) and parameters < LARGE_MODEL_PARAMETERS:
-        doubts.append("the model has under 1 B parameters")
-    if dictionary.dict_size < LARGE_DICTIONARY:
-        doubts.append("the dictionary has under 16,384 features")
-    return {
-        "kind": "first-letter",
-        "space": readable.probes.space if readable.probes else None,
-        "space_reason": readable.reason,
-        "exploratory": " and ".join(doubts) or None,
-        "letters_counted": len(probes.counted),
-        "letters_on_target": len(readable.target.counted),
-        "letters_on_source": len(readable.source.counted) if readable.source else None,
-        "probe_f1": float(probes.f1.mean()),
-        "probe_f1_per_letter": {chr(97 + letter): round(float(f1), 4) for letter, f1 in enumerate(probes.f1)},
-        "words_train": int((~words.test).sum()),
-        "words_test": int(words.test.sum()),
-        "words_right": int(probes.right.sum()),
-    }
 
 
 def _prefix_summary(prefix: int, scores: dict[int, LetterScore], main: MainFeatures) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from common.device import choose_device
 from common.distributed import Ranks
 from common.errors import UsageError
 from common.progress import Progress
-from common.run_layout import CONFIG_FILE, METRICS_FILE
+from common.run_layout import CONFIG_FILE, METRICS_FILE, RunFolders
 from evaluate.config import EvaluateSettings
+from evaluate.joint.absorption import JointAbsorption, mean_scores
 from evaluate.joint.opened import check_caches
 from evaluate.joint.rows import JointRows
 from evaluate.joint.table import joint_table
@@ -52,6 +53,7 @@ def evaluate_layers(
 ) -> dict[str, Any]:
     """The contents of metrics.json, written with summary.txt into ``out``.
 
+    First-letter absorption is scored where probe caches lie beside the layers' caches.
     Raises UsageError, DamagedError, MismatchError (caches whose rows are not the same tokens, a dictionary of others).
     """
     place = str(choose_device(device))
@@ -61,7 +63,10 @@ def evaluate_layers(
     rows = JointRows(stacked_reader, list(readers.values()), settings, device=place, progress=progress)
     if not rows.held_out.counted:
         raise UsageError("The caches have no held-out rows.", remedy="Harvest with held_out_tokens above 0.")
+    absorption = JointAbsorption(readers, {layer: RunFolders.of_cache(caches[layer]).probe() for layer in readers})
     measured = {name: _heading(one) | rows.measure(one) for name, one in dictionaries.items()}
+    for name, dictionary in dictionaries.items():
+        measured[name] |= _absorbed(absorption, dictionary)
     spliced = _spliced(lm, dictionaries, readers, rows, settings, device=device, progress=progress) if lm else {}
     metrics = {
         "version": report.VERSION,
@@ -117,6 +122,15 @@ def _heading(dictionary: CrossLayerTranscoder) -> dict[str, Any]:
         "parameters": sum(array.numel() for array in dictionary.parameters()),
         "crossing": sum(crossing) / len(crossing),
         "crossing_per_layer": crossing,
+    }
+
+
+def _absorbed(absorption: JointAbsorption, dictionary: CrossLayerTranscoder) -> dict[str, Any]:
+    per_layer = absorption.scores(dictionary)
+    named = zip(dictionary.layers, per_layer, strict=True)
+    return {
+        "absorption_per_prefix": mean_scores(per_layer, prefixes=len(dictionary.prefixes)),
+        "absorption_first_letter_per_layer": [{"layer": layer, **fields} for layer, fields in named],
     }
 
 

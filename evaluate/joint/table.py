@@ -1,6 +1,6 @@
 """Dictionaries of the same layers in one table, for the terminal and summary.txt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -8,23 +8,36 @@ def joint_table(metrics: Mapping[str, Any]) -> str:
     """A line a dictionary and prefix; then the whole dictionaries layer by layer."""
     found = metrics["dictionaries"]
     has_model = any(one["language_model"] for one in found.values())
+    has_absorption = any(score is not None for one in found.values() for score in one["absorption_per_prefix"])
     heading = (
         f"{'dictionary':<16}{'features':>9}  {'mean FVU':>8}  {'95 % interval':<17}{'L0':>6}{'dead':>7}{'crosses':>9}"
+        f"{'absorbed':>10}"
     )
+    heading = heading if has_absorption else heading.removesuffix(f"{'absorbed':>10}")
     lines = [heading + (f"{'top-1':>8}{'KL':>9}{'delta CE':>10}" if has_model else "")]
     for name, one in found.items():
-        lines += [_line(name, one, index) for index in range(len(one["prefixes"]))]
-    lines += ["", "FVU of the whole dictionary, layer by layer"]
-    lines.append(f"{'dictionary':<16}" + "".join(f"{layer:>7}" for layer in metrics["layers"]))
-    for name, one in found.items():
-        values = [by_prefix[-1] for by_prefix in one["fvu_per_layer_and_prefix"]]
-        lines.append(f"{name:<16}" + "".join(f"{value:7.4f}" for value in values))
+        lines += [_line(name, one, index, has_absorption=has_absorption) for index in range(len(one["prefixes"]))]
+    fvu = {name: [by_prefix[-1] for by_prefix in one["fvu_per_layer_and_prefix"]] for name, one in found.items()}
+    lines += ["", "FVU of the whole dictionary, layer by layer", *_by_layer(metrics["layers"], fvu)]
+    absorbed = {
+        name: [fields["score"] for fields in one["absorption_first_letter_per_layer"]] for name, one in found.items()
+    }
+    if has_absorption:
+        lines += ["", "First-letter absorption, layer by layer", *_by_layer(metrics["layers"], absorbed)]
     if not has_model:
         lines += ["", "FVU does not say what the language model loses: measure with --lm, all layers spliced at once."]
     return "\n".join(lines)
 
 
-def _line(name: str, one: Mapping[str, Any], index: int) -> str:
+def _by_layer(layers: Sequence[int], values: Mapping[str, Sequence[float | None]]) -> list[str]:
+    """A heading and a line a dictionary; ? where there is no number."""
+    lines = [f"{'dictionary':<16}" + "".join(f"{layer:>7}" for layer in layers)]
+    for name, by_layer in values.items():
+        lines.append(f"{name:<16}" + "".join("      ?" if value is None else f"{value:7.4f}" for value in by_layer))
+    return lines
+
+
+def _line(name: str, one: Mapping[str, Any], index: int, *, has_absorption: bool) -> str:
     bounds = one["fvu_interval_per_prefix"]
     interval = "{:.4f} - {:.4f}".format(*bounds[index]) if bounds else ""
     l0 = sum(by_prefix[index] for by_prefix in one["l0_per_layer_and_prefix"]) / len(one["l0_per_layer_and_prefix"])
@@ -35,6 +48,9 @@ def _line(name: str, one: Mapping[str, Any], index: int) -> str:
         f"{name:<16}{one['prefixes'][index]:>9,}  {one['fvu_per_prefix'][index]:8.4f}  {interval:<17}{l0:6.1f}"
         f"{dead}{crosses}"
     )
+    if has_absorption:
+        score = one["absorption_per_prefix"][index]
+        line += f"{'?' if score is None else f'{score:.3f}':>10}"
     if one["language_model"]:
         spliced = one["language_model"]["per_prefix"][index]
         line += f"{spliced['top1']:8.1%}{spliced['kl']:9.4f}{spliced['delta']:+10.4f}"

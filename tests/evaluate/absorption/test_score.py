@@ -1,39 +1,21 @@
 """Absorption against toys whose truth is known by construction, and against the definition in plain Python."""
 
 import math
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.absorption.letters import LetterProbes, Space, fit_letter_probes, readability
+from evaluate.absorption.letters import LetterProbes, Space
 from evaluate.absorption.probe_set import ProbeSet
-from evaluate.absorption.score import absorption_fraction, measure_absorption, score_prefix
-from transcoder.rules.relu import ReLU
+from evaluate.absorption.score import absorption_fraction, score_prefix
 from transcoder.sparse_code import SparseCode, largest_sums, stacked
-from transcoder.transcoder import Transcoder
 
 LETTERS, WORDS, STRENGTH, NOISE_DIMS = 26, 40, 3.0, 24
 
-
-@cache
-def toy_words() -> ProbeSet:
-    """26 letters of 40 words in each split; the target is 3 along the letter's own axis, and noise on other axes."""
-    generator = torch.Generator().manual_seed(0)
-    letter = torch.arange(LETTERS).repeat_interleave(WORDS).repeat(2)
-    target = torch.zeros(len(letter), LETTERS + NOISE_DIMS)
-    target[torch.arange(len(letter)), letter] = STRENGTH
-    target[:, LETTERS:] = torch.randn(len(letter), NOISE_DIMS, generator=generator)
-    test = torch.arange(len(letter)) >= LETTERS * WORDS
-    return ProbeSet(source=target.clone(), target=target, letter=letter, test=test, about={"model_parameters": 10})
-
-
-@cache
-def toy_probes(space: Space) -> LetterProbes:
-    return fit_letter_probes(toy_words(), space)
+ProbesOf = Callable[[Space], LetterProbes]
 
 
 def selection(code: torch.Tensor) -> SparseCode:
@@ -67,46 +49,42 @@ SPACES = pytest.mark.parametrize("space", ["target", "source"])
 
 
 @pytest.mark.parametrize(("space", "absorbed"), [("target", 0), ("target", 2), ("target", 10), ("source", 2)])
-def test_known_full_absorption_is_found(space: Space, absorbed: int) -> None:
-    words = toy_words()
+def test_known_full_absorption_is_found(words: ProbeSet, space: Space, absorbed: int, probes_of: ProbesOf) -> None:
     code, directions = absorbed_toy(words, absorbed=absorbed, main_left=0.0)
-    score = score_prefix(selection(code), words, toy_probes(space), directions)
+    score = score_prefix(selection(code), words, probes_of(space), directions)
     assert score["score"] == pytest.approx(absorbed / WORDS, abs=0.02)
     assert score["full_absorption_rate"] == pytest.approx(absorbed / WORDS, abs=0.02)
     assert score["main_features_mean"] == 1
 
 
 @SPACES
-def test_known_partial_absorption_is_found(space: Space) -> None:
-    words = toy_words()
+def test_known_partial_absorption_is_found(words: ProbeSet, space: Space, probes_of: ProbesOf) -> None:
     code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
-    score = score_prefix(selection(code), words, toy_probes(space), directions)
+    score = score_prefix(selection(code), words, probes_of(space), directions)
     assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
     assert score["full_absorption_rate"] == 0
 
 
 @SPACES
-def test_redundancy_alone_is_no_absorption(space: Space) -> None:
+def test_redundancy_alone_is_no_absorption(words: ProbeSet, space: Space, probes_of: ProbesOf) -> None:
     """Every letter has twin decoder rows that share its words between them: redundant, split, and nothing absorbed."""
-    words = toy_words()
     code = torch.zeros(len(words.letter), 2 * LETTERS)
     rows = torch.arange(len(words.letter))
     code[rows, words.letter + LETTERS * (rows % 2)] = STRENGTH
     decoder = torch.zeros(2 * LETTERS, words.target.shape[1])
     decoder[:LETTERS, :LETTERS] = decoder[LETTERS:, :LETTERS] = torch.eye(LETTERS)
-    score = score_prefix(selection(code), words, toy_probes(space), decoder)
+    score = score_prefix(selection(code), words, probes_of(space), decoder)
     assert score["score"] == score["full_absorption_rate"] == 0
     assert score["main_features_mean"] == 2
 
 
 @SPACES
-def test_scaled_rows_change_nothing(space: Space) -> None:
-    words = toy_words()
+def test_scaled_rows_change_nothing(words: ProbeSet, space: Space, probes_of: ProbesOf) -> None:
     code, decoder = absorbed_toy(words, absorbed=5, main_left=0.25)
     scale = torch.logspace(-1, 1, len(decoder))[
         torch.randperm(len(decoder), generator=torch.Generator().manual_seed(1))
     ]
-    probes = toy_probes(space)
+    probes = probes_of(space)
     # An encoder row that is twice as long makes its activation twice as large; with a decoder row it is half of it.
     scaled_code = code / scale if space == "target" else code * scale
     plain = score_prefix(selection(code), words, probes, decoder)
@@ -115,82 +93,18 @@ def test_scaled_rows_change_nothing(space: Space) -> None:
     assert scaled["k_sparse_f1"] == pytest.approx(plain["k_sparse_f1"], abs=1e-3)
 
 
-def identity_dictionary(words: ProbeSet, prefixes: tuple[int, ...]) -> Transcoder:
-    width = words.target.shape[1]
-    arrays = (torch.eye(width), torch.zeros(width), torch.eye(width), torch.zeros(width))
-    return Transcoder(*arrays, rule=ReLU(), prefixes=prefixes)
-
-
-def test_every_prefix_is_scored_on_its_own_features() -> None:
-    words = toy_words()
-    result = measure_absorption(identity_dictionary(words, (13, 50)), words, readability(words))
-    assert [entry["prefix"] for entry in result["per_prefix"]] == [13, 50]
-    assert result["score"] == result["per_prefix"][-1]["score"] == 0
-    letters = result["per_prefix"][0]["per_letter"]
-    assert letters["a"]["main"] == [0]
-    assert all(feature < 13 for letter in letters.values() for feature in letter["main"])
-    assert result["per_prefix"][-1]["k_sparse_f1"]["1"] > 0.99
-    assert "under 1 B parameters" in result["exploratory"]
-
-
-def test_features_that_are_all_quieter_absorb_no_more_in_the_source() -> None:
-    words = toy_words()
+def test_features_that_are_all_quieter_absorb_no_more_in_the_source(words: ProbeSet, probes_of: ProbesOf) -> None:
     code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
-    score = score_prefix(selection(code / 4), words, toy_probes("source"), directions)
+    score = score_prefix(selection(code / 4), words, probes_of("source"), directions)
     assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
 
 
-def test_a_dictionary_that_carries_no_letter_is_not_scored_in_the_source() -> None:
-    words = toy_words()
+def test_a_dictionary_that_carries_no_letter_is_not_scored_in_the_source(words: ProbeSet, probes_of: ProbesOf) -> None:
     code = torch.ones(len(words.letter), 4)
     directions = torch.eye(words.source.shape[1])[-4:]
-    score = score_prefix(selection(code), words, toy_probes("source"), directions)
+    score = score_prefix(selection(code), words, probes_of("source"), directions)
     assert score["score"] is None
     assert "carries" in score["reason"]
-
-
-def test_the_source_is_used_where_the_target_does_not_tell_letters() -> None:
-    words = toy_words()
-    noise = torch.randn(words.target.shape, generator=torch.Generator().manual_seed(5))
-    silent = replace(words, target=noise)
-    assert readability(words).best.space == "target"
-    found = readability(silent)
-    assert found.probes is not None
-    assert found.probes.space == "source"
-    result = measure_absorption(identity_dictionary(silent, (13, 50)), silent, found)
-    assert result["space"] == "source"
-    assert result["score"] == 0
-    assert result["per_prefix"][0]["score"] is None
-    assert "13 carries 13 of 26 letters" in result["per_prefix"][0]["reason"]
-
-
-def test_a_source_whose_dimensions_are_scaled_has_the_same_score() -> None:
-    """The same code is read from it by encoder rows that are scaled the other way."""
-    words = toy_words()
-    silent = replace(words, target=torch.randn(words.target.shape, generator=torch.Generator().manual_seed(5)))
-    width = words.source.shape[1]
-    scale = torch.logspace(-1.5, 1.5, width)[torch.randperm(width, generator=torch.Generator().manual_seed(2))]
-    plain = identity_dictionary(silent, (width,))
-    scaled_words = replace(silent, source=silent.source * scale)
-    scaled = plain.replaced(W_enc=torch.diag(1 / scale))
-    expected = measure_absorption(plain, silent, readability(silent))
-    found = measure_absorption(scaled, scaled_words, readability(scaled_words))
-    assert expected["score"] is not None
-    assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
-    assert found["per_prefix"][0]["k_sparse_f1"] == pytest.approx(expected["per_prefix"][0]["k_sparse_f1"], abs=1e-3)
-
-
-def test_too_few_letters_are_refused_with_a_reason() -> None:
-    words = toy_words()
-    target = words.target.clone()
-    target[:, :10] = torch.randn(len(target), 10, generator=torch.Generator().manual_seed(5))
-    noisy = ProbeSet(source=target, target=target, letter=words.letter, test=words.test, about={})
-    result = measure_absorption(identity_dictionary(noisy, (20, 50)), noisy, readability(noisy))
-    assert result["score"] is None
-    assert [entry["score"] for entry in result["per_prefix"]] == [None, None]
-    assert result["space"] is None
-    assert "16 of 26 letters" in result["reason"]
-    assert "cannot be read off this layer" in result["reason"]
 
 
 def fraction_of_one_word(main: float, absorbers: float, along: float) -> float:

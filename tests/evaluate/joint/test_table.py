@@ -7,7 +7,7 @@ import pytest
 from evaluate.joint.table import joint_table
 
 
-def dictionary(fvu: float) -> dict[str, Any]:
+def dictionary(fvu: float, absorbed: float | None = None) -> dict[str, Any]:
     return {
         "prefixes": [8, 32],
         "fvu_per_prefix": [2 * fvu, fvu],
@@ -16,6 +16,8 @@ def dictionary(fvu: float) -> dict[str, Any]:
         "l0_per_layer_and_prefix": [[2.0, 4.0], [3.0, 4.0]],
         "dead_per_layer": [0.0, 0.5],
         "crossing": 0.125,
+        "absorption_per_prefix": [None, absorbed],
+        "absorption_first_letter_per_layer": [{"layer": 3, "score": absorbed}, {"layer": 11, "score": None}],
         "language_model": {
             "per_prefix": [{"top1": 0.5, "kl": 0.3, "delta": 0.2}, {"top1": 0.9, "kl": 0.1, "delta": 0.05}]
         },
@@ -35,3 +37,15 @@ def test_every_number_stands_in_its_line(has_model: bool) -> None:
     assert ("90.0%" in whole) is has_model
     assert "main               0.2000 0.2000" in "\n".join(lines).replace("main            ", "main              ")
     assert ("--lm" in lines[-1]) is not has_model
+    assert "bsor" not in "\n".join(lines)
+
+
+def test_absorption_has_a_column_where_any_dictionary_was_scored() -> None:
+    found = {"clt": dictionary(0.1, 0.375), "main": dictionary(0.2)}
+    lines = joint_table({"dictionaries": found, "layers": [3, 11]}).splitlines()
+    assert lines[0].split()[9:11] == ["crosses", "absorbed"]
+    assert lines[1].split()[7:] == ["?", "50.0%", "0.3000", "+0.2000"]
+    assert lines[2].split()[8:] == ["12.5%", "0.375", "90.0%", "0.1000", "+0.0500"]
+    assert lines[4].split()[9] == "?"
+    begin = lines.index("First-letter absorption, layer by layer")
+    assert [line.split() for line in lines[begin + 2 : begin + 4]] == [["clt", "0.3750", "?"], ["main", "?", "?"]]
