@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 import nestcoder
 from common.errors import MismatchError, UsageError
@@ -47,11 +48,32 @@ def finetune(settings: nestcoder.PipelineSettings, **given: Any) -> dict[str, An
     return nestcoder.run_finetune(settings, LAYERS, **({"name": "clt", "device": "cpu"} | given))
 
 
+def write_probe(runs: Path) -> None:
+    """Of layer 4: words whose source says their letter, along what some feature reads."""
+    generator = torch.Generator().manual_seed(0)
+    letter = torch.arange(26).repeat_interleave(8).repeat(2)
+    rows = nestcoder.load_cross_layer(runs / JOINT / "clt").piece(0).W_enc.detach()
+    source = 8 * torch.nn.functional.normalize(rows, dim=1)[letter]
+    arrays = {
+        "source": source + 0.1 * torch.randn(source.shape, generator=generator),
+        "target": torch.randn(source.shape, generator=generator),
+        "letter": letter,
+        "split": (torch.arange(len(letter)) >= len(letter) // 2).to(torch.uint8),
+    }
+    folder = runs / "gpt2-stdlib/layer04/probe/first-letter"
+    folder.mkdir(parents=True)
+    save_file(arrays, folder / "probe.safetensors")
+    fingerprint = nestcoder.open_cache(runs / "gpt2-stdlib/layer04/cache").fingerprint
+    about = {"version": 1, "kind": "first-letter", "words": ["word"] * len(letter), "fingerprint": fingerprint}
+    (folder / "probe.json").write_text(json.dumps(about))
+
+
 @pytest.fixture(scope="module")
 def tuned(
     trained: Path, settings_in: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     runs = copied(trained, tmp_path_factory.mktemp("tuned"))
+    write_probe(runs)
     return runs, finetune(settings_in(runs, *TEN_STEPS))
 
 
@@ -91,9 +113,13 @@ def test_the_comparison_says_what_evaluation_says(tuned: tuple[Path, dict[str, A
         for number, entry in enumerate(metrics["layers"]):
             assert entry[which]["fvu_per_prefix"] == pytest.approx(one["fvu_per_layer_and_prefix"][number])
             assert entry[which]["l0_per_prefix"] == pytest.approx(one["l0_per_layer_and_prefix"][number])
+            absorption = one["absorption_first_letter_per_layer"][number]
+            assert entry[which]["absorption_first_letter"] == absorption["score"]
+            assert entry[which]["absorption_reason"] == absorption["reason"]
+        assert one["absorption_per_prefix"][-1] == metrics["layers"][0][which]["absorption_first_letter"] is not None
     table = (runs / "gpt2-stdlib/finetune/clt-finetuned/report/summary.txt").read_text()
     assert "layer 6" in table
-    assert "absorption" not in table
+    assert table.count("first-letter absorption") == 1
 
 
 def test_a_killed_run_ends_with_the_same_bytes(
