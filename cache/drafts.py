@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cache.format.journal import Point
 from cache.format.layout import GROUPS
-from cache.part import Part
+from cache.partition import Partition
 from cache.storage.draft import Draft, draft_path, remove_drafts
 from cache.storage.segment import SegmentBuffer
 from common.errors import DiskError
@@ -42,10 +42,10 @@ _spent = _Spent()
 
 
 class Drafts:
-    """The drafts of a part's segments, of which ``buffer_of`` a group gives the rows."""
+    """The drafts of a partition's segments, of which ``buffer_of`` a group gives the rows."""
 
-    def __init__(self, part: Part, buffer_of: Callable[[str], SegmentBuffer], progress: Progress) -> None:
-        self._part = part
+    def __init__(self, partition: Partition, buffer_of: Callable[[str], SegmentBuffer], progress: Progress) -> None:
+        self._partition = partition
         self._buffer_of = buffer_of
         self._progress = progress
         self._drafts: dict[str, Draft] = {}
@@ -56,17 +56,20 @@ class Drafts:
     def restore(self) -> dict[str, Point]:
         """Fill the buffers with the rows that an earlier writer kept; where the text goes on for each group of them."""
         for group in GROUPS:
-            missing = self._part.missing(group)
+            missing = self._partition.missing(group)
             if missing and self._path(group, missing[0]).is_file():
                 draft = self._draft(group, missing[0])
                 draft.restore(missing[0])
-                if draft.point and self._part.locate(group, _count(draft.point, group)) == (missing[0], draft.rows):
+                if draft.point and self._partition.locate(group, _count(draft.point, group)) == (
+                    missing[0],
+                    draft.rows,
+                ):
                     self._drafts[group] = draft
         kept = {draft.path for draft in self._drafts.values()}
-        remove_drafts(self._part.path, self._part.number, but=kept)
+        remove_drafts(self._partition.path, self._partition.number, keep=kept)
         rows = sum(draft.rows for draft in self._drafts.values())
         if rows:
-            self._progress.note(f"kept {rows:,} rows of segments that were not full in {self._part.path}")
+            self._progress.note(f"kept {rows:,} rows of segments that were not full in {self._partition.path}")
         return {group: draft.point for group, draft in self._drafts.items() if draft.point}
 
     def arrived(self, group: str) -> None:
@@ -98,8 +101,8 @@ class Drafts:
             self._give_up(error.what)
 
     def _keep_group(self, group: str, point: Point) -> None:
-        segment, rows = self._part.locate(group, _count(point, group))
-        if self._given_up or segment not in self._part.missing(group):
+        segment, rows = self._partition.locate(group, _count(point, group))
+        if self._given_up or segment not in self._partition.missing(group):
             return
         draft = self._drafts.get(group)
         if draft is None or draft.path != self._path(group, segment):
@@ -107,7 +110,7 @@ class Drafts:
         is_here = rows == 0 or self._buffer_of(group).filling == segment
         if not is_here or rows < draft.rows or point == draft.point:
             return
-        if self._part.spare_bytes < (rows - draft.rows) * draft.row_bytes:
+        if self._partition.spare_bytes < (rows - draft.rows) * draft.row_bytes:
             self._give_up("The disk has no room for them.")
             return
         draft.add(rows, point)
@@ -129,15 +132,15 @@ class Drafts:
 
     def _draft(self, group: str, segment: int) -> Draft:
         whose = {
-            "fingerprint": self._part.manifest.fingerprint,
-            "part": self._part.number,
+            "fingerprint": self._partition.manifest.fingerprint,
+            "part": self._partition.number,
             "group": group,
             "segment": segment,
         }
-        return Draft(self._path(group, segment), self._buffer_of(group), whose, tag=self._part.tag)
+        return Draft(self._path(group, segment), self._buffer_of(group), whose, tag=self._partition.tag)
 
     def _path(self, group: str, segment: int) -> Path:
-        return draft_path(self._part.path, self._part.number, group, segment)
+        return draft_path(self._partition.path, self._partition.number, group, segment)
 
 
 def _count(point: Point, group: str) -> int:

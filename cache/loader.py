@@ -137,8 +137,10 @@ class Loader:
             ordinary = self._rows.is_ordinary(tokens)
             index = index[ordinary]
             tokens = tokens[ordinary]
-        sides = self._rows.sides(index, view=self._view, buffers=self._buffers)
-        source, target = (rows.pin_memory() if self._pinned and rows.device.type == "cpu" else rows for rows in sides)
+        activations = self._rows.activations(index, view=self._view, buffers=self._buffers)
+        source, target = (
+            rows.pin_memory() if self._pinned and rows.device.type == "cpu" else rows for rows in activations
+        )
         return Batch(source, target, tokens, self._rows.document[index], number, epoch)
 
     def rows_of(self, epoch: int, number_in_epoch: int) -> Int64[np.ndarray, " batch"]:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from cache.autoencoder import as_autoencoder
 from cache.config import CacheSettings
-from cache.one_side import Side, one_side
+from cache.format.layout import ActivationName
 from cache.reader import CacheReader, View, is_complete
 from cache.remote_reader import open_remote
 from cache.storage.remote_store import url_of
@@ -16,7 +17,7 @@ def open_cache(
     *,
     expect: dict[str, Any] | None = None,
     view: View = "mlp_in",
-    side: Side | None = None,
+    column: ActivationName | None = None,
     device: str = "cpu",
 ) -> CacheReader:
     """Open a finished cache to read its rows.
@@ -29,7 +30,7 @@ def open_cache(
 
     ``path`` is a folder, or a URL that fsspec knows (``s3://bucket/gpt2/layer08/cache``). With ``settings.remote``, a
     cache that is not complete in its folder is read from the same place below that URL. ``expect`` names what the
-    cache's identity must say (any part of it). ``view`` is how the source is seen (see ``cache.reader``); ``side``
+    cache's identity must say (any part of it). ``view`` is how the source is seen (see ``cache.reader``); ``column``
     opens the cache as an autoencoder of its source or target sees it. A target that is not stored is computed on
     ``device``.
 
@@ -37,7 +38,7 @@ def open_cache(
     for a URL DiskError.
     """
     reader = _opened(path, settings or CacheSettings(), expect=expect, view=view, device=device)
-    return one_side(reader, side) if side else reader
+    return as_autoencoder(reader, column) if column else reader
 
 
 def _opened(

@@ -26,11 +26,11 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-def derive_key(*parts: int) -> int:
+def derive_key(*numbers: int) -> int:
     """A 64-bit key from integers; any other tuple gives an unrelated key."""
-    key = len(parts)
-    for part in parts:
-        key = _mix(key ^ _mix((part + _GOLDEN) & _MASK))
+    key = len(numbers)
+    for number in numbers:
+        key = _mix(key ^ _mix((number + _GOLDEN) & _MASK))
     return key
 
 
@@ -133,8 +133,8 @@ class EpochOrder:
         """Chunks that ``pool`` serves, in the order of the epoch; the last pool's may end in one that is not whole."""
         first, end = (-(-self.pool_start(number) // self.chunk_rows) for number in (pool, pool + 1))
         chunks = np.arange(first, end, dtype=np.int64)
-        whole = chunks < self.chunks
-        chunks[whole] = self.chunk_at(chunks[whole])
+        full = chunks < self.chunks
+        chunks[full] = self.chunk_at(chunks[full])
         return chunks
 
     def chunk_at(self, position: Indices) -> Indices:

@@ -75,16 +75,16 @@ class SplitView:
     @property
     def read_columns(self) -> list[Column]:
         """The columns that source and target are read from."""
-        return [self.columns[name] for name in self.group.sides]
+        return [self.columns[name] for name in self.group.activation_widths]
 
     def rows(self, which: slice | Int64[np.ndarray, " rows"], *, view: View | None = None) -> Rows:
         """A copy of the rows in ``which``, in its order. Raises DamagedError and, for an absent gain, UsageError."""
         index = np.arange(*which.indices(len(self)), dtype=np.int64) if isinstance(which, slice) else which
-        source, target = self.sides(index, view=view)
+        source, target = self.activations(index, view=view)
         narrow = {name: self.column(name)[index] for name in ("tokens", "document", "position")}
         return Rows(source, target, **narrow)
 
-    def sides(
+    def activations(
         self, index: Int64[np.ndarray, " rows"], *, view: View | None = None, buffers: Buffers | None = None
     ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
         """Source and target of the rows ``index``, in ``buffers`` where those are given.
@@ -123,7 +123,7 @@ class SplitView:
     @cached_property
     def _tensors(self) -> dict[str, Shaped[Tensor, "rows width"]]:
         dtype = self.group.dtype
-        return {name: to_tensor(self.columns[name].values, dtype) for name in self.group.sides}
+        return {name: to_tensor(self.columns[name].values, dtype) for name in self.group.activation_widths}
 
     def column(self, name: str) -> Shaped[np.ndarray, " rows"]:
         """A whole narrow column: ``tokens``, ``document``, ``position`` or a side's scales."""
@@ -176,7 +176,7 @@ class CacheReader:
         self._view: View = view
         self._device = device
         self.splits: dict[str, SplitView] = {}
-        self._lru = ChunkLru(UNPACKED_BYTES, where=path)
+        self._lru = ChunkLru(UNPACKED_BYTES, location=path)
 
     @classmethod
     def open(
@@ -298,9 +298,9 @@ class CacheReader:
     def _array(self, name: str) -> np.ndarray:
         folder = PARAMETERS + name
         described = self.bound(f"{folder}/zarr.json")
-        parts = [path for path in self.manifest.files if path.startswith(f"{folder}/c.")]
+        chunks = [path for path in self.manifest.files if path.startswith(f"{folder}/c.")]
         try:
-            return read_parameter(described, b"".join(map(self.bound, parts)))
+            return read_parameter(described, b"".join(map(self.bound, chunks)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedError(f"A small array does not read ({error}).", where=self.path / folder) from None
 

@@ -46,12 +46,12 @@ class RemoteColumn(PassingColumn):
         size = self.array.chunk_bytes
         try:
             path = self._copies.fetch(self.array, chunk, self._entries[number])
-            self._region.place(path, offset=chunk * size, size_bytes=size, file_bytes=size)
+            self._region.map_file(path, offset=chunk * size, size_bytes=size, file_bytes=size)
             self._check(chunk)
         except DamagedError as error:
-            raise DamagedError(error.what, where=self._where(number)) from None
+            raise DamagedError(error.what, where=self._location(number)) from None
 
-    def _where(self, number: int) -> str:
+    def _location(self, number: int) -> str:
         return f"{self._copies.store.url}/{self.array.file_path(number)}"
 
     def _release(self, chunk: int) -> None:
@@ -94,12 +94,12 @@ def open_remote(
     """
     store = RemoteStore(url)
     data = store.read(MANIFEST)
-    manifest = parse_manifest(data, where=f"{url}/{MANIFEST}")
+    manifest = parse_manifest(data, location=f"{url}/{MANIFEST}")
     folder = (local or _user_cache()) / manifest.fingerprint
     tag = str(os.getpid())
 
-    for part in range(manifest.geometry.parts):
-        for path in (journal_path(part), seal_path(part)):
+    for partition in range(manifest.geometry.partitions):
+        for path in (journal_path(partition), seal_path(partition)):
             if store.has(path):
                 disk.write_file(folder / path, store.read(path), tag=tag)
             else:

@@ -44,7 +44,7 @@ class Stacked(SplitView):
         """Those of all caches."""
         return [column for split in self._splits for column in split.read_columns]
 
-    def sides(
+    def activations(
         self,
         index: Int64[ndarray, " rows"],
         *,
@@ -52,7 +52,7 @@ class Stacked(SplitView):
         buffers: Buffers | None = None,  # noqa: ARG002
     ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
         """The sources of all caches, one after another, and the targets."""
-        found = [split.sides(index, view=view) for split in self._splits]
+        found = [split.activations(index, view=view) for split in self._splits]
         return torch.cat([source for source, _ in found], dim=1), torch.cat([target for _, target in found], dim=1)
 
     @cached_property
@@ -64,8 +64,8 @@ class Stacked(SplitView):
 def stacked(readers: Sequence[CacheReader]) -> CacheReader:
     """The caches as one. Raises MismatchError that names the first two whose rows are not the same tokens."""
     first = readers[0]
-    for other in readers[1:]:
-        _check_aligned(first, other)
+    for reader in readers[1:]:
+        _check_aligned(first, reader)
     splits: dict[str, SplitView] = {name: Stacked([reader.splits[name] for reader in readers]) for name in first.splits}
     identity = {key: value for key, value in first.identity.items() if key not in ("layer", "proof")}
     layers = [reader.identity.get("layer") for reader in readers]
@@ -74,18 +74,18 @@ def stacked(readers: Sequence[CacheReader]) -> CacheReader:
     return combined
 
 
-def _check_aligned(first: CacheReader, other: CacheReader) -> None:
+def _check_aligned(first: CacheReader, second: CacheReader) -> None:
     """Row r of both must be the same token of the same text."""
     remedy = "Harvest the layers in one command: it writes the same rows, in the same order, to all of them."
     for name, split in first.splits.items():
-        beside = other.splits[name]
+        second_split = second.splits[name]
         for key in ("rows", "chunk_rows", "segment_rows"):
-            ours = getattr(split.group, key)
-            theirs = getattr(beside.group, key)
-            if ours != theirs:
-                what = f"The caches are not aligned: {key} of {name} is {theirs}, not {ours} as in {first.path}."
-                raise MismatchError(what, where=other.path, remedy=remedy)
+            expected = getattr(split.group, key)
+            found = getattr(second_split.group, key)
+            if found != expected:
+                what = f"The caches are not aligned: {key} of {name} is {found}, not {expected} as in {first.path}."
+                raise MismatchError(what, where=second.path, remedy=remedy)
         for column in _SAME:
-            if split.columns[column].checksums != beside.columns[column].checksums:
+            if split.columns[column].checksums != second_split.columns[column].checksums:
                 what = f"The caches are not aligned: the {name} rows differ in {column} from those of {first.path}."
-                raise MismatchError(what, where=other.path, remedy=remedy)
+                raise MismatchError(what, where=second.path, remedy=remedy)

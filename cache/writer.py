@@ -24,7 +24,7 @@ from cache.format.journal import FileEntry, Point
 from cache.format.layout import GROUPS, Geometry
 from cache.format.manifest import Manifest, make_geometry
 from cache.format.parameters import parameter_files
-from cache.part import Part
+from cache.partition import Partition
 from cache.storage.recompute import mlp_of_arrays
 from cache.storage.segment import Block, SegmentBuffer
 from common import disk
@@ -38,22 +38,22 @@ Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
 
 class CacheWriter:
-    """Adds rows to the cache at ``path``, from where an earlier writer of the same part stopped.
+    """Adds rows to the cache at ``path``, from where an earlier writer of the same partition stopped.
 
     Give ``append`` the text's rows from ``cursor`` on (None: from the beginning), in the same order every time; rows
     that the cache has already are skipped, and rows beyond the request are dropped. A kill loses the rows since the
-    last commit, and where a segment takes longer than that, those of about a minute (``cache.drafts``). With ``parts``
-    writers, each fills its own segments and none waits for another.
+    last commit, and where a segment takes longer than that, those of about a minute (``cache.drafts``). With several
+    ``partitions``, each has a writer, fills its own segments and waits for no other.
 
     ``device`` is where the rows are computed: there they wait for their segment to be full, and are measured. On
     another kind of device only the order of sums differs.
 
     With ``settings.target`` recompute, ``arrays`` must hold the layer's MLP; targets are given nonetheless, for their
-    statistics and to be compared with what the MLP gives. ``locked``: the caller has ``cache.part.lock_part``, and so
-    was alone before it had what it needs to open a writer.
+    statistics and to be compared with what the MLP gives. ``locked``: the caller has the lock already
+    (``cache.partition.lock_partition``), taken before it had what it needs to open a writer.
 
-    Raises MismatchError when the folder holds another cache, InUseError when the part has a writer, CapacityError when
-    the disk has no room for what is missing, DiskError when it refuses, NumericalError for a NaN or an infinity.
+    Raises MismatchError when the folder holds another cache, InUseError when the partition has a writer, CapacityError
+    when the disk has no room for what is missing, DiskError when it refuses, NumericalError for a NaN or an infinity.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class CacheWriter:
         held_out_rows: int,
         special_ids: list[int],
         arrays: dict[str, np.ndarray],
-        part: int = 0,
-        parts: int = 1,
+        partition: int = 0,
+        partitions: int = 1,
         locked: bool = False,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        if not 0 <= part < parts:
-            raise UsageError(f"Part {part} is not one of {parts}.")
+        if not 0 <= partition < partitions:
+            raise UsageError(f"There is no partition {partition} of {partitions}: their numbers begin at 0.")
         sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
         self.manifest = manifest_of(
-            identity=identity, settings=settings, **sizes, special_ids=special_ids, arrays=arrays, parts=parts
+            identity=identity, settings=settings, **sizes, special_ids=special_ids, arrays=arrays, partitions=partitions
         )
         self._geometry = self.manifest.geometry
         self._device = device
@@ -86,17 +86,17 @@ class CacheWriter:
         if settings.weak_disk:
             disk.accept_weak_disk(True)
         progress = progress or Silent()
-        self._part = Part(
+        self._partition = Partition(
             Path(path),
             self.manifest,
-            number=part,
+            number=partition,
             files=_first_files(self._geometry, arrays),
             remote=settings.remote,
             progress=progress,
             locked=locked,
         )
         self._buffers: dict[str, SegmentBuffer] = {}
-        self._drafts = Drafts(self._part, self._buffer, progress)
+        self._drafts = Drafts(self._partition, self._buffer, progress)
         try:
             start = self._resume_point(self._drafts.restore())
         except BaseException:
@@ -117,13 +117,13 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Release the part. Rows that neither commit nor draft has are read again by the next writer."""
-        self._part.close()
+        """Release the partition. Rows that neither commit nor draft has are read again by the next writer."""
+        self._partition.close()
 
     @property
     def complete(self) -> bool:
-        """Whether this part holds every row that was asked for."""
-        return self._part.complete
+        """Whether this partition holds every row that was asked for."""
+        return self._partition.complete
 
     def append(
         self,
@@ -151,8 +151,10 @@ class CacheWriter:
         dtype = self._geometry.dtype
         stored = {"source": to_stored(source, dtype), "target": to_stored(target, dtype)}
         self._check(stored, block)
-        sides = {name: rows.values for name, rows in stored.items()}
-        self._place(GROUPS[held_out], block | sides | {f"{name}_error": rows.error for name, rows in stored.items()})
+        activations = {name: rows.values for name, rows in stored.items()}
+        self._add(
+            GROUPS[held_out], block | activations | {f"{name}_error": rows.error for name, rows in stored.items()}
+        )
 
     def _check(self, stored: dict[str, StoredRows], block: dict[str, np.ndarray]) -> None:
         counts = {len(values) for values in block.values()} | {len(rows.values) for rows in stored.values()}
@@ -165,18 +167,18 @@ class CacheWriter:
             if not rows.finite:
                 raise _not_finite(name, rows, block, self._geometry.dtype)
 
-    def _place(self, name: str, block: Block) -> None:
+    def _add(self, name: str, block: Block) -> None:
         """Lay the rows into their segments; a segment that becomes full is committed."""
         group = self._geometry.groups[name]
         rows = len(block["tokens"])
         done = 0
         while done < rows:
-            segment, first = self._part.locate(name, self._seen[name])
-            if self._seen[name] >= self._geometry.part_rows(name, self._part.number):
+            segment, first = self._partition.locate(name, self._seen[name])
+            if self._seen[name] >= self._geometry.partition_rows(name, self._partition.number):
                 self._seen[name] += rows - done
                 return
             here = slice(done, done + min(rows - done, group.rows_in(segment) - first))
-            if not self._part.is_committed(name, segment):
+            if not self._partition.is_committed(name, segment):
                 self._buffer(name).put(segment, first, {column: values[here] for column, values in block.items()})
                 self._drafts.arrived(name)
             self._seen[name] += here.stop - here.start
@@ -195,10 +197,10 @@ class CacheWriter:
         # The next row is in this batch if any of it is left, and otherwise in a batch not yet seen: restarting at
         # this one is right for both.
         following = self._here
-        if not self._part.is_committed(name, segment):
-            self._part.commit(name, segment, following=following, files=self._write(name, segment))
+        if not self._partition.is_committed(name, segment):
+            self._partition.commit(name, segment, following=following, files=self._write(name, segment))
             self._drafts.drop(name)
-        self._part.pass_by(name, segment, following)
+        self._partition.pass_by(name, segment, following)
 
     def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
         made: list[FileOut] = []
@@ -206,15 +208,15 @@ class CacheWriter:
         def files() -> Iterator[tuple[Path, Iterator[Bytes]]]:
             for file in self._buffers[name].files(segment):
                 made.append(file)
-                yield self._part.path / file.path, file.pieces()
+                yield self._partition.path / file.path, file.pieces()
 
-        disk.write_files(files(), tag=self._part.tag, threads=_WRITING_THREADS)
+        disk.write_files(files(), tag=self._partition.tag, threads=_WRITING_THREADS)
         return tuple(file.entry for file in made)
 
     def _resume_point(self, drafts: dict[str, Point]) -> Point:
         """The earliest place in the text from which a row comes that neither the journal nor a draft has."""
-        missing = {group: segments[0] for group in GROUPS if (segments := self._part.missing(group))}
-        points = [drafts.get(group) or self._part.start_of(group, segment) for group, segment in missing.items()]
+        missing = {group: segments[0] for group in GROUPS if (segments := self._partition.missing(group))}
+        points = [drafts.get(group) or self._partition.start_of(group, segment) for group, segment in missing.items()]
         return min(points, key=lambda point: point.train + point.held_out, default=Point())
 
 
@@ -228,11 +230,11 @@ def manifest_of(
     held_out_rows: int,
     special_ids: list[int],
     arrays: dict[str, np.ndarray],
-    parts: int = 1,
+    partitions: int = 1,
 ) -> Manifest:
     """The manifest of the cache that a writer of these arguments fills. Raises UsageError for sizes that none has."""
     sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
-    geometry = make_geometry(settings, **sizes, parts=parts)
+    geometry = make_geometry(settings, **sizes, partitions=partitions)
     return Manifest(
         identity=identity,
         geometry=geometry,
@@ -256,6 +258,6 @@ def _integers(values: Integers) -> Int[np.ndarray, " rows"]:
 
 def _not_finite(name: str, rows: StoredRows, block: dict[str, np.ndarray], dtype: str) -> NumericalError:
     row = int(np.flatnonzero(~rows.finite_rows)[0])
-    where = f"document {int(block['document'][row])}, position {int(block['position'][row])}"
+    location = f"document {int(block['document'][row])}, position {int(block['position'][row])}"
     remedy = "float16 overflows above 65504: use bfloat16." if dtype == "float16" else "The model itself computed it."
-    return NumericalError(f"The {name} holds a NaN or an infinity as {dtype}.", where=where, remedy=remedy)
+    return NumericalError(f"The {name} holds a NaN or an infinity as {dtype}.", where=location, remedy=remedy)

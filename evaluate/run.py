@@ -61,7 +61,7 @@ def evaluate_layer(
     _check_trained(transcoder)
     device_name = str(choose_device(device))
     dictionary = load_transcoder(transcoder, progress=progress).on(device_name)
-    reader = open_cache(cache, cache_settings, device=device_name, side=dictionary.side)
+    reader = open_cache(cache, cache_settings, device=device_name, column=dictionary.side)
     check_belongs(dictionary, reader, where=transcoder, force=force)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, device_name), device_name, progress)
 

@@ -69,7 +69,7 @@ class Subject(ABC):
             self.request.folders[layer].cache,
             self.request.cache,
             device=self.device,
-            side=self.before.pieces[layer].side,
+            column=self.before.pieces[layer].side,
         )
 
     def _replay(self, layer: int, piece: Transcoder) -> Replay:

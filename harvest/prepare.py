@@ -50,7 +50,7 @@ class PreparedHarvest:
             d_target=self.source.width,
             train_rows=self.settings.train_tokens,
             held_out_rows=self.settings.held_out_tokens,
-            parts=self.request.world,
+            partitions=self.request.world,
         )
 
     @property
@@ -120,7 +120,7 @@ class PreparedHarvest:
         wanted_seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
         seeds = (manifest.shuffle_seed, manifest.held_out_fraction, manifest.split_seed)
         # The rows of a finished cache are the same under every codec, and whoever wrote them.
-        geometry = replace(manifest.geometry, codec=self.geometry.codec, parts=self.geometry.parts)
+        geometry = replace(manifest.geometry, codec=self.geometry.codec, partitions=self.geometry.partitions)
         return reader if seeds == wanted_seeds and geometry == self.geometry else None
 
     def refuse_another(self, layer: int) -> None:
@@ -141,7 +141,7 @@ class PreparedHarvest:
     def stream(self, *, batch_contexts: int, cursor: dict[str, Any] | None) -> ContextStream:
         """This process's share of the text, from a cursor on, in batches."""
         rank = self.request.rank
-        rows = (self.geometry.part_rows("train", rank), self.geometry.part_rows("held_out", rank))
+        rows = (self.geometry.partition_rows("train", rank), self.geometry.partition_rows("held_out", rank))
         return self._stream(self.documents, batch_contexts, rows, cursor)
 
     def first_contexts(self, contexts: int) -> ContextStream:

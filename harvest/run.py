@@ -18,7 +18,7 @@ import torch
 
 from cache.format.manifest import MANIFEST, read_manifest
 from cache.format.parameters import PARAMETERS, UNEMBEDDING
-from cache.part import lock_part, remove_cache, tidy_finished
+from cache.partition import lock_partition, remove_cache, tidy_finished
 from cache.storage.publish import publish_whole, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
@@ -70,7 +70,7 @@ def harvest_layers(
     missing = [layer for layer in request.layers if layer not in finished]
     if remote:
         for layer in finished:
-            publish_whole(request.folders[layer], remote, part=request.rank)
+            publish_whole(request.folders[layer], remote, partition=request.rank)
     for layer in finished:
         tidy_finished(request.folders[layer], request.rank)
 
@@ -86,7 +86,7 @@ def harvest_layers(
         with ExitStack() as locks:
             # Before the model is loaded: a second process is refused at once, and not after a minute.
             for layer in missing:
-                locks.enter_context(lock_part(request.folders[layer], request.rank))
+                locks.enter_context(lock_partition(request.folders[layer], request.rank))
             model, own_loss = load_and_measure(prepared, max(missing), progress)
             results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
@@ -183,8 +183,8 @@ class _Harvest:
             held_out_rows=prepared.settings.held_out_tokens,
             special_ids=list(prepared.tokenizer.special_ids),
             arrays=arrays,
-            part=self._request.rank,
-            parts=self._request.world,
+            partition=self._request.rank,
+            partitions=self._request.world,
             locked=True,
             device=self._model.device_of(layer),
             progress=self._progress,

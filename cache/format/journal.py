@@ -1,7 +1,7 @@
 """The journal: which segments exist. What is not in it does not exist, whatever lies in the folders.
 
-One file a writer (part). Each line is ``<xxh3-64 of the text> <JSON text>``. The first one names the
-fingerprint and the part, the others are numbered and say what was committed (or revoked):
+One file a writer (partition). Each line is ``<xxh3-64 of the text> <JSON text>``. The first one names the
+fingerprint and the partition, the others are numbered and say what was committed (or revoked):
 
     {"n": 1, "commit": "train", "segment": 0, "from": POINT, "next": POINT,
      "files": [{path, size_bytes, xxh3, chunks, and of compressed ones sizes}]}
@@ -95,14 +95,14 @@ class Journal:
         self.commits[commit.group, commit.segment] = commit
 
 
-def journal_path(part: int) -> str:
-    """Where the journal of ``part`` lies, below the cache."""
-    return f"journal/part-{part:05d}.jsonl"
+def journal_path(partition: int) -> str:
+    """Where the journal of ``partition`` lies, below the cache."""
+    return f"journal/part-{partition:05d}.jsonl"
 
 
-def header(fingerprint: str, part: int) -> dict[str, Any]:
+def header(fingerprint: str, partition: int) -> dict[str, Any]:
     """The journal's first line."""
-    return {"n": 0, "journal": 1, "fingerprint": fingerprint, "part": part}
+    return {"n": 0, "journal": 1, "fingerprint": fingerprint, "part": partition}
 
 
 def commit_line(number: int, commit: Commit) -> dict[str, Any]:
@@ -141,31 +141,31 @@ def append(path: Path, line: dict[str, Any]) -> None:
     disk.append_line(path, journal_line(line))
 
 
-def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
+def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, partition: int) -> Journal:
     """What the journal at ``path`` names; an absent one names nothing.
 
     Raises DamagedError naming the line that does not read, MismatchError when it belongs to another cache.
     """
     data = read_file(path, limit_bytes=_LIMIT_BYTES)
-    return parse_journal(data or b"", path, geometry=geometry, fingerprint=fingerprint, part=part)
+    return parse_journal(data or b"", path, geometry=geometry, fingerprint=fingerprint, partition=partition)
 
 
-def parse_journal(data: bytes, path: Path, *, geometry: Geometry, fingerprint: str, part: int) -> Journal:
+def parse_journal(data: bytes, path: Path, *, geometry: Geometry, fingerprint: str, partition: int) -> Journal:
     """What the bytes of a journal name; ``path`` is where they come from. Raises as ``read_journal``."""
     journal = Journal(path)
     *lines, torn = data.split(b"\n")
     if torn and not _is_torn(torn):
         raise _damaged(path, len(lines), "has another byte for its end")
     for number, line in enumerate(lines):
-        _apply(journal, _parse(line, path, number), path, geometry=geometry, header=header(fingerprint, part))
+        _apply(journal, _parse(line, path, number), path, geometry=geometry, header=header(fingerprint, partition))
         journal.whole_bytes += len(line) + 1
     return journal
 
 
-def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, part: int) -> list[dict[str, Any]]:
+def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, partition: int) -> list[dict[str, Any]]:
     """What a damaged journal still says: its lines that read and fit, with a header, numbered anew."""
-    path = Path(journal_path(part))
-    first = header(fingerprint, part)
+    path = Path(journal_path(partition))
+    first = header(fingerprint, partition)
     journal = Journal(path, lines=1)
     kept = [first]
     lines = data.split(b"\n")
@@ -216,7 +216,7 @@ def _apply(journal: Journal, line: dict[str, Any], path: Path, *, geometry: Geom
     journal.lines += 1
     if number == 0:
         if line != header:
-            what = f"The journal is of cache {line.get('fingerprint')}, part {line.get('part')}, not of this one."
+            what = f"The journal is of cache {line.get('fingerprint')}, partition {line.get('part')}, not of this one."
             raise MismatchError(what, where=path)
         return
     try:
@@ -232,10 +232,10 @@ def _apply(journal: Journal, line: dict[str, Any], path: Path, *, geometry: Geom
     journal.points.setdefault((commit.group, commit.segment + 1), commit.next)
 
 
-def _read_commit(line: dict[str, Any], geometry: Geometry, part: int) -> Commit:
+def _read_commit(line: dict[str, Any], geometry: Geometry, partition: int) -> Commit:
     group = geometry.groups[line["commit"]]
     segment = line["segment"]
-    if type(segment) is not int or segment not in geometry.part_segments(group.name, part):
+    if type(segment) is not int or segment not in geometry.partition_segments(group.name, partition):
         raise ValueError(segment)
     entries = tuple(
         _read_entry(entry, array, file)

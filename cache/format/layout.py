@@ -10,11 +10,14 @@ compressed files follows from ``Geometry``; no path is ever read from a file. FO
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from cache.format.array import STORE, Array, zarr_group
 from cache.format.statistics import statistics_width
 
 GROUPS = ("train", "held_out")
+ActivationName = Literal["source", "target"]
+"""A column of activations: what the MLP read, and what it gave."""
 STORED_AS = {"bfloat16": "uint16", "float16": "float16", "float32": "float32", "int8": "int8"}
 
 
@@ -56,7 +59,7 @@ class Group:
             Array(
                 self.name, name, item, width, self.rows, self.shard_rows, self.chunk_rows, True, self.dtype, self.codec
             )
-            for name, width in self.sides.items()
+            for name, width in self.activation_widths.items()
         ]
         columns = [self._column(name, item) for name, item in narrow.items()]
         statistics = self._line("statistics", "float64", statistics_width(self.d_source, self.d_target))
@@ -64,7 +67,7 @@ class Group:
         return {array.name: array for array in arrays}
 
     @property
-    def sides(self) -> dict[str, int]:
+    def activation_widths(self) -> dict[str, int]:
         """The widths of what is stored of source and target."""
         return {"source": self.d_source} | ({"target": self.d_target} if self.target == "stored" else {})
 
@@ -72,8 +75,8 @@ class Group:
         """What turns int8 back into numbers: a scale a row, and a scale a dimension for each segment."""
         return [
             array
-            for side, width in self.sides.items()
-            for array in (self._column(f"{side}_scale", "float32"), self._line(f"{side}_channel", "float32", width))
+            for name, width in self.activation_widths.items()
+            for array in (self._column(f"{name}_scale", "float32"), self._line(f"{name}_channel", "float32", width))
         ]
 
     def _column(self, name: str, item: str) -> Array:
@@ -125,7 +128,7 @@ class Geometry:
     shard_rows: int
     segment_rows: int
     held_out_shard_rows: int
-    parts: int
+    partitions: int
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -137,14 +140,14 @@ class Geometry:
             "held_out": Group("held_out", self.held_out_rows, held_out, held_out, self.chunk_rows, *wide),
         }
 
-    def part_segments(self, group: str, part: int) -> range:
-        """The segments of a group that writer ``part`` of ``parts`` fills, in this order."""
+    def partition_segments(self, group: str, partition: int) -> range:
+        """The segments of a group that writer ``partition`` of ``partitions`` fills, in this order."""
         segments = self.groups[group].segments
-        return range(segments * part // self.parts, segments * (part + 1) // self.parts)
+        return range(segments * partition // self.partitions, segments * (partition + 1) // self.partitions)
 
-    def part_rows(self, group: str, part: int) -> int:
-        """Rows that writer ``part`` adds to a group."""
-        own = self.part_segments(group, part)
+    def partition_rows(self, group: str, partition: int) -> int:
+        """Rows that writer ``partition`` adds to a group."""
+        own = self.partition_segments(group, partition)
         segment_rows = self.groups[group].segment_rows
         rows = self.groups[group].rows
         return min(rows, own.stop * segment_rows) - min(rows, own.start * segment_rows)

@@ -32,8 +32,8 @@ _LIMIT_BYTES = 64 << 20
 # A manifest could name sizes that fill the memory of whoever opens the cache. These are far above any real cache.
 _GEOMETRY_LIMIT = 1 << 48
 _WIDTH_LIMIT = 1 << 24
-# Every part has a journal that each look at the cache opens: 65,536 of them took 38 seconds.
-_PARTS_LIMIT = 4096
+# Every partition has a journal, and whatever opens the cache reads all of them: 65,536 of them took 38 seconds.
+_PARTITIONS_LIMIT = 4096
 _FILES_LIMIT = 1 << 22
 _CHUNKS_LIMIT = 1 << 27
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
@@ -72,9 +72,11 @@ class Manifest:
         }
 
     def format(self) -> dict[str, Any]:
-        """The part that the cache's own settings and sizes make up."""
+        """What the cache's own settings and sizes determine, by the names that manifest.json has."""
         seeds = {key: getattr(self, key) for key in ("shuffle_seed", "held_out_fraction", "split_seed")}
-        return asdict(self.geometry) | seeds
+        sizes = asdict(self.geometry)
+        sizes["parts"] = sizes.pop("partitions")
+        return sizes | seeds
 
     def to_json(self) -> bytes:
         """The bytes of manifest.json; its last field is a checksum over the others."""
@@ -101,7 +103,7 @@ def _determines(path: str) -> bool:
 
 
 def make_geometry(
-    settings: CacheSettings, *, d_source: int, d_target: int, train_rows: int, held_out_rows: int, parts: int
+    settings: CacheSettings, *, d_source: int, d_target: int, train_rows: int, held_out_rows: int, partitions: int
 ) -> Geometry:
     """The layout that these settings give so many rows. Raises UsageError for sizes that no cache has."""
     chunk_rows = settings.chunk_rows_of(max(1, max(d_source, d_target) * ITEM_BYTES[STORED_AS[settings.dtype]]))
@@ -116,7 +118,7 @@ def make_geometry(
         held_out_rows=held_out_rows,
         **rows,
         held_out_shard_rows=held_out_shard_rows(**rows, fraction=settings.held_out_fraction),
-        parts=parts,
+        partitions=partitions,
     )
     problem = _geometry_problem(geometry)
     if problem:
@@ -127,15 +129,15 @@ def make_geometry(
 def _geometry_problem(geometry: Geometry) -> str:
     sizes = {key: value for key, value in asdict(geometry).items() if key not in {"dtype", "codec", "target"}}
     for key, value in sizes.items():
-        least = 0 if key in {"train_rows", "held_out_rows"} else 1
-        if type(value) is not int or not least <= value < _GEOMETRY_LIMIT:
+        minimum = 0 if key in {"train_rows", "held_out_rows"} else 1
+        if type(value) is not int or not minimum <= value < _GEOMETRY_LIMIT:
             return f"{key} is {value!r}"
     if geometry.shard_rows % geometry.chunk_rows or geometry.segment_rows % geometry.shard_rows:
         return "chunks, shards and segments are not multiples of each other"
     if geometry.held_out_shard_rows % geometry.chunk_rows:
         return "held-out shards are no multiple of a chunk"
-    if geometry.parts > _PARTS_LIMIT or max(geometry.d_source, geometry.d_target) > _WIDTH_LIMIT:
-        return f"a width is above {_WIDTH_LIMIT} or there are more than {_PARTS_LIMIT} parts"
+    if geometry.partitions > _PARTITIONS_LIMIT or max(geometry.d_source, geometry.d_target) > _WIDTH_LIMIT:
+        return f"a width is above {_WIDTH_LIMIT} or there are more than {_PARTITIONS_LIMIT} partitions"
     arrays = [array for group in geometry.groups.values() for array in group.arrays.values()]
     if (
         sum(array.files for array in arrays) > _FILES_LIMIT
@@ -153,7 +155,7 @@ def read_manifest(cache: Path) -> Manifest:
     path = cache / MANIFEST
     data = read_file(path, limit_bytes=_LIMIT_BYTES)
     if data is not None:
-        return parse_manifest(data, where=path)
+        return parse_manifest(data, location=path)
     if (cache / "journal").is_dir():
         remedy = "Run the same harvest again: it writes the manifest again and keeps the rows."
         raise UsageError("The manifest of this cache is missing; its rows are still here.", where=cache, remedy=remedy)
@@ -169,7 +171,7 @@ def refuse_links(cache: Path, geometry: Geometry) -> None:
             raise DamagedError("A folder of the cache is a link.", where=cache / folder, remedy=_REPAIR)
 
 
-def parse_manifest(data: bytes, *, where: object) -> Manifest:
+def parse_manifest(data: bytes, *, location: object) -> Manifest:
     """The manifest that ``data`` holds. Raises as ``read_manifest``."""
     try:
         loaded: Any = parse_json(data)
@@ -178,19 +180,19 @@ def parse_manifest(data: bytes, *, where: object) -> Manifest:
         checksum = document.pop("checksum")
         sound = hash_bytes(canonical_json(document)) == checksum
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError("The manifest does not read.", where=where, remedy=_REPAIR) from None
+        raise DamagedError("The manifest does not read.", where=location, remedy=_REPAIR) from None
     if not sound:
-        raise DamagedError("The manifest does not match its own checksum.", where=where, remedy=_REPAIR)
+        raise DamagedError("The manifest does not match its own checksum.", where=location, remedy=_REPAIR)
     if version != VERSION:
         what = f"This cache has format version {version!r}; this nestcoder reads version {VERSION}."
-        raise MismatchError(what, where=where, remedy="Use the nestcoder that wrote it, or harvest again.")
+        raise MismatchError(what, where=location, remedy="Use the nestcoder that wrote it, or harvest again.")
     try:
         manifest = _build(document)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it lacks something"
-        raise DamagedError(f"The manifest makes no sense ({reason}).", where=where) from None
+        raise DamagedError(f"The manifest makes no sense ({reason}).", where=location) from None
     if manifest.to_json() != data:
-        raise DamagedError("The manifest is not written as a cache writes it.", where=where, remedy=_REPAIR)
+        raise DamagedError("The manifest is not written as a cache writes it.", where=location, remedy=_REPAIR)
     return manifest
 
 
@@ -198,7 +200,7 @@ def _build(document: dict[str, Any]) -> Manifest:
     form = dict(document["format"])
     seeds = {key: form.pop(key) for key in ("shuffle_seed", "held_out_fraction", "split_seed")}
     CacheSettings(**seeds, dtype=form["dtype"], codec=form["codec"], target=form["target"])
-    geometry = Geometry(**form)
+    geometry = Geometry(partitions=form.pop("parts"), **form)
     problem = _geometry_problem(geometry)
     if problem:
         raise ValueError(problem)

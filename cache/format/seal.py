@@ -1,4 +1,4 @@
-"""The journals of a cache, each with its seal: a copy of the journal from the moment when the part was complete.
+"""The journals of a cache, each with its seal: a copy of the journal from the moment when the partition was complete.
 
     seals/part-00000.jsonl
 
@@ -21,86 +21,92 @@ SEALS = "seals"
 _REPAIR = "Run 'nestcoder cache repair' on the cache: it writes the one again from the other."
 
 
-def seal_path(part: int) -> str:
-    """Where the seal of ``part`` lies, below the cache."""
-    return f"{SEALS}/part-{part:05d}.jsonl"
+def seal_path(partition: int) -> str:
+    """Where the seal of ``partition`` lies, below the cache."""
+    return f"{SEALS}/part-{partition:05d}.jsonl"
 
 
-def journal_of(path: Path, manifest: Manifest, part: int) -> Journal:
-    """The journal of a part of the cache in folder ``path``, compared with the part's seal.
+def journal_of(path: Path, manifest: Manifest, partition: int) -> Journal:
+    """The journal of a partition of the cache in folder ``path``, compared with the partition's seal.
 
-    Raises DamagedError naming the line that does not read or what was lost since the part was complete, MismatchError
-    when the journal belongs to another cache.
+    Raises DamagedError that names the line that does not read, or what was lost since the partition was complete;
+    MismatchError when the journal belongs to another cache.
     """
-    journal = _read(path, journal_path(part), manifest, part)
-    if (path / seal_path(part)).exists():
-        _compare(path, manifest, part, journal)
+    journal = _read(path, journal_path(partition), manifest, partition)
+    if (path / seal_path(partition)).exists():
+        _compare(path, manifest, partition, journal)
     return journal
 
 
 def commits_of(path: Path, manifest: Manifest) -> dict[tuple[str, int], Commit]:
-    """What all parts of the cache in folder ``path`` have committed. Raises as ``journal_of``."""
-    journals = [journal_of(path, manifest, part) for part in range(manifest.geometry.parts)]
+    """What all partitions of the cache in folder ``path`` have committed. Raises as ``journal_of``."""
+    journals = [journal_of(path, manifest, partition) for partition in range(manifest.geometry.partitions)]
     return {key: commit for journal in journals for key, commit in journal.commits.items()}
 
 
-def open_journal(cache: Path, manifest: Manifest, part: int) -> Journal:
-    """The journal of a part, ready to be added to: begun if it is not there, a torn last line cut off."""
-    journal = journal_of(cache, manifest, part)
-    path = cache / journal_path(part)
+def open_journal(cache: Path, manifest: Manifest, partition: int) -> Journal:
+    """The journal of a partition, ready to be added to: begun if it is not there, a torn last line cut off."""
+    journal = journal_of(cache, manifest, partition)
+    path = cache / journal_path(partition)
     if path.exists() and path.stat().st_size != journal.whole_bytes:
         disk.truncate(path, journal.whole_bytes)
     if not journal.lines:
         disk.make_folder(path.parent)
-        append(path, header(manifest.fingerprint, part))
+        append(path, header(manifest.fingerprint, partition))
         disk.sync_folder(path.parent)
         journal.lines = 1
     return journal
 
 
-def part_locks(path: Path) -> list[Path]:
-    """The lock files of all parts that have written to the cache in ``path``: for who must be alone in it."""
+def partition_locks(path: Path) -> list[Path]:
+    """The lock files of all partitions that have written to the cache in ``path``: for who must be alone in it."""
     files = [*(path / "locks").glob("part-*"), *(path / "journal").glob("part-*.jsonl")]
     names = {file.name.removesuffix(".jsonl") for file in files}
     return [path / "locks" / name for name in sorted(names)]
 
 
-def seal_part(path: Path, part: int) -> bool:
-    """Seal a part, which must be complete, if it is not sealed yet; whether the seal was written now."""
-    journal = (path / journal_path(part)).read_bytes()
-    seal = path / seal_path(part)
+def seal_partition(path: Path, partition: int) -> bool:
+    """Seal a partition, which must be complete, if it is not sealed yet; whether the seal was written now."""
+    journal = (path / journal_path(partition)).read_bytes()
+    seal = path / seal_path(partition)
     if seal.is_file() and seal.read_bytes() == journal:
         return False
-    disk.write_file(seal, journal, tag=f"part-{part:05d}")
+    disk.write_file(seal, journal, tag=f"part-{partition:05d}")
     return True
 
 
-def seal_finished(path: Path, part: int) -> None:
-    """Seal a part of a finished cache that a kill, or an earlier version, left without; a read-only disk may refuse."""
-    if (path / journal_path(part)).exists():
+def seal_finished(path: Path, partition: int) -> None:
+    """Seal a partition of a finished cache where a kill or an earlier version left no seal.
+
+    A read-only disk may refuse it: then there is still none.
+    """
+    if (path / journal_path(partition)).exists():
         with suppress(DiskError):
-            seal_part(path, part)
+            seal_partition(path, partition)
 
 
-def is_part_complete(journal: Journal, manifest: Manifest, part: int) -> bool:
-    """Whether the journal names every segment of the part."""
+def is_partition_complete(journal: Journal, manifest: Manifest, partition: int) -> bool:
+    """Whether the journal names every segment of the partition."""
     return len(journal.commits) == sum(
-        len(manifest.geometry.part_segments(group, part)) for group in manifest.geometry.groups
+        len(manifest.geometry.partition_segments(group, partition)) for group in manifest.geometry.groups
     )
 
 
-def _read(path: Path, name: str, manifest: Manifest, part: int) -> Journal:
-    return read_journal(path / name, geometry=manifest.geometry, fingerprint=manifest.fingerprint, part=part)
+def _read(path: Path, name: str, manifest: Manifest, partition: int) -> Journal:
+    return read_journal(path / name, geometry=manifest.geometry, fingerprint=manifest.fingerprint, partition=partition)
 
 
-def _compare(path: Path, manifest: Manifest, part: int, journal: Journal) -> None:
-    seal = path / seal_path(part)
+def _compare(path: Path, manifest: Manifest, partition: int, journal: Journal) -> None:
+    seal = path / seal_path(partition)
     try:
-        sealed = _read(path, seal_path(part), manifest, part)
+        sealed = _read(path, seal_path(partition), manifest, partition)
     except NestcoderError as error:
-        raise DamagedError(f"The seal of a part does not read: {error.what}", where=seal, remedy=_REPAIR) from None
-    if not is_part_complete(sealed, manifest, part):
-        raise DamagedError("The seal of a part is cut: it does not name every segment.", where=seal, remedy=_REPAIR)
+        what = f"The seal of a partition cannot be read: {error.what}"
+        raise DamagedError(what, where=seal, remedy=_REPAIR) from None
+    if not is_partition_complete(sealed, manifest, partition):
+        raise DamagedError(
+            "The seal of a partition is cut: it does not name every segment.", where=seal, remedy=_REPAIR
+        )
 
     existing = journal.path.read_bytes() if journal.path.exists() else b""
     if not existing.startswith(seal.read_bytes()):

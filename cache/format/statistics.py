@@ -44,7 +44,7 @@ def statistics_width(d_source: int, d_target: int) -> int:
 
 
 @dataclass(frozen=True)
-class SideStatistics:
+class ActivationStatistics:
     """Statistics of one side. ``rows`` counts rows without special tokens; vectors are (width,), in original units."""
 
     rows: int
@@ -94,16 +94,16 @@ class SideStatistics:
 class GroupStatistics:
     """Statistics of both sides; ``target`` is None when the cache stores no target."""
 
-    source: SideStatistics
-    target: SideStatistics | None
+    source: ActivationStatistics
+    target: ActivationStatistics | None
 
 
-def empty_side(width: int) -> SideStatistics:
+def empty_statistics(width: int) -> ActivationStatistics:
     """Statistics of no rows."""
     zeros = np.zeros(width)
     norms = np.full(LARGEST, -1.0)
     rows = np.full(LARGEST, -1, np.int64)
-    return SideStatistics(0, zeros, zeros, 0.0, np.zeros(HISTOGRAM_BINS, np.int64), norms, rows)
+    return ActivationStatistics(0, zeros, zeros, 0.0, np.zeros(HISTOGRAM_BINS, np.int64), norms, rows)
 
 
 def measure(
@@ -113,7 +113,7 @@ def measure(
     first: int,
     error: Float64[np.ndarray, " rows"],
     device: torch.device | None = None,
-) -> SideStatistics:
+) -> ActivationStatistics:
     """Statistics of the ``kept`` rows among ``stored``, which begins at row ``first``; ``error`` is what storing lost.
 
     In float64, from sums of values and squares: a spread is exact to 2^-52 times (1 + its squared mean over variance).
@@ -125,10 +125,10 @@ def measure(
     spread = np.maximum(sums[1] - rows * mean**2, 0.0)
     norms = np.sqrt(squares[kept])
     counts = np.bincount(_bins(norms), minlength=HISTOGRAM_BINS).astype(np.int64)
-    none = empty_side(1)  # where there are fewer than LARGEST rows, absent ones fill up
+    none = empty_statistics(1)  # where there are fewer than LARGEST rows, absent ones fill up
     numbers = np.flatnonzero(kept) + first
     norms, numbers = _largest(np.append(none.largest_norms, norms), np.append(none.largest_rows, numbers))
-    return SideStatistics(rows, mean, spread, float(error[kept].sum()), counts, norms, numbers)
+    return ActivationStatistics(rows, mean, spread, float(error[kept].sum()), counts, norms, numbers)
 
 
 def _sums(
@@ -207,7 +207,7 @@ def _largest(
     return norms[order], rows[order]
 
 
-def merge(first: SideStatistics, second: SideStatistics) -> SideStatistics:
+def merge(first: ActivationStatistics, second: ActivationStatistics) -> ActivationStatistics:
     """Statistics of both sets of rows."""
     if not second.rows or not first.rows:
         return first if first.rows else second
@@ -216,7 +216,7 @@ def merge(first: SideStatistics, second: SideStatistics) -> SideStatistics:
     norms, largest = _largest(
         np.append(first.largest_norms, second.largest_norms), np.append(first.largest_rows, second.largest_rows)
     )
-    return SideStatistics(
+    return ActivationStatistics(
         rows=rows,
         mean=first.mean + step * (second.rows / rows),
         spread=first.spread + second.spread + step**2 * (first.rows * second.rows / rows),
@@ -231,14 +231,14 @@ def unpack(numbers: Float64[np.ndarray, " packed"], *, d_source: int, d_target: 
     """The inverse of ``pack`` for a whole line of the ``statistics`` array."""
     assert len(numbers) == statistics_width(d_source, d_target)
     end = _FIXED + 2 * d_source
-    target = _unpack_side(numbers[end:], d_target) if d_target else None
-    return GroupStatistics(_unpack_side(numbers[:end], d_source), target)
+    target = _unpack_activations(numbers[end:], d_target) if d_target else None
+    return GroupStatistics(_unpack_activations(numbers[:end], d_source), target)
 
 
-def _unpack_side(numbers: Float64[np.ndarray, " packed"], width: int) -> SideStatistics:
+def _unpack_activations(numbers: Float64[np.ndarray, " packed"], width: int) -> ActivationStatistics:
     sizes = [1, width, width, 1, HISTOGRAM_BINS, LARGEST, LARGEST]
     rows, mean, spread, error, counts, norms, largest = np.split(numbers, np.cumsum(sizes)[:-1])
-    return SideStatistics(
+    return ActivationStatistics(
         rows=int(rows[0]),
         mean=mean,
         spread=spread,
@@ -259,4 +259,4 @@ def merge_groups(segments: list[GroupStatistics]) -> GroupStatistics:
     return GroupStatistics(source, target)
 
 
-assert len(fields(SideStatistics)) == 7, "pack and unpack list every field"
+assert len(fields(ActivationStatistics)) == 7, "pack and unpack list every field"

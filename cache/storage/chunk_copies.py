@@ -31,7 +31,7 @@ class ChunkCopies:
     def __init__(self, store: RemoteStore, folder: Path, *, limit_bytes: int) -> None:
         self.store = store
         self.folder = folder
-        self.lru = ChunkLru(limit_bytes, where=folder, limit=_CHUNK_LIMIT)
+        self.lru = ChunkLru(limit_bytes, location=folder, limit=_CHUNK_LIMIT)
         self.fetched = 0
         self._count_earlier()
 

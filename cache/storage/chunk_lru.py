@@ -13,12 +13,12 @@ Key = tuple[str, int]
 
 
 class ChunkLru:
-    """At most ``limit_bytes`` of chunks, and ``limit`` of them; ``where`` is named in an error."""
+    """At most ``limit_bytes`` of chunks, and ``limit`` of them; ``location`` is named in an error."""
 
-    def __init__(self, limit_bytes: int, *, where: object, limit: int = 1 << 62) -> None:
+    def __init__(self, limit_bytes: int, *, location: object, limit: int = 1 << 62) -> None:
         self._limit_bytes = limit_bytes
         self._limit = limit
-        self._where = where
+        self._location = location
         self._chunks: OrderedDict[Key, tuple[int, Callable[[], None]]] = OrderedDict()
         self._bytes = 0
         self._uses: Counter[Key] = Counter()
@@ -53,7 +53,7 @@ class ChunkLru:
     def _too_small(self, size_bytes: int) -> CapacityError:
         limit = in_bytes(self._limit_bytes)
         what = f"The rows of a batch take {in_bytes(size_bytes)}, but only {limit} may be kept here."
-        return CapacityError(what, where=self._where, remedy="Allow more bytes, or use smaller batches.")
+        return CapacityError(what, where=self._location, remedy="Allow more bytes, or use smaller batches.")
 
     def _unused(self, keys: Sequence[Key]) -> int:
         return sum(not self._uses[key] for key in keys)

@@ -26,7 +26,7 @@ from cache.storage.mapping import Region, open_plain
 from common.errors import DamagedError
 from common.hashing import chunk_hash
 
-_AHEAD_BYTES = 16 << 20
+_READ_AHEAD_BYTES = 16 << 20
 """How far read-ahead runs before the checksums: enough to keep a disk busy while a chunk is hashed."""
 _LOCKS = 64
 """Chunks share this many locks. One a chunk would be millions of objects; with 64, two of eight threads that load
@@ -45,7 +45,7 @@ class Column:
         self._verify = verify
         self._file_bytes = array.file_rows * array.row_bytes
         self._region = Region(array.files * self._file_bytes)
-        self._placed = np.zeros(array.files, bool)
+        self._mapped = np.zeros(array.files, bool)
         self._checked = np.zeros(array.files * array.index_entries, bool)
         self._lock = threading.Lock()
         shape = (-1, array.width) if array.width else (-1,)
@@ -60,7 +60,7 @@ class Column:
         """Make the rows of these chunks readable. Raises DamagedError that names the file that does not match."""
         missing = chunks[~self._checked[chunks]]
         if missing.size:
-            self._place_files(missing)
+            self._map_files(missing)
             for chunk in np.unique(missing).tolist():
                 self._check(chunk)
 
@@ -79,32 +79,32 @@ class Column:
 
         Raises DamagedError also for a file that was sound before and has been cut or removed since.
         """
-        self._place_files(chunks)
+        self._map_files(chunks)
         size = self.array.chunk_bytes
-        ahead = -(-_AHEAD_BYTES // size)
-        for index in range(-ahead, len(chunks)):
+        distance = -(-_READ_AHEAD_BYTES // size)
+        for index in range(-distance, len(chunks)):
             if stopped():
                 return
-            if index + ahead < len(chunks):
-                self._region.read_ahead(offset=int(chunks[index + ahead]) * size, size_bytes=size)
+            if index + distance < len(chunks):
+                self._region.read_ahead(offset=int(chunks[index + distance]) * size, size_bytes=size)
             if index >= 0:
                 self.need(chunks[index : index + 1])
 
-    def _place_files(self, chunks: Chunks) -> None:
+    def _map_files(self, chunks: Chunks) -> None:
         """Map the files of these chunks. Of those already mapped, the size is compared again (see ``bus_error``)."""
         with self._lock:
             for number in np.unique(chunks // self.array.index_entries).tolist():
-                if self._placed[number]:
+                if self._mapped[number]:
                     self._region.check_size(number * self._file_bytes)
                 else:
-                    self._place(number)
-                    self._placed[number] = True
+                    self._map_file(number)
+                    self._mapped[number] = True
 
-    def _place(self, number: int) -> None:
+    def _map_file(self, number: int) -> None:
         path = self._cache / self.array.file_path(number)
         size = self.array.chunks_in(number) * self.array.chunk_bytes
         file_bytes = self.array.file_bytes(number)
-        self._region.place(path, offset=number * self._file_bytes, size_bytes=size, file_bytes=file_bytes)
+        self._region.map_file(path, offset=number * self._file_bytes, size_bytes=size, file_bytes=file_bytes)
 
     def _memory(self, chunk: int) -> memoryview:
         size = self.array.chunk_bytes
@@ -115,10 +115,10 @@ class Column:
             number, inside = divmod(chunk, self.array.index_entries)
             if chunk_hash(self._memory(chunk)) != self._entries[number].chunk(inside):
                 what = f"Chunk {inside} of a shard does not match its checksum."
-                raise DamagedError(what, where=self._where(number), remedy=_REPAIR)
+                raise DamagedError(what, where=self._location(number), remedy=_REPAIR)
         self._checked[chunk] = True
 
-    def _where(self, number: int) -> str:
+    def _location(self, number: int) -> str:
         return str(self._cache / self.array.file_path(number))
 
 

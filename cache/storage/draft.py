@@ -36,15 +36,15 @@ _LINE_BYTES = 1 << 24
 """No line is longer: a point holds tokens that wait for their context, of which there are few."""
 
 
-def draft_path(cache: Path, part: int, group: str, segment: int) -> Path:
+def draft_path(cache: Path, partition: int, group: str, segment: int) -> Path:
     """Where the draft of a segment lies."""
-    return cache / DRAFTS / f"part-{part:05d}.{group}.{segment}"
+    return cache / DRAFTS / f"part-{partition:05d}.{group}.{segment}"
 
 
-def remove_drafts(cache: Path, part: int, *, but: Collection[Path] = ()) -> None:
-    """Remove a part's drafts ``but`` those named; a disk that refuses keeps them, for they do no harm."""
-    for path in sorted((cache / DRAFTS).glob(f"part-{part:05d}.*")):
-        if path not in but:
+def remove_drafts(cache: Path, partition: int, *, keep: Collection[Path] = ()) -> None:
+    """Remove a partition's drafts but those of ``keep``; a disk that refuses keeps them, for they do no harm."""
+    for path in sorted((cache / DRAFTS).glob(f"part-{partition:05d}.*")):
+        if path not in keep:
             with suppress(DiskError):
                 disk.remove(path)
 
@@ -83,8 +83,8 @@ class Draft:
         for first in range(self.rows, max(rows, self.rows + 1), _BLOCK_ROWS):
             count = min(_BLOCK_ROWS, rows - first)
             columns = _bytes_of(self._buffer.take(first, count)) if count else []
-            at = vars(point) if first + count == rows else None
-            yield journal_line({"first": first, "rows": count, "xxh3": _hash(columns), "point": at})
+            end = vars(point) if first + count == rows else None
+            yield journal_line({"first": first, "rows": count, "xxh3": _hash(columns), "point": end})
             yield from columns
 
     def restore(self, segment: int) -> None:

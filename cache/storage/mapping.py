@@ -10,7 +10,7 @@ How it works:
 
 1. ``mmap`` with MAP_ANONYMOUS | MAP_NORESERVE reserves the range. It costs page tables only for what is touched, so a
    range of a terabyte is free. Untouched pages of it read as zeros.
-2. ``place`` maps a shard's chunks over its part of the range with MAP_FIXED, which replaces what was mapped there. A
+2. ``map_file`` maps a shard's chunks over its part of the range with MAP_FIXED, which replaces what was mapped there. A
    mapping must begin and end on a page (4,096 bytes), so this is done when the shard's offset and size are whole pages;
    any other shard (tiny ones, odd widths) is read into the anonymous pages, which then hold a copy.
 3. ``forget`` maps anonymous pages over a part again, which drops what was there.
@@ -71,7 +71,7 @@ class Region:
         # The array's base must outlive every view of it, and the mapping must outlive the base.
         weakref.finalize(memory, _LIBC.munmap, self._address, self._size)
 
-    def place(self, path: Path, *, offset: int, size_bytes: int, file_bytes: int) -> None:
+    def map_file(self, path: Path, *, offset: int, size_bytes: int, file_bytes: int) -> None:
         """Put the first ``size_bytes`` of a file of ``file_bytes`` bytes at ``offset``.
 
         Raises DamagedError when it is missing, no plain file or of another size.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cache.format.journal import Commit, Journal, journal_path, parse_journal
 from cache.format.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
-from cache.format.seal import is_part_complete, journal_of, seal_path
+from cache.format.seal import is_partition_complete, journal_of, seal_path
 from cache.storage.remote_store import RemoteStore, url_of
 from common import disk
 from common.errors import MismatchError
@@ -19,26 +19,26 @@ from common.errors import MismatchError
 _CONNECTIONS = 8
 
 
-def open_publisher(path: Path, url: str, manifest: Manifest, *, part: int) -> "Publisher | None":
+def open_publisher(path: Path, url: str, manifest: Manifest, *, partition: int) -> "Publisher | None":
     """The publisher of the cache in ``path`` below ``url``, '' for none. What only the remote cache has is fetched.
 
     Raises MismatchError where another cache lies there.
     """
     if not url:
         return None
-    publisher = Publisher(path, url_of(path, url), manifest, part=part)
+    publisher = Publisher(path, url_of(path, url), manifest, partition=partition)
     publisher.fetch_index()
     return publisher
 
 
-def publish_whole(path: Path, url: str, *, part: int) -> None:
-    """Upload what the remote cache does not have yet of a part that is complete in ``path``.
+def publish_whole(path: Path, url: str, *, partition: int) -> None:
+    """Upload what the remote cache does not have yet of a partition that is complete in ``path``.
 
     Raises as ``open_publisher``, and DiskError.
     """
     manifest = read_manifest(path)
-    if publisher := open_publisher(path, url, manifest, part=part):
-        publisher.catch_up(journal_of(path, manifest, part))
+    if publisher := open_publisher(path, url, manifest, partition=partition):
+        publisher.catch_up(journal_of(path, manifest, partition))
 
 
 def withdraw(path: Path, url: str) -> None:
@@ -51,23 +51,23 @@ def withdraw(path: Path, url: str) -> None:
 class Publisher:
     """Copies what is committed in the local cache ``path`` to ``url``, shards first and the journal last."""
 
-    def __init__(self, path: Path, url: str, manifest: Manifest, *, part: int) -> None:
+    def __init__(self, path: Path, url: str, manifest: Manifest, *, partition: int) -> None:
         self._path = path
         self._store = RemoteStore(url)
         self._manifest = manifest
-        self._part = part
+        self._partition = partition
 
     def fetch_index(self) -> None:
         """Bring manifest and journal here when only the remote cache has them, so that a new machine can go on."""
         if self._store.has(MANIFEST):
-            self._refuse_another(parse_manifest(self._store.read(MANIFEST), where=f"{self._store.url}/{MANIFEST}"))
-        for name in (journal_path(self._part), MANIFEST):
+            self._refuse_another(parse_manifest(self._store.read(MANIFEST), location=f"{self._store.url}/{MANIFEST}"))
+        for name in (journal_path(self._partition), MANIFEST):
             if not (self._path / name).exists() and self._store.has(name):
-                disk.write_file(self._path / name, self._store.read(name), tag=f"part-{self._part:05d}")
+                disk.write_file(self._path / name, self._store.read(name), tag=f"part-{self._partition:05d}")
 
     def _refuse_another(self, there: Manifest) -> None:
-        ours = self._manifest
-        if (there.fingerprint, there.geometry.codec) != (ours.fingerprint, ours.geometry.codec):
+        own = self._manifest
+        if (there.fingerprint, there.geometry.codec) != (own.fingerprint, own.geometry.codec):
             what = f"There is another cache at the remote URL: {there.fingerprint}, codec {there.geometry.codec}."
             remedy = "Choose another cache.remote, or --fresh to begin anew there too."
             raise MismatchError(what, where=self._store.url, remedy=remedy)
@@ -82,18 +82,18 @@ class Publisher:
             if known.get(key) != commit and all((self._path / entry.path).exists() for entry in commit.files):
                 self._send([entry.path for entry in commit.files])
         if there != journal.path.read_bytes():
-            self._send([journal_path(self._part)])
-        if is_part_complete(journal, self._manifest, self._part):
+            self._send([journal_path(self._partition)])
+        if is_partition_complete(journal, self._manifest, self._partition):
             self.publish_seal()
 
     def publish_seal(self) -> None:
-        """Upload the seal of a part that is complete."""
-        if (self._path / seal_path(self._part)).exists():
-            self._send([seal_path(self._part)])
+        """Upload the seal of a partition that is complete."""
+        if (self._path / seal_path(self._partition)).exists():
+            self._send([seal_path(self._partition)])
 
     def _remote_journal(self) -> tuple[bytes, dict[tuple[str, int], Commit]]:
         """The bytes of the remote journal, and the commits in it."""
-        name = journal_path(self._part)
+        name = journal_path(self._partition)
         if not self._store.has(name):
             return b"", {}
         data = self._store.read(name)
@@ -102,14 +102,14 @@ class Publisher:
             self._path / name,
             geometry=self._manifest.geometry,
             fingerprint=self._manifest.fingerprint,
-            part=self._part,
+            partition=self._partition,
         )
         return data, journal.commits
 
     def publish(self, commit: Commit) -> None:
         """Upload a segment that the local journal has just come to name."""
         self._send([entry.path for entry in commit.files])
-        self._send([journal_path(self._part)])
+        self._send([journal_path(self._partition)])
 
     def _send(self, names: Sequence[str]) -> None:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:

@@ -51,11 +51,11 @@ class SegmentBuffer:
         self._mlp = mlp
         self._device = torch.device(device)
         self._size = min(group.segment_rows, group.rows)
-        self._sides = {name: self._room_for(width) for name, width in _widths(group).items()}
+        self._activations = {name: self._room_for(width) for name, width in _widths(group).items()}
         self._columns: dict[str, Column] = {
             name: np.empty(self._size, group.arrays[name].item) for name in ("tokens", "document", "position")
         }
-        self._errors = {name: np.zeros(self._size) for name in self._sides}
+        self._errors = {name: np.zeros(self._size) for name in self._activations}
         self._columns |= {f"{name}_error": error for name, error in self._errors.items()}
         self._pinned: dict[str, Rows] = {}
         self.filling: int | None = None
@@ -75,7 +75,7 @@ class SegmentBuffer:
         slots = self._slots(segment, first, len(block["tokens"]))
         for name, values in block.items():
             if isinstance(values, Tensor):
-                lay(self._sides[name], slots, values)
+                lay(self._activations[name], slots, values)
             else:
                 self._columns[name][slots] = values
         self.filling = segment
@@ -84,18 +84,18 @@ class SegmentBuffer:
         """``rows`` rows of the segment that is filling, from its ``first`` on, every column of them as it is stored."""
         assert self.filling is not None, "rows that became files are no longer what was given"
         slots = self._slots(self.filling, first, rows)
-        sides = {name: gather(column, slots) for name, column in self._sides.items()}
-        return sides | {name: column[slots] for name, column in self._columns.items()}
+        activations = {name: gather(column, slots) for name, column in self._activations.items()}
+        return activations | {name: column[slots] for name, column in self._columns.items()}
 
     def give_back(self, segment: int, first: int, columns: dict[str, Column]) -> None:
         """``put`` rows that ``take`` took."""
         dtype = read_as(self.group.dtype)
-        self.put(segment, first, columns | {name: to_tensor(columns[name], dtype) for name in self._sides})
+        self.put(segment, first, columns | {name: to_tensor(columns[name], dtype) for name in self._activations})
 
     @property
     def no_rows(self) -> dict[str, Column]:
         """Every column without a row, in the order of ``take``."""
-        return {name: to_array(side[:0].cpu()) for name, side in self._sides.items()} | {
+        return {name: to_array(rows[:0].cpu()) for name, rows in self._activations.items()} | {
             name: column[:0] for name, column in self._columns.items()
         }
 
@@ -110,7 +110,7 @@ class SegmentBuffer:
         """Every file of the segment, which must be full."""
         self.filling = None
         count = self.group.rows_in(segment)
-        columns = self._columns | {name: to_array(self._on_host(name, count)) for name in self.group.sides}
+        columns = self._columns | {name: to_array(self._on_host(name, count)) for name in self.group.activation_widths}
         columns |= self._quantised(segment)
         if self._mlp:
             self._recompute(self._mlp, segment)
@@ -123,7 +123,7 @@ class SegmentBuffer:
 
     def _on_host(self, name: str, count: int) -> Rows:
         """The rows of one side in main memory: they themselves, or a copy in memory that is used again."""
-        rows = self._sides[name]
+        rows = self._activations[name]
         if rows.device.type == "cpu":
             return rows
         if name not in self._pinned:
@@ -133,8 +133,8 @@ class SegmentBuffer:
     def _quantised(self, segment: int) -> dict[str, Column]:
         """Source and target in 8 bits with their scales, when they are stored so; the rows become what will be read."""
         quantised: dict[str, Column] = {}
-        for name in self.group.sides if self.group.dtype == "int8" else ():
-            staged = self._sides[name][: self.group.rows_in(segment)]
+        for name in self.group.activation_widths if self.group.dtype == "int8" else ():
+            staged = self._activations[name][: self.group.rows_in(segment)]
             found = quantise(to_array(staged))
             self._errors[name][: len(staged)] += found.error
             staged.copy_(restore(*(torch.from_numpy(array) for array in (found.values, found.scale, found.channel))))
@@ -155,7 +155,9 @@ class SegmentBuffer:
         kept = self._manifest.is_ordinary(self._columns["tokens"][:count])
         error = self._errors[name][:count]
         with beside(self._device):
-            return measure(self._sides[name][:count], kept=kept, first=first, error=error, device=self._device).pack()
+            return measure(
+                self._activations[name][:count], kept=kept, first=first, error=error, device=self._device
+            ).pack()
 
     def _recompute(self, mlp: Mlp, segment: int) -> None:
         """Compare what the MLP gives with the harvested targets on a chunk, and take its mean error for every row.
@@ -164,7 +166,7 @@ class SegmentBuffer:
         """
         count = min(self.group.chunk_rows, self.group.rows_in(segment))
         kept = torch.from_numpy(self._manifest.is_ordinary(self._columns["tokens"][:count]))
-        source, target = (self._sides[name][:count].cpu()[kept] for name in ("source", "target"))
+        source, target = (self._activations[name][:count].cpu()[kept] for name in ("source", "target"))
         harvested = target.double()
         error = (mlp.target(source).cpu().double() - harvested).square().sum(dim=1)
         # The spread of a few rows about their mean says nothing: their error is compared with their size.
@@ -180,19 +182,17 @@ def _widths(group: Group) -> dict[str, int]:
     return {"source": group.d_source, "target": group.d_target}
 
 
-def lay(column: Float[Tensor, "places width"], slots: Int64[np.ndarray, " rows"], rows: Rows) -> None:
+def lay(column: Float[Tensor, "slots width"], slots: Int64[np.ndarray, " rows"], rows: Rows) -> None:
     """Put rows at their places in a column, wherever either lies."""
     if column.device.type == "cpu":
         # numpy copies whole rows: 7 GB/s at width 2,304, where PyTorch's own operations reach 1 to 2.
         to_array(column)[slots] = to_array(to_host(rows))
     else:
-        places = to_device(torch.from_numpy(slots), column.device)
-        column.index_copy_(0, places, to_device(rows, column.device))
+        device_slots = to_device(torch.from_numpy(slots), column.device)
+        column.index_copy_(0, device_slots, to_device(rows, column.device))
 
 
-def gather(
-    column: Float[Tensor, "places width"], slots: Int64[np.ndarray, " rows"]
-) -> Shaped[np.ndarray, "rows width"]:
+def gather(column: Float[Tensor, "slots width"], slots: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, "rows width"]:
     """The rows at these places of a column, in main memory: what ``lay`` put there."""
     if column.device.type == "cpu":
         return to_array(column)[slots]

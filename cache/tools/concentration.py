@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 
+from cache.format.layout import ActivationName
 from cache.reader import CacheReader, SplitView
 from common.errors import UsageError
 
@@ -28,7 +29,6 @@ RULED_BY_ROWS = 0.25
 """A share of a quarter for a thousandth of the rows is 250 times an even share; benign layers have 1 to 2 %."""
 RULED_BY_DIMENSIONS = 0.5
 """Half of the variance in two dimensions of hundreds; benign layers have a few per cent."""
-Side = Literal["source", "target"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Concentration:
     largest 1, 2 and 10 dimensions, by count. ``largest_dimensions`` are (dimension, share), largest first.
     """
 
-    side: Side
+    column: ActivationName
     split: str
     rows: int
     width: int
@@ -72,17 +72,17 @@ class Concentration:
             found.append(f"dimensions {numbers} of {self.width} hold {self.dimension_shares[DIMENSIONS[1]]:.0%}")
         if not found:
             return ""
-        return f"The {self.side}'s variance is ruled by a handful: {', '.join(found)}. FVU speaks mostly of those."
+        return f"The {self.column}'s variance is ruled by a handful: {', '.join(found)}. FVU speaks mostly of those."
 
 
 def concentration(
     reader: CacheReader,
     *,
-    side: Side = "target",
+    column: ActivationName = "target",
     split: Literal["train", "held_out"] = "train",
     limit_rows: int | None = None,
 ) -> Concentration:
-    """How concentrated the variance of ``side`` is, over the split's rows without special tokens, in float64.
+    """How concentrated the variance of ``column`` is, over the split's rows without special tokens, in float64.
 
     With ``limit_rows``, over the first so many rows: training rows are shuffled within their segment, so they are a
     sample. Raises UsageError where no row is left, DamagedError.
@@ -95,42 +95,42 @@ def concentration(
         raise UsageError(f"The cache has no {split} rows to measure.", where=reader.path)
 
     # The exact statistics of a whole training split give the mean at once; for other rows, a pass finds it.
-    mean = _mean(reader, view, side, index, whole=split == "train" and count == len(view))
+    mean = _mean(reader, view, column, index, all_rows=split == "train" and count == len(view))
     rows = np.empty(len(index))
     dimensions: Float64[np.ndarray, " width"] = np.zeros(len(mean))
-    for start, block in _blocks(view, side, index):
+    for start, block in _blocks(view, column, index):
         squares = np.square(block.double().cpu().numpy() - mean)
         rows[start : start + len(squares)] = squares.sum(axis=1)
         dimensions += squares.sum(axis=0)
-    return _of_sums(view, side, index, rows=rows, dimensions=dimensions)
+    return _of_sums(view, column, index, rows=rows, dimensions=dimensions)
 
 
 def _mean(
-    reader: CacheReader, view: SplitView, side: Side, index: Int64[np.ndarray, " rows"], *, whole: bool
+    reader: CacheReader, view: SplitView, column: ActivationName, index: Int64[np.ndarray, " rows"], *, all_rows: bool
 ) -> Float64[np.ndarray, " width"]:
-    if whole:
-        statistics = reader.statistics.source if side == "source" else reader.statistics.target
+    if all_rows:
+        statistics = reader.statistics.source if column == "source" else reader.statistics.target
         if statistics is not None:
             return statistics.mean
-    sums = [block.double().sum(dim=0).cpu().numpy() for _, block in _blocks(view, side, index)]
+    sums = [block.double().sum(dim=0).cpu().numpy() for _, block in _blocks(view, column, index)]
     return np.sum(sums, axis=0) / len(index)
 
 
 def _blocks(
-    view: SplitView, side: Side, index: Int64[np.ndarray, " rows"]
+    view: SplitView, column: ActivationName, index: Int64[np.ndarray, " rows"]
 ) -> Iterator[tuple[int, Float[torch.Tensor, "rows width"]]]:
     """The rows some thousand at a time, each block with the place of its first row in ``index``."""
     for start in range(0, len(index), _BLOCK_ROWS):
         chosen = index[start : start + _BLOCK_ROWS]
-        if side in view.columns:
-            yield start, view.gather(side, chosen)
+        if column in view.columns:
+            yield start, view.gather(column, chosen)
         else:
-            yield start, view.sides(chosen)[1]
+            yield start, view.activations(chosen)[1]
 
 
 def _of_sums(
     view: SplitView,
-    side: Side,
+    column: ActivationName,
     index: Int64[np.ndarray, " rows"],
     *,
     rows: Float64[np.ndarray, " rows"],
@@ -142,9 +142,9 @@ def _of_sums(
     largest = np.argsort(-rows, kind="stable")[:NAMED_ROWS]
     numbers = index[largest]
     largest_dimensions = np.argsort(-dimensions, kind="stable")[: DIMENSIONS[-1]]
-    norms = torch.cat([block.double().norm(dim=1).cpu() for _, block in _blocks(view, side, numbers)])
+    norms = torch.cat([block.double().norm(dim=1).cpu() for _, block in _blocks(view, column, numbers)])
     return Concentration(
-        side=side,
+        column=column,
         split=view.group.name,
         rows=len(rows),
         width=len(dimensions),
@@ -157,9 +157,9 @@ def _of_sums(
                 document=int(view.document[number]),
                 position=int(view.position[number]),
                 norm=float(norm),
-                share=float(rows[place] / total),
+                share=float(rows[rank] / total),
             )
-            for number, place, norm in zip(numbers, largest, norms, strict=True)
+            for number, rank, norm in zip(numbers, largest, norms, strict=True)
         ),
         largest_dimensions=tuple(
             (int(dimension), float(dimensions[dimension] / total)) for dimension in largest_dimensions

@@ -37,7 +37,7 @@ class ExpectedFile:
 
 @dataclass(frozen=True)
 class CacheIndex:
-    """The files of a cache by path, the journals by part, and the faults of the journals themselves."""
+    """The files of a cache by path, the journals by partition, and the faults of the journals themselves."""
 
     manifest: Manifest
     journals: dict[int, Journal]
@@ -62,20 +62,20 @@ def read_index(path: Path) -> CacheIndex:
     files = {name: ExpectedFile(FileEntry(name, size, digest, "")) for name, (size, digest) in manifest.files.items()}
     journals: dict[int, Journal] = {}
     faults: list[Fault] = []
-    for part in range(manifest.geometry.parts):
+    for partition in range(manifest.geometry.partitions):
         try:
-            journals[part] = journal_of(path, manifest, part)
+            journals[partition] = journal_of(path, manifest, partition)
         except NestcoderError as error:
-            faults.append(journal_fault(path, part, error))
+            faults.append(journal_fault(path, partition, error))
             continue
-        for commit in journals[part].commits.values():
+        for commit in journals[partition].commits.values():
             files |= _files_of(commit, manifest.geometry)
     return CacheIndex(manifest, journals, files, tuple(faults))
 
 
-def journal_fault(path: Path, part: int, error: NestcoderError) -> Fault:
+def journal_fault(path: Path, partition: int, error: NestcoderError) -> Fault:
     """The fault that a journal or its seal has, by what reading them raised."""
-    name = seal_path(part) if error.where == str(path / seal_path(part)) else journal_path(part)
+    name = seal_path(partition) if error.where == str(path / seal_path(partition)) else journal_path(partition)
     return Fault("unreadable", name, error.what)
 
 

@@ -1,12 +1,12 @@
 """What a cache is, in numbers: rows, sites, documents, size, statistics, and how well its batches are mixed."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from cache.format.statistics import SideStatistics
+from cache.format.statistics import ActivationStatistics
 from cache.loader import Loader
 from cache.open import open_cache
 from cache.reader import CacheReader, SplitView
@@ -21,7 +21,7 @@ _CONCENTRATION_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class SideInfo:
+class ActivationInfo:
     """Numbers of source or target over the training rows whose token is not special."""
 
     width: int
@@ -44,12 +44,12 @@ class CacheInfo:
     committed: dict[str, int]
     bytes: int
     files: int
-    parts: int
+    partitions: int
     written_with: dict[str, str]
     documents: dict[str, int] | None
     special_rows: int | None
-    source: SideInfo | None
-    target: SideInfo | None
+    source: ActivationInfo | None
+    target: ActivationInfo | None
     mixing: Mixing | None
     concentration: Concentration | None
 
@@ -57,6 +57,14 @@ class CacheInfo:
     def complete(self) -> bool:
         """Whether every row that was asked for is there."""
         return self.rows == self.committed
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers, under the names that ``cache info --json`` has printed since its first version."""
+        document = asdict(self) | {"complete": self.complete}
+        document["parts"] = document.pop("partitions")
+        if document["concentration"]:
+            document["concentration"]["side"] = document["concentration"].pop("column")
+        return document
 
 
 def cache_info(path: Path | str) -> CacheInfo:
@@ -83,7 +91,7 @@ def cache_info(path: Path | str) -> CacheInfo:
         committed=committed,
         bytes=index.bytes,
         files=len(index.files),
-        parts=geometry.parts,
+        partitions=geometry.partitions,
         written_with=index.manifest.written_with,
         **vars(measured),
     )
@@ -95,8 +103,8 @@ class _Measured:
 
     documents: dict[str, int] | None = None
     special_rows: int | None = None
-    source: SideInfo | None = None
-    target: SideInfo | None = None
+    source: ActivationInfo | None = None
+    target: ActivationInfo | None = None
     mixing: Mixing | None = None
     concentration: Concentration | None = None
 
@@ -108,12 +116,12 @@ def _measured(reader: CacheReader) -> _Measured:
     if not len(train):
         return _Measured(documents)
     statistics = train.statistics
-    target = _side(statistics.target) if statistics.target else None
+    target = _activation_info(statistics.target) if statistics.target else None
     special = len(train) - statistics.source.rows
     return _Measured(
         documents=documents,
         special_rows=special,
-        source=_side(statistics.source),
+        source=_activation_info(statistics.source),
         target=target,
         mixing=_mixing(reader, train),
         concentration=concentration(reader, limit_rows=_CONCENTRATION_ROWS) if statistics.source.rows else None,
@@ -123,20 +131,20 @@ def _measured(reader: CacheReader) -> _Measured:
 _GROUPS: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
 
 
-def _side(side: SideStatistics) -> SideInfo:
-    return SideInfo(
-        width=len(side.mean),
-        mean_square=float(side.second_moment.mean()),
-        variance_sum=side.variance_sum,
-        largest_norm=float(side.largest_norms[0]),
-        largest_row=int(side.largest_rows[0]),
-        storage_floor=side.storage_floor,
+def _activation_info(statistics: ActivationStatistics) -> ActivationInfo:
+    return ActivationInfo(
+        width=len(statistics.mean),
+        mean_square=float(statistics.second_moment.mean()),
+        variance_sum=statistics.variance_sum,
+        largest_norm=float(statistics.largest_norms[0]),
+        largest_row=int(statistics.largest_rows[0]),
+        storage_floor=statistics.storage_floor,
     )
 
 
 def _mixing(reader: CacheReader, train: SplitView) -> Mixing:
     """Of 32 batches of 4,096 rows (or of what rows there are), spread over the loader's first epoch."""
     batch_rows = min(_BATCH_ROWS, max(1, len(train) // 2))
-    places = np.unique(np.linspace(0, len(train) // batch_rows - 1, _BATCHES).astype(np.int64))
+    batches = np.unique(np.linspace(0, len(train) // batch_rows - 1, _BATCHES).astype(np.int64))
     with Loader(reader, batch_rows=batch_rows, seed=0) as loader:
-        return measure_mixing(train.document, [loader.rows_of(0, place) for place in places.tolist()])
+        return measure_mixing(train.document, [loader.rows_of(0, batch) for batch in batches.tolist()])

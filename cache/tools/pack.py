@@ -14,7 +14,7 @@ from cache.format.chunks import FileOut, chunks_of
 from cache.format.codec import Codec
 from cache.format.journal import Commit, FileEntry, Journal
 from cache.format.manifest import MANIFEST, Manifest, read_bound, read_manifest
-from cache.format.seal import open_journal, seal_part
+from cache.format.seal import open_journal, seal_partition
 from cache.tools.index import CacheIndex, read_index
 from common import disk
 from common.errors import DamagedError, MismatchError, UsageError
@@ -49,19 +49,19 @@ def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None
     index = _complete_index(path)
     progress = progress or Silent()
     manifest = _repacked(index.manifest, codec)
-    with locks.lock_all(out / "locks" / f"part-{part:05d}" for part in range(manifest.geometry.parts)):
+    with locks.lock_all(out / "locks" / f"part-{partition:05d}" for partition in range(manifest.geometry.partitions)):
         locks.check_promises(out)
         _begin(path, out, index.manifest, manifest)
         progress.begin("pack", total=index.segments[1], unit="segments")
         before = list[FileEntry]()
         after = list[FileEntry]()
-        for part, journal in index.journals.items():
-            written = open_journal(out, manifest, part)
+        for partition, journal in index.journals.items():
+            written = open_journal(out, manifest, partition)
             for commit in journal.commits.values():
                 before += commit.files
                 after += _pack_segment(path, out, commit, (index.manifest, manifest), written=written)
                 progress.advance(1)
-            seal_part(out, part)
+            seal_partition(out, partition)
         progress.end()
     sizes = (sum(entry.size_bytes for entry in entries) for entries in (before, after))
     return Packing(codec, len(after), *sizes)

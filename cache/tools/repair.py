@@ -12,7 +12,7 @@ from typing import Any
 
 from cache.format.journal import append, journal_line, journal_path, revoke_line, sound_lines
 from cache.format.manifest import MANIFEST, Manifest, read_manifest
-from cache.format.seal import is_part_complete, journal_of, part_locks, seal_part, seal_path
+from cache.format.seal import is_partition_complete, journal_of, partition_locks, seal_partition, seal_path
 from cache.tools.index import Fault, journal_fault
 from cache.tools.verify import Verification, verify_cache
 from common import disk
@@ -42,7 +42,7 @@ def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
     Raises InUseError while a writer is at work, MismatchError for an unknown format version.
     """
     quarantined: list[str] = []
-    with locks.lock_all(part_locks(path)):
+    with locks.lock_all(partition_locks(path)):
         try:
             manifest = read_manifest(path)
         except DamagedError as error:
@@ -83,22 +83,22 @@ def _set_aside(path: Path, name: str, quarantined: list[str]) -> None:
 def _mend_journals(path: Path, manifest: Manifest, quarantined: list[str]) -> list[Fault]:
     """Write each journal that does not read, or has lost lines, again from the sound lines of its seal and its own."""
     faults: list[Fault] = []
-    for part in range(manifest.geometry.parts):
+    for partition in range(manifest.geometry.partitions):
         try:
-            journal_of(path, manifest, part)
+            journal_of(path, manifest, partition)
         except DiskError:
             raise
         except NestcoderError as error:
-            faults.append(journal_fault(path, part, error))
-            _mend_journal(path, manifest, part, quarantined)
+            faults.append(journal_fault(path, partition, error))
+            _mend_journal(path, manifest, partition, quarantined)
     return faults
 
 
-def _mend_journal(path: Path, manifest: Manifest, part: int, quarantined: list[str]) -> None:
-    journal = journal_path(part)
-    seal = seal_path(part)
-    sealed = _sound(path / seal, manifest, part)
-    own = _sound(path / journal, manifest, part)
+def _mend_journal(path: Path, manifest: Manifest, partition: int, quarantined: list[str]) -> None:
+    journal = journal_path(partition)
+    seal = seal_path(partition)
+    sealed = _sound(path / seal, manifest, partition)
+    own = _sound(path / journal, manifest, partition)
     known = {canonical_json(line | {"n": 0}) for line in sealed}
     added = [line for line in own if canonical_json(line | {"n": 0}) not in known]
     lines = [line | {"n": number} for number, line in enumerate([*sealed, *added])]
@@ -106,23 +106,23 @@ def _mend_journal(path: Path, manifest: Manifest, part: int, quarantined: list[s
     # A copy goes to the quarantine and the mended journal replaces the damaged one: a kill leaves one of the two.
     _copy_aside(path, journal, quarantined)
     disk.write_file(path / journal, list(map(journal_line, lines)))
-    if (path / seal).exists() and not _is_sealed(path, manifest, part):
+    if (path / seal).exists() and not _is_sealed(path, manifest, partition):
         _set_aside(path, seal, quarantined)
-    mended = journal_of(path, manifest, part)
-    if is_part_complete(mended, manifest, part):
-        seal_part(path, part)
+    mended = journal_of(path, manifest, partition)
+    if is_partition_complete(mended, manifest, partition):
+        seal_partition(path, partition)
 
 
-def _sound(path: Path, manifest: Manifest, part: int) -> list[dict[str, Any]]:
-    """The lines of a journal or a seal that read and belong to this part."""
+def _sound(path: Path, manifest: Manifest, partition: int) -> list[dict[str, Any]]:
+    """The lines of a journal or a seal that read and belong to this partition."""
     data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-    return sound_lines(data, geometry=manifest.geometry, fingerprint=manifest.fingerprint, part=part)
+    return sound_lines(data, geometry=manifest.geometry, fingerprint=manifest.fingerprint, partition=partition)
 
 
-def _is_sealed(path: Path, manifest: Manifest, part: int) -> bool:
-    """Whether the journal and the seal of a part fit each other."""
+def _is_sealed(path: Path, manifest: Manifest, partition: int) -> bool:
+    """Whether the journal and the seal of a partition fit each other."""
     try:
-        journal_of(path, manifest, part)
+        journal_of(path, manifest, partition)
     except NestcoderError:
         return False
     return True
@@ -139,16 +139,18 @@ def _copy_aside(path: Path, name: str, quarantined: list[str]) -> None:
 
 
 def _revoke(path: Path, manifest: Manifest, segments: tuple[tuple[str, int], ...]) -> None:
-    for part in range(manifest.geometry.parts):
+    for partition in range(manifest.geometry.partitions):
         own = [
-            (group, segment) for group, segment in segments if segment in manifest.geometry.part_segments(group, part)
+            (group, segment)
+            for group, segment in segments
+            if segment in manifest.geometry.partition_segments(group, partition)
         ]
         if not own:
             continue
-        journal = journal_of(path, manifest, part)
-        disk.truncate(path / journal_path(part), journal.whole_bytes)
+        journal = journal_of(path, manifest, partition)
+        disk.truncate(path / journal_path(partition), journal.whole_bytes)
         for number, (group, segment) in enumerate(own, start=journal.lines):
-            append(path / journal_path(part), revoke_line(number, group, segment))
+            append(path / journal_path(partition), revoke_line(number, group, segment))
 
 
 def _mend_files(path: Path, manifest: Manifest, found: Verification, quarantined: list[str]) -> list[str]:

@@ -63,14 +63,18 @@ def repair_remote(url: str, *, progress: Progress | None = None) -> Repair:
             raise
         store.remove(MANIFEST)
         return Repair(url, (Fault("damaged", name, error.what),), (), (), (), 0)
-    manifest = parse_manifest(store.read(MANIFEST), where=f"{url}/{MANIFEST}")
-    for part in range(manifest.geometry.parts):
-        own = [lost for lost in found.damaged_segments if lost[1] in manifest.geometry.part_segments(lost[0], part)]
+    manifest = parse_manifest(store.read(MANIFEST), location=f"{url}/{MANIFEST}")
+    for partition in range(manifest.geometry.partitions):
+        own = [
+            lost
+            for lost in found.damaged_segments
+            if lost[1] in manifest.geometry.partition_segments(lost[0], partition)
+        ]
         if own:
-            data = store.read(journal_path(part))
+            data = store.read(journal_path(partition))
             lines = enumerate(own, start=data.count(b"\n"))
             revoked = [journal_line(revoke_line(number, *lost)) for number, lost in lines]
-            store.write(journal_path(part), b"".join([data, *revoked]))
+            store.write(journal_path(partition), b"".join([data, *revoked]))
     if any(fault.path in manifest.files for fault in found.faults):
         store.remove(MANIFEST)  # the next harvest sends it again, and what it binds
     rows = sum(manifest.geometry.groups[group].rows_in(number) for group, number in found.damaged_segments)

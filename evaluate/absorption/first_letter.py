@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache.one_side import Side
+from cache.format.layout import ActivationName
 from cache.reader import CacheReader
 from evaluate.absorption.dictionary import measure_absorption
 from evaluate.absorption.letters import Readability, readability
@@ -33,7 +33,7 @@ class FirstLetterAbsorption(Metric):
         return Findings({"absorption_first_letter": self.scorer(self.dictionary)})
 
 
-def absorption_scorer(reader: CacheReader, folder: Path, *, side: Side | None = None) -> AbsorptionScorer:
+def absorption_scorer(reader: CacheReader, folder: Path, *, side: ActivationName | None = None) -> AbsorptionScorer:
     """Scores dictionaries on the probe cache in ``folder``; gives a reason where there is none.
 
     ``side`` is that of an autoencoder, whose source and target both are.

@@ -83,7 +83,7 @@ def open_both(
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     device_name = str(choose_device(device))
     trained = load_transcoder(transcoder, progress=progress)
-    reader = open_cache(cache, cache_settings, device=device_name, side=trained.side)
+    reader = open_cache(cache, cache_settings, device=device_name, column=trained.side)
     check_belongs(trained, reader, where=transcoder, force=force)
     return reader, trained.to(device_name)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.config import CacheSettings
+from cache.format.layout import ActivationName
 from cache.format.manifest import MANIFEST
-from cache.one_side import Side
 from cache.open import open_cache
 from cache.reader import CacheReader
 from common import disk
@@ -103,7 +103,7 @@ def fitted(dictionary: Transcoder, reader: CacheReader) -> Transcoder:
     return dictionary.replaced(source_view="mlp_in") if is_stored else dictionary
 
 
-def side_of(dictionary: Transcoder, sites: tuple[object, object]) -> Side | None:
+def side_of(dictionary: Transcoder, sites: tuple[object, object]) -> ActivationName | None:
     """The side of a cache with these sites that an autoencoder reads; None for a transcoder, or where there is none."""
     site = dictionary.config["source_site"]
     if site != dictionary.config["target_site"]:
@@ -113,7 +113,7 @@ def side_of(dictionary: Transcoder, sites: tuple[object, object]) -> Side | None
 
 def _cache(
     folder: Path, dictionary: Transcoder, *, device: str, cache_settings: CacheSettings | None
-) -> tuple[CacheReader | None, Side | None]:
+) -> tuple[CacheReader | None, ActivationName | None]:
     """The layer's cache, where there is one, and, of an autoencoder, the side that it reads."""
     if not (folder / MANIFEST).is_file():
         return None, "source" if dictionary.config["source_site"] == dictionary.config["target_site"] else None
@@ -121,10 +121,10 @@ def _cache(
     reader = open_cache(folder, cache_settings, device=device_name)
     sites = (reader.identity.get("source_site"), reader.identity.get("target_site"))
     side = side_of(dictionary, sites)
-    return (open_cache(folder, cache_settings, device=device_name, side=side) if side else reader), side
+    return (open_cache(folder, cache_settings, device=device_name, column=side) if side else reader), side
 
 
-def _of_cache(reader: CacheReader | None, side: Side | None) -> dict[str, Any]:
+def _of_cache(reader: CacheReader | None, side: ActivationName | None) -> dict[str, Any]:
     """What the cache knows better than the files, as a trained transcoder's config.json has it."""
     kind = {"kind": "sae" if side else "transcoder", "side": side}
     if reader is None:

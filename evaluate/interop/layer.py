@@ -106,7 +106,7 @@ class ExportLayer:
     @cached_property
     def reader(self) -> CacheReader:
         """The cache; of an autoencoder, its one side."""
-        return open_cache(self.source.cache, self.cache_settings, device=self.device, side=self._loaded.side)
+        return open_cache(self.source.cache, self.cache_settings, device=self.device, column=self._loaded.side)
 
     @cached_property
     def norm(self) -> NormAffine | None:

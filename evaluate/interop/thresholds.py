@@ -76,5 +76,5 @@ def calibration_source(
     kept = index[train.is_ordinary(train.tokens[index])] if len(train) else index[:0]
     if not len(kept):
         raise UsageError("The cache has no training rows to match thresholds on.", where=reader.path)
-    source, _ = train.sides(kept, view=transcoder.source_view)
+    source, _ = train.activations(kept, view=transcoder.source_view)
     return source.to(device).float()

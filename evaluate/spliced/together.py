@@ -50,7 +50,7 @@ def splice_together(
         layer: load_transcoder(path, progress=progress).on(device_name) for layer, path in transcoders.items()
     }
     readers = {
-        layer: open_cache(path, cache_settings, device=device_name, side=dictionaries[layer].side)
+        layer: open_cache(path, cache_settings, device=device_name, column=dictionaries[layer].side)
         for layer, path in caches.items()
     }
     for layer, dictionary in dictionaries.items():

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 
 from cache.config import CacheSettings
-from cache.part import check_part
+from cache.partition import check_partition
 from cache.writer import manifest_of
 from common import disk
 from common.errors import UsageError
@@ -85,7 +85,7 @@ def plan_import(request: ImportRequest, progress: Progress) -> ImportPlan:
         special_ids=list(request.special_ids),
         arrays={},
     )
-    check_part(request.out, manifest)
+    check_partition(request.out, manifest)
     return ImportPlan(
         kind=paired.source.kind,
         source_site=sites[0],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cache.config import CacheSettings
 from cache.format.dtypes import to_stored
-from cache.part import check_part
+from cache.partition import check_partition
 from cache.writer import CacheWriter, manifest_of
 from common import disk
 from common.errors import NumericalError, UsageError
@@ -122,7 +122,7 @@ def write_cache(
     stream = _Stream(Path(path), _numbered(begin, remaining), settings, (train_rows, held_out_rows))
     if dry_run:
         manifest = manifest_of(**made)
-        check_part(Path(path), manifest)
+        check_partition(Path(path), manifest)
         stream.run(None, progress or Silent())
         sizes = {name: made[name] for name in ("train_rows", "held_out_rows", "d_source", "d_target")}
         room = {"bytes": manifest.geometry.size_bytes, "free_disk_bytes": disk.free_bytes(Path(path))}

@@ -10,7 +10,7 @@ from nestcoder.progress import shown_progress
 
 if TYPE_CHECKING:
     from cache.format.codec import Codec
-    from cache.tools.info import CacheInfo, SideInfo
+    from cache.tools.info import ActivationInfo, CacheInfo
 
 
 def cache_info(path: str) -> CommandResult:
@@ -18,7 +18,7 @@ def cache_info(path: str) -> CommandResult:
     from cache.tools.info import cache_info as read_info
 
     info = read_info(path)
-    return CommandResult(asdict(info) | {"complete": info.complete}, "\n".join(_info_lines(info)))
+    return CommandResult(info.to_json(), "\n".join(_info_lines(info)))
 
 
 def _info_lines(info: "CacheInfo") -> list[str]:
@@ -52,15 +52,15 @@ def _concentration_lines(info: "CacheInfo") -> dict[str, str]:
     dimensions = ", ".join(f"{share:.1%} in {count}" for count, share in found.dimension_shares.items())
     largest = found.largest_rows[0]
     named = ", ".join(str(dimension) for dimension, _ in found.largest_dimensions[:3])
-    where = f"row {largest.row}: token {largest.token}, document {largest.document}, position {largest.position}"
+    row = f"row {largest.row}: token {largest.token}, document {largest.document}, position {largest.position}"
     return {
-        "variance": f"of the {found.side}, {found.rows:,} rows: {rows} (most in {where})",
+        "variance": f"of the {found.column}, {found.rows:,} rows: {rows} (most in {row})",
         "dimensions": f"{dimensions} of {found.width} dimensions (most in {named})",
         "warning": found.warning,
     }
 
 
-def _arrays(info: "CacheInfo") -> "list[tuple[str, SideInfo]]":
+def _arrays(info: "CacheInfo") -> "list[tuple[str, ActivationInfo]]":
     return [(name, array) for name, array in (("source", info.source), ("target", info.target)) if array]
 
 
@@ -72,7 +72,7 @@ def _row_counts(info: "CacheInfo", group: str) -> str:
     return f"{group.replace('_', ' ')} {count}{documents}"
 
 
-def _array_statistics(array: "SideInfo") -> str:
+def _array_statistics(array: "ActivationInfo") -> str:
     largest = f"largest norm {array.largest_norm:.4g} (row {array.largest_row})"
     floor = f"storing lost {array.storage_floor:.1e} of it" if array.storage_floor else "stored without loss"
     return f"mean square {array.mean_square:.4g}, variance {array.variance_sum:.4g}, {floor}, {largest}"

@@ -21,8 +21,8 @@ CONTEXT = 5
 class Toy:
     """Contexts of five rows, every fourth held out; the cursor counts contexts. Sizes give seven segments."""
 
-    def __init__(self, *, train_rows=50, held_out_rows=11, d_source=8, d_target=6, parts=1, **settings):
-        self.train_rows, self.held_out_rows, self.parts = train_rows, held_out_rows, parts
+    def __init__(self, *, train_rows=50, held_out_rows=11, d_source=8, d_target=6, partitions=1, **settings):
+        self.train_rows, self.held_out_rows, self.partitions = train_rows, held_out_rows, partitions
         self.d_source, self.d_target = d_source, d_target
         small = {"chunk_rows": 4, "shard_rows": 8, "segment_rows": 16, "held_out_fraction": 0.25, "dtype": "float32"}
         self.settings = CacheSettings(**small | settings)
@@ -30,7 +30,7 @@ class Toy:
     @cached_property
     def text(self):
         """More rows than any part is asked for, in the order of the text."""
-        rows = CONTEXT * self.parts * 4 * (max(self.train_rows // 3, self.held_out_rows) // CONTEXT + 16)
+        rows = CONTEXT * self.partitions * 4 * (max(self.train_rows // 3, self.held_out_rows) // CONTEXT + 16)
         random = np.random.default_rng(0)
         sides = [random.standard_normal((rows, width), np.float32) for width in (self.d_source, self.d_target)]
         index = np.arange(rows)
@@ -38,7 +38,7 @@ class Toy:
         tokens[::CONTEXT] = 0
         return *sides, tokens, index // (2 * CONTEXT), (index % CONTEXT).astype(np.int32)
 
-    def writer(self, path, *, part=0, **options):
+    def writer(self, path, *, partition=0, **options):
         return CacheWriter(
             path,
             identity={"model": "toy", "layer": 3, "dataset": {"name": "counted"}},
@@ -49,17 +49,17 @@ class Toy:
             held_out_rows=self.held_out_rows,
             special_ids=[0],
             arrays={"gain": np.linspace(0.5, 2, self.d_source, dtype=np.float32)},
-            part=part,
-            parts=self.parts,
+            partition=partition,
+            partitions=self.partitions,
             **options,
         )
 
-    def feed(self, writer, *, part=0, stop=None):
+    def feed(self, writer, *, partition=0, stop=None):
         """Append contexts from the writer's cursor until it is complete, or ``stop`` contexts; how many it took."""
         number = writer.cursor or 0
         given = 0
         while not writer.complete and given != stop:
-            first = (number * self.parts + part) * CONTEXT
+            first = (number * self.partitions + partition) * CONTEXT
             rows = [column[first : first + CONTEXT] for column in self.text]
             assert len(rows[0]) == CONTEXT, "the text is too short"
             writer.append(*rows, held_out=number % 4 == 3, cursor=number)
@@ -69,9 +69,9 @@ class Toy:
     def write(self, path, *, stop=None):
         """Write the cache, or go on with it; how many contexts that took."""
         given = 0
-        for part in range(self.parts):
-            with self.writer(path, part=part) as writer:
-                given += self.feed(writer, part=part, stop=stop)
+        for partition in range(self.partitions):
+            with self.writer(path, partition=partition) as writer:
+                given += self.feed(writer, partition=partition, stop=stop)
         return given
 
 
@@ -168,7 +168,9 @@ class Text:
         return number % 4 == 3
 
 
-def open_writer(path, *, train_rows=50, held_out_rows=11, text=None, part=0, parts=1, identity=None, **settings):
+def open_writer(
+    path, *, train_rows=50, held_out_rows=11, text=None, partition=0, partitions=1, identity=None, **settings
+):
     text = text or Text()
     return CacheWriter(
         path,
@@ -183,8 +185,8 @@ def open_writer(path, *, train_rows=50, held_out_rows=11, text=None, part=0, par
             "gain": np.linspace(0.5, 2, text.shape[0], dtype=np.float32),
             "bias": np.ones(text.shape[0], np.float32),
         },
-        part=part,
-        parts=parts,
+        partition=partition,
+        partitions=partitions,
     )
 
 

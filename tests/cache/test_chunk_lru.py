@@ -16,7 +16,7 @@ def add_all(lru, keys, given_up):
 
 
 def test_the_least_recently_used_is_given_up_first():
-    lru, given_up = ChunkLru(30, where="here"), []
+    lru, given_up = ChunkLru(30, location="here"), []
     add_all(lru, KEYS[:3], given_up)
     with lru.in_use(KEYS[:1], chunk_bytes=10):
         add_all(lru, KEYS[3:5], given_up)
@@ -26,18 +26,18 @@ def test_the_least_recently_used_is_given_up_first():
 
 
 def test_a_chunk_in_two_blocks_counts_once():
-    lru = ChunkLru(20, where="here")
+    lru = ChunkLru(20, location="here")
     with lru.in_use(KEYS[:2], chunk_bytes=10), lru.in_use(KEYS[1:2], chunk_bytes=10):
         pass
 
 
 def test_more_than_the_limit_at_once_is_refused():
     with pytest.raises(CapacityError, match=r"take 30 B, but only 20 B"):
-        ChunkLru(20, where="here").in_use(KEYS[:3], chunk_bytes=10).__enter__()
+        ChunkLru(20, location="here").in_use(KEYS[:3], chunk_bytes=10).__enter__()
 
 
 def test_who_finds_no_room_waits_for_it():
-    lru, given_up, done = ChunkLru(30, where="here"), [], threading.Event()
+    lru, given_up, done = ChunkLru(30, location="here"), [], threading.Event()
 
     def other():
         with lru.in_use(KEYS[2:5], chunk_bytes=10):

@@ -9,7 +9,7 @@ import torch
 
 from cache.config import CacheSettings
 from cache.drafts import Drafts, _Spent
-from cache.part import tidy_finished
+from cache.partition import tidy_finished
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
 from common import disk
@@ -40,21 +40,21 @@ class Notes(Silent):
         self.texts.append(text)
 
 
-def open_writer(path, *, part=0, parts=1, progress=None, **settings):
+def open_writer(path, *, partition=0, partitions=1, progress=None, **settings):
     options = CacheSettings(**SMALL | settings)
     arrays = MLP.arrays() if options.target == "recompute" else {}
     return CacheWriter(
-        path, identity={}, settings=options, special_ids=[0], arrays=arrays, part=part, parts=parts,
+        path, identity={}, settings=options, special_ids=[0], arrays=arrays, partition=partition, partitions=partitions,
         progress=progress, **SIZES,
     )  # fmt: skip
 
 
-def feed(writer, *, part=0, parts=1, stop=None):
+def feed(writer, *, partition=0, partitions=1, stop=None):
     """Contexts of five rows from the writer's cursor, every fourth held out; how many were given."""
     number = writer.cursor or 0
     given = 0
     while not writer.complete and given != stop:
-        source = torch.randn(CONTEXT, WIDTH, generator=torch.Generator().manual_seed(parts * number + part))
+        source = torch.randn(CONTEXT, WIDTH, generator=torch.Generator().manual_seed(partitions * number + partition))
         # A bfloat16 source, so that its recomputed target is what is given.
         source = source.bfloat16().float()
         index = CONTEXT * number + np.arange(CONTEXT)
@@ -110,16 +110,16 @@ def test_every_row_that_a_draft_has_is_not_given_again(folder, every_batch):
 
 
 def test_processes_keep_drafts_of_their_own(folder, tree, every_batch):
-    for part in (0, 1):
-        with open_writer(folder / "whole", part=part, parts=2) as writer:
-            feed(writer, part=part, parts=2)
-        with open_writer(folder / "cut", part=part, parts=2) as writer:
-            feed(writer, part=part, parts=2, stop=3)
+    for partition in (0, 1):
+        with open_writer(folder / "whole", partition=partition, partitions=2) as writer:
+            feed(writer, partition=partition, partitions=2)
+        with open_writer(folder / "cut", partition=partition, partitions=2) as writer:
+            feed(writer, partition=partition, partitions=2, stop=3)
     assert len(drafts(folder / "cut")) == 4
-    for part in (1, 0):
-        with open_writer(folder / "cut", part=part, parts=2) as writer:
+    for partition in (1, 0):
+        with open_writer(folder / "cut", partition=partition, partitions=2) as writer:
             assert writer.cursor == 2
-            feed(writer, part=part, parts=2)
+            feed(writer, partition=partition, partitions=2)
     assert tree(folder / "cut") == tree(folder / "whole")
 
 

@@ -214,10 +214,10 @@ def test_noise_is_refused(cache, whole_cache, noise, keep):
         (cache / name).write_bytes(data)
         try:
             if name == JOURNAL:
-                options = {"geometry": manifest.geometry, "fingerprint": manifest.fingerprint, "part": 0}
+                options = {"geometry": manifest.geometry, "fingerprint": manifest.fingerprint, "partition": 0}
                 read_journal(cache / name, **options)
             else:
-                parse_manifest(data, where="here")
+                parse_manifest(data, location="here")
         except NestcoderError:
             pass
 

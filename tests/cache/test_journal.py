@@ -28,7 +28,7 @@ def test_cut_anywhere_it_names_what_stands_before(whole_cache):
     path = whole_cache / journal_path(0)
     manifest = read_manifest(whole_cache)
     data = path.read_bytes()
-    options = {"geometry": manifest.geometry, "fingerprint": manifest.fingerprint, "part": 0}
+    options = {"geometry": manifest.geometry, "fingerprint": manifest.fingerprint, "partition": 0}
     ends = [place + 1 for place, byte in enumerate(data) if byte == ord("\n")]
     for length in (0, 5, *ends, ends[2] + 30):
         journal = parse_journal(data[:length], path, **options)
@@ -37,4 +37,4 @@ def test_cut_anywhere_it_names_what_stands_before(whole_cache):
     with pytest.raises(DamagedError, match="Line 2"):
         parse_journal(data[: ends[0]] + data[ends[1] :], path, **options)
     with pytest.raises(MismatchError, match="not of this one"):
-        parse_journal(data, path, **options | {"part": 1})
+        parse_journal(data, path, **options | {"partition": 1})

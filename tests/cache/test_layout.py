@@ -1,4 +1,4 @@
-"""Groups and parts: every row is in one segment of one part, every file of a segment is its own."""
+"""Groups and partitions: every row is in one segment of one partition, every file of a segment is its own."""
 
 import pytest
 
@@ -8,18 +8,18 @@ from cache.format.manifest import make_geometry
 SMALL = {"chunk_rows": 4, "shard_rows": 8, "segment_rows": 16, "held_out_fraction": 0.25}
 
 
-def geometry(parts=1, rows=50, **settings):
+def geometry(partitions=1, rows=50, **settings):
     sizes = {"d_source": 8, "d_target": 6, "train_rows": rows, "held_out_rows": 11}
-    return make_geometry(CacheSettings(**SMALL | settings), **sizes, parts=parts)
+    return make_geometry(CacheSettings(**SMALL | settings), **sizes, partitions=partitions)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_parts_share_the_segments_and_rows_out(parts):
-    made = geometry(parts)
+@pytest.mark.parametrize("partitions", [1, 2, 3, 7])
+def test_partitions_share_the_segments_and_rows_out(partitions):
+    made = geometry(partitions)
     for name, group in made.groups.items():
-        segments = [segment for part in range(parts) for segment in made.part_segments(name, part)]
+        segments = [segment for partition in range(partitions) for segment in made.partition_segments(name, partition)]
         assert segments == list(range(group.segments))
-        assert sum(made.part_rows(name, part) for part in range(parts)) == group.rows
+        assert sum(made.partition_rows(name, partition) for partition in range(partitions)) == group.rows
         assert sum(group.rows_in(segment) for segment in segments) == group.rows
 
 

@@ -24,7 +24,7 @@ def manifest(whole_cache):
 
 
 def test_it_reads_itself_again(manifest):
-    assert parse_manifest(manifest.to_json(), where="here") == manifest
+    assert parse_manifest(manifest.to_json(), location="here") == manifest
 
 
 def test_every_flipped_bit_is_refused(manifest):
@@ -32,7 +32,7 @@ def test_every_flipped_bit_is_refused(manifest):
     for bit in range(0, 8 * len(data), 61):
         data[bit // 8] ^= 1 << bit % 8
         with pytest.raises((DamagedError, MismatchError)):
-            parse_manifest(bytes(data), where="here")
+            parse_manifest(bytes(data), location="here")
         data[bit // 8] ^= 1 << bit % 8
 
 
@@ -53,7 +53,7 @@ def resealed(manifest, **changed):
 ])  # fmt: skip
 def test_a_sealed_one_that_makes_no_sense_is_refused(manifest, changed, error, problem):
     with pytest.raises(error, match=problem):
-        parse_manifest(resealed(manifest, **changed), where="here")
+        parse_manifest(resealed(manifest, **changed), location="here")
 
 
 def test_the_fingerprint_is_of_what_determines_the_rows(manifest):
@@ -81,10 +81,10 @@ def test_no_cache_and_a_lost_manifest_are_told_apart(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"train_rows": -1}, {"d_source": 0}, {"d_source": 1 << 25}, {"parts": 5000}, {"train_rows": 1 << 50}]
+    "sizes", [{"train_rows": -1}, {"d_source": 0}, {"d_source": 1 << 25}, {"partitions": 5000}, {"train_rows": 1 << 50}]
 )
 def test_sizes_that_no_cache_has_are_refused(sizes):
-    usual = {"d_source": 8, "d_target": 8, "train_rows": 100, "held_out_rows": 10, "parts": 1}
+    usual = {"d_source": 8, "d_target": 8, "train_rows": 100, "held_out_rows": 10, "partitions": 1}
     with pytest.raises(UsageError, match="A cache cannot be made of these sizes"):
         make_geometry(CacheSettings(), **usual | sizes)
 

@@ -24,7 +24,7 @@ def test_a_file_appears_at_its_offset(tmp_path, size):
     data = file_of(tmp_path / "file", size + 8)
     region = Region(5 * PAGE)
     region.bytes[:] = 7
-    region.place(tmp_path / "file", offset=PAGE, size_bytes=size, file_bytes=size + 8)
+    region.map_file(tmp_path / "file", offset=PAGE, size_bytes=size, file_bytes=size + 8)
     assert (region.bytes[PAGE : PAGE + size] == data[:size]).all()
     assert (region.bytes[:PAGE] == 7).all()
     region.read_ahead(offset=PAGE, size_bytes=size)
@@ -34,7 +34,7 @@ def test_a_file_appears_at_its_offset(tmp_path, size):
 def test_an_array_outlives_its_region(tmp_path):
     data = file_of(tmp_path / "file", PAGE)
     region = Region(PAGE)
-    region.place(tmp_path / "file", offset=0, size_bytes=PAGE, file_bytes=PAGE)
+    region.map_file(tmp_path / "file", offset=0, size_bytes=PAGE, file_bytes=PAGE)
     view = region.bytes[10:20]
     del region
     assert (view == data[10:20]).all()
@@ -43,7 +43,7 @@ def test_an_array_outlives_its_region(tmp_path):
 def test_a_mapped_file_that_became_shorter_or_went_is_noticed(tmp_path):
     file_of(tmp_path / "file", PAGE)
     region = Region(PAGE)
-    region.place(tmp_path / "file", offset=0, size_bytes=PAGE, file_bytes=PAGE)
+    region.map_file(tmp_path / "file", offset=0, size_bytes=PAGE, file_bytes=PAGE)
     region.check_size(0)
     os.truncate(tmp_path / "file", 10)
     with pytest.raises(DamagedError, match=f"10 bytes instead of {PAGE}"):

@@ -1,4 +1,4 @@
-"""A cache opens from a folder or a URL, whole or as one of its sides."""
+"""A cache opens from a folder or a URL, whole or as an autoencoder sees it."""
 
 import pytest
 import torch
@@ -42,10 +42,10 @@ def test_the_remote_serves_what_is_not_complete_here(bucket, cache, tmp_path):
     assert type(open_cache(here, settings)) is CacheReader
 
 
-@pytest.mark.parametrize("side", ["source", "target"])
-def test_one_side_is_both_sides(whole_cache, side):
-    reader = open_cache(whole_cache, side=side)
+@pytest.mark.parametrize("column", ["source", "target"])
+def test_an_autoencoder_reads_one_column_twice(whole_cache, column):
+    reader = open_cache(whole_cache, column=column)
     rows, plain = (each.split("held_out").rows(slice(None)) for each in (reader, open_cache(whole_cache)))
-    assert torch.equal(rows.source, getattr(plain, side))
-    assert torch.equal(rows.target, getattr(plain, side))
+    assert torch.equal(rows.source, getattr(plain, column))
+    assert torch.equal(rows.target, getattr(plain, column))
     assert reader.d_source == reader.d_target

@@ -41,7 +41,7 @@ def flip_afar(here, name, bit):
 
 def test_a_cache_that_was_complete_before_is_published_whole(here, toy):
     toy.write(here)
-    publish_whole(here, BUCKET, part=0)
+    publish_whole(here, BUCKET, partition=0)
     assert verify_remote(url(here)).complete
     assert not verify_remote(url(here)).faults
 
@@ -55,18 +55,18 @@ def test_what_was_harvested_anew_and_otherwise_is_uploaded_again(here, make_toy)
     (here / "rows.zarr/train/source/c.1.0").unlink()
     repair_cache(here)
     make_toy().write(here)
-    publish_whole(here, BUCKET, part=0)
+    publish_whole(here, BUCKET, partition=0)
     assert system.cat_file(journal) == (here / "journal/part-00000.jsonl").read_bytes() != before
     assert not verify_remote(url(here)).faults
 
 
-@pytest.mark.parametrize("part", [0, 1])
-def test_another_cache_afar_is_not_written_over(here, make_toy, part):
+@pytest.mark.parametrize("partition", [0, 1])
+def test_another_cache_afar_is_not_written_over(here, make_toy, partition):
     make_toy(remote=BUCKET).write(here)
     shutil.rmtree(here)
-    other = make_toy(remote=BUCKET, parts=2, shuffle_seed=5)
+    other = make_toy(remote=BUCKET, partitions=2, shuffle_seed=5)
     with pytest.raises(MismatchError, match="There is another cache at the remote URL") as caught:
-        other.writer(here, part=part)
+        other.writer(here, partition=partition)
     assert caught.value.where == url(here)
     assert not (here / MANIFEST).exists()
     assert not verify_remote(url(here)).faults
@@ -96,7 +96,7 @@ def test_what_is_damaged_afar_is_taken_back_and_uploaded_again(here, make_toy, n
     done = repair_remote(url(here))
     assert [fault.path for fault in done.faults] == [name]
     assert len(done.revoked) == lost
-    publish_whole(here, BUCKET, part=0)
+    publish_whole(here, BUCKET, partition=0)
     assert verify_remote(url(here)).complete
     assert not verify_remote(url(here)).faults
 

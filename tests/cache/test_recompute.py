@@ -214,14 +214,14 @@ def test_a_last_segment_of_hardly_a_row_is_committed(tmp_path, kept):
 def test_training_takes_a_target_that_was_computed_on_a_card(written, monkeypatch):
     reader = CacheReader.open(written.path["recompute"])
     given = {"dict_size": 32, "skip": False, "view": "mlp_in", "seed": 0, "device": "cpu"}
-    units, sides = units_of(reader, "mlp_in"), SplitView.sides
+    units, activations = units_of(reader, "mlp_in"), SplitView.activations
     expected = initial_weights(reader, units, **given)
 
     def on_a_card(self, *rows, **options):
-        source, target = sides(self, *rows, **options)
+        source, target = activations(self, *rows, **options)
         return source, cards.put(target, "cuda:0")
 
-    monkeypatch.setattr(SplitView, "sides", on_a_card)
+    monkeypatch.setattr(SplitView, "activations", on_a_card)
     with cards.Cards():
         made = initial_weights(reader, units, **given)
         target = torch.ones(3, 2)

@@ -237,7 +237,7 @@ def test_a_network_that_stays_down_is_one_sentence_and_a_rerun_goes_on(bucket, s
     toy.write(folder, stop=6)
     system = fsspec.filesystem("s3")
     with toy.writer(folder) as writer:
-        writer._part._publisher._store._root = "no-such-bucket/x"
+        writer._partition._publisher._store._root = "no-such-bucket/x"
         with pytest.raises(DiskError, match="The network refused to write"):
             toy.feed(writer)
     toy.write(folder)

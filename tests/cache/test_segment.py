@@ -19,7 +19,7 @@ def filled(device, *, dtype="bfloat16", pieces=(5, 20, 23)):
     """A buffer that was given a segment's rows in some pieces, and these rows in the order of the text."""
     settings = CacheSettings(chunk_rows=8, shard_rows=16, segment_rows=ROWS, dtype=dtype)
     sizes = {"d_source": WIDTH, "d_target": WIDTH, "train_rows": ROWS, "held_out_rows": 0}
-    geometry = make_geometry(settings, **sizes, parts=1)
+    geometry = make_geometry(settings, **sizes, partitions=1)
     given = {"identity": {}, "held_out_fraction": 0.1, "split_seed": 0, "special_ids": (3,)}
     manifest = Manifest(geometry=geometry, shuffle_seed=7, files={}, written_with={}, **given)
     buffer = SegmentBuffer(geometry.groups["train"], manifest, device=device)
@@ -30,7 +30,7 @@ def filled(device, *, dtype="bfloat16", pieces=(5, 20, 23)):
         here = slice(first, first + count)
         block = {"tokens": number[here] % 5, "document": number[here], "position": number[here]}
         block |= dict.fromkeys(("source_error", "target_error"), np.ones(count))
-        block |= {name: side[here].to(device) for name, side in zip(("source", "target"), rows, strict=True)}
+        block |= {name: rows[here].to(device) for name, rows in zip(("source", "target"), rows, strict=True)}
         buffer.put(0, first, block)
         first += count
     return buffer, rows
@@ -43,10 +43,10 @@ def bytes_of(buffer):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_lie_where_the_permutation_says(device):
-    buffer, sides = filled(device)
+    buffer, activations = filled(device)
     files = bytes_of(buffer)
     slots = torch.from_numpy(permute(np.arange(ROWS), ROWS, key=derive_key(7, 0)))
-    for name, rows in zip(("source", "target"), sides, strict=True):
+    for name, rows in zip(("source", "target"), activations, strict=True):
         shards = [files[f"rows.zarr/train/{name}/c.{number}.0"] for number in range(3)]
         placed = torch.empty_like(rows).index_copy_(0, slots, rows)
         assert b"".join(shard[: 16 * WIDTH * 2] for shard in shards) == to_array(placed).tobytes()
@@ -60,10 +60,10 @@ def test_the_pieces_in_which_rows_came_change_no_byte(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_that_have_no_room_there_wait_on_the_host_with_the_same_bytes(device, monkeypatch):
     buffer, _ = filled(device)
-    assert {side.device.type for side in buffer._sides.values()} == {device}
+    assert {rows.device.type for rows in buffer._activations.values()} == {device}
     monkeypatch.setattr(module, "free_memory", lambda _: 0)
     elsewhere, _ = filled(device)
-    assert {side.device.type for side in elsewhere._sides.values()} == {"cpu"}
+    assert {rows.device.type for rows in elsewhere._activations.values()} == {"cpu"}
     assert bytes_of(elsewhere) == bytes_of(buffer)
 
 

@@ -115,7 +115,7 @@ def test_what_an_interrupted_writer_leaves_is_no_damage(tmp_path, toy):
 
 
 def test_every_part_is_checked(tmp_path, make_toy, flip):
-    make_toy(parts=3, train_rows=96, held_out_rows=24).write(tmp_path)
+    make_toy(partitions=3, train_rows=96, held_out_rows=24).write(tmp_path)
     assert verify_cache(tmp_path).complete
     flip(tmp_path / "journal/part-00002.jsonl", 900)
     assert kinds(tmp_path) == {"journal/part-00002.jsonl": "unreadable"} | {

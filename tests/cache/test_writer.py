@@ -100,9 +100,12 @@ def test_the_number_of_threads_changes_no_byte(stream, tmp_path, monkeypatch):
 
 
 def test_parts_fill_one_store(stream, tmp_path):
-    writers = [stream.open_writer(tmp_path, part=part, parts=2, train_rows=64, held_out_rows=16) for part in range(2)]
-    for part, writer in enumerate(writers):
-        stream.feed(writer, stride=2, offset=part)
+    writers = [
+        stream.open_writer(tmp_path, partition=partition, partitions=2, train_rows=64, held_out_rows=16)
+        for partition in range(2)
+    ]
+    for partition, writer in enumerate(writers):
+        stream.feed(writer, stride=2, offset=partition)
         writer.close()
     reader = CacheReader.open(tmp_path)
     assert len(reader.split("train")) == 64

@@ -22,7 +22,7 @@ def test_what_is_there_already_is_not_needed_again(tmp_path):
 
 def test_rows_of_an_unfinished_segment_are_counted_once_a_layer():
     settings = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=1024)
-    sizes = {"d_source": 8, "d_target": 4, "train_rows": 5000, "held_out_rows": 100, "parts": 1}
+    sizes = {"d_source": 8, "d_target": 4, "train_rows": 5000, "held_out_rows": 100, "partitions": 1}
     geometry = make_geometry(settings, **sizes)
     held_out = min(geometry.groups["held_out"].segment_rows, 100)
     assert buffer_bytes(geometry, layers=3) == 3 * (1024 + held_out) * (8 + 4) * 2

@@ -5,32 +5,30 @@ of a cache whose two sides are the same.
 """
 
 from functools import cached_property
-from typing import Literal
 
 from jaxtyping import Float, Int64
 from numpy import ndarray
 from torch import Tensor
 
+from cache.format.layout import ActivationName
 from cache.format.statistics import GroupStatistics
 from cache.reader import CacheReader, SplitView, View
 from cache.storage.buffers import Buffers
 from cache.storage.columns import Column
 
-Side = Literal["source", "target"]
 
+class AutoencoderSplit(SplitView):
+    """The rows of a split, their ``column`` twice. Only that side's files are read, where it is stored."""
 
-class OneSide(SplitView):
-    """The rows of a split, their ``side`` twice. Only that side's files are read, where it is stored."""
-
-    def __init__(self, split: SplitView, side: Side) -> None:
+    def __init__(self, split: SplitView, column: ActivationName) -> None:
         super().__init__(split.reader, split.group, split.columns)
         self._split = split
-        self._side: Side = side
+        self._column: ActivationName = column
 
     @property
     def d_source(self) -> int:
         """Width of the side, which stands for both."""
-        return self._split.d_source if self._side == "source" else self._split.d_target
+        return self._split.d_source if self._column == "source" else self._split.d_target
 
     @property
     def d_target(self) -> int:
@@ -40,30 +38,30 @@ class OneSide(SplitView):
     @property
     def read_columns(self) -> list[Column]:
         """The files that serving rows reads."""
-        stored = self.columns.get(self._side)
+        stored = self.columns.get(self._column)
         return [stored] if stored else self._split.read_columns
 
-    def sides(
+    def activations(
         self, index: Int64[ndarray, " rows"], *, view: View | None = None, buffers: Buffers | None = None
     ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
         """The side of the rows ``index``, twice the same tensor; ``view`` is the source's, and changes no target."""
-        if self._side == "source":
+        if self._column == "source":
             values = self.reader.as_view(self.gather("source", index, buffers=buffers), view)
-        elif self._side in self.columns:
+        elif self._column in self.columns:
             values = self.gather("target", index, buffers=buffers)
         else:
-            values = self._split.sides(index, buffers=buffers)[1]
+            values = self._split.activations(index, buffers=buffers)[1]
         return values, values
 
     @cached_property
     def statistics(self) -> GroupStatistics:
         """The side's, twice."""
-        side = getattr(self._split.statistics, self._side)
-        return GroupStatistics(side, side)
+        column = getattr(self._split.statistics, self._column)
+        return GroupStatistics(column, column)
 
 
-def one_side(reader: CacheReader, side: Side) -> CacheReader:
-    """The same cache with ``side`` as its source and its target, named so in its identity."""
-    site = reader.identity.get(f"{side}_site")
-    splits: dict[str, SplitView] = {name: OneSide(split, side) for name, split in reader.splits.items()}
+def as_autoencoder(reader: CacheReader, column: ActivationName) -> CacheReader:
+    """The same cache with ``column`` as its source and its target, named so in its identity."""
+    site = reader.identity.get(f"{column}_site")
+    splits: dict[str, SplitView] = {name: AutoencoderSplit(split, column) for name, split in reader.splits.items()}
     return reader.with_splits(splits, identity=reader.identity | {"source_site": site, "target_site": site})

@@ -1,4 +1,4 @@
-"""One writer's part of a cache: its folder locked and compared with what is asked for, what is committed of it."""
+"""The rows of a cache that one writer is responsible for: the lock, the check of the folder, and what is committed."""
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -11,12 +11,12 @@ from cache.format.layout import GROUPS
 from cache.format.manifest import MANIFEST, Manifest, first_difference, read_manifest, refuse_links
 from cache.format.seal import (
     SEALS,
-    is_part_complete,
+    is_partition_complete,
     journal_of,
     open_journal,
-    part_locks,
+    partition_locks,
     seal_finished,
-    seal_part,
+    seal_partition,
 )
 from cache.storage.draft import DRAFTS, remove_drafts
 from cache.storage.publish import open_publisher
@@ -27,12 +27,14 @@ from common.progress import Progress
 from common.units import in_bytes
 
 
-class Part:
-    """Part ``number`` of the cache in folder ``path``, locked until ``close``.
+class Partition:
+    """Partition ``number`` of the cache in folder ``path``, locked until ``close``.
 
-    ``files`` are the files that lie there before the first row, by path; what is missing of them is written. Raises
-    MismatchError when the folder holds another cache, InUseError when the part has a writer, CapacityError when the
-    disk has no room for what is missing, DiskError when it refuses. ``locked``: the caller has the part's lock.
+    ``files`` are the files that a cache has before its first row, by path; missing ones are written. ``locked``: the
+    caller has the partition's lock.
+
+    Raises MismatchError when the folder holds another cache, InUseError when the partition has a writer, CapacityError
+    when the disk has no room for what is missing, DiskError when it refuses.
     """
 
     def __init__(
@@ -55,8 +57,8 @@ class Part:
                 locks.check_promises(path)
             if not locked:
                 stack.enter_context(self._lock())
-            self._publisher = open_publisher(path, remote, manifest, part=number)
-            check_part(path, manifest, number)
+            self._publisher = open_publisher(path, remote, manifest, partition=number)
+            check_partition(path, manifest, number)
             self._journal = journal_of(path, manifest, number)
             if not self._is_finished():
                 self._create(files)
@@ -75,12 +77,12 @@ class Part:
 
     @property
     def complete(self) -> bool:
-        """Whether every segment of the part is committed."""
+        """Whether every segment of the partition is committed."""
         return not any(self.missing(group) for group in GROUPS)
 
     def missing(self, group: str) -> list[int]:
         """The segments of a group that are not committed yet, in the order of the text."""
-        own = self.manifest.geometry.part_segments(group, self.number)
+        own = self.manifest.geometry.partition_segments(group, self.number)
         return [segment for segment in own if not self.is_committed(group, segment)]
 
     def is_committed(self, group: str, segment: int) -> bool:
@@ -92,9 +94,9 @@ class Part:
         return self._journal.points.get((group, segment), Point())
 
     def locate(self, group: str, row: int) -> tuple[int, int]:
-        """The segment that the part's ``row``-th row of a group belongs to, and its number in the segment's stream."""
+        """The segment of the partition's ``row``-th row of a group, and the row's number in the segment's stream."""
         number, first = divmod(row, self.manifest.geometry.groups[group].segment_rows)
-        return self.manifest.geometry.part_segments(group, self.number).start + number, first
+        return self.manifest.geometry.partition_segments(group, self.number).start + number, first
 
     def commit(self, group: str, segment: int, *, following: Point, files: tuple[FileEntry, ...]) -> None:
         """Commit a segment whose files are on the disk; ``following`` is where the text goes on behind it."""
@@ -103,7 +105,7 @@ class Part:
         if self._publisher:
             self._publisher.publish(commit)
         if self.complete:
-            seal_part(self.path, self.number)
+            seal_partition(self.path, self.number)
             if self._publisher:
                 self._publisher.publish_seal()
 
@@ -117,17 +119,19 @@ class Part:
         return _spare_bytes(self.path, self.manifest, self._journal, self.number)
 
     def _is_finished(self) -> bool:
-        """Whether this very part lies here, complete. Then nothing is written, and the disk may be read-only."""
+        """Whether this same partition is here, complete. Then nothing is written, and the disk may be read-only."""
         if not (self.path / MANIFEST).exists() or read_manifest(self.path) != self.manifest:
             return False
         bound = all((self.path / name).is_file() for name in self.manifest.files)
-        return bound and is_part_complete(journal_of(self.path, self.manifest, self.number), self.manifest, self.number)
+        return bound and is_partition_complete(
+            journal_of(self.path, self.manifest, self.number), self.manifest, self.number
+        )
 
     def _lock(self) -> ExitStack:
-        """The lock of the part; of a finished part on a disk that refuses it, none is needed."""
+        """The lock of the partition; of a finished partition on a disk that refuses it, none is needed."""
         stack = ExitStack()
         try:
-            stack.enter_context(lock_part(self.path, self.number))
+            stack.enter_context(lock_partition(self.path, self.number))
         except DiskError:
             if not self._is_finished():
                 raise
@@ -145,12 +149,12 @@ class Part:
 
 
 @contextmanager
-def lock_part(cache: Path, part: int) -> Generator[None]:
-    """Be the only writer of a part while the block runs; folders that were made for the lock alone go with it.
+def lock_partition(cache: Path, partition: int) -> Generator[None]:
+    """Be the only writer of a partition while the block runs; folders that were made for the lock alone go with it.
 
-    Raises InUseError when the part has a writer, DiskError where the file system offers no locks.
+    Raises InUseError when the partition has a writer, DiskError where the file system offers no locks.
     """
-    path = cache / "locks" / f"part-{part:05d}"
+    path = cache / "locks" / f"part-{partition:05d}"
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         with locks.lock(path):
@@ -160,15 +164,17 @@ def lock_part(cache: Path, part: int) -> Generator[None]:
             disk.remove_if_empty(folder)
 
 
-def tidy_finished(path: Path, part: int) -> None:
-    """Seal a part of a finished cache, and remove its drafts, where a kill left that undone; a disk may refuse both."""
-    seal_finished(path, part)
-    remove_drafts(path, part)
+def tidy_finished(path: Path, partition: int) -> None:
+    """Seal a partition of a finished cache and remove its drafts, if a kill left that undone; a disk may refuse."""
+    seal_finished(path, partition)
+    remove_drafts(path, partition)
 
 
-def check_part(path: Path, manifest: Manifest, number: int = 0) -> None:
-    """Raise what keeps a part from being written: MismatchError for another cache in ``path``, CapacityError for a disk
-    that has no room for what is missing. Writes nothing."""
+def check_partition(path: Path, manifest: Manifest, number: int = 0) -> None:
+    """Raise what prevents a partition from being written, and write nothing.
+
+    MismatchError for another cache in ``path``, CapacityError for a disk that has no room for what is missing.
+    """
     _refuse_another(path, manifest)
     spare = _spare_bytes(path, manifest, journal_of(path, manifest, number), number)
     if spare < 0:
@@ -182,7 +188,7 @@ def _spare_bytes(path: Path, manifest: Manifest, journal: Journal, number: int) 
     missing = sum(
         group.segment_bytes(segment)
         for name, group in geometry.groups.items()
-        for segment in geometry.part_segments(name, number)
+        for segment in geometry.partition_segments(name, number)
         if (name, segment) not in journal.commits
     )
     # Exact for plain rows; for compressed ones by the best ratio of any codec.
@@ -196,7 +202,7 @@ def _refuse_another(path: Path, manifest: Manifest) -> None:
         return
     existing = read_manifest(path)
     if existing.fingerprint != manifest.fingerprint:
-        _refuse_other_parts(existing, geometry.parts, where=path)
+        _refuse_other_count(existing, geometry.partitions, path=path)
         difference = first_difference(manifest.determining(), existing.determining())
         what = f"The cache here was made differently: {difference}."
         raise MismatchError(what, where=path, remedy="Choose another folder, or --fresh to begin anew.")
@@ -206,18 +212,18 @@ def _refuse_another(path: Path, manifest: Manifest) -> None:
         raise MismatchError(what, where=path, remedy=remedy)
 
 
-def _refuse_other_parts(existing: Manifest, parts: int, *, where: Path) -> None:
+def _refuse_other_count(existing: Manifest, partitions: int, *, path: Path) -> None:
     """Raise MismatchError when an unfinished cache was begun by another number of processes: each has its own rows."""
-    begun = existing.geometry.parts
-    if begun != parts:
-        what = f"This cache was begun by {begun} process{'es' if begun > 1 else ''}, not by {parts}."
+    begun = existing.geometry.partitions
+    if begun != partitions:
+        what = f"This cache was begun by {begun} process{'es' if begun > 1 else ''}, not by {partitions}."
         remedy = f"Go on with {begun}: each process fills a share of the rows of its own. Or choose another folder."
-        raise MismatchError(what, where=where, remedy=remedy)
+        raise MismatchError(what, where=path, remedy=remedy)
 
 
 def remove_cache(path: Path) -> None:
     """Remove the cache in this folder, and nothing else that lies there. Raises InUseError when a writer is at work."""
-    with locks.lock_all(part_locks(path)):
+    with locks.lock_all(partition_locks(path)):
         # The seals first: without its journal, a seal says that a complete cache was damaged.
         for name in (SEALS, MANIFEST, "journal", STORE, DRAFTS, "quarantine", "locks"):
             disk.remove(path / name)
