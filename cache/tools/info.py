@@ -60,7 +60,7 @@ class CacheInfo:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, under the names that ``cache info --json`` has printed since its first version."""
-        document = asdict(self) | {"complete": self.complete}
+        document: dict[str, Any] = {**asdict(self), "complete": self.complete}
         document["parts"] = document.pop("partitions")
         if document["concentration"]:
             document["concentration"]["side"] = document["concentration"].pop("column")
