@@ -34,7 +34,7 @@ def test_a_layer_is_replayed_whole(toy, toy_cache: Path, toy_transcoder: Path) -
 
 
 def test_an_autoencoder_of_the_target_reads_the_target(toy, toy_cache: Path, tmp_path: Path) -> None:
-    reader = open_cache(toy_cache, side="target")
+    reader = open_cache(toy_cache, column="target")
     trained = Transcoder(**random_arrays(reader.d_source, reader.d_source, dict_size=64), rule=TopK(4))
     save_transcoder(trained, tmp_path, config={"kind": "sae", "side": "target"})
     files = delphi_of_layer(
