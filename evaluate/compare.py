@@ -45,20 +45,23 @@ class Comparison:
 
 
 def compare(
-    ours: Measurement, reference: Reference, *, replay: Replay, inputs: MetricInputs, force: bool
+    evaluated: Measurement, reference: Reference, *, replay: Replay, inputs: MetricInputs, force: bool
 ) -> Comparison:
-    """Measure ``reference`` on the rows of ``ours``. Raises MismatchError when it is not fed what it was trained on."""
+    """Measure ``reference`` on the rows of ``evaluated``.
+
+    Raises MismatchError where the reference does not get the rows that it was trained on.
+    """
     measured = measure(replay, _for_reference(inputs, reference.dictionary.on(replay.device)))
     l0 = float(measured.metrics["l0"])
     convention = reference.convention(l0, force=force) + _doubt(float(measured.metrics["fvu"]))
     matched = None
-    reason = _no_match(ours.dictionary, l0)
+    reason = _no_match(evaluated.dictionary, l0)
     if reason is None:
-        at_their_l0 = ours.dictionary.at_top_k(max(1, round(l0)))
-        matched = measure(replay, _for_reference(inputs, at_their_l0))
+        at_reference_l0 = evaluated.dictionary.at_top_k(max(1, round(l0)))
+        matched = measure(replay, _for_reference(inputs, at_reference_l0))
     fields = reference_fields(reference) | {"convention": convention}
     return Comparison(
-        document=_document(ours, measured, matched=matched, reason=reason, fields=fields, inputs=inputs),
+        document=_document(evaluated, measured, matched=matched, reason=reason, fields=fields, inputs=inputs),
         reference={"version": VERSION, "dictionary": fields, **measured.metrics},
     )
 
@@ -73,9 +76,11 @@ def early_l0(replay: Replay, dictionary: Transcoder) -> float:
     return firing / max(1, sum(len(batch.row) for batch in counted))
 
 
-def difference(ours: Float[np.ndarray, " replicates"], reference: Float[np.ndarray, " replicates"]) -> dict[str, Any]:
+def difference(
+    evaluated: Float[np.ndarray, " replicates"], reference: Float[np.ndarray, " replicates"]
+) -> dict[str, Any]:
     """Ours minus the reference: the estimate (first in both) and the central 95 % of the paired replicates."""
-    gap = ours - reference
+    gap = evaluated - reference
     interval = intervals(gap[1:, None])
     value = float(gap[0])
     return {"value": value if np.isfinite(value) else None, "interval": interval[0] if interval else None}
@@ -105,20 +110,20 @@ def _doubt(fvu: float) -> str:
     return f", but its FVU of {fvu:.2f} is no better than the mean's: it may be of another model or layer"
 
 
-def _no_match(ours: Transcoder, l0: float) -> str | None:
+def _no_match(evaluated: Transcoder, l0: float) -> str | None:
     """Why ours cannot be measured at their L0; None when it can."""
-    top_k = ours.rule.row_limit
+    top_k = evaluated.rule.row_limit
     if top_k is None:
         return "ours selects by a threshold, which has no k to set"
     if max(1, round(l0)) == top_k:
         return f"ours has k = {top_k}, which is their L0 already"
-    if round(l0) > ours.dict_size:
-        return f"their L0 of {l0:.1f} is more than our {ours.dict_size} features"
+    if round(l0) > evaluated.dict_size:
+        return f"their L0 of {l0:.1f} is more than our {evaluated.dict_size} features"
     return None
 
 
 def _document(
-    ours: Measurement,
+    evaluated: Measurement,
     reference: Measurement,
     *,
     matched: Measurement | None,
@@ -126,23 +131,23 @@ def _document(
     fields: dict[str, Any],
     inputs: MetricInputs,
 ) -> dict[str, Any]:
-    trained = {"ours": ours.dictionary.tokens_trained, "theirs": reference.dictionary.tokens_trained}
+    trained = {"ours": evaluated.dictionary.tokens_trained, "theirs": reference.dictionary.tokens_trained}
     return {
         "version": VERSION,
         "compared_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "difference_is": "ours minus theirs; intervals are 95 %, paired over documents",
         "rows": {
             "cache": inputs.reader.fingerprint,
-            "documents": ours.metrics["documents"],
-            "tokens_used": ours.metrics["tokens_used"],
-            "tokens_masked": ours.metrics["tokens_masked"],
+            "documents": evaluated.metrics["documents"],
+            "tokens_used": evaluated.metrics["tokens_used"],
+            "tokens_masked": evaluated.metrics["tokens_masked"],
             "target": inputs.reader.identity.get("target_site"),
         },
         "tokens_trained": trained,
         "ours": {
-            "name": ours.dictionary.name,
-            "top_k": ours.dictionary.rule.row_limit,
-            "per_prefix": _rows(ours, reference),
+            "name": evaluated.dictionary.name,
+            "top_k": evaluated.dictionary.rule.row_limit,
+            "per_prefix": _rows(evaluated, reference),
         },
         "ours_at_their_l0": {
             "top_k": matched.dictionary.rule.row_limit if matched else None,
@@ -150,7 +155,7 @@ def _document(
             "per_prefix": _rows(matched, reference) if matched else None,
         },
         "theirs": fields | _prefix_fields(reference, -1),
-        "not_compared": _missing(trained, ours, reference),
+        "not_compared": _missing(trained, evaluated, reference),
     }
 
 
@@ -190,10 +195,10 @@ def _prefix_fields(measurement: Measurement, index: int) -> dict[str, Any]:
     }
 
 
-def _missing(trained: Mapping[str, int | None], ours: Measurement, reference: Measurement) -> dict[str, str]:
+def _missing(trained: Mapping[str, int | None], evaluated: Measurement, reference: Measurement) -> dict[str, str]:
     """Everything that is null of either, and why."""
     missing: dict[str, str] = {}
-    for owner, measurement in (("ours", ours), ("theirs", reference)):
+    for owner, measurement in (("ours", evaluated), ("theirs", reference)):
         absorption = measurement.metrics["absorption_first_letter"]
         if absorption["score"] is None:
             missing[f"{owner}: absorption_first_letter"] = str(absorption["reason"])

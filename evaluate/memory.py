@@ -5,9 +5,9 @@ from transcoder.transcoder import Transcoder
 
 # The estimate of a row's bytes is rough, and other processes need memory too.
 _SHARE = 0.25
-_LEAST = 64
-_MOST_CPU = 2048
-_MOST_GPU = 16384
+_MIN_ROWS = 64
+_MAX_ROWS_CPU = 2048
+_MAX_ROWS_GPU = 16384
 
 
 def bytes_a_row(dictionary: Transcoder) -> int:
@@ -19,5 +19,5 @@ def bytes_a_row(dictionary: Transcoder) -> int:
 def batch_rows_for(dictionary: Transcoder, device: str) -> int:
     """A power of two that leaves most of the free memory alone."""
     fitting = int(free_memory(device) * _SHARE) // bytes_a_row(dictionary)
-    most = _MOST_GPU if device.startswith("cuda") else _MOST_CPU
-    return max(_LEAST, min(most, 1 << max(0, fitting.bit_length() - 1)))
+    limit = _MAX_ROWS_GPU if device.startswith("cuda") else _MAX_ROWS_CPU
+    return max(_MIN_ROWS, min(limit, 1 << max(0, fitting.bit_length() - 1)))

@@ -50,7 +50,7 @@ class Reference:
         """What its L0 on our rows says of whether it is rightly fed. Raises as ``check_convention``."""
         if self.is_own_run:
             return f"{self.dictionary.name}: L0 is {l0:.1f}; a run of ours, fed what its config.json names"
-        return check_convention(self.dictionary, l0, force=force, where=self.origin)
+        return check_convention(self.dictionary, l0, force=force, location=self.origin)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class CompareRequest:
 
 
 def open_reference(
-    reader: CacheReader, *, ours: Transcoder, l0: float, request: CompareRequest, progress: Progress
+    reader: CacheReader, *, evaluated: Transcoder, l0: float, request: CompareRequest, progress: Progress
 ) -> Reference:
     """The dictionary that ``--gemma-scope`` or ``--against`` names, reading what the cache stores.
 
@@ -79,7 +79,7 @@ def open_reference(
         d_source=reader.d_source,
         d_target=reader.d_target,
         layer=int(reader.identity.get("layer", -1)),
-        dict_size=ours.dict_size,
+        dict_size=evaluated.dict_size,
         l0=l0,
         force=request.force,
     )
@@ -118,18 +118,18 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
     return fold_gain(dictionary.replaced(source_view="ln2_normalized"), norm)
 
 
-def check_belongs(trained: Transcoder, reader: CacheReader, *, where: Path, force: bool) -> None:
-    """Refuse rows that the transcoder in ``where`` was not made for. Raises MismatchError."""
+def check_belongs(trained: Transcoder, reader: CacheReader, *, path: Path, force: bool) -> None:
+    """Refuse rows that the transcoder in ``path`` was not made for. Raises MismatchError."""
     widths = (reader.d_source, reader.d_target)
     if (trained.d_source, trained.d_target) != widths:
         what = f"The transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}."
-        raise MismatchError(what, where=where, remedy=f"The cache is {reader.path}.")
+        raise MismatchError(what, where=path, remedy=f"The cache is {reader.path}.")
     if IMPORTED in trained.config:
         reading_the_cache(trained, reader)  # refuses other sites than those that its files named
     made_for = trained.config.get("cache_fingerprint")
     if made_for and made_for != reader.fingerprint and not force:
         what = f"The transcoder was trained on the cache {made_for}, this one is {reader.fingerprint}."
-        raise MismatchError(what, where=where, remedy="Evaluate it on its own cache, or use --force.")
+        raise MismatchError(what, where=path, remedy="Evaluate it on its own cache, or use --force.")
 
 
 def reference_fields(reference: Reference) -> dict[str, Any]:
@@ -172,5 +172,5 @@ def _read(against: Path, wanted: Wanted, reader: CacheReader) -> Reference:
     if not (folder / WEIGHTS_FILE).is_file():
         return Reference(read_foreign(against, wanted), "other", str(against))
     trained = load_transcoder(folder)
-    check_belongs(trained, reader, where=folder, force=wanted.force)
+    check_belongs(trained, reader, path=folder, force=wanted.force)
     return Reference(trained, "other", str(against), is_own_run=True)

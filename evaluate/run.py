@@ -61,8 +61,8 @@ def evaluate_layer(
     _check_trained(transcoder)
     device_name = str(choose_device(device))
     dictionary = load_transcoder(transcoder, progress=progress).on(device_name)
-    reader = open_cache(cache, cache_settings, device=device_name, column=dictionary.side)
-    check_belongs(dictionary, reader, where=transcoder, force=force)
+    reader = open_cache(cache, cache_settings, device=device_name, column=dictionary.column)
+    check_belongs(dictionary, reader, path=transcoder, force=force)
     replay = Replay(open_held_out(reader), _batch_rows(settings, dictionary, device_name), device_name, progress)
 
     # Whatever may be refused is refused before hours go into replaying.
@@ -74,7 +74,7 @@ def evaluate_layer(
         reader=reader,
         settings=settings,
         device=device_name,
-        absorption=absorption_scorer(reader, RunFolders.of_cache(cache).probe(), side=dictionary.side),
+        absorption=absorption_scorer(reader, RunFolders.of_cache(cache).probe(), column=dictionary.column),
         splice=_splice(lm, replay, reader, settings=settings, device=device) if lm else None,
     )
     _note_damaged_report(out, progress)
@@ -130,12 +130,14 @@ def _note_damaged_report(out: Path, progress: Progress) -> None:
 
 
 def _reference(
-    request: CompareRequest, ours: Transcoder, *, replay: Replay, reader: CacheReader, progress: Progress
+    request: CompareRequest, evaluated: Transcoder, *, replay: Replay, reader: CacheReader, progress: Progress
 ) -> Reference | None:
     """The dictionary to compare with, where one is asked for, found and seen to be rightly fed."""
     if request.gemma_scope is None and request.against is None:
         return None
-    reference = open_reference(reader, ours=ours, l0=early_l0(replay, ours), request=request, progress=progress)
+    reference = open_reference(
+        reader, evaluated=evaluated, l0=early_l0(replay, evaluated), request=request, progress=progress
+    )
     l0 = early_l0(replay, reference.dictionary.on(replay.device))
     progress.note(f"{reference.convention(l0, force=request.force)} (a few rows)")
     return reference

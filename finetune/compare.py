@@ -28,7 +28,7 @@ def in_language_model(
     dictionaries: InModel, measuring: SplicedModel, means: Mapping[int, Float[Tensor, " d_target"]]
 ) -> dict[str, Any]:
     """What the model loses with every prefix of them in it, all layers at once. ``means`` are the mean targets."""
-    host = Host.of(measuring.splicer.model)
+    host = Host.from_model(measuring.splicer.model)
     norms = {layer: host.norm(layer) for layer in means}
     spliced = [dictionaries.replacements(index, norms) for index in range(dictionaries.prefix_count)]
     fields, _ = measuring.measure_replacements([*ablations(means), *spliced], name=dictionaries.name)

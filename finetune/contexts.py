@@ -34,7 +34,7 @@ class TrainText:
     """Whether attention stays inside a document."""
 
     @staticmethod
-    def of(reader: CacheReader) -> "TrainText":
+    def from_reader(reader: CacheReader) -> "TrainText":
         """Raises UsageError for a cache that holds no whole context, or no tokens."""
         order = _stream_order(reader)
         view = reader.split("train")
@@ -62,8 +62,8 @@ class TrainText:
 
     def batch(self, step: int, *, contexts: int, seed: int, device: str) -> Contexts:
         """The contexts of a step, 0-based: every context once an epoch, each epoch in an order of its own."""
-        places = np.arange(step * contexts, (step + 1) * contexts, dtype=np.int64)
-        epochs, inside = np.divmod(places, len(self.starts))
+        positions = np.arange(step * contexts, (step + 1) * contexts, dtype=np.int64)
+        epochs, inside = np.divmod(positions, len(self.starts))
         chosen = np.concatenate(
             [
                 permute(inside[epochs == epoch], len(self.starts), key=derive_key(seed, _ORDER, int(epoch)))
@@ -77,8 +77,8 @@ class TrainText:
             text = slice(self.starts[context], self.stops[context])
             tokens[row, : text.stop - text.start] = self.tokens[text]
             document[row, : text.stop - text.start] = self.document[text]
-        places = np.array(positions_in(document, per_document=self.per_document), np.int64)
-        return Contexts(*(torch.from_numpy(array).to(device) for array in (tokens, document, places)))
+        positions = np.array(positions_in(document, per_document=self.per_document), np.int64)
+        return Contexts(*(torch.from_numpy(array).to(device) for array in (tokens, document, positions)))
 
 
 def _stream_order(reader: CacheReader) -> Int64[np.ndarray, " rows"]:

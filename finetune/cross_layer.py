@@ -16,7 +16,7 @@ from evaluate.measure import measure
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.sparsity import Sparsity
 from evaluate.metrics.top_contexts import TopContexts
-from evaluate.spliced.together import check_same_text
+from evaluate.spliced.all_layers import check_same_text
 from finetune.compare import LayerMeasures, strongest_tokens
 from finetune.in_model import CrossLayerInModel, InModel
 from finetune.subject import Subject

@@ -13,7 +13,7 @@ from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.sparsity import Sparsity
 from evaluate.metrics.top_contexts import TopContexts
 from evaluate.reference import check_belongs
-from evaluate.spliced.together import check_same_text
+from evaluate.spliced.all_layers import check_same_text
 from finetune.compare import LayerMeasures, strongest_tokens
 from finetune.in_model import InModel, SetInModel
 from finetune.subject import Subject
@@ -42,14 +42,14 @@ class LayerSet(Subject):
     def _check(self) -> None:
         check_same_text(self.readers)
         for layer, folder in self.request.trained().items():
-            check_belongs(self.before.pieces[layer], self.readers[layer], where=folder, force=False)
+            check_belongs(self.before.pieces[layer], self.readers[layer], path=folder, force=False)
 
     def _begin(self, layer: int) -> Tuned:
         piece = self.before.pieces[layer]
         return Tuned.begin(piece, factors_of_layer(piece, self.readers[layer]))
 
     def _of_tuned(self) -> SetInModel:
-        return SetInModel({layer: one.transcoder for layer, one in self.tuned.items()})
+        return SetInModel({layer: tuned.transcoder for layer, tuned in self.tuned.items()})
 
     def weights(self) -> dict[str, Any]:
         return {str(layer): piece.config.get("weights") for layer, piece in self.before.pieces.items()}
@@ -66,7 +66,7 @@ class LayerSet(Subject):
         dictionary = dictionaries.pieces[layer]
         reader = self.readers[layer]
         replay = self._replay(layer, dictionary)
-        scorer = absorption_scorer(reader, self.request.folders[layer].probe(), side=dictionary.side)
+        scorer = absorption_scorer(reader, self.request.folders[layer].probe(), column=dictionary.column)
         inputs = MetricInputs(dictionary, replay.held_out, reader, self.request.evaluate, self.device, scorer)
         found = measure(replay, inputs, _METRICS)
         metrics = found.metrics

@@ -79,7 +79,7 @@ class Objective:
     _norms: dict[int, Norm] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._host = Host.of(self.splicer.model)
+        self._host = Host.from_model(self.splicer.model)
         self._norms = {layer: self._host.norm(layer) for layer in self.variances}
 
     def prefix_of(self, step: int) -> int:
@@ -88,21 +88,21 @@ class Objective:
 
     def measure(self, contexts: Contexts, step: int) -> Measured:
         """The losses and their gradients on some contexts: those of all processes, each of which gives its own."""
-        sides, clean, before = self._clean(contexts)
+        rows, clean, before = self._clean(contexts)
         arrays = [array for piece in self.dictionaries.pieces.values() for array in piece.arrays().values()]
         share = self._share(contexts)
         with torch.enable_grad():
-            fvu = self._fvu(sides) * share
-            of_fvu = torch.autograd.grad(fvu, arrays, allow_unused=True)
+            fvu = self._fvu(rows) * share
+            fvu_gradients = torch.autograd.grad(fvu, arrays, allow_unused=True)
             prefix = self.prefix_of(step)
             replacements = self.dictionaries.replacements(prefix, self._norms)
             with self.splicer.replaced(replacements), self.splicer.begun(before):
                 spliced = self.splicer.run(contexts)
             kl = self._divergence(clean, spliced, contexts) * share
-            of_kl = torch.autograd.grad(kl, arrays, allow_unused=True)
+            kl_gradients = torch.autograd.grad(kl, arrays, allow_unused=True)
         losses = torch.stack([loss.detach().to(arrays[0].device) for loss in (kl, fvu)])
-        gradients_kl = self._named(of_kl)
-        gradients_fvu = self._named(of_fvu)
+        gradients_kl = self._named(kl_gradients)
+        gradients_fvu = self._named(fvu_gradients)
         self.ranks.sum_all_([losses, *_flat(gradients_kl), *_flat(gradients_fvu)])
         return Measured(float(losses[0]), float(losses[1]), prefix, gradients_kl, gradients_fvu)
 
@@ -114,28 +114,28 @@ class Objective:
     @torch.no_grad()
     def _clean(self, contexts: Contexts) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor, object]:
         """By layer, source and target of the ordinary rows; the clean log-probabilities; where to begin again."""
-        sides: dict[int, tuple[Tensor, Tensor]] = {}
+        rows: dict[int, tuple[Tensor, Tensor]] = {}
 
         def keep(layer: int) -> Replacement:
             def replacement(source: Tensor, own: Tensor) -> Tensor:
-                sides[layer] = (source, own)
+                rows[layer] = (source, own)
                 return own
 
             return replacement
 
-        seen = {layer: (self.splicer.places[layer], keep(layer)) for layer in self.variances}
+        seen = {layer: (self.splicer.sites[layer], keep(layer)) for layer in self.variances}
         with replacing(self._host, seen, Ordinary(self.splicer.special_ids)), self.splicer.remembered() as remembered:
             logits = self.splicer.run(contexts)
-        return sides, logits.float().log_softmax(dim=-1), remembered.get("out")
+        return rows, logits.float().log_softmax(dim=-1), remembered.get("out")
 
-    def _fvu(self, sides: Mapping[int, tuple[Tensor, Tensor]]) -> Float[Tensor, ""]:
+    def _fvu(self, rows: Mapping[int, tuple[Tensor, Tensor]]) -> Float[Tensor, ""]:
         """The mean over layers and prefixes, of the rows as the clean model computes them."""
-        sources = {layer: source for layer, (source, _) in sides.items()}
+        sources = {layer: source for layer, (source, _) in rows.items()}
         found = self.dictionaries.reconstructions(sources, self._norms)
         errors = [
             (found[layer] - target.to(found[layer].device).float()[:, None]).square().sum(dim=2).mean()
             / self.variances[layer]
-            for layer, (_, target) in sides.items()
+            for layer, (_, target) in rows.items()
         ]
         return torch.stack(errors).mean()
 
@@ -144,8 +144,8 @@ class Objective:
     ) -> Float[Tensor, ""]:
         ordinary = ~self.splicer.kept(contexts.tokens)
         own = clean[ordinary.to(clean.device)]
-        other = spliced[ordinary.to(spliced.device)].float().log_softmax(dim=-1).to(own.device)
-        return (own.exp() * (own - other)).sum(dim=1).mean()
+        log_probabilities = spliced[ordinary.to(spliced.device)].float().log_softmax(dim=-1).to(own.device)
+        return (own.exp() * (own - log_probabilities)).sum(dim=1).mean()
 
     def _named(self, gradients: tuple[Tensor | None, ...]) -> Gradients:
         remaining = iter(gradients)

@@ -112,11 +112,11 @@ class _Run:
         self._subject: Subject = kind(request, device=self.device, progress=progress)
         self._readers = self._subject.readers
         self._splicer = open_splicer(request.lm, self._readers, device=request.device)
-        self.text = TrainText.of(self._readers[min(self._readers)])
+        self.text = TrainText.from_reader(self._readers[min(self._readers)])
         self.settings = self._resolved()
         self._objective = self._make_objective()
         self._state = State(request.work, self._identity(), writes=ranks.rank == 0)
-        self._at = Progressed(0, Balance())
+        self._progressed = Progressed(0, Balance())
 
     def is_complete(self) -> bool:
         """Whether every layer's result is there. Raises MismatchError where one is of another run."""
@@ -124,23 +124,23 @@ class _Run:
         if not all((folder / CONFIG_FILE).is_file() for folder in folders):
             return False
         for folder in folders:
-            _check_same(read_config(folder).get("finetuned"), self._identity(), where=folder)
+            _check_same(read_config(folder).get("finetuned"), self._identity(), path=folder)
         return True
 
     def train(self) -> None:
         """All steps that are left."""
-        self._at = self._state.restore(self._subject.tuned)
+        self._progressed = self._state.restore(self._subject.tuned)
         settings = self._request.settings
-        self._progress.begin("fine-tune", total=self.settings.steps, unit="steps", done=self._at.step)
-        while self._at.step < self.settings.steps:
-            line = self.step(self._at.step)
-            self._at.step += 1
+        self._progress.begin("fine-tune", total=self.settings.steps, unit="steps", done=self._progressed.step)
+        while self._progressed.step < self.settings.steps:
+            line = self.step(self._progressed.step)
+            self._progressed.step += 1
             shown: dict[str, float] = {}
-            if self._at.step % settings.log_every == 0 or self._at.step == self.settings.steps:
-                self._state.add_line({"step": self._at.step, **line})
+            if self._progressed.step % settings.log_every == 0 or self._progressed.step == self.settings.steps:
+                self._state.add_line({"step": self._progressed.step, **line})
                 shown = {name: line[name] for name in ("kl", "fvu")}
-            if self._at.step % settings.checkpoint_every == 0 or self._at.step == self.settings.steps:
-                self._state.save(self._subject.tuned, self._at)
+            if self._progressed.step % settings.checkpoint_every == 0 or self._progressed.step == self.settings.steps:
+                self._state.save(self._subject.tuned, self._progressed)
             self._progress.advance(1, **shown)
         self._progress.end()
 
@@ -152,15 +152,15 @@ class _Run:
             step, contexts=settings.batch_contexts, seed=settings.seed, device=str(self._splicer.model.device)
         )
         found = self._objective.measure(contexts.dealt(self._ranks.rank, self._ranks.world), step)
-        kl = {layer: one.in_training_units(found.gradients_kl[layer]) for layer, one in tuned.items()}
-        fvu = {layer: one.in_training_units(found.gradients_fvu[layer]) for layer, one in tuned.items()}
+        kl = {layer: piece.in_training_units(found.gradients_kl[layer]) for layer, piece in tuned.items()}
+        fvu = {layer: piece.in_training_units(found.gradients_fvu[layer]) for layer, piece in tuned.items()}
         norms = {"kl": _norm(kl), "fvu": _norm(fvu)}
         self._require_finite(found, norms, step)
-        scale = settings.kl_weight * self._at.balance.add(**norms)
-        for layer, one in tuned.items():
+        scale = settings.kl_weight * self._progressed.balance.add(**norms)
+        for layer, piece in tuned.items():
             for name, gradient in fvu[layer].items():
                 gradient.add_(kl[layer][name], alpha=scale)
-            one.update(fvu[layer], settings=self.settings, step=step)
+            piece.update(fvu[layer], settings=self.settings, step=step)
         return {
             "kl": found.kl,
             "fvu": found.fvu,
@@ -269,12 +269,12 @@ def _is_finite(value: float) -> bool:
     return value - value == 0.0
 
 
-def _check_same(record: Any, identity: Mapping[str, Any], *, where: Path) -> None:
+def _check_same(record: Any, identity: Mapping[str, Any], *, path: Path) -> None:
     """Raises MismatchError where a result is of another fine-tuning, or of none."""
     known = record if isinstance(record, dict) else {}
     if any(known.get(key) != _from_json(value) for key, value in identity.items()):
         what = "There is another transcoder of this name: it was not made by this fine-tuning."
-        raise MismatchError(what, where=where, remedy="Give the result another name (--as), or --fresh to replace it.")
+        raise MismatchError(what, where=path, remedy="Give the result another name (--as), or --fresh to replace it.")
 
 
 def _from_json(value: Any) -> Any:

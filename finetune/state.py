@@ -67,22 +67,22 @@ class State:
             what = f"This fine-tuning was begun with other settings or inputs: {'; '.join(changed)}."
             raise MismatchError(what, where=path, remedy=_FRESH)
         arrays = read_tensors(self._arrays(document["step"]), FileSeal.parse(document["arrays"], where=path))
-        for layer, one in tuned.items():
-            _put(one, layer, arrays)
+        for layer, piece in tuned.items():
+            _put(piece, layer, arrays)
         self._cut_log(document["log_bytes"])
         return Progressed(document["step"], Balance(**document["balance"]))
 
-    def save(self, tuned: dict[int, Tuned], at: Progressed) -> None:
+    def save(self, tuned: dict[int, Tuned], progressed: Progressed) -> None:
         """Replace the checkpoint."""
         if not self._writes:
             return
-        arrays = {name: array for layer, one in tuned.items() for name, array in _arrays_of(one, layer).items()}
-        seal = write_tensors(self._arrays(at.step), arrays)
+        arrays = {name: array for layer, piece in tuned.items() for name, array in _arrays_of(piece, layer).items()}
+        seal = write_tensors(self._arrays(progressed.step), arrays)
         log = self._folder / LOG_FILE
         document = {
             "format_version": FORMAT_VERSION,
-            "step": at.step,
-            "balance": asdict(at.balance),
+            "step": progressed.step,
+            "balance": asdict(progressed.balance),
             "identity": self._identity,
             "arrays": seal.as_dict(),
             "log_bytes": disk.size_bytes(log),
@@ -90,7 +90,7 @@ class State:
         text = json.dumps(with_checksum(document), indent=1) + "\n"
         disk.write_file(self._folder / STATE_FOLDER / STATE_FILE, text.encode())
         for path in sorted((self._folder / STATE_FOLDER).glob("step-*.safetensors")):
-            if path != self._arrays(at.step):
+            if path != self._arrays(progressed.step):
                 disk.remove(path)
 
     def add_line(self, line: dict[str, Any]) -> None:
@@ -122,18 +122,18 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _arrays_of(one: Tuned, layer: int) -> dict[str, Tensor]:
-    kinds = {"weight": one.weights.tensors(), "first": one.moments.first, "second": one.moments.second}
+def _arrays_of(tuned: Tuned, layer: int) -> dict[str, Tensor]:
+    kinds = {"weight": tuned.weights.tensors(), "first": tuned.moments.first, "second": tuned.moments.second}
     return {f"{layer}.{kind}.{name}": array for kind, arrays in kinds.items() for name, array in arrays.items()}
 
 
-def _put(one: Tuned, layer: int, arrays: dict[str, Tensor]) -> None:
+def _put(tuned: Tuned, layer: int, arrays: dict[str, Tensor]) -> None:
     """Lay a checkpoint's arrays into memory of their own: products on mapped files may differ in the last bit."""
 
-    def of(kind: str) -> dict[str, Tensor]:
-        device = one.weights.b_enc.device
-        return {name: arrays[f"{layer}.{kind}.{name}"].clone().to(device) for name in one.weights.tensors()}
+    def of_kind(kind: str) -> dict[str, Tensor]:
+        device = tuned.weights.b_enc.device
+        return {name: arrays[f"{layer}.{kind}.{name}"].clone().to(device) for name in tuned.weights.tensors()}
 
-    one.weights = Parameters(**of("weight"))
-    one.moments = Moments(of("first"), of("second"))
-    one.show()
+    tuned.weights = Parameters(**of_kind("weight"))
+    tuned.moments = Moments(of_kind("first"), of_kind("second"))
+    tuned.show()

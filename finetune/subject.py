@@ -69,7 +69,7 @@ class Subject(ABC):
             self.request.folders[layer].cache,
             self.request.cache,
             device=self.device,
-            column=self.before.pieces[layer].side,
+            column=self.before.pieces[layer].column,
         )
 
     def _replay(self, layer: int, piece: Transcoder) -> Replay:

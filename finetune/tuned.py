@@ -73,14 +73,14 @@ class Tuned:
 def factors_of_layer(transcoder: Transcoder, reader: CacheReader) -> dict[str, Tensor]:
     """What ``Units.folded`` multiplies each array by, of a shape that broadcasts over it."""
     d_source = transcoder.d_source
-    ones = Parameters(
+    unscaled = Parameters(
         W_enc=torch.ones(1, d_source),
         b_enc=torch.ones(1),
         W_dec=torch.ones(1, 1),
         b_dec=torch.ones(1),
         W_skip=torch.ones(d_source, 1),
     )
-    folded = units_of(reader, transcoder.source_view).folded(ones).tensors()
+    folded = units_of(reader, transcoder.source_view).folded(unscaled).tensors()
     return {name: array.to(transcoder.b_enc.device) for name, array in folded.items()}
 
 

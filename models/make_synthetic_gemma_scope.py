@@ -66,7 +66,7 @@ def _moments(reader: CacheReader) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
         kept = ~torch.isin(torch.from_numpy(rows.tokens.copy()), special)
         blocks.append((rows.source[kept].double(), rows.target[kept].double()))
     count = sum(len(x) for x, _ in blocks)
-    mean_x, mean_y = (torch.stack([block[side].sum(0) for block in blocks]).sum(0) / count for side in (0, 1))
+    mean_x, mean_y = (torch.stack([block[index].sum(0) for block in blocks]).sum(0) / count for index in (0, 1))
     centred = [(x - mean_x, y - mean_y) for x, y in blocks]
     xx, xy, yy = (
         torch.stack([pair[left].T @ pair[right] for pair in centred]).sum(0) for left, right in ((0, 0), (0, 1), (1, 1))
@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument("cache", type=Path, help="a finished activation cache")
     parser.add_argument("out", type=Path, help="the folder to write layer_L/width_W/average_l0_N/params.npz into")
     parser.add_argument("--l0", type=int, default=16, help="features that fire on every token (16)")
-    asked = parser.parse_args()
-    truth = make(asked.cache, asked.out, l0=asked.l0)
+    arguments = parser.parse_args()
+    truth = make(arguments.cache, arguments.out, l0=arguments.l0)
     print(f"{truth.path}: L0 is {truth.l0} and FVU {truth.fvu:.4f} on the cache's held-out rows")
 
 

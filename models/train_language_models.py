@@ -184,13 +184,15 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     texts = [text for _, text in stdlib_documents()]
-    out = [is_held_out(text.encode(), fraction=HELD_OUT_FRACTION, seed=SPLIT_SEED) for text in texts]
-    tokenizer = train_tokenizer([text for text, held in zip(texts, out, strict=True) if not held], SPECIAL[args.family])
+    held_out_texts = [is_held_out(text.encode(), fraction=HELD_OUT_FRACTION, seed=SPLIT_SEED) for text in texts]
+    tokenizer = train_tokenizer(
+        [text for text, is_out in zip(texts, held_out_texts, strict=True) if not is_out], SPECIAL[args.family]
+    )
     encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     hugging = wrap_tokenizer(tokenizer, args.family)
     bos = hugging.bos_token_id
-    train = pack([ids for ids, held in zip(encoded, out, strict=True) if not held], bos)
-    held_out = pack([ids for ids, held in zip(encoded, out, strict=True) if held], bos)
+    train = pack([ids for ids, is_out in zip(encoded, held_out_texts, strict=True) if not is_out], bos)
+    held_out = pack([ids for ids, is_out in zip(encoded, held_out_texts, strict=True) if is_out], bos)
     baselines = ngram_losses(train, held_out)
     print(json.dumps({"train_tokens": train.numel(), "held_out_tokens": held_out.numel(), **baselines}), flush=True)
 

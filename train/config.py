@@ -153,7 +153,7 @@ class CommonTrainSettings(Settings):
         return "whole" if self.kind == "sae" else self.source_scaling
 
     @property
-    def one_side(self) -> Literal["source", "target"] | None:
+    def column(self) -> Literal["source", "target"] | None:
         """The side of the cache that is both source and target; None where they are two."""
         return self.side if self.kind == "sae" else None
 

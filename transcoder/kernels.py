@@ -80,8 +80,8 @@ def _sums_kernel(
         there = entries < last
         rows = tl.load(index + entries, mask=there, other=0).to(tl.int64)
         scale = tl.load(weight + entries, mask=there, other=0.0).to(ACC)
-        places = table + rows[:, None] * width + columns[None, :]
-        block = tl.load(places, mask=there[:, None] & inside[None, :], other=0.0).to(ACC)
+        addresses = table + rows[:, None] * width + columns[None, :]
+        block = tl.load(addresses, mask=there[:, None] & inside[None, :], other=0.0).to(ACC)
         total += scale[:, None] * block
     sums = tl.sum(total, axis=0)
 

@@ -31,10 +31,10 @@ BLOCK_ROWS = 512
 """Rows whose bounds exist at a time."""
 
 _CHUNK = 16
-_LEAST_DICT_SIZE = 4096
-_SUM = 2.0**-22
-_PART = 2.0**-13
-_NUMBER = 2.0**-7
+_MIN_DICT_SIZE = 4096
+_SUM_ROUNDING = 2.0**-22
+_BIAS_ROUNDING = 2.0**-13
+_BFLOAT16_ROUNDING = 2.0**-7
 """At least twice the rounding of a term in a sum, of a bias in two bfloat16 numbers, of one bfloat16 number."""
 
 
@@ -50,7 +50,9 @@ class Prefilter:
     slack: Float[Tensor, " chunks"]
 
     @staticmethod
-    def of(W_enc: Float[Tensor, "dict_size d_source"], b_enc: Float[Tensor, " dict_size"], rule: Rule) -> "Prefilter":
+    def from_encoder(
+        W_enc: Float[Tensor, "dict_size d_source"], b_enc: Float[Tensor, " dict_size"], rule: Rule
+    ) -> "Prefilter":
         """The bounds of an encoder whose size is a multiple of 16."""
         bias = b_enc
         size = b_enc.abs()
@@ -59,9 +61,9 @@ class Prefilter:
             bias = bias - floor
             size = size + floor
         rounded = W_enc.bfloat16()
-        rounding = W_enc.shape[1] * _SUM
+        rounding = W_enc.shape[1] * _SUM_ROUNDING
         spread = _upwards((W_enc - rounded.float()).norm(dim=1) + rounding * W_enc.norm(dim=1))
-        slack = (rounding + _PART) * size
+        slack = (rounding + _BIAS_ROUNDING) * size
         first = bias.bfloat16()
         second = _upwards(bias - first.float() + slack)
         columns = torch.cat([rounded, torch.stack([spread, first, second], dim=1)], dim=1)
@@ -74,10 +76,10 @@ class Prefilter:
         norm = _upwards(exact.norm(dim=1, keepdim=True))
         bounds = torch.cat([source, norm, torch.ones_like(norm).expand(-1, 2)], dim=1) @ self.columns.T
         reaching = bounds.view(torch.int16).numpy() >= self._lower_bound(bounds, norm.float()).view(torch.int16).numpy()
-        places = torch.from_numpy(np.flatnonzero(reaching))
+        entries = torch.from_numpy(np.flatnonzero(reaching))
         starts = torch.arange(len(source) + 1) * bounds.shape[1]
-        offsets = torch.searchsorted(places, starts, out_int32=True)
-        return self.rule.among(self._computed(exact, (places % bounds.shape[1]).int(), offsets))
+        offsets = torch.searchsorted(entries, starts, out_int32=True)
+        return self.rule.among(self._computed(exact, (entries % bounds.shape[1]).int(), offsets))
 
     def _lower_bound(
         self, bounds: BFloat16[Tensor, "rows dict_size"], norm: Float[Tensor, "rows 1"]
@@ -87,7 +89,7 @@ class Prefilter:
         if limit is None:
             return torch.zeros_like(norm, dtype=torch.bfloat16)
         largest = bounds.view(torch.int16).view(len(bounds), _CHUNK, -1).amax(dim=1).view(torch.bfloat16).float()
-        certain = largest - _NUMBER * largest.abs() - 2 * (norm * self.spread + self.slack)
+        certain = largest - _BFLOAT16_ROUNDING * largest.abs() - 2 * (norm * self.spread + self.slack)
         return certain.topk(limit, dim=1, sorted=False).values.amin(dim=1, keepdim=True).relu().bfloat16()
 
     def _computed(
@@ -113,12 +115,12 @@ def prefilter_of(
     dict_size = b_enc.numel()
     if W_enc.is_cuda or W_enc.dtype != torch.float32 or not _multiplies_bfloat16():
         return None
-    if dict_size < _LEAST_DICT_SIZE or dict_size % _CHUNK:
+    if dict_size < _MIN_DICT_SIZE or dict_size % _CHUNK:
         return None
     limit = rule.row_limit
     if rule.floor(b_enc) is None and (limit is None or 2 * limit * _CHUNK > dict_size):
         return None
-    prefilter = Prefilter.of(W_enc, b_enc, rule)
+    prefilter = Prefilter.from_encoder(W_enc, b_enc, rule)
     return prefilter if bool(prefilter.columns.isfinite().all()) else None
 
 
@@ -129,4 +131,4 @@ def _multiplies_bfloat16() -> bool:
 
 def _upwards(numbers: Float[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
     """Rounded up to bfloat16."""
-    return (numbers + _NUMBER * numbers.abs()).bfloat16()
+    return (numbers + _BFLOAT16_ROUNDING * numbers.abs()).bfloat16()

@@ -118,7 +118,7 @@ class Transcoder(nn.Module):
         return self.config.get("kind", "transcoder")
 
     @property
-    def side(self) -> Literal["source", "target"] | None:
+    def column(self) -> Literal["source", "target"] | None:
         """The side of its cache that an autoencoder reads and reconstructs; None for a transcoder."""
         return self.config.get("side")
 

@@ -33,16 +33,16 @@ class FirstLetterAbsorption(Metric):
         return Findings({"absorption_first_letter": self.scorer(self.dictionary)})
 
 
-def absorption_scorer(reader: CacheReader, folder: Path, *, side: ActivationName | None = None) -> AbsorptionScorer:
+def absorption_scorer(reader: CacheReader, folder: Path, *, column: ActivationName | None = None) -> AbsorptionScorer:
     """Scores dictionaries on the probe cache in ``folder``; gives a reason where there is none.
 
-    ``side`` is that of an autoencoder, whose source and target both are.
+    ``column`` is that of an autoencoder, whose source and target both are.
     """
     if not (folder / DESCRIPTION).is_file():
         return lambda _: {"score": None, "reason": NO_PROBE}
     words = read_probe_set(folder, fingerprint=reader.fingerprint)
-    if side:
-        values = getattr(words, side)
+    if column:
+        values = getattr(words, column)
         words = replace(words, source=values, target=values)
     probes: dict[str, Readability] = {}
 

@@ -45,7 +45,7 @@ from evaluate.features.text.words import speller_of
 from evaluate.features.tokens import NO_TOKEN, TokenTable, positions, token_table
 from transcoder.transcoder import Transcoder
 
-_SIDES = {"before": -1, "on": 0, "after": 1}
+_OFFSETS = {"before": -1, "on": 0, "after": 1}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def evidence_of(
     }
     arrays |= _graph(arrays, transcoder, settings)
     # An autoencoder of the source writes where no neuron does.
-    if reader.has_mlp and transcoder.side != "source":
+    if reader.has_mlp and transcoder.column != "source":
         arrays |= aligned_neurons(written.own if written else transcoder.W_dec, reader.mlp, settings.neurons)
     shown = [text.tokens.astype(np.int64)]
     if unembedding:
@@ -175,9 +175,9 @@ def _context(reader: CacheReader, text: Text) -> int:
 
 def _tokens(firings: Firings, text: Text, settings: FeatureSettings) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    for side, offset in _SIDES.items():
+    for name, offset in _OFFSETS.items():
         table = token_table(firings, text, offset=offset, count=settings.tokens)
-        arrays |= _columns(side, table)
+        arrays |= _columns(name, table)
     return arrays
 
 

@@ -141,8 +141,8 @@ def read_evidence(folder: Path | str) -> Evidence:
     )
 
 
-def made_of(evidence: Evidence, dictionaries: Sequence[Path], *, where: Path) -> Path | None:
-    """The folder, of these trained dictionaries, of the one that the evidence in ``where`` was taken from.
+def made_of(evidence: Evidence, dictionaries: Sequence[Path], *, path: Path) -> Path | None:
+    """The folder, of these trained dictionaries, of the one that the evidence in ``path`` was taken from.
 
     None where there is none any more. Raises MismatchError where all of them have other weights.
     """
@@ -153,7 +153,7 @@ def made_of(evidence: Evidence, dictionaries: Sequence[Path], *, where: Path) ->
             return folder
     if dictionaries:
         what = "This evidence was taken from other weights than the transcoder has now."
-        raise MismatchError(what, where=where, remedy="Run 'nestcoder features --layer N' again.")
+        raise MismatchError(what, where=path, remedy="Run 'nestcoder features --layer N' again.")
     return None
 
 

@@ -54,7 +54,7 @@ def formation_of(run: Path, reader: CacheReader) -> Formation | None:
     if not paths:
         return None
     shown = np.unique(np.linspace(0, len(paths) - 1, _SHOWN_STEPS).round().astype(np.int64))
-    found = [_read(paths[place]) for place in shown.tolist()]
+    found = [_read(paths[index]) for index in shown.tolist()]
     split = reader.split("held_out")
     rows = np.stack([_checked_rows(arrays, reader)[:, :_SHOWN_SAMPLES] for _, arrays in found], axis=1)
     settings = found[-1][0]["settings"]

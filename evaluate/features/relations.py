@@ -66,12 +66,12 @@ def nearest_by_cosine(directions: Float[Tensor, "features width"], count: int) -
 
 
 def cosines(
-    directions: Float[Tensor, "features width"], other: Int[np.ndarray, "features neighbours"]
+    directions: Float[Tensor, "features width"], neighbours: Int[np.ndarray, "features neighbours"]
 ) -> Float[np.ndarray, "features neighbours"]:
-    """The cosine of every feature's direction with those of ``other``; 0 where that is -1."""
+    """The cosine of every feature's direction with those of ``neighbours``; 0 where that is -1."""
     unit = torch.nn.functional.normalize(directions.float(), dim=1).cpu()
-    columns = [(unit * unit[torch.from_numpy(np.maximum(column, 0))]).sum(dim=1).numpy() for column in other.T]
-    return np.where(other == NO_FEATURE, np.float32(0), np.stack(columns, axis=1))
+    columns = [(unit * unit[torch.from_numpy(np.maximum(column, 0))]).sum(dim=1).numpy() for column in neighbours.T]
+    return np.where(neighbours == NO_FEATURE, np.float32(0), np.stack(columns, axis=1))
 
 
 def shared_rows(code: Code, firings: Firings, prefixes: Sequence[int], count: int) -> Shared:
@@ -83,13 +83,13 @@ def shared_rows(code: Code, firings: Firings, prefixes: Sequence[int], count: in
     for feature in np.flatnonzero(firings.counts).tolist():
         both = pair_counts(code, starts, firings, feature)
         both[feature] = 0
-        other = np.flatnonzero(both)
-        rows = both[other]
+        sharing = np.flatnonzero(both)
+        rows = both[sharing]
         own = firings.counts[feature]
-        counts = firings.counts[other]
-        near.keep(feature, other, rows, score=rows / (own + counts - rows))
+        counts = firings.counts[sharing]
+        near.keep(feature, sharing, rows, score=rows / (own + counts - rows))
         added = rows / own - counts / code.tokens
-        coarser.keep(feature, other, rows, score=np.where(group[other] < group[feature], added, 0))
+        coarser.keep(feature, sharing, rows, score=np.where(group[sharing] < group[feature], added, 0))
     return Shared(near.neighbours, near.count, coarser.neighbours, coarser.count)
 
 
@@ -123,12 +123,12 @@ class _Table:
     def keep(
         self,
         feature: int,
-        other: Int[np.ndarray, " others"],
+        candidates: Int[np.ndarray, " others"],
         rows: Int[np.ndarray, " others"],
         *,
         score: Float[np.ndarray, " others"],
     ) -> None:
-        """The others of largest score above 0, best first; of equals the lower number. ``other`` ascends."""
+        """The others of largest score above 0, best first; of equals the lower number. ``candidates`` ascends."""
         wanted = self.count.shape[1]
         if len(score) > wanted:
             # All that are as good as the last one wanted, so that the order of equals stays the same everywhere.
@@ -137,7 +137,7 @@ class _Table:
         else:
             chosen = np.flatnonzero(score > 0)
         best = chosen[np.argsort(-score[chosen], kind="stable")][:wanted]
-        self.neighbours.feature[feature, : len(best)] = other[best]
+        self.neighbours.feature[feature, : len(best)] = candidates[best]
         self.neighbours.score[feature, : len(best)] = score[best]
         self.count[feature, : len(best)] = rows[best]
 

@@ -17,10 +17,10 @@ from evaluate.dashboard.write import write_dashboard
 from evaluate.features.collect import block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import Evidence, read_head, write_evidence
+from evaluate.features.gather import gathered, share_of
 from evaluate.features.history import formation_of
-from evaluate.features.parts import gathered, share_of
 from evaluate.features.self_check import check_evidence
-from evaluate.features.text.figures import figures
+from evaluate.features.text.plots import plots
 from evaluate.features.text.report import REPORT_FILE, as_markdown
 from evaluate.reference import check_belongs
 from transcoder.formats.native import CONFIG_FILE, load_transcoder
@@ -83,8 +83,8 @@ def open_both(
         raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
     device_name = str(choose_device(device))
     trained = load_transcoder(transcoder, progress=progress)
-    reader = open_cache(cache, cache_settings, device=device_name, column=trained.side)
-    check_belongs(trained, reader, where=transcoder, force=force)
+    reader = open_cache(cache, cache_settings, device=device_name, column=trained.column)
+    check_belongs(trained, reader, path=transcoder, force=force)
     return reader, trained.to(device_name)
 
 
@@ -92,7 +92,7 @@ def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Une
     """The unembedding of the language model ``lm``, or without one that in the cache; None where neither is."""
     if not lm:
         # What an autoencoder of the source writes is no part of the residual stream.
-        return reader.unembedding() if reader.has_unembedding and trained.side != "source" else None
+        return reader.unembedding() if reader.has_unembedding and trained.column != "source" else None
     # Only here does evidence meet a language model; everything else runs without transformers.
     from harvest.model.unembedding import read_unembedding
 
@@ -103,6 +103,6 @@ def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Une
 def write_all(out: Path, evidence: Evidence, progress: Progress) -> None:
     """The evidence, and what shows it. The pages go first and come last, so that none shows what is not there."""
     write_evidence(out, evidence)
-    for name, data in (REPORT_FILE, as_markdown(evidence).encode()), *figures(evidence).items():
+    for name, data in (REPORT_FILE, as_markdown(evidence).encode()), *plots(evidence).items():
         disk.write_file(out / name, data)
     write_dashboard(out, evidence, progress=progress)

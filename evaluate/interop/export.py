@@ -92,8 +92,8 @@ def _opened(
     if unknown or not request.to:
         what = f"{', '.join(map(repr, unknown)) or 'Nothing'} is not a format that is written."
         raise UsageError(what, remedy=f"There are {', '.join(WRITERS)}.")
-    place = str(choose_device(device))
-    layers = [ExportLayer(source, request, place, progress, cache_settings) for source in sources]
+    device_name = str(choose_device(device))
+    layers = [ExportLayer(source, request, device_name, progress, cache_settings) for source in sources]
     for layer in layers:
         layer.check()
     return layers
@@ -124,10 +124,10 @@ def _planned(name: str, layers: Sequence[ExportLayer], request: ExportRequest) -
 def _folder(writer: Writer, layers: Sequence[ExportLayer], l0: float, request: ExportRequest) -> Path:
     """``l0`` names the folder of a format whose folders promise one."""
     first = layers[0]
-    tool, _, rest = writer.place(first.about, first.trained.dict_size, l0).partition("/")
+    tool, _, rest = writer.folder(first.about, first.trained.dict_size, l0).partition("/")
     size = request.wish.prefix
-    whole = size in (None, first.trained.dict_size)
-    return request.out / (tool if whole else f"{tool}-p{size}") / rest
+    has_all_features = size in (None, first.trained.dict_size)
+    return request.out / (tool if has_all_features else f"{tool}-p{size}") / rest
 
 
 def _export(name: str, layers: Sequence[ExportLayer], request: ExportRequest) -> dict[str, Any]:
@@ -192,11 +192,11 @@ def _converted(writer: Writer, layer: ExportLayer, request: ExportRequest) -> tu
         "held_out": {
             "rows": after.rows,
             "cache": layer.reader.fingerprint,
-            "before": layer.before.at(index),
-            "after": after.at(-1),
+            "before": layer.before.of_prefix(index),
+            "after": after.of_prefix(-1),
             "per_prefix": [
-                {"prefix": prefix, "before": layer.before.at(place), "after": after.at(place)}
-                for place, prefix in enumerate(layer.trained.prefixes[: index + 1])
+                {"prefix": prefix, "before": layer.before.of_prefix(number), "after": after.of_prefix(number)}
+                for number, prefix in enumerate(layer.trained.prefixes[: index + 1])
             ],
         },
         "transcoder": {

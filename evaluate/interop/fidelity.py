@@ -24,7 +24,7 @@ class Fidelity:
     l0: tuple[float, ...]
     rows: int
 
-    def at(self, index: int) -> dict[str, Any]:
+    def of_prefix(self, index: int) -> dict[str, Any]:
         """The two numbers of one prefix."""
         return {"fvu": self.fvu[index], "l0": self.l0[index]}
 

@@ -70,15 +70,15 @@ def import_layer(
     refuse_another(request.out, fresh=request.fresh)
     wanted = Wanted(request.layer, force=request.force, source_view=request.source_view)
     layout, dictionary = read_named(request.path, wanted)
-    reader, side = _cache(request.cache, dictionary, device=device, cache_settings=cache_settings)
+    reader, column = _cache(request.cache, dictionary, device=device, cache_settings=cache_settings)
     measured = None
     if reader:
         dictionary = fitted(dictionary, reader)
-        check_belongs(dictionary, reader, where=request.path, force=request.force)
+        check_belongs(dictionary, reader, path=request.path, force=request.force)
         measured = _measured(dictionary, reader, request, device=device, progress=progress)
     config = {
         **dictionary.config,
-        **_of_cache(reader, side),
+        **_of_cache(reader, column),
         "tokens_trained": dictionary.tokens_trained,
         IMPORTED: {
             "format": layout,
@@ -103,7 +103,7 @@ def fitted(dictionary: Transcoder, reader: CacheReader) -> Transcoder:
     return dictionary.replaced(source_view="mlp_in") if is_stored else dictionary
 
 
-def side_of(dictionary: Transcoder, sites: tuple[object, object]) -> ActivationName | None:
+def column_of(dictionary: Transcoder, sites: tuple[object, object]) -> ActivationName | None:
     """The side of a cache with these sites that an autoencoder reads; None for a transcoder, or where there is none."""
     site = dictionary.config["source_site"]
     if site != dictionary.config["target_site"]:
@@ -120,13 +120,13 @@ def _cache(
     device_name = str(choose_device(device))
     reader = open_cache(folder, cache_settings, device=device_name)
     sites = (reader.identity.get("source_site"), reader.identity.get("target_site"))
-    side = side_of(dictionary, sites)
-    return (open_cache(folder, cache_settings, device=device_name, column=side) if side else reader), side
+    column = column_of(dictionary, sites)
+    return (open_cache(folder, cache_settings, device=device_name, column=column) if column else reader), column
 
 
-def _of_cache(reader: CacheReader | None, side: ActivationName | None) -> dict[str, Any]:
+def _of_cache(reader: CacheReader | None, column: ActivationName | None) -> dict[str, Any]:
     """What the cache knows better than the files, as a trained transcoder's config.json has it."""
-    kind = {"kind": "sae" if side else "transcoder", "side": side}
+    kind = {"kind": "sae" if column else "transcoder", "side": column}
     if reader is None:
         return kind
     numbers = {name: reader.arrays[name].astype(float).tolist() for name in ("gain", "bias") if name in reader.arrays}
@@ -146,10 +146,10 @@ def _measured(
     there = dictionary.on(device_name)
     replay = Replay(open_held_out(reader), batch_rows_for(there, device_name), device_name, progress)
     found = fidelity(replay, there, rows=_MEASURED_ROWS)
-    progress.note(check_convention(dictionary, found.l0[-1], force=request.force, where=str(request.path)))
+    progress.note(check_convention(dictionary, found.l0[-1], force=request.force, location=str(request.path)))
     if found.fvu[-1] >= 1:
         progress.note(f"its FVU of {found.fvu[-1]:.2f} is no better than the mean's: is it of this model and layer?")
-    return {"rows": found.rows, **found.at(-1)}
+    return {"rows": found.rows, **found.of_prefix(-1)}
 
 
 def refuse_another(out: Path, *, fresh: bool) -> None:

@@ -95,7 +95,7 @@ class ExportLayer:
 
     @cached_property
     def _sites(self) -> tuple[Site, Site]:
-        source, target = (self.reader.identity.get(f"{side}_site") for side in ("source", "target"))
+        source, target = (self.reader.identity.get(f"{role}_site") for role in ("source", "target"))
         if self._loaded.source_view == "ln2_normalized":
             source = "ln2_normalized"
         if source not in SITES or target not in SITES:
@@ -106,7 +106,7 @@ class ExportLayer:
     @cached_property
     def reader(self) -> CacheReader:
         """The cache; of an autoencoder, its one side."""
-        return open_cache(self.source.cache, self.cache_settings, device=self.device, column=self._loaded.side)
+        return open_cache(self.source.cache, self.cache_settings, device=self.device, column=self._loaded.column)
 
     @cached_property
     def norm(self) -> NormAffine | None:
@@ -150,7 +150,7 @@ class ExportLayer:
 
     def check(self) -> None:
         """Refuse what cannot be exported, before anything is measured."""
-        check_belongs(self.trained, self.reader, where=self.source.transcoder, force=False)
+        check_belongs(self.trained, self.reader, path=self.source.transcoder, force=False)
         size = self.request.wish.prefix
         if size is not None and size not in self.trained.prefixes:
             what = f"{size} is not a prefix of this transcoder; it has {list(self.trained.prefixes)}."

@@ -35,7 +35,7 @@ from evaluate.features.code import Errors
 from evaluate.features.collect import Written, block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import read_head
-from evaluate.features.parts import gathered, share_of
+from evaluate.features.gather import gathered, share_of
 from evaluate.features.plan import FeaturesPlan, plan_of
 from evaluate.features.run import read_logits, write_all
 from evaluate.features.self_check import check_evidence

@@ -101,8 +101,8 @@ def _opened(
         raise UsageError(what, where=candidate.joint, remedy="Train it first: nestcoder train --layer all.")
     pieces = {layer: load_transcoder(folder) for layer, folder in candidate.single.items()}
     for layer, piece in pieces.items():
-        check_belongs(piece, readers[layer], where=candidate.single[layer], force=False)
-        if piece.side:
+        check_belongs(piece, readers[layer], path=candidate.single[layer], force=False)
+        if piece.column:
             raise UsageError("An autoencoder is not measured together with others.", where=candidate.single[layer])
         if piece.W_skip is not None:
             what = "A transcoder with a skip is not measured together with others."

@@ -109,8 +109,8 @@ class Sparsity(Metric):
         expected = total * mean_l0 / self.prefixes[-1]
         if expected >= self.least_mean_firings:
             return None
-        few = f"the average feature fired {expected:.1f} times in {total:,} tokens"
-        return f"{few}: too few to call a silent one dead (at least {self.least_mean_firings:g} are asked for)"
+        observed = f"the average feature fired {expected:.1f} times in {total:,} tokens"
+        return f"{observed}: too few to call a silent one dead (at least {self.least_mean_firings:g} are asked for)"
 
     def _by_group(self, firings: Int[np.ndarray, " dict_size"], total: int) -> list[dict[str, Any]]:
         groups = zip((0, *self.prefixes[:-1]), self.prefixes, strict=True)

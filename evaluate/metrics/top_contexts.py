@@ -49,9 +49,9 @@ class TopContexts(Metric):
         strongest = _strongest_by_document(values, features, batch.document[rows])
         order = strongest[_by_feature_and_value(features[strongest], values[strongest])]
         number = _number_within(features[order])
-        few = number < self.contexts
-        kept = order[few]
-        number = number[few]
+        is_kept = number < self.contexts
+        kept = order[is_kept]
+        number = number[is_kept]
         state = self.start()
         for name, column in (("value", values), ("document", batch.document[rows]), ("row", batch.row[rows])):
             state[name].index_put_((features[kept], number), column[kept].to(state[name].dtype))

@@ -54,10 +54,10 @@ def as_text(document: Document) -> str:
 
 def _labelled(document: Document) -> list[tuple[str, Mapping[str, Any]]]:
     """Every line of the table: ours by prefix, ours at their L0 by prefix, theirs."""
-    ours = document["ours"]
+    evaluated = document["ours"]
     matched = document["ours_at_their_l0"]
     return [
-        *((str(ours["name"])[:21], values) for values in ours["per_prefix"]),
+        *((str(evaluated["name"])[:21], values) for values in evaluated["per_prefix"]),
         *((f"  at k = {matched['top_k']}", values) for values in matched["per_prefix"] or []),
         (str(document["theirs"]["name"])[:21], document["theirs"]),
     ]
@@ -81,19 +81,19 @@ _SHOWN_DIFFERENCES = {"fvu": 4, "fvu_whitened": 4, "delta_cross_entropy": 4, "co
 def _difference(label: str, values: Mapping[str, Any]) -> str:
     differences = values["difference"]
     texts = [
-        f"{NAMES[name]} {_difference_text(differences[name], places)}"
-        for name, places in _SHOWN_DIFFERENCES.items()
+        f"{NAMES[name]} {_difference_text(differences[name], decimals)}"
+        for name, decimals in _SHOWN_DIFFERENCES.items()
         if name in differences
     ]
     return f"{label:<22}{values['prefix']:>9,}  {', '.join(texts)}"
 
 
-def _difference_text(value: Mapping[str, Any], places: int) -> str:
+def _difference_text(value: Mapping[str, Any], decimals: int) -> str:
     if value["value"] is None:
         return "?"
     bounds = value["interval"]
-    interval = f" [{bounds[0]:+.{places}f}, {bounds[1]:+.{places}f}]" if bounds else ""
-    return f"{value['value']:+.{places}f}{interval}"
+    interval = f" [{bounds[0]:+.{decimals}f}, {bounds[1]:+.{decimals}f}]" if bounds else ""
+    return f"{value['value']:+.{decimals}f}{interval}"
 
 
 def _verdict_lines(document: Document) -> list[str]:
@@ -139,20 +139,20 @@ def comparison_files(comparison: Comparison, report: Mapping[str, bytes], *, lab
 
 def fvu_against_l0(document: Document) -> Figure:
     """Ours as a line over its prefixes, again at their L0 where it was measured there, theirs as a point."""
-    ours = document["ours"]
+    evaluated = document["ours"]
     matched = document["ours_at_their_l0"]
     reference = document["theirs"]
     figure, axes = new_figure(f"the same {document['rows']['tokens_used']:,} held-out tokens")
-    series = [(ours["name"], ours["per_prefix"], "o-")]
+    series = [(evaluated["name"], evaluated["per_prefix"], "o-")]
     if matched["per_prefix"]:
-        series.append((f"{ours['name']} at k = {matched['top_k']}", matched["per_prefix"], "o--"))
+        series.append((f"{evaluated['name']} at k = {matched['top_k']}", matched["per_prefix"], "o--"))
     series.append((reference["name"], [reference], "s"))
     for name, points, style in series:
         l0 = [point["l0"] for point in points]
         fvu = [point["fvu"] for point in points]
         intervals = [point["fvu_interval"] for point in points]
         plot_interval(axes, l0, fvu, interval=intervals if all(intervals) else None, fmt=style, label=str(name))
-    for point in ours["per_prefix"]:
+    for point in evaluated["per_prefix"]:
         position = (point["l0"], point["fvu"])
         axes.annotate(f"{point['prefix']:,}", position, xytext=(0, 10), textcoords="offset points", ha="center")
     axes.margins(x=0.08)

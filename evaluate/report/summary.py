@@ -80,9 +80,9 @@ def share(value: float | None) -> str:
     return "?" if value is None else f"{value:.1%}"
 
 
-def number(value: float | None, places: int = 4) -> str:
+def number(value: float | None, decimals: int = 4) -> str:
     """``?`` where it is not known."""
-    return "?" if value is None else f"{value:.{places}f}"
+    return "?" if value is None else f"{value:.{decimals}f}"
 
 
 def _caution(documents: int) -> list[str]:

@@ -61,14 +61,14 @@ class SplicedModel:
         """Of the reader's layer: the ``language_model`` fields, and the rise in cross-entropy of every prefix; ``mean``
         is mu."""
         layer = self.reader.identity["layer"]
-        fields, delta = self.measure_together({layer: dictionary}, {layer: mean})
+        fields, delta = self.measure_layers({layer: dictionary}, {layer: mean})
         prefixes = dictionary.prefixes
         fields["per_prefix"] = [
             {"prefix": prefix, **found} for prefix, found in zip(prefixes, fields["per_prefix"], strict=True)
         ]
         return fields, delta
 
-    def measure_together(
+    def measure_layers(
         self, dictionaries: Mapping[int, Transcoder], means: Mapping[int, Float[Tensor, " d_target"]]
     ) -> tuple[dict[str, Any], Replicates]:
         """The same of dictionaries by layer, all in the model at once; they have equally many prefixes."""

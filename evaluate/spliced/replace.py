@@ -30,14 +30,14 @@ Replacement = Callable[[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_ta
 
 
 @dataclass(frozen=True)
-class Place:
+class SitePair:
     """What a dictionary reads and what it stands in for; the same site twice for an autoencoder."""
 
     source: Site
     target: Site
 
     @staticmethod
-    def of(facts: Mapping[str, Any], *, where: object = "") -> "Place":
+    def from_facts(facts: Mapping[str, Any], *, location: object = "") -> "SitePair":
         """From a cache's identity or a transcoder's config.json; the MLP's where neither site is named.
 
         Raises UsageError for a site that no model has.
@@ -47,11 +47,11 @@ class Place:
         for site in (source, target):
             if site not in get_args(Site):
                 known = ", ".join(get_args(Site))
-                raise UsageError(f"'{site}' is not a site of a language model; known: {known}.", where=where)
-        return Place(source, target)
+                raise UsageError(f"'{site}' is not a site of a language model; known: {known}.", where=location)
+        return SitePair(source, target)
 
 
-MLP = Place("mlp_in", "mlp_out")
+MLP = SitePair("mlp_in", "mlp_out")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Host:
     family: Family
 
     @staticmethod
-    def of(model: Any) -> "Host":
+    def from_model(model: Any) -> "Host":
         """Of Hugging Face's causal language model, or of a ``LanguageModel``.
 
         Raises UsageError for an architecture whose sites cannot be found, or for a module that is no such model.
@@ -94,15 +94,15 @@ class Host:
         """The norm in front of the MLP of ``layer``."""
         return read_norm(module_at(self.block(layer), self.family.norm), self.family, width=self.width)
 
-    def check(self, layer: int, place: Place) -> None:
+    def check(self, layer: int, sites: SitePair) -> None:
         """Raises UsageError for a layer that the model does not have, or a site that it does not have or keep apart."""
         if not 0 <= layer < self.layers:
             raise UsageError(f"The model has layers 0 to {self.layers - 1}; there is no layer {layer}.")
-        for site in (place.source, place.target):
+        for site in (sites.source, sites.target):
             if site not in self.family.ends:
                 known = ", ".join(self.family.ends)
                 raise UsageError(f"This architecture has no {site}; it has {known}.")
-        if place.target == "ln2_normalized" and self.family.parallel:
+        if sites.target == "ln2_normalized" and self.family.parallel:
             raise UsageError("In this architecture attention reads what the norm puts out too: it cannot be replaced.")
 
 
@@ -132,19 +132,21 @@ class Ordinary:
 
 
 @contextmanager
-def replacing(host: Host, replacements: Mapping[int, tuple[Place, Replacement]], ordinary: Ordinary) -> Generator[None]:
+def replacing(
+    host: Host, replacements: Mapping[int, tuple[SitePair, Replacement]], ordinary: Ordinary
+) -> Generator[None]:
     """While the block runs, the targets of these layers are what their replacements say, at ordinary positions.
 
     Raises UsageError as ``Host.check``.
     """
-    for layer, (place, _) in replacements.items():
-        host.check(layer, place)
+    for layer, (sites, _) in replacements.items():
+        host.check(layer, sites)
     with ExitStack() as hooks:
         if ordinary.special_ids:
             handle = host.hugging.base_model.register_forward_pre_hook(ordinary.look, with_kwargs=True)
             hooks.callback(handle.remove)
-        for layer, (place, replacement) in replacements.items():
-            for handle in _Replaced(host, layer, place, replacement, ordinary).hooks():
+        for layer, (sites, replacement) in replacements.items():
+            for handle in _Replaced(host, layer, sites, replacement, ordinary).hooks():
                 hooks.callback(handle.remove)
         yield
 
@@ -152,12 +154,12 @@ def replacing(host: Host, replacements: Mapping[int, tuple[Place, Replacement]],
 class _Replaced:
     """One layer's target, replaced: ``hooks`` registers what sees the source and what changes the target."""
 
-    def __init__(self, host: Host, layer: int, place: Place, replacement: Replacement, ordinary: Ordinary) -> None:
+    def __init__(self, host: Host, layer: int, sites: SitePair, replacement: Replacement, ordinary: Ordinary) -> None:
         self._block = host.block(layer)
         self._ends = host.family.ends
         self._norm = host.norm(layer)
         self._norm_path = host.family.norm
-        self._place = place
+        self._sites = sites
         self._replacement = replacement
         self._ordinary = ordinary
         self._source: Tensor | None = None
@@ -165,12 +167,12 @@ class _Replaced:
 
     def hooks(self) -> list[Any]:
         """Handles of all hooks, those that see the source first: at one end, they run in this order."""
-        normalised = self._place.source == "ln2_normalized"
-        seen = _on_end(self._block, self._ends[self._place.source], self._see_normalised if normalised else self._see)
+        normalised = self._sites.source == "ln2_normalized"
+        seen = _on_end(self._block, self._ends[self._sites.source], self._see_normalised if normalised else self._see)
         return [seen, *self._changes()]
 
     def _changes(self) -> list[Any]:
-        site = self._place.target
+        site = self._sites.target
         if site == "ln2_normalized":
             return [module_at(self._block, self._norm_path).register_forward_hook(self._change_norm)]
         if site == "resid_mid":

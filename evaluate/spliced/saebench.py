@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from evaluate.spliced.replace import Place
+from evaluate.spliced.replace import SitePair
 from evaluate.spliced.transformer_lens import hook_read
 from transcoder.transcoder import Transcoder
 
@@ -85,10 +85,10 @@ class SAEBenchAdapter(nn.Module):
         found = transcoder.config.get("layer", layer)
         if found is None:
             raise UsageError(f"{transcoder.name} does not say its layer.", remedy="Give layer=.")
-        place = Place.of(transcoder.config, where=transcoder.name)
+        sites = SitePair.from_facts(transcoder.config, location=transcoder.name)
         name, self._view = hook_read(transcoder, int(found))
         self._transcoder = transcoder
-        self._is_autoencoder = place.source == place.target
+        self._is_autoencoder = sites.source == sites.target
         self.dtype = torch.float32
         self.cfg = SAEBenchConfig(
             model_name=model_name,

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.errors import MismatchError, UsageError
-from evaluate.spliced.replace import Host, Ordinary, Place, Replacement, replacing
+from evaluate.spliced.replace import Host, Ordinary, Replacement, SitePair, replacing
 from harvest.model.language_model import LanguageModel
 from harvest.model.sites import Norm
 from transcoder.sparse_code import SparseCode, columns_of
@@ -86,24 +86,24 @@ def splice(
 
     Raises UsageError for a layer, site, prefix or feature that is not there, MismatchError for another width or layer.
     """
-    host = Host.of(model)
+    host = Host.from_model(model)
     changes = change or {}
     if strangers := set(changes) - set(transcoders):
         raise UsageError(f"There is a change for layer {min(strangers)}, where no dictionary is spliced in.")
     ordinary = Ordinary(_special_ids(model) if special_ids is None else tuple(special_ids))
     seen: dict[int, Seen] = {}
-    replacements: dict[int, tuple[Place, Replacement]] = {}
+    replacements: dict[int, tuple[SitePair, Replacement]] = {}
     for layer, transcoder in transcoders.items():
-        place = Place.of(transcoder.config, where=transcoder.name)
-        host.check(layer, place)
+        sites = SitePair.from_facts(transcoder.config, location=transcoder.name)
+        host.check(layer, sites)
         used = transcoder if prefix is None else transcoder.truncate(prefix)
         _check(used, layer, host.width)
-        if place.source == "ln2_normalized":
+        if sites.source == "ln2_normalized":
             # What is seen there is in the dictionary's view already: undone again, it would be another tensor.
             used = used.replaced(source_view="mlp_in")
         note = _note(seen, layer, used, ordinary) if record else None
         stand_in = StandIn(used, host.norm(layer), changes.get(layer), error_term=error_term, note=note)
-        replacements[layer] = (place, stand_in)
+        replacements[layer] = (sites, stand_in)
     with replacing(host, replacements, ordinary):
         yield seen
 

@@ -16,16 +16,16 @@ from torch import Tensor
 from cache.reader import CacheReader
 from common.errors import MismatchError
 from evaluate.spliced.contexts import Contexts
-from evaluate.spliced.replace import Host, Ordinary, Place, Replacement, replacing
+from evaluate.spliced.replace import Host, Ordinary, Replacement, SitePair, replacing
 from harvest.model.language_model import LanguageModel, load_model
 
 
 @dataclass(frozen=True)
 class Splicer:
-    """A model whose targets at ``places``, by layer, can be replaced."""
+    """A model whose targets at ``sites``, by layer, can be replaced."""
 
     model: LanguageModel
-    places: Mapping[int, Place]
+    sites: Mapping[int, SitePair]
     special_ids: tuple[int, ...]
 
     @property
@@ -57,8 +57,8 @@ class Splicer:
 
     def replaced(self, replacements: Mapping[int, Replacement]) -> AbstractContextManager[None]:
         """A context in which these layers' targets are replaced."""
-        placed = {layer: (self.places[layer], replacement) for layer, replacement in replacements.items()}
-        return replacing(Host.of(self.model), placed, Ordinary(self.special_ids))
+        placed = {layer: (self.sites[layer], replacement) for layer, replacement in replacements.items()}
+        return replacing(Host.from_model(self.model), placed, Ordinary(self.special_ids))
 
     def kept(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Where a special token stands, and the model keeps its own values."""
@@ -100,7 +100,7 @@ class Splicer:
 
     @property
     def _before(self) -> list[Any]:
-        return [self.model.block(layer) for layer in range(min(self.places))]
+        return [self.model.block(layer) for layer in range(min(self.sites))]
 
 
 def open_splicer(model: str, readers: Mapping[int, CacheReader], *, device: str) -> Splicer:
@@ -112,15 +112,16 @@ def open_splicer(model: str, readers: Mapping[int, CacheReader], *, device: str)
     )
     for reader in readers.values():
         check_model(loaded, reader)
-    places = {layer: Place.of(reader.identity) for layer, reader in readers.items()}
-    return Splicer(loaded, places, tuple(first.special_ids))
+    sites = {layer: SitePair.from_facts(reader.identity) for layer, reader in readers.items()}
+    return Splicer(loaded, sites, tuple(first.special_ids))
 
 
 def check_model(model: LanguageModel, reader: CacheReader) -> None:
     """The model must be the one that made the cache, at sites that it has. Raises MismatchError, UsageError."""
     identity = reader.identity
-    for name, ours in (("weights_hash", model.source.weights_hash), ("tokenizer_hash", model.tokenizer.hash)):
-        if identity.get(name) != ours:
-            what = f"the language model is not the one that made the cache: {name} is {ours}, not {identity.get(name)}"
+    for name, loaded_hash in (("weights_hash", model.source.weights_hash), ("tokenizer_hash", model.tokenizer.hash)):
+        if identity.get(name) != loaded_hash:
+            what = f"The language model is not the one that made the cache: its {name} is {loaded_hash}, "
+            what += f"the cache has {identity.get(name)}."
             raise MismatchError(what, where=model.source.folder)
-    Host.of(model).check(identity["layer"], Place.of(identity, where=reader.path))
+    Host.from_model(model).check(identity["layer"], SitePair.from_facts(identity, location=reader.path))

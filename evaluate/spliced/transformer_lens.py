@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.errors import UsageError
-from evaluate.spliced.replace import Place, rows_replaced
+from evaluate.spliced.replace import SitePair, rows_replaced
 from evaluate.spliced.splice import Change, StandIn
 from harvest.model.sites import HOOKS
 from transcoder.transcoder import Transcoder
@@ -43,15 +43,15 @@ def transformer_lens_hooks(
     """
     pairs: list[Hook] = []
     for layer, transcoder in transcoders.items():
-        place = Place.of(transcoder.config, where=transcoder.name)
-        if place.target in ("ln2_normalized", "resid_mid"):
-            what = f"TransformerLens replaces {place.target} for what the MLP reads alone, not for what comes after it."
+        sites = SitePair.from_facts(transcoder.config, location=transcoder.name)
+        if sites.target in ("ln2_normalized", "resid_mid"):
+            what = f"TransformerLens replaces {sites.target} for what the MLP reads alone, not for what comes after it."
             raise UsageError(what, remedy="Use nestcoder.splice on the Hugging Face model.")
         source, view = hook_read(transcoder, layer)
         used = transcoder if prefix is None else transcoder.truncate(prefix)
         # What comes out of ``view`` is what the dictionary reads: there is no norm to be undone.
         stand_in = StandIn(used.replaced(source_view="mlp_in"), None, (change or {}).get(layer), error_term=error_term)
-        target = HOOKS[place.target].format(layer=layer)
+        target = HOOKS[sites.target].format(layer=layer)
         pairs += _pair(source, target, stand_in=stand_in, view=view, ordinary=ordinary)
     return pairs
 
@@ -71,15 +71,15 @@ def _pair(
         seen["source"] = view(tensor)
 
     def replace(tensor: Tensor, hook: object = None) -> Tensor:  # noqa: ARG001
-        where = torch.ones(tensor.shape[:2], dtype=torch.bool) if ordinary is None else ordinary
-        return rows_replaced(tensor, seen["source"], stand_in, where.to(tensor.device))
+        replaced = torch.ones(tensor.shape[:2], dtype=torch.bool) if ordinary is None else ordinary
+        return rows_replaced(tensor, seen["source"], stand_in, replaced.to(tensor.device))
 
     return [(source, remember), (target, replace)]
 
 
 def hook_read(transcoder: Transcoder, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
     """The hook point that a dictionary of this layer reads, and the way from there to what it reads."""
-    site = Place.of(transcoder.config, where=transcoder.name).source
+    site = SitePair.from_facts(transcoder.config, location=transcoder.name).source
     view = _itself
     if transcoder.source_view == "ln2_normalized":
         site = "ln2_normalized"

@@ -165,7 +165,7 @@ def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tu
     folder = invocation.folders(layer).features(name)
     evidence = read_evidence(folder)
     runs = Path(invocation.settings.runs)
-    made_of(evidence, dictionaries_of_layer(runs, invocation.settings.model, layer, name), where=folder)
+    made_of(evidence, dictionaries_of_layer(runs, invocation.settings.model, layer, name), path=folder)
     if number >= evidence.dict_size:
         what = f"There is no feature {number}: the transcoder has {evidence.dict_size:,} of them, from 0."
         raise UsageError(what, where=folder)

@@ -98,7 +98,7 @@ def _with_decoders(
     for layer, evidence in zip(layers, _evidence(invocation, layers, name), strict=True):
         settings = invocation.settings
         there = dictionaries_of_layer(Path(settings.runs), settings.model, layer, name)
-        folder = made_of(evidence, there, where=invocation.folders(layer).features(name))
+        folder = made_of(evidence, there, path=invocation.folders(layer).features(name))
         yield evidence, None if folder is None else _decoder(folder, layer)
 
 

@@ -114,7 +114,7 @@ def evaluate_together(
 ) -> CommandResult:
     """Splice the transcoders ``name`` of all layers into the language model at once; where they are one cross-layer
     transcoder, or others are measured beside them, in one table with what they explain of the rows."""
-    from evaluate.spliced.together import together_table
+    from evaluate.spliced.all_layers import all_layers_table
 
     if beside or is_cross_layer(invocation.settings, layers, name):
         options = EvaluateOptions(name, lm=True, gemma_scope=None, against=None, force=False, beside=beside)
@@ -123,7 +123,7 @@ def evaluate_together(
         metrics = run_together(invocation.settings, layers, name=name, device=device, progress=progress)
     settings = invocation.settings
     folder = together_folder(Path(settings.runs), settings.model, name)
-    return CommandResult(metrics, f"{together_table(metrics)}\n\nreport: {folder}")
+    return CommandResult(metrics, f"{all_layers_table(metrics)}\n\nreport: {folder}")
 
 
 def evaluate_joint(invocation: Invocation, layers: list[int], device: str, options: EvaluateOptions) -> CommandResult:

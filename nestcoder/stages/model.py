@@ -31,12 +31,12 @@ def run_together(
 
     nestcoder.run_together(settings, [4, 8])["language_model"]["per_prefix"][-1]["delta"]
     """
-    from evaluate.spliced.together import splice_together
+    from evaluate.spliced.all_layers import splice_all_layers
 
     check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     with joined_processes(device) as own_device:
         chosen = list(layers) or trained_layers(settings, name)
-        return splice_together(
+        return splice_all_layers(
             caches={layer: folders_of(settings, layer).cache for layer in chosen},
             transcoders={layer: folders_of(settings, layer).transcoder(name) for layer in chosen},
             out=together_folder(Path(settings.runs), settings.model, name),

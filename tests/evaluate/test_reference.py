@@ -35,7 +35,7 @@ def ours(toy_transcoder: Path) -> Transcoder:
 
 
 def opened(reader: CacheReader, ours: Transcoder, **request: Any) -> Any:
-    return open_reference(reader, ours=ours, l0=20.0, request=CompareRequest(**request), progress=Silent())
+    return open_reference(reader, evaluated=ours, l0=20.0, request=CompareRequest(**request), progress=Silent())
 
 
 def test_a_run_of_ours_is_taken_as_it_was_trained(reader: CacheReader, ours: Transcoder, toy_transcoder: Path) -> None:
@@ -101,12 +101,12 @@ def test_a_cache_without_gain_cannot_feed_normalised_rows(reader: CacheReader, o
 def test_a_transcoder_belongs_to_the_cache_that_it_was_trained_on(
     reader: CacheReader, ours: Transcoder, tmp_path: Path
 ) -> None:
-    check_belongs(ours, reader, where=HERE, force=False)
+    check_belongs(ours, reader, path=HERE, force=False)
     save_transcoder(ours, tmp_path, config={"cache_fingerprint": "0" * 32})
     other = load_transcoder(tmp_path)
     with pytest.raises(MismatchError, match="trained on the cache 000"):
-        check_belongs(other, reader, where=HERE, force=False)
-    check_belongs(other, reader, where=HERE, force=True)
+        check_belongs(other, reader, path=HERE, force=False)
+    check_belongs(other, reader, path=HERE, force=True)
 
 
 def test_an_imported_transcoder_is_held_to_the_sites_that_its_files_named(
@@ -114,4 +114,4 @@ def test_an_imported_transcoder_is_held_to_the_sites_that_its_files_named(
 ) -> None:
     imported = ours.replaced(config=ours.config | {IMPORTED: {}, "source_site": "mlp_in", "target_site": "resid_post"})
     with pytest.raises(MismatchError, match="reconstructs resid_post"):
-        check_belongs(imported, reader, where=HERE, force=True)
+        check_belongs(imported, reader, path=HERE, force=True)

@@ -42,7 +42,7 @@ def write(path: Path, *, special: list[int], position: np.ndarray | None = None)
 
 def test_every_context_comes_once_an_epoch_filled_up_behind(tmp_path: Path) -> None:
     reader, tokens = write(tmp_path / "cache", special=[BOS])
-    text = TrainText.of(reader)
+    text = TrainText.from_reader(reader)
     assert np.array_equal(text.tokens, tokens)
     assert text.context == 7
     expected = [tuple(piece) for piece in np.split(tokens, np.cumsum(LENGTHS)[:-1])]
@@ -64,7 +64,7 @@ def test_every_context_comes_once_an_epoch_filled_up_behind(tmp_path: Path) -> N
 
 def test_without_a_special_token_to_fill_up_only_whole_contexts_are_run(tmp_path: Path) -> None:
     reader, _ = write(tmp_path / "cache", special=[])
-    text = TrainText.of(reader)
+    text = TrainText.from_reader(reader)
     assert len(text.starts) == LENGTHS.count(7)
     assert text.batch(0, contexts=3, seed=0, device="cpu").tokens.shape == (3, 7)
 
@@ -72,4 +72,4 @@ def test_without_a_special_token_to_fill_up_only_whole_contexts_are_run(tmp_path
 def test_rows_that_are_no_contexts_are_refused(tmp_path: Path) -> None:
     reader, _ = write(tmp_path / "cache", special=[BOS], position=np.zeros(sum(LENGTHS), np.int32))
     with pytest.raises(UsageError, match="holds no contexts of tokens"):
-        TrainText.of(reader)
+        TrainText.from_reader(reader)

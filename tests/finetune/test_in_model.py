@@ -27,7 +27,7 @@ def objective(trained: Path) -> tuple[Objective, TrainText]:
     dictionary = nestcoder.load_cross_layer(base / "layers04_06_08" / "transcoder" / "clt").requires_grad_()
     variances = {layer: reader.statistics.target.variance_sum for layer, reader in readers.items()}
     splicer = open_splicer(str(MODEL), readers, device="cpu")
-    return Objective(splicer, CrossLayerInModel(dictionary), variances, seed=3), TrainText.of(readers[4])
+    return Objective(splicer, CrossLayerInModel(dictionary), variances, seed=3), TrainText.from_reader(readers[4])
 
 
 class Dense:

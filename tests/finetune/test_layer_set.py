@@ -20,7 +20,7 @@ def test_an_autoencoder_is_tuned_as_it_is_spliced(trained: Path, settings_in: Se
     for before, after in zip(old, new, strict=True):
         assert after["kl"] < 0.95 * before["kl"]
     result = nestcoder.load_transcoder(runs / "gpt2-stdlib/layer08/transcoder/sae-finetuned")
-    assert (result.kind, result.side) == ("sae", "source")
+    assert (result.kind, result.column) == ("sae", "source")
     assert result.config["finetuned"]["from"] == "sae"
     report = nestcoder.run_evaluate(settings, [8], name="sae-finetuned", device="cpu", lm=True)[8]
     assert report["fvu_per_prefix"] == metrics["layers"][0]["after"]["fvu_per_prefix"]

@@ -23,7 +23,7 @@ def objective(trained: Path) -> tuple[Objective, TrainText]:
     }
     variances = {layer: reader.statistics.target.variance_sum for layer, reader in readers.items()}
     splicer = open_splicer(model, readers, device="cpu")
-    return Objective(splicer, SetInModel(transcoders), variances, seed=3), TrainText.of(readers[4])
+    return Objective(splicer, SetInModel(transcoders), variances, seed=3), TrainText.from_reader(readers[4])
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])

@@ -65,7 +65,7 @@ def write(folder: Path) -> dict[str, tuple[str, Rule, Path]]:
             made = transcoder(rule)
             site = writer.view or "mlp_in"
             about = About("toy", 1, site, "mlp_out", "gpt2", layers_of_model=2, record={"prefixes": [4, 16]})
-            tool, _, rest = writer.place(about, DICT_SIZE, 3.0).partition("/")
+            tool, _, rest = writer.folder(about, DICT_SIZE, 3.0).partition("/")
             place = folder / f"{tool}-{rule.name}" / rest
             if writer.frame:
                 writer.frame(place, [about], made)

@@ -54,7 +54,7 @@ def test_the_saved_file_reconstructs_its_side(
     nesting = {"activation": activation, "subtract_b_dec": subtract_b_dec}
     config = train(small_cache, tmp_path / "run", changed(quick, side=side, **nesting))
     transcoder = load_transcoder(tmp_path / "run")
-    assert (transcoder.kind, transcoder.side) == ("sae", side)
+    assert (transcoder.kind, transcoder.column) == ("sae", side)
     assert config["source_site"] == config["target_site"] == {"source": "mlp_in", "target": "mlp_out"}[side]
     rows = open_cache(small_cache).split("held_out").rows(slice(0, 128))
     values = getattr(rows, side)[torch.from_numpy(rows.tokens != 0)].float()

@@ -59,7 +59,7 @@ hostile = given(
 @pytest.mark.parametrize("top_k", [1, 7, 16])
 def test_top_k_is_found_to_the_last_feature(top_k: int, seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
-    found = Prefilter.of(weights.W_enc, weights.b_enc, TopK(top_k)).select(source).dense(DICT_SIZE)
+    found = Prefilter.from_encoder(weights.W_enc, weights.b_enc, TopK(top_k)).select(source).dense(DICT_SIZE)
     pre = pre_activations(weights, source)
     expected = pre.topk(top_k, dim=1).values.relu()
     size = source.double().norm(dim=1, keepdim=True) * weights.W_enc.norm(dim=1).max() + weights.b_enc.abs().max()
@@ -74,7 +74,7 @@ def test_top_k_is_found_to_the_last_feature(top_k: int, seed: int, unlike: float
 def test_what_exceeds_its_threshold_is_found(seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     rule = thresholds(seed)
-    found = Prefilter.of(weights.W_enc, weights.b_enc, rule).select(source).dense(DICT_SIZE)
+    found = Prefilter.from_encoder(weights.W_enc, weights.b_enc, rule).select(source).dense(DICT_SIZE)
     pre = pre_activations(weights, source)
     size = source.double().norm(dim=1, keepdim=True) * weights.W_enc.norm(dim=1) + weights.b_enc.abs() + rule.threshold
     clear = (pre - rule.threshold).abs() > 1e-6 * size
@@ -87,7 +87,7 @@ def test_what_exceeds_its_threshold_is_found(seed: int, unlike: float, biased: f
 def test_bounds_hold_and_exceed_by_no_more_than_stated(seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     rule = thresholds(seed)
-    made = Prefilter.of(weights.W_enc, weights.b_enc, rule)
+    made = Prefilter.from_encoder(weights.W_enc, weights.b_enc, rule)
     r, first, second = made.columns[:, D_SOURCE:].double().T
     norm = source.double().norm(dim=1, keepdim=True)
     bound = source.double() @ made.columns[:, :D_SOURCE].double().T + norm * r + first + second
@@ -100,7 +100,7 @@ def test_bounds_hold_and_exceed_by_no_more_than_stated(seed: int, unlike: float,
 @pytest.mark.parametrize("rule", [TopK(8), thresholds(3)])
 def test_rows_as_stored_and_in_float32_are_selected_alike(monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
     """A dictionary screens rows in bfloat16 where that pays, in blocks of any size."""
-    monkeypatch.setattr(screen, "_LEAST_DICT_SIZE", DICT_SIZE)
+    monkeypatch.setattr(screen, "_MIN_DICT_SIZE", DICT_SIZE)
     monkeypatch.setattr(screen, "_multiplies_bfloat16", lambda: True)
     weights = random_parameters(D_SOURCE, 4, dict_size=DICT_SIZE, seed=1)
     dictionary = Transcoder(**weights.tensors(), rule=rule, prefixes=(100, DICT_SIZE))

@@ -225,7 +225,7 @@ def test_on_another_device_it_is_another_one() -> None:
 
 def test_what_changes_the_encoder_changes_the_code_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prefilter, which is kept between calls, is made anew after the arrays changed in place."""
-    monkeypatch.setattr(prefilter, "_LEAST_DICT_SIZE", 512)
+    monkeypatch.setattr(prefilter, "_MIN_DICT_SIZE", 512)
     monkeypatch.setattr(prefilter, "_multiplies_bfloat16", lambda: True)
     transcoder = Transcoder(**random_arrays(24, 4, dict_size=512, seed=1), rule=TopK(8))
     source = torch.randn(40, 24, generator=torch.Generator().manual_seed(0)).bfloat16()

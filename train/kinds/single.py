@@ -101,7 +101,7 @@ class Single(Kind):
         return {
             **{key: reader.identity.get(key) for key in ("layer", *FROM_CACHE)},
             "kind": self.settings.kind,
-            "side": self.settings.one_side,
+            "side": self.settings.column,
             "gain": _numbers(reader, "gain"),
             "bias": _numbers(reader, "bias"),
         }

@@ -27,7 +27,7 @@ class Source:
         caches: Sequence[Path], settings: TrainSettings, cache_settings: CacheSettings | None, *, device: str
     ) -> "Source":
         """Raises UsageError where one layer is given several caches, or MismatchError where their rows differ."""
-        readers = tuple(open_cache(cache, cache_settings, device=device, column=settings.one_side) for cache in caches)
+        readers = tuple(open_cache(cache, cache_settings, device=device, column=settings.column) for cache in caches)
         if settings.kind == "cross-layer":
             return Source(stacked(readers), readers, JointUnits.of_readers(readers, settings))
         if len(readers) != 1:

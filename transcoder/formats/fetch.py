@@ -78,4 +78,4 @@ def _beside(name: str) -> set[str]:
     folder = PurePosixPath(name).parent
     if PurePosixPath(name).suffix in {".npz", ".pt"}:
         return set()
-    return {str(folder / other) for other in ("cfg.json", "config.json", "config.yaml", "hyperparams.json")}
+    return {str(folder / name) for name in ("cfg.json", "config.json", "config.yaml", "hyperparams.json")}

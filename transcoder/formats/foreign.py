@@ -42,7 +42,7 @@ class Writer:
     """One way to write a transcoder for another tool.
 
     ``format`` reads it back. ``rules`` it holds as they are, by name; any other rule is turned into thresholds, where
-    ``jumprelu`` is among them. ``place`` is the folder below the one asked for, given the dictionary's size and L0;
+    ``jumprelu`` is among them. ``folder`` is the folder below the one asked for, given the dictionary's size and L0;
     ``view`` the only input that the tool knows, or None. ``rounds``: whether writing folds a bias. ``frame`` writes
     what belongs to a whole set before its layers, and gives the layers that it filled with features that never fire.
     ``caveat`` is what is not valid of such a file in its tool.
@@ -50,7 +50,7 @@ class Writer:
 
     format: str
     write: Callable[[Path, Transcoder, About], None]
-    place: Callable[[About, int, float], str]
+    folder: Callable[[About, int, float], str]
     rules: frozenset[str]
     view: SourceView | None = None
     skip: bool = True
@@ -104,11 +104,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def _saelens_place(about: About, _dict_size: int, _l0: float) -> str:
+def _saelens_folder(about: About, _dict_size: int, _l0: float) -> str:
     return f"saelens/{about.target_hook.replace('hook_', '')}"
 
 
-def _module_place(about: About, _dict_size: int, _l0: float) -> str:
+def _module_folder(about: About, _dict_size: int, _l0: float) -> str:
     if about.is_autoencoder and about.target_site == "mlp_in":
         what = "sparsify's autoencoders read what a module writes, and this one reads what the MLP does."
         raise UsageError(what, remedy="Export to saelens.")
@@ -123,19 +123,19 @@ WRITERS: dict[str, Writer] = {
     "saelens": Writer(
         "saelens",
         write_saelens,
-        place=_saelens_place,
+        folder=_saelens_folder,
         rules=frozenset({"topk", "jumprelu", "relu"}),
     ),
     "saelens-jumprelu": Writer(
         "saelens",
         write_saelens,
-        place=lambda about, dict_size, l0: f"{_saelens_place(about, dict_size, l0)}.jumprelu",
+        folder=lambda about, dict_size, l0: f"{_saelens_folder(about, dict_size, l0)}.jumprelu",
         rules=frozenset({"jumprelu", "relu"}),
     ),
     "sparsify": Writer(
         "sparsify",
         write_sparsify,
-        place=_module_place,
+        folder=_module_folder,
         rules=frozenset({"topk"}),
         view="mlp_in",
         two_widths=False,
@@ -145,7 +145,7 @@ WRITERS: dict[str, Writer] = {
     "dictionary-learning": Writer(
         "dictionary-learning",
         write_dictionary_learning,
-        place=lambda about, _dict_size, _l0: f"dictionary_learning/layer{about.layer:02d}/trainer_0",
+        folder=lambda about, _dict_size, _l0: f"dictionary_learning/layer{about.layer:02d}/trainer_0",
         rules=frozenset({"topk", "batchtopk", "jumprelu"}),
         skip=False,
         two_widths=False,
@@ -154,7 +154,7 @@ WRITERS: dict[str, Writer] = {
     "circuit-tracer": Writer(
         "circuit-tracer",
         write_circuit_tracer,
-        place=lambda _about, _dict_size, _l0: "circuit_tracer",
+        folder=lambda _about, _dict_size, _l0: "circuit_tracer",
         rules=frozenset({"jumprelu"}),
         view="ln2_normalized",
         two_widths=False,
@@ -164,7 +164,7 @@ WRITERS: dict[str, Writer] = {
     "gemma-scope": Writer(
         "gemma-scope",
         write_gemma_scope,
-        place=lambda about, dict_size, l0: f"gemma_scope/{folder_of(about.layer, dict_size, l0)}",
+        folder=lambda about, dict_size, l0: f"gemma_scope/{folder_of(about.layer, dict_size, l0)}",
         rules=frozenset({"jumprelu"}),
         view="ln2_normalized",
         skip=False,

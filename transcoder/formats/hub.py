@@ -53,47 +53,47 @@ class HubRepository:
         with locks.lock(target.with_name("download.lock")), hub_errors("model", self.name, remedy=_REMEDY):
             url = hf_hub_url(self.name, path, endpoint=self.endpoint)
             about = get_hf_file_metadata(url)
-            part = target.with_name(f"{target.name}.{(about.etag or 'unnamed')[:64]}.part")
-            self._complete(url, part, about.size)
-            _check_hash(part, about.etag)
-            disk.move(part, target)
+            partial = target.with_name(f"{target.name}.{(about.etag or 'unnamed')[:64]}.part")
+            self._complete(url, partial, about.size)
+            _check_hash(partial, about.etag)
+            disk.move(partial, target)
         return target
 
-    def _complete(self, url: str, part: Path, size: int | None) -> None:
-        """Append to ``part`` until it has ``size`` bytes; a connection that breaks after some progress is resumed."""
-        self.progress.begin(f"download {part.name}", total=size or 0, unit="bytes", done=disk.size_bytes(part))
+    def _complete(self, url: str, partial: Path, size: int | None) -> None:
+        """Append to ``partial`` up to ``size`` bytes. A connection that breaks after some progress is resumed."""
+        self.progress.begin(f"download {partial.name}", total=size or 0, unit="bytes", done=disk.size_bytes(partial))
         for left in reversed(range(TRIES)):
-            before = disk.size_bytes(part)
+            before = disk.size_bytes(partial)
             try:
-                self._append(url, part, size)
+                self._append(url, partial, size)
                 break
             except (OSError, DiskError):
                 raise
             except Exception:
-                if not left or disk.size_bytes(part) == before:
+                if not left or disk.size_bytes(partial) == before:
                     raise
         self.progress.end()
 
-    def _append(self, url: str, part: Path, size: int | None) -> None:
+    def _append(self, url: str, partial: Path, size: int | None) -> None:
         from huggingface_hub import get_session
         from huggingface_hub.utils import build_hf_headers
 
-        have = disk.size_bytes(part)
+        have = disk.size_bytes(partial)
         if have == size:
             return
         headers = build_hf_headers() | ({"Range": f"bytes={have}-"} if have else {})
         with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
             answer.raise_for_status()
             # One that knows no ranges sends all of it, with 200. Pieces are written as they come; a cut loses none.
-            with part.open("ab" if answer.status_code == 206 else "wb") as file:
+            with partial.open("ab" if answer.status_code == 206 else "wb") as file:
                 for piece in answer.iter_bytes():
                     file.write(piece)
                     self.progress.advance(len(piece))
                 file.flush()
                 os.fsync(file.fileno())
-        if size is not None and disk.size_bytes(part) != size:
-            got = disk.size_bytes(part)
-            disk.remove(part)
+        if size is not None and disk.size_bytes(partial) != size:
+            got = disk.size_bytes(partial)
+            disk.remove(partial)
             raise DiskError(
                 f"{got:,} bytes came instead of the {size:,} that were announced.", where=url, remedy=_REMEDY
             )
@@ -104,13 +104,13 @@ class HubRepository:
         return (self.folder or Path(constants.HF_HOME) / "nestcoder") / self.name
 
 
-def _check_hash(part: Path, etag: str | None) -> None:
+def _check_hash(partial: Path, etag: str | None) -> None:
     """The Hub's etag of a large file is its SHA-256; of a small one it is a git hash, which is not checked."""
     if etag is None or len(etag) != 64:
         return
-    with part.open("rb") as file:
+    with partial.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != etag:
-        disk.remove(part)
+        disk.remove(partial)
         what = "The SHA-256 of the downloaded file is not the one that the Hub announced."
-        raise DamagedError(what, where=part, remedy=_REMEDY)
+        raise DamagedError(what, where=partial, remedy=_REMEDY)

@@ -76,8 +76,8 @@ class RemoteFolder:
             checksums = [(name, self._system.checksum(f"{self._root}/{name}")) for name in sorted(names)]
         stamp = hashlib.sha256(repr((self.url, checksums)).encode()).hexdigest()[:16]
         top = _copies() / stamp
-        parts = [part for part in PurePosixPath(self._root).parts if part not in ("/", "..")]
-        folder = top.joinpath(*parts[-_NAMING_PARTS:])
+        folders = [name for name in PurePosixPath(self._root).parts if name not in ("/", "..")]
+        folder = top.joinpath(*folders[-_NAMING_PARTS:])
         with locks.lock(top / "download.lock"):
             for name, size in sizes.items():
                 target = folder / name
@@ -88,16 +88,16 @@ class RemoteFolder:
         return folder
 
     def _size(self, name: str) -> int:
-        where = f"{self._root}/{name}"
+        address = f"{self._root}/{name}"
         with self._answers():
-            size = self._system.info(where).get("size")
+            size = self._system.info(address).get("size")
         if size is None:
             what = "The server does not say how large this file is."
-            raise UsageError(what, where=where, remedy="Download it, and give its path.")
+            raise UsageError(what, where=address, remedy="Download it, and give its path.")
         limit = JSON_LIMIT_BYTES if PurePosixPath(name).suffix in {".json", ".yaml"} else LIMIT_BYTES
         if size > limit:
             what = f"The file has {in_bytes(size)}; at most {in_bytes(limit)} are opened."
-            raise MismatchError(what, where=where)
+            raise MismatchError(what, where=address)
         return int(size)
 
     def _pieces(self, name: str, size: int) -> Iterator[bytes]:

@@ -32,14 +32,14 @@ _BEFORE_POST_NORM = "mlp.hook_out"
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerSite:
     """A tensor of a model: its site, and its layer."""
 
     site: Site
     layer: int
 
 
-def place_of_hook(hook: object, *, model: object = None) -> Place | None:
+def site_of_hook(hook: object, *, model: object = None) -> LayerSite | None:
     """The place that a TransformerLens hook names; None for one that is not served, or means several things.
 
     ``model`` is the model's name, as far as it is known: an MLP's own output is what it adds unless a norm follows.
@@ -50,17 +50,17 @@ def place_of_hook(hook: object, *, model: object = None) -> Place | None:
     site = _BY_HOOK.get(found[2])
     if found[2] == _BEFORE_POST_NORM and not has_post_norm(model):
         site = "mlp_out"
-    return Place(site, int(found[1])) if site else None
+    return LayerSite(site, int(found[1])) if site else None
 
 
-def places_of_module(path: str, *, transcodes: bool) -> tuple[Place, Place] | None:
+def sites_of_module(path: str, *, transcodes: bool) -> tuple[LayerSite, LayerSite] | None:
     """Source and target of what was trained on a Hugging Face module: its input and output, or its output alone."""
     found = re.fullmatch(r"(?:transformer\.|model\.|gpt_neox\.)*(?:h|layers)\.(\d{1,4})(\.mlp)?", path)
     if not found or (transcodes and not found[2]):
         return None
     layer = int(found[1])
-    target = Place("mlp_out" if found[2] else "resid_post", layer)
-    return (Place("mlp_in", layer) if transcodes else target), target
+    target = LayerSite("mlp_out" if found[2] else "resid_post", layer)
+    return (LayerSite("mlp_in", layer) if transcodes else target), target
 
 
 def hook_of(site: Site, layer: int) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.errors import DamagedError, MismatchError, UsageError
 from common.sealed.tensors import FLOATS, check_arrays
-from transcoder.formats.sites import AMBIGUOUS, Place, has_post_norm, place_of_hook
+from transcoder.formats.sites import AMBIGUOUS, LayerSite, has_post_norm, site_of_hook
 from transcoder.rules.rule import Rule, is_count
 from transcoder.transcoder import SourceView, Transcoder
 
@@ -46,9 +46,9 @@ class Described:
     """What the files of a dictionary say beside its arrays: where it is, where its tensors lie in the model, and words
     of ours (``OWN_WORDS``) where we exported it."""
 
-    where: Path
-    source: Place
-    target: Place
+    path: Path
+    source: LayerSite
+    target: LayerSite
     name: str
     model: str | None = None
     nominal_l0: float | None = None
@@ -57,24 +57,26 @@ class Described:
     notes: tuple[str, ...] = ()
 
 
-def places(source: object, target: object, *, where: Path, wanted: Wanted, model: object = None) -> tuple[Place, Place]:
+def sites_of_hooks(
+    source: object, target: object, *, path: Path, wanted: Wanted, model: object = None
+) -> tuple[LayerSite, LayerSite]:
     """Where the two hooks that a file names lie. ``target`` None is the source's own: an autoencoder."""
     if str(source).endswith(f".{AMBIGUOUS}"):
-        source = _decided(str(source), where=where, wanted=wanted)
-    found = place_of_hook(source, model=model)
+        source = _decided(str(source), path=path, wanted=wanted)
+    found = site_of_hook(source, model=model)
     if source is None:
         what = "The files do not say which tensor of the model the dictionary reads."
-        raise MismatchError(what, where=where, remedy=_NAME_IT)
+        raise MismatchError(what, where=path, remedy=_NAME_IT)
     if found is None:
         what = f"The dictionary reads {source!r}, which is not a tensor that a cache can hold."
-        raise MismatchError(what, where=where, remedy=_NAME_IT)
+        raise MismatchError(what, where=path, remedy=_NAME_IT)
     if target is None:
         return found, found
-    reconstructed = place_of_hook(target, model=model)
+    reconstructed = site_of_hook(target, model=model)
     if reconstructed is None:
         reason = " before the norm that follows the MLP" if has_post_norm(model) else ""
         what = f"The dictionary reconstructs {target!r}{reason}; that target is not a tensor that a cache can hold."
-        raise MismatchError(what, where=where)
+        raise MismatchError(what, where=path)
     return found, reconstructed
 
 
@@ -87,15 +89,15 @@ def dictionary_of(
     ``subtracted`` is what the tool takes from the source before it encodes: folded into ``b_enc``, in float64.
     DamagedError: shapes that disagree, NaN. MismatchError: another width or layer than wanted.
     """
-    where = described.where
-    _check(tensors, where=where, wanted=wanted)
+    path = described.path
+    _check(tensors, path=path, wanted=wanted)
     if described.source.layer != wanted.layer and not wanted.force:
         what = f"The dictionary is of layer {described.source.layer}, not of layer {wanted.layer}."
-        raise MismatchError(what, where=where, remedy="Name one of the same layer, or give --force.")
+        raise MismatchError(what, where=path, remedy="Name one of the same layer, or give --force.")
     arrays = {key: tensor.float() for key, tensor in tensors.items()}
     if subtracted is not None:
         shape: tuple[int, ...] = (arrays["W_enc"].shape[0],)
-        check_arrays({"b_dec": subtracted}, {"b_dec": shape}, where=where, error=DamagedError, dtypes=FLOATS)
+        check_arrays({"b_dec": subtracted}, {"b_dec": shape}, where=path, error=DamagedError, dtypes=FLOATS)
         shift = subtracted.double() @ arrays["W_enc"].double()
         arrays["b_enc"] = (arrays["b_enc"].double() - shift).float()
     arrays["W_enc"] = arrays["W_enc"].T.contiguous()
@@ -118,29 +120,29 @@ def dictionary_of(
     )
 
 
-def thresholds_of(tensor: Tensor, dict_size: int, *, where: Path) -> Tensor:
+def thresholds_of(tensor: Tensor, dict_size: int, *, path: Path) -> Tensor:
     """A float for every feature. Raises DamagedError."""
-    check_arrays({"threshold": tensor}, {"threshold": (dict_size,)}, where=where, error=DamagedError, dtypes=FLOATS)
+    check_arrays({"threshold": tensor}, {"threshold": (dict_size,)}, where=path, error=DamagedError, dtypes=FLOATS)
     return tensor.float()
 
 
-def top_k_of(value: object, dict_size: int, *, where: Path) -> int:
+def top_k_of(value: object, dict_size: int, *, path: Path) -> int:
     """``k`` of a top-k dictionary. Raises DamagedError where it is not a number of its features."""
     if not is_count(value) or int(str(value)) > dict_size:
-        raise DamagedError(f"k is {value!r}, which is not a number of features out of {dict_size:,}.", where=where)
+        raise DamagedError(f"k is {value!r}, which is not a number of features out of {dict_size:,}.", where=path)
     return int(str(value))
 
 
-def refuse_nonlinear(what: str, *, where: Path) -> MismatchError:
+def refuse_nonlinear(what: str, *, path: Path) -> MismatchError:
     """The error for a dictionary that does more to a row than one affine map and a selection."""
     return MismatchError(
         f"{what}; what is read here selects from source @ W_enc + b_enc.",
-        where=where,
+        where=path,
         remedy="Only dictionaries without it can be read.",
     )
 
 
-def _decided(source: str, *, where: Path, wanted: Wanted) -> str:
+def _decided(source: str, *, path: Path, wanted: Wanted) -> str:
     """The unambiguous hook that the user means by an ambiguous one. Raises UsageError where nothing was described."""
     if wanted.source_view is None:
         what = (
@@ -148,21 +150,21 @@ def _decided(source: str, *, where: Path, wanted: Wanted) -> str:
             "the MLP's input by others'."
         )
         remedy = "Say what it was trained on: --source-view mlp_in, or --source-view ln2_normalized."
-        raise UsageError(what, where=where, remedy=remedy)
+        raise UsageError(what, where=path, remedy=remedy)
     hook = {"mlp_in": "mlp.hook_in", "ln2_normalized": "ln2.hook_normalized"}[wanted.source_view]
     return source.replace(AMBIGUOUS, hook)
 
 
-def _check(tensors: Mapping[str, Tensor], *, where: Path, wanted: Wanted) -> None:
+def _check(tensors: Mapping[str, Tensor], *, path: Path, wanted: Wanted) -> None:
     dict_size = tensors["b_enc"].numel()
     if dict_size == 0:
-        raise DamagedError("The dictionary has no features.", where=where)
+        raise DamagedError("The dictionary has no features.", where=path)
     if tensors["W_enc"].ndim == tensors["W_dec"].ndim == 2:
         found = (tensors["W_enc"].shape[0], tensors["W_dec"].shape[1])
         widths = (wanted.d_source or found[0], wanted.d_target or found[1])
         if found != widths:
             what = f"The file maps {found[0]} to {found[1]} dimensions, the cache's rows {widths[0]} to {widths[1]}."
-            raise MismatchError(what, where=where)
+            raise MismatchError(what, where=path)
     else:
         widths = (wanted.d_source or 0, wanted.d_target or 0)
     shapes: dict[str, tuple[int, ...]] = {
@@ -173,7 +175,7 @@ def _check(tensors: Mapping[str, Tensor], *, where: Path, wanted: Wanted) -> Non
     }
     if "W_skip" in tensors:
         shapes["W_skip"] = widths
-    check_arrays(tensors, shapes, where=where, error=DamagedError, dtypes=FLOATS)
+    check_arrays(tensors, shapes, where=path, error=DamagedError, dtypes=FLOATS)
 
 
 def prefixes_of(value: object, dict_size: int) -> tuple[int, ...]:

@@ -32,19 +32,19 @@ def logit_effects(
     direction = direction * unembedding.gain
     rows = max(1, _BLOCK_BYTES // (4 * len(unembedding.W_U)))
     found: list[dict[str, np.ndarray]] = []
-    for some in direction.split(rows):
-        effect = some @ unembedding.W_U.T
+    for block in direction.split(rows):
+        effect = block @ unembedding.W_U.T
         effect -= effect.mean(dim=1, keepdim=True)
         found.append(_strongest(effect, count) | {"logit_histogram": _histogram(effect)})
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    return {name: np.concatenate([block_effects[name] for block_effects in found]) for name in found[0]}
 
 
 def _strongest(effect: Float[Tensor, "features vocabulary"], count: int) -> dict[str, np.ndarray]:
     strongest: dict[str, np.ndarray] = {}
-    for side, sign in (("raised", 1), ("lowered", -1)):
+    for direction, sign in (("raised", 1), ("lowered", -1)):
         best = (sign * effect).topk(min(count, effect.shape[1]), dim=1)
-        strongest[f"{side}_token"] = best.indices.numpy()
-        strongest[f"{side}_logit"] = sign * best.values.numpy()
+        strongest[f"{direction}_token"] = best.indices.numpy()
+        strongest[f"{direction}_logit"] = sign * best.values.numpy()
     return strongest
 
 
@@ -52,7 +52,7 @@ def _histogram(effect: Float[Tensor, "features vocabulary"]) -> Int[np.ndarray, 
     """How many tokens lie in each bin; an effect between two bins lies in the upper one."""
     lowest, highest = effect.aminmax(dim=1, keepdim=True)
     width = (highest - lowest).clamp_min(torch.finfo(effect.dtype).tiny) / HISTOGRAM_BINS
-    place = ((effect - lowest) / width).int().clamp_max_(HISTOGRAM_BINS - 1)
-    place += HISTOGRAM_BINS * torch.arange(len(effect), dtype=torch.int32)[:, None]
-    counts = place.flatten().bincount(minlength=HISTOGRAM_BINS * len(effect))
+    bin_number = ((effect - lowest) / width).int().clamp_max_(HISTOGRAM_BINS - 1)
+    bin_number += HISTOGRAM_BINS * torch.arange(len(effect), dtype=torch.int32)[:, None]
+    counts = bin_number.flatten().bincount(minlength=HISTOGRAM_BINS * len(effect))
     return counts.view(len(effect), HISTOGRAM_BINS).numpy()

@@ -26,9 +26,9 @@ class Edges:
 
 def edges_of(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Edges:
     """The edges between the features of an evidence's arrays."""
-    parts = [_listed(arrays[f"{kind}_feature"], arrays[f"{kind}_score"]) for kind in ("near", "decoder")]
-    key = [pair for pair, _ in parts]
-    score = [np.where(pair >= 0, value, 0) for pair, value in parts]
+    lists = [_listed(arrays[f"{kind}_feature"], arrays[f"{kind}_score"]) for kind in ("near", "decoder")]
+    key = [pair for pair, _ in lists]
+    score = [np.where(pair >= 0, value, 0) for pair, value in lists]
     pairs, pair_index = np.unique(np.concatenate(key), return_inverse=True)
     # Both features of a pair may name it, with one and the same score: the larger of equals.
     weight = np.zeros(len(pairs))
@@ -48,6 +48,6 @@ def _listed(
 ) -> tuple[Int[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
     """Both numbers of a pair in one, the smaller first, and its score."""
     own, column = np.nonzero(feature != NO_FEATURE)
-    other = feature[own, column].astype(np.int64)
-    pair = np.minimum(own, other) << 32 | np.maximum(own, other)
+    neighbour = feature[own, column].astype(np.int64)
+    pair = np.minimum(own, neighbour) << 32 | np.maximum(own, neighbour)
     return pair, score[own, column].astype(np.float64)

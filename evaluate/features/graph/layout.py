@@ -32,40 +32,40 @@ _FURTHEST = 2.0
 _LONGEST = 2.0
 """No place moves further in a round."""
 
-Places = Float[np.ndarray, "features 2"]
+Positions = Float[np.ndarray, "features 2"]
 
 
-def layout(edges: Edges, directions: Float[np.ndarray, "features width"], *, seed: int) -> Places:
+def layout(edges: Edges, directions: Float[np.ndarray, "features width"], *, seed: int) -> Positions:
     """A place for every feature, between 0 and 1 in both directions."""
     count = len(directions)
     # What begins far out is beyond the kernel's reach and would stay there, the others crowded into a corner.
-    places = np.clip(principal(directions), -_FURTHEST, _FURTHEST) * _FIRST_SPREAD
+    positions = np.clip(principal(directions), -_FURTHEST, _FURTHEST) * _FIRST_SPREAD
     first, second, pull = _both_ways(edges, count)
     random = np.random.default_rng(seed)
     for done in range(_ROUNDS):
-        away = places[second] - places[first]
+        away = positions[second] - positions[first]
         factor = pull / (1 + (away * away).sum(axis=1))
         move = _summed(first, away * factor[:, None], count)
 
         drawn = random.integers(count, size=(count, _DRAWN))
-        apart = places[:, None] - places[drawn]
+        apart = positions[:, None] - positions[drawn]
         square = (apart * apart).sum(axis=2)
         push = _REPULSION / _DRAWN / ((_SOFTENED + square) * (1 + square))
         move += (apart * push[:, :, None]).sum(axis=1)
-        places += np.clip(_STEP * move, -_LONGEST, _LONGEST) * (1 - done / _ROUNDS)
-    return _within(places)
+        positions += np.clip(_STEP * move, -_LONGEST, _LONGEST) * (1 - done / _ROUNDS)
+    return _within(positions)
 
 
-def principal(directions: Float[np.ndarray, "features width"]) -> Places:
+def principal(directions: Float[np.ndarray, "features width"]) -> Positions:
     """The first two principal components, of variance 1 and of a sign that does not depend on the machine."""
     centred = (directions - directions.mean(axis=0)).astype(np.float64)
     _, vectors = np.linalg.eigh(centred.T @ centred)
     two = vectors[:, -1 : -1 - min(2, vectors.shape[1]) : -1]
     # An eigenvector's sign is arbitrary: its largest entry is made positive.
     two = two * np.sign(two[np.abs(two).argmax(axis=0), np.arange(two.shape[1])])
-    places = np.zeros((len(directions), 2))
-    places[:, : two.shape[1]] = centred @ two
-    return places / np.maximum(places.std(axis=0), 1e-12)
+    positions = np.zeros((len(directions), 2))
+    positions[:, : two.shape[1]] = centred @ two
+    return positions / np.maximum(positions.std(axis=0), 1e-12)
 
 
 def _both_ways(
@@ -87,10 +87,10 @@ def _summed(
     return np.stack([np.bincount(feature, moves[:, axis], count) for axis in (0, 1)], axis=1).astype(np.float64)
 
 
-def _within(places: Places) -> Places:
+def _within(positions: Positions) -> Positions:
     """The same between 0 and 1; what is far outside is set at the border."""
     # A few places far outside would leave the others crowded in the middle.
-    low, high = np.percentile(places, (0.5, 99.5), axis=0)
+    low, high = np.percentile(positions, (0.5, 99.5), axis=0)
     middle = (low + high) / 2
     half = max(float((high - low).max()) / 2 * 1.05, 1e-12)
-    return np.clip((places - middle) / (2 * half) + 0.5, 0, 1)
+    return np.clip((positions - middle) / (2 * half) + 0.5, 0, 1)

@@ -34,7 +34,7 @@ def feature_page(evidence: Evidence, feature: int) -> dict[str, Any]:
         "histogram": arrays["histogram"][feature].tolist(),
         "intervals": intervals(evidence, feature),
         "positions": position_rates(evidence, feature),
-        "tokens": {side: tokens(evidence, feature, side) for side in ("before", "on", "after")},
+        "tokens": {offset: tokens(evidence, feature, offset) for offset in ("before", "on", "after")},
         "logits": logits(evidence, feature),
         "neurons": neurons(evidence, feature),
         "writes": writes(evidence, feature),
@@ -85,9 +85,9 @@ def position_rates(evidence: Evidence, feature: int) -> list[float]:
     return [rounded(rate) for rate in rates]
 
 
-def tokens(evidence: Evidence, feature: int, side: str) -> list[dict[str, Any]]:
+def tokens(evidence: Evidence, feature: int, offset: str) -> list[dict[str, Any]]:
     """The tokens on one side ("before", "on", "after"), most frequent first."""
-    columns = [evidence.arrays[f"{side}_{name}"][feature] for name in ("token", "count", "share", "lift", "recall")]
+    columns = [evidence.arrays[f"{offset}_{name}"][feature] for name in ("token", "count", "share", "lift", "recall")]
     return [
         {
             "token": evidence.word(int(token)),
@@ -106,13 +106,15 @@ def logits(evidence: Evidence, feature: int) -> dict[str, Any] | None:
     if "raised_token" not in evidence.arrays:
         return None
     return {
-        side: [
+        direction: [
             {"token": evidence.word(int(token)), "logit": rounded(logit)}
             for token, logit in zip(
-                evidence.arrays[f"{side}_token"][feature], evidence.arrays[f"{side}_logit"][feature], strict=True
+                evidence.arrays[f"{direction}_token"][feature],
+                evidence.arrays[f"{direction}_logit"][feature],
+                strict=True,
             )
         ]
-        for side in ("raised", "lowered")
+        for direction in ("raised", "lowered")
     }
 
 
@@ -178,25 +180,25 @@ def _there(evidence: Evidence, feature: int, kind: str) -> list[int]:
 
 def _nearest(evidence: Evidence, feature: int, kind: str) -> list[dict[str, Any]]:
     pairs = zip(evidence.arrays[f"{kind}_feature"][feature], evidence.arrays[f"{kind}_score"][feature], strict=True)
-    return [{"feature": int(other), "cosine": rounded(cosine)} for other, cosine in pairs]
+    return [{"feature": int(neighbour), "cosine": rounded(cosine)} for neighbour, cosine in pairs]
 
 
 def _shared(evidence: Evidence, feature: int, rank: int, kind: str) -> dict[str, Any]:
     """How another feature fires with this one: rows of both, P(other | this), lift, and what ranks it."""
     arrays = evidence.arrays
-    other = int(arrays[f"{kind}_feature"][feature, rank])
+    neighbour = int(arrays[f"{kind}_feature"][feature, rank])
     rows = int(arrays[f"{kind}_count"][feature, rank])
     own = int(arrays["firings"][feature])
-    its = int(arrays["firings"][other])
+    its = int(arrays["firings"][neighbour])
     shared: dict[str, Any] = {
-        "feature": other,
+        "feature": neighbour,
         "rows": rows,
         "given": rounded(rows / own),
         "lift": rounded(rows * evidence.tokens / (own * its)),
     }
     if kind == "near":
         return shared | {"overlap": rounded(arrays["near_score"][feature, rank])}
-    cosines = {f"{side}_cosine": arrays[f"coarser_{side}_cosine"][feature, rank] for side in ("decoder", "encoder")}
+    cosines = {f"{array}_cosine": arrays[f"coarser_{array}_cosine"][feature, rank] for array in ("decoder", "encoder")}
     return shared | {name: rounded(cosine) for name, cosine in cosines.items()}
 
 

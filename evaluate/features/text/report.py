@@ -30,7 +30,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 def as_markdown(evidence: Evidence) -> str:
     """The whole report."""
-    lines = [*_heading(evidence), "", *_prefixes(evidence), "", *_figures(), "", *_clusters(evidence), ""]
+    lines = [*_heading(evidence), "", *_prefixes(evidence), "", *_plots(), "", *_clusters(evidence), ""]
     for feature in _chosen(evidence):
         lines += [*_feature(evidence, feature), ""]
     return "\n".join(lines)
@@ -71,7 +71,7 @@ def _prefixes(evidence: Evidence) -> list[str]:
     ]
 
 
-def _figures() -> list[str]:
+def _plots() -> list[str]:
     return [
         "![features by density, largest value and what they explain](distributions.svg)",
         "",
@@ -123,11 +123,11 @@ def _feature(evidence: Evidence, feature: int) -> list[str]:
 
 def _context(context: Mapping[str, Any]) -> str:
     """The tokens near the strongest one, which is bold."""
-    at = context["at"]
+    strongest_index = context["at"]
     tokens = [_plain(visible(token)) for token in context["tokens"]]
-    before = tokens[max(0, at - _SHOWN_BESIDE) : at]
-    strongest = tokens[at]
-    after = tokens[at + 1 :][:_SHOWN_BESIDE]
+    before = tokens[max(0, strongest_index - _SHOWN_BESIDE) : strongest_index]
+    strongest = tokens[strongest_index]
+    after = tokens[strongest_index + 1 :][:_SHOWN_BESIDE]
     # Markdown has no emphasis that begins or ends with a blank.
     bare = strongest.strip()
     marked = strongest.replace(bare, f"**{bare}**") if bare else strongest
@@ -141,7 +141,7 @@ def _plain(text: str) -> str:
 
 def _plain_outside_code(label: str) -> str:
     """A label, whose tokens between backticks stay code; a token with a backtick in it makes all of it plain."""
-    parts = label.split("`")
-    if len(parts) % 2 == 0:
+    pieces = label.split("`")
+    if len(pieces) % 2 == 0:
         return _plain(label)
-    return "`".join(part if index % 2 else _plain(part) for index, part in enumerate(parts))
+    return "`".join(piece if index % 2 else _plain(piece) for index, piece in enumerate(pieces))

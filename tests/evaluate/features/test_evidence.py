@@ -68,12 +68,12 @@ def test_evidence_of_other_weights_is_refused(toy, folder: Path, tmp_path: Path)
     save_transcoder(toy.trained, same, config={})
     save_transcoder(toy.trained.replaced(b_enc=toy.trained.b_enc.detach() + 1), other, config={})
     evidence = replace(evidence, head=evidence.head | {"transcoder": {"weights": read_config(same)["weights"]}})
-    assert made_of(evidence, [], where=folder) is None
-    assert made_of(evidence, [other, same], where=folder) == same
+    assert made_of(evidence, [], path=folder) is None
+    assert made_of(evidence, [other, same], path=folder) == same
     with pytest.raises(MismatchError, match="other weights"):
-        made_of(evidence, [other], where=folder)
+        made_of(evidence, [other], path=folder)
     unnamed = replace(evidence, head=evidence.head | {"transcoder": {"weights": None}})
-    assert made_of(unnamed, [other], where=folder) == other
+    assert made_of(unnamed, [other], path=folder) == other
 
 
 def test_values_of_a_window_are_those_of_the_dense_code(toy) -> None:

@@ -24,7 +24,7 @@ def test_it_is_the_definition_on_the_rows_that_it_says(toy_cache: Path, toy_tran
         errors = (target - trained(source, prefix=prefix).double()).square().sum()
         assert found.fvu[index] == pytest.approx(float(errors / (target - target.mean(0)).square().sum()), rel=1e-6)
         firing = (trained.encode(source)[:, :prefix] > 0).sum(dim=1).double().mean()
-        assert found.at(index)["l0"] == pytest.approx(float(firing))
+        assert found.of_prefix(index)["l0"] == pytest.approx(float(firing))
 
 
 def test_fewer_rows_come_from_all_over(toy_cache: Path, toy_transcoder: Path) -> None:

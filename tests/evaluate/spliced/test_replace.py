@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from common.errors import UsageError
-from evaluate.spliced.replace import Host, Ordinary, Place, replacing
+from evaluate.spliced.replace import Host, Ordinary, SitePair, replacing
 from harvest.config import Site
 
 LAYER, WIDTH, SPECIAL = 1, 32, 0
@@ -68,14 +68,16 @@ def with_added(model: Any, module: Any, amount: torch.Tensor, tokens: torch.Tens
 @pytest.mark.parametrize("site", get_args(Site))
 def test_adding_at_a_site_is_adding_where_the_module_puts_it_out(named: tuple[str, Any], site: Site) -> None:
     name, model = named
-    host = Host.of(model)
+    host = Host.from_model(model)
     tokens = torch.randint(1, 50, (2, 12), generator=torch.Generator().manual_seed(1))
     tokens[:, 0] = SPECIAL
     tokens[1, 5] = SPECIAL
     amount = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
-    place = Place("mlp_in", site) if site not in ("resid_pre", "attn_out", "ln2_normalized") else Place(site, site)
+    place = (
+        SitePair("mlp_in", site) if site not in ("resid_pre", "attn_out", "ln2_normalized") else SitePair(site, site)
+    )
     if site == "resid_mid":
-        place = Place("resid_mid", "resid_mid")
+        place = SitePair("resid_mid", "resid_mid")
     added = {LAYER: (place, lambda _, own: own + amount)}
     if host.family.parallel and site == "resid_mid":
         with pytest.raises(UsageError, match="has no resid_mid"), replacing(host, added, Ordinary()):
@@ -109,7 +111,7 @@ def test_adding_at_a_site_is_adding_where_the_module_puts_it_out(named: tuple[st
 @pytest.mark.parametrize("site", get_args(Site))
 def test_what_is_seen_and_put_back_changes_nothing(named: tuple[str, Any], site: Site) -> None:
     _, model = named
-    host = Host.of(model)
+    host = Host.from_model(model)
     if site not in host.family.ends or (host.family.parallel and site == "ln2_normalized"):
         return
     tokens = torch.arange(1, 13)[None]
@@ -120,22 +122,22 @@ def test_what_is_seen_and_put_back_changes_nothing(named: tuple[str, Any], site:
         torch.testing.assert_close(source, own)
         return own
 
-    with replacing(host, {LAYER: (Place(site, site), same)}, Ordinary((SPECIAL,))):
+    with replacing(host, {LAYER: (SitePair(site, site), same)}, Ordinary((SPECIAL,))):
         found = logits(model, tokens)
     assert [tuple(source.shape) for source in seen] == [(12, WIDTH)]
     torch.testing.assert_close(found, logits(model, tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_what_cannot_be_replaced_is_said(named: tuple[str, Any]) -> None:
-    host = Host.of(named[1])
+    host = Host.from_model(named[1])
     with pytest.raises(UsageError, match="layers 0 to 2; there is no layer 3"):
-        host.check(3, Place("mlp_in", "mlp_out"))
+        host.check(3, SitePair("mlp_in", "mlp_out"))
     with pytest.raises(UsageError, match="is not a site"):
-        Place.of({"source_site": "mlp_in", "target_site": "hook_z"})
+        SitePair.from_facts({"source_site": "mlp_in", "target_site": "hook_z"})
     with pytest.raises(UsageError, match="Linear is not a causal language model"):
-        Host.of(torch.nn.Linear(2, 2))
+        Host.from_model(torch.nn.Linear(2, 2))
     embedded = named[1].get_input_embeddings()(torch.arange(4)[None])
-    unchanged = {LAYER: (Place("mlp_in", "mlp_out"), lambda _, own: own)}
+    unchanged = {LAYER: (SitePair("mlp_in", "mlp_out"), lambda _, own: own)}
     with replacing(host, unchanged, Ordinary((SPECIAL,))), pytest.raises(UsageError, match="embeddings, not tokens"):
         named[1](inputs_embeds=embedded)
     with replacing(host, unchanged, Ordinary()):

@@ -160,7 +160,7 @@ def test_a_toy_layout_is_a_reader_and_a_line(tmp_path: Path, monkeypatch: pytest
 
 def test_every_writer_has_a_reader_and_a_place_of_its_own(about: About) -> None:
     assert {writer.format for writer in WRITERS.values()} <= set(FORMATS)
-    places = [writer.place(about, 2048, 51.6) for writer in WRITERS.values()]
+    places = [writer.folder(about, 2048, 51.6) for writer in WRITERS.values()]
     assert places == [
         "saelens/blocks.8.mlp_out",
         "saelens/blocks.8.mlp_out.jumprelu",

@@ -104,7 +104,7 @@ def about_of(name: str, *, autoencoder: bool, prefixes: tuple[int, ...]) -> Abou
 
 def written_and_read(name: str, trained: Transcoder, about: About, top: Path) -> Transcoder:
     writer = WRITERS[name]
-    folder = top / writer.place(about, trained.dict_size, 1.0)
+    folder = top / writer.folder(about, trained.dict_size, 1.0)
     if writer.frame:
         writer.frame(folder, [about], trained)
     writer.write(folder, trained, about)

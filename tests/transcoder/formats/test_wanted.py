@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from common.errors import DamagedError, MismatchError, UsageError
-from transcoder.formats.sites import Place
-from transcoder.formats.wanted import Described, Wanted, dictionary_of, layer_in, places, top_k_of
+from transcoder.formats.sites import LayerSite
+from transcoder.formats.wanted import Described, Wanted, dictionary_of, layer_in, sites_of_hooks, top_k_of
 from transcoder.rules.relu import ReLU
 
 HERE = Path("file")
-DESCRIBED = Described(HERE, Place("mlp_in", 8), Place("mlp_out", 8), "x")
+DESCRIBED = Described(HERE, LayerSite("mlp_in", 8), LayerSite("mlp_out", 8), "x")
 
 
 def arrays() -> dict[str, torch.Tensor]:
@@ -64,21 +64,23 @@ def test_prefixes_that_make_no_sense_are_none() -> None:
 def test_an_ambiguous_hook_is_asked_about() -> None:
     hooks = ("blocks.8.hook_mlp_in", "blocks.8.hook_mlp_out")
     with pytest.raises(UsageError, match="hook_mlp_in") as raised:
-        places(*hooks, where=HERE, wanted=Wanted(layer=8))
+        sites_of_hooks(*hooks, path=HERE, wanted=Wanted(layer=8))
     assert "--source-view" in raised.value.remedy
-    source, target = places(*hooks, where=HERE, wanted=Wanted(layer=8, source_view="ln2_normalized"))
-    assert (source, target) == (Place("ln2_normalized", 8), Place("mlp_out", 8))
+    source, target = sites_of_hooks(*hooks, path=HERE, wanted=Wanted(layer=8, source_view="ln2_normalized"))
+    assert (source, target) == (LayerSite("ln2_normalized", 8), LayerSite("mlp_out", 8))
 
 
 def test_a_target_before_gemmas_norm_is_refused_with_the_reason() -> None:
     with pytest.raises(MismatchError, match="before the norm"):
-        places("blocks.8.mlp.hook_in", "blocks.8.mlp.hook_out", where=HERE, wanted=Wanted(layer=8), model="gemma-2-2b")
+        sites_of_hooks(
+            "blocks.8.mlp.hook_in", "blocks.8.mlp.hook_out", path=HERE, wanted=Wanted(layer=8), model="gemma-2-2b"
+        )
 
 
 def test_numbers() -> None:
     assert layer_in("x/layer_3/layer_8/width_16k") == 8
     assert layer_in("x/layer08") is None
-    assert top_k_of(24, 24, where=HERE) == 24
+    assert top_k_of(24, 24, path=HERE) == 24
     for value in (0, 25, True, "3", None):
         with pytest.raises(DamagedError):
-            top_k_of(value, 24, where=HERE)
+            top_k_of(value, 24, path=HERE)

@@ -34,7 +34,7 @@ def read_tensors_of_pickle(
     UsageError: no such file. DamagedError: no such dictionary. MismatchError: names that are not known, or a file
     beyond ``limit_bytes``, or one that asks for code.
     """
-    return tensors_among(read_pickle(path, limit_bytes=limit_bytes), names=names, optional=optional, where=path)
+    return tensors_among(read_pickle(path, limit_bytes=limit_bytes), names=names, optional=optional, path=path)
 
 
 def read_pickle(path: Path, *, stand_ins: tuple[str, ...] = (), limit_bytes: int = LIMIT_BYTES) -> Any:
@@ -61,19 +61,19 @@ def read_pickle(path: Path, *, stand_ins: tuple[str, ...] = (), limit_bytes: int
 
 
 def tensors_among(
-    found: object, *, names: set[str], optional: frozenset[str] = frozenset(), where: Path
+    found: object, *, names: set[str], optional: frozenset[str] = frozenset(), path: Path
 ) -> dict[str, Tensor]:
     """``found`` as a dictionary of tensors with these names. Raises DamagedError or MismatchError."""
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise DamagedError(f"A dictionary of tensors was expected, not {type(found).__name__}.", where=where)
+        raise DamagedError(f"A dictionary of tensors was expected, not {type(found).__name__}.", where=path)
     if unknown := sorted(str(name) for name in found if name not in names | optional):
         what = f"The file also holds {', '.join(unknown[:8])}, which this format does not have."
-        raise MismatchError(what, where=where)
+        raise MismatchError(what, where=path)
     if missing := sorted(names - set(found)):
-        raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(found)}.", where=where)
+        raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(found)}.", where=path)
     for name, value in found.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-            raise DamagedError(f"{name} is not a plain tensor.", where=where)
+            raise DamagedError(f"{name} is not a plain tensor.", where=path)
     return {str(name): value.detach() for name, value in found.items()}
 
 

@@ -21,7 +21,7 @@ from common.errors import UsageError
 from common.sealed.tensors import read_metadata, write_tensors
 from transcoder.formats.about import About, words_in
 from transcoder.formats.files.safe import read_tensors
-from transcoder.formats.wanted import NAMES, Described, Wanted, dictionary_of, places, thresholds_of, top_k_of
+from transcoder.formats.wanted import NAMES, Described, Wanted, dictionary_of, sites_of_hooks, thresholds_of, top_k_of
 from transcoder.rules.relu import ReLU
 from transcoder.rules.rule import Rule
 from transcoder.rules.threshold import JumpReLU
@@ -52,9 +52,9 @@ def read_circuit_tracer(path: Path, wanted: Wanted) -> Transcoder:
     for name in {"W_enc", "W_skip"} & tensors.keys():
         tensors[name] = tensors[name].mT if tensors[name].ndim == 2 else tensors[name]
     layer = int(path.stem.removeprefix("layer_"))
-    hooks = (f"blocks.{layer}.{fields.get(f'feature_{side}_hook')}" for side in ("input", "output"))
+    hooks = (f"blocks.{layer}.{fields.get(f'feature_{end}_hook')}" for end in ("input", "output"))
     model = fields.get("model_name")
-    source, target = places(*hooks, where=config, wanted=wanted, model=model)
+    source, target = sites_of_hooks(*hooks, path=config, wanted=wanted, model=model)
     words = words_in(read_metadata(path))
     return dictionary_of(
         tensors,
@@ -115,5 +115,5 @@ def _rule(tensors: dict[str, Tensor], fields: Mapping[str, str], path: Path) -> 
     threshold = tensors.pop(_THRESHOLD, None)
     if fields.get("activation") == "topk":
         k = fields.get("k", "")
-        return TopK(top_k_of(int(k) if k.isdecimal() else None, dict_size, where=path.parent / _CONFIG))
-    return ReLU() if threshold is None else JumpReLU(thresholds_of(threshold, dict_size, where=path))
+        return TopK(top_k_of(int(k) if k.isdecimal() else None, dict_size, path=path.parent / _CONFIG))
+    return ReLU() if threshold is None else JumpReLU(thresholds_of(threshold, dict_size, path=path))

@@ -23,8 +23,8 @@ from common.sealed.tensors import FLOATS, check_arrays, read_metadata, write_ten
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.about import About, words_in
 from transcoder.formats.files.safe import read_tensors
-from transcoder.formats.sites import Place
-from transcoder.formats.wanted import Wanted, places, prefixes_of, thresholds_of
+from transcoder.formats.sites import LayerSite
+from transcoder.formats.wanted import Wanted, prefixes_of, sites_of_hooks, thresholds_of
 from transcoder.rules.relu import ReLU
 from transcoder.rules.rule import Rule
 from transcoder.rules.threshold import JumpReLU
@@ -153,8 +153,8 @@ def _check(files: list[_File], folder: Path) -> None:
         }
         if "threshold" in first:
             shapes["threshold"] = (dict_size,)
-        where = folder / f"W_enc_{file.layer}.safetensors"
-        check_arrays(file.arrays, shapes, where=where, error=DamagedError, dtypes=FLOATS)
+        path = folder / f"W_enc_{file.layer}.safetensors"
+        check_arrays(file.arrays, shapes, where=path, error=DamagedError, dtypes=FLOATS)
     silent = [file.layer for file in files if file.words.get(_NEVER_FIRES)]
     if len(silent) == len(files):
         raise DamagedError("No feature of any layer fires.", where=folder)
@@ -165,16 +165,18 @@ def _check(files: list[_File], folder: Path) -> None:
                 raise MismatchError(what, where=folder)
 
 
-def _config(folder: Path, layer: int, source_view: SourceView | None) -> tuple[dict[str, str], tuple[Place, Place]]:
+def _config(
+    folder: Path, layer: int, source_view: SourceView | None
+) -> tuple[dict[str, str], tuple[LayerSite, LayerSite]]:
     """The keys of config.yaml, and what it says is read and written."""
     config = folder / _CONFIG
     if not config.is_file():
         raise UsageError("There is no config.yaml beside the files to say what the encoders read.", where=folder)
     # A few flat keys of a yaml file: not worth a parser that runs on files from elsewhere.
     fields = dict(re.findall(r"^(\w+): *['\"]?([^'\"#\s]*)", config.read_text(errors="replace"), re.MULTILINE))
-    hooks = (f"blocks.{layer}.{fields.get(f'feature_{side}_hook')}" for side in ("input", "output"))
+    hooks = (f"blocks.{layer}.{fields.get(f'feature_{end}_hook')}" for end in ("input", "output"))
     wanted = Wanted(layer, source_view=source_view)
-    return fields, places(*hooks, where=config, wanted=wanted, model=fields.get("model_name"))
+    return fields, sites_of_hooks(*hooks, path=config, wanted=wanted, model=fields.get("model_name"))
 
 
 def _window(files: list[_File]) -> int:
@@ -191,12 +193,12 @@ def _window(files: list[_File]) -> int:
 def _piece(files: list[_File], number: int, window: int, source_site: str, folder: Path) -> Transcoder:
     file = files[number]
     arrays = {name: array.float() for name, array in file.arrays.items()}
-    written = [other.layer - file.layer for other in files[number : number + window + 1]]
+    written = [reached.layer - file.layer for reached in files[number : number + window + 1]]
     dict_size = arrays["b_enc"].numel()
     bias = torch.cat([arrays["b_dec"], torch.zeros((len(written) - 1) * arrays["b_dec"].numel())])
     rule: Rule = ReLU()
     if "threshold" in arrays:
-        rule = JumpReLU(thresholds_of(arrays["threshold"], dict_size, where=folder))
+        rule = JumpReLU(thresholds_of(arrays["threshold"], dict_size, path=folder))
     return Transcoder(
         W_enc=arrays["W_enc"],
         b_enc=arrays["b_enc"],

@@ -27,7 +27,15 @@ from transcoder.formats.about import About, words_in
 from transcoder.formats.files.pickles import read_tensors_of_pickle
 from transcoder.formats.files.safe import read_json
 from transcoder.formats.sites import hook_of
-from transcoder.formats.wanted import OWN_WORDS, Described, Wanted, dictionary_of, places, thresholds_of, top_k_of
+from transcoder.formats.wanted import (
+    OWN_WORDS,
+    Described,
+    Wanted,
+    dictionary_of,
+    sites_of_hooks,
+    thresholds_of,
+    top_k_of,
+)
 from transcoder.rules.batchtopk import BatchTopK
 from transcoder.rules.relu import ReLU
 from transcoder.rules.rule import Rule
@@ -69,7 +77,7 @@ def read_dictionary_learning(folder: Path, wanted: Wanted) -> Transcoder:
     stored = read_tensors_of_pickle(folder / _FILE, names=_TENSORS[kind], optional=optional)
     tensors = _oriented(stored)
     words = words_in(config)
-    source, target = places(*_hooks(trainer, words), where=folder, wanted=wanted, model=trainer.get("lm_name"))
+    source, target = sites_of_hooks(*_hooks(trainer, words), path=folder, wanted=wanted, model=trainer.get("lm_name"))
     prefixes = _prefixes(stored["group_sizes"], folder) if "group_sizes" in stored else None
     subtracts = kind != "JumpReluAutoEncoder"
     return dictionary_of(
@@ -156,25 +164,25 @@ def _oriented(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rule(kind: str, stored: Mapping[str, Tensor], folder: Path) -> Rule:
-    where = folder / _FILE
+    path = folder / _FILE
     dict_size = (stored["encoder.bias"] if "encoder.bias" in stored else stored["b_enc"]).numel()
     if kind == "JumpReluAutoEncoder":
-        return JumpReLU(thresholds_of(stored["threshold"], dict_size, where=where))
+        return JumpReLU(thresholds_of(stored["threshold"], dict_size, path=path))
     if kind == "AutoEncoder":
         return ReLU()
-    top_k = top_k_of(_number(stored["k"], where), dict_size, where=where)
+    top_k = top_k_of(_number(stored["k"], path), dict_size, path=path)
     if kind == "AutoEncoderTopK":
         return TopK(top_k)
-    threshold = float(_number(stored["threshold"].double(), where))
+    threshold = float(_number(stored["threshold"].double(), path))
     if threshold < 0:
         what = "The file's threshold was never set, so its features depend on the rows beside a row."
-        raise MismatchError(what, where=where, remedy="Train it past threshold_start_step, or import a later file.")
+        raise MismatchError(what, where=path, remedy="Train it past threshold_start_step, or import a later file.")
     return BatchTopK(top_k, threshold)
 
 
-def _number(tensor: Tensor, where: Path) -> int | float:
+def _number(tensor: Tensor, path: Path) -> int | float:
     if tensor.numel() != 1 or not bool(torch.isfinite(tensor.double()).all()):
-        raise DamagedError("k or threshold is not a single number.", where=where)
+        raise DamagedError("k or threshold is not a single number.", where=path)
     return tensor.item()
 
 

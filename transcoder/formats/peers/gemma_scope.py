@@ -35,12 +35,12 @@ WIDTH = 2304
 TOKENS_TRAINED = 4_000_000_000
 """By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
 # Text of another kind moves L0 by a tenth or two; rows of another layer, or without the norm, move it by far more.
-LEAST_L0_RATIO = 0.7
-MOST_L0_RATIO = 1.4
+MIN_L0_RATIO = 0.7
+MAX_L0_RATIO = 1.4
 
 FILE = "params.npz"
 _ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-_PLACE = re.compile(r"(?:^|/)layer_(\d+)/width_(\d+)([km]?)/average_l0_(\d+)/params\.npz$")
+_PATH = re.compile(r"(?:^|/)layer_(\d+)/width_(\d+)([km]?)/average_l0_(\d+)/params\.npz$")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
@@ -56,7 +56,7 @@ class Choice:
 
 def find_choices(paths: Iterable[str]) -> list[Choice]:
     """The dictionaries among ``paths``; the rest is passed over."""
-    found = [(path, _PLACE.search(path)) for path in paths]
+    found = [(path, _PATH.search(path)) for path in paths]
     return [
         Choice(path, layer=int(named[1]), width=int(named[2]) * _UNITS[named[3]], l0=int(named[4]))
         for path, named in found
@@ -168,23 +168,23 @@ def folder_of(layer: int, dict_size: int, l0: float) -> str:
     return f"layer_{layer}/width_{dict_size // _UNITS[unit]}{unit}/average_l0_{round(l0)}"
 
 
-def check_widths(found: tuple[int, int], wanted: tuple[int, int], where: object) -> None:
+def check_widths(found: tuple[int, int], wanted: tuple[int, int], path: object) -> None:
     """MismatchError unless the source and target widths are the cache's."""
     if found != wanted:
         what = f"The file maps {found[0]} to {found[1]} dimensions, the cache's rows {wanted[0]} to {wanted[1]}."
-        raise MismatchError(what, where=where, remedy=f"Gemma Scope's transcoders are for {MODEL} alone.")
+        raise MismatchError(what, where=path, remedy=f"Gemma Scope's transcoders are for {MODEL} alone.")
 
 
-def check_convention(dictionary: Transcoder, measured_l0: float, *, force: bool, where: str = "") -> str:
+def check_convention(dictionary: Transcoder, measured_l0: float, *, force: bool, location: str = "") -> str:
     """What the L0 measured says beside the nominal one. MismatchError outside 0.7 to 1.4 of it, unless ``force``."""
     measured = f"{dictionary.name}: L0 is {measured_l0:.1f}"
     if dictionary.nominal_l0 is None:
         return f"{measured}; the file promises none, so its convention was not checked"
     ratio = measured_l0 / dictionary.nominal_l0
     measured = f"{measured}, {ratio:.2f} of the {dictionary.nominal_l0:g} that its folder promises"
-    if LEAST_L0_RATIO <= ratio <= MOST_L0_RATIO:
+    if MIN_L0_RATIO <= ratio <= MAX_L0_RATIO:
         return measured
-    bounds = f"outside {LEAST_L0_RATIO} to {MOST_L0_RATIO}"
+    bounds = f"outside {MIN_L0_RATIO} to {MAX_L0_RATIO}"
     if force:
         return f"{measured}: {bounds}, compared all the same because that was forced"
     what = (
@@ -195,7 +195,7 @@ def check_convention(dictionary: Transcoder, measured_l0: float, *, force: bool,
         "Check that the cache is of the file's model and layer, from mlp_in to mlp_out, on ordinary prose. "
         "--force compares all the same."
     )
-    raise MismatchError(what, where=where, remedy=remedy)
+    raise MismatchError(what, where=location, remedy=remedy)
 
 
 def mean_l0(dictionary: Transcoder, source: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import MismatchError, UsageError
 from transcoder.formats.files.safe import read_json, read_tensors
-from transcoder.formats.sites import Place, Site
+from transcoder.formats.sites import LayerSite, Site
 from transcoder.formats.wanted import Described, Wanted, dictionary_of, layer_in, thresholds_of
 from transcoder.rules.threshold import JumpReLU
 from transcoder.transcoder import Transcoder
@@ -44,44 +44,44 @@ def find_gemma_scope_2(path: Path, _wanted: Wanted) -> Path | None:
 
 def read_gemma_scope_2(folder: Path, wanted: Wanted) -> Transcoder:
     """Raises MismatchError where its tensors are none that a cache can hold, UsageError where nothing says what."""
-    source, target, model = _places(folder)
+    source, target, model = _sites(folder)
     stored = read_tensors(folder / _FILE, names=set(_NAMES), optional=frozenset({_SKIP}))
-    tensors = {ours: stored[name] for name, ours in _NAMES.items()}
+    tensors = {own_name: stored[name] for name, own_name in _NAMES.items()}
     threshold = tensors.pop("threshold")
     if _SKIP in stored:
         tensors["W_skip"] = stored[_SKIP]
     return dictionary_of(
         tensors,
         Described(folder, source, target, "gemma-scope-2", model=model),
-        rule=JumpReLU(thresholds_of(threshold, tensors["b_enc"].numel(), where=folder)),
+        rule=JumpReLU(thresholds_of(threshold, tensors["b_enc"].numel(), path=folder)),
         wanted=wanted,
     )
 
 
-def _places(folder: Path) -> tuple[Place, Place, str | None]:
+def _sites(folder: Path) -> tuple[LayerSite, LayerSite, str | None]:
     if not (folder / _CONFIG).is_file():
-        return *_places_by_name(folder), None
+        return *_sites_by_name(folder), None
     config = read_json(folder / _CONFIG)
     if config.get("architecture") != "jump_relu":
         what = f"The file's architecture is {config.get('architecture')!r}; 'jump_relu' is read."
         raise MismatchError(what, where=folder / _CONFIG)
     entry = str(config.get("hf_hook_point_in"))
-    source = _place(entry, folder)
-    target = _place(str(config.get("hf_hook_point_out") or entry), folder)
+    source = _site_of_module(entry, folder)
+    target = _site_of_module(str(config.get("hf_hook_point_out") or entry), folder)
     model = config.get("model_name")
     return source, target, str(model) if model else None
 
 
-def _place(module: str, folder: Path) -> Place:
+def _site_of_module(module: str, folder: Path) -> LayerSite:
     found = re.fullmatch(r"(?:model\.)?(?:language_model\.)?layers\.(\d{1,4})\.(.+)", module)
     site = _MODULES.get(found[2]) if found else None
     if found is None or site is None:
         what = f"The dictionary lies at {module!r}, which is not a tensor that a cache can hold."
         raise MismatchError(what, where=folder / _CONFIG)
-    return Place(site, int(found[1]))
+    return LayerSite(site, int(found[1]))
 
 
-def _places_by_name(folder: Path) -> tuple[Place, Place]:
+def _sites_by_name(folder: Path) -> tuple[LayerSite, LayerSite]:
     """As Google's repositories name their folders: transcoder_all/layer_8_width_16k_l0_small."""
     path = folder.absolute().as_posix()
     layer = layer_in(path)
@@ -90,4 +90,4 @@ def _places_by_name(folder: Path) -> tuple[Place, Place]:
         remedy = "Put Google's config.json beside it, or keep the folder's path: transcoder_all/layer_8_width_16k_..."
         raise UsageError("Nothing says which layer and tensors the file is of.", where=folder, remedy=remedy)
     source, target = _KINDS[kind]
-    return Place(source, layer), Place(target, layer)
+    return LayerSite(source, layer), LayerSite(target, layer)

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.errors import DamagedError
 from transcoder.formats.files.pickles import Settings, read_pickle, tensors_among
-from transcoder.formats.wanted import Described, Wanted, dictionary_of, places
+from transcoder.formats.wanted import Described, Wanted, dictionary_of, sites_of_hooks
 from transcoder.rules.relu import ReLU
 from transcoder.transcoder import Transcoder
 
@@ -40,7 +40,7 @@ def read_gpt2_transcoder(path: Path, wanted: Wanted) -> Transcoder:
         raise DamagedError("A dictionary with cfg and state_dict was expected.", where=path)
     config = _attributes(found["cfg"])
     tensors = tensors_among(
-        found["state_dict"], names={"W_enc", "b_enc", "W_dec", "b_dec"}, optional=frozenset({"b_dec_out"}), where=path
+        found["state_dict"], names={"W_enc", "b_enc", "W_dec", "b_dec"}, optional=frozenset({"b_dec_out"}), path=path
     )
     subtracted = tensors["b_dec"]
     transcodes = "b_dec_out" in tensors
@@ -48,7 +48,7 @@ def read_gpt2_transcoder(path: Path, wanted: Wanted) -> Transcoder:
         tensors["b_dec"] = tensors.pop("b_dec_out")
     model = config.get("model_name")
     target = config.get("out_hook_point") if transcodes else None
-    source, reconstructed = places(config.get("hook_point"), target, where=path, wanted=wanted, model=model)
+    source, reconstructed = sites_of_hooks(config.get("hook_point"), target, path=path, wanted=wanted, model=model)
     return dictionary_of(
         tensors,
         Described(path, source, reconstructed, "gpt2-transcoder", model=model, notes=(_CENTRED,) if transcodes else ()),

@@ -32,8 +32,8 @@ from transcoder.formats.wanted import (
     Described,
     Wanted,
     dictionary_of,
-    places,
     refuse_nonlinear,
+    sites_of_hooks,
     thresholds_of,
     top_k_of,
 )
@@ -65,14 +65,14 @@ def read_matryoshka(folder: Path, wanted: Wanted) -> Transcoder:
     """Raises MismatchError for rows normalised one by one, UsageError for an input that may be two tensors."""
     config = {key: _number_of_text(value) for key, value in read_json(folder / _CONFIG).items()}
     if config.get("input_unit_norm") is True:
-        raise refuse_nonlinear("Its training divided every row by its own deviation (input_unit_norm)", where=folder)
+        raise refuse_nonlinear("Its training divided every row by its own deviation (input_unit_norm)", path=folder)
     weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
     tensors = read_tensors_of_pickle(weights, names=NAMES, optional=_KEPT_BY_OPTIMISERS)
     _check_widths(tensors, config, weights)
     extra = {name: tensors.pop(name) for name in _KEPT_BY_OPTIMISERS & tensors.keys()}
     transcodes = "source_hook_point" in config
     hooks = _hooks(config, transcodes=transcodes)
-    source, target = places(*hooks, where=folder, wanted=wanted, model=config.get("model_name"))
+    source, target = sites_of_hooks(*hooks, path=folder, wanted=wanted, model=config.get("model_name"))
     kind = str(config.get("sae_type", "matryoshka-transcoder" if transcodes else "")).lower()
     if not transcodes and kind not in _ADDS_B_ENC:
         tensors["b_enc"] = torch.zeros_like(tensors["b_enc"])
@@ -87,7 +87,7 @@ def read_matryoshka(folder: Path, wanted: Wanted) -> Transcoder:
             own_words={"prefixes": _prefixes(config, len(tensors["b_enc"]), transcodes=transcodes)},
             notes=(_NO_PREFIX_LOSS,) if transcodes else (),
         ),
-        rule=_rule(kind, config, extra, dict_size=tensors["b_enc"].numel(), where=weights),
+        rule=_rule(kind, config, extra, dict_size=tensors["b_enc"].numel(), path=weights),
         wanted=wanted,
         subtracted=None if transcodes else tensors["b_dec"],
     )
@@ -104,7 +104,7 @@ def _number_of_text(value: Any) -> Any:
     return meant if isinstance(meant, bool | int | float | list | tuple) else value
 
 
-def _check_widths(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) -> None:
+def _check_widths(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
     """DamagedError where the arrays are not of the sizes that config.json names."""
     dict_size = config.get("dict_size")
     source = config.get("source_act_size", config.get("act_size"))
@@ -117,7 +117,7 @@ def _check_widths(tensors: Mapping[str, Tensor], config: Mapping[str, Any], wher
             "b_dec": (target,),
         }
         wanted = {name: tensors[name] for name in shapes}
-        check_arrays(wanted, shapes, where=where, error=DamagedError, dtypes=FLOATS)
+        check_arrays(wanted, shapes, where=path, error=DamagedError, dtypes=FLOATS)
 
 
 def _hooks(config: Mapping[str, Any], *, transcodes: bool) -> tuple[object, object]:
@@ -139,18 +139,18 @@ def _prefixes(config: Mapping[str, Any], dict_size: int, *, transcodes: bool) ->
     return ends if ends and ends[-1] == dict_size else [dict_size]
 
 
-def _rule(kind: str, config: Mapping[str, Any], extra: Mapping[str, Tensor], *, dict_size: int, where: Path) -> Rule:
+def _rule(kind: str, config: Mapping[str, Any], extra: Mapping[str, Tensor], *, dict_size: int, path: Path) -> Rule:
     if kind == "vanilla":
         return ReLU()
     if kind == "jumprelu":
         if _LOG_THRESHOLD not in extra:
-            raise DamagedError("The file has no thresholds.", where=where)
-        return JumpReLU(thresholds_of(extra[_LOG_THRESHOLD].float().exp(), dict_size, where=where))
-    top_k = top_k_of(config.get("top_k"), dict_size, where=where)
+            raise DamagedError("The file has no thresholds.", where=path)
+        return JumpReLU(thresholds_of(extra[_LOG_THRESHOLD].float().exp(), dict_size, path=path))
+    top_k = top_k_of(config.get("top_k"), dict_size, path=path)
     if kind == "topk":
         return TopK(top_k)
     threshold = extra.get("threshold")
     if threshold is None or threshold.numel() != 1 or not bool(torch.isfinite(threshold.double()).all()):
         what = "The file has no threshold, so its features depend on the rows beside a row."
-        raise MismatchError(what, where=where)
+        raise MismatchError(what, where=path)
     return BatchTopK(top_k, float(threshold))

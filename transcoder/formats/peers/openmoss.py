@@ -31,8 +31,8 @@ from transcoder.formats.wanted import (
     Described,
     Wanted,
     dictionary_of,
-    places,
     refuse_nonlinear,
+    sites_of_hooks,
     thresholds_of,
     top_k_of,
 )
@@ -85,7 +85,7 @@ def read_openmoss(folder: Path, wanted: Wanted) -> Transcoder:
     _refuse(config, path)
     weights = _weights(folder)
     hooks = (str(config[_KEY]), str(config.get("hook_point_out") or config[_KEY]))
-    source, target = places(*hooks, where=path, wanted=wanted)
+    source, target = sites_of_hooks(*hooks, path=path, wanted=wanted)
     stored, log_thresholds = _stored(config, weights)
     scales = _scales(config, hooks, weights, path)
     first = path.name == _FIRST
@@ -118,13 +118,13 @@ def _refuse(config: Mapping[str, Any], path: Path) -> None:
     if kind != "sae":
         raise MismatchError(f"The file holds a {kind!r} of OpenMOSS's; its 'sae' alone is read.", where=path)
     if config.get("use_glu_encoder"):
-        raise refuse_nonlinear("The encoder is gated (use_glu_encoder)", where=path)
+        raise refuse_nonlinear("The encoder is gated (use_glu_encoder)", path=path)
     scaling = config.get("norm_activation")
     if scaling is None:
         what = "The configuration does not say norm_activation, whose default changed with OpenMOSS's versions."
         raise MismatchError(what, where=path, remedy="Add norm_activation to it, as the dictionary was trained.")
     if scaling not in ("dataset-wise", "inference", "none"):
-        raise refuse_nonlinear(f"Rows are scaled by themselves or their batch (norm_activation {scaling})", where=path)
+        raise refuse_nonlinear(f"Rows are scaled by themselves or their batch (norm_activation {scaling})", path=path)
     activation = config.get("act_fn")
     if activation not in ("relu", "topk", "jumprelu"):
         what = f"The file's act_fn is {activation!r}; of OpenMOSS's, relu, topk and jumprelu select row by row."
@@ -155,11 +155,11 @@ def _stored(config: Mapping[str, Any], weights: Path) -> tuple[dict[str, Tensor]
     named = _NAMES if "W_E" in names_in(weights) else _NAMES_BEFORE
     thresholds = named["thresholds"]
     left_out = {"thresholds"} if config.get("use_decoder_bias", True) else {"thresholds", "b_dec"}
-    wanted = {ours: name for ours, name in named.items() if ours not in left_out}
+    wanted = {own_name: name for own_name, name in named.items() if own_name not in left_out}
     found = read_tensors(weights, names=set(wanted.values()), optional=frozenset({thresholds}))
-    arrays = {ours: found[name] for ours, name in wanted.items()}
+    arrays = {own_name: found[name] for own_name, name in wanted.items()}
     if named is _NAMES_BEFORE:
-        arrays |= {ours: arrays[ours].mT for ours in ("W_enc", "W_dec")}
+        arrays |= {own_name: arrays[own_name].mT for own_name in ("W_enc", "W_dec")}
     width = config.get("d_model")
     dict_size = arrays["b_enc"].numel()
     if not is_count(width):
@@ -218,18 +218,18 @@ def _first_rule(config: Mapping[str, Any], dict_size: int, path: Path) -> Rule:
     if config["act_fn"] == "jumprelu" or (config["act_fn"] == "topk" and threshold > 0):
         return JumpReLU(torch.full((dict_size,), float(threshold)))
     if config["act_fn"] == "topk":
-        return TopK(top_k_of(config.get("top_k"), dict_size, where=path))
+        return TopK(top_k_of(config.get("top_k"), dict_size, path=path))
     return ReLU()
 
 
 def _later_rule(config: Mapping[str, Any], log_thresholds: Tensor | None, norms: Tensor, path: Path) -> Rule:
     if config["act_fn"] == "topk":
-        return TopK(top_k_of(config.get("top_k"), len(norms), where=path))
+        return TopK(top_k_of(config.get("top_k"), len(norms), path=path))
     if config["act_fn"] == "relu":
         return ReLU()
     if log_thresholds is None:
         raise DamagedError("The file selects by thresholds and has none (log_jumprelu_threshold).", where=path)
-    thresholds = thresholds_of(log_thresholds, len(norms), where=path).double().exp() / norms
+    thresholds = thresholds_of(log_thresholds, len(norms), path=path).double().exp() / norms
     # A row of zeros writes nothing, and is never selected: 0 exceeds no threshold.
     return JumpReLU(thresholds.clamp_max(torch.finfo(torch.float32).max).float())
 

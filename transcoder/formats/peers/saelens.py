@@ -28,8 +28,8 @@ from transcoder.formats.wanted import (
     Described,
     Wanted,
     dictionary_of,
-    places,
     refuse_nonlinear,
+    sites_of_hooks,
     thresholds_of,
     top_k_of,
 )
@@ -66,7 +66,7 @@ def read_saelens(folder: Path, wanted: Wanted) -> Transcoder:
     optional = frozenset({"W_skip", "scaling_factor"})
     tensors = read_tensors(folder / _FILE, names=names, optional=optional)
     if not bool((tensors.pop("scaling_factor", torch.ones(1)) == 1).all()):
-        raise refuse_nonlinear("The file scales features by a factor of their own", where=folder)
+        raise refuse_nonlinear("The file scales features by a factor of their own", path=folder)
     if "W_skip" in tensors:
         tensors["W_skip"] = tensors["W_skip"].T
 
@@ -75,7 +75,7 @@ def read_saelens(folder: Path, wanted: Wanted) -> Transcoder:
     model = fields.get("model_name")
     transcodes = str(architecture).endswith("transcoder")
     target = fields.get("hook_name_out") or (fields.get("hook_name") if not transcodes else "nothing")
-    source, reconstructed = places(fields.get("hook_name"), target, where=folder, wanted=wanted, model=model)
+    source, reconstructed = sites_of_hooks(fields.get("hook_name"), target, path=folder, wanted=wanted, model=model)
     _fold_norms(config, tensors, folder)
     rule = _rule(config, str(architecture), tensors, folder)
     subtracts = bool(config.get("apply_b_dec_to_input", not transcodes))
@@ -155,22 +155,22 @@ def _refuse_scaling(config: Mapping[str, Any], folder: Path) -> None:
     """Raises MismatchError for what scales each row by itself, or by a number that the file does not hold."""
     scaling = config.get("normalize_activations", "none")
     if scaling not in ("none", None):
-        raise refuse_nonlinear(f"The input is scaled by {scaling!r} before it is encoded", where=folder)
+        raise refuse_nonlinear(f"The input is scaled by {scaling!r} before it is encoded", path=folder)
     if config.get("finetuning_scaling_factor"):
-        raise refuse_nonlinear("The file scales features by a factor of their own", where=folder)
+        raise refuse_nonlinear("The file scales features by a factor of their own", path=folder)
     if config.get("reshape_activations", "none") not in ("none", None):
-        raise refuse_nonlinear("The input is reshaped from several heads", where=folder)
+        raise refuse_nonlinear("The input is reshaped from several heads", path=folder)
 
 
 def _rule(config: Mapping[str, Any], architecture: str, tensors: dict[str, Tensor], folder: Path) -> Rule:
     dict_size = tensors["b_enc"].numel()
     if architecture in _JUMPRELU:
-        return JumpReLU(thresholds_of(tensors.pop("threshold"), dict_size, where=folder))
+        return JumpReLU(thresholds_of(tensors.pop("threshold"), dict_size, path=folder))
     named = config.get("activation_fn_str", config.get("activation_fn", "relu"))  # before SAELens 6
     if architecture == "topk" or named == "topk":
         options = config.get("activation_fn_kwargs")
         k = config.get("k", options.get("k") if isinstance(options, dict) else None)
-        return TopK(top_k_of(k, dict_size, where=folder))
+        return TopK(top_k_of(k, dict_size, path=folder))
     if named != "relu":
         raise MismatchError(f"The file's activation is {named!r}; relu and topk are read.", where=folder)
     return ReLU()

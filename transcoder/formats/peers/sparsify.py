@@ -15,7 +15,7 @@ from common.errors import MismatchError, UsageError
 from common.sealed.tensors import read_metadata, write_tensors
 from transcoder.formats.about import About, words_in
 from transcoder.formats.files.safe import read_json, read_tensors
-from transcoder.formats.sites import has_post_norm, places_of_module
+from transcoder.formats.sites import has_post_norm, sites_of_module
 from transcoder.formats.wanted import Described, Wanted, dictionary_of, top_k_of
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder
@@ -38,8 +38,8 @@ def find_sparsify(path: Path, wanted: Wanted) -> Path | None:
         return path
     inside = [found.parent for found in sorted(path.glob(f"*/{_FILE}"))]
     for folder in inside:
-        places = places_of_module(folder.name, transcodes=True) or places_of_module(folder.name, transcodes=False)
-        if places and places[0].layer == wanted.layer:
+        sites = sites_of_module(folder.name, transcodes=True) or sites_of_module(folder.name, transcodes=False)
+        if sites and sites[0].layer == wanted.layer:
             return folder
     return inside[0] if inside else None
 
@@ -51,21 +51,21 @@ def read_sparsify(folder: Path, wanted: Wanted) -> Transcoder:
         what = f"The file's activation is {config.get('activation')!r}; topk is read."
         raise MismatchError(what, where=folder)
     transcodes = config.get("transcode", False) is True
-    found = places_of_module(folder.name, transcodes=transcodes)
+    found = sites_of_module(folder.name, transcodes=transcodes)
     if found is None:
         what = f"The folder's name, {folder.name!r}, is not a module whose tensors a cache can hold."
         raise UsageError(what, where=folder, remedy="Name it as sparsify does: h.8.mlp (GPT-2), or layers.8.mlp.")
     skip = config.get("skip_connection", False) is True
     names = {_NAMES[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", *(["W_skip"] if skip else []))}
     stored = read_tensors(folder / _FILE, names=names)
-    tensors = {ours: stored[name] for ours, name in _NAMES.items() if name in stored}
+    tensors = {own_name: stored[name] for own_name, name in _NAMES.items() if name in stored}
     for name in {"W_enc", "W_skip"} & tensors.keys():
         tensors[name] = tensors[name].mT if tensors[name].ndim == 2 else tensors[name]
     words = words_in(read_metadata(folder / _FILE))
     return dictionary_of(
         tensors,
         Described(folder, *found, folder.name, model=words.get("model"), own_words=words),
-        rule=TopK(top_k_of(config.get("k"), tensors["b_enc"].numel(), where=folder)),
+        rule=TopK(top_k_of(config.get("k"), tensors["b_enc"].numel(), path=folder)),
         wanted=wanted,
         subtracted=None if transcodes else tensors["b_dec"],
     )

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 import nestcoder
 from cache.reader import CacheReader
 from common.errors import MismatchError
+from evaluate.spliced.all_layers import check_same_text
 from evaluate.spliced.contexts import held_out_contexts
-from evaluate.spliced.together import check_same_text
 from harvest.model.language_model import load_model
 from nestcoder.cli import command_line
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluate.features.text.figures import distributions, draw_map, figures
+from evaluate.features.text.plots import distributions, draw_map, plots
 
 
 def test_every_feature_that_fires_is_a_dot_and_is_counted(toy) -> None:
@@ -17,11 +17,11 @@ def test_every_feature_that_fires_is_a_dot_and_is_counted(toy) -> None:
 
 
 def test_the_files_are_pictures(toy) -> None:
-    files = figures(toy.evidence)
+    files = plots(toy.evidence)
     assert set(files) == {"map.png", "map.svg", "distributions.png", "distributions.svg"}
     assert files["map.png"].startswith(b"\x89PNG")
 
 
 def test_a_dictionary_that_never_fires_has_empty_figures(toy) -> None:
     silent = {name: np.zeros_like(toy.evidence.arrays[name]) for name in ("firings", "largest", "fvu_lost")}
-    assert set(figures(replace(toy.evidence, arrays={**toy.evidence.arrays, **silent})))
+    assert set(plots(replace(toy.evidence, arrays={**toy.evidence.arrays, **silent})))

@@ -10,7 +10,7 @@ _BINS = 40
 _DISTRIBUTIONS = {"firings": "share of tokens", "largest": "largest value", "fvu_lost": "FVU lost without it"}
 
 
-def figures(evidence: Evidence) -> dict[str, bytes]:
+def plots(evidence: Evidence) -> dict[str, bytes]:
     """``map`` and ``distributions``, as PNG and SVG, by file name."""
     return as_files("map", draw_map(evidence)) | as_files("distributions", distributions(evidence))
 

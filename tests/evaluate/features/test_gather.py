@@ -1,7 +1,7 @@
 """Blocks are dealt evenly, and one process keeps its own; ``tests/evaluate/test_distributed.py`` runs several."""
 
 from common.distributed import Ranks
-from evaluate.features.parts import gathered, share_of
+from evaluate.features.gather import gathered, share_of
 
 
 def test_every_block_is_encoded_by_one_process() -> None:

@@ -30,7 +30,7 @@ from transcoder.formats.native import load_transcoder
 from transcoder.transcoder import Transcoder
 
 
-def splice_together(
+def splice_all_layers(
     *,
     caches: Mapping[int, Path],
     transcoders: Mapping[int, Path],
@@ -50,20 +50,20 @@ def splice_together(
         layer: load_transcoder(path, progress=progress).on(device_name) for layer, path in transcoders.items()
     }
     readers = {
-        layer: open_cache(path, cache_settings, device=device_name, column=dictionaries[layer].side)
+        layer: open_cache(path, cache_settings, device=device_name, column=dictionaries[layer].column)
         for layer, path in caches.items()
     }
     for layer, dictionary in dictionaries.items():
-        check_belongs(dictionary, readers[layer], where=transcoders[layer], force=False)
+        check_belongs(dictionary, readers[layer], path=transcoders[layer], force=False)
     check_same_text(readers)
     reader = readers[min(readers)]
     replay = Replay(open_held_out(reader), 1, device_name, progress)
     spliced = SplicedModel(open_splicer(lm, readers, device=device), reader, replay, settings)
-    means = {layer: open_held_out(other).mean_target.float() for layer, other in readers.items()}
-    fields, _ = spliced.measure_together(dictionaries, means)
+    means = {layer: open_held_out(layer_reader).mean_target.float() for layer, layer_reader in readers.items()}
+    fields, _ = spliced.measure_layers(dictionaries, means)
     metrics = _heading(reader, dictionaries) | {"documents": replay.held_out.documents, "language_model": fields}
     if replay.ranks.rank == 0:
-        files = {METRICS_FILE: report.as_json(metrics), "summary.txt": together_table(metrics).encode() + b"\n"}
+        files = {METRICS_FILE: report.as_json(metrics), "summary.txt": all_layers_table(metrics).encode() + b"\n"}
         if earlier := report.write_report(out, files):
             progress.note(f"the earlier report is now {earlier}")
     replay.ranks.wait()
@@ -75,15 +75,15 @@ def check_same_text(readers: Mapping[int, CacheReader]) -> None:
     first = min(readers)
     text = readers[first].split("held_out")
     for layer, reader in readers.items():
-        other = reader.split("held_out")
-        same = np.array_equal(other.tokens, text.tokens) and np.array_equal(other.position, text.position)
+        held_out = reader.split("held_out")
+        same = np.array_equal(held_out.tokens, text.tokens) and np.array_equal(held_out.position, text.position)
         if not same or reader.identity.get("weights_hash") != readers[first].identity.get("weights_hash"):
             what = f"The caches of layers {first} and {layer} are not of the same model and text."
             remedy = f"Harvest them in one pass: harvest --layer {first} --layer {layer}."
             raise MismatchError(what, where=reader.path, remedy=remedy)
 
 
-def together_table(metrics: Mapping[str, Any]) -> str:
+def all_layers_table(metrics: Mapping[str, Any]) -> str:
     """A line a prefix, the clean model above it."""
     spliced = metrics["language_model"]
     layers = ", ".join(str(entry["layer"]) for entry in metrics["layers"])
