@@ -68,7 +68,7 @@ def scores(python: Path, model: Path, sets: Sequence[Path], prompts: Path) -> li
 
 def table(found: Sequence[dict[str, Any]], names: Sequence[str], prompts: Sequence[str]) -> str:
     """Markdown: a line a prompt, the means with their intervals, and the differences from the first dictionary."""
-    values = np.array([[one[score] for score in SCORES] for one in found]).reshape(len(names), len(prompts), 2)
+    values = np.array([[scored[score] for score in SCORES] for scored in found]).reshape(len(names), len(prompts), 2)
     draws = np.random.default_rng(0).integers(len(prompts), size=(RESAMPLINGS, len(prompts)))
     lines = [
         f"| prompt | tokens |{''.join(f' {name} |' for name in names)}",
@@ -77,8 +77,8 @@ def table(found: Sequence[dict[str, Any]], names: Sequence[str], prompts: Sequen
     for index, prompt in enumerate(prompts):
         cells = [f"{values[n, index, 0]:.3f} / {values[n, index, 1]:.3f}" for n in range(len(names))]
         lines.append(f"| `{shown(prompt)}` | {found[index]['tokens']} | {' | '.join(cells)} |")
-    lines.append(f"| **mean** | | {' | '.join(mean_of(one, draws) for one in values)} |")
-    differences = [mean_of(one - values[0], draws, sign="+") for one in values[1:]]
+    lines.append(f"| **mean** | | {' | '.join(mean_of(scored, draws) for scored in values)} |")
+    differences = [mean_of(scored - values[0], draws, sign="+") for scored in values[1:]]
     if differences:
         lines.append(f"| less {names[0]} | | | {' | '.join(differences)} |")
     return "\n".join(lines)

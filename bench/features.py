@@ -110,14 +110,14 @@ def _cache(
 
 
 def _rows(start: int, count: int, directions: torch.Tensor, generator: torch.Generator) -> dict[str, Any]:
-    place = np.arange(start, start + count)
+    row = np.arange(start, start + count)
     source = _drawn(count, directions, generator)
     tokens = np.minimum(np.random.default_rng(start).zipf(1.2, count), VOCABULARY).astype(np.int32)
-    tokens[place % CONTEXT == 0] = 0
-    position = (place % CONTEXT).astype(np.int32)
+    tokens[row % CONTEXT == 0] = 0
+    position = (row % CONTEXT).astype(np.int32)
     target = source.roll(1, dims=1)
     return {"source": source.bfloat16(), "target": target.bfloat16(), "tokens": tokens, "position": position} | {
-        "document": (place // DOCUMENT).astype(np.int64)
+        "document": (row // DOCUMENT).astype(np.int64)
     }
 
 

@@ -67,7 +67,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
+class Measurement:
     """One process: its name, what it runs, and after how many seconds it is stopped."""
 
     name: str
@@ -75,40 +75,46 @@ class Part:
     limit: int
 
 
-def parts_of(asked: argparse.Namespace, python: str, folder: Path) -> list[Part]:
+def measurements_of(arguments: argparse.Namespace, python: str, folder: Path) -> list[Measurement]:
     """All parts, in the order of what one wants to know first."""
-    device = "cpu" if asked.toy else "cuda"
-    shapes = TOY_SHAPES if asked.toy else SHAPES
+    device = "cpu" if arguments.toy else "cuda"
+    shapes = TOY_SHAPES if arguments.toy else SHAPES
     first, *_ = shapes.values()
     step = [python, str(SUPPORT / "gpu_step.py"), device]
-    parts = [Part("kernels", [python, str(SUPPORT / "gpu_kernels.py"), device, first], 50)]
-    dense = "dense bf16" if asked.toy else "dense bf16, compiled"
+    measurements = [Measurement("kernels", [python, str(SUPPORT / "gpu_kernels.py"), device, first], 50)]
+    dense = "dense bf16" if arguments.toy else "dense bf16, compiled"
     for number, (name, shape) in enumerate(shapes.items()):
         # Compiling the dense step takes longest, so it comes last, and not for every shape.
-        systems = [*(STEPS[:6] if asked.toy else STEPS), *([dense] if number < 2 else [])]
-        parts.append(Part(f"step, {name}", [*step, shape, *systems], 60))
+        systems = [*(STEPS[:6] if arguments.toy else STEPS), *([dense] if number < 2 else [])]
+        measurements.append(Measurement(f"step, {name}", [*step, shape, *systems], 60))
     for name in ("harvest", "train", "evaluate"):
-        given = ["--folder", str(folder), "--device", device, *(["--toy"] if asked.toy else [])]
-        parts.append(Part(name, [python, "-m", "bench.support.gpu_pipeline", name, *given], 80))
+        given = ["--folder", str(folder), "--device", device, *(["--toy"] if arguments.toy else [])]
+        measurements.append(Measurement(name, [python, "-m", "bench.support.gpu_pipeline", name, *given], 80))
     for peer, systems in PEERS.items():
-        own_python = asked.peers.resolve() / peer / "bin" / "python" if asked.peers else None
+        own_python = arguments.peers.resolve() / peer / "bin" / "python" if arguments.peers else None
         if own_python and own_python.exists():
             step[0] = str(own_python)
-            parts += [Part(f"{peer}, {name}", [*step, shape, *systems], 40) for name, shape in shapes.items()]
-    return [part for part in parts if not asked.parts or part.name.split(",")[0] in asked.parts]
+            measurements += [
+                Measurement(f"{peer}, {name}", [*step, shape, *systems], 40) for name, shape in shapes.items()
+            ]
+    return [
+        measurement
+        for measurement in measurements
+        if not arguments.parts or measurement.name.split(",")[0] in arguments.parts
+    ]
 
 
-def run(part: Part, *, seconds: float, folder: Path, toy: bool) -> list[Row]:
+def run(measurement: Measurement, *, seconds: float, folder: Path, toy: bool) -> list[Row]:
     """The rows of a part, those of a stopped one included; what it says besides goes to a file beside."""
     if seconds < 5:
         return [{"what": "not run", "value": "", "unit": "", "error": "no time was left"}]
     environment = {**os.environ, "WANDB_MODE": "disabled"}
-    if toy and part.name.split(",")[0] in ("kernels", "step"):
+    if toy and measurement.name.split(",")[0] in ("kernels", "step"):
         environment["TRITON_INTERPRET"] = "1"
-    out, log = folder / "rows", folder / f"{part.name.replace(' ', '_')}.log"
+    out, log = folder / "rows", folder / f"{measurement.name.replace(' ', '_')}.log"
     with out.open("w") as stdout, log.open("w") as stderr:
         process = subprocess.Popen(
-            part.command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
+            measurement.command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
         )
         try:
             ended = process.wait(timeout=seconds)
@@ -127,11 +133,11 @@ def run(part: Part, *, seconds: float, folder: Path, toy: bool) -> list[Row]:
     return rows
 
 
-def show(part: str, row: Row) -> None:
+def show(measurement: str, row: Row) -> None:
     """A line of the table."""
     value = f"{row['value']:,}" if isinstance(row["value"], int | float) else str(row["value"])
     more = [f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key not in ("what", "value", "unit")]
-    print(f"| {part} | {row['what']} | {value} {row['unit']} | {', '.join(more)} |", flush=True)
+    print(f"| {measurement} | {row['what']} | {value} {row['unit']} | {', '.join(more)} |", flush=True)
 
 
 def ready_python(folder: Path) -> str:
@@ -164,25 +170,25 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="seconds for all parts (default: 290; of a toy run 1,500)")
     parser.add_argument("--json", type=Path, help="write machine and rows there too")
     parser.add_argument("--toy", action="store_true", help="toy sizes, on the CPU")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         python = ready_python(folder)
         found = subprocess.run([python, "-c", _MACHINE], check=False, capture_output=True, text=True)
         machine = json.loads(found.stdout) if found.returncode == 0 else {"card": None, "error": found.stderr[-300:]}
-        if not (asked.toy or machine["card"]):
+        if not (arguments.toy or machine["card"]):
             sys.exit(f"PyTorch finds no CUDA device here ({machine}). Try --toy.")
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
         print("| part | what | value | beside |\n|---|---|---|---|")
-        end = time.monotonic() + (asked.limit or (1500 if asked.toy else 290))
+        end = time.monotonic() + (arguments.limit or (1500 if arguments.toy else 290))
         rows: list[Row] = []
-        for part in parts_of(asked, python, folder):
-            limit = part.limit * (5 if asked.toy else 1)  # a toy run may share two cores with a whole suite
-            for row in run(part, seconds=min(limit, end - time.monotonic()), folder=folder, toy=asked.toy):
-                show(part.name, row)
-                rows.append({"part": part.name, **row})
-            if asked.json:  # after every part, so that nothing is lost to whatever ends this one
-                asked.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        for measurement in measurements_of(arguments, python, folder):
+            limit = measurement.limit * (5 if arguments.toy else 1)  # a toy run may share two cores with a whole suite
+            for row in run(measurement, seconds=min(limit, end - time.monotonic()), folder=folder, toy=arguments.toy):
+                show(measurement.name, row)
+                rows.append({"part": measurement.name, **row})
+            if arguments.json:  # after every part, so that nothing is lost to whatever ends this one
+                arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -62,20 +62,20 @@ class Bench:
         """The figures of each kind, and of what fine-tuning made of it, as they come."""
         nestcoder.run_harvest(self.settings, self.layers, device="cpu", progress=self.progress)
         # What fine-tuning itself compares is measured here as well, in one way for all kinds.
-        few = nestcoder.PipelineSettings(evaluate={"lm_tokens": 1024, "bootstrap": 0}).evaluate
-        briefly = self.settings.model_copy(update={"evaluate": few})
+        brief_evaluation = nestcoder.PipelineSettings(evaluate={"lm_tokens": 1024, "bootstrap": 0}).evaluate
+        briefly = self.settings.model_copy(update={"evaluate": brief_evaluation})
         for kind in (kind for kind in KINDS if kind.name in self._options.kinds):
             self.progress.note(f"== {kind.title}")
             settings = self.settings.model_copy(update={"train": self.settings.train.model_copy(update=kind.train)})
             nestcoder.run_train(settings, self.layers, name=kind.name, device="cpu", progress=self.progress)
-            yield self._figures(kind, kind.name)
+            yield self._row(kind, kind.name)
             if kind.name in self._options.finetune:
                 nestcoder.run_finetune(briefly, self.layers, name=kind.name, device="cpu", progress=self.progress)
-                yield self._figures(kind, f"{kind.name}-finetuned")
+                yield self._row(kind, f"{kind.name}-finetuned")
 
-    def _figures(self, kind: Kind, name: str) -> dict[str, Any]:
-        figures = self._autoencoders(name) if kind.train.get("kind") == "sae" else self._joint(kind, name)
-        return {"model": Path(self.settings.model).name, "title": kind.title, "name": name, **figures}
+    def _row(self, kind: Kind, name: str) -> dict[str, Any]:
+        row = self._autoencoders(name) if kind.train.get("kind") == "sae" else self._joint(kind, name)
+        return {"model": Path(self.settings.model).name, "title": kind.title, "name": name, **row}
 
     def _joint(self, kind: Kind, name: str) -> dict[str, Any]:
         """Of transcoders, a set or cross-layer: one report on the rows and in the model."""
@@ -107,7 +107,7 @@ class Bench:
         for layer in self.layers:
             folders = folders_of(self.settings, layer)
             alone.append(self._once(folders.report(name), [folders], name, self._evaluation(layer, name)))
-        together = self._once(
+        spliced = self._once(
             together_folder(Path(self.settings.runs), self.settings.model, name),
             [folders_of(self.settings, layer) for layer in self.layers],
             name,
@@ -126,7 +126,7 @@ class Bench:
             "l0": averaged("l0_per_prefix"),
             "silent": None if None in silent else mean(silent),  # none where there are too few rows to tell
             "crossing": None,
-            "spliced": together["language_model"]["per_prefix"],
+            "spliced": spliced["language_model"]["per_prefix"],
         }
 
     def _evaluation(self, layer: int, name: str) -> Callable[[], dict[str, Any]]:
@@ -227,13 +227,13 @@ def main() -> None:
     options = parser().parse_args()
     found: list[dict[str, Any]] = []
     for model in options.model or ("models/gpt2-stdlib", "models/gemma2-stdlib"):
-        for figures in Bench(model, options).rows():
-            found.append(figures)
-            print(line_of(figures), file=sys.stderr, flush=True)
+        for row in Bench(model, options).rows():
+            found.append(row)
+            print(line_of(row), file=sys.stderr, flush=True)
     rule = "|" + "---|" * (HEADING.count("|") - 1)
-    print("\n".join([HEADING, rule, *(line_of(figures) for figures in found)]))
+    print("\n".join([HEADING, rule, *(line_of(row) for row in found)]))
     if options.prefixes:
-        lines = [line_of(figures, index) for figures in found for index in range(len(figures["prefixes"]))]
+        lines = [line_of(row, index) for row in found for index in range(len(row["prefixes"]))]
         print("\n".join(["", HEADING, rule, *lines]))
 
 

@@ -40,9 +40,9 @@ def compare(cache: Path, out: Path, *, steps: int, top_k: int) -> list[tuple[int
     nested = measured(cache, out)
     rows: list[tuple[int, float, float, float, float, float]] = []
     for number, end in enumerate(ends):
-        one = measured(cache, out / f"alone-{end}")
+        single = measured(cache, out / f"alone-{end}")
         beside = (nested["fvu_per_prefix"][number], nested["l0_per_prefix"][number])
-        rows.append((end, *beside, one["fvu"], one["l0"], one["dead_fraction"]))
+        rows.append((end, *beside, single["fvu"], single["l0"], single["dead_fraction"]))
     print(f"dead share of the nested one: {nested['dead_fraction']:.3f}")
     return rows
 
@@ -65,9 +65,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--top-k", type=int, default=16)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     print(f"{'features':>8} {'nested FVU':>11} {'its L0':>7} {'alone FVU':>10} {'its L0':>7} {'dead alone':>10}")
-    for end, fvu, l0, single, single_l0, dead in compare(asked.cache, asked.out, steps=asked.steps, top_k=asked.top_k):
+    for end, fvu, l0, single, single_l0, dead in compare(
+        arguments.cache, arguments.out, steps=arguments.steps, top_k=arguments.top_k
+    ):
         print(f"{end:8d} {fvu:11.4f} {l0:7.2f} {single:10.4f} {single_l0:7.2f} {dead:10.3f}")
 
 

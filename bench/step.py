@@ -77,8 +77,8 @@ def compare(
     shape: str, *, peers: Path | None, rounds: int, threads: int, only: Sequence[str] = ()
 ) -> list[dict[str, object]]:
     """Take a round to warm up and then ``rounds`` rounds; a table row for every system, or for some and their bases."""
-    asked = [base for system in only or (*OWN, *PEERS) for base in (system, *_bases(system))]
-    wanted = {base for system in asked for base in (system, *_bases(system))}  # the bases' bases too
+    compared = [base for system in only or (*OWN, *PEERS) for base in (system, *_bases(system))]
+    wanted = {base for system in compared for base in (system, *_bases(system))}  # the bases' bases too
     pythons = {name: sys.executable for name in OWN if name in wanted}
     for system, peer in PEERS.items() if peers else ():
         python = peers / peer / "bin" / "python"
@@ -95,13 +95,13 @@ def compare(
 
 
 def _row(worker: Worker, workers: dict[str, Worker]) -> dict[str, object]:
-    floor, ours = (workers[name] for name in _bases(worker.name))
+    floor, base = (workers[name] for name in _bases(worker.name))
     return {
         "system": worker.name,
         "cpu_ms": round(worker.median_of("cpu_ms"), 1),
         "wall_ms": round(worker.median_of("wall_ms"), 1),
         "over_floor": round(_ratio(worker, floor), 2),
-        "over_ours": round(_ratio(worker, ours), 2),
+        "over_ours": round(_ratio(worker, base), 2),
         "peak_mb": round(max(step["peak_mb"] for step in worker.steps)),
         "data_and_step_mb": round(max(step["peak_mb"] for step in worker.steps) - worker.idle_mb),
     }
@@ -117,7 +117,7 @@ def _bases(system: str) -> tuple[str, str]:
 
 def _ratio(worker: Worker, base: Worker) -> float:
     """Median of the rounds' ratios of CPU time."""
-    return median(mine["cpu_ms"] / its["cpu_ms"] for mine, its in zip(worker.steps, base.steps, strict=True))
+    return median(own["cpu_ms"] / its["cpu_ms"] for own, its in zip(worker.steps, base.steps, strict=True))
 
 
 def show(title: str, rows: list[dict[str, object]]) -> None:

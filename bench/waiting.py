@@ -83,13 +83,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, help="a finished cache; one of random rows where not given")
     parser.add_argument("--steps", type=int, default=24)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     print(f"{processor()}; {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as scratch:
-        cache = asked.cache or make_cache(Path(scratch) / "cache")
+        cache = arguments.cache or make_cache(Path(scratch) / "cache")
         warm(cache)
-        seconds, share = measure(cache, Path(scratch) / "run", steps=asked.steps)
-    print(f"{asked.steps} steps of 2,048 rows, {seconds * 1e3:.0f} ms each; waiting for data: {share:.2%} of the time")
+        seconds, share = measure(cache, Path(scratch) / "run", steps=arguments.steps)
+    print(
+        f"{arguments.steps} steps of 2,048 rows, {seconds * 1e3:.0f} ms each; waiting for data: {share:.2%} of the time"
+    )
 
 
 if __name__ == "__main__":

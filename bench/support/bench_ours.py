@@ -24,25 +24,27 @@ _DEAD_AFTER = 10**9
 
 
 def training_step(
-    of: Any, *, dead_share: float, plain: bool = False, revived: bool = False, **changes: Any
+    problem: Any, *, dead_share: float, plain: bool = False, revived: bool = False, **changes: Any
 ) -> Callable[[], object]:
     """A whole step: forward, loss, backward, clipping, Adam, unit decoder rows, counting of dead features.
 
     As a training takes it, so on a GPU recorded as a CUDA graph, unless ``plain``. A ``dead_share`` of the features
     stays dead: it is not revived, or with ``revived`` is counted as dead again before every step.
     """
-    rows, width, dict_size = of.sizes
-    device = of.source.device
+    rows, width, dict_size = problem.sizes
+    device = problem.source.device
     fixed = {"lr": 1e-4, "dead_after_tokens": _DEAD_AFTER, "batch_rows": rows, "warmup_steps": 0}
     if dead_share and not revived:
         fixed["revive"] = False
-    stated = TrainSettings(prefixes=of.prefixes, top_k=of.top_k, **fixed, **changes)
+    stated = TrainSettings(prefixes=problem.prefixes, top_k=problem.top_k, **fixed, **changes)
     settings = resolve(stated, model="", d_target=width)
-    weights = Parameters(of.encoder.clone(), of.bias.clone(), of.decoder.clone(), torch.zeros(width, device=device))
+    weights = Parameters(
+        problem.encoder.clone(), problem.bias.clone(), problem.decoder.clone(), torch.zeros(width, device=device)
+    )
     since_fired = torch.zeros(dict_size, dtype=torch.int64, device=device)
     dead = _killed(weights, since_fired, share=dead_share)
     state = State(weights, Moments.zero(weights), since_fired)
-    recipe = Recipe.from_settings(settings, variance=of.target.var(dim=0).cpu(), device=str(device))
+    recipe = Recipe.from_settings(settings, variance=problem.target.var(dim=0).cpu(), device=str(device))
     dtype = getattr(torch, settings.compute_dtype)
     space = Workspace.like(weights, rows=rows, dtype=dtype, rule=recipe.nested.rule)
     graphs = Graphs(device, _Loud()) if device.type == "cuda" and not plain else None
@@ -51,16 +53,18 @@ def training_step(
     def step() -> object:
         if revived:
             since_fired.index_fill_(0, dead, 2 * _DEAD_AFTER)
-        return train_step(state, of.source, target=of.target, **shared)
+        return train_step(state, problem.source, target=problem.target, **shared)
 
     return step
 
 
-def joint_training_step(of: Any, layers: Sequence[Any], *, window: int, **changes: Any) -> Callable[[], object]:
+def joint_training_step(problem: Any, layers: Sequence[Any], *, window: int, **changes: Any) -> Callable[[], object]:
     """The same of a cross-layer transcoder, whose ``layers`` are those of cross_layer_steps.py; on a CPU."""
-    rows, width, dict_size = of.sizes
+    rows, width, dict_size = problem.sizes
     fixed = {"lr": 1e-4, "dead_after_tokens": _DEAD_AFTER, "batch_rows": rows, "warmup_steps": 0}
-    stated = TrainSettings(kind="cross-layer", prefixes=of.prefixes, top_k=of.top_k, window=window, **fixed, **changes)
+    stated = TrainSettings(
+        kind="cross-layer", prefixes=problem.prefixes, top_k=problem.top_k, window=window, **fixed, **changes
+    )
     settings = resolve(stated, model="", d_target=width)
     states: list[State] = []
     for layer in layers:

@@ -26,24 +26,24 @@ class Layer(NamedTuple):
     decoder: torch.Tensor
 
 
-def layers_of(of: Any) -> list[Layer]:
+def layers_of(problem: Any) -> list[Layer]:
     """The problem, once for every layer."""
     made: list[Layer] = []
     for layer in range(LAYERS):
         written = min(WINDOW + 1, LAYERS - layer)
-        decoder = torch.cat([of.decoder.roll(layer + place, dims=0) for place in range(written)], dim=1)
-        rows = (of.source.roll(layer, dims=1), of.target.roll(layer, dims=1))
-        encoder = of.encoder.roll(layer, dims=0)
-        made.append(Layer(*rows, encoder, of.bias.roll(layer), decoder / written**0.5))
+        decoder = torch.cat([problem.decoder.roll(layer + number, dims=0) for number in range(written)], dim=1)
+        rows = (problem.source.roll(layer, dims=1), problem.target.roll(layer, dims=1))
+        encoder = problem.encoder.roll(layer, dims=0)
+        made.append(Layer(*rows, encoder, problem.bias.roll(layer), decoder / written**0.5))
     return made
 
 
-def ours(of: Any, **changes: object) -> Callable[[], object]:
+def nestcoder_step(problem: Any, **changes: object) -> Callable[[], object]:
     """nestcoder's whole training step."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from bench_ours import joint_training_step
 
-    return joint_training_step(of, layers_of(of), window=WINDOW, **changes)
+    return joint_training_step(problem, layers_of(problem), window=WINDOW, **changes)
 
 
 class DenseLayer(NamedTuple):
@@ -55,7 +55,7 @@ class DenseLayer(NamedTuple):
     b_dec: torch.Tensor
 
     @staticmethod
-    def of(layer: Layer) -> "DenseLayer":
+    def from_layer(layer: Layer) -> "DenseLayer":
         """Its first weights."""
         b_dec = torch.zeros_like(layer.target[0])
         arrays = (layer.encoder, layer.bias, layer.decoder, b_dec)
@@ -71,10 +71,10 @@ class DenseLayer(NamedTuple):
 class Dense:
     """The same loss written directly: dense codes, a product for every prefix and target, autograd, fused Adam."""
 
-    def __init__(self, of: Any) -> None:
-        self._of = of
-        self._layers = layers_of(of)
-        self.trained = [DenseLayer.of(layer) for layer in self._layers]
+    def __init__(self, problem: Any) -> None:
+        self._problem = problem
+        self._layers = layers_of(problem)
+        self.trained = [DenseLayer.from_layer(layer) for layer in self._layers]
         self._optimiser = torch.optim.Adam([array for own in self.trained for array in own], lr=1e-4, fused=True)
         self._variances = [float(layer.target.var(dim=0).sum()) for layer in self._layers]
 
@@ -93,40 +93,40 @@ class Dense:
 
     def _loss(self) -> torch.Tensor:
         pairs = zip(self.trained, self._layers, strict=True)
-        codes = [own.code(layer.source, self._of.top_k) for own, layer in pairs]
+        codes = [own.code(layer.source, self._problem.top_k) for own, layer in pairs]
         losses = [
             (self._reconstruction(codes, number, end) - layer.target).square().sum() / self._variances[number]
             for number, layer in enumerate(self._layers)
-            for end in self._of.prefixes
+            for end in self._problem.prefixes
         ]
-        return sum(losses) / (len(self._of.prefixes) * self._of.sizes[0])
+        return sum(losses) / (len(self._problem.prefixes) * self._problem.sizes[0])
 
     def _reconstruction(self, codes: list[torch.Tensor], number: int, end: int) -> torch.Tensor:
         """Of the target ``number`` by the prefix ``end``."""
-        width = self._of.sizes[1]
+        width = self._problem.sizes[1]
         found = self.trained[number].b_dec
         for source in range(max(0, number - WINDOW), number + 1):
-            place = (number - source) * width
-            found = found + codes[source][:, :end] @ self.trained[source].decoder[:end, place : place + width]
+            start = (number - source) * width
+            found = found + codes[source][:, :end] @ self.trained[source].decoder[:end, start : start + width]
         return found
 
 
-def llamascopium(of: Any) -> Callable[[], object]:
+def llamascopium(problem: Any) -> Callable[[], object]:
     """Its trainer's step, logging left out. No prefixes: an easier task."""
     from llamascopium import CLTConfig, CrossLayerTranscoder, TrainerConfig
     from llamascopium.optim import clip_grad_norm
     from llamascopium.trainer import Trainer
 
-    layers = layers_of(of)
-    _, width, dict_size = of.sizes
-    sources, targets = ([f"{side}{number}" for number in range(LAYERS)] for side in ("source", "target"))
+    layers = layers_of(problem)
+    _, width, dict_size = problem.sizes
+    sources, targets = ([f"{role}{number}" for number in range(LAYERS)] for role in ("source", "target"))
     config = CLTConfig(
         hook_points_in=sources,
         hook_points_out=targets,
         d_model=width,
         expansion_factor=dict_size / width,
         act_fn="topk",
-        top_k=of.top_k,
+        top_k=problem.top_k,
         norm_activation="inference",
         device="cpu",
         dtype=torch.float32,
@@ -137,11 +137,11 @@ def llamascopium(of: Any) -> Callable[[], object]:
             model.W_E[number].copy_(layer.encoder.T)
             model.b_E[number].copy_(layer.bias)
             model.b_D[number].zero_()
-            for place, block in enumerate(layer.decoder.split(width, dim=1)):
-                model.W_D[number + place][number].copy_(block)
+            for offset, block in enumerate(layer.decoder.split(width, dim=1)):
+                model.W_D[number + offset][number].copy_(block)
     batch = dict(zip(targets, (layer.target for layer in layers), strict=True))
     batch |= dict(zip(sources, (layer.source for layer in layers), strict=True))
-    batch["tokens"] = torch.zeros(of.sizes[0], dtype=torch.int64)  # which it only counts
+    batch["tokens"] = torch.zeros(problem.sizes[0], dtype=torch.int64)  # which it only counts
     folder = tempfile.TemporaryDirectory()  # where its checkpoints would go
     settings = {"k_warmup_steps": 0, "l1_coefficient": None, "lr": 1e-4, "lr_scheduler_name": "constant"}
     trainer = Trainer(TrainerConfig(exp_result_path=folder.name, **settings))

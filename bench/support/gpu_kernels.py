@@ -44,15 +44,15 @@ class Entries:
     offsets_by_feature: torch.Tensor
 
 
-def entries_of(of: Problem, dtype: torch.dtype, *, one_always_fires: bool) -> Entries:
-    bias = of.bias.clone()
+def entries_of(problem: Problem, dtype: torch.dtype, *, one_always_fires: bool) -> Entries:
+    bias = problem.bias.clone()
     if one_always_fires:
         bias[0] += 100.0
-    selection = select_topk((of.source @ of.encoder.T + bias).to(dtype), top_k=of.top_k)
-    index = transpose(selection, of.sizes[2])
+    selection = select_topk((problem.source @ problem.encoder.T + bias).to(dtype), top_k=problem.top_k)
+    index = transpose(selection, problem.sizes[2])
     order = index.order.long()
     values = selection.values[order]
-    return Entries(selection, bags_of(selection, of.prefixes), selection.rows()[order], values, index.offsets)
+    return Entries(selection, bags_of(selection, problem.prefixes), selection.rows()[order], values, index.offsets)
 
 
 def compare(
@@ -81,10 +81,10 @@ def compare(
     }
 
 
-def decode_sums(of: Problem, dtype: torch.dtype) -> dict[str, object]:
-    entries = entries_of(of, dtype, one_always_fires=False)
-    table, selection = of.decoder.to(dtype), entries.selection
-    out = torch.empty(entries.bags.offsets.numel() - 1, of.sizes[1], device=table.device)
+def decode_sums(problem: Problem, dtype: torch.dtype) -> dict[str, object]:
+    entries = entries_of(problem, dtype, one_always_fires=False)
+    table, selection = problem.decoder.to(dtype), entries.selection
+    out = torch.empty(entries.bags.offsets.numel() - 1, problem.sizes[1], device=table.device)
 
     def kernel() -> torch.Tensor:
         kernels.weighted_sums_(out, table, selection.features, weight=selection.values, offsets=entries.bags.offsets)
@@ -94,10 +94,10 @@ def decode_sums(of: Problem, dtype: torch.dtype) -> dict[str, object]:
     return compare(kernel, twin, read_bytes=_bytes(table, selection.values), device=table.device)
 
 
-def gradient_sums(of: Problem, dtype: torch.dtype, *, one_always_fires: bool = False) -> dict[str, object]:
-    entries = entries_of(of, dtype, one_always_fires=one_always_fires)
-    table = of.source.to(dtype)
-    out = torch.empty(of.sizes[2], of.sizes[1], device=table.device)
+def gradient_sums(problem: Problem, dtype: torch.dtype, *, one_always_fires: bool = False) -> dict[str, object]:
+    entries = entries_of(problem, dtype, one_always_fires=one_always_fires)
+    table = problem.source.to(dtype)
+    out = torch.empty(problem.sizes[2], problem.sizes[1], device=table.device)
     given = entries.rows_by_feature, entries.values_by_feature, entries.offsets_by_feature
 
     def kernel() -> torch.Tensor:
@@ -107,10 +107,10 @@ def gradient_sums(of: Problem, dtype: torch.dtype, *, one_always_fires: bool = F
     return compare(kernel, partial(_twin, table, *given), read_bytes=_bytes(table, given[1]), device=table.device)
 
 
-def activation_dots(of: Problem, dtype: torch.dtype) -> dict[str, object]:
-    entries = entries_of(of, dtype, one_always_fires=False)
-    table, selection, bag = of.decoder.to(dtype), entries.selection, entries.bags.bag
-    grads = torch.randn(entries.bags.offsets.numel() - 1, of.sizes[1], device=table.device).to(dtype)
+def activation_dots(problem: Problem, dtype: torch.dtype) -> dict[str, object]:
+    entries = entries_of(problem, dtype, one_always_fires=False)
+    table, selection, bag = problem.decoder.to(dtype), entries.selection, entries.bags.bag
+    grads = torch.randn(entries.bags.offsets.numel() - 1, problem.sizes[1], device=table.device).to(dtype)
 
     def twin(kind: torch.dtype | None) -> torch.Tensor:
         left, right = (array.to(kind or dtype) for array in (grads, table))
@@ -121,12 +121,14 @@ def activation_dots(of: Problem, dtype: torch.dtype) -> dict[str, object]:
     return compare(kernel, twin, read_bytes=2 * _bytes(table, selection.values), device=table.device)
 
 
-def whole_update(of: Problem) -> dict[str, object]:
+def whole_update(problem: Problem) -> dict[str, object]:
     """Adam, unit rows and the copy in bfloat16 of all arrays: in one pass, and as PyTorch does it, each alone."""
-    _, width, dict_size = of.sizes
-    device = of.source.device
-    settings = resolve(TrainSettings(prefixes=of.prefixes, top_k=of.top_k), model="", d_target=width)
-    weights = Parameters(of.encoder.clone(), of.bias.clone(), of.decoder.clone(), torch.zeros(width, device=device))
+    _, width, dict_size = problem.sizes
+    device = problem.source.device
+    settings = resolve(TrainSettings(prefixes=problem.prefixes, top_k=problem.top_k), model="", d_target=width)
+    weights = Parameters(
+        problem.encoder.clone(), problem.bias.clone(), problem.decoder.clone(), torch.zeros(width, device=device)
+    )
     gradients = Parameters(**{name: torch.randn_like(array) for name, array in weights.tensors().items()})
     rounded = Parameters(**{name: array.bfloat16() for name, array in weights.tensors().items()})
     given = {"moments": optim.Moments.zero(weights), "settings": settings, "step": 1, "rounded": rounded}
@@ -149,17 +151,17 @@ def whole_update(of: Problem) -> dict[str, object]:
     return {"value": round(times[True], 3), "unit": "ms", "gb_per_s": speed, "twin_ms": round(times[False], 3)}
 
 
-def segment_statistics(of: Problem) -> dict[str, object]:
+def segment_statistics(problem: Problem) -> dict[str, object]:
     """What a harvest measures of a segment of bfloat16 rows (a whole one has 131,072), there and on the CPU."""
-    rows = of.source.to(torch.bfloat16)
+    rows = problem.source.to(torch.bfloat16)
     rows = rows.repeat(32 if rows.device.type == "cuda" else 1, 1)
     kept = np.arange(len(rows)) % 100 != 0
     given = {"kept": kept, "first": 0, "error": np.zeros(len(rows))}
     found, again = (measure(rows, **given).pack() for _ in range(2))
     times: list[float] = []
-    for where in (rows, rows.cpu()):
+    for placed in (rows, rows.cpu()):
         started = time.perf_counter()
-        expected = measure(where, **given).pack()
+        expected = measure(placed, **given).pack()
         times.append(1e3 * (time.perf_counter() - started))
     moments = slice(1, 1 + 2 * rows.shape[1])  # means and spreads; row numbers follow, which would hide them
     return {
@@ -186,18 +188,18 @@ def _bytes(table: torch.Tensor, entries: torch.Tensor) -> int:
 def main() -> None:
     device, shape = sys.argv[1:]
     rows = Rows()
-    of = problem(shape, device)
-    rows.attempt(f"update of all arrays; {shape}", partial(whole_update, of))
-    rows.attempt(f"statistics of a segment's side; {shape}", partial(segment_statistics, of))
+    made = problem(shape, device)
+    rows.attempt(f"update of all arrays; {shape}", partial(whole_update, made))
+    rows.attempt(f"statistics of a segment's side; {shape}", partial(segment_statistics, made))
     for dtype in (torch.bfloat16, torch.float32):
         name = f"{str(dtype).removeprefix('torch.')}; {shape}"
-        rows.attempt(f"sums, decode, {name}", partial(decode_sums, of, dtype))
-        rows.attempt(f"sums, gradient, {name}", partial(gradient_sums, of, dtype))
+        rows.attempt(f"sums, decode, {name}", partial(decode_sums, made, dtype))
+        rows.attempt(f"sums, gradient, {name}", partial(gradient_sums, made, dtype))
         rows.attempt(
             f"sums, gradient, one feature on every row, {name}",
-            partial(gradient_sums, of, dtype, one_always_fires=True),
+            partial(gradient_sums, made, dtype, one_always_fires=True),
         )
-        rows.attempt(f"dots, {name}", partial(activation_dots, of, dtype))
+        rows.attempt(f"dots, {name}", partial(activation_dots, made, dtype))
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ class Bench:
         """What a command of nestcoder answers, and its wall seconds from the first import to the exit."""
         sets = [f"--set={stage}.{key}={json.dumps(value)}" for key, value in settings.items()]
         given = ["--json", "--model", str(self.model), f"--set=runs={json.dumps(str(self.folder / 'runs'))}", *sets]
-        where = ["--layer", str(self.layer), "--device", self.device]
-        command = [sys.executable, "-m", "nestcoder", *given, stage, *where]
+        options = ["--layer", str(self.layer), "--device", self.device]
+        command = [sys.executable, "-m", "nestcoder", *given, stage, *options]
         started = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         wall = time.perf_counter() - started
@@ -277,18 +277,18 @@ def whole_evaluation(bench: Bench) -> dict[str, Any]:
     return {"value": round(wall, 1), "unit": "s", "rows": report["tokens_used"]}
 
 
-PARTS = {"harvest": measure_harvest, "train": measure_train, "evaluate": measure_evaluate}
+STAGES = {"harvest": measure_harvest, "train": measure_train, "evaluate": measure_evaluate}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=STAGES)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--toy", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     rows = Rows()
-    PARTS[asked.part](Bench(asked.folder, asked.device, TOY if asked.toy else FULL), rows)
+    STAGES[arguments.part](Bench(arguments.folder, arguments.device, TOY if arguments.toy else FULL), rows)
 
 
 if __name__ == "__main__":

@@ -40,14 +40,14 @@ SYSTEMS: dict[str, tuple[str, Callable[[Problem], Step]]] = {
 }
 
 
-def measure(name: str, of: Problem, *, rounds: int, steps: int, floors: dict[str, float]) -> dict[str, object]:
+def measure(name: str, problem: Problem, *, rounds: int, steps: int, floors: dict[str, float]) -> dict[str, object]:
     precision, make = SYSTEMS[name]
     torch.set_float32_matmul_precision(precision)
-    device = of.source.device
+    device = problem.source.device
     before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step = make(of)
+    step = make(problem)
     for _ in range(min(6, steps)):  # three steps of ours are plain, the next one is recorded
         step()
     never_waits = name.startswith("nestcoder")
@@ -85,11 +85,11 @@ def milliseconds(step: Step, count: int, device: torch.device, *, never_waits: b
 def main() -> None:
     device, shape, *names = sys.argv[1:]
     rows = Rows()
-    of = problem(shape, device)
+    made = problem(shape, device)
     floors: dict[str, float] = {}
     often = {"rounds": 5, "steps": 5} if device.startswith("cuda") else {"rounds": 1, "steps": 1}
     for name in names:
-        rows.attempt(f"{name}; {shape}", partial(measure, name, of, floors=floors, **often))
+        rows.attempt(f"{name}; {shape}", partial(measure, name, made, floors=floors, **often))
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
 

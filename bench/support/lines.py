@@ -16,11 +16,11 @@ class Lines(Silent):
         del unit
         self._title, self._total, self._done = what, max(total, 1), done
 
-    def advance(self, amount: int, **figures: float) -> None:
+    def advance(self, amount: int, **metrics: float) -> None:
         before = 10 * self._done // self._total
         self._done += amount
         if 10 * self._done // self._total > before:
-            known = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            known = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             print(f"{self._title}: {self._done:,} of {self._total:,} {known}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:

@@ -57,8 +57,8 @@ class Plain(nn.Module):
     def _auxiliary(self, pre: Tensor, missing: Tensor, dead: Tensor) -> Tensor:
         """How badly the dead features that are largest in each row account for what the others leave (Gao et al.)."""
         count = missing.shape[1] // 2
-        values, places = pre.topk(min(count, len(dead)), dim=1)
-        estimate = torch.zeros_like(pre).scatter(1, places, values.relu()) @ self.W_dec[dead]
+        values, columns = pre.topk(min(count, len(dead)), dim=1)
+        estimate = torch.zeros_like(pre).scatter(1, columns, values.relu()) @ self.W_dec[dead]
         share = (estimate - missing).square().sum() / (missing - missing.mean(dim=0)).square().sum()
         return _AUX_ALPHA * min(1.0, len(dead) / count) * share
 

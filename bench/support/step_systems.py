@@ -50,49 +50,52 @@ def problem(shape: str, device: str = "cpu") -> Problem:
     return Problem(tuple(prefixes), top_k, source, target, encoder, bias, decoder)
 
 
-def floor(of: Problem, dtype: torch.dtype = torch.float32) -> Step:
+def floor(problem: Problem, dtype: torch.dtype = torch.float32) -> Step:
     """The encoder's forward matrix product into a buffer that is there already."""
-    source, encoder = of.source.to(dtype), of.encoder.to(dtype)
+    source, encoder = problem.source.to(dtype), problem.encoder.to(dtype)
     out = torch.empty(source.shape[0], encoder.shape[0], dtype=dtype, device=source.device)
     return lambda: torch.mm(source, encoder.T, out=out)
 
 
-def ours(of: Problem, *, dead_share: float = 0.0, **changes: object) -> Step:
+def nestcoder_step(problem: Problem, *, dead_share: float = 0.0, **changes: object) -> Step:
     """nestcoder's whole training step."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from bench_ours import training_step
 
-    return training_step(of, dead_share=dead_share, **changes)
+    return training_step(problem, dead_share=dead_share, **changes)
 
 
-def dense(of: Problem, *, by_group: bool = False, amp: bool = False, compiled: bool = False) -> Step:
+def dense(problem: Problem, *, by_group: bool = False, amp: bool = False, compiled: bool = False) -> Step:
     """The paper's loss written directly: a dense decode, autograd, fused Adam.
 
     The decode is one product for every prefix, or with ``by_group`` the least that is dense: a product for every group
     and a running sum. ``amp`` computes in bfloat16, ``compiled`` compiles forward and backward pass.
     """
-    device = of.source.device
-    encoder, bias = of.encoder.clone().requires_grad_(), of.bias.clone().requires_grad_()
-    decoder, b_dec = of.decoder.clone().requires_grad_(), torch.zeros(of.sizes[1], device=device, requires_grad=True)
+    device = problem.source.device
+    encoder, bias = problem.encoder.clone().requires_grad_(), problem.bias.clone().requires_grad_()
+    decoder, b_dec = (
+        problem.decoder.clone().requires_grad_(),
+        torch.zeros(problem.sizes[1], device=device, requires_grad=True),
+    )
     parameters = [encoder, bias, decoder, b_dec]
     optimiser = torch.optim.Adam(parameters, lr=1e-4, fused=True)
-    variance = float(of.target.var(dim=0).sum())
+    variance = float(problem.target.var(dim=0).sum())
 
     def reconstructions(code: torch.Tensor) -> Iterator[torch.Tensor]:
         if not by_group:
-            yield from (code[:, :p] @ decoder[:p] + b_dec for p in of.prefixes)
+            yield from (code[:, :p] @ decoder[:p] + b_dec for p in problem.prefixes)
             return
         total = b_dec
-        for first, last in pairwise((0, *of.prefixes)):
+        for first, last in pairwise((0, *problem.prefixes)):
             total = total + code[:, first:last] @ decoder[first:last]
             yield total
 
     def loss() -> torch.Tensor:
-        pre = torch.relu(of.source @ encoder.T + bias)
-        values, features = pre.topk(of.top_k, dim=1, sorted=False)
+        pre = torch.relu(problem.source @ encoder.T + bias)
+        values, features = pre.topk(problem.top_k, dim=1, sorted=False)
         code = torch.zeros_like(pre).scatter(1, features, values)
-        sse = [(y - of.target).float().square().sum() for y in reconstructions(code)]
-        return sum(sse) / (len(sse) * of.sizes[0] * variance)
+        sse = [(y - problem.target).float().square().sum() for y in reconstructions(code)]
+        return sum(sse) / (len(sse) * problem.sizes[0] * variance)
 
     forward = torch.compile(loss) if compiled else loss
 
@@ -111,64 +114,66 @@ def dense(of: Problem, *, by_group: bool = False, amp: bool = False, compiled: b
     return step
 
 
-def autoencoder(of: Problem) -> Problem:
+def autoencoder(problem: Problem) -> Problem:
     """The same problem with the source for its target."""
-    return replace(of, target=of.source)
+    return replace(problem, target=problem.source)
 
 
-def sae_lens(of: Problem, *, amp: bool = False) -> Step:
+def sae_lens(problem: Problem, *, amp: bool = False) -> Step:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
     from sae_lens.training.sae_trainer import SAETrainer
 
-    rows, width, dict_size = of.sizes
-    device = str(of.source.device)
+    rows, width, dict_size = problem.sizes
+    device = str(problem.source.device)
     settings = matryoshka.MatryoshkaBatchTopKTrainingSAEConfig(
-        d_in=width, d_sae=dict_size, k=of.top_k, matryoshka_widths=list(of.prefixes), device=device
+        d_in=width, d_sae=dict_size, k=problem.top_k, matryoshka_widths=list(problem.prefixes), device=device
     )
     sae = matryoshka.MatryoshkaBatchTopKTrainingSAE(settings)
-    sae.W_enc.data.copy_(of.encoder.T)
-    sae.W_dec.data.copy_(of.decoder)
-    sae.b_enc.data.copy_(of.bias)
+    sae.W_enc.data.copy_(problem.encoder.T)
+    sae.W_dec.data.copy_(problem.decoder)
+    sae.b_enc.data.copy_(problem.bias)
     config = SAETrainerConfig(
         total_training_samples=10**9, train_batch_size_samples=rows, lr_end=3e-5, device=device, autocast=amp
     )
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
-    return lambda: trainer.step(of.source)
+    return lambda: trainer.step(problem.source)
 
 
-def dictionary_learning(of: Problem) -> Step:
+def dictionary_learning(problem: Problem) -> Step:
     from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 
-    _, width, dict_size = of.sizes
-    ends = (0, *of.prefixes)
+    _, width, dict_size = problem.sizes
+    ends = (0, *problem.prefixes)
     fractions = [(last - first) / dict_size for first, last in pairwise(ends)]
     trainer = MatryoshkaBatchTopKTrainer(
         steps=10**6,
         activation_dim=width,
         dict_size=dict_size,
-        k=of.top_k,
+        k=problem.top_k,
         layer=0,
         lm_name="none",
         group_fractions=fractions,
-        device=str(of.source.device),
+        device=str(problem.source.device),
     )
-    trainer.ae.W_enc.data.copy_(of.encoder.T)
-    trainer.ae.W_dec.data.copy_(of.decoder)
-    trainer.ae.b_enc.data.copy_(of.bias)
-    return lambda: trainer.update(2000, of.source)  # past its first 1,000 steps, as most steps of a run are
+    trainer.ae.W_enc.data.copy_(problem.encoder.T)
+    trainer.ae.W_dec.data.copy_(problem.decoder)
+    trainer.ae.b_enc.data.copy_(problem.bias)
+    return lambda: trainer.update(2000, problem.source)  # past its first 1,000 steps, as most steps of a run are
 
 
-def sparsify(of: Problem, *, amp: bool = False, transcode: bool = True) -> Step:
+def sparsify(problem: Problem, *, amp: bool = False, transcode: bool = True) -> Step:
     """No prefixes: an easier task. Adam, as its trainer offers it, rather than its default of signed descent."""
     from sparsify import SparseCoder, SparseCoderConfig
 
-    rows, width, dict_size = of.sizes
-    device = of.source.device
-    coder = SparseCoder(width, SparseCoderConfig(num_latents=dict_size, k=of.top_k, transcode=transcode), device=device)
-    coder.encoder.weight.data.copy_(of.encoder)
-    coder.encoder.bias.data.copy_(of.bias)
-    coder.W_dec.data.copy_(of.decoder)
+    rows, width, dict_size = problem.sizes
+    device = problem.source.device
+    coder = SparseCoder(
+        width, SparseCoderConfig(num_latents=dict_size, k=problem.top_k, transcode=transcode), device=device
+    )
+    coder.encoder.weight.data.copy_(problem.encoder)
+    coder.encoder.bias.data.copy_(problem.bias)
+    coder.W_dec.data.copy_(problem.decoder)
     optimiser = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=device.type == "cuda")
     fired = torch.zeros(dict_size, dtype=torch.bool, device=device)
     since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
@@ -176,9 +181,9 @@ def sparsify(of: Problem, *, amp: bool = False, transcode: bool = True) -> Step:
     def step() -> None:
         if not transcode:
             coder.set_decoder_norm_to_unit_norm()
-        variance = (of.target - of.target.mean(0)).pow(2).sum()
+        variance = (problem.target - problem.target.mean(0)).pow(2).sum()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-            out = coder(of.source, of.target, total_variance=variance)
+            out = coder(problem.source, problem.target, total_variance=variance)
         fired[out.latent_indices.flatten()] = True
         float(out.fvu.detach())
         out.fvu.backward()
@@ -195,19 +200,19 @@ def sparsify(of: Problem, *, amp: bool = False, transcode: bool = True) -> Step:
 
 SYSTEMS: dict[str, Callable[[Problem], Step]] = {
     "floor": floor,
-    "ours": ours,
-    "ours-batchtopk": lambda of: ours(of, activation="batchtopk"),
-    "ours-1pct-dead": lambda of: ours(of, dead_share=0.01),
-    "ours-10pct-dead": lambda of: ours(of, dead_share=0.1),
-    "floor-bf16": lambda of: floor(of, torch.bfloat16),
-    "ours-bf16": lambda of: ours(of, compute_dtype="bfloat16"),
+    "ours": nestcoder_step,
+    "ours-batchtopk": lambda problem: nestcoder_step(problem, activation="batchtopk"),
+    "ours-1pct-dead": lambda problem: nestcoder_step(problem, dead_share=0.01),
+    "ours-10pct-dead": lambda problem: nestcoder_step(problem, dead_share=0.1),
+    "floor-bf16": lambda problem: floor(problem, torch.bfloat16),
+    "ours-bf16": lambda problem: nestcoder_step(problem, compute_dtype="bfloat16"),
     "dense": dense,
-    "ours-sae": lambda of: ours(autoencoder(of), kind="sae"),
-    "dense-sae": lambda of: dense(autoencoder(of)),
-    "ours-clt": cross_layer_steps.ours,
+    "ours-sae": lambda problem: nestcoder_step(autoencoder(problem), kind="sae"),
+    "dense-sae": lambda problem: dense(autoencoder(problem)),
+    "ours-clt": cross_layer_steps.nestcoder_step,
     "dense-clt": cross_layer_steps.Dense,
     "sparsify": sparsify,
-    "sparsify-sae": lambda of: sparsify(autoencoder(of), transcode=False),
+    "sparsify-sae": lambda problem: sparsify(autoencoder(problem), transcode=False),
     "dictionary_learning-sae": dictionary_learning,
     "sae-lens-sae": sae_lens,
     "llamascopium-clt": cross_layer_steps.llamascopium,

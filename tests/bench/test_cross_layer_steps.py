@@ -15,7 +15,7 @@ def test_ours_and_the_dense_one_move_the_same_weights_alike(monkeypatch: pytest.
 
     of = step_systems.problem("64,12,4,8,32")
     before = [layer.decoder.clone() for layer in cross_layer_steps.layers_of(of)]
-    ours = cross_layer_steps.ours(of, dimension_balance=0.0)
+    ours = cross_layer_steps.nestcoder_step(of, dimension_balance=0.0)
     dense = cross_layer_steps.Dense(of)
     for _ in range(3):
         ours()

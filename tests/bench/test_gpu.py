@@ -5,15 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.gpu import Part, run
+from bench.gpu import Measurement, run
 
 ROOT = Path(__file__).parents[2]
 ROW = '{"what": "first", "value": 1, "unit": "ms"}'
 
 
 def rows_of(code: str, folder: Path, *, seconds: float = 60) -> list[dict[str, object]]:
-    part = Part("part", [sys.executable, "-c", f"print('{ROW}', flush=True)\n{code}"], limit=60)
-    return run(part, seconds=seconds, folder=folder, toy=False)
+    measurement = Measurement("part", [sys.executable, "-c", f"print('{ROW}', flush=True)\n{code}"], limit=60)
+    return run(measurement, seconds=seconds, folder=folder, toy=False)
 
 
 def test_every_part_runs_at_toy_size(tmp_path: Path) -> None:
