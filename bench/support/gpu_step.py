@@ -16,20 +16,23 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rows import Rows
-from step_systems import Problem, Step, dense, dictionary_learning, floor, ours, problem, sae_lens, sparsify
+from step_systems import Problem, Step, dense, dictionary_learning, floor, nestcoder_step, problem, sae_lens, sparsify
 
 _BF16 = {"compute_dtype": "bfloat16"}
 SYSTEMS: dict[str, tuple[str, Callable[[Problem], Step]]] = {
     "floor fp32": ("highest", floor),
     "floor tf32": ("high", floor),
     "floor bf16": ("highest", partial(floor, dtype=torch.bfloat16)),
-    "nestcoder fp32": ("highest", ours),
-    "nestcoder tf32": ("high", ours),
-    "nestcoder bf16": ("highest", partial(ours, **_BF16)),
-    "nestcoder bf16, launched one by one": ("highest", partial(ours, plain=True, **_BF16)),
-    "nestcoder bf16, a tenth dead": ("highest", partial(ours, dead_share=0.1, **_BF16)),
-    "nestcoder bf16, a tenth revived each step": ("highest", partial(ours, dead_share=0.1, revived=True, **_BF16)),
-    "nestcoder bf16, batchtopk": ("highest", partial(ours, activation="batchtopk", **_BF16)),
+    "nestcoder fp32": ("highest", nestcoder_step),
+    "nestcoder tf32": ("high", nestcoder_step),
+    "nestcoder bf16": ("highest", partial(nestcoder_step, **_BF16)),
+    "nestcoder bf16, launched one by one": ("highest", partial(nestcoder_step, plain=True, **_BF16)),
+    "nestcoder bf16, a tenth dead": ("highest", partial(nestcoder_step, dead_share=0.1, **_BF16)),
+    "nestcoder bf16, a tenth revived each step": (
+        "highest",
+        partial(nestcoder_step, dead_share=0.1, revived=True, **_BF16),
+    ),
+    "nestcoder bf16, batchtopk": ("highest", partial(nestcoder_step, activation="batchtopk", **_BF16)),
     "dense bf16": ("highest", partial(dense, by_group=True, amp=True)),
     "dense bf16, compiled": ("highest", partial(dense, by_group=True, amp=True, compiled=True)),
     "sparsify tf32": ("high", sparsify),

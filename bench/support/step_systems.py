@@ -17,8 +17,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import cross_layer_steps
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cross_layer_steps
 
 Step = Callable[[], object]
 
