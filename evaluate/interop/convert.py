@@ -12,7 +12,7 @@ from typing import Any, Literal
 from common.errors import MismatchError, UsageError
 from common.norm import NormAffine
 from transcoder.formats.about import About
-from transcoder.formats.foreign import Writer
+from transcoder.formats.foreign import WRITERS, Writer
 from transcoder.norm import fold_gain, unfold_gain
 from transcoder.rules.threshold import JumpReLU
 from transcoder.rules.topk import TopK
@@ -55,25 +55,33 @@ def about_of(writer: Writer, about: About, wish: Wish) -> About:
     return about if about.is_autoencoder or view is None else replace(about, source_site=view)
 
 
-def refusal(writer: Writer, name: str, transcoder: Transcoder, about: About) -> UsageError | None:
-    """Why a format cannot hold a transcoder at all, whatever is done to it."""
-    if transcoder.W_skip is not None and (not writer.skip or (name == "saelens" and isinstance(transcoder.rule, TopK))):
-        remedy = "Export to saelens-jumprelu, sparsify or circuit-tracer." if name == "saelens" else ""
-        return UsageError(f"{name} has no place for the skip of this transcoder.", remedy=remedy)
-    one_width = not writer.two_widths or (name == "saelens" and isinstance(transcoder.rule, TopK))
-    if one_width and transcoder.d_source != transcoder.d_target:
-        what = f"{name} knows one width; this transcoder maps {transcoder.d_source} to {transcoder.d_target}."
-        return UsageError(what, remedy="Export to saelens-jumprelu.")
-    if about.is_autoencoder and not writer.autoencoders:
-        return UsageError(
-            f"{name} holds transcoders; this dictionary reconstructs {about.target_site}, which it reads."
-        )
+def refusal(name: str, transcoder: Transcoder, about: About) -> UsageError | None:
+    """Why the format ``name`` cannot hold a transcoder in any way; the remedy names the formats that can."""
+    problem = _problem(name, transcoder, about)
+    if problem is None:
+        return None
+    able = [known for known in WRITERS if _problem(known, transcoder, about) is None]
+    return UsageError(problem, remedy=f"Export to {' or '.join(able)}." if able else "")
+
+
+def _problem(name: str, transcoder: Transcoder, about: About) -> str | None:
+    """What a format lacks for a transcoder; None where it can hold it."""
+    writer = WRITERS[name]
+    saelens_topk = name == "saelens" and isinstance(transcoder.rule, TopK)
     if not about.is_autoencoder and (about.source_site not in _SITES or about.target_site != "mlp_out"):
-        what = f"No other tool has a form for a dictionary from {about.source_site} to {about.target_site}."
-        return UsageError(what)
+        return f"No other tool has a form for a dictionary from {about.source_site} to {about.target_site}."
+    if transcoder.W_skip is not None and (not writer.skip or saelens_topk):
+        return f"{name} has no place for the skip of this transcoder."
+    if (not writer.two_widths or saelens_topk) and transcoder.d_source != transcoder.d_target:
+        return f"{name} knows one width; this transcoder maps {transcoder.d_source} to {transcoder.d_target}."
+    if about.is_autoencoder and not writer.autoencoders:
+        return f"{name} holds transcoders; this dictionary reconstructs {about.target_site}, which it reads."
     if "jumprelu" not in writer.rules and transcoder.rule.name not in writer.rules:
-        what = f"{name} selects by {', '.join(sorted(writer.rules))}; this transcoder by {transcoder.rule.name}."
-        return UsageError(what, remedy="Export to saelens or circuit-tracer.")
+        return f"{name} selects by {', '.join(sorted(writer.rules))}; this transcoder by {transcoder.rule.name}."
+    try:
+        writer.place(about, transcoder.dict_size, 0.0)
+    except UsageError as error:
+        return error.what
     return None
 
 

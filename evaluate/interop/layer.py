@@ -22,7 +22,6 @@ from evaluate.memory import batch_rows_for
 from evaluate.reference import check_belongs
 from evaluate.replay import Replay
 from transcoder.formats.about import About
-from transcoder.formats.foreign import WRITERS
 from transcoder.formats.native import load_transcoder
 from transcoder.formats.sites import SITES, Site
 from transcoder.rules.threshold import JumpReLU
@@ -45,7 +44,7 @@ class LayerSource:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to write where. ``to`` are names of ``WRITERS``; ``fresh`` replaces an earlier export of something else."""
+    """What to write where. ``to`` are names of ``transcoder.formats.foreign.WRITERS``; ``fresh`` replaces an earlier export of something else."""
 
     to: tuple[str, ...]
     out: Path
@@ -160,6 +159,6 @@ class ExportLayer:
             what = f"This dictionary reconstructs {self.about.source_site}, which it reads, so it cannot read {view}."
             raise UsageError(what, where=self.source.transcoder, remedy="Leave out --source-view.")
         for name in self.request.to:
-            refused = refusal(WRITERS[name], name, self.trained, self.about)
+            refused = refusal(name, self.trained, self.about)
             if refused:
                 raise refused

@@ -110,12 +110,10 @@ def _saelens_folder(about: About, _dict_size: int, _l0: float) -> str:
 
 def _module_folder(about: About, _dict_size: int, _l0: float) -> str:
     if about.is_autoencoder and about.target_site == "mlp_in":
-        what = "sparsify's autoencoders read what a module writes, and this one reads what the MLP does."
-        raise UsageError(what, remedy="Export to saelens.")
+        raise UsageError("sparsify's autoencoders read what a module writes, and this one reads what the MLP reads.")
     module = module_of(about.target_site, about.layer, architecture=about.architecture)
     if module is None:
-        what = f"sparsify reads and writes the ends of modules, and {about.target_site} is none."
-        raise UsageError(what, remedy="Export to saelens.")
+        raise UsageError(f"sparsify reads the inputs and outputs of modules, and {about.target_site} is neither.")
     return f"sparsify/{module}"
 
 

@@ -93,24 +93,27 @@ AUTOENCODER = About("gpt2", 8, "resid_post", "resid_post")
 
 
 @pytest.mark.parametrize(
-    ("name", "transcoder", "about", "told"),
+    ("name", "transcoder", "about", "problem", "remedy"),
     [
-        ("saelens", trained(skip=True), ABOUT, "skip"),
-        ("dictionary-learning", trained(skip=True), ABOUT, "skip"),
-        ("saelens", trained(d_target=5), ABOUT, "one width"),
-        ("sparsify", trained(d_target=5), ABOUT, "one width"),
-        ("sparsify", trained(ReLU()), ABOUT, "selects by topk"),
-        ("circuit-tracer", trained(), AUTOENCODER, "which it reads"),
-        ("saelens", trained(), About("gpt2", 8, "resid_mid", "mlp_out"), "from resid_mid to mlp_out"),
+        ("saelens", trained(skip=True), ABOUT, "skip", "Export to saelens-jumprelu or sparsify or circuit-tracer."),
+        ("dictionary-learning", trained(skip=True), ABOUT, "skip", "sparsify"),
+        ("saelens", trained(d_target=5), ABOUT, "one width", "Export to saelens-jumprelu or gemma-scope."),
+        ("sparsify", trained(d_target=5), ABOUT, "one width", "Export to saelens-jumprelu or gemma-scope."),
+        ("sparsify", trained(ReLU()), ABOUT, "selects by topk", "Export to saelens or "),
+        ("circuit-tracer", trained(), AUTOENCODER, "which it reads", "dictionary-learning."),
+        ("saelens", trained(), About("gpt2", 8, "resid_mid", "mlp_out"), "from resid_mid to mlp_out", ""),
     ],
 )
-def test_what_a_format_cannot_hold(name: str, transcoder: Transcoder, about: About, told: str) -> None:
-    found = refusal(WRITERS[name], name, transcoder, about)
+def test_what_a_format_cannot_hold(name: str, transcoder: Transcoder, about: About, problem: str, remedy: str) -> None:
+    found = refusal(name, transcoder, about)
     assert found is not None
-    assert told in found.what
+    assert problem in found.what
+    assert remedy in found.remedy
+    assert bool(found.remedy) == bool(remedy)
+    assert name not in found.remedy.split("Export to ")[-1].rstrip(".").split(" or ")
 
 
 def test_what_it_can() -> None:
-    for name, writer in WRITERS.items():
-        assert refusal(writer, name, trained(), ABOUT) is None
-    assert refusal(WRITERS["saelens-jumprelu"], "saelens-jumprelu", trained(skip=True, d_target=5), ABOUT) is None
+    for name in WRITERS:
+        assert refusal(name, trained(), ABOUT) is None
+    assert refusal("saelens-jumprelu", trained(skip=True, d_target=5), ABOUT) is None
