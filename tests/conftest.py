@@ -22,7 +22,7 @@ STARTING_PROCESSES = ("bench/", "test_pipeline", "test_wheel", "test_distributed
 """Files of few, long tests. They go first, so that no worker is left alone with one at the end."""
 
 SECONDS = 200
-"""After which a process that waits for another for ever is stopped."""
+"""After this time a process that waits for another is stopped."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -86,7 +86,7 @@ def test_no_folder_is_crowded() -> None:
 
 def imports_of(path: Path) -> Iterator[str]:
     """Our own modules that a module imports, anywhere in it and for types alone, too."""
-    names = {name_of(other) for other in modules()}
+    names = {name_of(module) for module in modules()}
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in names)
@@ -103,8 +103,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
         if name in finished:
             return
-        for other in sorted(graph[name]):
-            visit(other, (*trail, name))
+        for imported in sorted(graph[name]):
+            visit(imported, (*trail, name))
         finished.add(name)
 
     for name in graph:
@@ -177,8 +177,8 @@ def public_definitions(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, a
                 yield from public_definitions(node, f"{node.name}.")
 
 
-def test_whatever_is_public_has_a_docstring() -> None:
-    """A method of a class per kind of dictionary need not say again what its interface says."""
+def test_everything_public_has_a_docstring() -> None:
+    """A method of a class for one kind of dictionary need not repeat the docstring of its interface."""
     interfaces = ("Kind", "RunState", "InModel", "Subject")
     shared = {
         method.name

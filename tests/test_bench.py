@@ -1,4 +1,4 @@
-"""The benches start, and the cache's prints its tables, on sizes that say nothing about speed."""
+"""The benches start, and the bench of the cache prints its tables, on sizes too small to measure speed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The documents say what is true: commands, files, links, and no path of anybody's machine."""
+"""The documents are true: commands, files, links, and no path of a developer's machine."""
 
 import re
 import runpy
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "cache" / "FORMAT.md"])
 
 
-def test_the_command_page_is_what_the_commands_say() -> None:
+def test_the_command_page_has_the_help_of_the_commands() -> None:
     render = runpy.run_path(str(ROOT / "docs" / "generate_cli.py"))["render"]
     assert (ROOT / "docs" / "cli.md").read_text() == render(), "run: python docs/generate_cli.py"
 
@@ -31,7 +31,7 @@ def test_every_command_and_option_has_help(command: click.Command) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
     for target in targets:
         if "://" not in target:

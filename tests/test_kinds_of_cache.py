@@ -1,4 +1,4 @@
-"""Training and evaluation from every kind of cache: compressed, afar, and without targets."""
+"""Training and evaluation from every kind of cache: compressed, at a URL, and without targets."""
 
 import shutil
 from pathlib import Path
@@ -50,7 +50,7 @@ def write(path: Path, *, target: str) -> Path:
 
 
 def learned(cache: Path, out: Path, cache_settings: CacheSettings | None = None) -> tuple[dict[str, Any], torch.Tensor]:
-    """What evaluation says of a transcoder trained on the cache, and its encoder."""
+    """The evaluation of a transcoder trained on the cache, and its encoder."""
     common = {"cache": cache, "cache_settings": cache_settings, "device": "cpu"}
     assert plan_train(**common, settings=SETTINGS, out=out / "main").steps == 20
     train_layer(**common, settings=SETTINGS, out=out / "main", fresh=False, progress=Silent(), log=LogSettings())
@@ -85,7 +85,7 @@ def kind(
 
 
 @pytest.mark.parametrize("kind", ["compressed", "afar"], indirect=True)
-def test_where_and_how_rows_lie_changes_no_figure(
+def test_where_and_how_rows_are_stored_changes_no_number(
     kind: tuple[Path, CacheSettings], plainly: tuple[dict[str, Any], torch.Tensor], tmp_path: Path
 ) -> None:
     metrics, encoder = learned(kind[0], tmp_path / "out", kind[1])
@@ -94,7 +94,7 @@ def test_where_and_how_rows_lie_changes_no_figure(
     assert metrics == expected
 
 
-def test_a_target_that_is_recomputed_is_learned_as_a_stored_one(
+def test_a_recomputed_target_is_learned_like_a_stored_one(
     plainly: tuple[dict[str, Any], torch.Tensor], tmp_path: Path
 ) -> None:
     metrics, encoder = learned(write(tmp_path / "cache", target="recompute"), tmp_path / "out")

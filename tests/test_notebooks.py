@@ -51,9 +51,9 @@ def test_the_notebooks_run_one_after_the_other(
 def test_on_colab_the_first_cell_must_say_where_to_clone_from(
     path: Path, repository: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No Colab is here: a stand-in for its module, and nothing is cloned, installed or mounted."""
-    where, setup, *_ = cells(path.name)
-    assert where.count('repository = ""') == 1
+    """Without Colab: a fake module, and nothing is cloned, installed or mounted."""
+    first, setup, *_ = cells(path.name)
+    assert first.count('repository = ""') == 1
     google, colab = ModuleType("google"), ModuleType("google.colab")
     mounted: list[str] = []
     colab.drive = type("drive", (), {"mount": staticmethod(mounted.append)})  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def test_on_colab_the_first_cell_must_say_where_to_clone_from(
     monkeypatch.setattr("subprocess.run", lambda command, **_: commands.append(command))
     monkeypatch.setattr("os.chdir", lambda _: None)
     names: dict[str, Any] = {}
-    exec(where.replace('repository = ""', f'repository = "{repository}"'), names)
+    exec(first.replace('repository = ""', f'repository = "{repository}"'), names)
     if not repository:
         with pytest.raises(ValueError, match="Fill in `repository` in the cell above"):
             exec(setup, names)
@@ -76,5 +76,5 @@ def test_on_colab_the_first_cell_must_say_where_to_clone_from(
     assert names["runs"] == Path("/content/drive/MyDrive/nestcoder/runs")
 
 
-def test_both_notebooks_are_set_up_alike() -> None:
+def test_both_notebooks_have_the_same_setup() -> None:
     assert cells("quickstart.ipynb")[:2] == cells("features.ipynb")[:2]

@@ -159,7 +159,7 @@ def test_other_settings_for_a_finished_run_are_refused_by_name(pipeline: Pipelin
         (["--set", "harvest.train_tokens=5000000000", "harvest", "--layer", "1", "--dry-run"], 7, ["GB"]),
     ],
 )
-def test_what_cannot_work_is_said_before_any_work(
+def test_what_cannot_work_is_refused_before_any_work(
     arguments: list[str], code: int, words: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(NestcoderError) as caught:

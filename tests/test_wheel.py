@@ -1,4 +1,4 @@
-"""A wheel lives beside other distributions' packages: its stages are under nestcoder, and run from there."""
+"""A wheel works beside other distributions' packages: its stages are under nestcoder, and run from there."""
 
 import json
 import os
@@ -17,7 +17,7 @@ STAGES = ("common", "cache", "transcoder", "harvest", "train", "evaluate", "fine
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as pip would leave it, where another distribution already has a package named ``evaluate``."""
+    """A folder as pip would leave it, in which another distribution already has a package named ``evaluate``."""
     dist, site = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(dist)]
     subprocess.run([*pip, str(ROOT)], check=True, capture_output=True)
@@ -34,7 +34,7 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=site, env=environment, capture_output=True, text=True)
 
 
-def test_the_wheel_holds_nothing_outside_nestcoder(installed: Path) -> None:
+def test_the_wheel_has_nothing_outside_nestcoder(installed: Path) -> None:
     assert {path.name for path in installed.iterdir()} - {"evaluate", "nestcoder"} == {
         path.name for path in installed.glob("nestcoder-*.dist-info")
     }
@@ -59,14 +59,14 @@ def test_every_module_of_the_wheel_is_imported_from_it(installed: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_wheel_answers_as_the_checkout_does(installed: Path) -> None:
+def test_the_command_of_the_wheel_is_that_of_the_checkout(installed: Path) -> None:
     done = run(installed, "-m", "nestcoder", "--json", "--set", "train.top_k=8", "config", "show")
     assert done.returncode == 0, done.stderr
     assert '"top_k": 8' in done.stdout
 
 
 def test_the_wheel_has_the_same_public_face(installed: Path) -> None:
-    """Every name, from the wheel's own modules, and one of them at work."""
+    """Every name, from the wheel's own modules, and one of them in use."""
     code = (
         "import nestcoder, json\n"
         "names = {name: getattr(nestcoder, name).__module__ for name in nestcoder.__all__}\n"
@@ -82,7 +82,7 @@ def test_the_wheel_has_the_same_public_face(installed: Path) -> None:
 
 
 def test_the_whole_pipeline_runs_from_the_wheel(installed: Path) -> None:
-    """Beside the other distribution's ``evaluate``, in a folder where no checkout is."""
+    """Beside the other distribution's ``evaluate``, in a folder without a checkout."""
     settings = [
         "harvest.train_tokens=4000", "harvest.held_out_tokens=1000", "harvest.context=64", "train.steps=20",
         "train.batch_rows=128", "train.held_out_rows=512", "train.warmup_steps=5",

@@ -1,4 +1,4 @@
-"""The table of attribution scores, against means by hand; what runs in circuit-tracer's environment is not run here."""
+"""The table of attribution scores, against means by hand; the part in circuit-tracer's environment is not run here."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def test_means_and_differences_from_the_first() -> None:
     mean = lines[4].split("|")[3:5]
     assert mean[0].strip() == "0.700 (0.600 - 0.800) / 0.800 (0.700 - 0.900)"
     assert mean[1].strip().startswith("0.750 (")
-    # Every prompt moved by as much, so the difference is certain although the means are not.
+    # Every prompt moved by the same amount, so the difference is certain although the means are not.
     assert lines[5] == "| less set | | | +0.050 (+0.050 - +0.050) / +0.010 (+0.010 - +0.010) |"
 
 

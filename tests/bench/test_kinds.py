@@ -10,7 +10,7 @@ import pytest
 from bench import kinds
 
 ROOT = Path(__file__).parents[2]
-FIGURES = {
+MEASURED = {
     "model": "toy",
     "title": "a transcoder a layer",
     "name": "set-finetuned",
@@ -27,16 +27,16 @@ FIGURES = {
 }
 
 
-def test_a_line_says_every_figure() -> None:
-    """Numbers that all differ, so that none can stand in another's column."""
-    assert kinds.line_of(FIGURES) == (
+def test_a_line_has_every_number() -> None:
+    """Different numbers, so that a number in the wrong column is noticed."""
+    assert kinds.line_of(MEASURED) == (
         "| toy | a transcoder a layer | fine-tuned | 2,048 | 0.3100 | 0.3000 - 0.3200 | 16.0 | 1.5% | 25.0% | 81.0% "
         "| 0.1100 | -0.0200 |  |"
     )
-    assert kinds.line_of(FIGURES | {"fvu_interval": None, "name": "sae-in", "crossing": None}, 0) == (
+    assert kinds.line_of(MEASURED | {"fvu_interval": None, "name": "sae-in", "crossing": None}, 0) == (
         "| toy | a transcoder a layer |  | 16 | 0.4100 |  | 3.2 |  |  | 71.0% | 0.1200 | +0.2200 | +0.2100 - +0.2300 |"
     )
-    assert kinds.line_of(FIGURES).count("|") == kinds.HEADING.count("|")
+    assert kinds.line_of(MEASURED).count("|") == kinds.HEADING.count("|")
 
 
 def bench_of(folder: Path, *chosen: str, finetune: tuple[str, ...] = ()) -> kinds.Bench:
@@ -44,7 +44,7 @@ def bench_of(folder: Path, *chosen: str, finetune: tuple[str, ...] = ()) -> kind
     words = ["the", "old", "man", "sat", "by", "the", "river", "and", "watched", "boats", "go", "past"]
     draw = random.Random(0)
     documents = [" ".join(draw.choices(words, k=40)) for _ in range(400)]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     sizes = {
         "train-tokens": 2048,
         "held-out-tokens": 300,
@@ -60,13 +60,15 @@ def bench_of(folder: Path, *chosen: str, finetune: tuple[str, ...] = ()) -> kind
     return kinds.Bench(str(ROOT / "models" / "gpt2-stdlib"), options)
 
 
-def test_both_forms_of_report_and_a_rerun_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_forms_of_report_are_read_and_a_rerun_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = bench_of(tmp_path, "sae-out", "clt-all")
     found = list(bench.rows())
-    assert [figures["name"] for figures in found] == ["sae-out", "clt-all"]
+    assert [entry["name"] for entry in found] == ["sae-out", "clt-all"]
     assert found[0]["crossing"] is None
     assert found[1]["crossing"] > 0
-    assert all(figures["prefixes"] == [96, 288, 672, 1536] for figures in found)
+    assert all(entry["prefixes"] == [96, 288, 672, 1536] for entry in found)
     for stage in ("run_evaluate", "run_evaluate_joint", "run_together"):
         monkeypatch.setattr(kinds.nestcoder, stage, None)
     assert list(bench.rows()) == found
@@ -76,6 +78,6 @@ def test_both_forms_of_report_and_a_rerun_measures_nothing(tmp_path: Path, monke
 def test_every_kind_before_and_after_fine_tuning(tmp_path: Path) -> None:
     names = [kind.name for kind in kinds.KINDS]
     found = list(bench_of(tmp_path, *names, finetune=tuple(names)).rows())
-    assert [figures["name"] for figures in found] == [name for kind in names for name in (kind, f"{kind}-finetuned")]
-    window_0 = [figures["crossing"] for figures in found if figures["name"].startswith("clt-0")]
+    assert [entry["name"] for entry in found] == [name for kind in names for name in (kind, f"{kind}-finetuned")]
+    window_0 = [entry["crossing"] for entry in found if entry["name"].startswith("clt-0")]
     assert window_0 == [0, 0]

@@ -1,4 +1,4 @@
-"""The plain trainer that ours is measured beside: its loss is ours without the balance, and it learns."""
+"""The plain trainer that ours is compared with: its loss is ours without the balance, and it learns."""
 
 from pathlib import Path
 
@@ -31,14 +31,14 @@ def reader(tmp_path: Path) -> CacheReader:
     settings = CacheSettings(dtype="float32", chunk_rows=16, shard_rows=64, segment_rows=256)
     identity = {"model": "tiny", "layer": 0}
     with CacheWriter(tmp_path / "cache", identity=identity, settings=settings, arrays={}, **sizes) as writer:
-        for held_out, part in ((False, slice(0, 500)), (True, slice(500, 600))):
-            rows = np.arange(600)[part]
+        for held_out, rows_of_split in ((False, slice(0, 500)), (True, slice(500, 600))):
+            rows = np.arange(600)[rows_of_split]
             columns = (np.ones(len(rows), np.int32), rows // 50, (rows % 50).astype(np.int32))
-            writer.append(source[part], target[part], *columns, held_out=held_out, cursor=None)
+            writer.append(source[rows_of_split], target[rows_of_split], *columns, held_out=held_out, cursor=None)
     return CacheReader.open(tmp_path / "cache")
 
 
-def test_its_loss_and_gradient_are_ours_without_the_balance(reader: CacheReader) -> None:
+def test_loss_and_gradient_are_ours_without_the_balance(reader: CacheReader) -> None:
     units = units_of(reader, "mlp_in", "whole")
     plain = Plain(units, d_source=12, dict_size=24, seed=1)
     rows = reader.split("train").rows(slice(0, 64))
@@ -54,7 +54,7 @@ def test_its_loss_and_gradient_are_ours_without_the_balance(reader: CacheReader)
     assert 0 < int(fired.sum()) <= 24
 
 
-def test_the_auxiliary_loss_is_the_share_that_dead_features_leave(reader: CacheReader) -> None:
+def test_the_auxiliary_loss_is_the_fraction_that_dead_features_do_not_explain(reader: CacheReader) -> None:
     plain = Plain(units_of(reader, "mlp_in", "whole"), d_source=12, dict_size=24, seed=1)
     source, target = torch.randn(32, 12), torch.randn(32, 8)
     dead = torch.tensor([2, 5, 11])

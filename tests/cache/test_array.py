@@ -1,4 +1,4 @@
-"""An array's files: how many, how large, what stands behind their chunks; zarr reads what its zarr.json says."""
+"""An array's files: how many, how large, what follows their chunks; zarr reads what its zarr.json says."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ def test_the_last_file_and_chunk_may_be_shorter():
     assert ARRAY.file_path(2) == "rows.zarr/train/source/c.2.0"
 
 
-def test_the_index_says_where_chunks_lie_and_which_are_absent():
+def test_the_index_says_where_chunks_are_and_which_are_absent():
     index = ARRAY.index([10])
     assert struct.unpack("<QQQQ", index[:32]) == (0, 10, 2**64 - 1, 2**64 - 1)
     assert struct.unpack("<I", index[32:])[0] == crc32c(index[:32])
@@ -35,7 +35,7 @@ def test_padding_is_what_zarr_fills_with():
     assert (np.frombuffer(padding(tokens, 5), np.int32) == -1).all()
 
 
-def test_zarr_opens_files_that_lie_where_the_array_says(tmp_path):
+def test_zarr_opens_files_at_the_paths_that_the_array_names(tmp_path):
     values = np.arange(21 * 3, dtype=np.float32).reshape(21, 3)
     folder = tmp_path / "rows.zarr/train/source"
     folder.mkdir(parents=True)

@@ -17,22 +17,22 @@ def folder(toy, tmp_path):
 
 @pytest.mark.parametrize("column", ["source", "target"])
 def test_source_and_target_are_the_column_that_is_named(folder, column):
-    whole = open_cache(folder)
+    both = open_cache(folder)
     seen = open_cache(folder, column=column)
     for name in ("train", "held_out"):
         rows = seen.split(name).rows(slice(None))
-        expected = getattr(whole.split(name).rows(slice(None)), column)
+        expected = getattr(both.split(name).rows(slice(None)), column)
         assert torch.equal(rows.source, expected)
         assert torch.equal(rows.target, expected)
-    assert seen.d_source == seen.d_target == getattr(whole, f"d_{column}")
-    assert seen.fingerprint == whole.fingerprint
-    assert seen.identity["source_site"] == seen.identity["target_site"] == whole.identity.get(f"{column}_site")
-    expected = getattr(whole.statistics, column)
+    assert seen.d_source == seen.d_target == getattr(both, f"d_{column}")
+    assert seen.fingerprint == both.fingerprint
+    assert seen.identity["source_site"] == seen.identity["target_site"] == both.identity.get(f"{column}_site")
+    expected = getattr(both.statistics, column)
     assert np.array_equal(seen.statistics.source.mean, expected.mean)
     assert np.array_equal(seen.statistics.target.variance, expected.variance)
 
 
-def test_a_loader_reads_the_files_of_that_side_alone(folder):
+def test_a_loader_reads_only_the_files_of_that_column(folder):
     seen = open_cache(folder, column="target")
     with Loader(seen, batch_rows=8, seed=0, epochs=1) as batches:
         values = torch.cat([batch.source for batch in batches])

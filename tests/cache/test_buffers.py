@@ -1,4 +1,4 @@
-"""Memory that is lent is the borrower's while any view lives, and is lent again after."""
+"""Lent memory belongs to its borrower while any view of it exists; then it is lent again."""
 
 import torch
 

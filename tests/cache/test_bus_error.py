@@ -1,4 +1,4 @@
-"""A shard that is cut under a process that has it mapped: one sentence and exit code 3, not a death without a word."""
+"""A shard that is cut under a process that has it mapped: one sentence and exit code 3, not a silent death."""
 
 import os
 import subprocess
@@ -39,9 +39,9 @@ def test_a_cut_between_check_and_read_ends_with_a_sentence(pages, read):
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == DamagedError.exit_code
     assert done.stdout == ""
-    first, where, _ = done.stderr.splitlines()
+    first, named_file, _ = done.stderr.splitlines()
     assert first == "nestcoder: A shard became shorter while it was read."
-    assert where.strip() == str(pages / SHARD)
+    assert named_file.strip() == str(pages / SHARD)
 
 
 @pytest.mark.parametrize("size", [0, 100, 10_000_000])

@@ -113,8 +113,8 @@ def test_killed_again_and_again_while_it_recovers_a_write_still_ends_with_the_sa
     for number in range(60 if FULL else 2):
         path = folder / f"again-{number}"
         for _ in range(6):
-            at = [dice.randrange(len(operations) // 2), dice.choice(["before", "after", "torn"])]
-            how = {"at": at, "cut": bool(number % 2), "drafts": number % 4 < 2}
+            moment = [dice.randrange(len(operations) // 2), dice.choice(["before", "after", "torn"])]
+            how = {"at": moment, "cut": bool(number % 2), "drafts": number % 4 < 2}
             kills += zygote.ask(path, SMALL, **how)["exit"] == KILLED
         assert not finish(zygote, path, SMALL, reference, tree)
         shutil.rmtree(path)
@@ -169,10 +169,10 @@ def test_the_flips_find_a_hash_that_leaves_out_zarr_json(cache, flip, monkeypatc
     """Metadata decides what bytes mean: were it left out, a flipped bit in it would pass."""
     flip(cache / "rows.zarr/train/source/zarr.json", 1000)
     assert verify_cache(cache).faults
-    whole = verify_module.read_index
+    read_full_index = verify_module.read_index
 
     def careless(path):
-        index = whole(path)
+        index = read_full_index(path)
         kept = {name: expected for name, expected in index.files.items() if not name.endswith("zarr.json")}
         object.__setattr__(index, "files", kept)
         return index
@@ -247,8 +247,8 @@ def test_a_real_power_cut_takes_nothing_that_the_journal_promises(zygote, make_d
     while cuts < (20 if FULL else 4):
         path, number = disk.path / f"cut-{number}", number + 1
         for _ in range(4):
-            at = [dice.randrange(len(operations) // 3), dice.choice(["before", "after", "torn"])]
-            cuts += zygote.ask(path, LARGER, at=at, drafts=bool(number % 2))["exit"] == KILLED
+            moment = [dice.randrange(len(operations) // 3), dice.choice(["before", "after", "torn"])]
+            cuts += zygote.ask(path, LARGER, at=moment, drafts=bool(number % 2))["exit"] == KILLED
             disk.cut_power()
         assert not finish(zygote, path, LARGER, reference, tree)
         shutil.rmtree(path)

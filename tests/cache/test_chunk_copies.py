@@ -29,8 +29,8 @@ def test_a_chunk_is_copied_once_and_is_what_the_file_holds(served, whole_cache, 
     for _ in range(2):
         path = fetch(copies, array, entries, 3)
     assert path == tmp_path / "chunks" / "rows.zarr/train/source/3"
-    whole = (whole_cache / array.file_path(1)).read_bytes()
-    assert path.read_bytes() == whole[array.chunk_bytes : 2 * array.chunk_bytes]
+    shard = (whole_cache / array.file_path(1)).read_bytes()
+    assert path.read_bytes() == shard[array.chunk_bytes : 2 * array.chunk_bytes]
     assert copies.fetched == 1
 
 

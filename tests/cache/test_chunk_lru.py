@@ -1,4 +1,4 @@
-"""Chunks kept within a limit: those in use stay, the rest go, and whoever finds no room waits for it."""
+"""Chunks kept within a limit: chunks in use stay, others are given up, and a request that finds no room waits."""
 
 import threading
 
@@ -36,15 +36,15 @@ def test_more_than_the_limit_at_once_is_refused():
         ChunkLru(20, location="here").in_use(KEYS[:3], chunk_bytes=10).__enter__()
 
 
-def test_who_finds_no_room_waits_for_it():
+def test_a_request_that_finds_no_room_waits():
     lru, given_up, done = ChunkLru(30, location="here"), [], threading.Event()
 
-    def other():
+    def use_more():
         with lru.in_use(KEYS[2:5], chunk_bytes=10):
             add_all(lru, KEYS[2:5], given_up)
             done.set()
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=use_more)
     with lru.in_use(KEYS[:2], chunk_bytes=10):
         add_all(lru, KEYS[:2], given_up)
         thread.start()

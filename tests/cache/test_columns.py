@@ -31,13 +31,13 @@ def test_reading_ahead_checks_all_and_stops_when_told(cache, flip):
     column_of(cache).read_through(chunks, stopped=lambda: True)
 
 
-def test_a_file_that_is_gone_is_named_also_after_it_was_read(cache):
+def test_a_file_that_was_removed_is_named_even_after_it_was_read(cache):
     column = column_of(cache)
     column.need_all()
     (cache / "rows.zarr" / "train" / "source" / "c.2.0").unlink()
-    other = column_of(cache)
+    opened_again = column_of(cache)
     with pytest.raises(DamagedError, match="missing"):
-        other.need_all()
+        opened_again.need_all()
 
 
 def test_compressed_chunks_are_unpacked_and_released_within_the_limit(make_toy, whole_cache, tmp_path):

@@ -48,7 +48,7 @@ def test_shares_are_those_of_the_definition(tmp_path, limit_rows):
         assert found.dimension_shares[count] == pytest.approx(by_dimension[:count].sum() / squares.sum(), rel=1e-12)
 
 
-def test_the_rows_and_dimensions_that_rule_are_named(tmp_path):
+def test_the_rows_and_dimensions_that_dominate_are_named(tmp_path):
     reader = write(tmp_path, targets(ruled=True))
     found = concentration(reader)
     documents = {(row.document, row.position, row.token) for row in found.largest_rows[:3]}

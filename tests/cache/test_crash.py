@@ -1,4 +1,4 @@
-"""A kill or an error at every operation on the disk, then runs to the end: always the bytes of a run left alone.
+"""A kill or an error at every operation on the disk, then runs to the end: always the bytes of an undisturbed run.
 
 A crash point costs a fork of this process, in which everything is imported already. ``NESTCODER_CRASH_STEP=1`` tries
 every operation instead of a few.
@@ -29,14 +29,14 @@ def moments(operations, *, offset):
 
 
 class Fault:
-    """Does something at the ``at``-th operation, before or after it. ``count`` is how many there have been."""
+    """Does something before or after the operation of this number. ``count`` is how many there have been."""
 
-    def __init__(self, at, when, act):
-        self.at, self.when, self.act, self.count = at, when, act, 0
+    def __init__(self, number, when, act):
+        self.number, self.when, self.act, self.count = number, when, act, 0
 
     def __call__(self, when, operation, path):
         self.count += when == "before"
-        if self.count == self.at and when == self.when:
+        if self.count == self.number and when == self.when:
             self.act(operation, path)
 
 
@@ -66,9 +66,9 @@ def kill(_operation, _path):
 def tear(operation, path):
     """Leave half of what was written last, as a power cut may."""
     if operation in {"write", "append"}:
-        whole = path.read_bytes()
-        kept = whole.rstrip(b"\n").rfind(b"\n") + 1 if operation == "append" else 0
-        os.truncate(path, (kept + len(whole)) // 2)
+        written = path.read_bytes()
+        kept = written.rstrip(b"\n").rfind(b"\n") + 1 if operation == "append" else 0
+        os.truncate(path, (kept + len(written)) // 2)
     kill(operation, path)
 
 
@@ -93,15 +93,15 @@ def alone(stream, undisturbed, folder, request, monkeypatch):
 
 
 @pytest.mark.parametrize(("when", "act"), [("before", kill), ("after", kill), ("after", tear)])
-def test_a_kill_at_any_operation_costs_nothing_but_time(stream, folder, alone, when, act):
-    whole, operations, _ = alone
+def test_a_rerun_after_a_kill_at_any_operation_writes_the_same_bytes(stream, folder, alone, when, act):
+    reference, operations, _ = alone
     assert operations > 100
-    for at in moments(operations, offset=len(act.__name__ + when)):
-        path = folder / str(at)
-        assert killed(stream, path, Fault(at, when, act))
+    for number in moments(operations, offset=len(act.__name__ + when)):
+        path = folder / str(number)
+        assert killed(stream, path, Fault(number, when, act))
         refuses_what_is_unfinished(path)
         write(stream, path)
-        assert stream.tree(path) == whole, f"{act.__name__} {when} operation {at}"
+        assert stream.tree(path) == reference, f"{act.__name__} {when} operation {number}"
         shutil.rmtree(path)
 
 
@@ -112,36 +112,36 @@ def refuses_what_is_unfinished(path):
         return
 
 
-def test_kills_during_recovery_change_nothing_either(stream, folder, alone):
-    whole, operations, _ = alone
+def test_kills_during_recovery_change_no_byte(stream, folder, alone):
+    reference, operations, _ = alone
     chance = random.Random(0)
     for run in range(60 if "NESTCODER_CRASH_STEP" in os.environ else 3):
         path = folder / str(run)
         while killed(stream, path, Fault(chance.randrange(1, operations), "after", chance.choice((kill, tear)))):
             pass
-        assert stream.tree(path) == whole
+        assert stream.tree(path) == reference
         shutil.rmtree(path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_an_error_at_any_operation_is_one_sentence_and_a_rerun_goes_on(stream, folder, alone, number):
-    whole, operations, drafts = alone
+    reference, operations, drafts = alone
 
     def fail(_operation, path):
         raise OSError(number, os.strerror(number), path)
 
-    for at in moments(operations, offset=number):
-        path = folder / str(at)
+    for operation in moments(operations, offset=number):
+        path = folder / str(operation)
         reason = ""
         try:
-            write(stream, path, Fault(at, "before", fail))
+            write(stream, path, Fault(operation, "before", fail))
         except DiskError as error:
             reason = str(error)
         # What fails of a draft fails nothing else.
         assert os.strerror(number) in reason or (drafts and not reason)
         assert not list(path.rglob("*.aside"))
         write(stream, path)
-        assert stream.tree(path) == whole
+        assert stream.tree(path) == reference
         shutil.rmtree(path)
 
 

@@ -1,4 +1,4 @@
-"""What a crash, or anything else, does to the file of a draft: it counts as far as it is sound, and no row is wrong."""
+"""What a crash, or anything else, does to the file of a draft: its sound rows are used, and no row is wrong."""
 
 import random
 import shutil
@@ -46,23 +46,23 @@ def goes_on(cache, begun, make_toy, tree):
     return cursor or 0
 
 
-def test_a_sound_draft_is_gone_on_from(cut, begun, make_toy, tree):
+def test_a_sound_draft_is_continued(cut, begun, make_toy, tree):
     assert goes_on(cut, begun, make_toy, tree) == 10
 
 
-def test_cut_short_anywhere_it_counts_as_far_as_it_goes(cut, begun, make_toy, tree, folder):
-    whole = draft_of(cut).read_bytes()
+def test_a_draft_that_was_cut_counts_up_to_the_cut(cut, begun, make_toy, tree, folder):
+    draft = draft_of(cut).read_bytes()
     found = set()
-    for length in range(0, len(whole), len(whole) // 12):
+    for length in range(0, len(draft), len(draft) // 12):
         path = folder / str(length)
         shutil.copytree(cut, path)
-        draft_of(path).write_bytes(whole[:length])
+        draft_of(path).write_bytes(draft[:length])
         found.add(goes_on(path, begun, make_toy, tree))
         shutil.rmtree(path)
     assert found == {8, 9}, "the segment begins at 8, was kept at 9 and 10, and no cut leaves all of it"
 
 
-def test_with_any_bit_flipped_the_bytes_are_the_same(cut, begun, make_toy, tree, flip, folder):
+def test_a_flipped_bit_of_a_draft_changes_no_byte_of_the_cache(cut, begun, make_toy, tree, flip, folder):
     dice = random.Random(0)
     size = draft_of(cut).stat().st_size
     for number in range(12):
@@ -73,23 +73,23 @@ def test_with_any_bit_flipped_the_bytes_are_the_same(cut, begun, make_toy, tree,
         shutil.rmtree(path)
 
 
-def test_what_a_power_cut_left_behind_the_end_is_cut_off(cut, begun, make_toy, tree):
+def test_bytes_behind_the_end_of_a_draft_are_cut_off(cut, begun, make_toy, tree):
     path = draft_of(cut)
-    whole = path.read_bytes()
-    path.write_bytes(whole + bytes(4096))
+    draft = path.read_bytes()
+    path.write_bytes(draft + bytes(4096))
     with make_toy().writer(cut) as writer:
         assert writer.cursor == 10
-    assert path.read_bytes() == whole
-    path.write_bytes(whole + whole[-100:] + b"\n")
+    assert path.read_bytes() == draft
+    path.write_bytes(draft + draft[-100:] + b"\n")
     assert goes_on(cut, begun, make_toy, tree) == 10
 
 
 def test_a_draft_of_another_cache_or_segment_is_not_used(cut, begun, make_toy, tree):
-    other = cut.with_name("other")
+    other_cache = cut.with_name("other")
     toy = make_toy(shuffle_seed=7)
-    toy.write(other, stop=1)
-    shutil.copytree(cut / "drafts", other / "drafts")
-    with toy.writer(other) as writer:
+    toy.write(other_cache, stop=1)
+    shutil.copytree(cut / "drafts", other_cache / "drafts")
+    with toy.writer(other_cache) as writer:
         assert not writer.cursor
     moved = draft_of(cut)
     moved.rename(moved.with_name("part-00000.train.3"))

@@ -14,7 +14,7 @@ from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
 from common import disk
 from common.errors import NumericalError
-from common.progress import Silent
+from tests.helpers.progress import Notes
 
 WIDTH = 8
 CONTEXT = 5
@@ -30,14 +30,6 @@ KINDS = [
 ]
 GENERATOR = torch.Generator().manual_seed(0)
 MLP = Mlp("gelu_new", 0.0, *(torch.randn(WIDTH, WIDTH, generator=GENERATOR) for _ in range(2)))
-
-
-class Notes(Silent):
-    def __init__(self):
-        self.texts = []
-
-    def note(self, text):
-        self.texts.append(text)
 
 
 def open_writer(path, *, partition=0, partitions=1, progress=None, **settings):
@@ -82,7 +74,7 @@ def drafts(path):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_stopped_at_any_batch_it_goes_on_there_and_ends_with_the_same_bytes(folder, tree, monkeypatch, kind):
+def test_a_writer_stopped_at_any_batch_goes_on_there_and_ends_with_the_same_bytes(folder, tree, monkeypatch, kind):
     total = write(folder / "whole", **kind)
     monkeypatch.setattr("cache.drafts._SECONDS", 0.0)
     monkeypatch.setattr("cache.drafts._SHARE", float("inf"))
@@ -90,7 +82,7 @@ def test_stopped_at_any_batch_it_goes_on_there_and_ends_with_the_same_bytes(fold
     given = 0
     while given < 3 * total:
         with open_writer(path, **kind) as writer:
-            # Two batches a time: the second one's rows are lost, the first one's are kept.
+            # Two batches each time: the rows of the second are lost, those of the first are kept.
             given += feed(writer, stop=2)
             if writer.complete:
                 break
@@ -99,7 +91,7 @@ def test_stopped_at_any_batch_it_goes_on_there_and_ends_with_the_same_bytes(fold
     assert drafts(path) == []
 
 
-def test_every_row_that_a_draft_has_is_not_given_again(folder, every_batch):
+def test_no_row_of_a_draft_is_given_again(folder, every_batch):
     with open_writer(folder) as writer:
         feed(writer, stop=3)
     assert drafts(folder) == ["part-00000.held_out.0", "part-00000.train.0"]
@@ -161,12 +153,12 @@ def test_rows_that_were_quantised_when_the_interrupt_came_are_not_kept(folder, t
 def test_rows_before_a_bad_one_are_kept(folder, monkeypatch):
     monkeypatch.setattr("cache.drafts._SECONDS_AT_END", 0.0)
     bad = np.full((1, WIDTH), np.nan, np.float32)
-    one = np.ones(1, np.int32)
+    number = np.ones(1, np.int32)
 
     def stumble():
         with open_writer(folder) as writer:
             feed(writer, stop=2)
-            writer.append(bad, bad, one, one, one, held_out=False, cursor=2)
+            writer.append(bad, bad, number, number, number, held_out=False, cursor=2)
 
     with pytest.raises(NumericalError):
         stumble()
@@ -175,7 +167,7 @@ def test_rows_before_a_bad_one_are_kept(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_refuses_drafts_is_said_once_and_the_cache_is_written(folder, tree, every_batch, number):
+def test_a_disk_that_refuses_drafts_is_reported_once_and_the_cache_is_written(folder, tree, every_batch, number):
     write(folder / "whole")
 
     def refuse(when, operation, path):
@@ -190,7 +182,7 @@ def test_a_disk_that_refuses_drafts_is_said_once_and_the_cache_is_written(folder
     assert tree(folder / "cut") == tree(folder / "whole")
 
 
-def test_no_draft_takes_the_room_of_the_cache(folder, every_batch, monkeypatch):
+def test_drafts_leave_the_cache_its_disk_space(folder, every_batch, monkeypatch):
     with open_writer(folder / "sized") as writer:
         needed = writer.manifest.geometry.size_bytes
     monkeypatch.setattr(disk, "free_bytes", lambda _: needed)
@@ -213,7 +205,7 @@ def test_drafts_take_a_twentieth_of_the_time_at_most(monkeypatch):
     assert spent.may_spend()
 
 
-def test_a_draft_that_a_kill_left_beside_a_finished_part_goes(folder, every_batch, monkeypatch):
+def test_a_draft_that_a_kill_left_beside_a_finished_partition_is_removed(folder, every_batch, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Drafts, "drop", lambda self, group: self._drafts.pop(group, None))
         write(folder)

@@ -1,4 +1,4 @@
-"""Activations cross between torch and the disk by their bits."""
+"""Activations go from torch to the disk and back bit by bit."""
 
 import numpy as np
 import pytest
@@ -32,5 +32,5 @@ def test_what_is_not_finite_is_found_row_by_row() -> None:
     assert stored.finite_rows.tolist() == [True, False, True]
 
 
-def test_int8_waits_as_bfloat16() -> None:
+def test_int8_rows_wait_as_bfloat16() -> None:
     assert [read_as(dtype) for dtype in ("int8", "bfloat16", "float32")] == ["bfloat16", "bfloat16", "float32"]

@@ -40,7 +40,7 @@ def test_the_page_is_of_this_version():
     assert PAGE.startswith(f"# The cache format, version {VERSION}\n")
 
 
-def test_the_tree_is_the_tree(stored):
+def test_the_tree_of_the_page_is_that_of_a_cache(stored):
     named = re.findall(r"^(\S+)  ", re.search(r"```\n(manifest.*?)```", PAGE, re.DOTALL)[1], re.MULTILINE)
     patterns = [re.escape(name).replace("<shard>", r"\d+").replace("<segment>", r"\d+") for name in named]
     patterns = [pattern.replace("<name>", r"\w+") for pattern in patterns]
@@ -54,7 +54,7 @@ def test_the_tree_is_the_tree(stored):
         assert any(re.match(pattern, file) for file in files), pattern
 
 
-def test_the_readers_twenty_lines_read_what_the_code_reads(stored, blocks):
+def test_the_twenty_line_reader_of_the_page_reads_what_the_code_reads(stored, blocks):
     reader = CacheReader.open(stored)
     for group in GROUPS:
         rows = reader.split(group).rows(slice(None))

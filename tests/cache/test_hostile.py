@@ -1,4 +1,4 @@
-"""Nothing that a file says is believed: random damage and files made to harm end in a typed error or a named fault.
+"""No file is trusted: random damage and files made to harm end in a typed error or a named fault.
 
 NESTCODER_FULL=1 runs the full counts.
 """
@@ -41,7 +41,7 @@ def read_everything(cache):
 
 
 class Flip:
-    """One bit of a file, the other way round while the block runs."""
+    """One bit of a file, flipped while the block runs."""
 
     def __init__(self, path, bit):
         self.path, self.at, self.mask = path, bit // 8, 1 << bit % 8
@@ -60,7 +60,7 @@ class Flip:
 
 
 def is_read_by_training(cache, path, bit):
-    """Whether the byte is one that rows, columns, small arrays, manifest or journal are read from."""
+    """Whether training reads this byte: rows, columns, small arrays, manifest or journal."""
     name = path.relative_to(cache).as_posix()
     if name.startswith("rows.zarr/parameters/gain/") or not name.startswith("rows.zarr"):
         return True
@@ -75,7 +75,7 @@ def test_every_flipped_bit_is_detected(cache):
     sizes = np.array([path.stat().st_size for path in files])
     count, seen = (4000 if FULL else 60), 0
     for turn in range(count):
-        # Half of the flips anywhere among the bytes, half in a file drawn first, so that small ones get theirs.
+        # Half of the flips anywhere among the bytes, half in a file drawn first, so that small ones are hit, too.
         path = files[random.choice(len(files), p=sizes / sizes.sum()) if turn % 2 else random.integers(len(files))]
         bit = int(random.integers(8 * path.stat().st_size))
         with Flip(path, bit):
@@ -105,7 +105,7 @@ def test_every_bit_of_manifest_and_journal_is_detected(cache, name):
                 assert name == "manifest.json"
 
 
-def test_every_journal_cut_short_is_a_shorter_promise(cache):
+def test_a_journal_that_was_cut_promises_fewer_segments(cache):
     (cache / seal_path(0)).unlink()
     data = (cache / JOURNAL).read_bytes()
     without_newline = {length for length, byte in enumerate(data) if byte == ord("\n")}
@@ -131,29 +131,29 @@ json_values = st.recursive(
 )
 
 
-def places(document, at=()):
+def places(document, path=()):
     """Every place of a JSON document, as a path of keys and indices."""
-    yield at
+    yield path
     items = (
         document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     )
     for key, value in items:
-        yield from places(value, (*at, key))
+        yield from places(value, (*path, key))
 
 
-def replaced(document, at, value):
-    if not at:
+def replaced(document, path, value):
+    if not path:
         return value
     document = copy.deepcopy(document)
     inner = document
-    for key in at[:-1]:
+    for key in path[:-1]:
         inner = inner[key]
-    inner[at[-1]] = value
+    inner[path[-1]] = value
     return document
 
 
 def sealed(document):
-    """A manifest's bytes with a right fingerprint and checksum, whatever else it says."""
+    """A manifest's bytes with a right fingerprint and checksum, and any other content."""
     document = {key: value for key, value in document.items() if key != "checksum"}
     determining = {key: document.get(key) for key in ("version", "special_ids")}
     for key, left_out in (("identity", "proof"), ("format", "codec")):
@@ -175,13 +175,13 @@ def opens_or_says_why(cache):
 
 @FUZZ
 @given(data=st.data())
-def test_a_manifest_that_says_anything_is_read_or_refused(cache, whole_cache, data):
+def test_a_manifest_of_any_content_is_read_or_refused(cache, whole_cache, data):
     document = json.loads((whole_cache / "manifest.json").read_bytes())
     for _ in range(data.draw(st.integers(1, 2))):
-        at = data.draw(st.sampled_from(sorted(places(document), key=str)))
-        if not at:
+        path = data.draw(st.sampled_from(sorted(places(document), key=str)))
+        if not path:
             continue
-        document = replaced(document, at, data.draw(json_values))
+        document = replaced(document, path, data.draw(json_values))
         if not isinstance(document, dict):
             return
     try:
@@ -193,11 +193,11 @@ def test_a_manifest_that_says_anything_is_read_or_refused(cache, whole_cache, da
 
 @FUZZ
 @given(data=st.data())
-def test_a_journal_that_says_anything_is_read_or_refused(cache, whole_cache, data):
+def test_a_journal_of_any_content_is_read_or_refused(cache, whole_cache, data):
     lines = [json.loads(line[17:]) for line in (whole_cache / JOURNAL).read_bytes().splitlines()]
-    at = data.draw(st.sampled_from(sorted((place for place in places(lines) if place), key=str)))
+    path = data.draw(st.sampled_from(sorted((inner for inner in places(lines) if inner), key=str)))
     try:
-        texts = [canonical_json(line) for line in replaced(lines, at, data.draw(json_values))]
+        texts = [canonical_json(line) for line in replaced(lines, path, data.draw(json_values))]
     except ValueError:
         return
     (cache / seal_path(0)).unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def changed(cache, **changes):
         {"surplus": 1},
     ],
 )
-def test_absurd_shapes_are_damage(cache, changes):
+def test_impossible_shapes_are_damage(cache, changes):
     changed(cache, **changes)
     with pytest.raises(DamagedError):
         read_manifest(cache)
@@ -275,9 +275,9 @@ def test_a_path_that_leaves_the_folder_is_damage(cache, path):
         read_manifest(cache)
 
 
-def test_what_seals_a_manifest_here_is_the_formats_own_fingerprint(cache):
-    whole = (cache / "manifest.json").read_bytes()
-    assert sealed(json.loads(whole)) == whole
+def test_a_manifest_sealed_here_has_the_fingerprint_of_the_format(cache):
+    manifest = (cache / "manifest.json").read_bytes()
+    assert sealed(json.loads(manifest)) == manifest
 
 
 def test_an_unknown_version_is_named(cache):
@@ -307,7 +307,7 @@ def test_a_zarr_json_with_another_codec_is_refused_even_when_the_manifest_binds_
 
 
 @pytest.mark.parametrize("shape", [[1 << 40], [-1], [8, 1 << 40], [0.5], "8", [], [8] * 40])
-def test_a_small_array_of_an_absurd_shape_is_refused(cache, shape):
+def test_a_small_array_of_an_impossible_shape_is_refused(cache, shape):
     name = "rows.zarr/parameters/gain/zarr.json"
     data = json.dumps(json.loads((cache / name).read_bytes()) | {"shape": shape}, indent=1, sort_keys=True).encode()
     (cache / name).write_bytes(data)

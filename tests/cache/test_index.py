@@ -1,9 +1,9 @@
-"""The index names every file of a cache, and a journal that does not read is a fault of its own."""
+"""The index names every file of a cache, and a journal that cannot be read is a fault of its own."""
 
 from cache.tools.index import read_index
 
 
-def test_every_file_but_the_promises_is_named(whole_cache):
+def test_every_file_below_rows_zarr_is_named(whole_cache):
     index = read_index(whole_cache)
     there = {
         path.relative_to(whole_cache).as_posix() for path in (whole_cache / "rows.zarr").rglob("*") if path.is_file()

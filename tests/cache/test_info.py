@@ -5,7 +5,7 @@ from cache.tools.info import cache_info
 from cache.tools.mixing import measure_mixing
 
 
-def test_figures_of_a_cache(whole_cache, toy):
+def test_the_numbers_of_a_cache_are_those_of_its_rows(whole_cache, toy):
     info = cache_info(whole_cache)
     source, _, tokens, document, _ = toy.text
     text = np.arange(len(tokens)) // 5 % 4 == 3
@@ -17,7 +17,7 @@ def test_figures_of_a_cache(whole_cache, toy):
     assert info.source.variance_sum == pytest.approx(rows.var(axis=0).sum(), rel=1e-12)
     assert info.source.largest_norm == pytest.approx(np.linalg.norm(rows, axis=1).max(), rel=1e-12)
     assert info.documents == {
-        name: len(np.unique(document[where][:n])) for name, where, n in (("train", ~text, 50), ("held_out", text, 11))
+        name: len(np.unique(document[chosen][:n])) for name, chosen, n in (("train", ~text, 50), ("held_out", text, 11))
     }
     assert info.complete
     assert 0.5 < info.mixing.score < 1.5

@@ -21,7 +21,7 @@ def outlying(rows, width):
 def test_the_noise_of_8_bits_is_small_in_every_dimension():
     x = outlying(3000, 64)
     found = quantise(to_array(x))
-    back = restore(*(torch.from_numpy(part) for part in (found.values, found.scale, found.channel))).double()
+    back = restore(*(torch.from_numpy(array) for array in (found.values, found.scale, found.channel))).double()
     error = (x.double() - back).square()
     assert float(error.sum() / x.double().var(dim=0, correction=0).sum() / len(x)) < 2e-4
     assert float((error.mean(dim=0) / x.double().var(dim=0)).max()) < 2e-3

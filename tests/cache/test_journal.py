@@ -1,4 +1,4 @@
-"""The journal's lines: what was committed is read back, what a crash tore is left out, anything else is damage."""
+"""The journal's lines: what was committed is read back, what a crash cut is left out, anything else is damage."""
 
 import pytest
 
@@ -10,26 +10,26 @@ from common.errors import DamagedError, MismatchError
 def test_a_line_reads_back_and_any_changed_byte_is_seen():
     line = journal_line({"n": 3, "a": [1, "b"]})
     assert read_line(line[:-1]) == {"n": 3, "a": [1, "b"]}
-    for place in range(len(line) - 1):
+    for offset in range(len(line) - 1):
         changed = bytearray(line[:-1])
-        changed[place] ^= 1
+        changed[offset] ^= 1
         with pytest.raises(ValueError, match="torn"):
             read_line(bytes(changed))
 
 
-def test_a_point_without_counts_is_none():
+def test_a_point_without_counts_is_refused():
     assert read_point({"cursor": None, "train": 3, "held_out": 0}).train == 3
     for wrong in (-1, 2.0, "2", True):
         with pytest.raises(ValueError, match="train"):
             read_point({"cursor": None, "train": wrong, "held_out": 0})
 
 
-def test_cut_anywhere_it_names_what_stands_before(whole_cache):
+def test_a_journal_that_was_cut_anywhere_names_the_lines_before_the_cut(whole_cache):
     path = whole_cache / journal_path(0)
     manifest = read_manifest(whole_cache)
     data = path.read_bytes()
     options = {"geometry": manifest.geometry, "fingerprint": manifest.fingerprint, "partition": 0}
-    ends = [place + 1 for place, byte in enumerate(data) if byte == ord("\n")]
+    ends = [offset + 1 for offset, byte in enumerate(data) if byte == ord("\n")]
     for length in (0, 5, *ends, ends[2] + 30):
         journal = parse_journal(data[:length], path, **options)
         assert journal.whole_bytes == max((end for end in ends if end <= length), default=0)

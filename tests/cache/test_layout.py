@@ -1,4 +1,4 @@
-"""Groups and partitions: every row is in one segment of one partition, every file of a segment is its own."""
+"""Groups and partitions: every row is in one segment of one partition, every segment has files of its own."""
 
 import pytest
 

@@ -45,7 +45,7 @@ def test_every_row_but_the_masked_comes_once_an_epoch_in_its_own_order(reader):
     assert (first != second).any()
 
 
-def test_rows_belong_together(reader):
+def test_source_target_and_columns_of_a_row_are_served_together(reader):
     for batch in served(reader):
         exact = batch.document % 5
         assert (batch.source[:, 2].float().numpy().astype(int) == exact).all()
@@ -59,20 +59,20 @@ def test_special_tokens_are_served_when_asked_for(reader):
 
 @pytest.mark.parametrize("start", [1, 5, 6, 11])
 def test_a_loader_that_starts_later_goes_on_exactly(reader, start):
-    whole, rest = served(reader), served(reader, start_batch=start)
-    assert [batch.index for batch in rest] == list(range(start, 12))
-    for one, other in zip(whole[start:], rest, strict=True):
-        assert torch.equal(one.source, other.source)
+    all_batches, later_batches = served(reader), served(reader, start_batch=start)
+    assert [batch.index for batch in later_batches] == list(range(start, 12))
+    for expected, batch in zip(all_batches[start:], later_batches, strict=True):
+        assert torch.equal(expected.source, batch.source)
 
 
 @pytest.mark.parametrize("options", [{"threads": 3, "prefetch": 7}, {"prefetch": 1}])
 def test_threads_and_prefetching_change_nothing(reader, options):
-    for one, other in zip(served(reader), served(reader, **options), strict=True):
-        assert torch.equal(one.source, other.source)
+    for expected, batch in zip(served(reader), served(reader, **options), strict=True):
+        assert torch.equal(expected.source, batch.source)
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
-def test_ranks_together_get_what_one_process_gets(reader, world):
+def test_all_ranks_get_what_one_process_gets(reader, world):
     ranks = [served(reader, rank=rank, world=world) for rank in range(world)]
     for number, batch in enumerate(served(reader)):
         parts = [ranks[rank][number].document for rank in range(world)]
@@ -93,31 +93,31 @@ def test_the_normalised_view_undoes_gain_and_bias(reader):
     assert torch.equal(view[0].source, expected)
 
 
-def test_an_absent_group_and_absurd_sizes_are_refused(reader):
+def test_a_missing_split_and_impossible_sizes_are_refused(reader):
     with pytest.raises(UsageError, match="no held_out rows"):
         Loader(reader, split="held_out", batch_rows=10, seed=0)
     with pytest.raises(UsageError, match="batch_rows=0"):
         Loader(reader, batch_rows=0, seed=0)
 
 
-def test_what_is_still_held_is_never_overwritten(reader):
+def test_rows_that_are_still_in_use_are_never_overwritten(reader):
     with Loader(reader, batch_rows=50, seed=3, epochs=2, prefetch=2) as loader:
-        held = []
+        views = []
         for number, batch in enumerate(loader):
             exact = loader.batch(number)
             assert torch.equal(batch.source, exact.source)
             if number % 3 == 0:
-                held.append((batch.source[5:9], exact.source[5:9].clone()))
-    assert all(torch.equal(kept, exact) for kept, exact in held)
+                views.append((batch.source[5:9], exact.source[5:9].clone()))
+    assert all(torch.equal(kept, exact) for kept, exact in views)
 
 
-def test_memory_is_used_again_as_soon_as_nobody_holds_it():
+def test_memory_is_used_again_as_soon_as_no_view_of_it_is_left():
     buffers = Buffers(rows=100, pinned=False)
     first = buffers.lend(80, width=3, dtype=torch.bfloat16)
-    address, part = first.data_ptr(), first[3:5].float
+    address, view = first.data_ptr(), first[3:5].float
     del first
-    assert buffers.lend(100, width=3, dtype=torch.bfloat16).data_ptr() != address, "a view is still held"
-    del part
+    assert buffers.lend(100, width=3, dtype=torch.bfloat16).data_ptr() != address, "a view is still in use"
+    del view
     second = buffers.lend(100, width=3, dtype=torch.bfloat16)
     assert second.shape == (100, 3)
     third = buffers.lend(7, width=6, dtype=torch.float32)
@@ -129,7 +129,7 @@ def test_memory_is_used_again_as_soon_as_nobody_holds_it():
     assert {buffers.lend(9, width=3, dtype=torch.float16).data_ptr() for _ in range(4)} & taken
 
 
-def test_a_pool_is_read_in_the_order_of_the_file_and_the_next_one_behind_it(reader, monkeypatch):
+def test_a_pool_is_read_in_the_order_of_the_file_and_the_next_pool_after_it(reader, monkeypatch):
     row_bytes = 2 * (3 + 2)
     monkeypatch.setattr("cache.loader.POOL_BYTES", 20 * 8 * row_bytes)
     seen = []
@@ -151,13 +151,13 @@ def test_a_pool_is_read_in_the_order_of_the_file_and_the_next_one_behind_it(read
         assert max(len(chunks) for _, chunks in seen) <= 21, "a pool holds no more than it may"
 
 
-def test_to_name_rows_reads_none(reader, monkeypatch):
+def test_naming_rows_reads_none(reader, monkeypatch):
     monkeypatch.setattr(Column, "need", lambda *_: pytest.fail("rows were read"))
     with Loader(reader, batch_rows=16, seed=3) as loader:
         assert len(loader.rows_of(4, 2)) == 16
 
 
-def test_damage_is_met_by_the_batch_that_needs_it(tmp_path, make_toy, flip):
+def test_damage_is_found_by_the_batch_that_needs_the_rows(tmp_path, make_toy, flip):
     make_toy().write(tmp_path)
     flip(tmp_path / "rows.zarr/train/source/c.1.0", 77)
     loader = Loader(CacheReader.open(tmp_path), batch_rows=8, seed=0)

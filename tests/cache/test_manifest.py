@@ -1,4 +1,4 @@
-"""The manifest: what a cache is in one file, whose every change is refused."""
+"""The manifest: one file that says what a cache is; any change of it is refused."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def manifest(whole_cache):
     return read_manifest(whole_cache)
 
 
-def test_it_reads_itself_again(manifest):
+def test_a_written_manifest_is_read_back(manifest):
     assert parse_manifest(manifest.to_json(), location="here") == manifest
 
 
@@ -51,7 +51,7 @@ def resealed(manifest, **changed):
     ({"files": {"../outside": [1, "0" * 32]}}, DamagedError, "path"),
     ({"more": 1}, DamagedError, "not written as a cache writes it"),
 ])  # fmt: skip
-def test_a_sealed_one_that_makes_no_sense_is_refused(manifest, changed, error, problem):
+def test_a_sealed_manifest_that_makes_no_sense_is_refused(manifest, changed, error, problem):
     with pytest.raises(error, match=problem):
         parse_manifest(resealed(manifest, **changed), location="here")
 
@@ -62,17 +62,17 @@ def test_the_fingerprint_is_of_what_determines_the_rows(manifest):
         replace(manifest, geometry=replace(manifest.geometry, codec="zstd")),
         replace(manifest, identity=manifest.identity | {"proof": "other"}),
     )
-    other = (
+    different = (
         replace(manifest, shuffle_seed=1),
         replace(manifest, special_ids=(0, 1)),
         replace(manifest, identity=manifest.identity | {"layer": 4}),
         replace(manifest, geometry=replace(manifest.geometry, train_rows=49)),
     )
     assert {each.fingerprint for each in same} == {manifest.fingerprint}
-    assert len({each.fingerprint for each in (manifest, *other)}) == 5
+    assert len({each.fingerprint for each in (manifest, *different)}) == 5
 
 
-def test_no_cache_and_a_lost_manifest_are_told_apart(cache, tmp_path):
+def test_a_missing_cache_and_a_lost_manifest_have_different_messages(cache, tmp_path):
     with pytest.raises(UsageError, match="There is no cache here"):
         read_manifest(tmp_path / "nothing")
     (cache / MANIFEST).unlink()

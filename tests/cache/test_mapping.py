@@ -1,4 +1,4 @@
-"""Files in a stretch of memory: mapped where they fill pages, read where they do not, refused when they are others."""
+"""Files in one range of memory: mapped where they fill pages, read where they do not, refused when they changed."""
 
 import mmap
 import os
@@ -20,7 +20,7 @@ def file_of(path, size):
 
 @pytest.mark.parametrize("size", [PAGE, 3 * PAGE, 100, PAGE + 1])
 def test_a_file_appears_at_its_offset(tmp_path, size):
-    """Its last 8 bytes, which are no part of the rows, stay out."""
+    """Its last 8 bytes, which are not rows, stay out."""
     data = file_of(tmp_path / "file", size + 8)
     region = Region(5 * PAGE)
     region.bytes[:] = 7
@@ -40,7 +40,7 @@ def test_an_array_outlives_its_region(tmp_path):
     assert (view == data[10:20]).all()
 
 
-def test_a_mapped_file_that_became_shorter_or_went_is_noticed(tmp_path):
+def test_a_mapped_file_that_was_cut_or_removed_is_noticed(tmp_path):
     file_of(tmp_path / "file", PAGE)
     region = Region(PAGE)
     region.map_file(tmp_path / "file", offset=0, size_bytes=PAGE, file_bytes=PAGE)
@@ -53,7 +53,7 @@ def test_a_mapped_file_that_became_shorter_or_went_is_noticed(tmp_path):
         region.check_size(0)
 
 
-def test_what_is_no_shard_of_that_size_is_refused(tmp_path):
+def test_a_file_that_is_no_shard_of_that_size_is_refused(tmp_path):
     file_of(tmp_path / "file", 20)
     (tmp_path / "link").symlink_to(tmp_path / "file")
     os.mkfifo(tmp_path / "pipe")
@@ -66,6 +66,6 @@ def test_what_is_no_shard_of_that_size_is_refused(tmp_path):
             open_plain(tmp_path / name, size_bytes=21)
 
 
-def test_more_than_there_is_of_addresses_is_refused_in_words():
+def test_a_region_larger_than_the_address_space_is_refused_in_one_sentence():
     with pytest.raises(DiskError, match="refused to map"):
         Region(1 << 60)

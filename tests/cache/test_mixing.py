@@ -1,4 +1,4 @@
-"""The score of mixing against counting by hand, and its two ends."""
+"""The score of mixing against counting by hand, and its two extremes."""
 
 from math import comb
 

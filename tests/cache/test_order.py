@@ -15,7 +15,7 @@ def test_permute_is_a_permutation(size, key):
     assert (np.sort(permute(np.arange(size), size, key=key)) == np.arange(size)).all()
 
 
-def test_a_permutation_of_an_astronomical_size_needs_no_table():
+def test_a_permutation_of_a_huge_size_needs_no_table():
     size = 8_600_000_000
     image = permute(np.arange(size - 1000, size), size, key=3)
     assert len(set(image.tolist())) == 1000
@@ -51,11 +51,11 @@ def orders():
 
 @given(order=orders(), cut=st.integers(0, 90))
 @settings(max_examples=40, deadline=None)
-def test_every_row_is_served_once_an_epoch_and_any_place_is_found_at_once(order, cut):
-    whole = order.rows_at(0, order.rows)
-    assert (np.sort(whole) == np.arange(order.rows)).all()
+def test_every_row_is_served_once_an_epoch_and_any_position_is_found_directly(order, cut):
+    rows = order.rows_at(0, order.rows)
+    assert (np.sort(rows) == np.arange(order.rows)).all()
     pieces = [order.rows_at(0, cut), order.rows_at(cut, order.rows)]
-    assert (np.concatenate(pieces) == whole).all()
+    assert (np.concatenate(pieces) == rows).all()
 
 
 @given(order=orders())
@@ -77,7 +77,7 @@ def test_a_pool_is_spread_over_all_segments():
 
 
 @pytest.mark.parametrize("change", [{"seed": 6}, {"epoch": 2}])
-def test_another_seed_or_epoch_is_another_order(change):
+def test_another_seed_or_epoch_gives_another_order(change):
     first = {"rows": 4096, "chunk_rows": 16, "segment_rows": 256, "pool_rows": 512, "seed": 5, "epoch": 1}
     orders = [EpochOrder(**first), EpochOrder(**first | change)]
     assert (orders[0].rows_at(0, 4096) == orders[1].rows_at(0, 4096)).mean() < 0.01

@@ -54,13 +54,13 @@ def same_rows(first, second):
     left, right = (CacheReader.open(path) for path in (first, second))
     assert left.fingerprint == right.fingerprint
     for name in ("train", "held_out"):
-        ours, theirs = (reader.split(name) for reader in (left, right))
-        one, other = ours.rows(slice(None)), theirs.rows(slice(None))
-        assert torch.equal(one.source, other.source)
-        assert torch.equal(one.target, other.target)
+        split, expected_split = (reader.split(name) for reader in (left, right))
+        rows, expected = split.rows(slice(None)), expected_split.rows(slice(None))
+        assert torch.equal(rows.source, expected.source)
+        assert torch.equal(rows.target, expected.target)
         for column in ("tokens", "document", "position"):
-            assert (getattr(one, column) == getattr(other, column)).all()
-        assert (ours.statistics.source.pack() == theirs.statistics.source.pack()).all()
+            assert (getattr(rows, column) == getattr(expected, column)).all()
+        assert (split.statistics.source.pack() == expected_split.statistics.source.pack()).all()
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -85,7 +85,7 @@ def test_a_cache_written_with_a_codec_is_the_one_packed_with_it(make_toy, large,
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
-def test_zarr_and_tensorstore_open_a_packed_cache_as_it_lies(cache, stream, tmp_path, codec, dtype):
+def test_zarr_and_tensorstore_open_a_packed_cache(cache, stream, tmp_path, codec, dtype):
     stream.write(tmp_path / "plain", dtype=dtype)
     pack_cache(tmp_path / "plain", tmp_path / "packed", codec=codec)
     before, after = (zarr.open_group(tmp_path / name / "rows.zarr", mode="r") for name in ("plain", "packed"))
@@ -101,13 +101,13 @@ def test_a_packed_cache_serves_the_batches_of_the_plain_one_in_little_memory(lar
     pair = 64 * 2 * (48 + 32)
     monkeypatch.setattr("cache.loader.POOL_BYTES", 2 * pair)
     monkeypatch.setattr("cache.reader.UNPACKED_BYTES", 6 * pair)
-    ours, theirs = CacheReader.open(packed), CacheReader.open(large)
+    packed_reader, plain_reader = CacheReader.open(packed), CacheReader.open(large)
     options = {"batch_rows": 32, "seed": 3, "epochs": 2}
-    with Loader(ours, threads=2, **options) as left, Loader(theirs, **options) as right:
-        for one, other in zip(left, right, strict=True):
-            assert torch.equal(one.source, other.source)
-            assert torch.equal(one.target, other.target)
-    column = ours.split("train").columns["source"]
+    with Loader(packed_reader, threads=2, **options) as batches, Loader(plain_reader, **options) as expected_batches:
+        for batch, expected in zip(batches, expected_batches, strict=True):
+            assert torch.equal(batch.source, expected.source)
+            assert torch.equal(batch.target, expected.target)
+    column = packed_reader.split("train").columns["source"]
     assert 0 < column._checked.sum() < len(column._checked)
 
 
@@ -147,7 +147,7 @@ class StoppedError(Exception):
 
 
 def test_an_interrupted_packing_goes_on(large, packed_once, tmp_path, tree):
-    """Broken off at every tenth operation of the disk, again and again."""
+    """Interrupted at every tenth operation of the disk, again and again."""
     count, reached = 0, 0
 
     def breaks(moment, _operation, _path):
@@ -172,7 +172,7 @@ def verify_cache_or_nothing(path):
     return verify_cache(path).faults if (path / "manifest.json").exists() else ()
 
 
-def test_two_do_not_pack_into_one_folder(cache, tmp_path):
+def test_two_processes_do_not_pack_into_one_folder(cache, tmp_path):
     def again(moment, operation, _path):
         if operation == "append":
             with pytest.raises(InUseError):
@@ -197,10 +197,10 @@ def test_a_damaged_chunk_of_a_packed_cache_is_named_and_harvested_again(make_toy
     assert repair_cache(packed).revoked == (("train", 0),)
     make_toy(train_rows=600, held_out_rows=70, d_source=48, d_target=32, codec="zstd", **FLOAT).write(packed)
     assert not verify_cache(packed).faults
-    rows, whole = (
-        {path: data for path, data in tree(at).items() if "rows.zarr" in path} for at in (packed, packed_once)
+    rows, undamaged = (
+        {path: data for path, data in tree(folder).items() if "rows.zarr" in path} for folder in (packed, packed_once)
     )
-    assert {path: data for path, data in rows.items() if "quarantine" not in path} == whole
+    assert {path: data for path, data in rows.items() if "quarantine" not in path} == undamaged
 
 
 def test_every_flipped_bit_of_a_packed_cache_is_found(packed, flip):
@@ -237,7 +237,7 @@ def decode(codec, data, size):
     return out
 
 
-def test_a_bomb_takes_no_memory():
+def test_a_decompression_bomb_takes_no_memory():
     bomb = encoder("zstd", 2)(bytes(1 << 26))
     with pytest.raises(DamagedError, match="67108864 bytes, not 64"):
         decode("zstd", bomb, 64)
@@ -247,7 +247,7 @@ def test_a_bomb_takes_no_memory():
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("size", [2, 200, 256, 300, 65_000, 70_000])
-def test_a_chunk_of_any_size_and_no_other_decodes(codec, size):
+def test_a_chunk_decodes_to_its_own_size_and_to_no_other(codec, size):
     chunk = np.random.default_rng(size).integers(0, 9, size, dtype=np.uint8).tobytes()
     packed = encoder(codec, 2)(chunk)
     assert decode(codec, packed, size) == chunk
@@ -257,8 +257,8 @@ def test_a_chunk_of_any_size_and_no_other_decodes(codec, size):
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_threads_do_not_unpack_one_chunk_over_each_other(tmp_path, monkeypatch, threads):
-    """Batches straddle pools: one thread gathers what another reads ahead."""
+def test_two_threads_may_unpack_the_same_chunk(tmp_path, monkeypatch, threads):
+    """Batches need rows of two pools: one thread gathers rows that another reads in advance."""
     rows, width = 8192, 64
     monkeypatch.setattr(loader, "POOL_BYTES", 2 * 512 * width * 4)
     source = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -269,11 +269,11 @@ def test_threads_do_not_unpack_one_chunk_over_each_other(tmp_path, monkeypatch, 
     with CacheWriter(tmp_path, identity={}, settings=settings, special_ids=[0], arrays={}, **sizes) as writer:
         columns = (1 + number % 9).astype(np.int32), number // 32, (number % 16).astype(np.int32)
         writer.append(source, source * 2, *columns, held_out=False, cursor=None)
-    whole = CacheReader.open(tmp_path).split("train").rows(slice(None))
+    rows = CacheReader.open(tmp_path).split("train").rows(slice(None))
     for seed in range(12):
         given = {"batch_rows": 384, "seed": seed, "epochs": 1, "threads": threads, "prefetch": 8, "mask_special": False}
         with loader.Loader(CacheReader.open(tmp_path), **given) as batches:
             for batch in batches:
                 index = batches.rows_of(0, batch.index)
-                assert torch.equal(batch.source, whole.source[index])
-                assert torch.equal(batch.target, whole.target[index])
+                assert torch.equal(batch.source, rows.source[index])
+                assert torch.equal(batch.target, rows.target[index])

@@ -1,4 +1,4 @@
-"""One writer's part: locked by one, compared with what lies there, and removed with nothing left."""
+"""One writer's part: locked by one process, compared with the files that are there, and removed completely."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def test_a_cache_that_was_begun_by_another_number_of_processes_is_refused(make_t
         make_toy().writer(tmp_path)
 
 
-def test_removing_leaves_what_is_not_the_caches(cache, toy):
+def test_removing_a_cache_leaves_other_files(cache, toy):
     (cache / "notes.txt").write_text("mine")
     (cache / "drafts").mkdir()
     remove_cache(cache)

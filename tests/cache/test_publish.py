@@ -1,4 +1,4 @@
-"""What a cache here and the same cache afar promise each other: late uploads, another cache, a new machine, repair."""
+"""A cache on this disk and its copy at a URL: late uploads, another cache, a new machine, repair."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ SETTINGS = CacheSettings(remote=BUCKET)
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Where a cache lies; below the bucket it is at ``url(here)``."""
+    """The folder of a cache; its copy in the bucket is at ``url(here)``."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     fsspec.filesystem("memory").store.clear()
     yield tmp_path / "model" / "layer03" / "cache"
@@ -32,7 +32,7 @@ def url(here):
     return "/".join([BUCKET, *here.parts[-3:]])
 
 
-def flip_afar(here, name, bit):
+def flip_remote(here, name, bit):
     system, path = fsspec.filesystem("memory"), f"{url(here).removeprefix('memory:/')}/{name}"
     data = bytearray(system.cat_file(path))
     data[bit // 8] ^= 1 << bit % 8
@@ -46,7 +46,7 @@ def test_a_cache_that_was_complete_before_is_published_whole(here, toy):
     assert not verify_remote(url(here)).faults
 
 
-def test_what_was_harvested_anew_and_otherwise_is_uploaded_again(here, make_toy):
+def test_a_segment_that_was_harvested_again_is_uploaded_again(here, make_toy):
     make_toy(remote=BUCKET).write(here)
     shutil.rmtree(here)
     make_toy().write(here)
@@ -61,38 +61,38 @@ def test_what_was_harvested_anew_and_otherwise_is_uploaded_again(here, make_toy)
 
 
 @pytest.mark.parametrize("partition", [0, 1])
-def test_another_cache_afar_is_not_written_over(here, make_toy, partition):
+def test_another_cache_at_the_url_is_not_overwritten(here, make_toy, partition):
     make_toy(remote=BUCKET).write(here)
     shutil.rmtree(here)
-    other = make_toy(remote=BUCKET, partitions=2, shuffle_seed=5)
+    other_toy = make_toy(remote=BUCKET, partitions=2, shuffle_seed=5)
     with pytest.raises(MismatchError, match="There is another cache at the remote URL") as caught:
-        other.writer(here, partition=partition)
+        other_toy.writer(here, partition=partition)
     assert caught.value.where == url(here)
     assert not (here / MANIFEST).exists()
     assert not verify_remote(url(here)).faults
     withdraw(here, BUCKET)
-    other.write(here)
+    other_toy.write(here)
     assert verify_remote(url(here)).complete
 
 
-def test_a_machine_that_has_only_the_promises_reads_from_afar(here, make_toy, whole_cache):
+def test_a_machine_that_has_only_manifest_and_journal_reads_from_the_url(here, make_toy, whole_cache):
     toy = make_toy(remote=BUCKET)
     toy.write(here)
     shutil.rmtree(here)
     assert toy.write(here) == 0
     assert (here / MANIFEST).exists()
     reader, local = open_cache(here, SETTINGS), CacheReader.open(whole_cache)
-    whole = slice(None)
-    assert (reader.split("train").rows(whole).source == local.split("train").rows(whole).source).all()
+    all_rows = slice(None)
+    assert (reader.split("train").rows(all_rows).source == local.split("train").rows(all_rows).source).all()
 
 
 @pytest.mark.parametrize(
     ("name", "lost"),
     [("rows.zarr/train/source/c.1.0", 1), ("rows.zarr/parameters/gain/c.0", 0), ("rows.zarr/train/zarr.json", 0)],
 )
-def test_what_is_damaged_afar_is_taken_back_and_uploaded_again(here, make_toy, name, lost):
+def test_damage_at_the_url_is_revoked_and_uploaded_again(here, make_toy, name, lost):
     make_toy(remote=BUCKET).write(here)
-    flip_afar(here, name, 3)
+    flip_remote(here, name, 3)
     done = repair_remote(url(here))
     assert [fault.path for fault in done.faults] == [name]
     assert len(done.revoked) == lost
@@ -101,18 +101,18 @@ def test_what_is_damaged_afar_is_taken_back_and_uploaded_again(here, make_toy, n
     assert not verify_remote(url(here)).faults
 
 
-def test_what_is_damaged_afar_and_not_here_is_harvested_again(here, make_toy):
+def test_damage_at_the_url_of_rows_that_are_not_here_is_harvested_again(here, make_toy):
     toy = make_toy(remote=BUCKET)
     toy.write(here)
     shutil.rmtree(here)
-    flip_afar(here, "rows.zarr/train/source/c.1.0", 3)
+    flip_remote(here, "rows.zarr/train/source/c.1.0", 3)
     repair_remote(url(here))
     assert toy.write(here) > 0
     assert verify_remote(url(here)).complete
     assert not verify_remote(url(here)).faults
 
 
-def test_copies_of_earlier_processes_count_and_one_that_vanishes_does_no_harm(here, make_toy, monkeypatch):
+def test_copies_of_earlier_processes_count_and_one_that_vanishes_is_no_error(here, make_toy, monkeypatch):
     make_toy(remote=BUCKET).write(here)
     limit = 600
     for _ in range(3):

@@ -63,7 +63,7 @@ def test_statistics_are_those_of_ordinary_rows(reader):
     np.testing.assert_allclose(split.statistics.source.variance, expected.var(axis=0), rtol=1e-6)
 
 
-def test_what_the_identity_must_say(reader):
+def test_a_required_identity_is_compared(reader):
     CacheReader.open(reader.path, expect={"layer": 3, "model": "toy"})
     with pytest.raises(MismatchError, match="model is 'toy', not 'other'"):
         CacheReader.open(reader.path, expect={"model": "other"})

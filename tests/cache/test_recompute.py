@@ -1,8 +1,6 @@
 """A cache that keeps no target gives the one that the layer's MLP computes."""
 
-import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,13 +16,10 @@ from cache.tools.pack import pack_cache
 from cache.tools.verify import verify_cache
 from cache.writer import CacheWriter
 from common.errors import DamagedError, NumericalError, UsageError
+from tests.harvest.model import cards
 from train.arrays.units import units_of
 from train.initial import initial_weights
 from train.run import _why_not_finite
-
-_spec = importlib.util.spec_from_file_location("cards", Path(__file__).parents[1] / "harvest" / "model" / "cards.py")
-cards = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cards)
 
 ROWS, HELD_OUT, WIDTH, INNER = 96, 20, 16, 40
 
@@ -45,7 +40,7 @@ def random_mlp(*, gated, dtype=torch.float32, activation="gelu_new"):
 
 
 def five_lines(mlp, x):
-    """In float64, by the equations of the module's head."""
+    """In float64, by the equations of the module's docstring."""
     w = {
         name: getattr(mlp, name).double()
         for name in ("up", "down", "gate", "up_bias", "down_bias")
@@ -99,13 +94,13 @@ def test_the_mlp_is_its_equations(gated):
 def test_the_target_is_that_of_the_stored_source(written):
     stored, computed = (CacheReader.open(written.path[name]) for name in ("stored", "recompute"))
     for name in ("train", "held_out"):
-        ours, theirs = (reader.split(name).rows(slice(None)) for reader in (computed, stored))
-        assert torch.equal(ours.source, theirs.source)
-        assert ours.target.dtype == torch.bfloat16
-        exact = five_lines(written.mlp, ours.source.double())
-        torch.testing.assert_close(ours.target.double(), exact, rtol=2e-2, atol=1e-3)
-        error = (ours.target.double() - theirs.target.double()).square().sum()
-        assert error < 1e-4 * theirs.target.double().var(dim=0).sum() * len(ours.target)
+        rows, expected = (reader.split(name).rows(slice(None)) for reader in (computed, stored))
+        assert torch.equal(rows.source, expected.source)
+        assert rows.target.dtype == torch.bfloat16
+        exact = five_lines(written.mlp, rows.source.double())
+        torch.testing.assert_close(rows.target.double(), exact, rtol=2e-2, atol=1e-3)
+        error = (rows.target.double() - expected.target.double()).square().sum()
+        assert error < 1e-4 * expected.target.double().var(dim=0).sum() * len(rows.target)
 
 
 def test_it_takes_half_the_disk_and_says_what_recomputing_costs(written):
@@ -113,10 +108,10 @@ def test_it_takes_half_the_disk_and_says_what_recomputing_costs(written):
     assert not (written.path["recompute"] / "rows.zarr/train/target").exists()
     assert "target" not in zarr.open_group(written.path["recompute"] / "rows.zarr", mode="r")["train"]
     for name in ("train", "held_out"):
-        ours, theirs = (reader.split(name).statistics.target for reader in (computed, stored))
-        np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-12)
-        np.testing.assert_allclose(ours.spread, theirs.spread, rtol=1e-12)
-        assert 0 < ours.storage_floor < 1e-4
+        found, expected = (reader.split(name).statistics.target for reader in (computed, stored))
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
+        np.testing.assert_allclose(found.spread, expected.spread, rtol=1e-12)
+        assert 0 < found.storage_floor < 1e-4
     assert stored.fingerprint != computed.fingerprint
 
 
@@ -128,7 +123,7 @@ def test_the_loader_serves_computed_targets(written):
 
 
 @pytest.mark.parametrize("settings", [{"codec": "zstd"}, {"dtype": "float16"}, {"dtype": "float32"}, {"dtype": "int8"}])
-def test_it_goes_with_every_codec_and_dtype(written, tmp_path, settings):
+def test_recomputing_works_with_every_codec_and_dtype(written, tmp_path, settings):
     write(tmp_path / "cache", written.source, written.mlp, target="recompute", **settings)
     assert not verify_cache(tmp_path / "cache").faults
     rows = CacheReader.open(tmp_path / "cache").split("train").rows(slice(0, 20))
@@ -190,8 +185,8 @@ def test_an_activation_without_a_formula_is_refused_by_name():
 
 
 @pytest.mark.parametrize("kept", [1, 2])
-def test_a_last_segment_of_hardly_a_row_is_committed(tmp_path, kept):
-    """Its spread is nothing, so the MLP is held against the size of the target."""
+def test_a_last_segment_of_very_few_rows_is_committed(tmp_path, kept):
+    """Its spread is zero, so the MLP's error is compared with the size of the target."""
     mlp, rows = random_mlp(gated=False), 32 + kept
     source = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))
     settings = CacheSettings(chunk_rows=8, shard_rows=16, segment_rows=32, dtype="bfloat16", target="recompute")

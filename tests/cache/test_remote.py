@@ -39,13 +39,13 @@ def url(pages):
 
 
 def same_rows(first, second, name="train"):
-    ours, theirs = first.split(name), second.split(name)
-    for start in range(0, len(ours), 100):
-        left, right = ours.rows(slice(start, start + 100)), theirs.rows(slice(start, start + 100))
+    first_split, second_split = first.split(name), second.split(name)
+    for start in range(0, len(first_split), 100):
+        left, right = first_split.rows(slice(start, start + 100)), second_split.rows(slice(start, start + 100))
         if not (torch.equal(left.source, right.source) and torch.equal(left.target, right.target)):
             return False
     columns = ("tokens", "document", "position")
-    return all((getattr(ours, column) == getattr(theirs, column)).all() for column in columns)
+    return all((getattr(first_split, column) == getattr(second_split, column)).all() for column in columns)
 
 
 def test_a_cache_opens_on_a_url_with_the_same_rows(url, pages, tmp_path, monkeypatch):
@@ -56,13 +56,13 @@ def test_a_cache_opens_on_a_url_with_the_same_rows(url, pages, tmp_path, monkeyp
     assert remote.statistics.source.variance_sum == local.statistics.source.variance_sum
     assert same_rows(remote, local)
     assert same_rows(remote, local, "held_out")
-    ours = Loader(remote, batch_rows=256, seed=1, epochs=1, threads=2)
-    with ours, Loader(local, batch_rows=256, seed=1, epochs=1) as theirs:
-        for left, right in zip(ours, theirs, strict=True):
+    remote_batches = Loader(remote, batch_rows=256, seed=1, epochs=1, threads=2)
+    with remote_batches, Loader(local, batch_rows=256, seed=1, epochs=1) as local_batches:
+        for left, right in zip(remote_batches, local_batches, strict=True):
             assert torch.equal(left.source, right.source)
 
 
-def test_only_what_is_needed_is_copied_and_only_once(url, tmp_path):
+def test_only_chunks_that_are_needed_are_copied_and_only_once(url, tmp_path):
     reader = open_remote(url, local=tmp_path)
     before = reader.copies.fetched
     reader.split("train").gather("source", np.array([0, 1, 63]))
@@ -79,7 +79,7 @@ def test_the_copies_keep_within_their_limit(url, pages, tmp_path):
     reader, local = open_remote(url, local=tmp_path, limit_bytes=5 * chunk), CacheReader.open(pages)
     assert same_rows(reader, local)
     kept = sum(
-        file.stat().st_size for side in ("source", "target") for file in tmp_path.rglob(f"{side}/*") if file.is_file()
+        file.stat().st_size for name in ("source", "target") for file in tmp_path.rglob(f"{name}/*") if file.is_file()
     )
     assert chunk <= kept <= 5 * chunk
     assert same_rows(reader, local), "what was given up is copied again"
@@ -90,8 +90,8 @@ def test_the_copies_keep_within_their_limit(url, pages, tmp_path):
 def test_many_threads_under_a_small_limit_read_what_they_ask_for(url, pages, tmp_path):
     reader, local = open_remote(url, local=tmp_path, limit_bytes=40 * 64 * 64 * 4), CacheReader.open(pages)
     options = {"batch_rows": 32, "seed": 3, "epochs": 2}
-    with Loader(reader, threads=4, **options) as ours, Loader(local, **options) as theirs:
-        for left, right in zip(ours, theirs, strict=True):
+    with Loader(reader, threads=4, **options) as remote_batches, Loader(local, **options) as local_batches:
+        for left, right in zip(remote_batches, local_batches, strict=True):
             assert torch.equal(left.source, right.source)
             assert torch.equal(left.target, right.target)
 
@@ -132,7 +132,7 @@ def test_another_cache_than_expected_and_no_cache_are_refused(url, tmp_path):
         open_remote("nonsense://bucket/cache", local=tmp_path)
 
 
-def test_a_remote_cache_is_verified_and_described_where_it_lies(url, pages, tmp_path, monkeypatch):
+def test_a_remote_cache_is_verified_and_described_at_its_url(url, pages, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not verify_remote(url).faults
     assert cache_info(url).mixing == cache_info(pages).mixing
@@ -183,7 +183,7 @@ def with_shutdown(end):
 
 @pytest.fixture(scope="module")
 def s3():
-    """An S3 server on this machine, behind a line that can be cut."""
+    """An S3 server on this machine, behind a connection that can be broken."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from moto.server import ThreadedMotoServer
@@ -266,11 +266,11 @@ def test_what_is_not_here_is_read_from_below_the_remote_url(pages, tmp_path, mon
 def test_checksums_of_rows_can_be_left_out_but_not_those_of_the_journal(pages, tmp_path, flip):
     shutil.copytree(pages, tmp_path / "cache")
     flip(tmp_path / "cache/rows.zarr/train/source/c.1.0", 77)
-    whole = slice(None)
+    all_rows = slice(None)
     with pytest.raises(DamagedError):
-        open_cache(tmp_path / "cache", CacheSettings()).split("train").rows(whole)
+        open_cache(tmp_path / "cache", CacheSettings()).split("train").rows(all_rows)
     trusting = CacheSettings(check_reads=False)
-    assert len(open_cache(tmp_path / "cache", trusting).split("train").rows(whole).source) == 2000
+    assert len(open_cache(tmp_path / "cache", trusting).split("train").rows(all_rows).source) == 2000
     flip(tmp_path / "cache/journal/part-00000.jsonl", 1000)
     with pytest.raises(DamagedError, match="journal"):
         open_cache(tmp_path / "cache", trusting)

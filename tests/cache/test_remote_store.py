@@ -29,7 +29,7 @@ def test_what_is_written_is_read_in_whole_and_in_part(store):
         store.read("folder/file")
 
 
-def test_the_whole_folder_goes(store):
+def test_the_whole_folder_is_removed(store):
     for name in ("a", "b/c"):
         store.write(name, b"data")
     store.remove()
@@ -56,7 +56,7 @@ def test_a_connection_may_break_three_times(store, monkeypatch, failures, succee
             store.read("file")
 
 
-def test_a_short_answer_is_no_answer(store, monkeypatch):
+def test_a_short_answer_is_refused(store, monkeypatch):
     store.write("file", b"data")
     monkeypatch.setattr(store._system, "cat_file", lambda *_, **__: b"da")
     with pytest.raises(DiskError, match="2 of 4 bytes came"):
@@ -68,5 +68,5 @@ def test_an_unknown_kind_of_url_is_refused():
         RemoteStore("nosuch://bucket")
 
 
-def test_a_cache_lies_below_the_url_as_below_runs(tmp_path):
+def test_a_cache_has_the_same_path_below_the_url_as_below_runs(tmp_path):
     assert url_of(tmp_path / "gpt2" / "layer08" / "cache", "s3://bucket/runs/") == "s3://bucket/runs/gpt2/layer08/cache"

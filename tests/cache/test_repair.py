@@ -17,7 +17,7 @@ def rows_of(tree, path):
     return {name: data for name, data in tree(path).items() if name.startswith(("rows.zarr", "manifest"))}
 
 
-def test_a_sound_cache_is_left_alone(cache, tree):
+def test_a_sound_cache_is_not_changed(cache, tree):
     before = tree(cache)
     done = repair_cache(cache)
     assert not done.faults
@@ -119,7 +119,7 @@ def test_swapped_shards_are_both_redone(cache, toy, tree, whole_cache):
 @pytest.mark.parametrize("line", [0, 1, 4, 7])
 def test_a_damaged_journal_line_is_taken_from_the_seal(cache, flip, whole_cache, line):
     data = (cache / JOURNAL).read_bytes()
-    starts = [0, *(at + 1 for at, byte in enumerate(data) if byte == 10)]
+    starts = [0, *(offset + 1 for offset, byte in enumerate(data) if byte == 10)]
     flip(cache / JOURNAL, 8 * (starts[line] + 40))
     assert [fault.kind for fault in repair_cache(cache).faults] == ["unreadable"]
     assert (cache / JOURNAL).read_bytes() == (whole_cache / JOURNAL).read_bytes()
@@ -127,10 +127,10 @@ def test_a_damaged_journal_line_is_taken_from_the_seal(cache, flip, whole_cache,
 
 
 @pytest.mark.parametrize("line", [0, 1, 4, 7])
-def test_without_a_seal_a_damaged_journal_line_costs_its_segment_alone(cache, toy, tree, flip, whole_cache, line):
+def test_without_a_seal_a_damaged_journal_line_costs_only_its_segment(cache, toy, tree, flip, whole_cache, line):
     shutil.rmtree(cache / "seals")
     data = (cache / JOURNAL).read_bytes()
-    starts = [0, *(at + 1 for at, byte in enumerate(data) if byte == 10)]
+    starts = [0, *(offset + 1 for offset, byte in enumerate(data) if byte == 10)]
     flip(cache / JOURNAL, 8 * (starts[line] + 40))
     with pytest.raises(DamagedError, match=f"Line {line + 1} of the journal"):
         toy.write(cache)
@@ -149,7 +149,7 @@ def test_the_last_newline_of_a_journal_is_not_mistaken_for_a_crash(cache, flip):
     assert verify_cache(cache).complete
 
 
-def test_a_journal_of_another_cache_names_nothing(cache, toy, make_toy, tmp_path, tree, whole_cache):
+def test_the_journal_of_another_cache_is_not_used(cache, toy, make_toy, tmp_path, tree, whole_cache):
     shutil.rmtree(cache / "seals")
     make_toy(shuffle_seed=1).write(tmp_path / "other")
     shutil.copy(tmp_path / "other" / JOURNAL, cache / JOURNAL)
@@ -184,7 +184,7 @@ def test_a_cache_that_is_being_written_is_not_repaired(tmp_path, toy):
         repair_cache(tmp_path)
 
 
-def test_a_torn_journal_line_does_not_swallow_the_revocation(tmp_path, toy, flip, tree, whole_cache):
+def test_an_incomplete_journal_line_does_not_hide_the_revocation(tmp_path, toy, flip, tree, whole_cache):
     toy.write(tmp_path, stop=9)
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(b"0123456789abcdef {")

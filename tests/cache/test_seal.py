@@ -1,4 +1,4 @@
-"""A complete cache whose journal lost lines is said to have been complete, and is repaired from its seal."""
+"""A complete cache whose journal lost lines is reported as one that was complete, and repaired from its seal."""
 
 import shutil
 
@@ -54,7 +54,7 @@ def test_a_cache_without_a_seal_is_read_by_its_journal(cache):
     assert not verify_cache(cache).complete
 
 
-def test_going_on_seals_what_is_complete(cache, toy, whole_cache, tree):
+def test_a_rerun_seals_what_is_complete(cache, toy, whole_cache, tree):
     shutil.rmtree(cache / "seals")
     toy.write(cache)
     assert tree(cache) == tree(whole_cache)
@@ -70,7 +70,7 @@ def test_a_damaged_seal_is_named_and_written_again(cache, whole_cache, length):
     assert verify_cache(cache).complete
 
 
-def test_what_was_revoked_and_written_again_is_sealed_anew(cache, toy, flip):
+def test_what_was_revoked_and_written_again_is_sealed_again(cache, toy, flip):
     flip(cache / "rows.zarr/train/source/c.1.0", 99)
     repair_cache(cache)
     assert not verify_cache(cache).faults

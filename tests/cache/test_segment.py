@@ -1,4 +1,4 @@
-"""Rows of a segment lie where the permutation says and come back on the host, whichever device they waited on."""
+"""Rows of a segment are where the permutation says and come back on the host, whichever device they waited on."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def bytes_of(buffer):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_rows_lie_where_the_permutation_says(device):
+def test_rows_are_where_the_permutation_says(device):
     buffer, activations = filled(device)
     files = bytes_of(buffer)
     slots = torch.from_numpy(permute(np.arange(ROWS), ROWS, key=derive_key(7, 0)))
@@ -68,7 +68,7 @@ def test_rows_that_have_no_room_there_wait_on_the_host_with_the_same_bytes(devic
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_rows_are_laid_at_their_places(device):
+def test_rows_are_put_at_their_positions(device):
     column = torch.zeros(5, 3, dtype=torch.bfloat16, device=device)
     lay(column, np.array([4, 0]), torch.tensor([[1.0, 2, 3], [4, 5, 6]], device=device).bfloat16())
     assert column.tolist() == [[4, 5, 6], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 2, 3]]

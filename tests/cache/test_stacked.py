@@ -24,21 +24,21 @@ def readers(make_toy, tmp_path):
     return [open_cache(write(toy, tmp_path / str(number))) for number, toy in enumerate(layers)]
 
 
-def test_rows_lie_side_by_side(readers):
+def test_rows_of_the_layers_are_side_by_side(readers):
     combined = stacked(readers)
     for name in ("train", "held_out"):
         rows = combined.split(name).rows(slice(None))
-        parts = [reader.split(name).rows(slice(None)) for reader in readers]
-        assert torch.equal(rows.source, torch.cat([part.source for part in parts], dim=1))
-        assert torch.equal(rows.target, torch.cat([part.target for part in parts], dim=1))
-        assert np.array_equal(rows.tokens, parts[1].tokens)
+        by_layer = [reader.split(name).rows(slice(None)) for reader in readers]
+        assert torch.equal(rows.source, torch.cat([layer_rows.source for layer_rows in by_layer], dim=1))
+        assert torch.equal(rows.target, torch.cat([layer_rows.target for layer_rows in by_layer], dim=1))
+        assert np.array_equal(rows.tokens, by_layer[1].tokens)
     assert (combined.d_source, combined.d_target) == (8 + 5, 6 + 7)
     assert combined.identity["layers"] == [3, 3]
     assert combined.fingerprint not in {reader.fingerprint for reader in readers}
     assert stacked(readers).fingerprint == combined.fingerprint != stacked(readers[::-1]).fingerprint
 
 
-def test_a_loader_serves_the_rows_that_it_would_of_one(readers):
+def test_a_loader_serves_the_same_rows_as_from_one_cache(readers):
     with Loader(stacked(readers), batch_rows=8, seed=3, epochs=1) as batches:
         both = list(batches)
     with Loader(readers[0], batch_rows=8, seed=3, epochs=1) as batches:
@@ -48,11 +48,11 @@ def test_a_loader_serves_the_rows_that_it_would_of_one(readers):
 
 
 def test_other_tokens_are_refused(make_toy, tmp_path, readers):
-    other = make_toy()
-    source, target, tokens, *rest = other.text
-    other.text = (source, target, np.where(tokens == 7, 8, tokens).astype(np.int32), *rest)
+    other_toy = make_toy()
+    source, target, tokens, *rest = other_toy.text
+    other_toy.text = (source, target, np.where(tokens == 7, 8, tokens).astype(np.int32), *rest)
     with pytest.raises(MismatchError, match="differ in tokens"):
-        stacked([readers[0], open_cache(write(other, tmp_path / "other"))])
+        stacked([readers[0], open_cache(write(other_toy, tmp_path / "other"))])
 
 
 @pytest.mark.parametrize(

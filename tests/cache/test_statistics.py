@@ -36,23 +36,23 @@ def test_statistics_are_those_of_the_stored_rows_without_special_tokens(example)
     reader, x = example
     stored = torch.from_numpy(x).to(torch.bfloat16).double().numpy()
     mean, spread, norms, floor = five_lines(x, stored)
-    side = reader.statistics.source
-    assert side.rows == len(x)
-    np.testing.assert_allclose(side.mean, mean, rtol=1e-13)
-    np.testing.assert_allclose(side.spread, spread, rtol=1e-12)
-    np.testing.assert_allclose(side.variance_sum, spread.sum() / len(x), rtol=1e-12)
-    np.testing.assert_allclose(side.second_moment, (stored**2).mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(side.storage_floor, floor, rtol=1e-9)
-    np.testing.assert_allclose(side.largest_norms, np.sort(norms)[::-1][:8], rtol=1e-13)
+    found = reader.statistics.source
+    assert found.rows == len(x)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(found.spread, spread, rtol=1e-12)
+    np.testing.assert_allclose(found.variance_sum, spread.sum() / len(x), rtol=1e-12)
+    np.testing.assert_allclose(found.second_moment, (stored**2).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.storage_floor, floor, rtol=1e-9)
+    np.testing.assert_allclose(found.largest_norms, np.sort(norms)[::-1][:8], rtol=1e-13)
     np.testing.assert_allclose(reader.statistics.target.mean, -mean, rtol=1e-13)
-    assert side.norm_counts.sum() == len(x)
+    assert found.norm_counts.sum() == len(x)
 
 
 def test_the_rows_of_largest_norm_are_named(example):
     reader, _ = example
-    side = reader.statistics.source
-    rows = reader.split("train").rows(side.largest_rows).source.double()
-    np.testing.assert_allclose(rows.norm(dim=1).numpy(), side.largest_norms, rtol=1e-13)
+    found = reader.statistics.source
+    rows = reader.split("train").rows(found.largest_rows).source.double()
+    np.testing.assert_allclose(rows.norm(dim=1).numpy(), found.largest_norms, rtol=1e-13)
 
 
 @pytest.fixture
@@ -68,40 +68,40 @@ def test_a_gpu_s_sums_are_those_of_the_definition():
     stored = x.bfloat16().double().numpy()
     kept = np.arange(300) % 7 != 3
     mean, spread, norms, _ = five_lines(stored[kept], stored[kept])
-    side = measure(x.bfloat16(), kept=kept, first=1000, error=np.ones(300))
-    np.testing.assert_allclose(side.mean, mean, rtol=1e-13)
-    np.testing.assert_allclose(side.spread, spread, rtol=1e-11)
-    np.testing.assert_allclose(side.largest_norms, np.sort(norms)[::-1][:8], rtol=1e-13)
-    assert side.largest_rows[0] == 1000 + np.flatnonzero(kept)[norms.argmax()]
-    assert (side.rows, side.norm_counts.sum(), side.storage_error) == (kept.sum(), kept.sum(), kept.sum())
+    found = measure(x.bfloat16(), kept=kept, first=1000, error=np.ones(300))
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-13)
+    np.testing.assert_allclose(found.spread, spread, rtol=1e-11)
+    np.testing.assert_allclose(found.largest_norms, np.sort(norms)[::-1][:8], rtol=1e-13)
+    assert found.largest_rows[0] == 1000 + np.flatnonzero(kept)[norms.argmax()]
+    assert (found.rows, found.norm_counts.sum(), found.storage_error) == (kept.sum(), kept.sum(), kept.sum())
 
 
 if torch.cuda.is_available():
 
     @pytest.mark.gpu
-    @pytest.mark.parametrize("where", ["cpu", "cuda"])
-    def test_on_a_gpu_the_statistics_are_the_cpu_s_wherever_the_rows_lie(where):
+    @pytest.mark.parametrize("rows_device", ["cpu", "cuda"])
+    def test_statistics_of_a_gpu_are_those_of_the_cpu_whichever_device_has_the_rows(rows_device):
         rows = (torch.randn(70_000, 768, generator=torch.Generator().manual_seed(0)) * 3 + 1).bfloat16()
         given = {"kept": np.arange(len(rows)) % 5 != 0, "first": 0, "error": np.ones(len(rows))}
         here = measure(rows, **given)
-        there = [measure(rows.to(at), device=torch.device("cuda"), **given).pack() for at in (where, "cuda")]
+        there = [measure(rows.to(name), device=torch.device("cuda"), **given).pack() for name in (rows_device, "cuda")]
         assert np.array_equal(*there)
         np.testing.assert_allclose(there[0], here.pack(), rtol=1e-12)
 
 
-def of(values, first):
-    every = np.ones(len(values))
-    return measure(torch.from_numpy(values), kept=every > 0, first=first, error=every)
+def measured(values, first):
+    ones = np.ones(len(values))
+    return measure(torch.from_numpy(values), kept=ones > 0, first=first, error=ones)
 
 
 @given(rows=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 50))
 @settings(max_examples=40, deadline=None)
-def test_merging_gives_the_figures_of_all_rows(rows, cut, seed):
+def test_merging_gives_the_statistics_of_all_rows(rows, cut, seed):
     values = np.random.default_rng(seed).normal(3, 2, (rows, 3)).astype(np.float32)
-    whole, merged = of(values, 0), merge(of(values[:cut], 0), of(values[cut:], cut))
-    assert merged.rows == whole.rows == rows
-    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-10)
-    np.testing.assert_allclose(merged.spread, whole.spread, rtol=1e-9, atol=1e-9)
-    assert merged.norm_counts.tolist() == whole.norm_counts.tolist()
-    assert merged.largest_rows.tolist() == whole.largest_rows.tolist()
+    at_once, merged = measured(values, 0), merge(measured(values[:cut], 0), measured(values[cut:], cut))
+    assert merged.rows == at_once.rows == rows
+    np.testing.assert_allclose(merged.mean, at_once.mean, rtol=1e-10)
+    np.testing.assert_allclose(merged.spread, at_once.spread, rtol=1e-9, atol=1e-9)
+    assert merged.norm_counts.tolist() == at_once.norm_counts.tolist()
+    assert merged.largest_rows.tolist() == at_once.largest_rows.tolist()
     assert merged.storage_error == pytest.approx(rows)

@@ -95,7 +95,7 @@ def test_from_a_url_it_is_copied_when_it_is_asked_for(reader, tmp_path):
     system.store.clear()
 
 
-def test_it_is_small_absolutely_or_beside_the_rows():
+def test_small_means_within_the_limit_or_little_beside_the_rows():
     assert stored_bytes(50_257, 768) == 50_257 * 768 * 2
     assert is_small(32_768, 1024, rows_bytes=0)
     assert stored_bytes(32_768, 1024) == LIMIT_BYTES

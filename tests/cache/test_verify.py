@@ -13,7 +13,7 @@ def kinds(cache, **options):
     return {fault.path: fault.kind for fault in verify_cache(cache, **options).faults}
 
 
-def test_a_whole_cache_has_no_fault(cache):
+def test_a_complete_cache_has_no_fault(cache):
     found = verify_cache(cache)
     assert not found.faults
     assert not found.leftovers
@@ -71,27 +71,27 @@ def test_swapped_shards_name_each_other(cache):
 
 
 def test_a_shard_of_another_cache_is_damaged(cache, make_toy, tmp_path_factory):
-    other = tmp_path_factory.mktemp("other")
-    make_toy(shuffle_seed=1).write(other)
-    shutil.copy(other / SHARD, cache / SHARD)
+    other_cache = tmp_path_factory.mktemp("other")
+    make_toy(shuffle_seed=1).write(other_cache)
+    shutil.copy(other_cache / SHARD, cache / SHARD)
     assert kinds(cache) == {SHARD: "damaged"}
 
 
 @pytest.mark.parametrize("name", ["rows.zarr/train/source/c.99.0", "rows.zarr/train/notes.txt", "rows.zarr/c.0"])
-def test_a_surplus_file_is_named(cache, name):
+def test_an_extra_file_is_named(cache, name):
     (cache / name).write_bytes(b"?")
     assert kinds(cache) == {name: "surplus"}
 
 
 @pytest.mark.parametrize("name", [SHARD, "rows.zarr/train/source", "rows.zarr/train", "rows.zarr/held_out/tokens/c.0"])
-def test_a_link_is_never_followed_silently(cache, tmp_path_factory, name):
+def test_a_link_is_reported(cache, tmp_path_factory, name):
     away = tmp_path_factory.mktemp("away") / "real"
     (cache / name).rename(away)
     (cache / name).symlink_to(away)
     assert kinds(cache)[name] == "link"
 
 
-def test_a_pipe_in_the_place_of_a_shard_does_not_hang(cache):
+def test_a_pipe_instead_of_a_shard_does_not_hang(cache):
     (cache / SHARD).unlink()
     os.mkfifo(cache / SHARD)
     assert kinds(cache) == {SHARD: "link"}
@@ -114,7 +114,7 @@ def test_what_an_interrupted_writer_leaves_is_no_damage(tmp_path, toy):
     assert len(found.leftovers) == 2
 
 
-def test_every_part_is_checked(tmp_path, make_toy, flip):
+def test_every_partition_is_checked(tmp_path, make_toy, flip):
     make_toy(partitions=3, train_rows=96, held_out_rows=24).write(tmp_path)
     assert verify_cache(tmp_path).complete
     flip(tmp_path / "journal/part-00002.jsonl", 900)

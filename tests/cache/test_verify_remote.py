@@ -1,4 +1,4 @@
-"""A cache at a URL is verified file by file, and what is damaged is taken back for the next harvest."""
+"""A cache at a URL is verified file by file, and what is damaged is revoked for the next harvest."""
 
 import fsspec
 import pytest

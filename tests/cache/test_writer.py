@@ -25,7 +25,7 @@ def test_rows_come_back_bit_for_bit(stream, tmp_path):
     assert len(reader.split("held_out")) == 11
 
 
-def test_training_rows_lie_where_the_permutation_says(stream, tmp_path):
+def test_training_rows_are_where_the_permutation_says(stream, tmp_path):
     stream.write(tmp_path, shuffle_seed=7)
     split = CacheReader.open(tmp_path).split("train")
     source, _, tokens, *_ = stream.expected(stream.Text(), 50, held_out=False)
@@ -79,8 +79,8 @@ def test_a_run_that_goes_on_ends_with_the_bytes_of_one_that_did_not_stop(stream,
 def test_the_size_of_a_batch_changes_no_row(stream, tmp_path):
     stream.write(tmp_path / "one")
     stream.write(tmp_path / "many", batch=7)
-    one, many = stream.tree(tmp_path / "one"), stream.tree(tmp_path / "many")
-    assert all(one[path] == many[path] for path in one if not path.startswith(("journal", "seals")))
+    single, several = stream.tree(tmp_path / "one"), stream.tree(tmp_path / "many")
+    assert all(single[path] == several[path] for path in single if not path.startswith(("journal", "seals")))
 
 
 def test_the_number_of_threads_changes_no_byte(stream, tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_the_number_of_threads_changes_no_byte(stream, tmp_path, monkeypatch):
     assert stream.tree(tmp_path / "written by three") == stream.tree(tmp_path / "one")
 
 
-def test_parts_fill_one_store(stream, tmp_path):
+def test_partitions_fill_one_store(stream, tmp_path):
     writers = [
         stream.open_writer(tmp_path, partition=partition, partitions=2, train_rows=64, held_out_rows=16)
         for partition in range(2)
@@ -197,7 +197,7 @@ def test_what_will_not_fit_is_refused_before_anything_is_written(stream, tmp_pat
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "int8"}, {"dtype": "float32", "chunk_rows": 128}])
-def test_the_size_said_beforehand_is_the_size_then_written(make_toy, tmp_path, settings):
+def test_the_size_that_is_announced_is_the_size_that_is_written(make_toy, tmp_path, settings):
     sizes = {"train_rows": 5000, "held_out_rows": 500, "d_source": 64, "d_target": 48}
     small = {"dtype": "bfloat16", "chunk_rows": 64, "shard_rows": 1024, "segment_rows": 2048}
     make_toy(**sizes, **small | settings).write(tmp_path)

@@ -7,12 +7,12 @@ from common.device import choose_device, free_memory, has_bfloat16, peak_memory
 from common.errors import UsageError
 
 
-def test_auto_is_a_device_that_is_there() -> None:
+def test_auto_is_an_available_device() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert free_memory(choose_device("auto")) > 0
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_a_missing_device_is_refused_with_the_available_ones() -> None:
     with pytest.raises(UsageError, match="auto, cpu"):
         choose_device("cuda:99")
 
@@ -26,7 +26,7 @@ def test_the_peak_does_not_fall_with_what_is_freed() -> None:
 
 
 @pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
-def test_bfloat16_is_there_from_ampere_on(
+def test_bfloat16_is_available_from_ampere_on(
     capability: tuple[int, int], has: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)

@@ -1,4 +1,4 @@
-"""The one door to the disk: files whole or not at all, every operation seen by watchers, refusals in a sentence."""
+"""The only module that changes the disk: files complete or not at all, watchers of operations, refusals."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ def refusing(operation: str, number: int) -> Callable[[str, str, Path], None]:
     return watcher
 
 
-def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
+def test_a_file_appears_complete_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     disk.write_file(path, b"first")
     disk.write_file(path, [b"sec", b"ond"])
@@ -49,7 +49,7 @@ def test_several_files_appear_in_one_call(threads: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("operation", ["write", "flush", "rename"])
-def test_several_threads_leave_nothing_of_what_was_refused(operation: str, tmp_path: Path) -> None:
+def test_several_threads_leave_nothing_of_a_refused_write(operation: str, tmp_path: Path) -> None:
     files = [(tmp_path / str(number), [bytes(1000)] * 50) for number in range(9)]
     with disk.watch(refusing(operation, errno.ENOSPC)), pytest.raises(DiskError) as caught:
         disk.write_files(files, tag="0", threads=3)
@@ -89,7 +89,7 @@ def test_every_operation_is_seen_before_and_after(tmp_path: Path) -> None:
     assert before.index("write") < before.index("flush") < before.index("rename") < before.index("flush a folder")
 
 
-def test_what_is_not_there_has_no_state_and_no_bytes(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_state_and_no_bytes(tmp_path: Path) -> None:
     disk.write_file(tmp_path / "file", b"data")
     assert disk.size_bytes(tmp_path / "file") == 4
     for absent in ("absent", "file/inside"):

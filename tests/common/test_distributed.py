@@ -35,7 +35,7 @@ def test_contradictions_are_refused(environment: dict[str, str]) -> None:
 
 
 def exchange() -> None:
-    """Every exchange; then the last process goes, and the others notice."""
+    """Every exchange; then the last process ends, and the others notice."""
     ranks = Ranks.current()
     rank = ranks.rank
     assert ranks == Ranks(rank, WORLD)
@@ -53,12 +53,12 @@ def exchange() -> None:
     assert joined["number"].tolist() == [1, 10, 100]
     ranks.wait()
     if rank == WORLD - 1:
-        os._exit(0)  # gone without a word
+        os._exit(0)  # ends without a message
     with pytest.raises(DiskError, match="Another process of this run has stopped"):
         ranks.wait()
 
 
-def test_three_processes_exchange_and_notice_one_that_is_gone(in_processes: Callable[..., list[int]]) -> None:
+def test_three_processes_exchange_and_notice_one_that_ended(in_processes: Callable[..., list[int]]) -> None:
     assert in_processes(WORLD, exchange) == [0] * WORLD
 
 

@@ -1,4 +1,4 @@
-"""Each kind of problem has an exit code of its own, and reads as what, where, what to do."""
+"""Each kind of problem has its own exit code, and says what, where, and what to do."""
 
 from common import errors
 from common.errors import NestcoderError, UsageError

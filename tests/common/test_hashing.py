@@ -1,4 +1,4 @@
-"""Checksums have the values that their definitions say, and one value has one JSON text."""
+"""Checksums have the values of their definitions, and one value has one JSON text."""
 
 import pytest
 import xxhash

@@ -1,4 +1,4 @@
-"""Each trouble with the Hub is a sentence of its own, with the exit code of whoever can mend it."""
+"""Each problem with the Hub has its own sentence, and an exit code that says whether the user can solve it."""
 
 import errno
 from types import SimpleNamespace
@@ -26,14 +26,14 @@ def named(name: str, text: str = "") -> Exception:
         (ConnectionError("no route\nsecond line"), DiskError, "cannot be reached: ConnectionError: no route."),
     ],
 )
-def test_each_trouble_has_its_own_sentence(raised: Exception, kind: type[NestcoderError], words: str) -> None:
+def test_each_problem_has_its_own_sentence(raised: Exception, kind: type[NestcoderError], words: str) -> None:
     with pytest.raises(kind) as caught, hub_errors("model", "a/b", revision="r"):
         raise raised
     assert words in str(caught.value)
     assert "second line" not in str(caught.value)
 
 
-def test_the_cause_inside_another_error_is_found_and_stated_problems_pass() -> None:
+def test_the_cause_inside_another_error_is_found_and_typed_errors_are_unchanged() -> None:
     wrapped = ValueError("Could not find it")
     wrapped.__cause__ = named("GatedRepoError")
     with pytest.raises(UsageError, match="licence"), hub_errors("dataset", "a/b"):

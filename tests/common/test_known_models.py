@@ -15,7 +15,7 @@ def test_the_short_names_are_those_of_the_hub_s_repositories() -> None:
     assert set(KNOWN_MODELS) >= {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gemma-2-9b", "gemma-2-27b"}
 
 
-def test_a_line_more_is_all_that_a_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_model_needs_only_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KNOWN_MODELS, "toy", KnownModel("someone/toy", width=32, parameters=1000, top_k=8))
     assert repository_of("toy") == "someone/toy"
     assert which_fit(2500)["toy"] == {

@@ -1,9 +1,9 @@
-"""The silent progress does what every other must: it has all methods, and takes what stages tell it."""
+"""The silent progress has all methods of a progress."""
 
 from common.progress import Progress, Silent
 
 
-def test_the_silent_one_is_a_progress() -> None:
+def test_silent_is_a_progress() -> None:
     silent = Silent()
     assert isinstance(silent, Progress)
     silent.begin("train", total=3, unit="steps", done=1)

@@ -1,4 +1,4 @@
-"""Whatever lies where a small file should be, it is read or refused by a typed error."""
+"""Whatever is at the path of a small file, it is read or refused by a typed error."""
 
 import os
 
@@ -28,7 +28,7 @@ def test_links_folders_pipes_and_large_files_are_refused(tmp_path):
         read_file(tmp_path / "file", limit_bytes=3)
 
 
-def test_a_file_without_permission_is_a_sentence(tmp_path, monkeypatch):
+def test_a_file_without_permission_is_one_sentence(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
@@ -44,7 +44,7 @@ def test_a_path_with_a_nul_is_refused():
 
 
 @pytest.mark.parametrize("text", ["{", "NaN", "[Infinity]", "9" * 5000, "[" * 300 + "]" * 300, "[" * 100_000, b"\xff"])
-def test_json_that_none_of_our_files_holds_is_a_value_error(text):
+def test_json_that_is_in_none_of_our_files_is_a_value_error(text):
     with pytest.raises(ValueError):  # noqa: PT011 - every reason has its own words
         parse_json(text)
 

@@ -1,4 +1,4 @@
-"""Folders of a run, and names that may not leave them."""
+"""Folders of a run, and names that would lead out of them."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_folders_are_where_the_readme_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "a/../..", "", "a b", "-x", "a\n"])
-def test_names_that_could_leave_are_refused(name: str) -> None:
+def test_names_that_lead_out_of_the_folder_are_refused(name: str) -> None:
     with pytest.raises(UsageError):
         run_folders(Path("runs"), "gpt2", 1).transcoder(name)
 
@@ -52,7 +52,7 @@ def test_layers_and_transcoders_on_disk_are_found(tmp_path: Path) -> None:
     assert known_layers(tmp_path, "gemma") == []
 
 
-def test_a_folder_is_named_alike_by_every_path_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_path_to_a_folder_gives_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my model").mkdir()
     snapshot = (
         tmp_path / "hub" / "models--google--gemma-2-2b" / "snapshots" / "c5ebcd40d208330abc697524c919956e692655cf"
@@ -64,13 +64,13 @@ def test_a_folder_is_named_alike_by_every_path_to_it(tmp_path: Path, monkeypatch
     assert model_folder_name(str(snapshot)) == "gemma-2-2b"
 
 
-def test_what_lies_beside_a_cache_and_at_a_remote(tmp_path: Path) -> None:
+def test_paths_beside_a_cache_and_at_a_remote_url(tmp_path: Path) -> None:
     folders = run_folders(tmp_path, "gpt2", 8)
     assert RunFolders.of_cache(folders.cache) == folders
     assert remote_name(folders.cache) == "gpt2/layer08/cache"
 
 
-def test_a_cross_layer_transcoder_is_told_from_a_set_of_its_name(tmp_path: Path) -> None:
+def test_a_cross_layer_transcoder_is_distinguished_from_a_set_of_its_name(tmp_path: Path) -> None:
     def train(folders: RunFolders) -> None:
         folders.transcoder("clt").mkdir(parents=True)
         (folders.transcoder("clt") / CONFIG_FILE).write_text("{}")

@@ -30,7 +30,7 @@ class Toy(Settings):
         ('{"nmber": 1}', "Extra"),
     ],
 )
-def test_values_that_nothing_can_use_are_refused(text: str, words: str) -> None:
+def test_values_that_make_no_sense_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValidationError, match=words.replace("^", r"\^")):
         Toy.model_validate_json(text)
 

@@ -1,4 +1,4 @@
-"""Numbers are worded as people read them."""
+"""Numbers as people read them."""
 
 import pytest
 

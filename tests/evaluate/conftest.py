@@ -24,7 +24,7 @@ from evaluate.features.evidence import Evidence
 from evaluate.features.firings import Firings, by_feature
 from evaluate.held_out import open_held_out
 from evaluate.metrics.inputs import MetricInputs
-from evaluate.run import evaluate_layer
+from tests.helpers.evaluation import evaluate
 from train.arrays.parameters import Parameters, random_parameters
 from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.topk import TopK
@@ -96,7 +96,7 @@ def write_cache(
 
 
 def shown(rows: dict[str, Any], *, special: bool) -> dict[str, Any]:
-    return rows if special else {name: side[rows["tokens"] != SPECIAL] for name, side in rows.items()}
+    return rows if special else {name: column[rows["tokens"] != SPECIAL] for name, column in rows.items()}
 
 
 @pytest.fixture(scope="session")
@@ -128,16 +128,13 @@ def toy_transcoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_report(toy_cache: Path, toy_transcoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that an evaluation of the toy leaves."""
     out = tmp_path_factory.mktemp("toy") / "report"
-    settings = EvaluateSettings(bootstrap=50, dead_mean_firings=5.0)
-    evaluate_layer(
-        cache=toy_cache, transcoder=toy_transcoder, out=out, settings=settings, device="cpu", progress=Silent()
-    )
+    evaluate(toy_cache, toy_transcoder, out, bootstrap=50, dead_mean_firings=5.0)
     return out
 
 
 @pytest.fixture
 def toy_metrics(toy_report: Path) -> dict[str, Any]:
-    """Its metrics.json, read anew for every test, which may change it."""
+    """Its metrics.json, read again for every test, which may change it."""
     return json.loads((toy_report / "metrics.json").read_text())
 
 
@@ -218,7 +215,7 @@ def browser() -> "Generator[WebDriver]":
     assert driver, "chromedriver is needed: apt-get install chromium-driver"
     options = webdriver.ChromeOptions()
     options.binary_location = found[0]
-    # No name resolves: whatever a page might ask a network for is refused.
+    # No name resolves: anything that a page might request from a network is refused.
     arguments = (
         "--headless=new",
         "--no-sandbox",

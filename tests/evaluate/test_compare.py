@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,9 @@ import torch
 from cache.config import CacheSettings
 from cache.writer import CacheWriter
 from common.errors import MismatchError
-from common.progress import Silent
 from evaluate.compare import difference, verdicts
-from evaluate.config import EvaluateSettings
 from evaluate.report.table_of_runs import table_of_runs
-from evaluate.run import evaluate_layer
+from tests.helpers.evaluation import evaluate
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder
@@ -74,7 +73,7 @@ def write_cache(path: Path, *, gain: torch.Tensor = GAIN, bias: torch.Tensor = B
 def write_google(root: Path, *, l0: int = round(TRUE_L0)) -> Path:
     path = root / "layer_8" / "width_16k" / f"average_l0_{l0}" / "params.npz"
     path.parent.mkdir(parents=True)
-    # The file lacks the last true features; its bias stands in for their mean.
+    # The file lacks the last true features; its bias has their mean.
     arrays = {
         "W_enc": ENCODER[:, :KEPT],
         "b_enc": torch.zeros(KEPT),
@@ -95,16 +94,7 @@ def write_transcoder(folder: Path, *, top_k: int = 6) -> Path:
     return folder
 
 
-def run(cache: Path, transcoder: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return evaluate_layer(
-        cache=cache,
-        transcoder=transcoder,
-        out=out,
-        settings=EvaluateSettings(bootstrap=50, batch_rows=1000),
-        device="cpu",
-        progress=Silent(),
-        **options,
-    )
+run = partial(evaluate, bootstrap=50, batch_rows=1000)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +112,7 @@ def comparison(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report" / "comparison.json").read_text())
 
 
-def test_googles_figures_are_those_of_the_closed_form(folder: Path, comparison: dict[str, Any]) -> None:
+def test_googles_l0_and_fvu_are_those_of_the_closed_form(folder: Path, comparison: dict[str, Any]) -> None:
     reference = json.loads((folder / "report" / "google_metrics.json").read_text())
     assert reference["fvu"] == pytest.approx(TRUE_FVU, rel=0.02)
     assert reference["l0"] == pytest.approx(TRUE_L0, rel=0.02)
@@ -132,7 +122,7 @@ def test_googles_figures_are_those_of_the_closed_form(folder: Path, comparison: 
     assert comparison["tokens_trained"] == {"ours": 5000, "theirs": None}
 
 
-def test_every_prefix_of_ours_is_beside_theirs(folder: Path, comparison: dict[str, Any]) -> None:
+def test_every_prefix_of_ours_is_beside_the_reference(folder: Path, comparison: dict[str, Any]) -> None:
     ours = json.loads((folder / "report" / "ours_metrics.json").read_text())
     entries = comparison["ours"]["per_prefix"]
     assert [entry["prefix"] for entry in entries] == [8, 16, WIDTH]
@@ -144,13 +134,15 @@ def test_every_prefix_of_ours_is_beside_theirs(folder: Path, comparison: dict[st
             assert gap["interval"][0] <= gap["value"] <= gap["interval"][1]
 
 
-def test_ours_is_judged_again_at_their_l0(comparison: dict[str, Any]) -> None:
+def test_ours_is_measured_again_at_the_l0_of_the_reference(comparison: dict[str, Any]) -> None:
     matched = comparison["ours_at_their_l0"]
     assert matched["top_k"] == round(comparison["theirs"]["l0"])
     assert matched["per_prefix"][-1]["l0"] == pytest.approx(matched["top_k"], abs=0.01)
 
 
-def test_the_report_holds_table_and_figure_and_no_bare_gap(folder: Path, comparison: dict[str, Any]) -> None:
+def test_the_report_has_table_and_plot_and_a_reason_for_what_is_missing(
+    folder: Path, comparison: dict[str, Any]
+) -> None:
     files = {path.name for path in (folder / "report").iterdir()}
     assert {"fvu_against_l0.png", "fvu_against_l0.svg", "metrics.json", "summary.txt"} <= files
     text = (folder / "report" / "summary.txt").read_text()
@@ -199,7 +191,7 @@ def test_a_cache_of_normalised_rows_needs_no_folding(tmp_path: Path, folder: Pat
         run(cache, folder / "main", tmp_path / "report", gemma_scope=str(folder / "google"))
 
 
-def test_an_l0_as_promised_does_not_hide_that_nothing_is_explained(tmp_path: Path, folder: Path) -> None:
+def test_an_l0_as_stated_does_not_hide_that_nothing_is_explained(tmp_path: Path, folder: Path) -> None:
     """The right number of features fires on rows of another model, too."""
     path = write_google(tmp_path / "google") / f"layer_8/width_16k/average_l0_{round(TRUE_L0)}/params.npz"
     arrays = dict(np.load(path))

@@ -1,4 +1,4 @@
-"""Several processes find what one does, write one report, and do not wait for one that is gone."""
+"""Several processes find what one does, write one report, and do not wait for one that ended."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from transcoder.transcoder import Transcoder, random_arrays
 
 WORLDS = (1, 2, 3)
 SECONDS = 60
-"""After which a process that waits for another for ever is stopped."""
+"""After this time a process that waits for another is stopped."""
 
 
 class Faulty(Silent):
@@ -137,7 +137,7 @@ def test_one_report_is_written(reports: Path) -> None:
     assert folders == {f"{world}-{kind}" for world in WORLDS for kind in ("google", "other")}
 
 
-def test_a_process_that_fails_leaves_nobody_waiting(given: dict[str, str], tmp_path: Path) -> None:
+def test_when_a_process_fails_the_others_end(given: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     tasks = [
         {**given, "world": 3, "out": str(tmp_path / "out"), "fault": "refused"},
@@ -164,14 +164,14 @@ def assert_same(ours: Any, reference: Any) -> None:
             assert_same(value, reference[key])
     elif isinstance(ours, list):
         assert len(ours) == len(reference)
-        for item, other in zip(ours, reference, strict=True):
-            assert_same(item, other)
+        for item, expected in zip(ours, reference, strict=True):
+            assert_same(item, expected)
     else:
         assert ours == (pytest.approx(reference, rel=1e-10, abs=1e-12) if isinstance(reference, float) else reference)
 
 
-def test_processes_together_take_the_evidence_that_one_takes(given: dict[str, str], tmp_path: Path) -> None:
-    """Also where the last process has no block, and the first one alone writes."""
+def test_several_processes_collect_the_evidence_that_one_collects(given: dict[str, str], tmp_path: Path) -> None:
+    """Also if the last process has no block; only the first one writes."""
     tasks = [
         {**given, "features": rows, "world": world, "out": str(tmp_path / f"{world}-{rows}")}
         for rows, world in ((1600, 1), (1600, 2), (1600, 3), (150, 1), (150, 3))

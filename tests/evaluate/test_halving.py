@@ -1,20 +1,10 @@
-"""Work that does not fit is done in halves, in order, and what is no lack of memory passes through."""
+"""Work that does not fit is done in halves, in order; errors other than lack of memory are raised."""
 
 import pytest
 
 from common.errors import CapacityError
-from common.progress import Silent
 from evaluate.halving import Halving, is_out_of_memory
-
-
-class Notes(Silent):
-    """Keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+from tests.helpers.progress import Notes
 
 
 def halving(notes: Notes) -> Halving:
@@ -32,10 +22,10 @@ def test_every_item_is_done_once_in_order(room: int) -> None:
     pieces = list(halving(notes).run(work, 2, 25))
     assert [item for piece in pieces for item in piece] == list(range(2, 25))
     assert max(map(len, pieces)) <= room
-    assert bool(notes.notes) == (room < 23)
+    assert bool(notes.texts) == (room < 23)
 
 
-def test_once_halved_it_stays_so() -> None:
+def test_the_size_stays_halved() -> None:
     notes = Notes()
     shared = halving(notes)
 
@@ -45,12 +35,12 @@ def test_once_halved_it_stays_so() -> None:
         return stop - first
 
     list(shared.run(work, 0, 16))
-    told = len(notes.notes)
+    told = len(notes.texts)
     assert max(shared.run(work, 0, 16)) == 4
-    assert len(notes.notes) == told
+    assert len(notes.texts) == told
 
 
-def test_one_item_that_does_not_fit_is_refused_and_bugs_pass() -> None:
+def test_one_item_that_does_not_fit_is_refused_and_bugs_are_raised() -> None:
     def never(_first: int, _stop: int) -> None:
         raise MemoryError
 

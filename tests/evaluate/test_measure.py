@@ -1,4 +1,4 @@
-"""One pass for all metrics: their fields in one document, each field by one metric, states for who reads more."""
+"""One pass for all metrics: their fields in one document, each field by one metric, and their states."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def replay(inputs: MetricInputs, rows: int = 256) -> Replay:
 
 
 @pytest.mark.parametrize("rows", [100, 1600])
-def test_fields_replicates_and_states_of_all_metrics(toy_inputs: MetricInputs, rows: int) -> None:
+def test_all_metrics_give_fields_replicates_and_states(toy_inputs: MetricInputs, rows: int) -> None:
     found = measure(replay(toy_inputs, rows), toy_inputs, (Rows, Sparsity))
     assert found.dictionary is toy_inputs.dictionary
     assert found.metrics["rows"] == found.replicates["rows"].item() == toy_inputs.held_out.counted

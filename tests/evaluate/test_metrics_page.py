@@ -1,4 +1,4 @@
-"""docs/metrics.md names every field of a metrics.json that was really written, and none besides."""
+"""docs/metrics.md names every field of a metrics.json that was really written, and no other."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 ELSEWHERE = {"transcoder.weights", "cache.dataset"}
 SPLICED = "language_model"
 PROBED = ("absorption_first_letter.score", "absorption_first_letter.reason")
-"""Of absorption, all that there is without a probe cache; tests/evaluate/absorption holds the rest against the page."""
+"""Of absorption, all fields without a probe cache; tests/evaluate/absorption compares the others with the page."""
 
 
 NAMED_BY_DATA = {"fvu_forms", "concentration.rows", "concentration.dimensions"}

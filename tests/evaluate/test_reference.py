@@ -50,14 +50,14 @@ def test_a_run_of_ours_is_taken_as_it_was_trained(reader: CacheReader, ours: Tra
     assert fields["top_k"] == 20
 
 
-def test_two_references_at_once_or_none_there_is_a_mistake_of_use(reader: CacheReader, ours: Transcoder) -> None:
+def test_two_references_or_a_missing_one_are_usage_errors(reader: CacheReader, ours: Transcoder) -> None:
     with pytest.raises(UsageError, match="Both --gemma-scope and --against"):
         opened(reader, ours, gemma_scope="x", against=HERE)
     with pytest.raises(UsageError, match="nothing"):
         opened(reader, ours, against=Path("nothing/there"))
 
 
-def test_nothing_is_downloaded_for_other_widths_than_googles(reader: CacheReader, ours: Transcoder) -> None:
+def test_nothing_is_downloaded_for_widths_that_google_does_not_have(reader: CacheReader, ours: Transcoder) -> None:
     with pytest.raises(MismatchError, match="2304 to 2304 dimensions"):
         opened(reader, ours, gemma_scope="download")
 
@@ -103,15 +103,13 @@ def test_a_transcoder_belongs_to_the_cache_that_it_was_trained_on(
 ) -> None:
     check_belongs(ours, reader, path=HERE, force=False)
     save_transcoder(ours, tmp_path, config={"cache_fingerprint": "0" * 32})
-    other = load_transcoder(tmp_path)
+    transcoder = load_transcoder(tmp_path)
     with pytest.raises(MismatchError, match="trained on the cache 000"):
-        check_belongs(other, reader, path=HERE, force=False)
-    check_belongs(other, reader, path=HERE, force=True)
+        check_belongs(transcoder, reader, path=HERE, force=False)
+    check_belongs(transcoder, reader, path=HERE, force=True)
 
 
-def test_an_imported_transcoder_is_held_to_the_sites_that_its_files_named(
-    reader: CacheReader, ours: Transcoder
-) -> None:
+def test_an_imported_transcoder_needs_the_sites_that_its_files_named(reader: CacheReader, ours: Transcoder) -> None:
     imported = ours.replaced(config=ours.config | {IMPORTED: {}, "source_site": "mlp_in", "target_site": "resid_post"})
     with pytest.raises(MismatchError, match="reconstructs resid_post"):
         check_belongs(imported, reader, path=HERE, force=True)

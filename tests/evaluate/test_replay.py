@@ -19,6 +19,7 @@ from evaluate.held_out import open_held_out
 from evaluate.measure import Measurement, measure
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.replay import Replay
+from tests.helpers.progress import Notes
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.rule import Rule
 from transcoder.sparse_code import SparseCode
@@ -66,7 +67,7 @@ def megabytes(name):
 class Watching(Silent):
     def __init__(self):
         self.own = []
-    def advance(self, amount, **figures):
+    def advance(self, amount, **metrics):
         self.own.append(megabytes("RssAnon"))
 
 path, width, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -81,16 +82,6 @@ measure(Replay(held_out, rows, "cpu", watching), inputs)
 half = len(watching.own) // 2
 print(len(watching.own), max(watching.own[:half]), max(watching.own[half:]), megabytes("VmHWM"))
 """
-
-
-class Heard(Silent):
-    """Remembers what was noted."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -121,10 +112,10 @@ OUT_OF_MEMORY = (
 
 
 def limited_to(rows: int, dictionary: Transcoder, error: Exception = OUT_OF_MEMORY[0]) -> Transcoder:
-    """The same dictionary on a device that has room for so many rows."""
+    """The same dictionary on a device with memory for this number of rows."""
 
     class Limited(Rule):
-        """The same rule, where there is room."""
+        """The same rule, if there is memory."""
 
         name = "limited"
         scope = "row"
@@ -141,20 +132,20 @@ def limited_to(rows: int, dictionary: Transcoder, error: Exception = OUT_OF_MEMO
 def test_out_of_memory_halves_the_batch_and_changes_no_number(
     toy_cache: Path, dictionary: Transcoder, error: Exception
 ) -> None:
-    heard = Heard()
+    notes = Notes()
     at_once = measured(toy_cache, dictionary, Silent()).metrics
-    halved = measured(toy_cache, limited_to(40, dictionary, error), heard).metrics
-    assert heard.notes == [f"out of memory: going on with {rows} rows at a time" for rows in (128, 64, 32)]
+    halved = measured(toy_cache, limited_to(40, dictionary, error), notes).metrics
+    assert notes.texts == [f"out of memory: going on with {rows} rows at a time" for rows in (128, 64, 32)]
     assert halved["sparsity"] == at_once["sparsity"]
     np.testing.assert_allclose(halved["fvu_per_prefix"], at_once["fvu_per_prefix"], rtol=1e-6)
 
 
-def test_another_error_is_not_taken_for_want_of_memory(toy_cache: Path, dictionary: Transcoder) -> None:
+def test_another_error_is_not_mistaken_for_lack_of_memory(toy_cache: Path, dictionary: Transcoder) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         measured(toy_cache, limited_to(40, dictionary, RuntimeError("shapes cannot be multiplied")), Silent())
 
 
-def test_a_batch_of_special_tokens_alone_is_passed_over(
+def test_a_batch_of_special_tokens_only_is_skipped(
     write_toy_cache: Any, dictionary: Transcoder, tmp_path: Path
 ) -> None:
     cache = write_toy_cache(tmp_path / "cache", held_out_rows=48)
@@ -164,7 +155,7 @@ def test_a_batch_of_special_tokens_alone_is_passed_over(
         np.testing.assert_allclose(single.replicates[name], values, rtol=1e-5)
 
 
-def test_a_device_without_room_for_a_row_is_said(toy_cache: Path, dictionary: Transcoder) -> None:
+def test_a_device_without_memory_for_a_row_is_refused(toy_cache: Path, dictionary: Transcoder) -> None:
     with pytest.raises(CapacityError, match="Not even one row"):
         measured(toy_cache, limited_to(0, dictionary), Silent())
 
@@ -181,7 +172,7 @@ def test_no_network_and_no_model_library_is_needed(toy_cache: Path, toy_transcod
 def test_memory_stays_under_four_gigabytes_and_does_not_grow_with_the_rows(
     write_toy_cache: Any, tmp_path: Path
 ) -> None:
-    """18,432 features; whole (NESTCODER_FULL=1): 1,000 batches of 512 rows of width 2,304."""
+    """18,432 features; with NESTCODER_FULL=1: 1,000 batches of 512 rows of width 2,304."""
     width, batches, batch_rows = (2304, 1000, 512) if FULL else (32, 40, 64)
     rows = batches * batch_rows
     cache = write_toy_cache(tmp_path / "cache", held_out_rows=rows, d_source=width, d_target=width)

@@ -1,6 +1,7 @@
-"""A whole evaluation of a real cache: the numbers, the files, and what must not happen."""
+"""An evaluation of a real cache: the numbers, the files, and what must not happen."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,12 @@ import torch
 
 from cache.reader import CacheReader
 from common.errors import MismatchError, UsageError
-from common.progress import Silent
-from evaluate.config import EvaluateSettings
-from evaluate.run import evaluate_layer
+from tests.helpers.evaluation import evaluate as evaluate_toy
 from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
-
-def evaluate(cache: Path, transcoder: Path, out: Path, *, device: str = "cpu", **settings: Any) -> dict[str, Any]:
-    return evaluate_layer(
-        cache=cache,
-        transcoder=transcoder,
-        out=out,
-        settings=EvaluateSettings(**{"bootstrap": 50, "dead_mean_firings": 5.0} | settings),
-        device=device,
-        progress=Silent(),
-    )
+evaluate = partial(evaluate_toy, bootstrap=50, dead_mean_firings=5.0)
 
 
 DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
@@ -42,16 +32,16 @@ def test_every_number_is_that_of_a_dense_replay(
     pre = x @ trained.W_enc.double().T + trained.b_enc.double()
     code = pre.relu() * torch.zeros_like(pre).scatter_(1, pre.topk(trained.top_k).indices, 1.0)
     total = ((y - y.mean(0)) ** 2).sum()
-    for place, prefix in enumerate(trained.prefixes):
+    for index, prefix in enumerate(trained.prefixes):
         predicted = code[:, :prefix] @ trained.W_dec[:prefix].double() + trained.b_dec.double()
-        assert toy_metrics["fvu_per_prefix"][place] == pytest.approx(
+        assert toy_metrics["fvu_per_prefix"][index] == pytest.approx(
             float(((y - predicted) ** 2).sum() / total), rel=1e-5
         )
-        assert toy_metrics["l0_per_prefix"][place] == pytest.approx(
+        assert toy_metrics["l0_per_prefix"][index] == pytest.approx(
             float((code[:, :prefix] > 0).double().sum(1).mean())
         )
         cosine = torch.cosine_similarity(predicted, y, dim=1).mean()
-        assert toy_metrics["cosine_per_prefix"][place] == pytest.approx(float(cosine), rel=1e-5)
+        assert toy_metrics["cosine_per_prefix"][index] == pytest.approx(float(cosine), rel=1e-5)
     assert toy_metrics["dead_fraction"] == float((code.sum(0) == 0).double().mean())
     assert (toy_metrics["tokens_used"], toy_metrics["tokens_masked"]) == (1500, 100)
 
@@ -77,15 +67,15 @@ def test_the_top_level_names_are_there(toy_metrics: dict[str, Any]) -> None:
     assert "probe" in toy_metrics["absorption_first_letter"]["reason"]
 
 
-def test_the_baselines_frame_the_transcoder(toy_metrics: dict[str, Any]) -> None:
+def test_the_transcoder_is_between_the_baselines(toy_metrics: dict[str, Any]) -> None:
     assert toy_metrics["baselines"]["bf16_floor"] < toy_metrics["fvu"] < toy_metrics["baselines"]["affine"] < 1
     assert toy_metrics["baselines"]["bias_only"] >= 1
 
 
 def test_the_report_has_every_file(toy_report: Path) -> None:
     names = {path.name for path in toy_report.iterdir()}
-    figures = {f"{stem}.{kind}" for stem in ("fvu_by_prefix", "density", "l0") for kind in ("png", "svg")}
-    assert names == figures | {"checksums.json", "metrics.json", "summary.txt", "samples.json", "samples.txt"}
+    plots = {f"{stem}.{kind}" for stem in ("fvu_by_prefix", "density", "l0") for kind in ("png", "svg")}
+    assert names == plots | {"checksums.json", "metrics.json", "summary.txt", "samples.json", "samples.txt"}
     assert (toy_report / "density.png").read_bytes().startswith(b"\x89PNG")
     assert "best affine map" in (toy_report / "summary.txt").read_text()
 
@@ -105,10 +95,10 @@ def test_the_samples_show_the_strongest_token(toy_report: Path) -> None:
 def test_the_batch_size_changes_nothing(
     toy_metrics: dict[str, Any], toy_cache: Path, toy_transcoder: Path, tmp_path: Path, batch_rows: int
 ) -> None:
-    other = evaluate(toy_cache, toy_transcoder, tmp_path / "main", batch_rows=batch_rows)
-    np.testing.assert_allclose(other["fvu_per_prefix"], toy_metrics["fvu_per_prefix"], rtol=1e-6)
-    assert other["sparsity"] == toy_metrics["sparsity"]
-    assert other["baselines"]["affine"] == pytest.approx(toy_metrics["baselines"]["affine"], rel=1e-5)
+    metrics = evaluate(toy_cache, toy_transcoder, tmp_path / "main", batch_rows=batch_rows)
+    np.testing.assert_allclose(metrics["fvu_per_prefix"], toy_metrics["fvu_per_prefix"], rtol=1e-6)
+    assert metrics["sparsity"] == toy_metrics["sparsity"]
+    assert metrics["baselines"]["affine"] == pytest.approx(toy_metrics["baselines"]["affine"], rel=1e-5)
 
 
 def test_an_earlier_evaluation_is_moved_to_its_date(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
@@ -120,14 +110,14 @@ def test_an_earlier_evaluation_is_moved_to_its_date(toy_cache: Path, toy_transco
 
 
 def test_another_width_is_a_mismatch(toy_cache: Path, tmp_path: Path) -> None:
-    other = Transcoder(**random_arrays(7, 10, dict_size=8), rule=TopK(2))
-    save_transcoder(other, tmp_path / "other", config={})
+    wide = Transcoder(**random_arrays(7, 10, dict_size=8), rule=TopK(2))
+    save_transcoder(wide, tmp_path / "other", config={})
     with pytest.raises(MismatchError, match="7 dimensions"):
         evaluate(toy_cache, tmp_path / "other", tmp_path / "main")
     assert not (tmp_path / "main").exists()
 
 
-def test_a_transcoder_that_is_not_there_is_a_mistake_of_use(toy_cache: Path, tmp_path: Path) -> None:
+def test_a_missing_transcoder_is_a_usage_error(toy_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no trained transcoder"):
         evaluate(toy_cache, tmp_path / "nothing", tmp_path / "main")
 
@@ -141,14 +131,14 @@ def test_a_transcoder_of_another_cache_is_a_mismatch(toy_cache: Path, toy_transc
 def test_rows_of_special_tokens_change_nothing(
     toy_metrics: dict[str, Any], toy_cache_without_special_rows: Path, toy_transcoder: Path, tmp_path: Path
 ) -> None:
-    other = evaluate(toy_cache_without_special_rows, toy_transcoder, tmp_path / "main")
-    assert (other["tokens_used"], other["tokens_masked"]) == (1500, 0)
-    np.testing.assert_allclose(other["fvu_per_prefix"], toy_metrics["fvu_per_prefix"], rtol=1e-6)
-    assert other["sparsity"] == toy_metrics["sparsity"]
-    assert other["baselines"]["affine"] == pytest.approx(toy_metrics["baselines"]["affine"], rel=1e-9)
+    metrics = evaluate(toy_cache_without_special_rows, toy_transcoder, tmp_path / "main")
+    assert (metrics["tokens_used"], metrics["tokens_masked"]) == (1500, 0)
+    np.testing.assert_allclose(metrics["fvu_per_prefix"], toy_metrics["fvu_per_prefix"], rtol=1e-6)
+    assert metrics["sparsity"] == toy_metrics["sparsity"]
+    assert metrics["baselines"]["affine"] == pytest.approx(toy_metrics["baselines"]["affine"], rel=1e-9)
 
 
-def test_a_device_that_is_not_there_is_said(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+def test_a_missing_device_is_named(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cuda:99"):
         evaluate(toy_cache, toy_transcoder, tmp_path / "out", device="cuda:99")
 
@@ -161,5 +151,5 @@ def test_no_training_row_is_read(
     assert shards
     for shard in shards:
         shard.write_bytes(b"\xff" * shard.stat().st_size)
-    other = evaluate(cache, toy_transcoder, tmp_path / "main")
-    assert other["fvu_per_prefix"] == toy_metrics["fvu_per_prefix"]
+    metrics = evaluate(cache, toy_transcoder, tmp_path / "main")
+    assert metrics["fvu_per_prefix"] == toy_metrics["fvu_per_prefix"]

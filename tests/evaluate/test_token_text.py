@@ -1,4 +1,4 @@
-"""A token is spelled by the tokenizer that lies in the cache, special ones included."""
+"""Tokens are spelled by the tokenizer in the cache, special ones included."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from evaluate.token_text import TOKENIZER, speller
 FILE = Path(__file__).parents[2] / "models" / "gpt2-stdlib" / "tokenizer.json"
 
 
-def test_every_token_is_what_the_tokenizer_decodes() -> None:
+def test_every_token_is_spelled_as_the_tokenizer_decodes_it() -> None:
     tokenizer = Tokenizer.from_file(str(FILE))
     spell = speller({TOKENIZER: np.frombuffer(FILE.read_bytes(), dtype=np.uint8)})
     ids = tokenizer.encode("def read(path):\n    return path", add_special_tokens=False).ids

@@ -1,5 +1,6 @@
 """Three layers of an embedded model, harvested and trained for a few steps."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,3 +41,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     across = settings_of(runs, "train.kind=cross-layer", "train.window=1")
     nestcoder.run_train(across, [4, 6, 8], name="clt", device="cpu")
     return runs
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the runs folder, to change."""
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"

@@ -1,4 +1,4 @@
-"""What stayed of the features' tokens, by hand."""
+"""The share of the features' tokens that stayed, by hand."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The text that comes back from a shuffled cache is the text that went in, context by context."""
+"""The text read back from a shuffled cache is the text that was written, context by context."""
 
 from pathlib import Path
 
@@ -35,12 +35,12 @@ def write(path: Path, *, special: list[int], position: np.ndarray | None = None)
     ) as writer:
         sides = torch.randn(2, rows, 4)
         document = np.repeat(np.arange(len(LENGTHS), dtype=np.int64), LENGTHS)
-        place = places if position is None else position
-        writer.append(*sides, tokens, document, place, held_out=False, cursor=0)
+        positions = places if position is None else position
+        writer.append(*sides, tokens, document, positions, held_out=False, cursor=0)
     return CacheReader.open(path), tokens
 
 
-def test_every_context_comes_once_an_epoch_filled_up_behind(tmp_path: Path) -> None:
+def test_every_context_comes_once_an_epoch_padded_at_its_end(tmp_path: Path) -> None:
     reader, tokens = write(tmp_path / "cache", special=[BOS])
     text = TrainText.from_reader(reader)
     assert np.array_equal(text.tokens, tokens)
@@ -62,7 +62,7 @@ def test_every_context_comes_once_an_epoch_filled_up_behind(tmp_path: Path) -> N
     assert any(not torch.equal(a, b) for a, b in zip(*orders, strict=True)), "another seed, another order"
 
 
-def test_without_a_special_token_to_fill_up_only_whole_contexts_are_run(tmp_path: Path) -> None:
+def test_without_a_special_token_for_padding_only_full_contexts_are_used(tmp_path: Path) -> None:
     reader, _ = write(tmp_path / "cache", special=[])
     text = TrainText.from_reader(reader)
     assert len(text.starts) == LENGTHS.count(7)

@@ -15,6 +15,7 @@ import nestcoder
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from nestcoder.cli import command_line
+from tests.helpers.progress import StopAt, StoppedError
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import save_cross_layer
 
@@ -22,26 +23,6 @@ Settings = Callable[..., nestcoder.PipelineSettings]
 LAYERS = [4, 6, 8]
 TEN_STEPS = ("finetune.tokens=1280", "finetune.lr=0.002", "evaluate.lm_tokens=400")
 JOINT = Path("gpt2-stdlib/layers04_06_08/transcoder")
-
-
-class KilledError(Exception):
-    """Stands for a SIGKILL: nothing after it runs."""
-
-
-class KilledAt(Silent):
-    """Progress that ends the process behind some step."""
-
-    left = 3
-
-    def advance(self, amount: int, **shown: float) -> None:
-        self.left -= amount
-        if self.left == 0:
-            raise KilledError
-
-
-def copied(trained: Path, folder: Path) -> Path:
-    shutil.copytree(trained, folder / "runs")
-    return folder / "runs"
 
 
 def finetune(settings: nestcoder.PipelineSettings, **given: Any) -> dict[str, Any]:
@@ -72,12 +53,13 @@ def write_probe(runs: Path) -> None:
 def tuned(
     trained: Path, settings_in: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    runs = copied(trained, tmp_path_factory.mktemp("tuned"))
+    runs = tmp_path_factory.mktemp("tuned") / "runs"
+    shutil.copytree(trained, runs)
     write_probe(runs)
     return runs, finetune(settings_in(runs, *TEN_STEPS))
 
 
-def test_ten_steps_bring_the_divergence_down(tuned: tuple[Path, dict[str, Any]], settings_in: Settings) -> None:
+def test_ten_steps_reduce_the_divergence(tuned: tuple[Path, dict[str, Any]], settings_in: Settings) -> None:
     runs, metrics = tuned
     for old, new in zip(
         *(metrics["language_model"][which]["per_prefix"] for which in ("before", "after")), strict=True
@@ -100,48 +82,49 @@ def test_ten_steps_bring_the_divergence_down(tuned: tuple[Path, dict[str, Any]],
         assert entry["features_compared"] > 0
 
 
-def test_the_comparison_says_what_evaluation_says(tuned: tuple[Path, dict[str, Any]], settings_in: Settings) -> None:
+def test_the_comparison_has_the_numbers_of_an_evaluation(
+    tuned: tuple[Path, dict[str, Any]], settings_in: Settings
+) -> None:
     runs, metrics = tuned
     settings = settings_in(runs, *TEN_STEPS)
     found = nestcoder.run_evaluate_joint(settings, LAYERS, names=["clt", "clt-finetuned"], lm=True, device="cpu")
     for name, which in (("clt", "before"), ("clt-finetuned", "after")):
-        one = found["dictionaries"][name]
+        evaluated = found["dictionaries"][name]
         spliced = metrics["language_model"][which]["per_prefix"]
-        for own, other in zip(spliced, one["language_model"]["per_prefix"], strict=True):
-            assert own["kl"] == pytest.approx(other["kl"], rel=1e-5)
-            assert own["delta"] == pytest.approx(other["delta"], rel=1e-4, abs=1e-6)
+        for found_prefix, expected in zip(spliced, evaluated["language_model"]["per_prefix"], strict=True):
+            assert found_prefix["kl"] == pytest.approx(expected["kl"], rel=1e-5)
+            assert found_prefix["delta"] == pytest.approx(expected["delta"], rel=1e-4, abs=1e-6)
         for number, entry in enumerate(metrics["layers"]):
-            assert entry[which]["fvu_per_prefix"] == pytest.approx(one["fvu_per_layer_and_prefix"][number])
-            assert entry[which]["l0_per_prefix"] == pytest.approx(one["l0_per_layer_and_prefix"][number])
-            absorption = one["absorption_first_letter_per_layer"][number]
+            assert entry[which]["fvu_per_prefix"] == pytest.approx(evaluated["fvu_per_layer_and_prefix"][number])
+            assert entry[which]["l0_per_prefix"] == pytest.approx(evaluated["l0_per_layer_and_prefix"][number])
+            absorption = evaluated["absorption_first_letter_per_layer"][number]
             assert entry[which]["absorption_first_letter"] == absorption["score"]
             assert entry[which]["absorption_reason"] == absorption["reason"]
-        assert one["absorption_per_prefix"][-1] == metrics["layers"][0][which]["absorption_first_letter"] is not None
+        assert (
+            evaluated["absorption_per_prefix"][-1] == metrics["layers"][0][which]["absorption_first_letter"] is not None
+        )
     table = (runs / "gpt2-stdlib/finetune/clt-finetuned/report/summary.txt").read_text()
     assert "layer 6" in table
     assert table.count("first-letter absorption") == 1
 
 
 def test_a_killed_run_ends_with_the_same_bytes(
-    trained: Path, tuned: tuple[Path, dict[str, Any]], settings_in: Settings, tmp_path: Path
+    runs: Path, tuned: tuple[Path, dict[str, Any]], settings_in: Settings
 ) -> None:
-    runs = copied(trained, tmp_path)
-    with pytest.raises(KilledError):
-        finetune(settings_in(runs, *TEN_STEPS), progress=KilledAt())
+    with pytest.raises(StoppedError):
+        finetune(settings_in(runs, *TEN_STEPS), progress=StopAt(3))
     finetune(settings_in(runs, *TEN_STEPS))
     for name in (JOINT / "clt-finetuned/transcoder.safetensors", "gpt2-stdlib/finetune/clt-finetuned/steps.jsonl"):
         assert (runs / name).read_bytes() == (tuned[0] / name).read_bytes()
 
 
-def test_several_processes_are_one(
-    trained: Path,
+def test_several_processes_find_what_one_finds(
+    runs: Path,
     settings_in: Settings,
-    tmp_path: Path,
     tuned: tuple[Path, dict[str, Any]],
     in_processes: Callable[..., list[int]],
 ) -> None:
-    """Gradients are those of all processes' contexts, to rounding; one writes."""
-    runs = copied(trained, tmp_path)
+    """Gradients are those of all processes' contexts, up to rounding; one process writes."""
     settings = settings_in(runs, *TEN_STEPS)
     request = nestcoder.stages.model.finetune_request(settings, LAYERS, name="clt", result=None, device="cpu")
 
@@ -160,8 +143,7 @@ def test_several_processes_are_one(
             torch.testing.assert_close(ours.piece(number).arrays()[name], array, rtol=1e-2, atol=2e-3)
 
 
-def test_what_cannot_be_tuned_is_refused(trained: Path, settings_in: Settings, tmp_path: Path) -> None:
-    runs = copied(trained, tmp_path)
+def test_dictionaries_that_cannot_be_tuned_are_refused(runs: Path, settings_in: Settings) -> None:
     settings = settings_in(runs)
     with pytest.raises(UsageError, match="must not replace"):
         finetune(settings, result="clt")
@@ -180,19 +162,17 @@ def test_what_cannot_be_tuned_is_refused(trained: Path, settings_in: Settings, t
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])
-def test_every_window_is_spliced_beside_a_set(
-    trained: Path, settings_in: Settings, tmp_path: Path, window: int
-) -> None:
+def test_every_window_is_spliced_and_compared_with_a_set(runs: Path, settings_in: Settings, window: int) -> None:
     """Per prefix, by the command; a window of 0 is what a set of the same transcoders would be."""
-    runs = copied(trained, tmp_path)
     across = settings_in(runs, "train.kind=cross-layer", f"train.window={window}", "train.steps=2")
     nestcoder.run_train(across, LAYERS, name="other", device="cpu")
-    given = [f"--set={one}" for one in (f"runs={runs}", f"model={across.model}", "evaluate.lm_tokens=64")]
+    given = [f"--set={value}" for value in (f"runs={runs}", f"model={across.model}", "evaluate.lm_tokens=64")]
     layers = [word for layer in LAYERS for word in ("--layer", str(layer))]
     words = ["evaluate", *layers, "--name", "other", "--beside", "clt", "--together", "--device", "cpu"]
     done = CliRunner().invoke(command_line, [*given, "--set=evaluate.bootstrap=0", "--json", *words])
     assert done.exit_code == 0, done.output + repr(done.exception)
     found = json.loads(done.stdout)["dictionaries"]
     assert (found["other"]["crossing"] > 0) is (window > 0)
-    for one in found.values():
-        assert [set(entry) >= {"kl", "delta", "top1"} for entry in one["language_model"]["per_prefix"]] == [True, True]
+    for record in found.values():
+        per_prefix = record["language_model"]["per_prefix"]
+        assert [set(entry) >= {"kl", "delta", "top1"} for entry in per_prefix] == [True, True]

@@ -31,7 +31,7 @@ def objective(trained: Path) -> tuple[Objective, TrainText]:
 
 
 class Dense:
-    """The definition: every target is a sum over the layers before, of codes written out."""
+    """The definition: every target is a sum over the layers before it, with dense codes."""
 
     def __init__(self, dictionary: CrossLayerTranscoder) -> None:
         self.numbers = {layer: number for number, layer in enumerate(dictionary.layers)}
@@ -48,8 +48,8 @@ class Dense:
         t = self.numbers[layer]
         weights = self.arrays[t]
         pre = source @ weights["W_enc"].T + weights["b_enc"]
-        least = pre.topk(self.pieces[t].top_k or 0, dim=1).values[:, -1:]
-        self.codes[t] = pre.relu() * (pre >= least)
+        threshold = pre.topk(self.pieces[t].top_k or 0, dim=1).values[:, -1:]
+        self.codes[t] = pre.relu() * (pre >= threshold)
         found = weights["b_dec"][: self.width]
         for s in range(t + 1):
             block = self.arrays[s]["W_dec"][:, (t - s) * self.width : (t - s + 1) * self.width]
@@ -59,7 +59,7 @@ class Dense:
 
 
 def run(hugging: Any, contexts: Any, ordinary: Tensor, change: Any) -> Tensor:
-    """The model's log-probabilities with ``change(layer, source, target)`` in place of the MLPs at ordinary places."""
+    """The model's log-probabilities with ``change(layer, source, target)`` as its MLPs at ordinary tokens."""
 
     def hook(layer: int) -> Any:
         def replace(_: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""An autoencoder fine-tuned in the model, at the side of its cache that it reconstructs."""
+"""An autoencoder fine-tuned in the model, at the site that it reconstructs."""
 
 import shutil
 from collections.abc import Callable

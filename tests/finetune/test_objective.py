@@ -69,13 +69,13 @@ def test_losses_and_gradients_are_those_of_the_definition(objective: tuple[Objec
                 torch.testing.assert_close(gradients[layer][name], own, rtol=1e-2, atol=1e-3 * scale)
 
 
-def test_every_prefix_is_served(objective: tuple[Objective, TrainText]) -> None:
+def test_every_prefix_has_a_gradient(objective: tuple[Objective, TrainText]) -> None:
     served = [objective[0].prefix_of(step) for step in range(400)]
     assert 150 < served.count(0) < 250
     assert set(served) == {0, 1}
 
 
-def test_the_balance_makes_both_gradients_weigh_alike() -> None:
+def test_the_balance_gives_both_gradients_the_same_weight() -> None:
     balance = Balance()
     assert balance.add(kl=2.0, fvu=6.0) == pytest.approx(3.0)
     assert balance.add(kl=4.0, fvu=6.0) == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""Where what is asked for lies, and where it goes: a folder a layer, or one for a dictionary of several."""
+"""The folders that a request reads and writes: one a layer, or one for a dictionary of several."""
 
 from dataclasses import replace
 from pathlib import Path

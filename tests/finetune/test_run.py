@@ -1,4 +1,4 @@
-"""Fine-tuning from end to end: it closes some of the gap, and a killed run ends with the bytes of one that was not."""
+"""Fine-tuning from end to end: the divergence falls, and a killed run ends with the bytes of one that was not."""
 
 import json
 import shutil
@@ -12,32 +12,11 @@ from click.testing import CliRunner
 
 import nestcoder
 from common.errors import DamagedError, MismatchError, UsageError
-from common.progress import Silent
 from finetune.state import STATE_FILE
 from nestcoder.cli import command_line
+from tests.helpers.progress import StopAt, StoppedError
 
 Settings = Callable[..., nestcoder.PipelineSettings]
-
-
-class KilledError(Exception):
-    """Stands for a SIGKILL: nothing after it runs."""
-
-
-class KilledAt(Silent):
-    """Progress that ends the process behind some step."""
-
-    def __init__(self, step: int) -> None:
-        self._left = step
-
-    def advance(self, amount: int, **shown: float) -> None:
-        self._left -= amount
-        if self._left == 0:
-            raise KilledError
-
-
-def copied(trained: Path, folder: Path) -> Path:
-    shutil.copytree(trained, folder / "runs")
-    return folder / "runs"
 
 
 def files_of(runs: Path, name: str) -> dict[str, bytes]:
@@ -51,7 +30,8 @@ def files_of(runs: Path, name: str) -> dict[str, bytes]:
 def tuned(
     trained: Path, settings_in: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    runs = copied(trained, tmp_path_factory.mktemp("tuned"))
+    runs = tmp_path_factory.mktemp("tuned") / "runs"
+    shutil.copytree(trained, runs)
     return runs, nestcoder.run_finetune(settings_in(runs), [4, 8], device="cpu")
 
 
@@ -80,11 +60,10 @@ def test_it_trains_saves_and_compares(tuned: tuple[Path, dict[str, Any]], settin
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_killed_run_ends_with_the_same_bytes(
-    trained: Path, tuned: tuple[Path, dict[str, Any]], settings_in: Settings, tmp_path: Path, step: int
+    runs: Path, tuned: tuple[Path, dict[str, Any]], settings_in: Settings, step: int
 ) -> None:
-    runs = copied(trained, tmp_path)
-    with pytest.raises(KilledError):
-        nestcoder.run_finetune(settings_in(runs), [4, 8], device="cpu", progress=KilledAt(step))
+    with pytest.raises(StoppedError):
+        nestcoder.run_finetune(settings_in(runs), [4, 8], device="cpu", progress=StopAt(step))
     nestcoder.run_finetune(settings_in(runs), [4, 8], device="cpu")
     assert files_of(runs, "main-finetuned") == files_of(tuned[0], "main-finetuned")
 
@@ -106,10 +85,9 @@ def test_the_command_plans_and_refuses(tuned: tuple[Path, dict[str, Any]], setti
         nestcoder.run_finetune(settings_in(runs, "finetune.seed=9"), [4, 8], device="cpu")
 
 
-def test_another_or_a_damaged_state_is_refused(trained: Path, settings_in: Settings, tmp_path: Path) -> None:
-    runs = copied(trained, tmp_path)
-    with pytest.raises(KilledError):
-        nestcoder.run_finetune(settings_in(runs), [8], device="cpu", progress=KilledAt(3))
+def test_another_or_a_damaged_state_is_refused(runs: Path, settings_in: Settings) -> None:
+    with pytest.raises(StoppedError):
+        nestcoder.run_finetune(settings_in(runs), [8], device="cpu", progress=StopAt(3))
     with pytest.raises(MismatchError, match="seed was 0, is now 9"):
         nestcoder.run_finetune(settings_in(runs, "finetune.seed=9"), [8], device="cpu")
     state = runs / "gpt2-stdlib" / "finetune" / "main-finetuned" / "state" / STATE_FILE

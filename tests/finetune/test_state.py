@@ -1,4 +1,4 @@
-"""A checkpoint gives back what was saved, to the last bit; another run's, a damaged one and a short log are refused."""
+"""A checkpoint gives back what was saved, to the last bit; a state of another run and a damaged one are refused."""
 
 from pathlib import Path
 
@@ -25,26 +25,26 @@ def made(seed: int) -> dict[int, Tuned]:
     return {3: tuned}
 
 
-def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_restored_state_is_the_one_that_was_saved(tmp_path: Path) -> None:
     state = State(tmp_path, {"seed": 0})
     assert state.restore(made(0)).step == 0
     tuned = made(1)
     state.add_line({"step": 1})
     state.save(tuned, Progressed(5, Balance(kl=0.25, fvu=0.5, steps=5)))
     state.add_line({"step": 6})
-    other = made(2)
-    found = State(tmp_path, {"seed": 0}).restore(other)
+    fresh = made(2)
+    found = State(tmp_path, {"seed": 0}).restore(fresh)
     assert (found.step, found.balance) == (5, Balance(kl=0.25, fvu=0.5, steps=5))
     for name, array in tuned[3].weights.tensors().items():
-        assert torch.equal(other[3].weights.tensors()[name], array)
-        assert torch.equal(other[3].moments.second[name], tuned[3].moments.second[name])
-        assert torch.equal(other[3].transcoder.arrays()[name], array)
+        assert torch.equal(fresh[3].weights.tensors()[name], array)
+        assert torch.equal(fresh[3].moments.second[name], tuned[3].moments.second[name])
+        assert torch.equal(fresh[3].transcoder.arrays()[name], array)
     assert (tmp_path / LOG_FILE).read_text() == '{"step": 1}\n', "what is beyond the checkpoint is cut off"
     state.save(tuned, Progressed(6, Balance()))
     assert [path.name for path in (tmp_path / STATE_FOLDER).glob("step-*")] == ["step-00000006.safetensors"]
 
 
-def test_a_process_that_does_not_write_reads_alone(tmp_path: Path) -> None:
+def test_a_process_that_does_not_write_only_reads(tmp_path: Path) -> None:
     State(tmp_path, {}).save(made(1), Progressed(2, Balance()))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     reading = State(tmp_path, {}, writes=False)
@@ -54,7 +54,7 @@ def test_a_process_that_does_not_write_reads_alone(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_what_is_not_its_own_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     state = State(tmp_path, {"seed": 0})
     state.add_line({"step": 1})
     state.save(made(1), Progressed(1, Balance()))

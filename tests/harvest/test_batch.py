@@ -1,4 +1,4 @@
-"""One batch through the model: in halves where memory is short."""
+"""One batch through the model: in halves if memory is short."""
 
 import numpy as np
 import pytest
@@ -10,18 +10,15 @@ from harvest.batch import BatchForward
 from harvest.config import HarvestSettings
 from harvest.model.language_model import load_model
 from harvest.text.tokens import ContextBatch
+from tests.helpers.progress import Notes
 
 HARVEST = HarvestSettings(context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4)
 
 
-def test_a_batch_that_does_not_fit_goes_through_in_halves(model_folders):
+def test_a_batch_that_does_not_fit_is_computed_in_halves(model_folders):
     model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=1)
     settings = HARVEST
-    notes = []
-
-    class Notes(Silent):
-        def note(self, text):
-            notes.append(text)
+    notes = Notes()
 
     def small(limit):
         def refuse(_, args, kwargs):
@@ -35,12 +32,12 @@ def test_a_batch_that_does_not_fit_goes_through_in_halves(model_folders):
         tokens=tokens, documents=tokens, kept=np.ones_like(tokens, dtype=np.bool_),
         document_positions=tokens, held_out=False, cursor=None,
     )  # fmt: skip
-    whole = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())
+    at_once = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())
     handle = model.hugging.base_model.register_forward_pre_hook(small(2), with_kwargs=True)
-    halves = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Notes())
+    halves = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, notes)
     handle.remove()
-    assert [note.split(": ")[1] for note in notes] == ["going on with 3", "going on with 1"]
-    assert torch.allclose(whole.site(1, "mlp_in"), halves.site(1, "mlp_in"), atol=1e-5)
+    assert [note.split(": ")[1] for note in notes.texts] == ["going on with 3", "going on with 1"]
+    assert torch.allclose(at_once.site(1, "mlp_in"), halves.site(1, "mlp_in"), atol=1e-5)
     model.hugging.base_model.register_forward_pre_hook(small(0), with_kwargs=True)
     with pytest.raises(CapacityError, match="One context"):
         BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())

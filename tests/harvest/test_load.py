@@ -1,4 +1,4 @@
-"""The model for a harvest: cut to the blocks that are wanted, its own loss measured where all of it fits."""
+"""The model for a harvest: cut to the blocks that are needed, its own loss measured if all of it fits."""
 
 import json
 import sys
@@ -9,21 +9,13 @@ from transformers import AutoTokenizer
 
 from cache.format.manifest import MANIFEST
 from common.device import choose_device
-from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.load import hash_weights, load_and_measure
 from harvest.model.language_model import boot_bridge
 from harvest.model.source import find_model
 from harvest.prepare import prepare
 from harvest.request import HarvestRequest
-
-
-class Notes(Silent):
-    def __init__(self):
-        self.texts = []
-
-    def note(self, text):
-        self.texts.append(text)
+from tests.helpers.progress import Notes
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def prepared(model_folder, tmp_path):
     return prepare(HarvestRequest(str(model_folder), {1: tmp_path / "c"}, settings=settings, device="cpu"))
 
 
-def test_the_model_is_cut_behind_the_last_layer_and_its_own_loss_is_measured_before(prepared):
+def test_the_model_is_cut_after_the_last_layer_and_its_own_loss_is_measured_before(prepared):
     notes = Notes()
     model, own_loss = load_and_measure(prepared, 1, notes)
     blocks = getattr(model.hugging, "transformer", None)
@@ -44,7 +36,7 @@ def test_the_model_is_cut_behind_the_last_layer_and_its_own_loss_is_measured_bef
     assert notes.texts[0].endswith(" onto cpu")
 
 
-def test_where_there_is_no_room_for_all_of_it_the_loss_is_left_out_and_said(prepared, monkeypatch):
+def test_if_the_whole_model_does_not_fit_the_loss_is_left_out_with_a_note(prepared, monkeypatch):
     monkeypatch.setattr("harvest.load.has_room_for_all", lambda *_, **__: False)
     notes = Notes()
     _, own_loss = load_and_measure(prepared, 1, notes)
@@ -58,14 +50,14 @@ def test_the_device_that_auto_stands_for_is_named(prepared):
     assert notes.texts[0].endswith(f" onto {choose_device('auto')}")
 
 
-def test_the_tokenizer_is_read_for_the_request_and_for_nothing_else(prepared, monkeypatch):
+def test_the_tokenizer_is_read_only_for_the_request(prepared, monkeypatch):
     monkeypatch.delattr(AutoTokenizer, "from_pretrained")
     model, _ = load_and_measure(prepared, 1, Notes())
     boot_bridge(model)
     assert model.tokenizer is prepared.tokenizer
 
 
-def test_the_weights_are_hashed_while_the_proof_s_library_is_imported_where_nothing_is_finished(prepared, tmp_path):
+def test_the_weights_are_hashed_while_the_library_of_the_proof_is_imported(prepared, tmp_path):
     notes = Notes()
     hash_weights(prepared, notes)
     assert notes.texts == [f"hashing the weights of {prepared.source.name}"]

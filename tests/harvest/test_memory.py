@@ -14,7 +14,7 @@ def test_eager_attention_is_counted(model_folder):
     assert token_bytes(source, torch.float32, context=64, sites=2, eager=True) == lean + 3 * 4 * 64 * 4
 
 
-def test_what_is_there_already_is_not_needed_again(tmp_path):
+def test_rows_that_are_on_disk_need_no_room(tmp_path):
     (tmp_path / "rows").write_bytes(bytes(1000))
     assert missing_bytes(1500, tmp_path) == 500
     check_disk(1500, [tmp_path])

@@ -1,4 +1,4 @@
-"""The plan: true to what is then written, and a refusal where it will not fit."""
+"""The plan: it agrees with what is written then, and refuses what will not fit."""
 
 import json
 from dataclasses import replace
@@ -28,13 +28,13 @@ def text(tmp_path) -> Path:
     return path
 
 
-def asked(model, text, folders, **changes):
+def request_for(model, text, folders, **changes):
     settings = {"dataset": str(text), "context": 32, "train_tokens": 20_000, "held_out_tokens": 2000, **changes}
     return HarvestRequest(str(model), folders, settings=HarvestSettings(**settings), cache=CACHE, device="cpu")
 
 
 def test_the_plan_is_within_a_hundredth_of_what_is_written(model_folder, text, tmp_path):
-    given = asked(model_folder, text, {1: tmp_path / "c1", 2: tmp_path / "c2"})
+    given = request_for(model_folder, text, {1: tmp_path / "c1", 2: tmp_path / "c2"})
     plan = plan_harvest(given)
     assert not (tmp_path / "c1").exists()
     harvest_layers(given)
@@ -54,7 +54,7 @@ def test_the_plan_is_within_a_hundredth_of_what_is_written(model_folder, text, t
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model_folders, text, tmp_path):
-    given = asked(model_folders["gpt2"], text, {1: tmp_path / "c"}, train_tokens=2 * 10**9)
+    given = request_for(model_folders["gpt2"], text, {1: tmp_path / "c"}, train_tokens=2 * 10**9)
     large = CacheSettings(chunk_rows=1 << 14, shard_rows=1 << 20, segment_rows=1 << 20)
     given = replace(given, cache=large)
     with pytest.raises(CapacityError, match="GB are free"):
@@ -64,9 +64,9 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model_fo
     assert not (tmp_path / "c").exists()
 
 
-def test_a_plan_refuses_what_the_harvest_would(model_folders, text, tmp_path):
+def test_a_plan_refuses_what_the_harvest_would_refuse(model_folders, text, tmp_path):
     with pytest.raises(UsageError, match="layers 0 to 3"):
-        plan_harvest(asked(model_folders["gpt2"], text, {9: tmp_path / "c"}))
+        plan_harvest(request_for(model_folders["gpt2"], text, {9: tmp_path / "c"}))
 
 
 def test_which_models_fit_is_arithmetic():
@@ -78,7 +78,7 @@ def test_which_models_fit_is_arithmetic():
 
 
 def test_the_plan_counts_the_documents_of_the_held_out_rows_and_asks_for_more(model_folders, text, tmp_path):
-    given = asked(model_folders["gpt2"], text, {1: tmp_path / "c"})
+    given = request_for(model_folders["gpt2"], text, {1: tmp_path / "c"})
     plan = plan_harvest(given)
     harvest_layers(given)
     view = CacheReader.open(tmp_path / "c").split("held_out")
@@ -90,7 +90,7 @@ def test_the_plan_counts_the_documents_of_the_held_out_rows_and_asks_for_more(mo
 
 
 def test_documents_that_are_cut_too_short_for_the_rows_are_refused(model_folders, text, tmp_path):
-    given = asked(model_folders["gpt2"], text, {1: tmp_path / "c"})
+    given = request_for(model_folders["gpt2"], text, {1: tmp_path / "c"})
     capped = replace(given, settings=given.settings.model_copy(update={"held_out_document_tokens": 1}))
     with pytest.raises(UsageError, match=r"too short: its \d+ held-out documents"):
         count_held_out(prepare(capped))
@@ -99,6 +99,6 @@ def test_documents_that_are_cut_too_short_for_the_rows_are_refused(model_folders
 
 
 def test_a_count_that_takes_too_long_is_extrapolated(model_folders, text, tmp_path):
-    prepared = prepare(asked(model_folders["gpt2"], text, {1: tmp_path / "c"}))
+    prepared = prepare(request_for(model_folders["gpt2"], text, {1: tmp_path / "c"}))
     exact = count_held_out(prepared)
     assert count_held_out(prepared, seconds=0.0) == pytest.approx(exact, rel=0.3)

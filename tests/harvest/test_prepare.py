@@ -1,4 +1,4 @@
-"""Preparing a harvest: what is refused before any weight is read, and what the identity holds."""
+"""Preparing a harvest: what is refused before any weight is read, and what the identity contains."""
 
 import json
 
@@ -11,7 +11,7 @@ from harvest.request import HarvestRequest
 
 
 @pytest.fixture
-def asked(model_folders, tmp_path):
+def make_request(model_folders, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(20)))
 
@@ -22,19 +22,19 @@ def asked(model_folders, tmp_path):
     return make
 
 
-def test_later_settings_enter_the_identity_only_where_they_are_unusual(asked):
-    usual = prepare(asked()).identity(1)
+def test_newer_settings_are_in_the_identity_only_if_they_differ_from_their_defaults(make_request):
+    usual = prepare(make_request()).identity(1)
     assert not {"special_tokens_in_text", "held_out_document_tokens", "bos_policy"} & set(usual)
     assert usual["bos"] == 0
     assert "bad_rows" not in usual["dataset"]
     unusual = prepare(
-        asked(special_tokens_in_text="control", held_out_document_tokens=9, bos="never", bad_rows="skip")
+        make_request(special_tokens_in_text="control", held_out_document_tokens=9, bos="never", bad_rows="skip")
     ).identity(1)
     assert (unusual["special_tokens_in_text"], unusual["held_out_document_tokens"]) == ("control", 9)
     assert unusual["bos"] is None
     assert unusual["dataset"]["bad_rows"] == "skip"
 
 
-def test_messages_need_a_chat_template(asked):
+def test_messages_need_a_chat_template(make_request):
     with pytest.raises(UsageError, match="no chat template"):
-        prepare(asked(messages_column="talk"))
+        prepare(make_request(messages_column="talk"))

@@ -1,4 +1,4 @@
-"""The first-letter probe: which words, which row, what lies on disk."""
+"""The first-letter probe: which words, which row, what is on disk."""
 
 import json
 from dataclasses import replace
@@ -20,6 +20,7 @@ from harvest.probe import harvest_probe, plan_probe
 from harvest.probe_words import choose_words, probe_contexts
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
+from tests.helpers.progress import StopAt, StoppedError
 
 WORDS = [f"{a}{b}{c}" for a in "abcdef" for b in "aeiou" for c in "nt"]
 
@@ -64,7 +65,7 @@ def test_words_are_single_tokens_split_once(folder):
     assert words == choose_words(tokenizer)
 
 
-def test_a_context_ends_with_its_word_and_never_shows_it_before(folder):
+def test_a_context_ends_with_its_word_and_does_not_contain_it_before(folder):
     tokenizer = load_tokenizer(find_model(str(folder)))
     words = choose_words(tokenizer)
     for word, token, context in zip(
@@ -107,22 +108,22 @@ def test_a_probe_needs_the_cache_it_belongs_to(folder, text, model_folders, tmp_
         harvest_probe(request, folders={1: tmp_path / "p"})
 
 
-def test_a_tokenizer_without_words_is_said(model_folders):
+def test_a_tokenizer_without_words_is_refused(model_folders):
     with pytest.raises(UsageError, match="no probe"):
         choose_words(load_tokenizer(find_model(str(model_folders["gemma2"]))))
 
 
 @pytest.fixture
-def asked(folder, text, tmp_path):
-    """A finished cache of two layers, and what a probe of them is asked."""
+def finished_caches(folder, text, tmp_path):
+    """Finished caches of two layers: the request, and the folders of a probe."""
     given = settings(text).model_copy(update={"probe_words": 9, "probe_examples": 2})
     request = HarvestRequest(str(folder), {n: tmp_path / f"cache{n}" for n in (1, 2)}, settings=given, device="cpu")
     harvest_layers(request)
     return request, {n: tmp_path / f"probe{n}" for n in (1, 2)}
 
 
-def test_a_plan_measures_and_writes_nothing(asked):
-    request, folders = asked
+def test_a_plan_measures_and_writes_nothing(finished_caches):
+    request, folders = finished_caches
     plan = plan_probe(request, folders=folders)
     assert not any(folder.exists() for folder in folders.values())
     assert (plan.letters, plan.examples, plan.finished_layers) == (6, 2, [])
@@ -134,38 +135,22 @@ def test_a_plan_measures_and_writes_nothing(asked):
     assert (again.finished_layers, again.seconds) == ([1, 2], 0)
 
 
-class StopError(Exception):
-    """Stands for a kill."""
-
-
-class Kill(Silent):
-    """Raises when so many words are done."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def advance(self, amount, **_):
-        self.left -= amount
-        if self.left < 0:
-            raise StopError
-
-
 def files(folders):
     return {str(path): path.read_bytes() for f in folders.values() for path in sorted(f.rglob("*")) if path.is_file()}
 
 
-def test_a_probe_goes_on_where_it_was_killed_and_is_left_alone_when_finished(asked, monkeypatch):
-    request, folders = asked
+def test_a_probe_goes_on_after_a_kill_and_is_not_changed_when_finished(finished_caches, monkeypatch):
+    request, folders = finished_caches
     monkeypatch.setattr("harvest.probe._PIECE_WORDS", 8)
     harvest_probe(request, folders=folders)
-    whole = files(folders)
-    assert not any("pieces" in path for path in whole)
+    finished = files(folders)
+    assert not any("pieces" in path for path in finished)
     monkeypatch.setattr("harvest.probe.load_found", None)
     harvest_probe(request, folders=folders)  # finished: no model is loaded
     monkeypatch.undo()
     monkeypatch.setattr("harvest.probe._PIECE_WORDS", 8)
-    with pytest.raises(StopError):
-        harvest_probe(request, folders=folders, fresh=True, progress=Kill(20))
+    with pytest.raises(StoppedError):
+        harvest_probe(request, folders=folders, fresh=True, progress=StopAt(21))
     assert len(list((folders[1] / "pieces").iterdir())) == 2
     damaged = folders[2] / "pieces" / "000000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-3])
@@ -178,4 +163,4 @@ def test_a_probe_goes_on_where_it_was_killed_and_is_left_alone_when_finished(ask
 
     harvest_probe(request, folders=folders, progress=Begun())
     assert begun == [8]
-    assert files(folders) == whole
+    assert files(folders) == finished

@@ -1,4 +1,4 @@
-"""The record beside a cache: what an earlier run measured is kept, what is of another harvest is not."""
+"""The record beside a cache: what an earlier run measured is kept, a record of another harvest is not."""
 
 import json
 
@@ -16,7 +16,7 @@ def content(folder):
     return json.loads((folder / "proof-00002.json").read_text())
 
 
-def test_samples_are_kept_in_order_whoever_measured_them(tmp_path):
+def test_samples_are_kept_in_order_whichever_run_measured_them(tmp_path):
     ProofFile(tmp_path, rank=2, record=FIRST).add_sample(64, proof(0.5))
     again = ProofFile(tmp_path, rank=2, record=FIRST)
     again.add_sample(8, proof(0.25))
@@ -27,7 +27,7 @@ def test_samples_are_kept_in_order_whoever_measured_them(tmp_path):
     assert list(content(tmp_path)["samples"]) == ["8", "64"]
 
 
-def test_a_damaged_file_and_one_of_another_proof_begin_anew(tmp_path):
+def test_a_damaged_record_and_one_of_another_proof_are_begun_again(tmp_path):
     ProofFile(tmp_path, rank=2, record=FIRST).add_sample(64, proof(0.5))
     ProofFile(tmp_path, rank=2, record=FIRST | {"layer": 2}).write(0)
     assert content(tmp_path)["samples"] == {}

@@ -1,4 +1,4 @@
-"""The whole harvest into real caches: what lies in them, resume, several layers, ranks, too little text."""
+"""The whole harvest into real caches: what they contain, resume, several layers, ranks, too little text."""
 
 import json
 import os
@@ -25,6 +25,7 @@ from harvest.config import HarvestSettings
 from harvest.probe import harvest_probe
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
+from tests.helpers.progress import Notes
 
 CACHE = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=128, held_out_fraction=0.3)
 DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
@@ -66,7 +67,7 @@ def harvest(model, folders, text, *, progress=None, fresh=False, rank=0, world=1
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file that is the same whatever was interrupted: all but locks."""
+    """Every file that is the same after any interruption: all but locks."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -137,7 +138,7 @@ def test_the_same_harvest_again_has_the_same_bytes(model_folders, text, tmp_path
     assert tree(tmp_path / "once") == tree(tmp_path / "again")
 
 
-def test_two_layers_in_one_pass_are_the_two_alone(model_folder, text, tmp_path):
+def test_two_layers_in_one_pass_are_those_of_two_passes(model_folder, text, tmp_path):
     harvest(model_folder, {1: tmp_path / "a1", 3: tmp_path / "a3"}, text)
     harvest(model_folder, {1: tmp_path / "b1"}, text)
     harvest(model_folder, {3: tmp_path / "b3"}, text)
@@ -145,7 +146,7 @@ def test_two_layers_in_one_pass_are_the_two_alone(model_folder, text, tmp_path):
     assert tree(tmp_path / "a3") == tree(tmp_path / "b3")
 
 
-def test_layers_that_stopped_at_different_places_catch_up_together(model_folders, text, tmp_path):
+def test_layers_that_stopped_at_different_cursors_are_finished_in_one_run(model_folders, text, tmp_path):
     model = model_folders["gemma2"]
     harvest(model, {1: tmp_path / "w1", 2: tmp_path / "w2"}, text)
     with pytest.raises(StopError):
@@ -158,11 +159,13 @@ def test_layers_that_stopped_at_different_places_catch_up_together(model_folders
 
 
 @pytest.mark.parametrize("given", [{}, {"dtype": "int8", "codec": "zstd"}, {"target": "recompute"}], ids=str)
-def test_killed_in_the_middle_of_a_segment_it_goes_on_there(model_folders, text, tmp_path, monkeypatch, remote, given):
+def test_a_harvest_killed_in_the_middle_of_a_segment_goes_on_there(
+    model_folders, text, tmp_path, monkeypatch, remote, given
+):
     cache = remote[0].model_copy(update={"segment_rows": 1024, **given})
-    whole = {layer: tmp_path / "whole" / f"layer{layer:02d}" / "cache" for layer in (1, 3)}
+    undisturbed = {layer: tmp_path / "whole" / f"layer{layer:02d}" / "cache" for layer in (1, 3)}
     cut = {layer: tmp_path / "cut" / f"layer{layer:02d}" / "cache" for layer in (1, 3)}
-    harvest(model_folders["gpt2"], whole, text, cache=cache)
+    harvest(model_folders["gpt2"], undisturbed, text, cache=cache)
     monkeypatch.setattr("cache.drafts._SECONDS", 0.0)
     monkeypatch.setattr("cache.drafts._SHARE", float("inf"))
     with pytest.raises(StopError):
@@ -170,11 +173,11 @@ def test_killed_in_the_middle_of_a_segment_it_goes_on_there(model_folders, text,
     again = harvest(model_folders["gpt2"], cut, text, cache=cache)
     for layer in (1, 3):
         assert again[layer]["rows"] < 800, "no segment was full when the crash came, and yet rows were kept"
-        assert tree(cut[layer]) == tree(whole[layer])
+        assert tree(cut[layer]) == tree(undisturbed[layer])
         assert verify_remote(f"memory://bucket/cut/layer{layer:02d}/cache").complete
 
 
-def test_a_finished_layer_is_left_alone(model_folders, text, tmp_path):
+def test_a_finished_layer_is_not_changed(model_folders, text, tmp_path):
     model = model_folders["gpt2"]
     harvest(model, {1: tmp_path / "c"}, text)
     before = tree(tmp_path / "c")
@@ -199,19 +202,19 @@ def test_another_text_in_the_same_folder_is_refused(model_folders, text, tmp_pat
     harvest(model, {1: tmp_path / "c"}, text, fresh=True)
 
 
-def test_too_little_text_is_said_with_the_count(model_folders, text, tmp_path):
+def test_too_little_text_is_refused_with_the_count(model_folders, text, tmp_path):
     with pytest.raises(UsageError, match="too short"):
         harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, train_tokens=100_000)
     assert harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, train_tokens=9000, repeat=True)[1]["rows"] == 9200
 
 
-def test_a_context_beyond_the_model(model_folders, text, tmp_path):
+def test_a_context_longer_than_the_models_is_refused(model_folders, text, tmp_path):
     with pytest.raises(UsageError, match="64 positions"):
         harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, context=65)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_together_hold_each_document_once(model_folders, tmp_path, world):
+def test_all_ranks_have_each_document_once(model_folders, tmp_path, world):
     text = documents_file(tmp_path, count=200, words="fox ")
     cache = CACHE.model_copy(update={"segment_rows": 64})
     folder = tmp_path / "c"
@@ -229,7 +232,7 @@ def test_ranks_together_hold_each_document_once(model_folders, tmp_path, world):
         assert {document % world for document in np.unique(view.document)} == set(range(world))
 
 
-def test_a_dead_rank_s_part_is_finished_by_a_rerun_and_the_others_are_left_alone(model_folders, tmp_path):
+def test_a_rerun_finishes_the_part_of_a_dead_rank_and_does_not_change_the_others(model_folders, tmp_path):
     text = documents_file(tmp_path, count=120)
     given = {"world": 2, "cache": CACHE.model_copy(update={"segment_rows": 64})}
     for rank in (0, 1):
@@ -261,7 +264,7 @@ def test_a_finished_cache_is_published_when_a_remote_is_named_later(model_folder
     assert verify_remote("memory://bucket/tiny/layer02/cache").complete
 
 
-def test_a_fresh_harvest_begins_anew_afar_too(model_folders, text, tmp_path, remote):
+def test_a_fresh_harvest_begins_again_at_the_remote_url_too(model_folders, text, tmp_path, remote):
     folder = tmp_path / "tiny" / "layer02" / "cache"
     harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0])
     with pytest.raises(MismatchError):
@@ -271,7 +274,7 @@ def test_a_fresh_harvest_begins_anew_afar_too(model_folders, text, tmp_path, rem
     assert open_cache("memory://bucket/tiny/layer02/cache").fingerprint == CacheReader.open(folder).fingerprint
 
 
-def test_a_probe_finds_its_cache_afar(model_folders, text, tmp_path, remote):
+def test_a_probe_finds_its_cache_at_the_remote_url(model_folders, text, tmp_path, remote):
     folder = tmp_path / "tiny" / "layer02" / "cache"
     harvest(model_folders["gpt2"], {2: folder}, text, cache=remote[0])
     shutil.rmtree(folder)
@@ -293,7 +296,7 @@ def test_a_small_array_that_was_damaged_is_written_again(model_folders, text, tm
     assert not verify_cache(folder).faults
 
 
-def test_a_compressed_cache_is_not_refused_for_the_room_of_a_plain_one(model_folders, text, tmp_path, monkeypatch):
+def test_a_compressed_cache_needs_less_room_than_a_plain_one(model_folders, text, tmp_path, monkeypatch):
     packed = CACHE.model_copy(update={"codec": "zstd"})
     plain = harvest(model_folders["gpt2"], {2: tmp_path / "plain"}, text)[2]["cache"]
     size = sum(path.stat().st_size for path in Path(plain).rglob("rows.zarr/**/c.*") if path.is_file())
@@ -319,20 +322,15 @@ def test_the_proof_file_is_there_before_the_end_and_the_same_after_kills(model_f
     assert (tmp_path / "cut" / "proof-00000.json").read_bytes() == expected
 
 
-def test_the_model_s_own_loss_is_said_and_kept_in_the_manifest(model_folders, text, tmp_path):
-    notes = []
-
-    class Notes(Silent):
-        def note(self, text):
-            notes.append(text)
-
-    (result,) = harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, progress=Notes()).values()
+def test_the_model_s_own_loss_is_reported_and_kept_in_the_manifest(model_folders, text, tmp_path):
+    notes = Notes()
+    (result,) = harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, progress=notes).values()
     loss = CacheReader.open(tmp_path / "c").identity["proof"]["language_model_loss"]
     assert result["proof"]["language_model_loss"] == loss
     # A random network predicts worse than token frequencies do.
     assert loss["first_contexts"] > loss["unigram"] > 1
-    assert any("own loss" in note for note in notes)
-    assert any(note.startswith("WARNING") for note in notes)
+    assert any("own loss" in note for note in notes.texts)
+    assert any(note.startswith("WARNING") for note in notes.texts)
 
 
 def test_a_model_by_another_path_is_the_same_cache(model_folders, text, tmp_path, monkeypatch):
@@ -364,7 +362,7 @@ def test_a_refusal_names_the_remedy_that_costs_nothing_first(model_folders, text
 
 
 def test_a_second_process_is_refused_while_the_first_still_loads_its_model(model_folders, text, tmp_path, monkeypatch):
-    """Nothing lies in the folder yet but the lock, which the first process took before it began to load."""
+    """The folder contains only the lock, which the first process took before it began to load."""
     folders = {layer: tmp_path / "runs" / f"layer0{layer}" for layer in (1, 2)}
     load = run.load_and_measure
 
@@ -398,11 +396,11 @@ def test_a_model_that_does_not_load_leaves_nothing_behind(model_folders, text, t
     assert not (tmp_path / "runs").exists()
 
 
-def test_skipped_rows_are_counted_beside_the_manifest_whatever_was_killed(model_folders, tmp_path):
+def test_skipped_rows_are_counted_beside_the_manifest_after_any_kill(model_folders, tmp_path):
     text = documents_file(tmp_path, count=80)
     lines = text.read_text().splitlines()
-    for place in (3, 20, 21, 40):
-        lines[place] = '{"text": 5}'
+    for line in (3, 20, 21, 40):
+        lines[line] = '{"text": 5}'
     text.write_text("\n".join(lines) + "\n")
     with pytest.raises(UsageError, match="cannot be used") as raised:
         harvest(model_folders["gpt2"], {1: tmp_path / "refused"}, text)
@@ -423,7 +421,7 @@ def test_the_rows_of_one_held_out_document_can_be_capped(model_folders, text, tm
     assert counts.max() == 8
 
 
-def test_the_unembedding_lies_in_every_layers_cache_and_in_none_that_was_begun_without(
+def test_the_unembedding_is_in_every_layers_cache_but_not_in_one_that_was_begun_without(
     model_folder, text, tmp_path, monkeypatch
 ):
     harvest(model_folder, {1: tmp_path / "a", 2: tmp_path / "b"}, text)

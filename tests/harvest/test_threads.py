@@ -1,4 +1,4 @@
-"""The threads beside the model: order, errors, and an end."""
+"""The threads beside the model: order, errors, and how they end."""
 
 import pytest
 
@@ -9,23 +9,23 @@ class PlantedError(Exception):
     """Raised by the work of a thread."""
 
 
-def failing(items, at):
+def failing(items, bad_item):
     for item in items:
-        if item == at:
+        if item == bad_item:
             raise PlantedError
         yield item
 
 
-def test_a_prefetcher_gives_the_same_and_raises_the_threads_error_in_its_place():
+def test_a_prefetcher_gives_the_same_items_and_raises_the_error_of_its_thread_after_them():
     with Prefetcher(range(1, 100), depth=3) as items:
         assert list(items) == list(range(1, 100))
     seen = []
-    with Prefetcher(failing(range(1, 100), at=7), depth=2) as items, pytest.raises(PlantedError):
+    with Prefetcher(failing(range(1, 100), bad_item=7), depth=2) as items, pytest.raises(PlantedError):
         seen.extend(items)
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_prefetcher_ends_its_thread_when_left_early():
+def test_a_prefetcher_ends_its_thread_when_it_is_left_early():
     with Prefetcher(iter(range(1, 10_000)), depth=2) as items:
         assert next(iter(items)) == 1
     assert not items._thread.is_alive()

@@ -16,12 +16,12 @@ from transcoder.transcoder import Transcoder
 CLOSE = 2e-5
 """Of the largest number: two orders of the same float32 sum differ by less."""
 SAME_SUPPORT = 0.999
-"""Share of rows whose features are the same ones: of two nearly equal pre-activations either may be the last."""
+"""Share of rows whose features are the same ones: of two nearly equal pre-activations either may be selected."""
 SAME_FVU = 1e-5
 SAME_LOSS = 1e-4
 """Of a cross-entropy in nats, by another implementation of the same model."""
 RESTORED = 1e-3
-"""Of a logit: what another order of the same sums leaves through the layers after it."""
+"""Of a logit: the difference that another order of the same sums makes after the following layers."""
 HEADING = (
     "tool", "file", "class", "exactness", "rows with the same features", "features differ by", "output by",
     "FVU there", "here", "L0", "cross-entropy there", "here", "error term restores logits to",
@@ -46,9 +46,9 @@ class Comparison:
         in_model = found.get("in_model") or {}
         for file, computed in found.items():
             if isinstance(computed, dict) and "features" in computed:
-                place = file.partition(" ")[0]
-                on_rows, rows_right = self._on_rows(place, computed)
-                in_text, text_right = self._in_model(place, in_model.get(place))
+                folder = file.partition(" ")[0]
+                on_rows, rows_right = self._on_rows(folder, computed)
+                in_text, text_right = self._in_model(folder, in_model.get(folder))
                 is_right = rows_right and text_right
                 self.lines.append([str(found["peer"]), file, *on_rows, *in_text, "" if is_right else "WRONG"])
                 self.right += is_right
@@ -65,14 +65,14 @@ class Comparison:
             print(note)
         print(f"{self.right} passed, {self.wrong} failed")
 
-    def _on_rows(self, place: str, computed: dict[str, Any]) -> tuple[list[str], bool]:
+    def _on_rows(self, folder: str, computed: dict[str, Any]) -> tuple[list[str], bool]:
         """Cells, and whether the tool computes what we do: on exact files what the dictionary itself does, on others
         what we read from the file."""
-        record = self.exported.records[place]
-        read = self._read(place, computed["features"].shape[1])
+        record = self.exported.records[folder]
+        read = self._read(folder, computed["features"].shape[1])
         is_whole = record["exactness"].startswith("exact") and record["prefix"] is None
-        ours = self.exported.made_of(place) if is_whole else read
-        source = self._source(place, ours)
+        ours = self.exported.made_of(folder) if is_whole else read
+        source = self._source(folder, ours)
         features, output = ours.encode(source), ours(source)
         same = float(((features > 0) == (computed["features"] > 0)).all(dim=1).float().mean())
         limit = CLOSE * float(features.abs().max())
@@ -90,23 +90,23 @@ class Comparison:
         is_right = same >= SAME_SUPPORT and close >= SAME_SUPPORT and abs(fvu[0] - fvu[1]) < SAME_FVU
         return cells, is_right and computed.get("silent", True)
 
-    def _source(self, place: str, ours: Transcoder) -> torch.Tensor:
+    def _source(self, folder: str, ours: Transcoder) -> torch.Tensor:
         """The rows that our side reads: an autoencoder its target, a transcoder its own view."""
-        site = self.exported.records[place]["source_site"]
+        site = self.exported.records[folder]["source_site"]
         return self.rows[ours.source_view if site in ("mlp_in", "ln2_normalized") else site]
 
-    def _in_model(self, place: str, numbers: dict[str, float] | None) -> tuple[list[str], bool]:
-        """The tool's own loss with the file in the model's place beside ours, and what its error term restores."""
+    def _in_model(self, folder: str, numbers: dict[str, float] | None) -> tuple[list[str], bool]:
+        """The tool's own loss with the dictionary in the model beside ours, and what its error term restores."""
         if numbers is None:
             return ["", "", ""], True
-        there, here = numbers["cross_entropy"], self._loss(place)
+        there, here = numbers["cross_entropy"], self._loss(folder)
         restored = numbers.get("largest_difference_with_error_term")
         is_right = abs(there - here) < SAME_LOSS and (restored is None or restored < RESTORED)
         return [f"{there:.4f}", f"{here:.4f}", "" if restored is None else f"{restored:.0e}"], is_right
 
-    def _loss(self, place: str) -> float:
+    def _loss(self, folder: str) -> float:
         """Cross-entropy of the context with what we read from the file, by ``nestcoder.splice``."""
-        dictionary, tokens = self._read(place), self.rows["context"]
+        dictionary, tokens = self._read(folder), self.rows["context"]
         with torch.no_grad(), nestcoder.splice(self._language_model, {self.layer: dictionary}, special_ids=()):
             logits = self._language_model(tokens).logits
         return float(torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]))
@@ -115,8 +115,8 @@ class Comparison:
     def _language_model(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32).eval()
 
-    def _read(self, place: str, dict_size: int | None = None) -> Transcoder:
-        return read_foreign(self.exported.out / place, Wanted(self.layer, dict_size=dict_size, l0=1.0, force=True))
+    def _read(self, folder: str, dict_size: int | None = None) -> Transcoder:
+        return read_foreign(self.exported.out / folder, Wanted(self.layer, dict_size=dict_size, l0=1.0, force=True))
 
 
 def _far(ours: torch.Tensor, computed: torch.Tensor) -> float:

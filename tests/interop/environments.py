@@ -1,4 +1,4 @@
-"""An environment a tool, made where it is not there or was made for other versions; and what is said meanwhile."""
+"""An environment for each tool, made if it is missing or of other versions; and its messages."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ def say(what: str) -> None:
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Says what begins and, at its end, how long it took."""
+    """Print what begins and, at its end, how long it took."""
     say(what)
     began = time.monotonic()
     yield
@@ -55,7 +55,7 @@ def environment(folder: Path, peer: str) -> Path:
 
 
 def run(command: Sequence[str], *, log: Path, what: str, cwd: Path | None = None) -> None:
-    """Run a command, its output into ``log``; every so often its last line is said, if it is new. Raises ToolError."""
+    """Run a command, its output into ``log``; its last line is printed when it is a new one. Raises ToolError."""
     latest = ""
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
@@ -74,17 +74,17 @@ def run(command: Sequence[str], *, log: Path, what: str, cwd: Path | None = None
             process.kill()
     if code:
         raise ToolError(
-            f"{what}: ended with code {code}; the whole of it is in {log}\n{_last_lines(log, _LINES_OF_A_FAILURE)}"
+            f"{what}: ended with code {code}; all of its output is in {log}\n{_last_lines(log, _LINES_OF_A_FAILURE)}"
         )
 
 
 def _requirements(peer: str) -> tuple[Path, Path]:
-    """What is asked for, and the version of everything that came with it when it was tried."""
+    """What is installed, and the version of everything that came with it when it was tried."""
     return REQUIREMENTS / f"{peer}.txt", REQUIREMENTS / f"{peer}.constraints.txt"
 
 
 def _last_lines(log: Path, count: int) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    # pip warns once a package of every place where it did not find it.
+    # pip warns for every package of every location in which it did not find it.
     lines = [line for line in lines if not line.startswith("WARNING: Location")]
     return "\n".join(lines[-count:])

@@ -1,8 +1,8 @@
 """What ``make interop`` exports: the transcoder of a finished run, and an autoencoder trained here on the same cache.
 
-OUT/...                 the transcoder, whole and one prefix of it, in every format
+OUT/...                 the transcoder, complete and one prefix of it, in every format
 OUT/normalised/...      the same reading ln2.hook_normalized
-OUT/autoencoder/...     one of mlp_out, in the formats that hold autoencoders
+OUT/autoencoder/...     one of mlp_out, in the formats for autoencoders
 """
 
 import json
@@ -32,22 +32,22 @@ class Exported:
     transcoder: Transcoder
     autoencoder: Transcoder
 
-    def made_of(self, place: str) -> Transcoder:
-        """The dictionary that the folder ``place`` was exported from."""
-        return self.autoencoder if place.startswith(f"{_AUTOENCODER}/") else self.transcoder
+    def made_of(self, folder: str) -> Transcoder:
+        """The dictionary that this folder was exported from."""
+        return self.autoencoder if folder.startswith(f"{_AUTOENCODER}/") else self.transcoder
 
 
 def export(*, model: Path, runs: Path, layer: int, name: str, out: Path, keep: bool) -> Exported:
-    """Train the autoencoder and write every folder; with ``keep`` what an earlier call has written is taken."""
+    """Train the autoencoder and write every folder; with ``keep`` the files of an earlier call are used."""
     own_runs = out.parent / "runs"
     folder = runs / model.name / f"layer{layer:02d}"
     settings = nestcoder.load_settings(overrides=[f"model={model}", f"runs={runs}"])
     autoencoders = nestcoder.load_settings(
         overrides=[f"model={model}", f"runs={own_runs}", "train.kind=sae", "train.side=target", f"train.steps={_STEPS}"]
     )
-    place = own_runs / model.name / f"layer{layer:02d}"
-    with step(f"training an autoencoder of mlp_out, {_STEPS} steps, in {place}"):
-        _borrow_cache(folder / "cache", place / "cache")
+    layer_folder = own_runs / model.name / f"layer{layer:02d}"
+    with step(f"training an autoencoder of mlp_out, {_STEPS} steps, in {layer_folder}"):
+        _borrow_cache(folder / "cache", layer_folder / "cache")
         nestcoder.run_train(autoencoders, [layer], name=_AUTOENCODER, device="cpu")
     transcoder = nestcoder.load_transcoder(folder / "transcoder" / name)
     kept = out / "records.json"
@@ -63,7 +63,7 @@ def export(*, model: Path, runs: Path, layer: int, name: str, out: Path, keep: b
             **_written(autoencoders, out, out / _AUTOENCODER, _AUTOENCODER, layer, OF_AUTOENCODERS, {}),
         }
         kept.write_text(json.dumps(records, indent=1))
-    autoencoder = nestcoder.load_transcoder(place / "transcoder" / _AUTOENCODER)
+    autoencoder = nestcoder.load_transcoder(layer_folder / "transcoder" / _AUTOENCODER)
     return Exported(out, records, transcoder, autoencoder)
 
 
@@ -77,8 +77,8 @@ def _written(
     wish: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Records of one export by their folders below ``out``."""
-    asked = ", ".join(f"{key} {value}" for key, value in wish.items())
-    with step(f"exporting {name} to {', '.join(to)} {asked}".rstrip()):
+    wishes = ", ".join(f"{key} {value}" for key, value in wish.items())
+    with step(f"exporting {name} to {', '.join(to)} {wishes}".rstrip()):
         results = nestcoder.run_export(
             settings, [layer], to=to, out=folder, name=name, device="cpu", fresh=True, **wish
         )
@@ -86,7 +86,7 @@ def _written(
 
 
 def _borrow_cache(cache: Path, link: Path) -> None:
-    """The run's cache under another runs folder, so that nothing is written into the user's."""
+    """The cache of the run under another runs folder, so that nothing is written into the user's folder."""
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(cache.resolve())

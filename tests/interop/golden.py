@@ -1,6 +1,6 @@
 """A transcoder of a few numbers in every format, and what other tools' own loaders computed from it.
 
-    python tests/interop/golden.py --environments .interop        writes golden.json anew, with the tools
+    python tests/interop/golden.py --environments .interop        writes golden.json again, with the tools
 
 The suite has no other tool: it holds our writers against the bytes that the tools loaded then, and our arithmetic
 against theirs (test_golden.py).
@@ -40,13 +40,13 @@ def numbers(*shape: int, phase: float) -> torch.Tensor:
 
 
 def transcoder(rule: Rule) -> Transcoder:
-    """With prefixes, biases, and rows that are no unit vectors."""
+    """With prefixes, biases, and rows that are not unit vectors."""
     arrays = (numbers(DICT_SIZE, WIDTH, phase=0), numbers(DICT_SIZE, phase=1), numbers(DICT_SIZE, WIDTH, phase=2))
     return Transcoder(*arrays, numbers(WIDTH, phase=3), rule=rule, prefixes=(4, DICT_SIZE))
 
 
 def rules() -> dict[str, list[Rule]]:
-    """What each format is written with: each of its rules once."""
+    """The rules that each format is written with, each once."""
     thresholds = JumpReLU(numbers(DICT_SIZE, phase=4).abs())
     made: dict[str, Rule] = {"topk": TopK(3), "jumprelu": thresholds, "batchtopk": BatchTopK(3, 0.25)}
     return {name: [made[rule] for rule in made if rule in writer.rules] for name, writer in WRITERS.items()}
@@ -66,11 +66,11 @@ def write(folder: Path) -> dict[str, tuple[str, Rule, Path]]:
             site = writer.view or "mlp_in"
             about = About("toy", 1, site, "mlp_out", "gpt2", layers_of_model=2, record={"prefixes": [4, 16]})
             tool, _, rest = writer.folder(about, DICT_SIZE, 3.0).partition("/")
-            place = folder / f"{tool}-{rule.name}" / rest
+            own_folder = folder / f"{tool}-{rule.name}" / rest
             if writer.frame:
-                writer.frame(place, [about], made)
-            writer.write(place, made, about)
-            written[place.relative_to(folder).as_posix()] = (writer.format, rule, place)
+                writer.frame(own_folder, [about], made)
+            writer.write(own_folder, made, about)
+            written[own_folder.relative_to(folder).as_posix()] = (writer.format, rule, own_folder)
     return written
 
 
@@ -80,9 +80,9 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
 
 
-def _recorded(found: dict[str, Any], place: str) -> dict[str, Any]:
+def _recorded(found: dict[str, Any], name: str) -> dict[str, Any]:
     """What a tool computed from one folder, to six digits."""
-    first = found.get(place) or found[f"{place} {_LAZY}"]
+    first = found.get(name) or found[f"{name} {_LAZY}"]
     return {
         "tool": found["peer"],
         "class": first["class"],
@@ -109,7 +109,7 @@ def main() -> None:
             subprocess.run(script, check=True)
             found = torch.load(folder / f"found.{peer}.pt", weights_only=True)
             loaded = {name.partition(" ")[0] for name in found}
-            outputs |= {place: _recorded(found, place) for place in written if place in loaded}
+            outputs |= {name: _recorded(found, name) for name in written if name in loaded}
     assert set(outputs) == set(written), "a tool loaded every file"
     GOLDEN.write_text(json.dumps({"files": files, "outputs": outputs}) + "\n")
 

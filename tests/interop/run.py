@@ -91,7 +91,7 @@ def _rows(options: argparse.Namespace, exported: Exported) -> dict[str, Any]:
     kept = torch.from_numpy(view.is_ordinary(view.tokens).nonzero()[0][:ROWS]).numpy()
     seen = {name: view.rows(kept, view=name).source.float() for name in ("mlp_in", "ln2_normalized")}
     target = view.rows(kept).target.float()
-    reads = {place: record["source_site"] for place, record in exported.records.items()}
+    reads = {folder: record["source_site"] for folder, record in exported.records.items()}
     return {
         **seen,
         "mlp_out": target,
@@ -103,7 +103,7 @@ def _rows(options: argparse.Namespace, exported: Exported) -> dict[str, Any]:
 
 
 def _context(view: Any) -> torch.Tensor:
-    """The first whole context of the held-out text, as the model saw it."""
+    """The first complete context of the held-out text, as the model saw it."""
     start = int((view.position == 0).nonzero()[0][0])
     later = (view.position[start + 1 :] == 0).nonzero()[0]
     end = start + 1 + int(later[0]) if len(later) else len(view)

@@ -44,18 +44,18 @@ def main() -> int:
     run(script, log=out / "clt.log", what="circuit-tracer: cross-layer transcoders", cwd=out)
     found = torch.load(out / "found.clt.pt", weights_only=True)
     wrong = 0
-    for place, theirs in found.items():
-        if not isinstance(theirs, dict):
+    for name, computed in found.items():
+        if not isinstance(computed, dict):
             continue
-        ours = read_circuit_tracer_clt(folders[place.partition(" ")[0]])
+        ours = read_circuit_tracer_clt(folders[name.partition(" ")[0]])
         features = torch.stack([ours.piece(number).encode(source) for number, source in enumerate(sources)])
         output = ours.reconstructions(sources)[:, :, -1]
-        same = ((features > 0) == (theirs["features"] > 0)).all(dim=2).float().mean()
+        same = ((features > 0) == (computed["features"] > 0)).all(dim=2).float().mean()
         far = [
             float((a - b).abs().max() / a.abs().max())
-            for a, b in ((features, theirs["features"]), (output, theirs["output"]))
+            for a, b in ((features, computed["features"]), (output, computed["output"]))
         ]
-        print(f"{found['peer']} {place}: the same features fire on {same:.2%}; apart by {far[0]:.1e}, {far[1]:.1e}")
+        print(f"{found['peer']} {name}: the same features fire on {same:.2%}; apart by {far[0]:.1e}, {far[1]:.1e}")
         wrong += same < 0.999 or max(far) > CLOSE
     print("equal" if not wrong else f"{wrong} differ")
     return 1 if wrong else 0
@@ -84,7 +84,7 @@ def _say(made: dict) -> None:
     """The mean over layers, before and after."""
     held_out = [record["held_out"] for record in made["layers"].values()]
     means = {
-        f"{name} {when}": sum(one[when][name] for one in held_out) / len(held_out)
+        f"{name} {when}": sum(record[when][name] for record in held_out) / len(held_out)
         for name in ("fvu", "l0")
         for when in ("before", "after")
     }

@@ -73,12 +73,12 @@ def _options() -> argparse.Namespace:
 
 def _export(options: argparse.Namespace, tool: str, folder: Path) -> None:
     settings = ["--model", str(options.model), "--set", f"runs={options.runs}"]
-    asked = ["features", "export", "--to", tool, "--layer", str(options.layer), "--name", options.name, str(folder)]
-    subprocess.run([sys.executable, "-m", "nestcoder", *settings, *asked], check=True)
+    command = ["features", "export", "--to", tool, "--layer", str(options.layer), "--name", options.name, str(folder)]
+    subprocess.run([sys.executable, "-m", "nestcoder", *settings, *command], check=True)
 
 
 def _run(options: argparse.Namespace, tool: str, script: str, *arguments: str) -> None:
-    """Run a script of ``peers/`` in the tool's environment, which is made where it is not there."""
+    """Run a script of ``peers/`` in the tool's environment, which is made if it is missing."""
     environment = options.environments / tool
     wanted = "".join(path.read_text() for path in sorted((HERE / "requirements").glob(f"{tool}.*")))
     done = environment / "features.txt"
@@ -112,15 +112,17 @@ def _circuit_tracer(options: argparse.Namespace, out: Path, evidence: Evidence) 
         known = feature_page(evidence, page["index"])
         groups = [kind for kind in known["contexts"] if kind != "silent" and known["contexts"][kind]]
         effects = known["logits"] or {"raised": [], "lowered": []}
-        shown = [[(one["tokens"], one["tokens_acts_list"], one["train_token_ind"]) for one in group["examples"]]
+        shown = [[(entry["tokens"], entry["tokens_acts_list"], entry["train_token_ind"]) for entry in group["examples"]]
                  for group in page["examples_quantiles"]]  # fmt: skip
-        stated = [[(one["tokens"], one["values"], one["at"]) for one in known["contexts"][kind]] for kind in groups]
+        stated = [
+            [(entry["tokens"], entry["values"], entry["at"]) for entry in known["contexts"][kind]] for kind in groups
+        ]
         agree = {
             "contexts": shown == stated,
             "act_max": page["act_max"] == known["largest"],
             "frequency": page["activation_frequency"] == float(f"{known['density']:.4g}"),
-            "raised": page["top_logits"] == [one["token"] for one in effects["raised"]],
-            "lowered": page["bottom_logits"] == [one["token"] for one in effects["lowered"]],
+            "raised": page["top_logits"] == [entry["token"] for entry in effects["raised"]],
+            "lowered": page["bottom_logits"] == [entry["token"] for entry in effects["lowered"]],
         }
         problems += [f"feature {page['index']}: {name}" for name, is_so in agree.items() if not is_so]
     return problems
@@ -131,7 +133,7 @@ def _delphi(options: argparse.Namespace, out: Path, evidence: Evidence) -> list[
     _run(options, "delphi", "read_latents_in_delphi.py", str(out), str(options.model.resolve()))
     found = torch.load(out / "found.delphi.pt", weights_only=True)
     firings, records = found["firings"], found["records"]
-    entries = sum(len(one["activations"]) for one in firings.values())
+    entries = sum(len(firing["activations"]) for firing in firings.values())
     print(f"{found['peer']}: {len(firings):,} latents, {entries:,} firings, {len(records):,} records of examples")
     view = nestcoder.open_cache(options.folder / "cache").split(evidence.head["settings"]["split"])
     rows = view.rows(slice(0, evidence.head["rows"]))
@@ -141,7 +143,7 @@ def _delphi(options: argparse.Namespace, out: Path, evidence: Evidence) -> list[
 
     trained = _trained(options)
     code = trained.sparse_code(rows.source)
-    # delphi leaves out what float16 cannot tell from nothing.
+    # delphi leaves out values that are 0 in float16.
     counts = torch.from_numpy(view.is_ordinary(rows.tokens))[code.rows().long()] & (code.values > 1e-5)
     code = entries_of(code, counts)
     order = code.features.long().argsort(stable=True)
@@ -182,8 +184,8 @@ def _neuronpedia(options: argparse.Namespace, out: Path, evidence: Evidence) -> 
     lines: dict[str, Any] = found["lines"]
     print(f"{found['peer']}, {found['migrations']} migrations: {lines}, {found['fields']:,} fields compared")
     problems = [f"no column: {name}" for name in found["unknown"]]
-    problems += [f"refused: {one}" for one in found["refused"]] + [
-        f"stored otherwise: {one}" for one in found["different"]
+    problems += [f"refused: {feature}" for feature in found["refused"]] + [
+        f"stored otherwise: {feature}" for feature in found["different"]
     ]
     kinds = [name.removeprefix("context_") for name in evidence.arrays if name.startswith("context_")]
     shown = [kind for kind in kinds if kind == "strongest" or kind.startswith("interval_")]

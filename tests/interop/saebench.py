@@ -62,16 +62,16 @@ class Tokens:
 
 
 def contexts(cache: Path) -> torch.Tensor:
-    """The first whole contexts of held-out text."""
+    """The first complete contexts of held-out text."""
     view = open_cache(cache).split("held_out")
     starts = (view.position == 0).nonzero()[0]
     length = int((starts[1:] - starts[:-1]).max())
-    whole = [start for start, end in pairwise(starts) if end - start == length][:CONTEXTS]
-    return torch.stack([torch.from_numpy(view.tokens[start : start + length].astype("int64")) for start in whole])
+    full = [start for start, end in pairwise(starts) if end - start == length][:CONTEXTS]
+    return torch.stack([torch.from_numpy(view.tokens[start : start + length].astype("int64")) for start in full])
 
 
 def core(model: HookedTransformer, tokens: torch.Tensor, adapter: SAEBenchAdapter) -> dict[str, Any]:
-    """Their core evaluation; of an autoencoder, beside the definitions written out on the same tokens."""
+    """SAEBench's core evaluation of the adapter's dictionary."""
     _, sae, _ = general_utils.load_and_format_sae("run", adapter, "cpu")
     config = CoreEvalConfig(
         model_name="gpt2",
@@ -105,23 +105,23 @@ def our_definitions(model: HookedTransformer, tokens: torch.Tensor, adapter: SAE
     }
 
 
-def texts(part: str) -> dict[str, list[str]]:
-    """Pieces of the sources of each package; no piece is in both parts."""
+def texts(split: str) -> dict[str, list[str]]:
+    """Pieces of the sources of each package; no piece is in both splits."""
     found: dict[str, list[str]] = {}
-    for place, name in enumerate(CLASSES):
+    for label, name in enumerate(CLASSES):
         files = sorted((Path(sysconfig.get_path("stdlib")) / name).glob("*.py"))
-        whole = "".join(file.read_text(errors="replace") for file in files)
-        pieces = [whole[start : start + CHARACTERS] for start in range(0, len(whole) - CHARACTERS, CHARACTERS)]
+        source = "".join(file.read_text(errors="replace") for file in files)
+        pieces = [source[start : start + CHARACTERS] for start in range(0, len(source) - CHARACTERS, CHARACTERS)]
         random.Random(0).shuffle(pieces)
-        first = 0 if part == "train" else TEXTS["train"]
-        found[str(place)] = pieces[first : first + TEXTS[part]]
+        first = 0 if split == "train" else TEXTS["train"]
+        found[str(label)] = pieces[first : first + TEXTS[split]]
     return found
 
 
 def sparse_probing(model: HookedTransformer, adapter: SAEBenchAdapter) -> dict[str, Any]:
-    """Their sparse probing of the adapter's features, on our texts."""
+    """SAEBench's sparse probing of the adapter's features, on our texts."""
     dataset_utils.get_multi_label_train_test_data = lambda *_, **__: (texts("train"), texts("test"))
-    dataset_info.chosen_classes_per_dataset[DATASET] = [str(place) for place in range(len(CLASSES))]
+    dataset_info.chosen_classes_per_dataset[DATASET] = [str(label) for label in range(len(CLASSES))]
     config = SparseProbingEvalConfig(
         dataset_names=[DATASET],
         context_length=64,
@@ -139,7 +139,7 @@ def sparse_probing(model: HookedTransformer, adapter: SAEBenchAdapter) -> dict[s
 
 
 def structure(adapter: SAEBenchAdapter) -> float:
-    """Their share of the decoder's variance that a dictionary of its rows explains, after a few steps."""
+    """SAEBench's fraction of the decoder's variance that a dictionary of its rows explains, after a few steps."""
     _, sae, _ = general_utils.load_and_format_sae("run", adapter, "cpu")
     config = MetaStructureEvalConfig(train_steps=100, train_batch_size=256, autocast=False, dtype="float32")
     found = meta_structure.run_eval_single_sae("run", "custom", sae, config, "cpu")

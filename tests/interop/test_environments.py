@@ -1,4 +1,4 @@
-"""What is said while another tool's command runs: its last line, whenever it is a new one."""
+"""What is printed while another tool's command runs: its last line, whenever it is a new one."""
 
 import importlib.util
 import subprocess
@@ -34,13 +34,13 @@ class Command:
         pass
 
 
-def test_a_line_is_said_when_it_changes(
+def test_a_line_is_printed_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(environments.subprocess, "Popen", Command)
     environments.run([], log=tmp_path / "log", what="tool")
-    said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["tool ... Collecting a", "tool ... Installing", "tool ... Done"]
+    printed = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["tool ... Collecting a", "tool ... Installing", "tool ... Done"]
 
 
 def test_a_failure_says_where_its_log_is(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Our writers give the bytes that other tools have loaded, and we compute from them what the tools did."""
+"""Our writers give the bytes that other tools have loaded, and we compute from them what the tools computed."""
 
 import importlib.util
 import json
@@ -31,18 +31,18 @@ def test_every_format_and_rule_was_loaded_by_its_tool(written: dict[str, tuple[s
 
 
 def test_the_bytes_are_those_that_the_tools_loaded(written: dict[str, tuple[str, object, Path]]) -> None:
-    name, (_, _, place) = next(iter(written.items()))
-    top = place.parents[len(Path(name).parts) - 1]
+    name, (_, _, folder) = next(iter(written.items()))
+    top = folder.parents[len(Path(name).parts) - 1]
     assert golden.digests(top) == KNOWN["files"]
 
 
 @pytest.mark.parametrize("name", KNOWN["outputs"])
-def test_we_compute_what_the_tool_did(written: dict[str, tuple[str, object, Path]], name: str) -> None:
-    form, rule, place = written[name]
+def test_we_compute_what_the_tool_computed(written: dict[str, tuple[str, object, Path]], name: str) -> None:
+    form, rule, folder = written[name]
     known = KNOWN["outputs"][name]
     features, output = torch.tensor(known["features"]), torch.tensor(known["output"])
     layout = FORMATS[form]
     wanted = Wanted(layer=1, d_source=golden.WIDTH, d_target=golden.WIDTH)
-    for ours in (golden.transcoder(rule), layout.read(layout.find(place, wanted), wanted)):
+    for ours in (golden.transcoder(rule), layout.read(layout.find(folder, wanted), wanted)):
         torch.testing.assert_close(ours.encode(golden.source()), features, atol=2e-5, rtol=0)
         torch.testing.assert_close(ours(golden.source()), output, atol=2e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: a real process, its exit code, what it prints where."""
+"""The command line as users see it: a real process, its exit code, and what it prints on which stream."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def test_help_is_quick() -> None:
         (["--set", "train.steps=many", "config", "show"], ["--set train.steps=many", "integer"]),
     ],
 )
-def test_wrong_arguments_are_one_stated_problem(arguments: list[str], words: list[str]) -> None:
+def test_wrong_arguments_are_one_problem_of_three_lines(arguments: list[str], words: list[str]) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -75,13 +75,13 @@ def test_every_problem_of_a_file_is_named_at_once_with_its_line(tmp_path: Path) 
     file.write_text("modle: gpt2\ntrain:\n  steps: soon\n  top_k: -1\nharvest:\n  contxt: 3\n")
     done = run("--config", str(file), "config", "show")
     assert done.returncode == 2
-    for where in ("p.yaml:1", "p.yaml:3", "p.yaml:4", "p.yaml:6"):
-        assert where in done.stderr
+    for line in ("p.yaml:1", "p.yaml:3", "p.yaml:4", "p.yaml:6"):
+        assert line in done.stderr
     assert "Did you mean 'model'" in done.stderr
     assert "Did you mean 'context'" in done.stderr
 
 
-def test_json_goes_to_standard_output_alone() -> None:
+def test_only_json_goes_to_standard_output() -> None:
     done = run("--json", "config", "show")
     assert done.returncode == 0
     assert done.stdout.lstrip().startswith("{")

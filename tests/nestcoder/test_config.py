@@ -49,7 +49,7 @@ def problem(path: Path | None, *overrides: str) -> str:
         ("evaluate.seed=-1", "greater than or equal to 0"),
     ],
 )
-def test_an_override_that_cannot_be_is_named(override: str, words: str) -> None:
+def test_an_impossible_override_is_named(override: str, words: str) -> None:
     text = problem(None, override)
     assert words in text
     assert "--set" in text
@@ -58,7 +58,7 @@ def test_an_override_that_cannot_be_is_named(override: str, words: str) -> None:
 
 
 def test_a_problem_across_settings_names_those_that_were_given(file: Path) -> None:
-    """Not the section's line, and not the file where an override is at fault."""
+    """Not the line of the section, and not the file if an override is wrong."""
     assert problem(file, "cache.segment_rows=10000").startswith("--set cache.segment_rows=10000 and")
     assert f"{file}:7" in problem(file, "cache.segment_rows=10000")
     file.write_text(FILE.replace("steps: 60", "prefixes: [4, 2]"))
@@ -67,7 +67,7 @@ def test_a_problem_across_settings_names_those_that_were_given(file: Path) -> No
     assert text.startswith("--set train.prefixes=[8, 64] and --set train.group_sizes=[8, 56]")
 
 
-def test_a_section_with_nothing_in_it_keeps_its_defaults(file: Path) -> None:
+def test_an_empty_section_keeps_its_defaults(file: Path) -> None:
     file.write_text("model: gpt2\ntrain:\n  # steps: 5\ncache:\n")
     assert load_settings(file) == load_settings(None, ["model=gpt2"])
     assert load_settings(file, ["train.steps=200"]).train.steps == 200

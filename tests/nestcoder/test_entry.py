@@ -1,4 +1,4 @@
-"""Every problem leaves as three lines and its exit code, and only a real interrupt says so."""
+"""Every problem is printed as three lines with its exit code, and only a real interrupt says so."""
 
 import errno
 
@@ -27,7 +27,7 @@ def leaving(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def aborted(cause: BaseException) -> click.Abort:
-    """What click makes of Ctrl-C and of a file that ends too early alike."""
+    """What click raises for Ctrl-C and for a file that ends too early."""
     try:
         raise click.Abort from cause
     except click.Abort as error:
@@ -53,7 +53,7 @@ def test_a_file_that_ends_too_early_is_no_interrupt(leaving) -> None:
     assert "Interrupted" not in text
 
 
-def test_what_the_system_refuses_is_a_sentence(leaving) -> None:
+def test_what_the_system_refuses_is_one_sentence(leaving) -> None:
     code, text = leaving(PermissionError(errno.EACCES, "Permission denied", "secret.bin"))
     assert code == 5
     assert text.startswith("nestcoder: The system refused: Permission denied.\n  secret.bin\n")

@@ -1,4 +1,4 @@
-"""What ``import nestcoder`` offers, by the page that shows it."""
+"""What ``import nestcoder`` offers, as its page shows it."""
 
 import re
 import shutil

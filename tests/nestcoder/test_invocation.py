@@ -18,7 +18,7 @@ def test_the_settings_file_is_read_when_it_is_asked_for(tmp_path: Path, monkeypa
     assert invocation.settings.model == "gpt2", "they are read once"
 
 
-def test_a_result_is_json_or_text_that_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_is_json_or_text_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     result = CommandResult({"path": Path("a\x1b[2J")}, "a\x1b[2J")
     Invocation(None, [], as_json=True).show(result)
     assert json.loads(capsys.readouterr().out) == {"path": "a\x1b[2J"}

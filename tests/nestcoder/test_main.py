@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("package", ["common", "transcoder", "evaluate"])
-def test_a_folder_of_one_of_our_names_is_no_traceback(tmp_path: Path, package: str) -> None:
+def test_a_folder_with_one_of_our_names_gives_no_traceback(tmp_path: Path, package: str) -> None:
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").touch()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

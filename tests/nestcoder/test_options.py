@@ -1,4 +1,4 @@
-"""Options are one object each, so that commands cannot differ in what they call them."""
+"""Options are one object each, so that all commands use the same names."""
 
 import click
 
@@ -13,5 +13,5 @@ def test_the_commands_share_their_options() -> None:
     def own() -> None: ...
 
     named = {option.name: option.help for option in own.params if isinstance(option, click.Option)}
-    theirs = {option.name: getattr(option, "help", None) for option in command_line.commands["evaluate"].params}
-    assert named.items() <= theirs.items()
+    of_evaluate = {option.name: getattr(option, "help", None) for option in command_line.commands["evaluate"].params}
+    assert named.items() <= of_evaluate.items()

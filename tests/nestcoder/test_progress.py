@@ -1,11 +1,11 @@
-"""What people see while a stage runs: a bar on a terminal, whole lines elsewhere."""
+"""What is shown while a stage runs: a bar on a terminal, complete lines elsewhere."""
 
 import io
 
 from nestcoder.progress import LineProgress, TerminalProgress
 
 
-def test_lines_hold_no_carriage_return_and_end_with_the_total() -> None:
+def test_lines_have_no_carriage_return_and_end_with_the_total() -> None:
     stream = io.StringIO()
     progress = LineProgress(stream, every_seconds=0.0)
     progress.begin("train", total=30, unit="steps", done=10)
@@ -33,7 +33,7 @@ def test_lines_are_rare() -> None:
     assert len(stream.getvalue().splitlines()) == 2
 
 
-def test_a_terminal_gets_a_bar_with_rate_and_figures() -> None:
+def test_a_terminal_gets_a_bar_with_rate_and_metrics() -> None:
     stream = io.StringIO()
     progress = TerminalProgress(stream)
     progress.begin("train", total=4, unit="steps")
@@ -48,7 +48,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_figures() -> None:
     assert "a [note] as it is" in text
 
 
-def test_bytes_are_worded_for_people() -> None:
+def test_bytes_have_units() -> None:
     stream = io.StringIO()
     progress = LineProgress(stream, every_seconds=0.0)
     progress.begin("verify", total=2_500_000_000, unit="bytes")
@@ -60,7 +60,7 @@ def test_bytes_are_worded_for_people() -> None:
     assert last.endswith("B/s")
 
 
-def test_lines_of_a_log_stay_short_and_obey_nobody() -> None:
+def test_lines_of_a_log_stay_short_without_control_characters() -> None:
     stream = io.StringIO()
     progress = LineProgress(stream, every_seconds=0.0)
     progress.begin("train", total=10**9, unit="steps")
@@ -73,7 +73,7 @@ def test_lines_of_a_log_stay_short_and_obey_nobody() -> None:
     assert "column '\\x1b[2J\\r'" in stream.getvalue()
 
 
-def test_a_path_stays_whole() -> None:
+def test_a_path_is_not_shortened() -> None:
     path = "/a-folder" * 20
     in_log, on_terminal = io.StringIO(), io.StringIO()
     for progress in (LineProgress(in_log), TerminalProgress(on_terminal)):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FULL = Path("/dev/full")
 
-# Tells of progress and warns as a long command does, opens a file as a cache's writer does, and prints a result.
+# Reports progress and warns as a long command does, opens a file as a cache's writer does, and prints a result.
 COMMAND = """
 import sys, warnings
 from pathlib import Path
@@ -45,7 +45,7 @@ def run(path: Path, shell_ending: str) -> subprocess.CompletedProcess[bytes]:
 @pytest.mark.parametrize(
     "ending", ["2>&-", "2>/dev/full", "2>&1 | head -1", ">&- 2>&-", "<&- >&- 2>&-", "| true", "2>&1 | true"]
 )
-def test_work_goes_on_when_nobody_listens(ending: str, tmp_path: Path) -> None:
+def test_work_goes_on_when_standard_error_is_closed(ending: str, tmp_path: Path) -> None:
     if str(FULL) in ending and not FULL.exists():
         pytest.fail("this system has no /dev/full: leave the case out for it")
     done = run(tmp_path / "shard", ending)
@@ -64,7 +64,7 @@ def test_a_result_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     assert b"Traceback" not in done.stderr
 
 
-def test_what_is_read_by_a_person_is_whole(tmp_path: Path) -> None:
+def test_what_a_reader_gets_is_complete(tmp_path: Path) -> None:
     done = run(tmp_path / "shard", "")
     assert done.stdout == b"result\n" * 20000 + b"\n"
     assert b"work: 500 of 500 steps" in done.stderr

@@ -1,4 +1,4 @@
-"""Text for people: columns line up, facts are worded, and no name steers a terminal."""
+"""Text for people: aligned columns, facts with their names, and no control characters."""
 
 from nestcoder.text import as_lines, printable, table
 
@@ -13,7 +13,7 @@ def test_columns_line_up() -> None:
     assert table(("a", "long heading"), [("first", "x"), ("b", "y")]) == ["a      long heading", "first  x", "b      y"]
 
 
-def test_facts_are_worded_by_their_names() -> None:
+def test_facts_are_shown_by_their_names() -> None:
     facts = {"rows": 12345, "bytes_needed": 2_500_000, "seconds": 61, "layers": [4, 8], "none": [], "dtype": "bfloat16"}
     facts |= {"lr": 0.00041, "speed": 1234.5}
     lines = [line.split(maxsplit=1)[-1] for line in as_lines(facts).splitlines()]

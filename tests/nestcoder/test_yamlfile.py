@@ -52,7 +52,7 @@ def test_lines_are_known_for_every_value() -> None:
     assert file.where(("train", "missing")) == "p.yaml:3"
 
 
-def test_hostile_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_hostile_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     deep, large, binary = tmp_path / "deep", tmp_path / "large", tmp_path / "binary"
     deep.write_text("a: " + "[" * 5000)
     large.write_bytes(b"#" * ((1 << 20) + 1))
@@ -76,5 +76,5 @@ _values = st.recursive(
 
 
 @given(st.dictionaries(st.text("abcdef", min_size=1, max_size=5), _values, max_size=4))
-def test_what_is_written_reads_back(data: dict[str, object]) -> None:
+def test_what_is_written_is_read_back(data: dict[str, object]) -> None:
     assert parse_yaml(write_yaml(data), "p.yaml").data == data

@@ -25,7 +25,7 @@ def sparse_rows(rows: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write_cache(path: Path, *, train_rows: int = 1000, held_out_rows: int = 128, **overrides: Any) -> Path:
-    """A cache of documents of 50 rows, the first token of each special and far out."""
+    """A cache of documents of 50 rows, the first token of each special, with a very large row."""
     settings = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=256)
     widths = {"d_source": D_SOURCE, "d_target": D_TARGET}
     sizes = {"train_rows": train_rows, "held_out_rows": held_out_rows, "special_ids": [SPECIAL]}
@@ -34,8 +34,8 @@ def write_cache(path: Path, *, train_rows: int = 1000, held_out_rows: int = 128,
     with CacheWriter(path, identity=identity, settings=settings, **widths, **sizes, arrays=arrays) as writer:
         for held_out, rows in ((False, train_rows), (True, held_out_rows)):
             source, target = overrides.get("rows") or sparse_rows(rows, seed=int(held_out))
-            if other := overrides.get("other_source"):
-                source = sparse_rows(rows, seed=other + held_out)[0]
+            if seed := overrides.get("other_source"):
+                source = sparse_rows(rows, seed=seed + held_out)[0]
             number = np.arange(rows)
             tokens = np.where(number % 50 == 0, SPECIAL, 1 + number % 7).astype(np.int32)
             source[number % 50 == 0] = 30.0
@@ -54,7 +54,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick() -> TrainSettings:
     """40 steps of 64 rows on 64 features: saved every 10, warm-up, decay, aux events and epoch ends on the way.
 
-    The loss is the pooled FVU, so that what training says of held-out rows is what evaluation says.
+    The loss is the pooled FVU, so that training and evaluation state the same FVU of held-out rows.
     """
     return TrainSettings(
         prefixes=(16, 32, 64),
@@ -85,13 +85,13 @@ def special_cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def residual_cache(tmp_path: Path) -> Path:
-    """The same rows, said to be of the residual stream."""
+    """The same rows, labelled as the residual stream."""
     return write_cache(tmp_path / "residual", identity={"source_site": "resid_post"})
 
 
 @pytest.fixture(scope="session")
 def two_layers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Layers 3 and 4 of one text; the second one's target is what the first one's source says."""
+    """Layers 3 and 4 of one text; the target of the second follows from the source of the first."""
     folder = tmp_path_factory.mktemp("layers")
     caches: dict[int, Path] = {}
     for layer, other_source in ((3, 0), (4, 10)):

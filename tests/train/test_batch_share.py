@@ -1,4 +1,4 @@
-"""What of a batch is a process's: it takes the step of the process that has all of it."""
+"""The rows of a batch that a process has: all processes take the step of one process with all rows."""
 
 from itertools import accumulate, pairwise
 
@@ -22,7 +22,7 @@ SPLITS = {2: ((29, 0), (4, 25), (0, 0)), 3: ((0, 17, 12), (28, 0, 1), (9, 10, 10
 
 
 def state():
-    """Every fourth feature is dead, so that the auxiliary loss is at work."""
+    """Every fourth feature is dead, so that the auxiliary loss is not zero."""
     weights = random_parameters(12, 10, dict_size=64, skip=True, seed=1)
     weights.b_enc[::4] -= 2
     silent = torch.zeros(64, dtype=torch.int64)
@@ -30,35 +30,35 @@ def state():
     return State(weights, Moments.zero(weights), silent)
 
 
-def step(at, source, target, *, activation, ranks):
+def step(training, source, target, *, activation, ranks):
     stated = TrainSettings(
         prefixes=PREFIXES, top_k=6, lr=1e-3, activation=activation, warmup_steps=0, dead_after_tokens=10**5
     )
     recipe = Recipe.from_settings(resolve(stated, model="", d_target=10), variance=torch.full((10,), 0.75))
-    space = Workspace.like(at.weights, rows=29, rule=recipe.nested.rule)
-    metrics = train_step(at, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
+    space = Workspace.like(training.weights, rows=29, rule=recipe.nested.rule)
+    metrics = train_step(training, source, target=target, recipe=recipe, workspace=space, ranks=ranks)
     return {key: value for key, value in metrics.as_dict().items() if key != "lr"}
 
 
 def check(ranks, split, activation):
-    """Rows of very different size, so that under batchtopk processes win very different numbers of places."""
+    """Rows of very different size, so that under batchtopk processes have very different numbers of active features."""
     generator = torch.Generator().manual_seed(sum(split))
     source, target = (torch.randn(sum(split), width, generator=generator) for width in (12, 10))
     source *= torch.linspace(0.1, 2, sum(split))[:, None]
     first, last = list(pairwise((0, *accumulate(split))))[ranks.rank]
-    whole, mine = state(), state()
-    expected = step(whole, source, target, activation=activation, ranks=ALONE)
+    alone, mine = state(), state()
+    expected = step(alone, source, target, activation=activation, ranks=ALONE)
     shared = step(mine, source[first:last], target[first:last], activation=activation, ranks=ranks)
     for key, value in expected.items():
         torch.testing.assert_close(torch.tensor(shared[key]), torch.tensor(value), rtol=1e-5, atol=1e-6, msg=key)
-    for name, moment in whole.moments.first.items():  # a tenth of the gradient
+    for name, moment in alone.moments.first.items():  # a tenth of the gradient
         assert float((mine.moments.first[name] - moment).norm()) <= 1e-6 * float(moment.norm()), name
-    assert torch.equal(mine.since_fired, whole.since_fired)
-    assert (mine.tokens, mine.step) == (whole.tokens, 1) == (sum(split), 1)
+    assert torch.equal(mine.since_fired, alone.since_fired)
+    assert (mine.tokens, mine.step) == (alone.tokens, 1) == (sum(split), 1)
 
 
 def check_ties(ranks, dtype):
-    """Few distinct values, and processes with none: the winners are the first of a stable sort over all."""
+    """Few distinct values, and processes without rows: selected features are the first of a stable sort."""
     generator = torch.Generator().manual_seed(5)
     counts = [5, 0, 4][: ranks.world]
     offered = [torch.randint(0, 3, (40, own), generator=generator).to(dtype) for own in counts]
@@ -71,7 +71,7 @@ def check_ties(ranks, dtype):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_with_any_share_of_a_batch_take_the_step_of_one(world, in_processes):
+def test_processes_that_share_a_batch_in_any_way_take_the_step_of_one(world, in_processes):
     assert in_processes(world, check_parts) == [0] * world
 
 
@@ -90,7 +90,7 @@ def test_one_process_has_the_whole_batch() -> None:
     assert (share.fraction, share.rows_before(torch.device("cpu"))) == (1, 0)
 
 
-def test_a_process_without_rows_counts_nothing() -> None:
+def test_a_process_without_rows_counts_no_row() -> None:
     assert BatchShare(0, 12).fraction == 0
     assert BatchShare(3, 12).fraction == 0.25
     assert BatchShare(0, 0).fraction == 0

@@ -1,4 +1,4 @@
-"""Settings: what is stated, what follows, and what is refused with its arithmetic."""
+"""Settings: what is given, what follows from it, and what is refused with its arithmetic."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_a_rate_or_weight_that_is_no_number_is_refused_by_its_key(key: str, numb
         ("warmup_steps", 10**12),
     ],
 )
-def test_a_count_beyond_all_sense_is_refused_by_its_key(key: str, number: int) -> None:
+def test_an_impossibly_large_count_is_refused_by_its_key(key: str, number: int) -> None:
     with pytest.raises(ValidationError, match="less than") as caught:
         TrainSettings.model_validate_json(json.dumps({key: number}))
     assert [problem["loc"] for problem in caught.value.errors()] == [(key,)]
@@ -74,7 +74,7 @@ def test_a_weight_that_is_infinite_is_refused() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 60, 99])
-def test_a_short_run_needs_no_word_about_its_warm_up(steps: int) -> None:
+def test_a_short_run_needs_no_setting_of_its_warm_up(steps: int) -> None:
     assert TrainSettings(steps=steps).steps == steps
     assert TrainSettings(steps=steps, decay_steps=steps).decay_steps == steps
 

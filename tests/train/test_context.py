@@ -1,4 +1,4 @@
-"""Where whole dictionaries are kept, who reads which rows, and how many epochs steps are."""
+"""On which device whole dictionaries are, which process reads which rows, and how many epochs steps are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_processes_with_whole_dictionaries_read_different_rows(context: Training
     assert context.data_ranks == Ranks(1, 2)
 
 
-def test_a_dictionary_that_is_dealt_lies_in_main_memory_and_all_read_the_same_rows(context: TrainingContext) -> None:
+def test_a_sharded_dictionary_is_kept_in_main_memory_and_all_read_the_same_rows(context: TrainingContext) -> None:
     dealt = replace(context, shard=Shard(1, 2))
     assert dealt.home == "cpu"
     assert dealt.data_ranks == Ranks()

@@ -1,38 +1,26 @@
-"""Several processes train what one does: by rows (data parallel) and by features (a dictionary dealt out)."""
+"""Several processes train what one trains: by rows (data parallel) and by features (a sharded dictionary)."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.progress import Silent
-from train.config import LogSettings, TrainSettings
+from tests.helpers.training import changed, train
+from train.config import TrainSettings
 from train.record.log import read_log
-from train.run import train_layer
 
 
-def train(cache: Path, out: Path, settings: TrainSettings) -> None:
-    train_layer(
-        cache=cache, out=out, settings=settings, device="cpu", fresh=False, progress=Silent(), log=LogSettings()
-    )
-
-
-def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
-    return TrainSettings.model_validate(settings.model_dump() | values)
-
-
-def assert_the_same(one: Path, other: Path) -> None:
-    """The same weights, moments, counters and figures, to rounding; the last batch of an epoch has 40 rows of 64."""
+def assert_the_same(expected_run: Path, found_run: Path) -> None:
+    """The same weights, moments, counters and metrics, up to rounding; the last batch of an epoch has 40 rows of 64."""
     name = "checkpoints/step-00000020.safetensors"
-    expected, found = load_file(one / name), load_file(other / name)
+    expected, found = load_file(expected_run / name), load_file(found_run / name)
     for key, array in expected.items():
         torch.testing.assert_close(found[key], array, rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
-    lines = [json.loads(json.dumps(line)) for line in read_log(other / "metrics.jsonl")]
-    for line, known in zip(lines, read_log(one / "metrics.jsonl"), strict=True):
+    lines = [json.loads(json.dumps(line)) for line in read_log(found_run / "metrics.jsonl")]
+    for line, known in zip(lines, read_log(expected_run / "metrics.jsonl"), strict=True):
         assert line.keys() == known.keys()
         for key, value in known.items():
             assert line[key] == pytest.approx(value, rel=1e-3, abs=1e-6), (line["step"], key)
@@ -42,7 +30,7 @@ def assert_the_same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("world", "activation", "shard"), [(2, "topk", False), (3, "batchtopk", False), (3, "topk", True)]
 )
-def test_several_processes_are_one(
+def test_several_processes_train_what_one_trains(
     small_cache: Path,
     tmp_path: Path,
     quick: TrainSettings,
@@ -61,10 +49,10 @@ def test_several_processes_are_one(
     assert sorted(str(path.relative_to(tmp_path / "several")) for path in (tmp_path / "several").rglob("*")) == left
 
 
-def test_a_dealt_run_goes_on_with_another_number_of_processes(
+def test_a_sharded_run_goes_on_with_another_number_of_processes(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, in_processes: Callable[..., list[int]]
 ) -> None:
-    """The checkpoint is of the whole dictionary: begun by two, finished by one."""
+    """A checkpoint has the whole dictionary: begun by two processes, finished by one."""
     settings = changed(quick, steps=20, shard_dictionary=True, lr=2e-3)
     train(small_cache, tmp_path / "one", settings)
     assert in_processes(2, lambda: train(small_cache, tmp_path / "several", settings)) == [0, 0]

@@ -1,4 +1,4 @@
-"""Where training begins: features that are rows of the cache, whatever the view and however many are asked for."""
+"""Where training begins: features that are rows of the cache, in any view and any number."""
 
 from pathlib import Path
 
@@ -46,19 +46,19 @@ def test_encoder_and_decoder_of_a_feature_are_of_one_row(small_cache: Path, view
 
 
 def test_the_seed_decides(small_cache: Path) -> None:
-    one, again, other = (begin(small_cache, dict_size=64, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(one.W_dec, again.W_dec)
-    assert not torch.equal(one.W_dec, other.W_dec)
+    first, again, different = (begin(small_cache, dict_size=64, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.W_dec, again.W_dec)
+    assert not torch.equal(first.W_dec, different.W_dec)
 
 
 def test_more_features_than_rows_are_all_different(small_cache: Path) -> None:
-    """Two that were alike would stay alike for ever: the same gradient would reach both."""
+    """Two equal features would stay equal: both would get the same gradient."""
     weights = begin(small_cache, dict_size=3000)
     assert weights.W_enc.unique(dim=0).shape == (3000, 12)
     assert weights.W_dec.unique(dim=0).shape == (3000, 8)
 
 
-def test_special_tokens_alone_are_refused(special_cache: Path, small_cache: Path) -> None:
+def test_a_cache_of_special_tokens_only_is_refused(special_cache: Path, small_cache: Path) -> None:
     units = units_of(CacheReader.open(small_cache), "mlp_in")
     with pytest.raises(UsageError, match="every training row of this cache is of a special token"):
         initial_weights(

@@ -1,4 +1,4 @@
-"""JumpReLU in training: every gradient against autograd of its definition, and a run that steers its L0."""
+"""JumpReLU in training: every gradient against autograd of its definition, and a run that controls its L0."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cache.open import open_cache
-from common.progress import Silent
+from tests.helpers.progress import StopAt, StoppedError
+from tests.helpers.training import changed, train
 from train.arrays.parameters import Parameters, random_parameters
-from train.config import LogSettings, TrainSettings
+from train.config import TrainSettings
 from train.loss import nested_step
 from train.objective import NestedLoss, equal_weights
 from train.record.log import read_log
-from train.run import train_layer
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.threshold import JumpReLU
 
@@ -64,7 +64,7 @@ def problem() -> tuple[Parameters, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("has_target", [True, False])
-def test_every_gradient_is_autograds(has_target: bool) -> None:
+def test_every_gradient_is_that_of_autograd(has_target: bool) -> None:
     weights, source, target = problem()
     rule = JumpReLU.from_settings(TOP_K, bandwidth=BANDWIDTH, has_target=has_target)
     loss = NestedLoss(PREFIXES, rule, 3.0, equal_weights(PREFIXES), sparsity=0.7)
@@ -92,28 +92,12 @@ def test_every_gradient_is_autograds(has_target: bool) -> None:
         torch.testing.assert_close(found.gradients.tensors()[name], gradient, rtol=1e-10, atol=1e-12)
 
 
-def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:
-    given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": progress or Silent()}
-    return train_layer(cache=cache, out=out, settings=settings, **given)
-
-
-class Stop(Silent):
-    """Ends a run from within after 75 steps."""
-
-    left = 75
-
-    def advance(self, amount: int, **figures: float) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise RuntimeError("stopped")
-
-
-def test_a_run_steers_its_l0_and_ends_alike_when_it_was_stopped(
+def test_a_run_controls_its_l0_and_a_stopped_one_ends_the_same(
     small_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
-    """Its file, in the cache's units and read by its own thresholds, has the FVU that training said."""
+    """Its file, in the cache's units and with its own thresholds, has the FVU that training stated."""
     changes = {"activation": "jumprelu", "steps": 200, "checkpoint_every": 50, "sparsity": 3.0}
-    settings = TrainSettings.model_validate(quick.model_dump() | changes)
+    settings = changed(quick, **changes)
     config = train(small_cache, tmp_path / "whole", settings)
     lines = [line for line in read_log(tmp_path / "whole" / "metrics.jsonl") if "l0" in line]
     first = lines[0]
@@ -122,8 +106,8 @@ def test_a_run_steers_its_l0_and_ends_alike_when_it_was_stopped(
     assert 3 < last["l0"] < 6
     assert last["loss"] == pytest.approx(last["l2_loss"] + last["aux_loss"] + last["sparsity_loss"])
 
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(small_cache, tmp_path / "cut", settings, Stop())
+    with pytest.raises(StoppedError):
+        train(small_cache, tmp_path / "cut", settings, StopAt(76))
     train(small_cache, tmp_path / "cut", settings)
     for name in ("transcoder.safetensors", "metrics.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -143,7 +127,7 @@ def test_thresholds_begin_where_features_fire_on_a_few_rows(
     small_cache: Path, quick: TrainSettings, tmp_path: Path
 ) -> None:
     changes = {"activation": "jumprelu", "steps": 1, "warmup_steps": 0}
-    settings = TrainSettings.model_validate(quick.model_dump() | changes)
+    settings = changed(quick, **changes)
     train(small_cache, tmp_path / "run", settings)
     (line,) = (line for line in read_log(tmp_path / "run" / "metrics.jsonl") if "l0" in line)
     assert 10 < line["l0"] < 24  # four times top_k, on a batch of 64 rows

@@ -94,9 +94,9 @@ def test_the_loss_is_the_pooled_and_the_whitened_fvu_by_balance(balance):
 
 def test_every_prefix_moves_the_gradient():
     weights, source, target, loss = problem(activation="topk", skip=False)
-    whole = dataclasses.replace(loss, prefix_weights=(0.0, 0.0, 0.0, 0.0, 1.0))
+    last_alone = dataclasses.replace(loss, prefix_weights=(0.0, 0.0, 0.0, 0.0, 1.0))
     nested = nested_step(weights, source, target=target, loss=loss).gradients
-    plain = nested_step(weights, source, target=target, loss=whole).gradients
+    plain = nested_step(weights, source, target=target, loss=last_alone).gradients
     assert relative(nested.W_dec, plain.W_dec) > 0.1
     assert relative(nested.W_enc, plain.W_enc) > 0.1
 
@@ -173,10 +173,10 @@ def test_blocks_of_rows_and_features_change_nothing():
 def test_projection_leaves_nothing_along_unit_rows():
     weights, source, target, loss = problem(activation="topk", skip=False)
     weights.W_dec.div_(weights.W_dec.norm(dim=1, keepdim=True))
-    whole = nested_step(weights, source, target=target, loss=loss).gradients.W_dec
+    gradient = nested_step(weights, source, target=target, loss=loss).gradients.W_dec
     projected = nested_step(weights, source, target=target, loss=loss, project=True).gradients.W_dec
-    along = (whole * weights.W_dec).sum(dim=1, keepdim=True)
-    assert relative(projected, whole - along * weights.W_dec) < 1e-12
+    along = (gradient * weights.W_dec).sum(dim=1, keepdim=True)
+    assert relative(projected, gradient - along * weights.W_dec) < 1e-12
 
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])

@@ -1,10 +1,9 @@
-"""What stops a training, and what it leaves: data that are damaged or not finite, a loss that blows up."""
+"""What stops a training, and what it leaves: data that are damaged or not finite, a loss that diverges."""
 
 import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,43 +13,17 @@ from cache.loader import Batch, Loader
 from common.errors import DamagedError, InUseError, MismatchError, NumericalError
 from common.processes import locks
 from common.progress import Silent
-from train.config import LogSettings, TrainSettings
+from tests.helpers.progress import StopAt, StoppedError
+from tests.helpers.training import changed, train
+from train.config import TrainSettings
 from train.member import Member
 from train.record.checkpoint import Checkpoints
 from train.record.identity import RunIdentity
 from train.resolved import read_record
-from train.run import _why_not_finite, train_layer
+from train.run import _why_not_finite
 
 
-def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:
-    return train_layer(
-        cache=cache,
-        out=out,
-        settings=settings,
-        device="cpu",
-        fresh=False,
-        progress=progress or Silent(),
-        log=LogSettings(),
-    )
-
-
-def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
-    return TrainSettings.model_validate(settings.model_dump() | values)
-
-
-class Stop(Silent):
-    """Ends a run from within after so many steps, having done something first."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, amount: int, **metrics: float) -> None:
-        self.left -= amount
-        if not self.left:
-            raise RuntimeError("stopped")
-
-
-def test_a_loss_that_blows_up_names_the_batch_and_keeps_the_checkpoint(
+def test_a_loss_that_diverges_names_the_batch_and_keeps_the_checkpoint(
     small_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
     settings = changed(quick, lr=1e30, warmup_steps=0, schedule="constant", checkpoint_every=1, clip_norm=None)
@@ -67,7 +40,7 @@ def test_a_loss_that_blows_up_names_the_batch_and_keeps_the_checkpoint(
 def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint before it is whole: a rerun with the data mended ends as if nothing had been."""
+    """The checkpoint before it is sound: a rerun with repaired data ends like an undisturbed run."""
     train(small_cache, tmp_path / "whole", quick)
     read = Loader.batch
     monkeypatch.setattr(Loader, "batch", lambda self, number: _spoilt(read(self, number), only=17))
@@ -87,10 +60,10 @@ def _spoilt(batch: Batch, *, only: int) -> Batch:
     return batch
 
 
-def test_a_stop_behind_a_batch_that_was_not_finite_saves_nothing(
+def test_a_stop_after_a_batch_that_was_not_finite_saves_nothing(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a card, where nobody looks at every step; what stops the run comes before somebody does."""
+    """As on a GPU, which is not checked at every step: the stop comes before the next check."""
     looked = Member._check_finite
     read = Loader.batch
     monkeypatch.setattr(
@@ -121,19 +94,19 @@ def test_rows_that_are_not_finite_are_named_by_document() -> None:
 def test_a_damaged_shard_stops_training_before_its_rows_are_used(
     small_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
-    """And the checkpoint before it is whole: with the shard mended the run ends as if nothing had been."""
+    """The checkpoint before it is sound: with the shard repaired the run ends like an undisturbed run."""
     train(small_cache, tmp_path / "whole", quick)
     shutil.copytree(small_cache, tmp_path / "cache")
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(tmp_path / "cache", tmp_path / "run", quick, Stop(12))
+    with pytest.raises(StoppedError):
+        train(tmp_path / "cache", tmp_path / "run", quick, StopAt(12))
     shard = max(path for path in (tmp_path / "cache").rglob("train/target/c.*"))
     data = bytearray(shard.read_bytes())
-    whole = bytes(data)
+    sound = bytes(data)
     data[5] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DamagedError):
         train(tmp_path / "cache", tmp_path / "run", quick)
-    shard.write_bytes(whole)
+    shard.write_bytes(sound)
     train(tmp_path / "cache", tmp_path / "run", quick)
     name = "transcoder.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -151,11 +124,11 @@ def test_a_second_process_is_refused_naming_the_first(small_cache: Path, tmp_pat
 
 
 def test_a_sweep_is_the_same_runs_made_alone(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
-    """Bit for bit, from one reading, even where an interruption left its members at different steps."""
+    """Bit for bit, from one reading, even if an interruption left its members at different steps."""
     overrides = ({"name": "k2", "top_k": 2}, {"name": "wide", "prefixes": [16, 96], "seed": 3})
     swept = changed(quick, steps=20, sweep=overrides)
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(small_cache, tmp_path / "swept", swept, Stop(13))
+    with pytest.raises(StoppedError):
+        train(small_cache, tmp_path / "swept", swept, StopAt(13))
     shutil.rmtree(tmp_path / "swept" / "k2" / "checkpoints")
     config = train(small_cache, tmp_path / "swept", swept)
     assert set(config["sweep"]) == {"k2", "wide"}
@@ -171,8 +144,8 @@ def test_a_sweep_is_the_same_runs_made_alone(small_cache: Path, tmp_path: Path, 
             assert (tmp_path / "swept" / name / file).read_bytes() == expected, (name, file)
 
 
-def test_bfloat16_products_stay_near_float32(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
-    """The masters are float32 all the same: what is saved is not on bfloat16's grid."""
+def test_bfloat16_products_are_close_to_float32(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+    """The master weights are float32 nevertheless: saved values are not rounded to bfloat16."""
     settings = changed(quick, steps=100, checkpoint_every=100, lr=5e-3)
     exact = train(small_cache, tmp_path / "float32", settings)
     rough = train(small_cache, tmp_path / "bfloat16", changed(settings, compute_dtype="bfloat16"))

@@ -1,4 +1,4 @@
-"""What dimensions and prefixes count in the loss."""
+"""The weights of dimensions and prefixes in the loss."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from transcoder.rules.topk import TopK
 LOSS = NestedLoss(prefixes=(2, 5), rule=TopK(1), target_variance=3.0, prefix_weights=equal_weights((2, 5)))
 
 
-def test_a_dimension_that_never_varies_counts_as_a_little_one():
+def test_a_dimension_that_never_varies_counts_like_a_small_one():
     scale = dimension_scale(torch.tensor([0.0, 1.0, 1.0]), 1.0)
     assert scale is not None
     assert float(scale[0] / scale[1]) == pytest.approx((2e-6 / 3) ** -0.5, rel=1e-5)

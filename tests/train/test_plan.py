@@ -1,4 +1,4 @@
-"""The plan: arithmetic that what is then written and held bears out."""
+"""The plan: its arithmetic agrees with what is then written and kept in memory."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,13 +8,14 @@ import pytest
 from cache.reader import CacheReader
 from common.errors import CapacityError
 from common.progress import Silent
+from tests.helpers.training import train
 from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
 from train.plan import check_fit, disk_bytes, plan_train, resolved_members
 from train.run import train_layer
 
 
-def test_the_plan_is_what_then_happens(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+def test_the_plan_agrees_with_the_run(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     out = tmp_path / "run"
     plan = plan_train(cache=small_cache, settings=quick, device="cpu", out=out)
     assert not out.exists()
@@ -23,9 +24,7 @@ def test_the_plan_is_what_then_happens(small_cache: Path, tmp_path: Path, quick:
     assert plan.epochs == pytest.approx(40 * 64 / 1000)
     assert plan.held_out_documents == 3
     assert 0 < plan.seconds < 600
-    train_layer(
-        cache=small_cache, out=out, settings=quick, device="cpu", fresh=False, progress=Silent(), log=LogSettings()
-    )
+    train(small_cache, out, quick)
     checkpoint = (out / "checkpoints" / "step-00000040.safetensors").stat().st_size
     arrays = 12 * plan.parameters + 8 * 64
     assert 0 < checkpoint - arrays < 2000
@@ -34,14 +33,14 @@ def test_the_plan_is_what_then_happens(small_cache: Path, tmp_path: Path, quick:
 
 def test_a_sweep_is_planned_together(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     swept = TrainSettings.model_validate(quick.model_dump() | {"sweep": ({"name": "a"}, {"name": "b", "top_k": 2})})
-    one = plan_train(cache=small_cache, settings=quick, device="cpu", out=tmp_path)
+    single = plan_train(cache=small_cache, settings=quick, device="cpu", out=tmp_path)
     three = plan_train(cache=small_cache, settings=swept, device="cpu", out=tmp_path)
-    assert (three.transcoders, three.parameters) == (3, 3 * one.parameters)
-    assert three.memory_bytes == 3 * one.memory_bytes
-    assert set(asdict(three)) == set(asdict(one))
+    assert (three.transcoders, three.parameters) == (3, 3 * single.parameters)
+    assert three.memory_bytes == 3 * single.memory_bytes
+    assert set(asdict(three)) == set(asdict(single))
 
 
-def test_checkpoints_of_complete_runs_are_no_room_for_others(
+def test_files_of_a_complete_run_reduce_only_its_own_need_of_disk(
     small_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
     _train(cache=small_cache, settings=quick, device="cpu", out=tmp_path)

@@ -36,7 +36,7 @@ def test_prefixes_are_sums_over_their_features(
         torch.testing.assert_close(found[:, index], expected)
 
 
-def test_its_gradient_is_what_a_small_change_makes(
+def test_its_gradient_is_that_of_small_changes(
     problem: tuple[Parameters, torch.Tensor, torch.Tensor, NestedLoss],
 ) -> None:
     weights, source, target, loss = problem

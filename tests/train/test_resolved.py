@@ -9,7 +9,7 @@ from train.config import TrainSettings
 from train.resolved import members, read_record, resolve
 
 
-def test_auto_is_what_the_device_computes_in_and_is_recorded_as_that() -> None:
+def test_auto_is_recorded_as_the_dtype_that_the_device_computes_in() -> None:
     stated = TrainSettings(compute_dtype="auto")
     assert resolve(stated, model="", d_target=96).compute_dtype == "float32"
     resolved = resolve(stated, model="", d_target=96, device_dtype="bfloat16")
@@ -24,11 +24,11 @@ def test_a_preset_of_another_width_can_be_asked_for() -> None:
     assert (layer_run.prefixes, layer_run.top_k) == ((1152, 3456, 8064, 18432), 96)
 
 
-def test_auto_takes_the_preset_named_like_the_model() -> None:
+def test_auto_takes_the_preset_with_the_name_of_the_model() -> None:
     gemma = resolve(TrainSettings(), model="google/gemma-2-2b", d_target=2304)
     assert (gemma.prefixes, gemma.top_k, gemma.dict_size) == ((2304, 6912, 16128, 36864), 96, 36864)
-    other = resolve(TrainSettings(), model="models/gpt2-stdlib", d_target=96)
-    assert (other.prefixes, other.top_k, other.dict_size) == ((96, 288, 672, 1536), 16, 1536)
+    by_path = resolve(TrainSettings(), model="models/gpt2-stdlib", d_target=96)
+    assert (by_path.prefixes, by_path.top_k, by_path.dict_size) == ((96, 288, 672, 1536), 16, 1536)
     namesake = resolve(TrainSettings(), model="tiny/gpt2", d_target=96)
     assert (namesake.prefixes, namesake.top_k) == ((96, 288, 672, 1536), 16)
     stated = resolve(TrainSettings(prefixes=(32, 64), top_k=4), model="gpt2", d_target=768)
@@ -49,7 +49,7 @@ def test_resolved_settings_resolve_to_themselves() -> None:
 
 
 def test_the_record_of_an_earlier_release_is_read() -> None:
-    """It states what was given, and leaves open what then followed from the width."""
+    """It states what was given, and not what followed from the width."""
     earlier = {
         "preset": "none",
         "dict_size": 64,
@@ -89,7 +89,7 @@ def test_a_record_with_unknown_keys_is_refused() -> None:
         ({"steps": 60, "warmup_steps": 60}, 60),
     ],
 )
-def test_the_warm_up_that_is_not_given_fits_every_run(values: dict[str, int], expected: int) -> None:
+def test_the_default_warm_up_fits_every_run(values: dict[str, int], expected: int) -> None:
     assert resolve(TrainSettings(**values), model="m", d_target=96).warmup_steps == expected
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,10 +22,10 @@ from common import disk
 from common.progress import Silent
 from common.run_layout import WEIGHTS_FILE
 from common.sealed.tensors import FileSeal
-from train.config import LogSettings, TrainSettings
+from tests.helpers.training import changed, train
+from train.config import TrainSettings
 from train.record.checkpoint import Checkpoints, Restored, arrays_of, state_of
 from train.record.log import read_log
-from train.run import train_layer
 from train.state import State
 
 KILLS = 100 if os.environ.get("NESTCODER_FULL") == "1" else 12
@@ -66,22 +65,8 @@ class StopAt(Silent):
             raise KeyboardInterrupt
 
 
-def train(
-    cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None, *, device: str = "cpu"
-) -> dict[str, Any]:
-    return train_layer(
-        cache=cache,
-        out=out,
-        settings=settings,
-        device=device,
-        fresh=False,
-        progress=progress or Silent(),
-        log=LogSettings(),
-    )
-
-
 def in_child(work: Callable[[], object]) -> int:
-    """Exit status of a forked process that does ``work``: 0 when it is done, minus a signal's number when killed."""
+    """Exit status of a forked process that does ``work``: 0 when it is done, minus the signal's number when killed."""
     child = os.fork()
     if not child:
         try:
@@ -95,14 +80,10 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def left_by(out: Path) -> dict[str, bytes]:
-    """Every file of a run, less the time in its config.json, and the seal, which is of the time too."""
+    """Every file of a run, without the time in its config.json and without the seal, which depends on the time."""
     found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     config = json.loads(found["config.json"])
     return found | {"config.json": json.dumps(config | {"completed_at": "", "seal": ""}).encode()}
-
-
-def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
-    return TrainSettings.model_validate(settings.model_dump() | values)
 
 
 @pytest.fixture
@@ -111,8 +92,10 @@ def every_step(quick: TrainSettings) -> TrainSettings:
     return changed(quick, checkpoint_every=1, log_every=1, skip=True, steps=22, held_out_rows=0)
 
 
-def test_killed_at_the_moments_that_matter(small_cache: Path, tmp_path: Path, every_step: TrainSettings) -> None:
-    """In warm-up, on either side of an epoch's end and of the first auxiliary loss, and at the last step: one run."""
+def test_a_run_killed_at_critical_moments_ends_the_same(
+    small_cache: Path, tmp_path: Path, every_step: TrainSettings
+) -> None:
+    """In warm-up, before and after the end of an epoch and the first auxiliary loss, and at the last step: one run."""
     train(small_cache, tmp_path / "whole", every_step)
     log = read_log(tmp_path / "whole" / "metrics.jsonl")
     aux = next(line["step"] for line in log if line["aux_loss"] > 0)
@@ -125,11 +108,11 @@ def test_killed_at_the_moments_that_matter(small_cache: Path, tmp_path: Path, ev
     assert left_by(tmp_path / "killed") == left_by(tmp_path / "whole")
 
 
-def test_killed_again_and_again_at_random_moments(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
-    """Before and after random operations of the disk, and at random steps, until a run comes through."""
+def test_a_run_killed_again_and_again_ends_the_same(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+    """Before and after random operations of the disk, and at random steps, until a run finishes."""
     settings = changed(quick, steps=20, checkpoint_every=5, skip=True)
     train(small_cache, tmp_path / "whole", settings)
-    whole, kills, attempt = left_by(tmp_path / "whole"), 0, 0
+    expected, kills, attempt = left_by(tmp_path / "whole"), 0, 0
     while kills < KILLS:
         out, status = tmp_path / f"killed-{attempt}", -signal.SIGKILL
         while status:
@@ -137,7 +120,7 @@ def test_killed_again_and_again_at_random_moments(small_cache: Path, tmp_path: P
             status = in_child(partial(_train_until_killed, small_cache, out, settings, random.Random(attempt)))
             assert status in (0, -signal.SIGKILL)
             kills += status != 0
-        assert left_by(out) == whole, f"attempt {attempt}, after {kills} kills"
+        assert left_by(out) == expected, f"attempt {attempt}, after {kills} kills"
         shutil.rmtree(out)
 
 
@@ -158,7 +141,7 @@ def _train_until_killed(cache: Path, out: Path, settings: TrainSettings, chance:
 
 
 ARRAYS = [
-    f"{name}{part}" for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip") for part in ("", ".first", ".second")
+    f"{name}{suffix}" for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip") for suffix in ("", ".first", ".second")
 ]
 
 
@@ -167,7 +150,7 @@ class Halves:
     """A run of 20 steps, and the same killed at step 14, after the checkpoint of step 10."""
 
     settings: TrainSettings
-    whole: Path
+    undisturbed: Path
     killed: Path
 
 
@@ -188,7 +171,7 @@ def halves(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Halve
         skip=True,
     )
     found = Halves(settings, tmp_path_factory.mktemp("whole") / "run", tmp_path_factory.mktemp("killed") / "run")
-    train(small_cache, found.whole, settings)
+    train(small_cache, found.undisturbed, settings)
     assert in_child(lambda: train(small_cache, found.killed, settings, KillAt(14))) == -signal.SIGKILL
     return found
 
@@ -201,7 +184,7 @@ def test_the_mutants_cover_every_key(halves: Halves) -> None:
 
 
 @pytest.mark.parametrize("key", [*ARRAYS, "since_fired", "tokens", "step", "log"])
-def test_a_resume_that_forgets_anything_is_caught(
+def test_the_kill_tests_find_a_resume_that_forgets_anything(
     small_cache: Path, tmp_path: Path, halves: Halves, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mutant drops one key of the checkpoint when it is read; the comparison of the kill tests must see it."""
@@ -209,13 +192,13 @@ def test_a_resume_that_forgets_anything_is_caught(
     restore = Checkpoints.restore
     monkeypatch.setattr(Checkpoints, "restore", lambda self, *, device: _without(restore(self, device=device), key))
     train(small_cache, tmp_path / "run", halves.settings)
-    assert left_by(tmp_path / "run") != left_by(halves.whole)
+    assert left_by(tmp_path / "run") != left_by(halves.undisturbed)
 
 
-def test_and_one_that_forgets_nothing_is_not(small_cache: Path, tmp_path: Path, halves: Halves) -> None:
+def test_the_kill_tests_pass_a_resume_that_forgets_nothing(small_cache: Path, tmp_path: Path, halves: Halves) -> None:
     shutil.copytree(halves.killed, tmp_path / "run")
     train(small_cache, tmp_path / "run", halves.settings)
-    assert left_by(tmp_path / "run") == left_by(halves.whole)
+    assert left_by(tmp_path / "run") == left_by(halves.undisturbed)
 
 
 def _without(restored: Restored | None, key: str) -> Restored:
@@ -232,10 +215,10 @@ def _without(restored: Restored | None, key: str) -> Restored:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_stopped_and_gone_on_it_ends_with_the_same_bytes(
+def test_a_run_that_was_stopped_and_continued_ends_with_the_same_bytes(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, device: str
 ) -> None:
-    """On a GPU steps are played as graphs before the stop, and recorded anew behind it."""
+    """On a GPU steps are played as graphs before the stop, and recorded again after it."""
     train(small_cache, tmp_path / "whole", quick, device=device)
     with pytest.raises(KeyboardInterrupt):
         train(small_cache, tmp_path / "cut", quick, StopAt(27), device=device)
@@ -244,8 +227,8 @@ def test_stopped_and_gone_on_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves(small_cache: Path, tmp_path: Path, quick: TrainSettings, number: int) -> None:
-    """Even between two checkpoints, and the log is what it would have been."""
+def test_a_signal_saves_and_ends_the_run(small_cache: Path, tmp_path: Path, quick: TrainSettings, number: int) -> None:
+    """Even between two checkpoints; the log is that of an undisturbed run."""
     settings = changed(quick, steps=20, checkpoint_every=10)
     train(small_cache, tmp_path / "whole", settings)
     status = in_child(lambda: train(small_cache, tmp_path / "left", settings, KillAt(13, number)))
@@ -254,9 +237,9 @@ def test_a_signal_saves_and_leaves(small_cache: Path, tmp_path: Path, quick: Tra
     resumed = Began()
     train(small_cache, tmp_path / "left", settings, resumed)
     assert resumed.done == [13]
-    whole, left = left_by(tmp_path / "whole"), left_by(tmp_path / "left")
-    assert {name: left[name] for name in whole if "checkpoints" not in name} == {
-        name: whole[name] for name in whole if "checkpoints" not in name
+    expected, left = left_by(tmp_path / "whole"), left_by(tmp_path / "left")
+    assert {name: left[name] for name in expected if "checkpoints" not in name} == {
+        name: expected[name] for name in expected if "checkpoints" not in name
     }
 
 

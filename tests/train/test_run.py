@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,9 +11,10 @@ from cache.reader import CacheReader
 from common.errors import DiskError, MismatchError, UsageError
 from common.processes import locks
 from common.progress import Silent
-from train.config import LogSettings, TrainSettings
+from tests.helpers.progress import StopAt, StoppedError
+from tests.helpers.training import changed, train
+from train.config import TrainSettings
 from train.record.log import read_log
-from train.run import train_layer
 from transcoder.formats.native import load_transcoder
 
 
@@ -37,20 +37,11 @@ class Heard(Silent):
         self.notes.append(text)
 
 
-def train(cache: Path, out: Path, settings: TrainSettings, *, fresh: bool = False, **others: Any) -> dict[str, Any]:
-    chosen = {"progress": Silent(), "log": LogSettings(), "device": "cpu"} | others
-    return train_layer(cache=cache, out=out, settings=settings, fresh=fresh, **chosen)
-
-
-def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
-    return TrainSettings.model_validate(settings.model_dump() | values)
-
-
 OF_THE_BATCH = {f"batch_fvu{form}" for form in ("", "_min", "_max", "_mean", "_per_prefix")}
 NAMES = {"loss", "l2_loss", "aux_loss", "l0", "l0_per_prefix", "dead", "gradient_norm", "lr"} | OF_THE_BATCH
 
 
-def test_a_run_leaves_what_it_says(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+def test_a_run_leaves_the_files_that_are_documented(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     heard = Heard()
     config = train(small_cache, tmp_path / "run", quick, progress=heard)
     assert list(heard.metrics[-1]) == ["epoch", "batch_fvu", "held_out_fvu", "l0", "dead", "loss"]
@@ -81,7 +72,7 @@ def test_a_run_leaves_what_it_says(small_cache: Path, tmp_path: Path, quick: Tra
     assert "step-00000010.json" not in kept
 
 
-def test_it_learns_and_every_prefix_does(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+def test_every_prefix_learns(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     train(small_cache, tmp_path / "run", changed(quick, steps=150, checkpoint_every=150))
     lines = read_log(tmp_path / "run" / "metrics.jsonl")
     first, second, third = lines[-1]["held_out_fvu_per_prefix"]
@@ -93,7 +84,7 @@ def test_it_learns_and_every_prefix_does(small_cache: Path, tmp_path: Path, quic
 def test_the_saved_file_is_in_the_units_of_the_cache(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, view: str
 ) -> None:
-    """Its FVU on the held-out rows as they are stored is what training said in its own units."""
+    """Its FVU on the stored held-out rows is the one that training stated in its own units."""
     config = train(small_cache, tmp_path / "run", changed(quick, source=view, skip=True))
     transcoder = load_transcoder(tmp_path / "run")
     assert transcoder.source_view == view
@@ -107,7 +98,7 @@ def test_the_saved_file_is_in_the_units_of_the_cache(
 
 
 @pytest.mark.parametrize("scaling", ["dimension", "whole"])
-def test_a_balanced_training_says_the_balanced_fvu_of_its_saved_file(
+def test_a_balanced_training_states_the_balanced_fvu_of_its_saved_file(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, scaling: str
 ) -> None:
     """(1 - balance) x pooled + balance x whitened, with the training rows' variances as unit, in the cache's units."""
@@ -161,7 +152,7 @@ def test_a_complete_run_needs_no_lock(
     assert (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_complete_run_is_left_alone(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+def test_a_complete_run_is_not_changed(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     first = train(small_cache, tmp_path / "run", quick)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
     heard = Heard()
@@ -180,29 +171,16 @@ def test_fresh_starts_again(small_cache: Path, tmp_path: Path, quick: TrainSetti
 def test_other_settings_are_refused_naming_the_difference(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, steps_before: int
 ) -> None:
-    interrupted = StopAt(steps_before)
     if steps_before < 40:
-        with pytest.raises(RuntimeError):
-            train(small_cache, tmp_path / "run", quick, progress=interrupted)
+        with pytest.raises(StoppedError):
+            train(small_cache, tmp_path / "run", quick, StopAt(steps_before + 1))
     else:
         train(small_cache, tmp_path / "run", quick)
     with pytest.raises(MismatchError, match=r"settings.lr was 0.01, is now 0.02"):
         train(small_cache, tmp_path / "run", changed(quick, lr=2e-2))
 
 
-class StopAt(Silent):
-    """Ends a run from within, after so many steps, as an error elsewhere would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, amount: int, **metrics: float) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise RuntimeError("stopped")
-
-
-def test_more_steps_at_a_constant_rate_are_the_run_that_was_planned_with_them(
+def test_more_steps_at_a_constant_rate_give_the_run_that_had_them_from_the_start(
     small_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
     short = changed(quick, schedule="constant", steps=20)
@@ -223,14 +201,14 @@ def test_the_best_checkpoint_can_be_the_one_that_is_saved(
     monkeypatch.setattr("train.kinds.single.held_out_fvu", lambda *_, **__: [next(measured)])
     config = train(small_cache, tmp_path / "best", changed(quick, save_best=True))
     assert (config["saved_step"], config["best_step"], config["held_out_fvu"], config["steps"]) == (20, 20, 0.2, 40)
-    with pytest.raises(RuntimeError):
-        train(small_cache, tmp_path / "stopped", changed(quick, held_out_rows=128), progress=StopAt(20))
+    with pytest.raises(StoppedError):
+        train(small_cache, tmp_path / "stopped", changed(quick, held_out_rows=128), progress=StopAt(21))
     checkpoint = load_file(tmp_path / "stopped" / "checkpoints" / "step-00000020.safetensors")
     saved = load_file(tmp_path / "best" / "transcoder.safetensors")
     assert torch.equal(saved["W_dec"], checkpoint["W_dec"])
 
 
-def test_over_fitting_is_said_once(
+def test_over_fitting_is_noted_once(
     small_cache: Path, tmp_path: Path, quick: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([0.5, 0.6, 0.7, 0.8])

@@ -1,4 +1,4 @@
-"""Autoencoders: one side of a cache, read and reconstructed; b_dec in the encoder, against autograd."""
+"""Autoencoders: one site of a cache, read and reconstructed; b_dec in the encoder, against autograd."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ from pydantic import ValidationError
 
 from cache.open import open_cache
 from common.progress import Silent
-from evaluate.config import EvaluateSettings
 from evaluate.features.config import FeatureSettings
 from evaluate.features.run import features_of_layer
-from evaluate.run import evaluate_layer
+from tests.helpers.evaluation import evaluate
+from tests.helpers.progress import StopAt, StoppedError
+from tests.helpers.training import train
 from train.arrays.parameters import Parameters, random_parameters
-from train.config import LogSettings, TrainSettings
+from train.config import TrainSettings
 from train.loss import nested_step
 from train.objective import NestedLoss, equal_weights
-from train.run import train_layer
 from train.step import add_gradient_through_source_
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.registry import make_rule
@@ -28,38 +28,22 @@ def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
     return TrainSettings.model_validate(settings.model_dump() | {"kind": "sae"} | values)
 
 
-def train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None) -> dict[str, Any]:
-    given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": progress or Silent()}
-    return train_layer(cache=cache, out=out, settings=settings, **given)
-
-
-class Stop(Silent):
-    """Ends a run from within after 23 steps."""
-
-    left = 23
-
-    def advance(self, amount: int, **figures: float) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise RuntimeError("stopped")
-
-
-@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("column", ["source", "target"])
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
 @pytest.mark.parametrize("subtract_b_dec", [False, True])
-def test_the_saved_file_reconstructs_its_side(
-    small_cache: Path, tmp_path: Path, quick: TrainSettings, side: str, activation: str, subtract_b_dec: bool
+def test_the_saved_file_reconstructs_its_site(
+    small_cache: Path, tmp_path: Path, quick: TrainSettings, column: str, activation: str, subtract_b_dec: bool
 ) -> None:
-    """Whatever the convention of training, pre = W_enc source + b_enc; FVU as training said, in the cache's units."""
+    """With every convention of training, pre = W_enc source + b_enc; FVU as training stated, in the cache's units."""
     nesting = {"activation": activation, "subtract_b_dec": subtract_b_dec}
-    config = train(small_cache, tmp_path / "run", changed(quick, side=side, **nesting))
+    config = train(small_cache, tmp_path / "run", changed(quick, side=column, **nesting))
     transcoder = load_transcoder(tmp_path / "run")
-    assert (transcoder.kind, transcoder.column) == ("sae", side)
-    assert config["source_site"] == config["target_site"] == {"source": "mlp_in", "target": "mlp_out"}[side]
+    assert (transcoder.kind, transcoder.column) == ("sae", column)
+    assert config["source_site"] == config["target_site"] == {"source": "mlp_in", "target": "mlp_out"}[column]
     rows = open_cache(small_cache).split("held_out").rows(slice(0, 128))
-    values = getattr(rows, side)[torch.from_numpy(rows.tokens != 0)].float()
+    values = getattr(rows, column)[torch.from_numpy(rows.tokens != 0)].float()
     with torch.no_grad():
-        # The training rule: batchtopk's over these rows, which its threshold stands in for.
+        # The training rule: batchtopk over these rows, which the threshold approximates.
         code = make_rule(activation, 4).select(transcoder.pre_activations(values))
         errors = (transcoder.reconstruct(code, values)[:, -1] - values).double().square().sum()
     fvu = errors / (values - values.mean(dim=0)).double().square().sum()
@@ -67,20 +51,19 @@ def test_the_saved_file_reconstructs_its_side(
     assert float(fvu) < 0.5
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+def test_a_stopped_run_ends_like_an_undisturbed_one(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     settings = changed(quick, subtract_b_dec=True)
     train(small_cache, tmp_path / "whole", settings)
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(small_cache, tmp_path / "cut", settings, Stop())
+    with pytest.raises(StoppedError):
+        train(small_cache, tmp_path / "cut", settings, StopAt(24))
     train(small_cache, tmp_path / "cut", settings)
     for name in ("transcoder.safetensors", "metrics.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_it_is_evaluated_and_shown_on_its_own_side(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+def test_it_is_evaluated_and_shown_on_its_own_site(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     config = train(small_cache, tmp_path / "run", changed(quick, side="target"))
-    given = {"cache": small_cache, "transcoder": tmp_path / "run", "device": "cpu", "progress": Silent()}
-    metrics = evaluate_layer(**given, out=tmp_path / "report", settings=EvaluateSettings())
+    metrics = evaluate(small_cache, tmp_path / "run", tmp_path / "report")
     assert metrics["fvu"] == pytest.approx(config["held_out_fvu"], rel=1e-4)
     assert metrics["transcoder"]["kind"] == "sae"
     baselines = metrics["baselines"]
@@ -90,7 +73,8 @@ def test_it_is_evaluated_and_shown_on_its_own_side(small_cache: Path, tmp_path: 
     summary = (tmp_path / "report" / "summary.txt").read_text()
     assert "beats as many principal axes" in summary
     assert "the best affine map." not in summary
-    head = features_of_layer(**given, out=tmp_path / "features", settings=FeatureSettings())
+    given = {"settings": FeatureSettings(), "device": "cpu", "progress": Silent()}
+    head = features_of_layer(cache=small_cache, transcoder=tmp_path / "run", out=tmp_path / "features", **given)
     assert head["fvu_per_prefix"] == pytest.approx(metrics["fvu_per_prefix"], rel=1e-4)
 
 

@@ -1,19 +1,18 @@
-"""Several processes own a share of the features each, and do what one does."""
+"""Every process has a share of the features; all compute what one process computes."""
 
 import pytest
 import torch
 from torch import distributed
 
 from common.distributed import Ranks
-from common.progress import Silent
+from tests.helpers.progress import StopAt, StoppedError
+from tests.helpers.training import changed, train
 from train.arrays.parameters import Parameters, random_parameters
-from train.config import LogSettings, TrainSettings
 from train.dead.aux_loss import auxiliary
 from train.dead.features import Dead
 from train.loss import nested_step
 from train.objective import NestedLoss, equal_weights
 from train.record.log import read_log
-from train.run import train_layer
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.registry import make_rule
 from transcoder.sharded import Shard
@@ -42,9 +41,9 @@ def check(activation: str, *, skip: bool) -> None:
     assert relative(result.l0, single.l0) < 1e-12
     assert torch.equal(result.fired, single.fired[shard.rank :: shard.world])
     assert relative(result.residual, single.residual) < 1e-12
-    whole = shard.gathered_arrays(result.gradients.tensors(), dict_size=97)
+    gradients = shard.gathered_arrays(result.gradients.tensors(), dict_size=97)
     for name, expected in single.gradients.tensors().items():
-        assert relative(whole[name], expected) < 1e-12, name
+        assert relative(gradients[name], expected) < 1e-12, name
     norm = torch.stack([array.norm() for array in single.gradients.tensors().values()]).norm()
     assert relative(shard.norm(result.gradients.tensors()), norm) < 1e-12
     again = shard.gathered_arrays(mine.tensors(), dict_size=97)
@@ -52,20 +51,20 @@ def check(activation: str, *, skip: bool) -> None:
 
 
 def check_auxiliary(dead: list[int]) -> None:
-    """With few dead features some processes have none, and still take part."""
+    """With few dead features some processes have none, and still join every exchange."""
     torch.manual_seed(0)
     weights = random_parameters(12, 10, dict_size=97, seed=1, dtype=torch.float64)
     source, residual = torch.randn(29, 12, dtype=torch.float64), torch.randn(29, 10, dtype=torch.float64)
     ranks = Ranks.current()
     shard = Shard(ranks.rank, ranks.world)
-    whole, own = torch.tensor(dead), torch.tensor([f // shard.world for f in dead if f % shard.world == shard.rank])
+    numbers, own = torch.tensor(dead), torch.tensor([f // shard.world for f in dead if f % shard.world == shard.rank])
     mine, own = Parameters(**shard.take(weights.tensors())), own.long()
     given = {"residual": residual, "top_k": 4}
     pre, own_pre = source @ weights.W_enc.T, source @ mine.W_enc.T
-    single = auxiliary(weights, source, pre=pre[:, whole], dead=Dead(whole), **given)
+    single = auxiliary(weights, source, pre=pre[:, numbers], dead=Dead(numbers), **given)
     result = auxiliary(mine, source, pre=own_pre[:, own], dead=Dead(own), shard=shard, **given)
     assert relative(result.error, single.error) < 1e-12
-    places = [place for place, f in enumerate(dead) if f % shard.world == shard.rank]
+    places = [index for index, f in enumerate(dead) if f % shard.world == shard.rank]
     for name in ("encoder", "bias", "decoder"):
         torch.testing.assert_close(getattr(result, name), getattr(single, name)[places], rtol=1e-10, atol=1e-12)
 
@@ -82,43 +81,22 @@ def test_the_step_of_several_processes_is_the_single_process_step(world, in_proc
     assert in_processes(world, check_all) == [0] * world
 
 
-class Interrupting(Silent):
-    """Fails after so many steps, on every process alike."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-
-    def advance(self, amount: int, **metrics: float) -> None:
-        self._left -= 1
-        if not self._left:
-            raise InterruptedError
-
-
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
-def test_sharded_training_is_one_process_training(activation, small_cache, quick, tmp_path, in_processes):
-    settings = TrainSettings.model_validate(quick.model_dump() | {"activation": activation, "skip": True})
-    train_layer(
-        cache=small_cache,
-        out=tmp_path / "one",
-        settings=settings,
-        device="cpu",
-        fresh=False,
-        progress=Silent(),
-        log=LogSettings(),
-    )
+def test_sharded_training_gives_what_one_process_gives(activation, small_cache, quick, tmp_path, in_processes):
+    settings = changed(quick, activation=activation, skip=True)
+    train(small_cache, tmp_path / "one", settings)
     dealt = settings.model_copy(update={"shard_dictionary": True})
-    given = {"cache": small_cache, "out": tmp_path / "two", "settings": dealt, "device": "cpu", "log": LogSettings()}
 
     def train_interrupted() -> None:
-        with pytest.raises(InterruptedError):
-            train_layer(**given, fresh=False, progress=Interrupting(25))
+        with pytest.raises(StoppedError):
+            train(small_cache, tmp_path / "two", dealt, StopAt(25))
         distributed.barrier()
-        train_layer(**given, fresh=False, progress=Silent())
+        train(small_cache, tmp_path / "two", dealt)
 
     assert in_processes(2, train_interrupted) == [0, 0]
-    one, two = (load_transcoder(tmp_path / name) for name in ("one", "two"))
-    for name, expected in one.arrays().items():
-        torch.testing.assert_close(two.arrays()[name], expected, rtol=2e-3, atol=2e-4)
+    single, shared = (load_transcoder(tmp_path / name) for name in ("one", "two"))
+    for name, expected in single.arrays().items():
+        torch.testing.assert_close(shared.arrays()[name], expected, rtol=2e-3, atol=2e-4)
     logs = [read_log(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert any(line.get("aux_loss") for line in logs[0])
     for alone, sharded in zip(*logs, strict=True):

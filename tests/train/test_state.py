@@ -1,4 +1,4 @@
-"""A training's state, dealt over processes and put together again."""
+"""The state of a training, shared among processes and gathered again."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A whole step on every device that is there: the same bits again, and on a GPU the CPU's numbers and no waiting."""
+"""A step on every available device: the same bits again, and on a GPU the CPU's numbers and no waiting."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.distributed import Ranks
-from common.progress import Silent
+from tests.helpers.progress import Notes
 from train.arrays import optim, update_kernel
 from train.arrays.batch_share import BatchShare
 from train.arrays.graphs import Graphs
@@ -28,7 +28,7 @@ GPU = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available()
 
 
 class Training:
-    """Steps from the same beginning, with features 3 to 8 dead from the start where ``dead``."""
+    """Steps from the same beginning; with ``dead``, features 3 to 8 are dead from the start."""
 
     def __init__(self, device: str, *, dead: bool = False, **changes: object) -> None:
         stated = TrainSettings(
@@ -78,21 +78,14 @@ def test_the_same_steps_give_the_same_bits(device: str, compute_dtype: str, acti
 
 
 @pytest.mark.parametrize("device", ["cpu", *GPU])
-def test_bfloat16_is_near_float32(device: str) -> None:
+def test_bfloat16_is_close_to_float32(device: str) -> None:
     exact = Training(device).weights_after_all().W_dec
     rounded = Training(device, compute_dtype="bfloat16").weights_after_all().W_dec
     assert 0 < float((exact - rounded).norm() / exact.norm()) < 0.02
 
 
-class Noted(Silent):
-    """Keeps what is noted."""
-
-    def __init__(self, notes: list[str]) -> None:
-        self.note = notes.append  # type: ignore[method-assign]
-
-
 class Launches:
-    """In place of a Triton kernel: counts launches, and runs nothing."""
+    """Instead of a Triton kernel: counts launches, and runs nothing."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -105,7 +98,7 @@ class Launches:
 
 
 class NothingLeaves(TorchDispatchMode):
-    """Fails where an array of another device is read or made: on a GPU that is a copy, and most copies wait."""
+    """Fails if an array of another device is read or made: on a GPU that is a copy, and most copies wait."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -120,7 +113,7 @@ class NothingLeaves(TorchDispatchMode):
 def test_a_step_on_a_card_waits_for_nothing(
     compute_dtype: str, activation: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the meta device, which has no numbers: whatever waits for one, or for a shape that hangs on one, raises."""
+    """On the meta device, which has no numbers: code that waits for a number, or for its shape, raises."""
     launched = {"sums": Launches(), "grad_sums": Launches(), "dots": Launches(), "update": Launches()}
     for owner in (decode, optim):
         monkeypatch.setattr(owner, "uses_kernels", lambda _: True)
@@ -142,8 +135,8 @@ def test_a_step_on_a_card_waits_for_nothing(
 
 
 @pytest.mark.parametrize("room", [6, 64, DICT_SIZE])
-def test_room_for_more_than_are_dead_changes_only_roundings(room: int) -> None:
-    """A step on a GPU has a fixed room for dead features; what fills it must count nothing."""
+def test_memory_for_more_features_than_are_dead_changes_only_roundings(room: int) -> None:
+    """A step on a GPU has a fixed size for dead features; entries that only fill it must not count."""
     exact, roomy = (Training("cpu", dead=True, aux_top_k=16, warmup_steps=0) for _ in range(2))
     for batch in range(3):
         exact.step(batch)
@@ -185,26 +178,26 @@ if torch.cuda.is_available():
     @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize(("activation", "dead"), [("topk", False), ("topk", True), ("batchtopk", True)])
     def test_a_played_graph_gives_the_bytes_of_plain_steps(compute_dtype: str, activation: str, dead: bool) -> None:
-        notes: list[str] = []
+        notes = Notes()
         plain, played = (
             Training("cuda", dead=dead, compute_dtype=compute_dtype, activation=activation) for _ in range(2)
         )
-        played.graphs = Graphs("cuda", Noted(notes))
-        for step in range(24):  # over the borders of windows, in which the room for dead features changes
+        played.graphs = Graphs("cuda", notes)
+        for step in range(24):  # over the borders of windows, at which the size for dead features changes
             plain.step(step % 4)
             played.step(step % 4)
-        assert not notes
+        assert not notes.texts
         assert played.graphs.recorded
         for name, array in plain.state.weights.tensors().items():
             assert torch.equal(array, played.state.weights.tensors()[name]), name
         assert torch.equal(plain.state.since_fired, played.state.since_fired)
 
     @pytest.mark.gpu
-    def test_what_cannot_be_recorded_goes_on_plainly() -> None:
-        notes: list[str] = []
-        graphs = Graphs("cuda", Noted(notes))
+    def test_steps_that_cannot_be_recorded_are_plain_steps() -> None:
+        notes = Notes()
+        graphs = Graphs("cuda", notes)
         array = torch.ones(4, device="cuda")
         for _ in range(6):
             assert graphs.play("form", [array], lambda inputs: {"sum": torch.tensor(inputs[0].sum().item())}) is None
-        assert len(notes) == 1
+        assert len(notes.texts) == 1
         assert float((array + 1).sum()) == 8.0

@@ -7,7 +7,7 @@ from transcoder.rules.batchtopk import BatchTopK
 
 
 def test_fewer_firing_entries_than_wanted_are_all_kept_by_the_threshold(special_cache, small_cache):
-    """Where fewer fire than top_k a row, no threshold above 0 keeps as many."""
+    """If fewer than top_k a row fire, no threshold above 0 keeps as many."""
     reader = CacheReader.open(small_cache)
     weights = random_parameters(12, 8, dict_size=4)
     weights.b_enc.fill_(-1e3)

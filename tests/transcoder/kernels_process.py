@@ -24,7 +24,7 @@ def relative(value, expected):
 
 
 def check_operations(dtype, device):
-    """Width 300: more than a block, and not a whole number of them. Rows of unequal length, some bags empty."""
+    """Width 300: more than one block, and not a multiple of it. Rows of unequal length, some bags empty."""
     torch.manual_seed(0)
     table = torch.randn(64, 300, device=device).to(dtype)
     selection = select_batchtopk(torch.randn(7, 64, device=device).to(dtype), count=42)
@@ -54,7 +54,7 @@ def check_skewed(dtype, device):
     index = torch.randint(50, (active,), dtype=torch.int32, device=device)
     weight = torch.randn(active, device=device).to(dtype)
     rows = weight.double()[:, None] * table.double()[index]
-    expected = torch.stack([part.sum(dim=0) for part in rows.split(counts.tolist())])
+    expected = torch.stack([bag.sum(dim=0) for bag in rows.split(counts.tolist())])
     found = []
     for _ in range(2):
         out = torch.full_like(expected, 7.0, dtype=torch.promote_types(dtype, torch.float32))
@@ -71,7 +71,7 @@ def check_skewed(dtype, device):
 
 
 def check_far_rows(device):
-    """A table of more than 2^31 elements, 4.3 GB of which only two rows are ever touched."""
+    """A table of more than 2^31 elements (4.3 GB), of which only two rows are touched."""
     width = 128
     table = torch.empty(2**31 // width + 2, width, dtype=torch.float16, device=device)
     index = torch.tensor([len(table) - 1, 0], dtype=torch.int32, device=device)
@@ -85,7 +85,7 @@ def check_far_rows(device):
 
 
 def check_grad_sums(given):
-    """Plain, and with a scale a dimension that spans a factor of fifty."""
+    """Plain, and with a scale for each dimension that varies by a factor of fifty."""
     left = torch.randn_like(given[:, 0])
     weights = torch.tensor([0.1, 0.2, 0.0, 0.4, 0.3], dtype=given.dtype, device=given.device)
     errors = given.cumsum(dim=1) - left[:, None]
@@ -102,8 +102,8 @@ def check_grad_sums(given):
 
 def check_step(activation, dtype, device, tolerance):
     torch.manual_seed(1)
-    whole = random_parameters(12, 10, dict_size=32, skip=True, seed=1, dtype=dtype)
-    weights = type(whole)(**{name: array.to(device) for name, array in whole.tensors().items()})
+    drawn = random_parameters(12, 10, dict_size=32, skip=True, seed=1, dtype=dtype)
+    weights = type(drawn)(**{name: array.to(device) for name, array in drawn.tensors().items()})
     source, target = torch.randn(2, 7, 12, dtype=dtype, device=device)
     target = target[:, :10]
     loss = NestedLoss(

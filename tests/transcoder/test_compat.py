@@ -1,4 +1,4 @@
-"""The private names of PyTorch that are used are there in the installed release, and do what is said of them."""
+"""The private names of PyTorch that are used exist in the installed release, and do what our comments say."""
 
 import torch
 

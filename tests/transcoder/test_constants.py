@@ -1,11 +1,11 @@
-"""Arrays that every step needs alike are made once, also where gradients are off, and are ordinary arrays after."""
+"""Arrays that every step needs are made once, even with gradients switched off, and are ordinary arrays then."""
 
 import torch
 
 from transcoder.constants import constant
 
 
-def test_the_same_array_each_time() -> None:
+def test_the_same_array_is_returned_each_time() -> None:
     device = torch.device("cpu")
     ends = constant((8, 64), torch.int32, device)
     assert ends.tolist() == [8, 64]
@@ -14,7 +14,7 @@ def test_the_same_array_each_time() -> None:
     assert constant((8, 64), torch.int64, device) is not ends
 
 
-def test_made_under_inference_it_still_serves_training() -> None:
+def test_an_array_made_in_inference_mode_can_be_used_in_training() -> None:
     with torch.inference_mode():
         weights = constant((0.5, 0.25), torch.float32, torch.device("cpu"))
     assert not weights.is_inference()

@@ -76,7 +76,7 @@ def test_the_transposed_index_lists_the_rows_of_every_feature(code: SparseCode) 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(1, 4))
 def test_sums_into_an_array_are_those_of_the_definition(lengths: list[int], block: int) -> None:
-    """Also with blocks that are cut, sums of nothing, and a product that is taken off."""
+    """Also with incomplete blocks, empty sums, and a product that is subtracted."""
     generator = torch.Generator().manual_seed(sum(lengths))
     table = torch.randn(7, 3, dtype=DOUBLE, generator=generator)
     index = torch.randint(0, 7, (sum(lengths),), generator=generator, dtype=torch.int32)
@@ -97,7 +97,7 @@ def test_sums_into_an_array_are_those_of_the_definition(lengths: list[int], bloc
             torch.testing.assert_close(out, expected - along[:, None] * unit)
 
 
-def test_running_sums_go_both_ways() -> None:
+def test_running_sums_go_forwards_and_backwards() -> None:
     sums = torch.randn(3, 4, 2, dtype=DOUBLE)
     weights = (0.5, 2.0, 1.0, 0.25)
     torch.testing.assert_close(running_sum_(sums.clone()), sums.cumsum(dim=1))

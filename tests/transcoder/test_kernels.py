@@ -1,4 +1,4 @@
-"""The Triton kernels, in processes of their own: whether Triton interprets is settled when it is imported."""
+"""The Triton kernels, in processes of their own: Triton decides when it is imported whether it interprets."""
 
 import json
 import subprocess
@@ -32,13 +32,13 @@ def compiled(tmp_path_factory):
 
 
 @pytest.mark.parametrize("capability", ["75", "80", "90"])
-def test_kernels_compile_for_a_card_that_is_not_there(capability, compiled):
+def test_kernels_compile_for_cards_that_this_machine_does_not_have(capability, compiled):
     reports = compiled[capability]
     assert len(reports) == 34
     for name, report in reports.items():
         assert report["spilled"] == 0, name
         assert report["wide_addresses"], name
-        # float64 takes two registers a number, an update has four arrays at hand; 128 leave room for 16 warps a core.
+        # float64 takes two registers a number, an update reads four arrays; 128 allow 16 warps a core.
         assert report["registers"] <= (128 if "fp64" in name or "_update" in name else 80), name
         if name.startswith(("_sums", "_dots", "_update")):
             assert report["widest_load_bits"] == 128, name

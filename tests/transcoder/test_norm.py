@@ -1,4 +1,4 @@
-"""A transcoder of the normalised residual reads the MLP's input once the norm is folded into it."""
+"""A transcoder of the normalised residual reads the MLP's input after the norm is folded into it."""
 
 import pytest
 import torch

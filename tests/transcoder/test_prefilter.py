@@ -1,4 +1,4 @@
-"""Screening selects what the rule selects from all pre-activations; its bounds hold, however hostile the numbers."""
+"""Screening selects what the rule selects from all pre-activations; its bounds are right for any numbers."""
 
 from typing import Any
 
@@ -57,14 +57,14 @@ hostile = given(
 @hostile
 @settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("top_k", [1, 7, 16])
-def test_top_k_is_found_to_the_last_feature(top_k: int, seed: int, unlike: float, biased: float, scale: float) -> None:
+def test_every_feature_of_the_top_k_is_found(top_k: int, seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     found = Prefilter.from_encoder(weights.W_enc, weights.b_enc, TopK(top_k)).select(source).dense(DICT_SIZE)
     pre = pre_activations(weights, source)
     expected = pre.topk(top_k, dim=1).values.relu()
     size = source.double().norm(dim=1, keepdim=True) * weights.W_enc.norm(dim=1).max() + weights.b_enc.abs().max()
     assert ((found > 0).sum(1) <= top_k).all()
-    # The same values: where two features tie to float32's precision, either may stand for both.
+    # The same values: if two features are equal in float32, either may be selected.
     assert ((found.topk(top_k, dim=1).values - expected).abs() <= 1e-6 * size).all()
     assert ((found - pre).abs() * (found > 0) <= 1e-6 * size).all()
 
@@ -84,7 +84,7 @@ def test_what_exceeds_its_threshold_is_found(seed: int, unlike: float, biased: f
 
 @hostile
 @settings(max_examples=25, deadline=None)
-def test_bounds_hold_and_exceed_by_no_more_than_stated(seed: int, unlike: float, biased: float, scale: float) -> None:
+def test_bounds_are_right_and_as_close_as_stated(seed: int, unlike: float, biased: float, scale: float) -> None:
     weights, source = encoder(seed=seed, unlike=unlike, biased=biased), rows_of(seed=seed, scale=scale)
     rule = thresholds(seed)
     made = Prefilter.from_encoder(weights.W_enc, weights.b_enc, rule)
@@ -98,8 +98,8 @@ def test_bounds_hold_and_exceed_by_no_more_than_stated(seed: int, unlike: float,
 
 
 @pytest.mark.parametrize("rule", [TopK(8), thresholds(3)])
-def test_rows_as_stored_and_in_float32_are_selected_alike(monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
-    """A dictionary screens rows in bfloat16 where that pays, in blocks of any size."""
+def test_stored_rows_and_float32_rows_give_the_same_selection(monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
+    """A dictionary screens rows in bfloat16 if that is faster, in blocks of any size."""
     monkeypatch.setattr(screen, "_MIN_DICT_SIZE", DICT_SIZE)
     monkeypatch.setattr(screen, "_multiplies_bfloat16", lambda: True)
     weights = random_parameters(D_SOURCE, 4, dict_size=DICT_SIZE, seed=1)
@@ -120,7 +120,7 @@ def test_rows_as_stored_and_in_float32_are_selected_alike(monkeypatch: pytest.Mo
         (random_parameters(4, 4, dict_size=4096), BatchTopK(4)),
     ],
 )
-def test_where_it_would_not_pay_there_is_no_screen(weights: Parameters, rule: Any) -> None:
+def test_there_is_no_screen_if_it_would_not_be_faster(weights: Parameters, rule: Any) -> None:
     assert prefilter_of(weights.W_enc, weights.b_enc, rule) is None
 
 

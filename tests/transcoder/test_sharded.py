@@ -8,7 +8,7 @@ from train.arrays.parameters import random_parameters
 from transcoder.sharded import Shard
 
 
-def test_features_are_dealt_in_turn():
+def test_features_go_to_the_processes_in_turn():
     shards = [Shard(rank, 3) for rank in range(3)]
     for features in range(20):
         owned = [len(range(rank, features, 3)) for rank in range(3)]

@@ -1,4 +1,4 @@
-"""The sparse code against the dense matrix that it stands for."""
+"""The sparse code against its dense matrix."""
 
 import pytest
 import torch
@@ -35,12 +35,12 @@ def test_dense_writes_the_zeros_out(code: SparseCode) -> None:
     assert torch.equal(code.dense(6), torch.nn.functional.pad(DENSE, (0, 2)))
 
 
-def test_codes_are_stacked_as_rows_are(code: SparseCode) -> None:
+def test_stacked_codes_are_the_code_of_stacked_rows(code: SparseCode) -> None:
     assert torch.equal(stacked([code, code, code_of(DENSE[:0])]).dense(4), torch.cat([DENSE, DENSE]))
     assert stacked([code]) is code
 
 
-def test_parts_are_parts_of_the_matrix(code: SparseCode) -> None:
+def test_a_slice_of_the_code_is_the_slice_of_the_matrix(code: SparseCode) -> None:
     assert torch.equal(entries_of(code, code.values > 1).dense(4), DENSE * (DENSE > 1))
     wanted = torch.tensor([False, True, True])
     assert torch.equal(rows_of(code, wanted).dense(4), DENSE[wanted])

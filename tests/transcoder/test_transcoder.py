@@ -23,16 +23,16 @@ def small(*, skip: bool = False) -> Transcoder:
     return Transcoder(**arrays, rule=TopK(4), prefixes=(8, 32))
 
 
-def test_every_prefix_is_bias_plus_its_own_features() -> None:
+def test_every_prefix_is_the_bias_plus_its_own_features() -> None:
     dictionary, source = small(), torch.randn(7, 6, dtype=torch.float64)
     dictionary.b_dec.add_(0.3)
     selection = dictionary.sparse_code(source)
     pre = source @ dictionary.W_enc.T + dictionary.b_enc
     kept = torch.zeros_like(pre).scatter_(1, pre.topk(4).indices, 1.0)
     code = pre.relu() * kept
-    for place, prefix in enumerate(dictionary.prefixes):
+    for index, prefix in enumerate(dictionary.prefixes):
         expected = dictionary.b_dec + code[:, :prefix] @ dictionary.W_dec[:prefix]
-        torch.testing.assert_close(dictionary.reconstruct(selection, source)[:, place], expected)
+        torch.testing.assert_close(dictionary.reconstruct(selection, source)[:, index], expected)
 
 
 def test_a_skip_is_part_of_every_prefix() -> None:
@@ -137,7 +137,7 @@ RULES = {
 
 
 def dense_code(transcoder: Transcoder, source: Tensor) -> Tensor:
-    """Which features are active is fixed; what they are differentiates through plain products."""
+    """Which features are active is fixed; their values are differentiated through plain products."""
     pre = source @ transcoder.W_enc.T + transcoder.b_enc
     return pre * (transcoder.select(source).dense(48).detach() > 0)
 
@@ -169,19 +169,19 @@ def test_gradients_are_those_of_the_dense_definition(rule: Rule, what: str) -> N
         gradients((expected * weight).sum(), transcoder, source),
         strict=True,
     )
-    for one, other in pairs:
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    for computed, expected in pairs:
+        assert (computed is None) == (expected is None)
+        if computed is not None and expected is not None:
+            torch.testing.assert_close(computed, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_nothing_asks_for_a_gradient_until_it_is_told_to() -> None:
+def test_no_array_requires_a_gradient_unless_asked_for() -> None:
     transcoder = make()
     assert not transcoder(sources()).requires_grad
     assert transcoder.requires_grad_()(sources()).requires_grad
 
 
-def test_it_is_a_module() -> None:
+def test_a_transcoder_is_a_module() -> None:
     transcoder = make(skip=True).replaced(rule=JumpReLU(torch.linspace(0.1, 0.9, 48)))
     seen: list[int] = []
     handle = transcoder.rule.register_forward_hook(lambda _module, _inputs, code: seen.append(code.row_count))
@@ -189,8 +189,8 @@ def test_it_is_a_module() -> None:
     handle.remove()
     assert seen == [30]
     assert set(transcoder.state_dict()) == {"W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "rule.threshold"}
-    other = copy.deepcopy(transcoder).double()
-    assert other.rule.state_dict()["threshold"].dtype == torch.float64
+    copied = copy.deepcopy(transcoder).double()
+    assert copied.rule.state_dict()["threshold"].dtype == torch.float64
     assert transcoder.W_enc.dtype == torch.float32
     zeroed = copy.deepcopy(transcoder)
     for array in zeroed.arrays().values():
@@ -210,12 +210,12 @@ torch.testing.assert_close(compiled(source), transcoder(source))
 """
 
 
-def test_compiled_it_computes_the_same() -> None:
-    """torch.compile traces it (where nothing checks types); "eager" runs the graph without building kernels."""
+def test_a_compiled_transcoder_computes_the_same() -> None:
+    """torch.compile traces it (without the checks of types); "eager" runs the graph without building kernels."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=280)
 
 
-def test_on_another_device_it_is_another_one() -> None:
+def test_on_another_device_it_is_a_copy() -> None:
     transcoder = make()
     there = transcoder.on("meta")
     assert there.W_enc.is_meta
@@ -223,8 +223,8 @@ def test_on_another_device_it_is_another_one() -> None:
     assert transcoder.on("cpu").W_enc.data_ptr() == transcoder.W_enc.data_ptr()
 
 
-def test_what_changes_the_encoder_changes_the_code_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prefilter, which is kept between calls, is made anew after the arrays changed in place."""
+def test_a_change_of_the_encoder_changes_the_code_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefilter is kept between calls, and made again after the arrays changed in place."""
     monkeypatch.setattr(prefilter, "_MIN_DICT_SIZE", 512)
     monkeypatch.setattr(prefilter, "_multiplies_bfloat16", lambda: True)
     transcoder = Transcoder(**random_arrays(24, 4, dict_size=512, seed=1), rule=TopK(8))

@@ -1,4 +1,4 @@
-"""What a file system does not offer is said before any work and can be accepted; locks leave nothing behind."""
+"""What a file system does not offer is reported before any work and can be accepted; locks leave no file."""
 
 import errno
 import fcntl
@@ -65,14 +65,14 @@ def test_a_file_system_that_flushes_no_folders_is_named_and_can_be_accepted(tmp_
     assert (tmp_path / "folder" / "file").read_bytes() == b"text"
 
 
-def test_a_disk_that_fails_is_not_taken_for_a_weak_one(tmp_path, monkeypatch):
+def test_a_failing_disk_is_not_mistaken_for_one_without_locks(tmp_path, monkeypatch):
     refuse_folder_flushes(monkeypatch, errno.EIO)
     disk.accept_weak_disk(True)
     with pytest.raises(DiskError, match="Input/output error"):
         disk.sync_folder(tmp_path)
 
 
-def test_a_lock_goes_with_its_block_and_excludes_meanwhile(tmp_path):
+def test_a_lock_ends_with_its_block_and_excludes_others_until_then(tmp_path):
     path = tmp_path / "locks" / "one"
     with locks.lock(path):
         assert path.exists()
@@ -85,7 +85,7 @@ def test_a_lock_goes_with_its_block_and_excludes_meanwhile(tmp_path):
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_lock_that_was_unlinked_meanwhile_is_no_lock(tmp_path, monkeypatch):
+def test_a_lock_file_that_was_removed_meanwhile_is_locked_again(tmp_path, monkeypatch):
     path = tmp_path / "lock"
     take = locks._take
     turns = []
@@ -102,7 +102,7 @@ def test_a_lock_that_was_unlinked_meanwhile_is_no_lock(tmp_path, monkeypatch):
         assert path.exists()
 
 
-def test_a_lock_is_held_by_one_process(tmp_path):
+def test_only_one_process_has_a_lock(tmp_path):
     path = tmp_path / "lock"
     code = f"from pathlib import Path; from common.processes import locks\nwith locks.lock(Path({str(path)!r})): pass"
     command = [sys.executable, "-c", code]

@@ -42,7 +42,7 @@ def test_the_first_signal_is_noted_and_the_second_acts() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_another_thread_sets_no_handler() -> None:
+def test_another_thread_installs_no_handler() -> None:
     found: list[list[int]] = []
 
     def work() -> None:
@@ -55,7 +55,7 @@ def test_another_thread_sets_no_handler() -> None:
     assert found == [[]]
 
 
-def test_one_leaves_as_the_signal_asked() -> None:
+def test_a_process_exits_with_the_code_of_the_signal() -> None:
     with pytest.raises(SystemExit) as left:
         leave_for(signal.SIGTERM)
     assert left.value.code == 143

@@ -1,4 +1,4 @@
-"""A document with a checksum of its own: a changed value is found, spaces and order are free."""
+"""A document with its own checksum: a changed value is found, spaces and order may change."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Arrays on disk with a seal: what was written is read back, and nothing else is."""
+"""Arrays on disk with a seal: they are read back as they were written, or refused."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
         assert found[name].dtype == array.dtype
 
 
-def test_every_altered_byte_is_found(tmp_path: Path) -> None:
+def test_every_changed_byte_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     seal = write_tensors(path, ARRAYS)
     data = path.read_bytes()
@@ -36,7 +36,7 @@ def test_every_altered_byte_is_found(tmp_path: Path) -> None:
         read_tensors(path, seal)
 
 
-def test_a_seal_is_read_back_and_nothing_else_is_one() -> None:
+def test_a_seal_is_read_back_and_anything_else_is_refused() -> None:
     seal = FileSeal(3, "ab")
     document = {"bytes": 3, "xxh3_128": "ab"}
     assert FileSeal.parse(document, where="here") == seal

@@ -1,4 +1,4 @@
-"""Absorption through the whole command, on a model-like toy whose letters can be read off its rows.
+"""Absorption by the command, on a toy like a model, whose letters can be read from its rows.
 
 A row's source says its letter and, for a few words, which word it is. The first 26 features are the letters. In the
 transcoder under test each of those few words silences its letter's feature and fires one of its own, which carries the

@@ -1,4 +1,4 @@
-"""Which letters a linear probe reads, and in which of the two spaces, on words whose truth is known."""
+"""Which letters a linear probe reads, and in which of the two spaces, on words whose letters are known."""
 
 from dataclasses import replace
 
@@ -42,12 +42,12 @@ def test_a_letter_that_leaves_no_trace_does_not_count(words: ProbeSet) -> None:
     assert probes.counted == list(range(2, LETTERS))
 
 
-def test_the_source_is_read_in_the_unit_of_each_dimension(words: ProbeSet) -> None:
+def test_the_probe_of_the_source_does_not_depend_on_the_scale_of_its_dimensions(words: ProbeSet) -> None:
     scale = torch.logspace(-0.5, 0.5, words.source.shape[1])
     scaled = replace(words, source=words.source * scale)
     torch.testing.assert_close(source_spread(scaled), source_spread(words) * scale)
-    plain, other = (fit_letter_probes(each, "source") for each in (words, scaled))
-    torch.testing.assert_close(plain.direction, other.direction, atol=1e-3, rtol=1e-3)
+    plain, rescaled = (fit_letter_probes(each, "source") for each in (words, scaled))
+    torch.testing.assert_close(plain.direction, rescaled.direction, atol=1e-3, rtol=1e-3)
 
 
 def test_a_dimension_that_never_varies_divides_by_no_zero(words: ProbeSet) -> None:
@@ -66,7 +66,7 @@ def test_a_dimension_that_never_varies_divides_by_no_zero(words: ProbeSet) -> No
         ((26, 16), None, f"10 on the source, and {MIN_LETTERS} are needed"),
     ],
 )
-def test_the_space_is_the_target_where_it_will_do(
+def test_the_target_is_used_if_enough_letters_can_be_read_from_it(
     words: ProbeSet, lost: tuple[int, int], space: str | None, reason: str
 ) -> None:
     target, source = (without_letters(words.target, count) for count in lost)

@@ -1,4 +1,4 @@
-"""A probe cache is read whole or refused in words."""
+"""A probe cache is read completely or refused in one sentence."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_no_flipped_bit_changes_a_sealed_probe(tmp_path: Path, name: str) -> Non
             continue
 
 
-def test_missing_and_broken_files(tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         read_probe_set(tmp_path)
     folder = write(tmp_path / "probe")

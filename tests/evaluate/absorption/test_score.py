@@ -1,4 +1,4 @@
-"""Absorption against toys whose truth is known by construction, and against the definition in plain Python."""
+"""Absorption against toys whose score is known by construction, and against the definition in plain Python."""
 
 import math
 from collections.abc import Callable
@@ -49,7 +49,9 @@ SPACES = pytest.mark.parametrize("space", ["target", "source"])
 
 
 @pytest.mark.parametrize(("space", "absorbed"), [("target", 0), ("target", 2), ("target", 10), ("source", 2)])
-def test_known_full_absorption_is_found(words: ProbeSet, space: Space, absorbed: int, probes_of: ProbesOf) -> None:
+def test_full_absorption_by_construction_is_found(
+    words: ProbeSet, space: Space, absorbed: int, probes_of: ProbesOf
+) -> None:
     code, directions = absorbed_toy(words, absorbed=absorbed, main_left=0.0)
     score = score_prefix(selection(code), words, probes_of(space), directions)
     assert score["score"] == pytest.approx(absorbed / WORDS, abs=0.02)
@@ -58,7 +60,7 @@ def test_known_full_absorption_is_found(words: ProbeSet, space: Space, absorbed:
 
 
 @SPACES
-def test_known_partial_absorption_is_found(words: ProbeSet, space: Space, probes_of: ProbesOf) -> None:
+def test_partial_absorption_by_construction_is_found(words: ProbeSet, space: Space, probes_of: ProbesOf) -> None:
     code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
     score = score_prefix(selection(code), words, probes_of(space), directions)
     assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
@@ -66,7 +68,7 @@ def test_known_partial_absorption_is_found(words: ProbeSet, space: Space, probes
 
 
 @SPACES
-def test_redundancy_alone_is_no_absorption(words: ProbeSet, space: Space, probes_of: ProbesOf) -> None:
+def test_redundancy_without_absorption_scores_0(words: ProbeSet, space: Space, probes_of: ProbesOf) -> None:
     """Every letter has twin decoder rows that share its words between them: redundant, split, and nothing absorbed."""
     code = torch.zeros(len(words.letter), 2 * LETTERS)
     rows = torch.arange(len(words.letter))
@@ -93,13 +95,15 @@ def test_scaled_rows_change_nothing(words: ProbeSet, space: Space, probes_of: Pr
     assert scaled["k_sparse_f1"] == pytest.approx(plain["k_sparse_f1"], abs=1e-3)
 
 
-def test_features_that_are_all_quieter_absorb_no_more_in_the_source(words: ProbeSet, probes_of: ProbesOf) -> None:
+def test_scaling_all_encoders_down_does_not_change_the_score_in_the_source(
+    words: ProbeSet, probes_of: ProbesOf
+) -> None:
     code, directions = absorbed_toy(words, absorbed=10, main_left=0.25)
     score = score_prefix(selection(code / 4), words, probes_of("source"), directions)
     assert score["score"] == pytest.approx(0.75 * 10 / WORDS, abs=0.02)
 
 
-def test_a_dictionary_that_carries_no_letter_is_not_scored_in_the_source(words: ProbeSet, probes_of: ProbesOf) -> None:
+def test_a_dictionary_without_letter_features_is_not_scored_in_the_source(words: ProbeSet, probes_of: ProbesOf) -> None:
     code = torch.ones(len(words.letter), 4)
     directions = torch.eye(words.source.shape[1])[-4:]
     score = score_prefix(selection(code), words, probes_of("source"), directions)

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from common.progress import Silent
-from evaluate.config import EvaluateSettings
 from evaluate.features.config import FeatureSettings
 from evaluate.features.run import features_of_layer
-from evaluate.run import evaluate_layer
-from train.config import LogSettings, TrainSettings
-from train.run import train_layer
+from tests.helpers.evaluation import evaluate
+from tests.helpers.training import train
+from train.config import TrainSettings
 
 
 @pytest.fixture(scope="session")
@@ -33,24 +32,9 @@ def runs(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         sweep=({"name": "k2", "top_k": 2},),
     )
     transcoder = layer / "transcoder" / "main"
-    train_layer(
-        cache=layer / "cache",
-        out=transcoder,
-        settings=settings,
-        device="cpu",
-        fresh=False,
-        progress=Silent(),
-        log=LogSettings(),
-    )
+    train(layer / "cache", transcoder, settings)
     for _ in range(2):
-        evaluate_layer(
-            cache=layer / "cache",
-            transcoder=transcoder,
-            out=layer / "report" / "main",
-            settings=EvaluateSettings(bootstrap=0),
-            device="cpu",
-            progress=Silent(),
-        )
+        evaluate(layer / "cache", transcoder, layer / "report" / "main")
     features_of_layer(
         cache=layer / "cache",
         transcoder=transcoder,

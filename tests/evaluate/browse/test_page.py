@@ -26,7 +26,7 @@ def test_data_cannot_end_their_element() -> None:
     assert json.loads(data) == {"text": "</script><!--\u2028"}
 
 
-def test_the_page_is_one_file_without_an_address_of_another(runs: Path) -> None:
+def test_the_page_is_one_file_that_names_no_other_address(runs: Path) -> None:
     text = page(runs_below(runs))
     assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "connect-src 'none'" in text
@@ -35,7 +35,7 @@ def test_the_page_is_one_file_without_an_address_of_another(runs: Path) -> None:
 
 @pytest.fixture
 def folder(runs: Path, tmp_path: Path) -> Path:
-    """A copy of the runs, with a summary that would like to be a script."""
+    """A copy of the runs, with a summary that contains a script."""
     copy = tmp_path / "runs"
     shutil.copytree(runs, copy)
     (copy / "toy/layer03/report/main/summary.txt").write_text(HOSTILE)
@@ -44,7 +44,7 @@ def folder(runs: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def visit(browser: WebDriver) -> Generator[Callable[[str], None]]:
-    """Opens an address; afterwards the console must be empty, and nothing asked of another place."""
+    """Opens an address; afterwards the console must be empty, and nothing requested from another host."""
     addresses: list[str] = []
 
     def open_address(address: str) -> None:
@@ -113,7 +113,7 @@ def test_plots_have_a_dot_a_prefix_and_a_curve_a_run(browser: WebDriver, visit, 
     numbers = browser.execute_script(
         "return [...document.querySelector('svg.chart').querySelectorAll('text')].map(e => e.textContent)"
     )
-    # Three at least on each axis, beside the two names: one number tells nothing of a scale of logarithms.
+    # At least three on each axis, beside the two names: one number does not describe a logarithmic scale.
     assert len(numbers) >= 8
     browser.find_element(By.CSS_SELECTOR, ".panel select option[value=lr]").click()
     _wait(browser, lambda: "lr" in browser.find_elements(By.CSS_SELECTOR, "svg.chart")[1].text)

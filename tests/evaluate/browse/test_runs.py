@@ -1,4 +1,4 @@
-"""What the page of runs says is what lies in the folder."""
+"""The page of runs says what is in the folder."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ def _by_name(runs: Path) -> dict[str, dict]:
     return {run["name"]: run for run in runs_below(runs)["transcoders"]}
 
 
-def test_every_transcoder_is_listed_with_its_figures(runs: Path) -> None:
+def test_every_transcoder_is_listed_with_its_numbers(runs: Path) -> None:
     found = _by_name(runs)
     assert {name: run["state"] for name, run in found.items()} == {
         "later": "in training",
@@ -33,7 +33,7 @@ def test_every_transcoder_is_listed_with_its_figures(runs: Path) -> None:
         assert (runs / path).exists()
 
 
-def test_without_a_report_the_log_speaks(runs: Path) -> None:
+def test_without_a_report_the_numbers_are_those_of_the_log(runs: Path) -> None:
     found = _by_name(runs)
     log = (runs / "toy/layer03/transcoder/main/k2/metrics.jsonl").read_text()
     lines = [json.loads(line) for line in log.splitlines()]
@@ -77,7 +77,7 @@ def test_long_curves_are_thinned_and_keep_their_last_point(runs: Path, tmp_path:
         ("report/main/metrics.json", "[1, 2]"),
     ],
 )
-def test_a_damaged_file_is_a_problem_of_its_run_alone(runs: Path, tmp_path: Path, file: str, text: str) -> None:
+def test_a_damaged_file_is_a_problem_of_its_run_only(runs: Path, tmp_path: Path, file: str, text: str) -> None:
     copy = tmp_path / "runs"
     shutil.copytree(runs, copy)
     (copy / "toy" / "layer03" / file).write_text(text)
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_a_problem_of_its_run_alone(runs: Path, tmp_path: Path
     assert "problem" not in found["main/k2"]
 
 
-def test_an_empty_folder_has_nothing(tmp_path: Path) -> None:
+def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "model" / "layer").mkdir(parents=True)
     found = runs_below(tmp_path)

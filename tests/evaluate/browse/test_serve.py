@@ -1,4 +1,4 @@
-"""The server gives out the page and the files it links to, to this machine, and nothing else."""
+"""The server gives this machine the page and the files it links to, and nothing else."""
 
 import http.client
 import json
@@ -63,7 +63,7 @@ def test_no_other_path_is_given(port: int, path: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "127.0.0.1:1"])
-def test_another_name_of_this_machine_is_refused(port: int, host: str) -> None:
+def test_a_request_by_another_host_name_is_refused(port: int, host: str) -> None:
     status, body = _ask(port, "/runs.json", host=host)
     assert status == 403
     assert b"toy" not in body

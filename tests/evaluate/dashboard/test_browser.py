@@ -34,7 +34,7 @@ SECONDS = 20
 
 @pytest.fixture(scope="module")
 def folder(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pages of the toy cache, whose tokens are as hostile as can be."""
+    """Pages of the toy cache, with tokens made to break a page."""
     folder = tmp_path_factory.mktemp("pages of a run")
     tokens = sorted(toy.evidence.words)
     words = {token: f"{HOSTILE[index % len(HOSTILE)]} {token}" for index, token in enumerate(tokens)}
@@ -47,7 +47,7 @@ def visit(browser: WebDriver, folder: Path) -> Generator[Callable[[str], None]]:
     """Opens an address of the pages; afterwards the console must be empty and every request one of a file."""
 
     browser.get("about:blank")
-    # What other tests' pages have left there.
+    # Messages that pages of other tests have left.
     browser.get_log("browser")
     browser.get_log("performance")
 
@@ -77,7 +77,7 @@ def _heading(browser: WebDriver) -> str:
 
 
 def _texts(browser: WebDriver, selector: str) -> list[str]:
-    """Of all such elements at one moment: elements that are asked one by one may be gone in between."""
+    """Of all such elements at one moment: asked one by one, elements may be removed in between."""
     return browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
     )
@@ -96,7 +96,7 @@ def test_the_overview_lists_prefixes_and_leads_to_features(browser: WebDriver, v
     assert _address(browser).startswith("/3/")
 
 
-def test_rows_that_nobody_proved_are_named_on_every_page(browser: WebDriver, visit, toy, tmp_path: Path) -> None:
+def test_unproved_rows_are_named_on_every_page(browser: WebDriver, visit, toy, tmp_path: Path) -> None:
     visit("3/40")
     assert _texts(browser, ".caution") == []
     cache = toy.evidence.head["cache"] | {"provenance": "unproved"}
@@ -108,7 +108,7 @@ def test_rows_that_nobody_proved_are_named_on_every_page(browser: WebDriver, vis
         assert ["Provenance unproved" in text for text in _texts(browser, ".caution")] == [True]
 
 
-def test_a_page_shows_every_section_with_what_the_evidence_says(browser: WebDriver, visit, toy) -> None:
+def test_a_page_shows_every_section_with_the_values_of_the_evidence(browser: WebDriver, visit, toy) -> None:
     visit("3/40")
     _wait(browser, lambda: _heading(browser) == "3/40")
     titles = [title.text.split("\n")[0] for title in browser.find_elements(By.CSS_SELECTOR, "h2")]
@@ -199,13 +199,13 @@ def test_features_are_compared_and_the_comparison_has_an_address(browser: WebDri
     _wait(browser, lambda: len(browser.find_elements(By.CSS_SELECTOR, ".column")) == 4)
 
 
-def test_the_map_tells_and_opens_the_feature_under_the_pointer(browser: WebDriver, visit, toy) -> None:
+def test_the_map_names_and_opens_the_feature_under_the_pointer(browser: WebDriver, visit, toy) -> None:
     visit("")
     canvas = browser.find_element(By.CSS_SELECTOR, "canvas.map")
     browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", canvas)
     _wait(browser, lambda: browser.execute_script("return arguments[0].width > 0", canvas))
     feature = _apart(toy.evidence)
-    # Twice as near, so that no other dot is in the way.
+    # Zoomed in twice, so that no other dot is in the way.
     browser.find_element(By.CSS_SELECTOR, ".zoom button").click()
     x, y = browser.execute_script("return nestcoder.map.pixels(arguments[0])", feature)
     width, height = canvas.size["width"], canvas.size["height"]
@@ -238,7 +238,7 @@ def test_a_cluster_has_a_page_of_its_features(browser: WebDriver, visit, toy) ->
     _wait(browser, lambda: _heading(browser) == "Cluster 0")
 
 
-def test_relatives_lead_through_the_nesting(browser: WebDriver, visit, toy) -> None:
+def test_relatives_are_links_along_the_nesting(browser: WebDriver, visit, toy) -> None:
     child = int(np.flatnonzero(toy.evidence.arrays["coarser_feature"][:, 0] == 2)[0])
     visit(f"3/{child}")
     browser.find_element(By.CSS_SELECTOR, ".nesting a.feature").click()
@@ -248,12 +248,12 @@ def test_relatives_lead_through_the_nesting(browser: WebDriver, visit, toy) -> N
 
 
 @pytest.mark.parametrize("address", ["3/64", "9/1", "nothing", "%3Cscript%3Ewindow.hacked=1%3C/script%3E"])
-def test_an_address_of_nothing_says_so(browser: WebDriver, visit, address: str) -> None:
+def test_an_address_without_a_page_says_so(browser: WebDriver, visit, address: str) -> None:
     visit(address)
     assert "no feature" in browser.find_element(By.CSS_SELECTOR, "#main .none").text
 
 
-def test_names_of_percentiles_do_not_stand_on_each_other(browser: WebDriver, visit) -> None:
+def test_names_of_percentiles_do_not_overlap(browser: WebDriver, visit) -> None:
     visit("3/20")
     names = browser.execute_script(
         "const draw = (p) => [...nestcoder.charts.histogram([1, 2], 10, p, [5, 50, 95]).querySelectorAll('text')]"
@@ -315,7 +315,7 @@ def test_how_a_feature_formed_and_all_its_logits_are_drawn(browser: WebDriver, v
     assert len(bars) == 4
 
 
-def test_blanks_in_a_chip_are_counted(browser: WebDriver, visit) -> None:
+def test_spaces_in_a_chip_are_counted(browser: WebDriver, visit) -> None:
     visit("")
     shown = browser.execute_script(
         "return arguments[0].map(text => nestcoder.draw.token(text).textContent)",
@@ -324,7 +324,7 @@ def test_blanks_in_a_chip_are_counted(browser: WebDriver, visit) -> None:
     assert shown == ["⏎␣×12", "␣", "␣×4", " def", "⏎×4", "a b"]
 
 
-def test_a_missing_pack_is_said_and_the_rest_goes_on(browser: WebDriver, folder: Path, tmp_path: Path) -> None:
+def test_a_missing_pack_is_reported_and_the_other_pages_work(browser: WebDriver, folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "data" / "pack-00000.js").unlink()
@@ -347,7 +347,7 @@ def test_131072_features_open_and_are_searched(browser: WebDriver, folder: Path,
     box = browser.find_element(By.CSS_SELECTOR, "#side input")
     box.send_keys("word77777")
     _wait(browser, lambda: _texts(browser, ".count") == ["1 of 131,072 features"])
-    # Under a second on an idle machine; the tests share theirs.
+    # Under a second on an idle machine; tests run on a busy one.
     assert opened < 10_000
     assert browser.get_log("browser") == []
 

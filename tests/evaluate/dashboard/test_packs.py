@@ -1,4 +1,4 @@
-"""Packs hold what the evidence says, in files of one call each."""
+"""Packs contain what the evidence says, in files of one call each."""
 
 import base64
 import gzip
@@ -20,7 +20,7 @@ def _unpacked(data: bytes) -> tuple[str, Any]:
     return match[1], json.loads(gzip.decompress(base64.b64decode(match[2])))
 
 
-def test_a_script_is_one_call_of_letters_that_mean_nothing_to_a_browser() -> None:
+def test_a_script_is_one_call_without_characters_that_a_browser_interprets() -> None:
     data = script("index", {"text": '</script><img src=x onerror="alert(1)">\u2028'})
     assert b"<" not in data
     name, value = _unpacked(data)
@@ -29,7 +29,7 @@ def test_a_script_is_one_call_of_letters_that_mean_nothing_to_a_browser() -> Non
     assert data == script("index", value)
 
 
-def test_the_index_has_a_caution_where_nobody_proved_the_rows(toy) -> None:
+def test_the_index_has_a_caution_about_unproved_rows(toy) -> None:
     assert index(toy.evidence)["head"]["cautions"] == []
     cache = toy.evidence.head["cache"] | {"provenance": "unproved"}
     found = index(replace(toy.evidence, head={**toy.evidence.head, "cache": cache}))["head"]["cautions"]
@@ -57,20 +57,20 @@ def test_a_pack_says_what_the_pages_say(toy) -> None:
         assert packed["histogram"] == page["histogram"]
         assert packed["intervals"] == [interval["firings"] for interval in page["intervals"]]
         for kind, contexts in page["contexts"].items():
-            for stated, (document, row, at, tokens, pairs) in zip(contexts, packed["contexts"][kind], strict=True):
-                assert (document, row, at) == (stated["document"], stated["row"], stated["at"])
+            for stated, (document, row, pos, tokens, pairs) in zip(contexts, packed["contexts"][kind], strict=True):
+                assert (document, row, pos) == (stated["document"], stated["row"], stated["at"])
                 assert [vocabulary[token] for token in tokens] == stated["tokens"]
                 values = np.zeros(len(tokens))
                 values[pairs[::2]] = pairs[1::2]
                 assert values.tolist() == pytest.approx(stated["values"])
-        for side, rows in page["tokens"].items():
-            for stated, (token, count, share, lift, recall) in zip(rows, packed["tokens"][side], strict=True):
+        for where_counted, rows in page["tokens"].items():
+            for stated, (token, count, share, lift, recall) in zip(rows, packed["tokens"][where_counted], strict=True):
                 assert [vocabulary[token], count, share, lift, recall] == list(stated.values())
         for kind, rows in page["relatives"].items():
             assert packed["relatives"][kind] == [list(row.values()) for row in rows[:40]]
 
 
-def test_packs_hold_all_features_once(toy) -> None:
+def test_packs_contain_every_feature_once(toy) -> None:
     files = list(packs(toy.evidence))
     assert [name for name, _ in files] == [f"pack-{number:05d}" for number in range(len(files))]
     pages = [len(_unpacked(data)[1]["pages"]) for _, data in files]
@@ -78,6 +78,6 @@ def test_packs_hold_all_features_once(toy) -> None:
     assert max(pages) <= PACK_FEATURES
 
 
-def test_four_digits_are_those_of_a_page() -> None:
+def test_numbers_have_the_four_digits_of_a_page() -> None:
     values = np.geomspace(1e-6, 9e4, 500).astype(np.float32)
     assert significant(values).tolist() == [rounded(value) for value in values]

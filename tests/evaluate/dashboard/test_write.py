@@ -1,4 +1,4 @@
-"""The folder of pages: complete, without a trace of an earlier run, and without a name of anything far away."""
+"""The folder of pages: complete, without a file of an earlier run, and without the name of another machine."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from common.progress import Silent
 from evaluate.dashboard.write import write_dashboard
 
 
-def test_the_folder_holds_the_page_its_scripts_and_the_data(toy, tmp_path: Path) -> None:
+def test_the_folder_has_the_page_its_scripts_and_the_data(toy, tmp_path: Path) -> None:
     write_dashboard(tmp_path, toy.evidence, progress=Silent())
     page = (tmp_path / "index.html").read_text()
     named = re.findall(r'(?:src|href)="([^"#]+)"', page)
@@ -17,7 +17,7 @@ def test_the_folder_holds_the_page_its_scripts_and_the_data(toy, tmp_path: Path)
     assert (tmp_path / "data" / "pack-00000.js").is_file()
 
 
-def test_packs_of_an_earlier_run_are_gone(toy, tmp_path: Path) -> None:
+def test_packs_of_an_earlier_run_are_removed(toy, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pack-00099.js").write_text("old")
     write_dashboard(tmp_path, toy.evidence, progress=Silent())

@@ -1,4 +1,4 @@
-"""Evidence made by hand, small enough to know every number of every export: three features over twelve tokens."""
+"""Evidence made by hand, so small that every number of every export is known: three features over twelve tokens."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def small() -> Evidence:
         "context_interval_1": np.array([[4], [9], [-1]]),
         "context_uniform": np.array([[1], [9], [-1]]),
         "context_silent": np.array([[11], [-1], [-1]]),
-        **{f"{side}_{name}": np.array(column) for side in ("before", "on", "after") for name, column in table.items()},
+        **{f"{near}_{name}": np.array(column) for near in ("before", "on", "after") for name, column in table.items()},
         **{f"{kind}_feature": np.array([[1], [0], [1]]) for kind in ("decoder", "encoder")},
         **{f"{kind}_score": np.array([[0.5], [0.5], [-0.25]]) for kind in ("decoder", "encoder")},
         "near_feature": np.array([[1], [0], [-1]]),

@@ -18,7 +18,7 @@ FIELDS = {
 
 
 def _read_page(data: bytes, offsets: Sequence[int], feature: int) -> dict[str, Any] | None:
-    """The page of a feature in a pack's bytes, as the viewer finds it; None where it has none."""
+    """The page of a feature in a pack's bytes, as the viewer finds it; None if it has none."""
     piece = data[offsets[feature] : offsets[feature + 1]]
     if not piece:
         return None

@@ -1,4 +1,4 @@
-"""delphi's latent cache holds every firing where it was, in files by feature."""
+"""delphi's latent cache has every firing at its position, in files by feature."""
 
 import json
 from itertools import pairwise
@@ -24,26 +24,26 @@ def _written(toy) -> dict[str, bytes]:
     return {name: b"".join(pieces) for name, pieces in files}
 
 
-def test_the_files_together_are_the_dense_code(toy) -> None:
+def test_all_files_joined_are_the_dense_code(toy) -> None:
     files = _written(toy)
     rows = len(toy.dense)
     dense = np.zeros((rows // 16, 16, 64), dtype=np.float32)
     edges = torch.linspace(0, 64, SPLITS + 1).long().tolist()
     for first, end in pairwise(edges):
         arrays = load(files[f"latents/layers.3.mlp/{first}_{end - 1}.safetensors"])
-        where = arrays["locations"].astype(np.int64)
+        locations = arrays["locations"].astype(np.int64)
         assert arrays["locations"].dtype == np.uint16
         assert arrays["activations"].dtype == np.float16
         assert np.array_equal(arrays["tokens"].ravel(), toy.text.tokens)
         # In order, for delphi's reader takes runs of equal (sequence, position).
-        order = where[:, 0] * 16 + where[:, 1]
+        order = locations[:, 0] * 16 + locations[:, 1]
         assert (np.diff(order) >= 0).all()
-        dense[where[:, 0], where[:, 1], where[:, 2] + first] = arrays["activations"]
+        dense[locations[:, 0], locations[:, 1], locations[:, 2] + first] = arrays["activations"]
     expected = toy.dense.astype(np.float16).astype(np.float32)
     assert np.array_equal(dense.reshape(rows, 64), expected)
 
 
-def test_the_config_says_what_delphi_asks(toy) -> None:
+def test_the_config_has_what_delphi_reads(toy) -> None:
     config = json.loads(_written(toy)["latents/layers.3.mlp/config.json"])
     assert config == {"model_name": "toy", "cache_ctx_len": 16, "n_tokens": 1600, "n_splits": SPLITS}
 

@@ -1,4 +1,4 @@
-"""A folder of an export appears whole or not at all."""
+"""A folder of an export appears complete or not at all."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_the_folder_has_the_files(tmp_path: Path) -> None:
         write_folder(tmp_path / "out", files())
 
 
-def test_what_fails_on_the_way_leaves_no_folder_and_is_redone(tmp_path: Path) -> None:
+def test_an_export_that_fails_leaves_no_folder_and_can_be_repeated(tmp_path: Path) -> None:
     def failing() -> Files:
         yield "one.txt", (b"a",)
         raise ValueError("no")

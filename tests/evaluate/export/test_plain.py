@@ -1,4 +1,4 @@
-"""JSON lines and parquet hold what the pages say."""
+"""JSON lines and parquet contain what the pages say."""
 
 import gzip
 import json

@@ -26,7 +26,7 @@ def _counts(files: Files) -> np.ndarray:
     return counts
 
 
-def test_a_layer_is_replayed_whole(toy, toy_cache: Path, toy_transcoder: Path) -> None:
+def test_an_export_by_replay_has_every_firing(toy, toy_cache: Path, toy_transcoder: Path) -> None:
     given = {"settings": toy.settings, "device": "cpu", "progress": Silent()}
     assert len(list(delphi_of_layer(cache=toy_cache, transcoder=toy_transcoder, **given))) == 6
     counts = _counts(delphi_of_layer(cache=toy_cache, transcoder=toy_transcoder, **given))

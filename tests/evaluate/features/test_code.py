@@ -20,7 +20,7 @@ def test_entries_are_the_dense_code_of_the_rows_that_count(toy) -> None:
 
 
 @pytest.mark.parametrize("feature", [3, 17, 40])
-def test_what_is_lost_is_what_leaving_the_feature_out_costs(toy, feature: int) -> None:
+def test_the_loss_of_a_feature_is_that_of_leaving_it_out(toy, feature: int) -> None:
     prefix = next(end for end in toy.trained.prefixes if feature < end)
     dense = torch.from_numpy(toy.dense[toy.kept]).double()
     without = dense.clone()
@@ -39,7 +39,7 @@ def test_what_is_lost_is_what_leaving_the_feature_out_costs(toy, feature: int) -
     assert stated == pytest.approx([fvu(dense, end) for end in toy.trained.prefixes], rel=1e-5)
 
 
-def test_parts_in_any_order_join_to_the_same_bytes(toy) -> None:
+def test_blocks_in_any_order_join_to_the_same_bytes(toy) -> None:
     starts = [block.start for block in toy.blocks]
     parts = [
         encode_blocks(

@@ -48,7 +48,7 @@ def test_the_uniform_sample_does_not_prefer_strong_firings(toy) -> None:
     assert abs(np.mean(ranks) - 0.5) < 4 * 0.29 / len(ranks) ** 0.5
 
 
-def test_silent_contexts_are_of_documents_that_know_the_feature_and_do_not_fire(toy) -> None:
+def test_silent_contexts_are_of_documents_with_firings_elsewhere(toy) -> None:
     silent, strongest = toy.evidence.arrays["context_silent"], toy.evidence.arrays["context_strongest"]
     feature, column = np.nonzero(silent != NO_ROW)
     assert len(feature) > toy.trained.dict_size
@@ -68,7 +68,7 @@ def test_no_context_is_about_a_special_token_or_shows_one(toy) -> None:
             assert all((toy.text.tokens[low:high] != 0).all() for low, high in zip(first, end, strict=True))
 
 
-def test_a_run_ends_with_its_document_its_context_and_before_a_special_token() -> None:
+def test_a_shown_text_ends_with_its_document_or_context_and_before_a_special_token() -> None:
     tokens = np.array([5, 6, 0, 7, 8, 9, 9])
     document = np.array([1, 1, 1, 1, 1, 2, 2])
     position = np.array([0, 1, 2, 3, 4, 5, 0])

@@ -1,4 +1,4 @@
-"""Evidence on disk: written, read, and refused where it is damaged or another's."""
+"""Evidence on disk: written, read, and refused if it is damaged or of another dictionary."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ def folder(toy, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_read_is_what_was_written(toy, folder: Path) -> None:
+def test_evidence_is_read_as_it_was_written(toy, folder: Path) -> None:
     read = read_evidence(folder)
     assert read.words == dict(toy.evidence.words)
     assert {key: value for key, value in read.head.items() if key != "format_version"} == toy.evidence.head
@@ -50,13 +50,13 @@ def test_a_flipped_bit_is_found(folder: Path, name: str) -> None:
         ('{"format_version": 2}', DamagedError),
     ],
 )
-def test_another_head_is_refused(folder: Path, text: str, error: type[Exception]) -> None:
+def test_evidence_with_another_head_is_refused(folder: Path, text: str, error: type[Exception]) -> None:
     (folder / HEAD_FILE).write_text(text)
     with pytest.raises(error):
         read_evidence(folder)
 
 
-def test_no_evidence_says_what_to_run(tmp_path: Path) -> None:
+def test_a_folder_without_evidence_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nestcoder features"):
         read_evidence(tmp_path)
 
@@ -64,16 +64,16 @@ def test_no_evidence_says_what_to_run(tmp_path: Path) -> None:
 def test_evidence_of_other_weights_is_refused(toy, folder: Path, tmp_path: Path) -> None:
     evidence = read_evidence(folder)
     same = tmp_path / "same"
-    other = tmp_path / "other"
+    changed = tmp_path / "other"
     save_transcoder(toy.trained, same, config={})
-    save_transcoder(toy.trained.replaced(b_enc=toy.trained.b_enc.detach() + 1), other, config={})
+    save_transcoder(toy.trained.replaced(b_enc=toy.trained.b_enc.detach() + 1), changed, config={})
     evidence = replace(evidence, head=evidence.head | {"transcoder": {"weights": read_config(same)["weights"]}})
     assert made_of(evidence, [], path=folder) is None
-    assert made_of(evidence, [other, same], path=folder) == same
+    assert made_of(evidence, [changed, same], path=folder) == same
     with pytest.raises(MismatchError, match="other weights"):
-        made_of(evidence, [other], path=folder)
+        made_of(evidence, [changed], path=folder)
     unnamed = replace(evidence, head=evidence.head | {"transcoder": {"weights": None}})
-    assert made_of(unnamed, [other], path=folder) == other
+    assert made_of(unnamed, [changed], path=folder) == changed
 
 
 def test_values_of_a_window_are_those_of_the_dense_code(toy) -> None:

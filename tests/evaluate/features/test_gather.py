@@ -1,4 +1,4 @@
-"""Blocks are dealt evenly, and one process keeps its own; ``tests/evaluate/test_distributed.py`` runs several."""
+"""Blocks are shared evenly, and one process keeps its own; ``tests/evaluate/test_distributed.py`` runs several."""
 
 from common.distributed import Ranks
 from evaluate.features.gather import gathered, share_of

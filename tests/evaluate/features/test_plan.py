@@ -23,7 +23,7 @@ def _plan(cache: Path, transcoder: Path, out: Path, settings: FeatureSettings | 
     )
 
 
-def test_the_plan_says_what_the_stage_then_takes(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
+def test_the_plan_states_what_the_stage_then_reads(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
     out = tmp_path / "features" / "main"
     plan = _plan(toy_cache, toy_transcoder, out)
     assert not any(tmp_path.iterdir())
@@ -44,9 +44,9 @@ def test_the_plan_says_what_the_stage_then_takes(toy_cache: Path, toy_transcoder
 
 def test_fewer_rows_and_contexts_take_less(toy_cache: Path, toy_transcoder: Path, tmp_path: Path) -> None:
     full = _plan(toy_cache, toy_transcoder, tmp_path / "out")
-    few = _plan(toy_cache, toy_transcoder, tmp_path / "out", FeatureSettings(rows=100, top_contexts=1))
-    assert few.rows == 100
-    assert few.bytes_at_most < full.bytes_at_most
+    small = _plan(toy_cache, toy_transcoder, tmp_path / "out", FeatureSettings(rows=100, top_contexts=1))
+    assert small.rows == 100
+    assert small.bytes_at_most < full.bytes_at_most
 
 
 def test_bytes_grow_with_what_is_shown() -> None:

@@ -12,12 +12,12 @@ def _cosine(vectors: np.ndarray) -> np.ndarray:
     return unit @ unit.T
 
 
-@pytest.mark.parametrize("side", ["decoder", "encoder"])
-def test_the_nearest_are_those_of_largest_cosine(toy, side: str) -> None:
-    directions = toy.trained.W_dec if side == "decoder" else toy.trained.W_enc
+@pytest.mark.parametrize("matrix", ["decoder", "encoder"])
+def test_the_nearest_are_those_of_largest_cosine(toy, matrix: str) -> None:
+    directions = toy.trained.W_dec if matrix == "decoder" else toy.trained.W_enc
     cosine = _cosine(directions.double().numpy())
     np.fill_diagonal(cosine, -2)
-    found, score = toy.evidence.arrays[f"{side}_feature"], toy.evidence.arrays[f"{side}_score"]
+    found, score = toy.evidence.arrays[f"{matrix}_feature"], toy.evidence.arrays[f"{matrix}_score"]
     best = np.sort(cosine, axis=1)[:, ::-1][:, : found.shape[1]]
     np.testing.assert_allclose(score, best, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(cosine, found.astype(int), axis=1), best, atol=1e-5)
@@ -36,7 +36,7 @@ def test_features_of_the_same_rows_are_ranked_by_overlap(toy) -> None:
     assert np.array_equal(arrays["near_count"][there], both[owner, arrays["near_feature"][owner, column]])
 
 
-def test_coarser_relatives_are_of_shorter_prefixes_and_likelier_when_the_feature_fires(toy) -> None:
+def test_coarser_relatives_are_of_shorter_prefixes_and_fire_more_often_with_the_feature(toy) -> None:
     fires = (toy.dense > 0).astype(int)
     both, counts = fires.T @ fires, fires.sum(axis=0)
     group = np.searchsorted(toy.trained.prefixes, np.arange(toy.trained.dict_size), side="right")

@@ -32,7 +32,7 @@ def _run(cache: Path, transcoder: Path, out: Path) -> dict:
     )
 
 
-def test_evidence_lies_where_it_was_asked_for_and_was_checked(
+def test_evidence_is_in_the_folder_that_was_asked_for_and_was_checked(
     toy_cache: Path, toy_transcoder: Path, tmp_path: Path
 ) -> None:
     head = _run(toy_cache, toy_transcoder, tmp_path / "features")
@@ -42,7 +42,7 @@ def test_evidence_lies_where_it_was_asked_for_and_was_checked(
     assert read.layer == 3
 
 
-def test_no_transcoder_and_another_cache_are_refused(
+def test_a_missing_transcoder_and_another_cache_are_refused(
     write_toy_cache, toy_cache, toy_transcoder, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="no trained transcoder"):
@@ -65,13 +65,11 @@ def test_every_rule_of_selection_and_a_skip_have_evidence(toy, toy_cache: Path, 
     centred = (target - target.mean(dim=0)).square().sum()
     without = code.clone()
     without[:, 30] = 0
-    errors = [(target - transcoder.decode(one, source=source).double()).square().sum() for one in (code, without)]
+    errors = [(target - transcoder.decode(x, source=source).double()).square().sum() for x in (code, without)]
     assert read.arrays["fvu_lost"][30] == pytest.approx(float((errors[1] - errors[0]) / centred), rel=1e-3, abs=1e-6)
 
 
-def test_features_that_never_fire_and_blocks_of_special_rows_alone_do_no_harm(
-    toy, toy_cache: Path, tmp_path: Path
-) -> None:
+def test_silent_features_and_blocks_of_special_rows_only_are_no_error(toy, toy_cache: Path, tmp_path: Path) -> None:
     silent = toy.trained.replaced(b_enc=torch.full((64,), -1e9))
     save_transcoder(silent, tmp_path / "transcoder", config={})
     head = features_of_layer(
@@ -89,7 +87,7 @@ def test_features_that_never_fire_and_blocks_of_special_rows_alone_do_no_harm(
     assert page["contexts"]["strongest"] == []
 
 
-def test_logits_come_from_the_cache_where_it_has_the_unembedding(
+def test_logits_come_from_the_cache_if_it_has_the_unembedding(
     write_toy_cache, toy_transcoder: Path, tmp_path: Path
 ) -> None:
     W_U = torch.randn(40, 10, generator=torch.Generator().manual_seed(3)).bfloat16().float()

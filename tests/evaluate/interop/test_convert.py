@@ -50,7 +50,7 @@ def converted(name: str, transcoder: Transcoder, *, norm: NormAffine | None = NO
         ("gemma-scope", JumpReLU(torch.full((24,), 0.1)), "exact up to rounding", "jumprelu"),
     ],
 )
-def test_exact_or_not(name: str, rule: Rule, exactness: str, kept: str) -> None:
+def test_a_conversion_says_whether_it_is_exact(name: str, rule: Rule, exactness: str, kept: str) -> None:
     found = converted(name, trained(rule))
     assert (found.exactness, found.transcoder.rule.name) == (exactness, kept)
     source = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
@@ -60,10 +60,10 @@ def test_exact_or_not(name: str, rule: Rule, exactness: str, kept: str) -> None:
         assert bool(found.steps) == (exactness != "exact" or kept != rule.name)
 
 
-def test_the_input_of_the_tool_or_of_the_user() -> None:
+def test_the_input_is_that_of_the_tool_unless_the_user_names_one() -> None:
     assert converted("circuit-tracer", trained()).about.source_site == "ln2_normalized"
-    asked = converted("circuit-tracer", trained(), source_view="mlp_in")
-    assert asked.about.source_site == asked.transcoder.source_view == "mlp_in"
+    of_the_user = converted("circuit-tracer", trained(), source_view="mlp_in")
+    assert of_the_user.about.source_site == of_the_user.transcoder.source_view == "mlp_in"
     assert about_of(WRITERS["sparsify"], ABOUT, Wish()).source_site == "mlp_in"
     with pytest.raises(MismatchError, match="gain"):
         converted("circuit-tracer", trained(), norm=None)
@@ -104,7 +104,9 @@ AUTOENCODER = About("gpt2", 8, "resid_post", "resid_post")
         ("saelens", trained(), About("gpt2", 8, "resid_mid", "mlp_out"), "from resid_mid to mlp_out", ""),
     ],
 )
-def test_what_a_format_cannot_hold(name: str, transcoder: Transcoder, about: About, problem: str, remedy: str) -> None:
+def test_what_a_format_cannot_express_is_refused(
+    name: str, transcoder: Transcoder, about: About, problem: str, remedy: str
+) -> None:
     found = refusal(name, transcoder, about)
     assert found is not None
     assert problem in found.what
@@ -113,7 +115,7 @@ def test_what_a_format_cannot_hold(name: str, transcoder: Transcoder, about: Abo
     assert name not in found.remedy.split("Export to ")[-1].rstrip(".").split(" or ")
 
 
-def test_what_it_can() -> None:
+def test_what_a_format_can_express_is_converted() -> None:
     for name in WRITERS:
         assert refusal(name, trained(), ABOUT) is None
     assert refusal("saelens-jumprelu", trained(skip=True, d_target=5), ABOUT) is None

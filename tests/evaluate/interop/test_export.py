@@ -1,4 +1,4 @@
-"""A whole export of a trained transcoder: folders, what they say of themselves, and what is refused."""
+"""The export of a trained transcoder: its folders, their records, and what is refused."""
 
 import json
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def test_every_format_says_what_it_is_and_reads_back(layer: LayerSource, tmp_pat
     assert exact == {"saelens", "sparsify"}
 
 
-def test_the_files_own_metadata_holds_the_record(layer: LayerSource, tmp_path: Path) -> None:
+def test_the_record_is_in_the_metadata_of_the_file_too(layer: LayerSource, tmp_path: Path) -> None:
     (result,) = run(layer, tmp_path, "saelens")
     with safe_open(Path(result["folder"]) / "sae_weights.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["nestcoder"]) == result["layers"]["3"]
@@ -73,15 +73,15 @@ def test_the_files_own_metadata_holds_the_record(layer: LayerSource, tmp_path: P
     assert config["metadata"]["nestcoder"] == result["layers"]["3"]
 
 
-def test_a_prefix_lies_beside_the_whole_and_has_its_fvu(layer: LayerSource, tmp_path: Path) -> None:
-    whole, small = (run(layer, tmp_path, "saelens", wish=Wish(prefix=size))[0] for size in (None, 24))
+def test_a_prefix_is_exported_beside_all_features_and_has_its_own_fvu(layer: LayerSource, tmp_path: Path) -> None:
+    full, small = (run(layer, tmp_path, "saelens", wish=Wish(prefix=size))[0] for size in (None, 24))
     assert Path(small["folder"]) == tmp_path / "saelens-p24" / "blocks.3.mlp_out"
-    per_prefix = whole["layers"]["3"]["held_out"]["per_prefix"]
+    per_prefix = full["layers"]["3"]["held_out"]["per_prefix"]
     assert small["layers"]["3"]["held_out"]["after"]["fvu"] == pytest.approx(per_prefix[1]["before"]["fvu"], rel=1e-6)
     assert small["layers"]["3"]["prefix"]["of"] == 64
 
 
-def test_an_export_may_be_repeated_and_replaces_nothing_else(layer: LayerSource, tmp_path: Path) -> None:
+def test_an_export_can_be_repeated_and_replaces_only_itself(layer: LayerSource, tmp_path: Path) -> None:
     (result,) = run(layer, tmp_path, "sparsify")
     folder = Path(result["folder"])
     first = (folder / "sae.safetensors").read_bytes()
@@ -101,7 +101,7 @@ def test_an_export_may_be_repeated_and_replaces_nothing_else(layer: LayerSource,
             run(layer, tmp_path, "sparsify", fresh=fresh)
 
 
-def test_what_would_be_refused_is_refused_before_anything_is_written(layer: LayerSource, tmp_path: Path) -> None:
+def test_refusals_come_before_anything_is_written(layer: LayerSource, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for to, options, told in (
         (("saelens", "nothing"), {}, "'nothing' is not a format"),
@@ -139,10 +139,10 @@ def test_a_file_that_computes_something_else_is_never_published(
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
-def test_whatever_stops_it_the_earlier_export_or_the_new_one_is_there(
+def test_an_interrupted_export_leaves_the_earlier_one_or_the_new_one(
     layer: LayerSource, tmp_path: Path, stop: int
 ) -> None:
-    """Broken off at any operation of the disk: no half of a folder, and a rerun completes."""
+    """Interrupted at any operation of the disk: no incomplete folder, and a rerun completes."""
     run(layer, tmp_path, "saelens")
     done = 0
 
@@ -197,7 +197,9 @@ def autoencoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize(("to", "architecture"), [("saelens", "topk"), ("saelens-jumprelu", "jumprelu")])
-def test_an_autoencoder_is_one_in_saelens_too(autoencoder: Any, tmp_path: Path, to: str, architecture: str) -> None:
+def test_an_autoencoder_is_exported_to_saelens_as_one(
+    autoencoder: Any, tmp_path: Path, to: str, architecture: str
+) -> None:
     source, site = autoencoder
     (result,) = run(source, tmp_path, to)
     config = json.loads((Path(result["folder"]) / "cfg.json").read_text())
@@ -215,7 +217,7 @@ def test_an_autoencoder_is_one_in_saelens_too(autoencoder: Any, tmp_path: Path, 
             assert torch.equal(array, read.arrays()[name])
 
 
-def test_what_cannot_hold_an_autoencoder_says_so(autoencoder: Any, tmp_path: Path) -> None:
+def test_a_format_without_autoencoders_says_so(autoencoder: Any, tmp_path: Path) -> None:
     source, site = autoencoder
     for to in ("circuit-tracer", "gemma-scope"):
         with pytest.raises(UsageError, match="holds transcoders"):

@@ -12,7 +12,7 @@ from evaluate.replay import Replay
 from transcoder.formats.native import load_transcoder
 
 
-def test_it_is_the_definition_on_the_rows_that_it_says(toy_cache: Path, toy_transcoder: Path) -> None:
+def test_fvu_and_l0_are_the_definition_on_the_stated_number_of_rows(toy_cache: Path, toy_transcoder: Path) -> None:
     reader, trained = CacheReader.open(toy_cache), load_transcoder(toy_transcoder)
     replay = Replay(open_held_out(reader), 256, "cpu", Silent())
     found = fidelity(replay, trained, rows=10_000)
@@ -27,9 +27,9 @@ def test_it_is_the_definition_on_the_rows_that_it_says(toy_cache: Path, toy_tran
         assert found.of_prefix(index)["l0"] == pytest.approx(float(firing))
 
 
-def test_fewer_rows_come_from_all_over(toy_cache: Path, toy_transcoder: Path) -> None:
+def test_fewer_rows_are_spread_over_all_rows(toy_cache: Path, toy_transcoder: Path) -> None:
     replay = Replay(open_held_out(CacheReader.open(toy_cache)), 64, "cpu", Silent())
     trained = load_transcoder(toy_transcoder)
-    some = fidelity(replay, trained, rows=200)
-    assert 200 <= some.rows + 4 * 4 <= 260  # four batches of 64 less their special rows
-    assert some.fvu[-1] == pytest.approx(fidelity(replay, trained, rows=10_000).fvu[-1], rel=0.2)
+    sampled = fidelity(replay, trained, rows=200)
+    assert 200 <= sampled.rows + 4 * 4 <= 260  # four batches of 64, without their special rows
+    assert sampled.fvu[-1] == pytest.approx(fidelity(replay, trained, rows=10_000).fvu[-1], rel=0.2)

@@ -11,10 +11,9 @@ import torch
 
 from common.errors import MismatchError, UsageError
 from common.progress import Silent
-from evaluate.config import EvaluateSettings
 from evaluate.interop.intake import ImportRequest, import_layer
 from evaluate.reference import IMPORTED
-from evaluate.run import evaluate_layer
+from tests.helpers.evaluation import evaluate
 from train.record.verify import verify_run
 from transcoder.formats.about import About
 from transcoder.formats.native import load_transcoder
@@ -45,17 +44,10 @@ def take(folder: Path, cache: Path, **options: Any) -> dict[str, Any]:
 
 
 def evaluated(folder: Path, cache: Path) -> dict[str, Any]:
-    return evaluate_layer(
-        cache=cache,
-        transcoder=folder / "taken",
-        out=folder / "report",
-        settings=EvaluateSettings(bootstrap=0),
-        device="cpu",
-        progress=Silent(),
-    )
+    return evaluate(cache, folder / "taken", folder / "report")
 
 
-def test_it_is_evaluated_like_ours_and_verified(tmp_path: Path, cache: Path) -> None:
+def test_an_imported_dictionary_is_evaluated_and_verified_like_ours(tmp_path: Path, cache: Path) -> None:
     write_saelens(tmp_path / "x", dictionary(), ABOUT)
     config = take(tmp_path / "x", cache)
     assert config[IMPORTED]["format"] == "saelens"
@@ -77,7 +69,7 @@ def test_the_normalised_input_is_kept_and_served(tmp_path: Path, cache: Path) ->
     assert len(config["gain"]) == WIDTH
 
 
-def test_an_autoencoder_takes_its_side_of_the_cache(tmp_path: Path, cache: Path) -> None:
+def test_an_autoencoder_reads_its_site_of_the_cache(tmp_path: Path, cache: Path) -> None:
     write_saelens(tmp_path / "x", dictionary(), replace(ABOUT, source_site="mlp_out"))
     config = take(tmp_path / "x", cache)
     assert (config["kind"], config["side"]) == ("sae", "target")
@@ -102,7 +94,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, cache: Path) -> None:
     assert not (tmp_path / "taken").exists()
 
 
-def test_what_is_there_is_kept(tmp_path: Path, cache: Path) -> None:
+def test_an_existing_run_is_kept(tmp_path: Path, cache: Path) -> None:
     write_saelens(tmp_path / "x", dictionary(), ABOUT)
     take(tmp_path / "x", cache)
     with pytest.raises(UsageError, match="There is an imported transcoder here"):
@@ -123,7 +115,7 @@ def test_a_broken_import_is_begun_again(tmp_path: Path, cache: Path) -> None:
     assert json.loads((tmp_path / "taken" / "config.json").read_text())["dict_size"] == 64
 
 
-def test_widths_layer_and_promise_are_checked(tmp_path: Path, cache: Path) -> None:
+def test_widths_and_layer_are_checked(tmp_path: Path, cache: Path) -> None:
     small = Transcoder(**random_arrays(6, 6, dict_size=64), rule=JumpReLU(torch.zeros(64)))
     write_saelens(tmp_path / "x", small, ABOUT)
     with pytest.raises(MismatchError, match="maps 6 dimensions to 6"):

@@ -35,7 +35,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("clt", None), ("clt", 16), ("over", None)])
-def test_an_export_comes_back_as_what_it_says(runs: Path, tmp_path: Path, name: str, prefix: int | None) -> None:
+def test_an_export_that_is_imported_again_has_the_stated_numbers(
+    runs: Path, tmp_path: Path, name: str, prefix: int | None
+) -> None:
     settings = settings_of(runs)
     made = nestcoder.run_export(
         settings, LAYERS, to=["circuit-tracer"], out=tmp_path, name=name, prefix=prefix, device="cpu"
@@ -46,7 +48,7 @@ def test_an_export_comes_back_as_what_it_says(runs: Path, tmp_path: Path, name: 
     assert exported["never_firing_layers"] == [layer for layer in range(12) if layer not in LAYERS]
     known = nestcoder.run_evaluate_joint(settings, LAYERS, names=[name], device="cpu")["dictionaries"][name]
     index = 0 if prefix else 1
-    theirs = nestcoder.run_import(settings, str(folder), LAYERS, name=f"{name}-{prefix}-back", device="cpu")[3]
+    imported = nestcoder.run_import(settings, str(folder), LAYERS, name=f"{name}-{prefix}-back", device="cpu")[3]
     back = nestcoder.run_evaluate_joint(settings, LAYERS, names=[f"{name}-{prefix}-back"], device="cpu")
     found = back["dictionaries"][f"{name}-{prefix}-back"]
     assert found["prefixes"] == ([16] if prefix else [16, 64])
@@ -57,7 +59,7 @@ def test_an_export_comes_back_as_what_it_says(runs: Path, tmp_path: Path, name: 
         assert held_out["after"]["fvu"] == pytest.approx(found["fvu_per_layer_and_prefix"][number][-1], rel=1e-4)
         assert held_out["after"]["l0"] == pytest.approx(found["l0_per_layer_and_prefix"][number][-1], rel=1e-3)
         assert held_out["after"]["l0"] == pytest.approx(held_out["before"]["l0"], rel=0.25)
-    assert theirs["imported"]["measured"]["fvu"] == pytest.approx(found["fvu"], rel=1e-6)
+    assert imported["imported"]["measured"]["fvu"] == pytest.approx(found["fvu"], rel=1e-6)
     assert found["crossing"] == pytest.approx(known["crossing"], abs=1e-3) or prefix
 
 
@@ -76,7 +78,7 @@ def test_thresholds_that_were_trained_are_kept(runs: Path, tmp_path: Path) -> No
         assert torch.equal(back.piece(number).W_dec, ours.piece(number).W_dec)
 
 
-def test_what_has_no_form_is_refused_in_a_sentence(runs: Path, tmp_path: Path) -> None:
+def test_what_the_format_cannot_express_is_refused_in_one_sentence(runs: Path, tmp_path: Path) -> None:
     settings = settings_of(runs)
 
     def export(**changed: object) -> None:
@@ -95,7 +97,7 @@ def test_what_has_no_form_is_refused_in_a_sentence(runs: Path, tmp_path: Path) -
         nestcoder.run_import(settings, str(tmp_path / "circuit_tracer"), [3], name="one", device="cpu")
 
 
-def test_the_commands_plan_and_take(runs: Path, tmp_path: Path) -> None:
+def test_the_commands_plan_export_and_import(runs: Path, tmp_path: Path) -> None:
     given = ["--set", f"runs={runs}", "--set", f"model={MODEL}", "--set", "evaluate.bootstrap=0"]
     layers = ["--layer", "3", "--layer", "5"]
     export = [*given, "export", str(tmp_path), *layers, "--name", "clt", "--to", "circuit-tracer", "--device", "cpu"]

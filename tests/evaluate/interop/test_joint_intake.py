@@ -1,4 +1,4 @@
-"""Refusals of an import of several layers; ``test_joint_export.py`` has the whole way there and back."""
+"""Refusals of an import of several layers; ``test_joint_export.py`` exports and imports again."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One layer of an export: where its transcoder lies in the model, and which rows it is checked on."""
+"""One layer of an export: at which sites its transcoder works, and which rows it is checked on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,14 +32,14 @@ def test_sites_come_from_the_transcoder_or_else_from_its_cache(
     assert opened(toy_cache, tmp_path / "own").about.is_autoencoder
 
 
-def test_rows_of_special_tokens_check_nothing(toy_cache: Path, toy_transcoder: Path) -> None:
+def test_rows_of_special_tokens_are_not_checked(toy_cache: Path, toy_transcoder: Path) -> None:
     layer = opened(toy_cache, toy_transcoder)
     rows = layer.checked_rows(layer.trained)
     assert len(rows) == 256
     assert rows.abs().max() < 300
 
 
-def test_what_cannot_be_written_is_refused_early(
+def test_what_cannot_be_written_is_refused_before_any_row_is_read(
     write_toy_cache: Callable[..., Path], toy_cache: Path, toy_transcoder: Path
 ) -> None:
     with pytest.raises(UsageError, match="one width"):

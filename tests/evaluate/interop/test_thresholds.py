@@ -21,12 +21,12 @@ def test_each_column_is_exceeded_as_often_as_asked() -> None:
     assert [int(counts[0]), int(counts[-1])] == [0, 300]
     found = thresholds_for_counts(pre, counts)
     assert ((pre > found[:, None]).sum(dim=1) == counts).all()
-    # Halfway between two neighbours, so that no rounding moves a row across.
+    # Halfway between two neighbours, so that no rounding moves a row over it.
     third = pre[3].sort(descending=True).values
     assert found[3] == pytest.approx(float(third[counts[3] - 1] + third[counts[3]]) / 2)
 
 
-def test_equal_and_negative_values_fire_too_seldom_never_too_often() -> None:
+def test_with_equal_or_negative_values_features_fire_less_often_never_more() -> None:
     pre = torch.tensor(
         [[2.0, 2.0, 2.0, 1.0], [-1.0, -2.0, -3.0, -4.0], [1.0, float(np.nextafter(np.float32(1), 0)), 0, 0]]
     )

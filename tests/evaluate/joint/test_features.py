@@ -55,8 +55,8 @@ def test_losses_are_those_of_the_definition(runs: Path, layer: int) -> None:
     into = list(dictionary.reach.written(number))
     scales = torch.tensor(dictionary.config["target_scales"]).double()
     splits = [
-        open_cache(runs / "gpt2-stdlib" / f"layer0{one}" / "cache").split("held_out").rows(slice(None))
-        for one in LAYERS
+        open_cache(runs / "gpt2-stdlib" / f"layer0{member}" / "cache").split("held_out").rows(slice(None))
+        for member in LAYERS
     ]
     ordinary = torch.from_numpy(splits[0].tokens != 0)
     sources = [split.source[ordinary].float() for split in splits]
@@ -71,21 +71,21 @@ def test_losses_are_those_of_the_definition(runs: Path, layer: int) -> None:
     blocks = dictionary.piece(number).W_dec.double().unflatten(1, (-1, 96))
     for feature in np.argsort(-evidence.arrays["firings"])[:5].tolist():
         grown = 0.0
-        for place, t in enumerate(into):
+        for index, t in enumerate(into):
             error = (targets[t] - reconstructed[t, :, -1]) * scales[t]
-            without = error + activations[:, feature, None] * blocks[feature, place] * scales[t]
+            without = error + activations[:, feature, None] * blocks[feature, index] * scales[t]
             grown += float(without.square().sum() - error.square().sum())
         assert evidence.arrays["fvu_lost"][feature] == pytest.approx(grown / float(total), rel=1e-3, abs=1e-7)
-        squares = [float((blocks[feature, place] * scales[t]).square().sum()) for place, t in enumerate(into)]
+        squares = [float((blocks[feature, index] * scales[t]).square().sum()) for index, t in enumerate(into)]
         shares = np.array(squares) / sum(squares)
         assert evidence.arrays["written_share"][feature] == pytest.approx(shares, rel=1e-4)
         page = feature_page(evidence, feature)
-        assert [one["layer"] for one in page["writes"]] == [LAYERS[t] for t in into]
+        assert [write["layer"] for write in page["writes"]] == [LAYERS[t] for t in into]
         assert page["logits"] is not None
 
 
 @pytest.mark.browser
-def test_the_index_leads_to_pages_that_show_where_a_feature_writes(runs: Path, browser: WebDriver) -> None:
+def test_the_index_links_to_pages_that_show_where_a_feature_writes(runs: Path, browser: WebDriver) -> None:
     index = runs / "gpt2-stdlib" / "layers03_05_06" / "features" / "clt" / "index.html"
     browser.get(index.as_uri())
     assert [link.text for link in browser.find_elements(By.CSS_SELECTOR, "td a")] == ["layer 3", "layer 5", "layer 6"]
@@ -124,7 +124,7 @@ def test_the_commands_read_them(runs: Path, tmp_path: Path) -> None:
     assert list(json.loads(plan.stdout)) == ["3", "5", "6"]
 
 
-def test_pages_of_another_dictionary_of_that_name_are_kept(runs: Path) -> None:
+def test_pages_of_another_dictionary_of_the_same_name_are_kept(runs: Path) -> None:
     alone = [setting for setting in SMALL if not setting.startswith(("train.kind", "train.window"))]
     single = nestcoder.load_settings(overrides=[*alone, f"model={MODEL}", f"runs={runs}"])
     nestcoder.run_train(single, [5], name="both", device="cpu")

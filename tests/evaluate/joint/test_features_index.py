@@ -1,4 +1,4 @@
-"""The page over all layers: names are text, whatever is in them, and links are relative."""
+"""The page over all layers: names are text with any characters, and links are relative."""
 
 from dataclasses import replace
 from pathlib import Path

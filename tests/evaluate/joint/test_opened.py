@@ -1,4 +1,4 @@
-"""A dictionary is opened with the caches of its layers alone."""
+"""A dictionary is opened only with the caches of its layers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
 
-def test_other_caches_than_its_own_are_refused(write_toy_cache: Callable[..., Path], tmp_path: Path) -> None:
+def test_caches_of_other_layers_are_refused(write_toy_cache: Callable[..., Path], tmp_path: Path) -> None:
     caches = {layer: write_toy_cache(tmp_path / str(layer)) for layer in (2, 1)}
     readers = open_readers(caches, None, device="cpu")
     assert [reader.path for reader in readers] == [caches[1], caches[2]]

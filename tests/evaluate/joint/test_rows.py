@@ -40,14 +40,14 @@ def test_fvu_and_l0_are_those_of_the_definition(
 
     taken = [reader.split("held_out").rows(slice(None)) for reader in readers]
     ordinary = torch.from_numpy(taken[0].tokens != 0)
-    sources = [part.source[ordinary].float() for part in taken]
+    sources = [split.source[ordinary].float() for split in taken]
     reconstructed = dictionary.reconstructions(sources)
-    for layer, part in enumerate(taken):
-        target = part.target[ordinary].double()
+    for layer, split in enumerate(taken):
+        target = split.target[ordinary].double()
         total = (target - target.mean(dim=0)).square().sum()
-        for place in range(2):
-            fvu = float((reconstructed[layer, :, place] - target).square().sum() / total)
-            assert found["fvu_per_layer_and_prefix"][layer][place] == pytest.approx(fvu, rel=1e-5)
+        for prefix in range(2):
+            fvu = float((reconstructed[layer, :, prefix] - target).square().sum() / total)
+            assert found["fvu_per_layer_and_prefix"][layer][prefix] == pytest.approx(fvu, rel=1e-5)
         fired = pieces[layer].encode(sources[layer]) > 0
         assert found["l0_per_layer_and_prefix"][layer][1] == pytest.approx(float(fired.sum(dim=1).double().mean()))
         assert found["dead_per_layer"][layer] == pytest.approx(float((~fired.any(dim=0)).double().mean()))

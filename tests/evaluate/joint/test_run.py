@@ -41,7 +41,7 @@ def test_a_set_has_the_fvu_of_its_transcoders(
     assert "measure with --lm" in (tmp_path / "out" / "summary.txt").read_text()
 
 
-def test_what_does_not_belong_together_is_refused(
+def test_dictionaries_and_caches_that_do_not_match_are_refused(
     toy_cache: Path, write_toy_cache: Callable[..., Path], toy_transcoder: Path, tmp_path: Path
 ) -> None:
     missing = Candidate("main", tmp_path / "joint", {3: toy_transcoder, 4: tmp_path / "nothing"})

@@ -12,7 +12,7 @@ LAYERS, WIDTH, DICT_SIZE, ROWS = 3, 6, 32, 10
 PREFIXES = (8, 32)
 
 
-def test_layers_in_order_put_out_what_the_dictionary_reconstructs() -> None:
+def test_layers_in_order_return_what_the_dictionary_reconstructs() -> None:
     reach = Reach(LAYERS, 1, WIDTH)
     pieces = []
     for number in range(LAYERS):
@@ -26,7 +26,7 @@ def test_layers_in_order_put_out_what_the_dictionary_reconstructs() -> None:
     for index in range(len(PREFIXES)):
         replacements = CrossLayerStandIn(dictionary, [norm] * LAYERS, index=index).replacements()
         with torch.no_grad():
-            for _ in range(2):  # a second pass begins anew
+            for _ in range(2):  # a second pass begins again
                 for layer, source in enumerate(sources):
                     found = replacements[layer](source, torch.zeros(ROWS, WIDTH))
                     torch.testing.assert_close(found, expected[layer][:, index])

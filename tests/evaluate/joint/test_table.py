@@ -25,16 +25,16 @@ def dictionary(fvu: float, absorbed: float | None = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("has_model", [True, False])
-def test_every_number_stands_in_its_line(has_model: bool) -> None:
+def test_every_number_is_in_its_line(has_model: bool) -> None:
     found = {"clt": dictionary(0.1), "main": dictionary(0.2)}
-    for one in found.values():
-        one["language_model"] = one["language_model"] if has_model else None
+    for record in found.values():
+        record["language_model"] = record["language_model"] if has_model else None
     lines = joint_table({"dictionaries": found, "layers": [3, 11]}).splitlines()
     assert lines[1].split()[:4] == ["clt", "8", "0.2000", "0.1000"]
-    whole = lines[2].split()
-    assert whole[:3] == ["clt", "32", "0.1000"]
-    assert {"25.0%", "12.5%"} < set(whole)
-    assert ("90.0%" in whole) is has_model
+    words = lines[2].split()
+    assert words[:3] == ["clt", "32", "0.1000"]
+    assert {"25.0%", "12.5%"} < set(words)
+    assert ("90.0%" in words) is has_model
     assert "main               0.2000 0.2000" in "\n".join(lines).replace("main            ", "main              ")
     assert ("--lm" in lines[-1]) is not has_model
     assert "bsor" not in "\n".join(lines)

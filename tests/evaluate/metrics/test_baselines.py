@@ -68,12 +68,12 @@ def test_a_badly_conditioned_source_costs_no_accuracy() -> None:
 
 @given(st.integers(1, 20), st.integers(1, 1000))
 @settings(max_examples=15, deadline=None)
-def test_the_upper_panels_hold_the_whole_product(rows: int, width: int) -> None:
+def test_the_upper_panels_are_the_complete_product(rows: int, width: int) -> None:
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(width))
     torch.testing.assert_close(whole_square(upper_panels(x), width), x.T @ x, rtol=1e-4, atol=1e-4)
 
 
-def test_noise_is_not_explained_by_fitting_it() -> None:
+def test_a_map_fitted_to_noise_explains_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     source, target = torch.randn(400, 60, generator=generator), torch.randn(400, 3, generator=generator)
     assert evaluated(source, target, bias=target.mean(0))["affine"] > 0.95
@@ -101,7 +101,7 @@ def test_the_storage_floor_is_what_rounding_costs() -> None:
     assert float(rounding_errors(torch.tensor([[1.0, -3.0]]))) == pytest.approx((2.0**-14 + 2.0**-12) / 12)
 
 
-def test_an_autoencoder_is_held_against_as_many_principal_axes_as_it_uses_features() -> None:
+def test_an_autoencoder_is_compared_with_as_many_principal_axes_as_it_has_active_features() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(4000, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 3
     metric = Baselines(torch.full((6,), 0.3), torch.full((6,), 0.3), rows.mean(0), prefixes=2)

@@ -1,4 +1,4 @@
-"""The Poisson bootstrap: pure weights, sums that do not depend on batches or processes, intervals that cover."""
+"""The Poisson bootstrap: weights that repeat, sums independent of batches and processes, intervals that cover."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_weights_are_poisson_and_the_first_row_is_one() -> None:
     assert abs(np.corrcoef(weights[1:].numpy()) - np.eye(5)).max() < 0.03
 
 
-def test_a_weight_depends_on_nothing_but_seed_replicate_and_document() -> None:
+def test_a_weight_depends_only_on_seed_replicate_and_document() -> None:
     three = bootstrap_weights(documents_of(7, 1 << 40, 3), replicates=9, seed=1)
     alone = bootstrap_weights(documents_of(3), replicates=4, seed=1)
     assert torch.equal(three[:5, 2:], alone)
@@ -42,7 +42,7 @@ def test_sums_by_document_are_their_definition() -> None:
 
 @given(st.integers(1, 300), st.lists(st.integers(1, 40), max_size=12), st.booleans())
 def test_splitting_rows_over_batches_and_processes_changes_no_sum(documents: int, sizes: list[int], two: bool) -> None:
-    """Also where far more documents come than may wait."""
+    """Also with far more documents than the buffer takes."""
     document = torch.arange(400) % documents
     values = torch.randn(400, 3, generator=torch.Generator().manual_seed(documents), dtype=torch.float64)
     sums = DocumentSums({"values": (3,)}, replicates=7, seed=5)

@@ -1,4 +1,4 @@
-"""A new metric is a class and its name in the list: its fields arrive in the report with nothing else changed."""
+"""A new metric is a class and its name in the list: its fields are in the report, and nothing else changes."""
 
 import json
 from dataclasses import dataclass
@@ -9,18 +9,16 @@ import pytest
 import torch
 
 from cache.reader import CacheReader
-from common.progress import Silent
-from evaluate.config import EvaluateSettings
 from evaluate.measure import measure
 from evaluate.metrics.catalogue import METRICS
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.metric import Findings, Metric, Replayed, State
-from evaluate.run import evaluate_layer
+from tests.helpers.evaluation import evaluate
 
 
 @dataclass(frozen=True)
 class MeanNorm(Metric):
-    """Mean norm of the target: a metric that nobody but this test knows."""
+    """Mean norm of the target: a metric that only this test knows."""
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "MeanNorm":
@@ -42,14 +40,7 @@ def test_a_new_metric_is_one_class_in_the_list(
 ) -> None:
     as_listed = partial(measure, kinds=(*METRICS, MeanNorm))
     monkeypatch.setattr("evaluate.run.measure", as_listed)
-    evaluate_layer(
-        cache=toy_cache,
-        transcoder=toy_transcoder,
-        out=tmp_path / "report",
-        settings=EvaluateSettings(bootstrap=0),
-        device="cpu",
-        progress=Silent(),
-    )
+    evaluate(toy_cache, toy_transcoder, tmp_path / "report")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
     rows = CacheReader.open(toy_cache).split("held_out").rows(slice(None))
     target = rows.target[torch.from_numpy(rows.tokens != 0)]
@@ -60,5 +51,5 @@ def test_a_new_metric_is_one_class_in_the_list(
 def test_every_metric_is_listed_once() -> None:
     names = [metric.__name__ for metric in METRICS]
     assert len(set(names)) == len(names)
-    # What the report reads besides the fields.
+    # What the report reads in addition to the fields.
     assert {"Sparsity", "TopContexts"} <= set(names)

@@ -15,7 +15,7 @@ from evaluate.replay import Replay
 
 @pytest.mark.parametrize("rows", [64, 1600])
 def test_shares_are_their_definition(toy_inputs: MetricInputs, rows: int) -> None:
-    """The share of the largest rows is of what lies around the centre that the cache knows."""
+    """The share of the largest rows is that of their squared distances from the mean that the cache states."""
     found = measure(Replay(toy_inputs.held_out, rows, "cpu", Silent()), toy_inputs, [Concentration])
     fields = found.metrics["concentration"]
     view = toy_inputs.held_out.view
@@ -40,7 +40,7 @@ def fields_of(variance: list[float], rows: float) -> dict[str, Any]:
     return concentration_fields(np.array(variance)) | {"rows": {"0.10%": rows}}
 
 
-def test_a_warning_names_what_rules() -> None:
+def test_a_warning_names_what_dominates() -> None:
     even = [1.0] * 100
     ruled = [1.0, 400.0, 1.0, 500.0, *[1.0] * 20]
     assert warning(fields_of(even, 0.01)) is None

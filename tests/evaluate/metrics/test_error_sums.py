@@ -1,4 +1,4 @@
-"""Every sum of a batch against its definition in float64, with documents in runs and in disorder."""
+"""Every sum of a batch against its definition in float64, with documents in runs and shuffled."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ ROWS, PREFIXES, WIDTH, DOCUMENTS = 70, 3, 5, 4
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_all_sums_are_their_definitions(ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Runs of 32 rows: the smallest that there are.
+    # Runs of 32 rows: the smallest.
     monkeypatch.setattr(module, "_RUN_VALUES", 1)
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(ROWS, WIDTH, generator=generator) * 3 + 1
@@ -36,7 +36,7 @@ def test_all_sums_are_their_definitions(ordered: bool, monkeypatch: pytest.Monke
         np.testing.assert_allclose(found.errors_by_dimension[document], errors[own].sum(0), rtol=1e-5)
 
 
-def test_a_reconstruction_of_nothing_has_cosine_0() -> None:
+def test_a_reconstruction_of_zeros_has_cosine_0() -> None:
     target = torch.ones(2, 3)
     target[1] = 0
     index = torch.zeros(2, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Every form of the FVU, and cosine, against its definition in float64; the invariants that are easily broken."""
+"""Every form of the FVU, and cosine, against its definition in float64; and properties that are easily broken."""
 
 import numpy as np
 import pytest
@@ -190,7 +190,7 @@ def test_no_variance_and_values_that_are_not_numbers_are_refused(batch: Replayed
 
 
 def test_intervals_cover_what_resampling_documents_covers() -> None:
-    """Every form, against forms computed anew on documents drawn with replacement."""
+    """Every form, against forms computed again on documents drawn with replacement."""
     generator = torch.Generator().manual_seed(3)
     document = torch.arange(2000) // 10
     scale = torch.rand(200, generator=generator)[document][:, None] * 2

@@ -1,4 +1,4 @@
-"""The centre around which sums are kept is the mean of the rows that count, in float64."""
+"""The centre of the sums is the mean of the rows that count, in float64."""
 
 from dataclasses import replace
 

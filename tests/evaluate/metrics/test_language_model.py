@@ -31,7 +31,7 @@ def test_the_model_is_given_the_mean_and_its_answer_is_reported(toy_inputs: Metr
     assert found.replicates["delta_cross_entropy"].tolist() == [[1.0, 1.0, 1.0]]
 
 
-def test_without_a_model_nothing_is_gathered(toy_inputs: MetricInputs) -> None:
+def test_without_a_model_nothing_is_measured(toy_inputs: MetricInputs) -> None:
     metric = SplicedLoss.create(toy_inputs)
     assert metric.start() == {}
     assert metric.compute({}).fields == {"language_model": None}

@@ -1,4 +1,4 @@
-"""The rows farthest away are those that sorting all of them gives, whatever the batches and processes."""
+"""The rows farthest from the centre are those that sorting all rows gives, for any batches and processes."""
 
 import torch
 from hypothesis import given
@@ -14,7 +14,7 @@ VALUES = {"twice": ((), torch.float64)}
     st.integers(1, 12),
     st.lists(st.integers(1, 40), max_size=4),
 )
-def test_they_are_those_of_a_sort_and_equal_ones_go_by_number(
+def test_the_largest_rows_are_those_of_a_sort_with_ties_by_row_number(
     distances: list[int], count: int, splits: list[int]
 ) -> None:
     distance = torch.tensor(distances, dtype=torch.float64)
@@ -24,8 +24,8 @@ def test_they_are_those_of_a_sort_and_equal_ones_go_by_number(
     for piece in torch.arange(len(distance)).tensor_split(sorted(splits)):
         if len(piece):
             batch = largest.of_batch(distance[piece], row[piece], twice=2 * distance[piece])
-            other = largest.combine(largest.start(), batch)
-            state = largest.combine(state, other)
+            partial = largest.combine(largest.start(), batch)
+            state = largest.combine(state, partial)
     found = largest.finish(state)
     expected = sorted(zip(distances, row.tolist(), strict=True), key=lambda pair: (-pair[0], pair[1]))[:count]
     assert list(zip(found["distance"].tolist(), found["row"].tolist(), strict=True)) == expected

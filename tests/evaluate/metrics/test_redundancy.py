@@ -22,7 +22,7 @@ def test_blocks_give_what_the_full_matrix_gives(block: int) -> None:
     assert result["twin_share"] == result["per_prefix"][-1]["twin_share"]
 
 
-def test_half_duplicated_moves_the_twin_share_and_hardly_the_pair_share() -> None:
+def test_duplicating_half_the_rows_moves_the_twin_share_and_hardly_the_pair_share() -> None:
     rows = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
     result = redundancy(torch.cat([rows, rows]), (400,), block=64)
     assert result["twin_share"] == 1

@@ -21,8 +21,8 @@ def codes() -> torch.Tensor:
     return pre
 
 
-def computed(pre: torch.Tensor, *, least: float = 1.0, pieces: int = 1) -> dict[str, Any]:
-    metric = Sparsity(PREFIXES, least)
+def computed(pre: torch.Tensor, *, ultralow: float = 1.0, pieces: int = 1) -> dict[str, Any]:
+    metric = Sparsity(PREFIXES, ultralow)
     state = metric.start()
     for rows in pre.chunk(pieces):
         none = torch.zeros(len(rows), dtype=torch.int64)
@@ -50,12 +50,12 @@ def test_counts_are_those_of_the_dense_code(codes: torch.Tensor) -> None:
     assert groups[2]["silent"] == int(dead[24:].sum())
 
 
-def test_dead_is_not_said_of_too_few_tokens(codes: torch.Tensor) -> None:
-    result = computed(codes, least=1e6)
+def test_no_feature_is_called_dead_after_too_few_tokens(codes: torch.Tensor) -> None:
+    result = computed(codes, ultralow=1e6)
     assert result["dead_fraction"] is None
     assert "300 tokens" in result["sparsity"]["dead_reason"]
 
 
-def test_an_always_firing_feature_is_dense_and_lies_at_density_one(codes: torch.Tensor) -> None:
+def test_a_feature_that_always_fires_is_dense_with_density_1(codes: torch.Tensor) -> None:
     group = computed(codes)["sparsity"]["density_by_group"][0]
     assert group["histogram"][-1] >= 1

@@ -37,7 +37,7 @@ def test_the_table_is_what_sorting_the_dense_code_gives(ends: tuple[int, ...]) -
         assert found["value"][feature].tolist() == pytest.approx([value for _, (value, _) in expected])
 
 
-def test_rows_on_which_nothing_fires_leave_the_table_as_it_is() -> None:
+def test_rows_on_which_nothing_fires_do_not_change_the_table() -> None:
     pre = torch.full((6, 8), -1.0)
     pre[4, 3] = 1.0
     found = table(pre, torch.arange(6), ends=(2, 4, 6))
@@ -45,7 +45,7 @@ def test_rows_on_which_nothing_fires_leave_the_table_as_it_is() -> None:
     assert int(found["row"][3, 0]) == 4
 
 
-def test_a_feature_strong_in_fewer_documents_says_so() -> None:
+def test_a_feature_strong_in_fewer_documents_has_fewer_contexts() -> None:
     pre = torch.full((6, 8), -1.0)
     pre[[1, 2, 5], 0] = torch.tensor([1.0, 2.0, 3.0])
     found = table(pre, torch.tensor([0, 0, 0, 1, 1, 1]), ends=(2, 6))

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as making a repository, committing to it and fetching from it need; large files go by LFS."""
+    """The part of the Hub for making a repository, committing to it and fetching from it; large files go by LFS."""
 
     files: ClassVar[dict[str, bytes]] = {}
     large: ClassVar[dict[str, bytes]] = {}
@@ -179,7 +179,7 @@ def request_to(tmp_path: Path, endpoint: str) -> PublishRequest:
     (exported / "saelens" / "EXPORT.json").write_text(json.dumps(document))
     (exported / "delphi").mkdir()
     (exported / "delphi" / "config.json").write_text("{}")
-    # What somebody left beside the export is not published.
+    # Other files beside the export are not published.
     (exported / "rows.pt").write_bytes(b"private")
     (exported / "notes").mkdir()
     (exported / "notes" / "mine.txt").write_text("private")
@@ -220,7 +220,7 @@ def test_other_bytes_are_refused_by_the_hash_in_config_json(request_to: PublishR
             nestcoder.load_transcoder(address)
 
 
-def test_a_record_of_an_export_that_does_not_read_is_said(request_to: PublishRequest) -> None:
+def test_an_export_whose_record_cannot_be_read_is_refused(request_to: PublishRequest) -> None:
     assert request_to.exported is not None
     for text in ("{", '{"layers": 3}', '{"format": "saelens", "layers": {"8": {}}}'):
         (request_to.exported / "saelens" / "EXPORT.json").write_text(text)
@@ -228,7 +228,9 @@ def test_a_record_of_an_export_that_does_not_read_is_said(request_to: PublishReq
             prepare(request_to)
 
 
-def test_what_cannot_be_published_is_said_before_anything_is_sent(request_to: PublishRequest, tmp_path: Path) -> None:
+def test_what_cannot_be_published_is_refused_before_anything_is_sent(
+    request_to: PublishRequest, tmp_path: Path
+) -> None:
     report = request_to.folders[8].report("main") / "metrics.json"
     text = report.read_text()
     report.write_text(text.replace('"xxh3_128": "', '"xxh3_128": "0'))

@@ -24,7 +24,7 @@ def gap(value: float | None, *interval: float) -> dict[str, Any]:
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    whole = values(
+    full = values(
         64, 0.1, 16.0, difference={"fvu": gap(-0.1, -0.12, -0.08), "l0": gap(6.0), "fvu_whitened": gap(None)},
         better={"fvu": "ours", "fvu_whitened": None}, disagree=False,
     )  # fmt: skip
@@ -34,7 +34,7 @@ def document() -> dict[str, Any]:
     )  # fmt: skip
     return {
         "rows": {"tokens_used": 4000, "documents": 40, "target": "mlp_out"},
-        "ours": {"name": "main", "per_prefix": [values(8, 0.5, 4.0), whole]},
+        "ours": {"name": "main", "per_prefix": [values(8, 0.5, 4.0), full]},
         "ours_at_their_l0": {"top_k": 10, "reason": None, "per_prefix": [matched]},
         "theirs": {"name": "other", "origin": "file.npz", "convention": "L0 is 10.0", **values(2048, 0.2, 10.0)},
         "tokens_trained": {"ours": 5000, "theirs": None},
@@ -42,7 +42,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def test_the_table_has_both_and_the_differences_are_ours_minus_theirs(document: dict[str, Any]) -> None:
+def test_the_table_has_both_and_the_differences_are_ours_minus_the_reference(document: dict[str, Any]) -> None:
     lines = as_text(document).splitlines()
     assert lines[0] == "Compared with other (file.npz)"
     table = [line for line in lines if "0.02" in line or "2.0%" in line]
@@ -52,7 +52,7 @@ def test_the_table_has_both_and_the_differences_are_ours_minus_theirs(document: 
     assert any("FVU -0.1000 [-0.1200, -0.0800], FVU whitened ?, L0 +6.0" in line for line in lines)
 
 
-def test_it_says_who_is_better_and_where_forms_disagree(document: dict[str, Any]) -> None:
+def test_it_says_which_is_better_and_which_forms_disagree(document: dict[str, Any]) -> None:
     text = as_text(document)
     assert "main: ours is better by FVU; no form says otherwise." in text
     assert "The forms disagree on main at k = 10: ours is better by FVU whitened; theirs by FVU." in text

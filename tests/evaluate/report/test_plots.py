@@ -1,4 +1,4 @@
-"""The plots show the numbers of metrics.json: their lines, bars and labels are read back from the figures."""
+"""The plots show the numbers of metrics.json: their lines, bars and labels are read back from matplotlib."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def test_a_report_has_three_plots_twice(toy_metrics: dict[str, Any]) -> None:
         assert data.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in data
 
 
-def test_fvu_is_drawn_with_its_interval_and_what_no_features_reach(toy_metrics: dict[str, Any]) -> None:
+def test_fvu_is_drawn_with_its_interval_and_the_baselines(toy_metrics: dict[str, Any]) -> None:
     (axes,) = fvu_by_prefix(toy_metrics).axes
     (drawn,) = axes.containers
     assert drawn[0].get_xdata().tolist() == toy_metrics["prefixes"]
@@ -27,7 +27,7 @@ def test_fvu_is_drawn_with_its_interval_and_what_no_features_reach(toy_metrics: 
     assert levels == {toy_metrics["baselines"]["affine"], 1.0}
 
 
-def test_an_autoencoder_stands_beside_principal_axes(toy_metrics: dict[str, Any]) -> None:
+def test_an_autoencoder_is_drawn_beside_principal_axes(toy_metrics: dict[str, Any]) -> None:
     toy_metrics["baselines"] |= {"affine": None, "pca_per_prefix": [0.9, 0.5, 0.2]}
     (axes,) = fvu_by_prefix(toy_metrics).axes
     labels = {str(line.get_label()): list(line.get_ydata()) for line in axes.lines}

@@ -1,4 +1,4 @@
-"""A report appears complete or not at all, whatever happens beside it and whatever was there before."""
+"""A report appears complete or not at all, whatever other processes do and whatever was there before."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def write_many(out: Path, first: int) -> None:
         write_report(out, files(number))
 
 
-def test_evaluations_that_end_at_once_all_publish_whole_reports(tmp_path: Path) -> None:
+def test_evaluations_that_end_at_once_all_write_complete_reports(tmp_path: Path) -> None:
     out = tmp_path / "report" / "main"
     with ProcessPoolExecutor(WRITERS, mp_context=get_context("fork")) as writers:
         for written in [writers.submit(write_many, out, 100 * writer) for writer in range(WRITERS)]:
@@ -41,7 +41,7 @@ def test_evaluations_that_end_at_once_all_publish_whole_reports(tmp_path: Path) 
         assert written == files(number)
 
 
-def test_an_unfinished_folder_that_goes_while_it_is_looked_at_fails_no_report(tmp_path: Path) -> None:
+def test_an_unfinished_folder_that_is_removed_by_another_process_fails_no_report(tmp_path: Path) -> None:
     (tmp_path / ".main.host-1.unfinished").symlink_to(tmp_path / "gone")  # listed, and not there when it is asked
     assert write_report(tmp_path / "main", files(1)) is None
     assert (tmp_path / "main" / "summary.txt").exists()
@@ -58,7 +58,9 @@ def test_an_unfinished_folder_that_goes_while_it_is_looked_at_fails_no_report(tm
         (None, "no metrics.json"),
     ],
 )
-def test_a_malformed_older_report_fails_no_new_one(tmp_path: Path, content: bytes | None, problem: str | None) -> None:
+def test_a_malformed_older_report_does_not_stop_a_new_one(
+    tmp_path: Path, content: bytes | None, problem: str | None
+) -> None:
     out = tmp_path / "main"
     out.mkdir()
     if content is not None:
@@ -83,7 +85,7 @@ def test_what_a_killed_evaluation_left_is_removed_when_it_is_old(tmp_path: Path)
     assert recent.exists()
 
 
-def test_a_disk_that_refuses_leaves_no_half_report(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_leaves_no_incomplete_report(tmp_path: Path) -> None:
     def refuse(moment: str, operation: str, path: Path) -> None:
         if operation == "rename" and path.name == "main" and moment == "before":
             raise OSError(28, "No space left on device")

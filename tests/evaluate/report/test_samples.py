@@ -18,7 +18,7 @@ def test_features_are_chosen_evenly_over_frequency_among_those_in_enough_documen
 
 
 @given(st.integers(0, 12), st.integers(0, 99))
-def test_as_many_as_there_are_and_none_twice(count: int, seed: int) -> None:
+def test_no_feature_is_chosen_twice_if_there_are_too_few(count: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     firings = random.integers(0, 5, 9)
     documents = random.integers(-1, 3, (9, 2))

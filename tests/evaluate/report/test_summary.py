@@ -1,4 +1,4 @@
-"""summary.txt says the numbers of metrics.json, what they rest on, and what is not known as ``?`` or a reason."""
+"""summary.txt states the numbers of metrics.json and what they are based on; ``?`` or a reason for what is unknown."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_what_is_not_measured_has_its_reason(toy_metrics: dict[str, Any]) -> Non
     assert "none, of a single feature" in text
 
 
-def test_the_language_models_loss_decides_where_it_was_measured(toy_metrics: dict[str, Any]) -> None:
+def test_the_language_models_loss_decides_if_it_was_measured(toy_metrics: dict[str, Any]) -> None:
     toy_metrics["language_model"] = SPLICED
     text = summary(toy_metrics)
     assert "Spliced into the language model, 5,000 tokens: cross-entropy clean 3.1000" in text
@@ -59,13 +59,13 @@ def test_the_language_models_loss_decides_where_it_was_measured(toy_metrics: dic
     assert "beside it the whitened FVU" in text
 
 
-def test_few_documents_are_a_caution(toy_metrics: dict[str, Any]) -> None:
+def test_few_documents_bring_a_caution(toy_metrics: dict[str, Any]) -> None:
     assert "~ With" not in summary(toy_metrics)
     toy_metrics["documents"] = 29
     assert "~ With 29 held-out documents the intervals are rough" in summary(toy_metrics)
 
 
-def test_an_autoencoder_is_read_otherwise(toy_metrics: dict[str, Any]) -> None:
+def test_the_summary_of_an_autoencoder_has_its_own_sentences(toy_metrics: dict[str, Any]) -> None:
     toy_metrics["transcoder"]["kind"] = "sae"
     toy_metrics["baselines"] |= {"pca_per_prefix": [0.9, 0.5, 0.2], "pca_rank_per_prefix": [2, 5, 20]}
     text = summary(toy_metrics)
@@ -73,7 +73,7 @@ def test_an_autoencoder_is_read_otherwise(toy_metrics: dict[str, Any]) -> None:
     assert "2 0.9000, 5 0.5000, 20 0.2000" in text
 
 
-def test_rows_that_nobody_proved_are_named() -> None:
+def test_unproved_rows_are_named() -> None:
     assert provenance_lines({"provenance": None}) == []
     assert provenance_lines({"provenance": "unproved"})[0].startswith("Provenance unproved: ")
 

@@ -1,4 +1,4 @@
-"""One table over layers: a line a prefix, what no features reach, the reference, and warnings below."""
+"""One table over layers: a line a prefix, the baselines, the reference, and warnings below."""
 
 from copy import deepcopy
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from evaluate.report.table_of_runs import table_of_runs
 
 
-def test_a_line_a_prefix_and_what_no_features_reach(toy_metrics: dict[str, Any]) -> None:
+def test_the_table_has_a_line_a_prefix_and_the_baselines(toy_metrics: dict[str, Any]) -> None:
     lines = table_of_runs({4: toy_metrics, 8: toy_metrics}).splitlines()
     assert len(lines) == 1 + 2 * 5
     for line, prefix, fvu in zip(lines[1:4], toy_metrics["prefixes"], toy_metrics["fvu_per_prefix"], strict=True):
@@ -18,7 +18,7 @@ def test_a_line_a_prefix_and_what_no_features_reach(toy_metrics: dict[str, Any])
     assert "delta CE" not in lines[0]
 
 
-def test_a_column_for_the_models_loss_where_any_layer_has_it(toy_metrics: dict[str, Any]) -> None:
+def test_the_table_has_a_column_for_the_models_loss_if_any_layer_has_it(toy_metrics: dict[str, Any]) -> None:
     spliced = deepcopy(toy_metrics)
     spliced["language_model"] = {"per_prefix": [{"delta": delta} for delta in (0.3, 0.2, 0.1)]}
     lines = table_of_runs({4: toy_metrics, 8: spliced}).splitlines()

@@ -34,7 +34,7 @@ def embedded(request: pytest.FixtureRequest) -> LanguageModel:
 
 @pytest.fixture
 def tokens() -> torch.Tensor:
-    """Two contexts that begin with the special token of both models that stands there; another inside."""
+    """Two contexts that begin with the special token that both models begin with; another one inside."""
     drawn = torch.randint(10, 2000, (2, 14), generator=torch.Generator().manual_seed(3))
     drawn[:, 0] = 0
     drawn[1, 6] = 1
@@ -139,5 +139,5 @@ def small_splicer(small_model: LanguageModel) -> Splicer:
 
 @pytest.fixture(scope="package")
 def small_context(small_cache: Path) -> Contexts:
-    """One that has a special token in its middle."""
+    """A context that has a special token in its middle."""
     return held_out_contexts(CacheReader.open(small_cache), tokens=10_000, batch_tokens=1, device="cpu")[2]

@@ -1,4 +1,4 @@
-"""Two layers at once: what two plain splices, one in the other, make of the model; other texts are refused."""
+"""Two layers at once: the numbers of two plain splices, one in the other; caches of other texts are refused."""
 
 import shutil
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def test_the_table_says_what_one_splice_inside_another_does(runs: Path) -> None:
         assert found["per_prefix"][index]["delta"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_autoencoder_of_what_the_mlp_reads_is_spliced_in_alone_and_with_another(runs: Path, tmp_path: Path) -> None:
+def test_an_autoencoder_of_mlp_in_is_spliced_alone_and_with_another(runs: Path, tmp_path: Path) -> None:
     """Against plain Hugging Face hooks on the MLP's input."""
     shutil.copytree(runs, tmp_path / "runs")
     overrides = [*SMALL, f"model={MODEL}", f"runs={tmp_path / 'runs'}", "train.kind=sae"]
@@ -99,11 +99,12 @@ def test_an_autoencoder_of_what_the_mlp_reads_is_spliced_in_alone_and_with_anoth
             handle.remove()
         return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")[ordinary[0, :-1]]
 
-    contexts = [one.tokens for one in held_out_contexts(reader, tokens=256, batch_tokens=1, device="cpu")]
-    clean, one, two = (torch.cat([loss(tokens, of) for tokens in contexts]).mean() for of in ((), (8,), (4, 8)))
-    assert alone["per_prefix"][-1]["delta"] == pytest.approx(float(one - clean), abs=1e-4)
-    assert both["per_prefix"][-1]["delta"] == pytest.approx(float(two - clean), abs=1e-4)
-    assert abs(float(one - clean)) > 1e-3
+    contexts = [context.tokens for context in held_out_contexts(reader, tokens=256, batch_tokens=1, device="cpu")]
+    replaced = ((), (8,), (4, 8))
+    clean, single, pair = (torch.cat([loss(tokens, layers) for tokens in contexts]).mean() for layers in replaced)
+    assert alone["per_prefix"][-1]["delta"] == pytest.approx(float(single - clean), abs=1e-4)
+    assert both["per_prefix"][-1]["delta"] == pytest.approx(float(pair - clean), abs=1e-4)
+    assert abs(float(single - clean)) > 1e-3
 
 
 def test_caches_of_other_text_are_refused(runs: Path, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_caches_of_other_text_are_refused(runs: Path, tmp_path: Path) -> None:
     readers = {layer: CacheReader.open(base / f"layer0{layer}" / "cache") for layer in (4, 8)}
     check_same_text(readers)
     shutil.copytree(base / "layer08" / "cache", tmp_path / "cache")
-    other = CacheReader.open(tmp_path / "cache")
-    other.identity = other.identity | {"weights_hash": "another"}
+    reader = CacheReader.open(tmp_path / "cache")
+    reader.identity = reader.identity | {"weights_hash": "another"}
     with pytest.raises(MismatchError, match="layers 4 and 8 are not of the same model and text"):
-        check_same_text({4: readers[4], 8: other})
+        check_same_text({4: readers[4], 8: reader})

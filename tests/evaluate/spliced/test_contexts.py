@@ -25,7 +25,7 @@ def test_contexts_come_back_as_they_were_harvested(small_cache: Path, batch_toke
     assert len(first) == 2
 
 
-def test_positions_start_anew_where_attention_does(small_cache: Path) -> None:
+def test_positions_restart_where_attention_does(small_cache: Path) -> None:
     reader = CacheReader.open(small_cache)
     reader.identity["attention"] = "document"
     contexts = held_out_contexts(reader, tokens=CONTEXT, batch_tokens=1, device="cpu")

@@ -1,4 +1,4 @@
-"""What a model loses with a dictionary in it, against the definition; a dictionary that is the MLP costs nothing."""
+"""The loss of a model with a dictionary in it, against the definition; a dictionary that is the MLP costs nothing."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,14 +8,13 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from cache.reader import CacheReader
-from common.progress import Silent
 from evaluate.config import EvaluateSettings
-from evaluate.run import evaluate_layer
 from evaluate.spliced.contexts import Contexts, held_out_contexts
 from evaluate.spliced.loss import _measure, _sums
 from evaluate.spliced.splicer import Splicer
 from harvest.model.language_model import LanguageModel
 from harvest.model.sites import module_at
+from tests.helpers.evaluation import evaluate
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
@@ -33,37 +32,32 @@ def test_a_transcoder_that_is_the_mlp_costs_nothing(
     W_enc, *others = (array.detach().clone() for array in arrays)
     transcoder = Transcoder(W_enc.T.contiguous(), *others, rule=TopK(256), prefixes=(128, 256))
     save_transcoder(transcoder, tmp_path / "main", config={})
-    metrics = evaluate_layer(
-        cache=cache, transcoder=tmp_path / "main", out=tmp_path / "report",
-        settings=EvaluateSettings(bootstrap=0), device="cpu", lm=str(folder), progress=Silent(),
-    )  # fmt: skip
+    metrics = evaluate(cache, tmp_path / "main", tmp_path / "report", lm=str(folder))
     half, complete = metrics["language_model"]["per_prefix"]
     assert metrics["fvu"] < 1e-9
     assert abs(complete["delta"]) < 1e-6
     assert abs(complete["kl"]) < 1e-6 < 1e-4 < half["kl"]
 
 
-def test_the_whole_stage_says_what_the_definition_says(
+def test_the_stage_gives_the_numbers_of_the_definition(
     small_folder: Path, small_cache: Path, small_splicer: Splicer, tmp_path: Path
 ) -> None:
     arrays = random_arrays(WIDTH, WIDTH, dict_size=96, seed=0)
     transcoder = Transcoder(**arrays, rule=TopK(8), prefixes=(32, 96))
     save_transcoder(transcoder, tmp_path / "main", config={})
-    metrics = evaluate_layer(
-        cache=small_cache, transcoder=tmp_path / "main", out=tmp_path / "report",
-        settings=EvaluateSettings(bootstrap=20), device="cpu", lm=str(small_folder), progress=Silent(),
-    )["language_model"]  # fmt: skip
+    found = evaluate(small_cache, tmp_path / "main", tmp_path / "report", lm=str(small_folder), bootstrap=20)
+    metrics = found["language_model"]
     short = {LAYER: lambda x, _: transcoder.forward(x, prefix=32)}
     clean, replaced, kl, top1 = [], [], [], []
     for context in held_out_contexts(CacheReader.open(small_cache), tokens=10_000, batch_tokens=1, device="cpu"):
         counted = ~small_splicer.kept(context.tokens)[0, :-1]
         own = small_splicer.log_probabilities(context)[0, :-1][counted]
-        other = small_splicer.log_probabilities(context, short)[0, :-1][counted]
+        spliced = small_splicer.log_probabilities(context, short)[0, :-1][counted]
         following = context.tokens[0, 1:][counted][:, None]
         clean.append(-own.gather(1, following))
-        replaced.append(-other.gather(1, following))
-        kl.append((own.exp() * (own - other)).sum(1))
-        top1.append((own.argmax(1) == other.argmax(1)).float())
+        replaced.append(-spliced.gather(1, following))
+        kl.append((own.exp() * (own - spliced)).sum(1))
+        top1.append((own.argmax(1) == spliced.argmax(1)).float())
     first = metrics["per_prefix"][0]
     assert metrics["tokens"] == sum(map(len, clean))
     assert metrics["clean"] == pytest.approx(float(torch.cat(clean).mean()), rel=1e-5)
@@ -83,7 +77,7 @@ def test_the_whole_stage_says_what_the_definition_says(
     assert "Spliced into the language model" in (tmp_path / "report" / "summary.txt").read_text()
 
 
-def test_the_blocks_before_the_layer_run_once_however_much_is_replaced(
+def test_the_blocks_before_the_layer_run_once_for_all_replacements(
     small_splicer: Splicer, small_context: Contexts
 ) -> None:
     model = small_splicer.model

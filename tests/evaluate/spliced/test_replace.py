@@ -1,4 +1,4 @@
-"""Every site of every kind of block, replaced: what plain hooks on the module of that name make of the model."""
+"""Every site of every kind of block, replaced: the model computes what it does with plain hooks on that module."""
 
 from typing import Any, get_args
 
@@ -35,7 +35,7 @@ MODULES = {
     "llama": ("model.layers", "self_attn", "post_attention_layernorm", "mlp"),
     "gpt_neox": ("gpt_neox.layers", "attention", "post_attention_layernorm", "mlp"),
 }
-"""The blocks, and in a block what puts out attn_out, mlp_in and mlp_out."""
+"""The blocks, and in a block the modules whose outputs are attn_out, mlp_in and mlp_out."""
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -52,7 +52,7 @@ def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def with_added(model: Any, module: Any, amount: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The logits where a plain hook adds to what a module puts out, but where the special token stands."""
+    """The logits if a plain hook adds to the output of a module, except at special tokens."""
     add = amount * (tokens != SPECIAL)[..., None]
 
     def hook(_: Any, __: Any, out: Any) -> Any:
@@ -66,19 +66,19 @@ def with_added(model: Any, module: Any, amount: torch.Tensor, tokens: torch.Tens
 
 
 @pytest.mark.parametrize("site", get_args(Site))
-def test_adding_at_a_site_is_adding_where_the_module_puts_it_out(named: tuple[str, Any], site: Site) -> None:
+def test_adding_at_a_site_is_adding_to_the_output_of_its_module(named: tuple[str, Any], site: Site) -> None:
     name, model = named
     host = Host.from_model(model)
     tokens = torch.randint(1, 50, (2, 12), generator=torch.Generator().manual_seed(1))
     tokens[:, 0] = SPECIAL
     tokens[1, 5] = SPECIAL
     amount = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
-    place = (
+    site_pair = (
         SitePair("mlp_in", site) if site not in ("resid_pre", "attn_out", "ln2_normalized") else SitePair(site, site)
     )
     if site == "resid_mid":
-        place = SitePair("resid_mid", "resid_mid")
-    added = {LAYER: (place, lambda _, own: own + amount)}
+        site_pair = SitePair("resid_mid", "resid_mid")
+    added = {LAYER: (site_pair, lambda _, own: own + amount)}
     if host.family.parallel and site == "resid_mid":
         with pytest.raises(UsageError, match="has no resid_mid"), replacing(host, added, Ordinary()):
             pass
@@ -109,7 +109,7 @@ def test_adding_at_a_site_is_adding_where_the_module_puts_it_out(named: tuple[st
 
 
 @pytest.mark.parametrize("site", get_args(Site))
-def test_what_is_seen_and_put_back_changes_nothing(named: tuple[str, Any], site: Site) -> None:
+def test_replacing_a_site_by_its_own_value_changes_nothing(named: tuple[str, Any], site: Site) -> None:
     _, model = named
     host = Host.from_model(model)
     if site not in host.family.ends or (host.family.parallel and site == "ln2_normalized"):
@@ -128,7 +128,7 @@ def test_what_is_seen_and_put_back_changes_nothing(named: tuple[str, Any], site:
     torch.testing.assert_close(found, logits(model, tokens), atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_replaced_is_said(named: tuple[str, Any]) -> None:
+def test_what_cannot_be_replaced_is_refused(named: tuple[str, Any]) -> None:
     host = Host.from_model(named[1])
     with pytest.raises(UsageError, match="layers 0 to 2; there is no layer 3"):
         host.check(3, SitePair("mlp_in", "mlp_out"))

@@ -27,7 +27,7 @@ def test_it_encodes_what_the_hook_point_gives(embedded: LanguageModel, build: Bu
     assert torch.equal(adapter.encode(cache[adapter.cfg.hook_name][0]), found[0])
 
 
-def test_what_sparse_probing_and_autointerp_ask_for_is_there(build: Build) -> None:
+def test_the_adapter_has_what_sparse_probing_and_autointerp_read(build: Build) -> None:
     adapter = SAEBenchAdapter(build(8).truncate(48), model_name="gpt2", context_size=64)
     assert adapter.W_enc.shape == (96, 48)
     assert adapter.b_enc.shape == (48,)
@@ -38,7 +38,7 @@ def test_what_sparse_probing_and_autointerp_ask_for_is_there(build: Build) -> No
     assert adapter.encode(torch.randn(2, 3, 96, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_what_would_measure_something_else_is_refused(build: Build) -> None:
+def test_evaluations_that_would_measure_something_else_are_refused(build: Build) -> None:
     adapter = SAEBenchAdapter(build(8), model_name="gpt2")
     for use in (adapter, lambda x: adapter.decode(adapter.encode(x))):  # core, scr, tpp, ravel, unlearning
         with pytest.raises(UsageError, match="core, scr, tpp, ravel and unlearning"):
@@ -54,7 +54,7 @@ def test_what_would_measure_something_else_is_refused(build: Build) -> None:
         SAEBenchAdapter(build(8).replaced(config={}), model_name="gpt2")
 
 
-def test_an_autoencoder_is_given_whole(build: Build) -> None:
+def test_an_autoencoder_is_adapted_without_a_second_site(build: Build) -> None:
     sites = {"layer": 8, "source_site": "resid_post", "target_site": "resid_post"}
     transcoder = build(8).replaced(config=sites)
     adapter = SAEBenchAdapter(transcoder, model_name="gpt2")

@@ -1,4 +1,4 @@
-"""``nestcoder.splice`` on the embedded models, against plain hooks and the definition written out."""
+"""``nestcoder.splice`` on the embedded models, against plain hooks and the definition."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +59,7 @@ def by_plain_hooks(
 
 
 @pytest.mark.parametrize("prefix", [None, 48])
-def test_several_layers_are_what_plain_hooks_make_of_the_definition(
+def test_several_layers_give_what_plain_hooks_with_the_definition_give(
     embedded: LanguageModel, build: Build, tokens: torch.Tensor, prefix: int | None
 ) -> None:
     dictionaries = {layer: build(layer) for layer in (3, 8)}
@@ -156,13 +156,13 @@ def test_gradients_go_through_later_dictionaries(embedded: LanguageModel, build:
         logits(embedded, tokens)[0, -1, 42].backward()
     assert seen[3].gradients().any()
     assert seen[8].gradients().any()
-    with splice(embedded, {8: build(8)}, record=True) as other:
+    with splice(embedded, {8: build(8)}, record=True) as alone:
         logits(embedded, tokens)
     with pytest.raises(UsageError, match="Nothing was differentiated"):
-        other[8].gradients()
+        alone[8].gradients()
 
 
-def test_what_was_seen_is_the_dictionarys_own_code_and_error(
+def test_the_record_has_the_code_and_the_error_of_the_dictionary(
     embedded: LanguageModel, build: Build, tokens: torch.Tensor
 ) -> None:
     transcoder = build(8)
@@ -177,15 +177,15 @@ def test_what_was_seen_is_the_dictionarys_own_code_and_error(
 
 
 def test_it_works_while_text_is_generated(embedded: LanguageModel, build: Build, tokens: torch.Tensor) -> None:
-    """A pass over one new token is what the pass over all of them makes of it."""
+    """A pass over one new token gives what the pass over all tokens gives."""
     with splice(embedded, {8: build(8)}), torch.no_grad():
-        whole = logits(embedded, tokens[:1])[:, -1]
+        expected = logits(embedded, tokens[:1])[:, -1]
         first = embedded.hugging(input_ids=tokens[:1, :-1], use_cache=True)
         last = embedded.hugging(input_ids=tokens[:1, -1:], past_key_values=first.past_key_values).logits[:, -1]
-    torch.testing.assert_close(last, whole, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(last, expected, atol=2e-4, rtol=1e-4)
 
 
-def test_what_does_not_fit_is_said(embedded: LanguageModel, build: Build, tokens: torch.Tensor) -> None:
+def test_what_does_not_fit_the_model_is_refused(embedded: LanguageModel, build: Build, tokens: torch.Tensor) -> None:
     transcoder = build(8)
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"transcoders": {3: transcoder}}, MismatchError, "trained on layer 8, not 3"),

@@ -1,4 +1,4 @@
-"""Splicing into both families: an exact copy loses nothing, ablations are what they say, special positions stay."""
+"""Splicing into both families: an exact copy loses nothing, ablations do what they say, special positions stay."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def test_clean_is_the_models_own_loss(small_splicer: Splicer, small_context: Con
     assert -float(log_probabilities.mean()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_pass_begun_at_the_layer_is_the_whole_pass(small_splicer: Splicer, small_context: Contexts) -> None:
+def test_a_pass_from_the_layer_on_gives_what_the_full_pass_gives(
+    small_splicer: Splicer, small_context: Contexts
+) -> None:
     clean, before = small_splicer.clean(small_context)
     torch.testing.assert_close(clean, small_splicer.log_probabilities(small_context), atol=0, rtol=0)
     complete, continued = (
@@ -54,7 +56,7 @@ def test_a_pass_begun_at_the_layer_is_the_whole_pass(small_splicer: Splicer, sma
     assert first.clean(small_context)[1] is None
 
 
-def test_zero_changes_ordinary_positions_alone(small_splicer: Splicer, small_context: Contexts) -> None:
+def test_zero_changes_ordinary_positions_only(small_splicer: Splicer, small_context: Contexts) -> None:
     clean = small_splicer.log_probabilities(small_context)
     zero = small_splicer.log_probabilities(small_context, ZERO)
     assert float((clean[0, 0] - zero[0, 0]).abs().max()) < 1e-6

@@ -26,7 +26,7 @@ def test_the_hooks_splice_as_the_hugging_face_model_is_spliced(
 ) -> None:
     dictionaries = {layer: build(layer) for layer in (3, 8)}
     if not with_gain:  # a foreign dictionary: the MLP's input is read where bridges have it
-        dictionaries = {layer: one.replaced(config={"layer": layer}) for layer, one in dictionaries.items()}
+        dictionaries = {layer: each.replaced(config={"layer": layer}) for layer, each in dictionaries.items()}
     ordinary = ~torch.isin(tokens, torch.tensor(embedded.tokenizer.special_ids))
     for options in ({"prefix": 48}, {"error_term": True, "change": {8: {5: 2.0}}})[: 1 + with_gain]:
         with splice(embedded, dictionaries, **options), torch.no_grad():

@@ -25,7 +25,7 @@ def test_safetensors_with_contexts_and_with_rows(tmp_path: Path) -> None:
     save_file({"source": ROWS, "target": ROWS + 1, "tokens": tokens}, tmp_path / "a.safetensors")
     save_file({"anything": torch.zeros(1500, 4)}, tmp_path / "b.safetensors")
     found = list(Paired(open_folder(tmp_path, layer=0)).batches())
-    assert [len(one["source"]) for one in found] == [3, 3, 1024, 476]
+    assert [len(example["source"]) for example in found] == [3, 3, 1024, 476]
     batch = Batch.of(found[1], number=1)
     assert torch.equal(batch.source, ROWS[1])
     assert torch.equal(batch.target, ROWS[1] + 1)
@@ -58,8 +58,8 @@ def test_a_dataset_of_saelens(tmp_path: Path) -> None:
     first, second = batches(Paired(folder))
     assert torch.equal(second.source, ROWS[1])
     assert first.tokens.tolist() == [1, 2, 3]
-    other = rows | {"token_ids": [[1, 2, 3], [4, 5, 7]]}
-    Dataset.from_dict(other, features=features).save_to_disk(tmp_path / "out")
+    mismatched = rows | {"token_ids": [[1, 2, 3], [4, 5, 7]]}
+    Dataset.from_dict(mismatched, features=features).save_to_disk(tmp_path / "out")
     with pytest.raises(UsageError, match="Example 1: source and target are of other tokens"):
         batches(Paired(folder, open_folder(tmp_path / "out", layer=8)))
 
@@ -91,7 +91,7 @@ def test_shards_of_saev(tmp_path: Path) -> None:
         batches(Paired(open_folder(tmp_path, layer=3)))
 
 
-def test_no_form_and_damaged_files_are_said(tmp_path: Path) -> None:
+def test_an_unknown_form_and_damaged_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a folder of safetensors or npy"):
         open_folder(tmp_path, layer=0)
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)

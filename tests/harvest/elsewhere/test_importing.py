@@ -66,7 +66,7 @@ def test_planned_imported_trained_and_evaluated(given: list[str], tmp_path: Path
     assert "provenance   unproved" in info.output
 
 
-def test_a_folder_without_targets_has_no_site_of_them(given: list[str], tmp_path: Path) -> None:
+def test_a_cache_without_targets_has_no_target_site(given: list[str], tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((64, 5), np.float32))
     imported = ["cache", "import", str(tmp_path), "--layer", "3", "--source-site", "resid_post", "--dry-run"]
     assert run([*given, "--set", "cache.held_out_fraction=0", *imported])["target_site"] == "none"

@@ -33,7 +33,7 @@ def batches(count: int = 20) -> list[dict[str, torch.Tensor]]:
 
 
 def sizes(given: list[dict[str, torch.Tensor]]) -> tuple[int, int]:
-    document = torch.cat([one["document"] for one in given]).numpy()
+    document = torch.cat([batch["document"] for batch in given]).numpy()
     apart = held_out_documents(document, fraction=0.3, seed=0)
     return int((~apart).sum()), int(apart.sum())
 
@@ -48,13 +48,13 @@ def write(path: Path, given: object, **changes: object) -> dict[str, object]:
     return write_cache(path, given, **options)
 
 
-def test_the_rows_come_back_and_the_cache_says_that_nobody_proved_them(tmp_path: Path) -> None:
+def test_the_rows_come_back_and_the_cache_says_that_they_are_not_proved(tmp_path: Path) -> None:
     given = batches()
     done = write(tmp_path / "cache", given, special_ids=[7])
     reader = CacheReader.open(tmp_path / "cache")
     assert reader.identity["provenance"] == done["provenance"] == "unproved"
     assert reader.special_ids == (7,)
-    columns = {name: torch.cat([one[name] for one in given]) for name in given[0]}
+    columns = {name: torch.cat([batch[name] for batch in given]) for name in given[0]}
     apart = torch.from_numpy(held_out_documents(columns["document"].numpy(), fraction=0.3, seed=0))
     held_out = reader.split("held_out").rows(slice(None))
     assert torch.equal(held_out.source, columns["source"][apart])
@@ -67,7 +67,7 @@ def test_the_rows_come_back_and_the_cache_says_that_nobody_proved_them(tmp_path:
     assert not set(train.document.tolist()) & set(held_out.document.tolist())
 
 
-def test_a_killed_call_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_rerun_after_a_kill_ends_with_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "whole", batches())
 
     def killed() -> Iterator[dict[str, torch.Tensor]]:
@@ -81,20 +81,20 @@ def test_a_killed_call_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_pairs_and_sources_alone_are_batches_too(tmp_path: Path) -> None:
-    pairs = ((one["source"], one["target"]) for one in batches())
+    pairs = ((batch["source"], batch["target"]) for batch in batches())
     write_cache(tmp_path / "pairs", pairs, train_rows=120, held_out_rows=20, settings=SETTINGS, **FACTS)
     reader = CacheReader.open(tmp_path / "pairs")
     assert set(reader.split("train").tokens.tolist()) == {-1}
     assert len(np.unique(reader.split("held_out").document)) == 2, "each batch is a document"
     alone = FACTS | {"source_site": "resid_post", "target_site": "none"}
-    sources = (one["source"].numpy() for one in batches())
+    sources = (batch["source"].numpy() for batch in batches())
     write_cache(tmp_path / "alone", sources, train_rows=120, held_out_rows=20, settings=SETTINGS, **alone)
     assert cache_info(str(tmp_path / "alone")).complete
-    side = CacheReader.open(tmp_path / "alone")
-    assert side.split("train").rows(slice(0, 5)).target.shape == (5, 1)
+    sources_only = CacheReader.open(tmp_path / "alone")
+    assert sources_only.split("train").rows(slice(0, 5)).target.shape == (5, 1)
 
 
-def test_a_dry_run_says_what_would_be_written_and_refuses_what_would_be(
+def test_a_dry_run_says_what_would_be_written_and_refuses_what_a_run_would_refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = write(tmp_path / "cache", batches(), dry_run=True)
@@ -123,7 +123,7 @@ def test_a_dry_run_says_what_would_be_written_and_refuses_what_would_be(
             write(tmp_path / f"bad-{write_it}", bad, dry_run=not write_it)
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     train, held_out = sizes(batches())
     with pytest.raises(UsageError, match=f"The rows end with {train} for training and {held_out} held out") as raised:
         write(tmp_path / "short", batches(), train_rows=train + 1)

@@ -1,4 +1,4 @@
-"""Architectures that no table names: derived, proved against plain Hugging Face hooks, or refused in a sentence."""
+"""Architectures that no table lists: derived, proved against plain Hugging Face hooks, or refused in one sentence."""
 
 import json
 
@@ -38,7 +38,7 @@ CONFIGS = {
     "phi": SMALL,
 }
 PARALLEL = {"gpt_neox", "phi"}
-# Of each family by hand: the blocks, then a block's norm before the MLP and its attention.
+# For each family, by hand: the blocks, then a block's norm before the MLP and its attention.
 PATHS = dict.fromkeys(CONFIGS, ("model", "post_attention_layernorm", "self_attn")) | {
     "gpt_neox": ("gpt_neox", "post_attention_layernorm", "attention"),
     "phi": ("model", "input_layernorm", "self_attn"),
@@ -148,7 +148,7 @@ def test_a_derived_family_goes_through_plan_harvest_and_splice(folders, name, te
     assert reader.identity["proof"]["modules"].startswith(f"{name}: ")
     assert harvest(folder, text, tmp_path / "c", attention="document")[LAYER]["rows"] == 0
 
-    contexts = Contexts(*(torch.arange(24)[None] + at for at in (3, 0, 0)))
+    contexts = Contexts(*(torch.arange(24)[None] + first for first in (3, 0, 0)))
     splicer = Splicer(model, {LAYER: MLP}, special_ids=(0,))
     mlp = model.hugging.get_submodule(f"{model.family.blocks}.{LAYER}.mlp").forward  # past the hooks
     ways = (lambda source, _: mlp(source), lambda _, own: torch.zeros_like(own))
@@ -200,7 +200,7 @@ def test_a_proof_that_cannot_be_computed_refuses_the_architecture(model_folders,
         ("helium", "HeliumForCausalLM", "TransformerLens does not describe it"),
     ],
 )
-def test_what_has_no_sites_is_refused_with_the_reason(name, architecture, why):
+def test_a_model_without_the_sites_is_refused_with_the_reason(name, architecture, why):
     config = CONFIG_MAPPING[name]()
     config.architectures = [architecture]
     with pytest.raises(UsageError, match=f"'{name}' is not supported: .*{why}") as raised:
@@ -208,7 +208,7 @@ def test_what_has_no_sites_is_refused_with_the_reason(name, architecture, why):
     assert "Llama, Qwen" in raised.value.remedy
 
 
-def test_a_module_that_is_not_there_is_named(folders, monkeypatch):
+def test_a_missing_module_is_named(folders, monkeypatch):
     monkeypatch.setattr("harvest.model.source.family_of", lambda _: family_of(CONFIG_MAPPING["gpt_neox"](**SMALL)))
     with pytest.raises(UsageError, match=r"names a module that it does not have .*gpt_neox"):
         load_model(str(folders["llama"]), device="cpu")

@@ -1,4 +1,4 @@
-"""Weights that do not fill the model are refused with the names of the tensors; what it has no use for is noted."""
+"""Weights that do not fill the model are refused with the names of the tensors; tensors it does not use are noted."""
 
 import json
 import shutil

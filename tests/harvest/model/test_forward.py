@@ -37,7 +37,7 @@ def test_every_site_equals_the_bridge(model_folder, family, dtype, tokens):
         assert worst == 0.0
 
 
-def test_the_bridge_leaves_the_model_s_weights_alone(model_folder, tokens):
+def test_the_bridge_does_not_change_the_model_s_weights(model_folder, tokens):
     model = load_model(str(model_folder), device="cpu")
     before = {name: weight.clone() for name, weight in model.hugging.named_parameters()}
     bridge = boot_bridge(model)
@@ -56,14 +56,14 @@ def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch, toke
         run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in")])
 
 
-def test_attention_within_documents_is_each_document_alone(model_folder, tokens):
+def test_attention_within_documents_gives_what_each_document_alone_gives(model_folder, tokens):
     model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
     batch = tokens(model, contexts=1, length=30)
     batch[0, 12] = model.tokenizer.bos
     positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
     key: Key = (LAYER, "mlp_out")
     batched = run_modules(model, batch, keys=[key], positions=positions)[key][0]
-    alone = torch.cat([run_modules(model, part, keys=[key])[key][0] for part in batch.split([12, 18], dim=1)])
+    alone = torch.cat([run_modules(model, document, keys=[key])[key][0] for document in batch.split([12, 18], dim=1)])
     assert relative_error(batched, alone) < 1e-5
     across = run_modules(model, batch, keys=[key])[key][0]
     assert relative_error(across[12:], alone[12:]) > 1e-2

@@ -1,4 +1,4 @@
-"""The real Hub clients against a server on this machine: revisions pinned and recorded, every refusal a sentence."""
+"""The real Hub clients against a server on this machine: revisions pinned and recorded, every refusal one sentence."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ BRANCHES = {"main": NEW, "v1": OLD, OLD: OLD, NEW: NEW}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as finding and downloading need: files by kind, repository and commit."""
+    """The part of the Hub that finding and downloading need: files by kind, repository and commit."""
 
     files: ClassVar[dict[tuple[str, str], dict[str, dict[str, bytes]]]] = {}
     gated: ClassVar[set[str]] = set()
@@ -57,14 +57,14 @@ class Hub(BaseHTTPRequestHandler):
         commit = BRANCHES.get(rest[1] if len(rest) > 1 else "main")
         if commit is None:
             return self._refuse(404, "RevisionNotFound")
-        held = commits[commit]
+        files = commits[commit]
         if not api:
-            data = held.get("/".join(rest[2:]))
+            data = files.get("/".join(rest[2:]))
             return self._refuse(404, "EntryNotFound") if data is None else self._send(data, commit, body=body)
         if rest and rest[0] in {"tree", "paths-info"}:
-            listed = [{"type": "file", "path": p, "size": len(d), "oid": "0" * 40} for p, d in held.items()]
+            listed = [{"type": "file", "path": p, "size": len(d), "oid": "0" * 40} for p, d in files.items()]
             return self._send(json.dumps(listed).encode(), commit, body=body)
-        described = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in held]}
+        described = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]}
         return self._send(json.dumps(described).encode(), commit, body=body)
 
     def _refuse(self, status: int, code: str, message: str = "") -> None:
@@ -137,7 +137,7 @@ def test_a_gated_model_is_one_sentence_that_says_where_to_accept_its_licence(end
     )
 
 
-def test_an_unknown_name_and_an_unknown_revision_are_said(endpoint):
+def test_an_unknown_name_and_an_unknown_revision_are_named(endpoint):
     with pytest.raises(UsageError, match="No model 'someone/else'"):
         download("someone/else", None)
     with pytest.raises(UsageError, match="'someone/tiny' has no revision 'v9'"):
@@ -145,7 +145,7 @@ def test_an_unknown_name_and_an_unknown_revision_are_said(endpoint):
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
-def test_what_the_hub_refuses_is_said_by_its_own_words(endpoint, monkeypatch, kind):
+def test_a_refusal_of_the_hub_is_told_in_its_own_words(endpoint, monkeypatch, kind):
     monkeypatch.setattr(Hub, "_refuse_all", "Please enable access to public gated repositories")
     name = {"model": "someone/tiny", "dataset": "someone/text"}[kind]
     with pytest.raises(UsageError, match=f"refuses access to '{name}': .*Please enable access"):
@@ -175,7 +175,7 @@ def test_a_full_disk_names_the_folder_and_hf_home(endpoint, monkeypatch, tmp_pat
     assert "HF_HOME" in raised.value.remedy
 
 
-def test_no_connection_is_said(endpoint, monkeypatch):
+def test_a_missing_connection_is_named(endpoint, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DiskError, match="cannot be reached"):
         download("someone/tiny", None)
@@ -189,7 +189,7 @@ def test_a_harvest_from_the_hub_records_both_commits(endpoint, tmp_path):
         "harvest.context": 32, "harvest.train_tokens": 300, "harvest.held_out_tokens": 60,
         "cache.held_out_fraction": 0.3,
     }  # fmt: skip
-    given = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    given = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "nestcoder", *given, "--model", "someone/tiny", "harvest", "--layer", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"),
                    "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}  # fmt: skip

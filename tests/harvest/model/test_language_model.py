@@ -1,4 +1,4 @@
-"""Loading a model: only the blocks asked for, without a word, on which device and in which dtype."""
+"""Loading a model: only the blocks asked for, without output, on which device and in which dtype."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ from harvest.model.language_model import choose_dtype, load_model
 
 
 def test_only_the_blocks_asked_for_are_loaded(model_folder):
-    whole, part = load_model(str(model_folder), device="cpu"), load_model(str(model_folder), device="cpu", last_layer=1)
-    assert (whole.last_layer, part.last_layer) == (3, 1)
-    sizes = [sum(p.numel() for p in m.hugging.parameters()) for m in (whole, part)]
+    full, cut = load_model(str(model_folder), device="cpu"), load_model(str(model_folder), device="cpu", last_layer=1)
+    assert (full.last_layer, cut.last_layer) == (3, 1)
+    sizes = [sum(p.numel() for p in m.hugging.parameters()) for m in (full, cut)]
     assert sizes[1] < sizes[0]
-    assert weight_bytes(part.source, torch.float32, layers=2) == pytest.approx(4 * sizes[1], rel=0.1)
+    assert weight_bytes(cut.source, torch.float32, layers=2) == pytest.approx(4 * sizes[1], rel=0.1)
 
 
 def test_nothing_is_printed_while_loading(model_folder, capfd):

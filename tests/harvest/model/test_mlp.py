@@ -1,4 +1,4 @@
-"""The MLP that a cache keeps in place of targets, against Hugging Face's own module; whole harvests that keep it."""
+"""The MLP that a cache keeps instead of targets, against Hugging Face's own module; whole harvests that keep it."""
 
 import json
 
@@ -62,10 +62,10 @@ def harvested(folders, family, tmp_path):
 
     def harvest(folder, **changes):
         cache = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=128, held_out_fraction=0.3, target="recompute")
-        asked = HarvestSettings(
+        given = HarvestSettings(
             dataset=str(text), context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4, **changes
         )
-        request = HarvestRequest(str(folders[family]), {LAYER: folder}, settings=asked, cache=cache, device="cpu")
+        request = HarvestRequest(str(folders[family]), {LAYER: folder}, settings=given, cache=cache, device="cpu")
         harvest_layers(request)
         return CacheReader.open(folder)
 
@@ -94,7 +94,7 @@ def test_another_layers_mlp_fails_the_proof(harvested, tmp_path, monkeypatch):
         harvested(tmp_path / "cache")
 
 
-def test_an_mlp_of_another_form_is_refused_by_its_parts(folders):
+def test_an_mlp_of_another_form_is_refused_naming_its_modules(folders):
     model = load_model(str(folders["llama"]), device="cpu", dtype="float32")
     mlp = model.block(LAYER).mlp
     mlp.other_proj = mlp.up_proj

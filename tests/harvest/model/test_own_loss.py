@@ -1,4 +1,4 @@
-"""The language model's own loss against its definition in float64, on the whole model, and what it warns of."""
+"""The language model's own loss against its definition in float64, on the whole model, and its warning."""
 
 import numpy as np
 import pytest
@@ -36,9 +36,9 @@ def test_it_is_the_mean_of_minus_log_p_over_ordinary_tokens(model_folder):
     for context, name in ((0, "first"), (1, "sampled"), (4, "sampled"), (7, "sampled")):
         with torch.inference_mode():
             p = torch.softmax(plain(torch.from_numpy(tokens[context])[None]).logits[0], dim=-1)
-        for place in range(1, tokens.shape[1]):
-            if tokens[context, place] not in model.tokenizer.special_ids:
-                sums[name][0] -= float(torch.log(p[place - 1, tokens[context, place]]))
+        for pos in range(1, tokens.shape[1]):
+            if tokens[context, pos] not in model.tokenizer.special_ids:
+                sums[name][0] -= float(torch.log(p[pos - 1, tokens[context, pos]]))
                 sums[name][1] += 1
     assert found.first == pytest.approx(sums["first"][0] / sums["first"][1], rel=1e-5)
     assert found.sampled == pytest.approx(sums["sampled"][0] / sums["sampled"][1], rel=1e-5)
@@ -53,8 +53,10 @@ def test_a_model_that_is_cut_afterwards_computes_what_a_short_one_does(model_fol
     assert sum(p.numel() for p in model.hugging.parameters()) == sum(p.numel() for p in short.hugging.parameters())
     tokens = torch.from_numpy(drawn(model.tokenizer.bos))
     with torch.inference_mode():
-        ours, theirs = (one.hugging(input_ids=tokens, use_cache=False).logits for one in (model, short))
-    assert torch.equal(ours, theirs)
+        cut_logits, short_logits = (
+            loaded.hugging(input_ids=tokens, use_cache=False).logits for loaded in (model, short)
+        )
+    assert torch.equal(cut_logits, short_logits)
 
 
 def test_the_unigram_model_is_the_entropy_of_the_frequencies():

@@ -1,9 +1,7 @@
-"""A model over several cards: which block lies source, and that nothing on the way assumes one device."""
+"""A model on several cards: which block is on which card, and that no code on the way assumes one device."""
 
-import importlib.util
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,10 +22,7 @@ from harvest.model.placement import in_words, place, spread
 from harvest.model.proof import ALONE, prove_sites
 from harvest.model.source import find_model
 from harvest.text.tokens import ContextBatch
-
-_spec = importlib.util.spec_from_file_location("cards", Path(__file__).with_name("cards.py"))
-cards = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cards)
+from tests.harvest.model import cards
 
 LAYER = 2
 FLOAT = torch.float32
@@ -39,18 +34,18 @@ def over_two(source, share=0.75):
     return spread(source, source.config_up_to(LAYER), FLOAT, budgets={"cuda:0": budget, "cuda:1": budget})
 
 
-def test_every_weight_has_a_place_within_the_budget(model_folder):
+def test_every_weight_has_a_card_within_the_budget(model_folder):
     source = find_model(str(model_folder))
-    placed, held = over_two(source), {"cuda:0": 0, "cuda:1": 0}
+    placed, bytes_on = over_two(source), {"cuda:0": 0, "cuda:1": 0}
     for name, parameter in load_model(str(model_folder), device="cpu", last_layer=LAYER).hugging.named_parameters():
         (path,) = (path for path in placed if name.startswith(f"{path}."))
-        held[placed[path]] += parameter.nbytes
+        bytes_on[placed[path]] += parameter.nbytes
     total = weight_bytes(source, FLOAT, layers=LAYER + 1)
-    assert sum(held.values()) == total
-    assert all(0 < size <= 0.75 * total for size in held.values())
+    assert sum(bytes_on.values()) == total
+    assert all(0 < size <= 0.75 * total for size in bytes_on.values())
 
 
-def test_blocks_lie_in_runs_filled_alike_and_the_final_norm_with_the_last(model_folder):
+def test_consecutive_blocks_share_a_card_evenly_and_the_final_norm_is_with_the_last(model_folder):
     source = find_model(str(model_folder))
     tenth = weight_bytes(source, FLOAT) // 10
     budgets = {f"cuda:{card}": 9 * tenth for card in range(3)}
@@ -65,7 +60,7 @@ def test_blocks_lie_in_runs_filled_alike_and_the_final_norm_with_the_last(model_
     assert in_words(None, source, device=torch.device("cpu"), layers=3) == ["blocks 0 to 2 on cpu"]
 
 
-def test_too_little_room_on_all_cards_together_is_said(model_folder):
+def test_too_little_memory_on_all_cards_is_refused(model_folder):
     with pytest.raises(CapacityError, match="are free on cuda:0 and cuda:1"):
         over_two(find_model(str(model_folder)), share=0.3)
 
@@ -77,7 +72,7 @@ def machine(monkeypatch, free):
     monkeypatch.setattr("harvest.model.placement.free_memory", lambda device: free[device.index or 0])
 
 
-def test_several_cards_are_taken_for_auto_only_and_only_when_one_is_too_small(model_folder, monkeypatch):
+def test_auto_alone_takes_several_cards_and_only_when_one_is_too_small(model_folder, monkeypatch):
     source = find_model(str(model_folder))
     weights = weight_bytes(source, FLOAT)
     machine(monkeypatch, [2 * weights, 2 * weights])
@@ -94,7 +89,7 @@ def test_several_cards_are_taken_for_auto_only_and_only_when_one_is_too_small(mo
         place(source, source.config, FLOAT, device="cuda:1")
 
 
-def test_hugging_face_loads_by_the_map(model_folder, monkeypatch):
+def test_hugging_face_loads_by_our_device_map(model_folder, monkeypatch):
     source = find_model(str(model_folder))
     # Two devices that exist everywhere; meta holds no numbers.
     wanted = {path: {"cuda:0": "cpu", "cuda:1": "meta"}[device] for path, device in over_two(source).items()}
@@ -111,8 +106,8 @@ def some_tokens(model):
 def on_cards(model, placed):
     """The model with its weights on the cards of a map, and accelerate's hooks that carry tensors between them."""
     for path, device in placed.items():
-        part = model.hugging.get_submodule(path)
-        for tensor in (*part.parameters(), *part.buffers()):
+        module = model.hugging.get_submodule(path)
+        for tensor in (*module.parameters(), *module.buffers()):
             cards.put(tensor, device)
     dispatch_model(model.hugging, device_map=placed, main_device="cuda:0", force_hooks=True)
     return replace(model, device=torch.device("cuda:0"))
@@ -138,7 +133,7 @@ def test_sites_and_proof_of_a_model_on_two_cards_are_those_of_one(model_folder):
         assert ALONE in proof.errors
 
 
-def test_a_batch_with_padding_comes_off_two_cards(model_folder):
+def test_a_batch_with_padding_runs_on_two_cards(model_folder):
     model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
     tokens = some_tokens(model).numpy()
     batch = ContextBatch(
@@ -149,7 +144,7 @@ def test_a_batch_with_padding_comes_off_two_cards(model_folder):
     settings = HarvestSettings(attention="document")
     alone = BatchForward(model, settings, keys).run(batch, Silent())
     with cards.Cards():
-        # Past the last step, which copies from real cards.
+        # Without the last step, which copies from real cards.
         rows = BatchForward(on_cards(model, over_two(model.source)), settings, keys)._forward(batch, 0, 2)
     assert [cards.card_of(rows[key]).index for key in keys] == [0, 1]
     for layer, site in keys:
@@ -173,4 +168,4 @@ def test_a_splice_into_a_model_on_two_cards_is_one_into_one(model_folder):
         splicer = Splicer(spread_out, {LAYER: MLP}, model.tokenizer.special_ids)
         found = begun(splicer, there)
         assert torch.equal(splicer.log_probabilities(there), found[0])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, alone, strict=True))
+    assert all(torch.equal(split, single) for split, single in zip(found, alone, strict=True))

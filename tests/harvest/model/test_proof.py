@@ -12,7 +12,7 @@ LAYER = 2
 SITES = tuple(HOOKS)
 
 
-def test_the_proof_holds_and_says_the_numbers(model_folder, dtype, tokens):
+def test_the_proof_succeeds_and_states_its_numbers(model_folder, dtype, tokens):
     model = load_model(str(model_folder), device="cpu", dtype=dtype, last_layer=LAYER)
     for proof in prove_sites(model, boot_bridge(model), tokens(model), layers=[0, LAYER], sites=["mlp_in", "mlp_out"]):
         proof.require()
@@ -72,7 +72,7 @@ def test_attention_that_looks_across_documents_fails_the_proof(model_folder, tok
     assert proof.failures == [ALONE]
 
 
-def test_an_overflow_in_float16_is_said_and_no_hook_is_blamed(model_folders, tokens):
+def test_an_overflow_in_float16_is_named_and_no_hook_is_blamed(model_folders, tokens):
     model = load_model(str(model_folders["gpt2"]), device="cpu", dtype="float16", last_layer=LAYER)
     model.block(LAYER).mlp.c_proj.weight.fill_(6e4)
     with pytest.raises(NumericalError, match=r"overflows in float16: .*mlp_out.* of layer 2") as raised:

@@ -71,6 +71,6 @@ def test_a_hub_model_without_a_network_is_one_sentence(monkeypatch, tmp_path):
         find_model("gemma-2-2b")
 
 
-def test_a_layer_beyond_the_model(model_folder):
+def test_a_layer_that_the_model_does_not_have_is_refused(model_folder):
     with pytest.raises(UsageError, match="layers 0 to 3"):
         check_layers([4], find_model(str(model_folder)))

@@ -17,7 +17,7 @@ def test_bos_and_special_tokens(model_folders):
     assert gpt2.hash != gemma2.hash
 
 
-def test_a_tokenizer_larger_than_the_embedding(model_folders, tmp_path):
+def test_a_tokenizer_larger_than_the_embedding_is_refused(model_folders, tmp_path):
     copied = shutil.copytree(model_folders["gpt2"], tmp_path / "model")
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
@@ -38,7 +38,7 @@ def edited(model_folders, tmp_path):
     return make
 
 
-def test_truncation_and_padding_in_the_file_are_switched_off_and_said(edited, model_folders):
+def test_truncation_and_padding_in_the_file_are_switched_off_with_a_note(edited, model_folders):
     source = edited(
         truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
         padding={
@@ -56,7 +56,7 @@ def test_truncation_and_padding_in_the_file_are_switched_off_and_said(edited, mo
     assert tokenizer.hash == plain.hash
 
 
-def test_a_folder_without_a_tokenizer(model_folders, tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused(model_folders, tmp_path):
     folder = shutil.copytree(model_folders["gpt2"], tmp_path / "model")
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -64,14 +64,14 @@ def test_a_folder_without_a_tokenizer(model_folders, tmp_path):
         load_tokenizer(find_model(str(folder)))
 
 
-def test_a_tokenizer_that_does_not_read(edited):
+def test_a_tokenizer_that_cannot_be_read_is_refused(edited):
     source = edited(model={"type": "Nonsense"})
     with pytest.raises(DamagedError, match="tokenizer cannot be read"):
         load_tokenizer(source)
 
 
 @pytest.mark.parametrize(("plain", "ids"), [(True, False), (False, True)])
-def test_a_control_token_written_out_is_text_unless_it_is_asked_for(model_folders, plain, ids):
+def test_a_control_token_spelled_in_the_text_is_text_unless_the_setting_says_otherwise(model_folders, plain, ids):
     tokenizer = load_tokenizer(find_model(str(model_folders["gpt2"])), plain_text=plain)
     (encoded,) = tokenizer.backend.encode_batch_fast(["a<|endoftext|>b"], add_special_tokens=False)
     assert (0 in encoded.ids) == ids

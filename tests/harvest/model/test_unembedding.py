@@ -28,13 +28,13 @@ def test_the_gain_and_the_unembedding_give_the_models_logits(name: str) -> None:
 
 
 def test_a_model_that_was_cut_or_is_in_bfloat16_has_the_same_gain() -> None:
-    whole = read_unembedding(str(MODELS / "gemma2-stdlib"), width=96, revision=None)
+    full = read_unembedding(str(MODELS / "gemma2-stdlib"), width=96, revision=None)
     model = load_model(str(MODELS / "gemma2-stdlib"), device="cpu", dtype="bfloat16")
     model.cut(1)
     cut = unembedding_of(model)
-    torch.testing.assert_close(cut.gain, whole.gain, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(cut.gain, full.gain, rtol=1e-2, atol=1e-3)
     assert cut.W_U.dtype == torch.bfloat16
-    assert all((cut.arrays()[name] == array).all() for name, array in whole.arrays().items() if "gain" not in name)
+    assert all((cut.arrays()[name] == array).all() for name, array in full.arrays().items() if "gain" not in name)
 
 
 def test_a_model_of_another_width_is_refused() -> None:

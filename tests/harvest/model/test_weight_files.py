@@ -1,4 +1,4 @@
-"""A model's files by their headers: pointers, cuts, missing ones and adapters are each one sentence."""
+"""A model's files by their headers: pointers, cut and missing files, and adapters: one sentence each."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_an_adapter_in_the_folder_is_refused_with_the_remedy(model_folders, tmp_
     assert "merge_and_unload" in raised.value.remedy
 
 
-def test_a_file_that_the_index_names_is_missed_by_name(tmp_path):
+def test_a_missing_file_of_the_index_is_named(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))

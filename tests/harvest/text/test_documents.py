@@ -1,4 +1,4 @@
-"""Every kind of text: the same documents, an exact state, disjoint shares, and sentences for what cannot be read."""
+"""Every kind of text: the same documents, an exact state, disjoint shares, and one sentence for what cannot be read."""
 
 import gzip
 import json
@@ -41,14 +41,14 @@ def read(documents, state=None):
     return list(documents.read(state))
 
 
-def test_every_document_once_in_order_and_none_eaten(dataset):
+def test_every_document_is_read_once_and_in_order(dataset):
     documents = open_documents(HarvestSettings(dataset=dataset))
     assert [text for text, _ in read(documents)] == TEXTS
     assert [text for text, _ in read(documents)] == TEXTS
 
 
 @pytest.mark.parametrize("after", [1, 4, 5, 22])
-def test_a_state_is_exact_and_survives_json(dataset, after):
+def test_a_state_is_exact_after_a_round_trip_through_json(dataset, after):
     settings = HarvestSettings(dataset=dataset)
     state = read(open_documents(settings))[after - 1][1]
     rest = read(open_documents(settings), json.loads(json.dumps(state)))
@@ -73,12 +73,12 @@ def test_ready_token_ids(tmp_path):
 
 
 @pytest.mark.parametrize(("by", "expected"), [("line", 2), ("paragraph", 1), ("file", 1)])
-def test_what_a_document_is_in_a_txt_file(tmp_path, by, expected):
+def test_a_txt_file_is_one_document_or_one_a_line(tmp_path, by, expected):
     (tmp_path / "a.txt").write_text("one\ntwo")
     assert len(read(open_documents(HarvestSettings(dataset=str(tmp_path / "a.txt"), txt_document=by)))) == expected
 
 
-def test_the_identity_is_the_bytes(tmp_path):
+def test_the_identity_is_that_of_the_bytes(tmp_path):
     name = write(tmp_path, "jsonl")
     before = open_documents(HarvestSettings(dataset=name)).identity()
     assert before["kind"] == "files"
@@ -86,13 +86,13 @@ def test_the_identity_is_the_bytes(tmp_path):
     assert open_documents(HarvestSettings(dataset=name)).identity()["hash"] != before["hash"]
 
 
-def test_a_missing_column_names_those_there_are(tmp_path):
+def test_a_missing_column_is_refused_with_the_columns_there_are(tmp_path):
     documents = open_documents(HarvestSettings(dataset=write(tmp_path, "jsonl"), text_column="body"))
     with pytest.raises(UsageError, match="it has: text, ids"):
         read(documents)
 
 
-def test_a_column_that_is_no_text(tmp_path):
+def test_a_column_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": 5}\n')
     with pytest.raises(UsageError, match=r"row of the text .* holds int 5, not text"):
@@ -100,7 +100,7 @@ def test_a_column_that_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./nothing.jsonl", "nothing/*.txt", "/nowhere/at/all"])
-def test_files_that_are_not_there(name):
+def test_missing_files_are_named(name):
     with pytest.raises(UsageError, match="No text at"):
         open_documents(HarvestSettings(dataset=name))
 
@@ -173,7 +173,7 @@ def test_a_row_that_is_no_text_is_refused_with_file_and_row_or_skipped(tmp_path,
         ("words", "a string, not a list of token ids"),
     ],
 )
-def test_ids_that_are_none_are_refused(tmp_path, ids, why):
+def test_values_that_are_no_token_ids_are_refused(tmp_path, ids, why):
     path = jsonl(tmp_path / "a.jsonl", [{"ids": [1]}, {"ids": ids}])
     documents = open_documents(HarvestSettings(dataset=path, tokens_column="ids"), TextAccess(vocabulary=300))
     with pytest.raises(UsageError, match=why) as raised:

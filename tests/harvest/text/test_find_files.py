@@ -35,7 +35,7 @@ def test_files_beside_a_test_folder_are_the_training_text(tmp_path):
     assert found(tmp_path, "test") == ["c.jsonl", "test-00000-of-00002.jsonl"]
 
 
-def test_a_folder_without_splits_is_read_whole_whatever_the_split_is_called(tmp_path):
+def test_a_folder_without_splits_is_read_completely_for_any_split(tmp_path):
     touch(tmp_path, "a.jsonl", "deep/b.jsonl")
     assert found(tmp_path) == found(tmp_path, "other") == ["a.jsonl", "b.jsonl"]
 

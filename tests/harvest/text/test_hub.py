@@ -1,4 +1,4 @@
-"""A streamed dataset: a dropped stream goes on where it was, visibly and within a limit; bad rows have numbers."""
+"""A streamed dataset: a dropped stream goes on at the same row, noted and within a limit; bad rows have numbers."""
 
 import pytest
 from datasets import Dataset
@@ -10,19 +10,19 @@ from harvest.text.rows import RowReader, TextAccess
 
 
 class Dropping:
-    """A streamed dataset whose stream drops before the rows of ``at``, once each, or for ever."""
+    """A streamed dataset whose stream drops before the rows numbered ``drops``, once each, or always."""
 
-    def __init__(self, texts, at=(), *, for_ever=False):
+    def __init__(self, texts, drops=(), *, always=False):
         self._stream = Dataset.from_list([{"text": text} for text in texts]).to_iterable_dataset()
-        self._at = set(at)
-        self._for_ever = for_ever
+        self._drops = set(drops)
+        self._for_ever = always
         self._number = 0
 
     def skip(self, _):
         return Dropping.__new__(Dropping)._copy(self)
 
-    def _copy(self, other):
-        self.__dict__ = other.__dict__
+    def _copy(self, dataset):
+        self.__dict__ = dataset.__dict__
         self._number = 0
         self._fresh = self._stream.skip(0)
         return self
@@ -36,9 +36,9 @@ class Dropping:
 
     def __iter__(self):
         for row in self._fresh:
-            if self._number in self._at:
+            if self._number in self._drops:
                 if not self._for_ever:
-                    self._at.remove(self._number)
+                    self._drops.remove(self._number)
                 raise ConnectionError("reset by peer")
             self._number += 1
             yield row
@@ -59,9 +59,9 @@ def documents(dataset, notes, **settings):
 TEXTS = [f"text {n}" for n in range(9)]
 
 
-def test_a_dropped_stream_goes_on_where_it_was_and_says_so(waits):
+def test_a_dropped_stream_goes_on_at_the_same_row_with_a_note(waits):
     notes = []
-    found = documents(Dropping(TEXTS, at=(0, 4, 8)), notes)
+    found = documents(Dropping(TEXTS, drops=(0, 4, 8)), notes)
     assert [text for text, _ in found.read(None)] == TEXTS
     assert waits == [2, 2, 2]
     assert notes[0] == "the stream of 'someone/text' dropped (ConnectionError): try 1 of 5 in 2 s"
@@ -69,7 +69,7 @@ def test_a_dropped_stream_goes_on_where_it_was_and_says_so(waits):
 
 def test_it_gives_up_after_five_tries(waits):
     with pytest.raises(DiskError, match=r"cannot be reached: ConnectionError: reset by peer"):
-        list(documents(Dropping(TEXTS, at=(4,), for_ever=True), []).read(None))
+        list(documents(Dropping(TEXTS, drops=(4,), always=True), []).read(None))
     assert waits == [2, 4, 8, 16, 32]
 
 

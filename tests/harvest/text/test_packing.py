@@ -1,4 +1,4 @@
-"""Contexts: nothing lost, nothing doubled, boundaries known."""
+"""Contexts: no token is lost or doubled, boundaries are known."""
 
 import numpy as np
 from hypothesis import given
@@ -39,7 +39,7 @@ def test_packed_contexts_are_full_but_the_last(texts, context):
 
 
 @given(documents, st.integers(2, 17))
-def test_alone_means_one_document_a_context(texts, context):
+def test_packing_alone_gives_one_document_a_context(texts, context):
     assert all(len(set(c.documents)) == 1 for c in pack(texts, context=context, alone=True))
 
 
@@ -54,17 +54,17 @@ def test_document_positions_restart_where_the_document_changes(texts, context):
 
 
 @given(documents, st.integers(2, 17), st.integers(0, 12))
-def test_a_packer_goes_on_from_a_snapshot(texts, context, at):
+def test_a_packer_goes_on_from_a_snapshot(texts, context, cut):
     first = Packer(context=context, bos=BOS, alone=False)
-    head = [c for n, t in enumerate(texts[:at]) for c in first.add(n, np.asarray(t, dtype=np.int32))]
+    head = [c for n, t in enumerate(texts[:cut]) for c in first.add(n, np.asarray(t, dtype=np.int32))]
     pending = pending_from_json(pending_to_json(first.pending))
     second = Packer(context=context, bos=BOS, alone=False, pending=pending)
-    rest = enumerate(texts[at:], start=len(texts[:at]))
+    rest = enumerate(texts[cut:], start=len(texts[:cut]))
     tail = [c for n, t in rest for c in second.add(n, np.asarray(t, dtype=np.int32))]
-    whole = pack(texts, context=context)
+    expected = pack(texts, context=context)
     got = [*head, *tail, *second.flush()]
-    assert [c.tokens.tolist() for c in got] == [c.tokens.tolist() for c in whole]
-    assert [c.begins for c in got] == [c.begins for c in whole]
+    assert [c.tokens.tolist() for c in got] == [c.tokens.tolist() for c in expected]
+    assert [c.begins for c in got] == [c.begins for c in expected]
 
 
 def test_a_packed_context_reads_as_documented():

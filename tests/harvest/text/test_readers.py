@@ -1,4 +1,4 @@
-"""Files of every kind, sound and damaged: the library's own readers as the yardstick, and a bad row in its place."""
+"""Files of every kind, sound and damaged, compared with the library's own readers; a bad row is named in its order."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ def rows(reader, path, start=None):
 
 
 def damaged(reader, path):
-    """The rows before the damage, and what is said of it."""
+    """The rows before the damage, and the message about it."""
     found = rows(reader, path)
     assert isinstance(found[-1], BadRowError)
     assert found[-1].ends_file
@@ -68,7 +68,7 @@ def test_one_list_in_a_json_file_is_its_rows(tmp_path):
     assert len(rows(read_json, path)) == 2
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES[0].encode())
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfwords")
     assert rows(read_json, tmp_path / "a.jsonl") == [{"text": "row 0"}]
@@ -98,8 +98,8 @@ def test_a_line_that_is_no_row_is_marked_and_the_next_is_read(tmp_path, line, wh
 def test_a_latin_1_line_is_marked_and_a_latin_1_file_ends(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\ncaf\xe9\nthree")
-    one, bad, three = rows(text_reader("line", None), path)
-    assert (one["text"], three["text"]) == ("one", "three")
+    first, bad, third = rows(text_reader("line", None), path)
+    assert (first["text"], third["text"]) == ("one", "three")
     assert "iconv" in bad.remedy
     for document in ("file", "paragraph"):
         assert damaged(text_reader(document, None), path) == (0, "it is not UTF-8")
@@ -114,7 +114,7 @@ def test_utf_16_is_named(tmp_path, kind):
 
 
 def many_lines(path: Path) -> bytes:
-    """Lines that do not compress, so that a cut file still holds some."""
+    """Lines that do not compress, so that a cut file still contains some."""
     import random
 
     dice = random.Random(0)
@@ -124,7 +124,7 @@ def many_lines(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "txt.gz"])
-def test_a_cut_or_damaged_gz_is_said_after_its_sound_rows(tmp_path, kind):
+def test_a_cut_or_damaged_gz_is_named_after_its_sound_rows(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     data = many_lines(path)
     reader = read_json if kind == "jsonl.gz" else text_reader("line", None)
@@ -138,7 +138,7 @@ def test_a_cut_or_damaged_gz_is_said_after_its_sound_rows(tmp_path, kind):
     assert damaged(reader, path)[0] == 0
 
 
-def test_a_damaged_table_is_said(tmp_path):
+def test_a_damaged_table_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a" * 100] * 500}), path)
     path.write_bytes(path.read_bytes()[:-9])
@@ -147,6 +147,6 @@ def test_a_damaged_table_is_said(tmp_path):
     assert "cannot be read" in damaged(read_arrow, tmp_path / "a.arrow")[1]
 
 
-def test_a_file_that_is_gone_is_said(tmp_path):
+def test_a_file_that_was_removed_is_named(tmp_path):
     for reader, name in ((read_json, "a.jsonl"), (text_reader("file", None), "a.txt")):
         assert "No such file" in damaged(reader, tmp_path / name)[1]

@@ -1,4 +1,4 @@
-"""What a row must hold, and that no name from a file steers a terminal."""
+"""What a row must contain, and that no name from a file controls a terminal."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_a_row_without_columns(row):
         RowReader("text").content(row)
 
 
-def test_ids_need_no_vocabulary_to_be_numbers_of_32_bits():
+def test_ids_must_be_numbers_of_32_bits_even_without_a_vocabulary():
     with pytest.raises(BadRowError, match="is not one of 0 to 2147483647"):
         RowReader("ids", "tokens").content({"ids": [1 << 31]})
 
@@ -32,7 +32,7 @@ def test_ids_need_no_vocabulary_to_be_numbers_of_32_bits():
         (7, "harvest.text_column"),
     ],
 )
-def test_what_is_no_text_is_told_what_it_could_be(value, setting):
+def test_a_row_that_is_no_text_is_refused_with_the_settings_that_would_read_it(value, setting):
     with pytest.raises(BadRowError) as raised:
         check_text(value, "text")
     assert setting in raised.value.remedy

@@ -65,7 +65,7 @@ def test_rows_are_exactly_those_asked_for():
     assert sum(b.rows for b in batches if b.held_out) == 40
 
 
-def test_a_batch_belongs_to_one_side_and_the_side_is_the_document_s():
+def test_every_batch_is_of_one_split_and_the_split_is_that_of_its_documents():
     for batch in stream():
         for document in np.unique(batch.documents[batch.kept]):
             assert is_held_out(TEXTS[document].encode(), fraction=0.3, seed=0) == batch.held_out
@@ -91,11 +91,11 @@ def test_a_stream_goes_on_from_any_cursor_with_the_same_batches(texts, batch_con
             except UsageError:
                 return found
 
-    whole = collect()
-    for index, batch in enumerate(whole):
+    batches = collect()
+    for index, batch in enumerate(batches):
         rest = collect(json.loads(json.dumps(batch.cursor)))
-        assert len(rest) == len(whole) - index
-        assert all(same(a, b) for a, b in zip(rest, whole[index:], strict=True))
+        assert len(rest) == len(batches) - index
+        assert all(same(a, b) for a, b in zip(rest, batches[index:], strict=True))
 
 
 def test_too_little_text_is_an_error_with_the_count_after_every_row_was_given():
@@ -111,24 +111,24 @@ def test_repeat_reads_the_text_again_with_new_document_numbers():
     assert max(b.documents.max() for b in batches) >= len(TEXTS)
 
 
-def test_repeat_does_not_loop_for_ever_when_a_side_has_no_documents():
+def test_repeat_ends_when_a_split_has_no_documents():
     with pytest.raises(UsageError, match="too short"):
         list(stream(repeat=True, held_out_fraction=0.0))
 
 
 def test_ready_token_ids_are_taken_as_they_are():
     ids = [[5 + n % 7, 6, 7] * 9 for n in range(60)]
-    batches = list(stream([[*one, 200 + n] for n, one in enumerate(ids)], rows=(60, 20)))
+    batches = list(stream([[*document, 200 + n] for n, document in enumerate(ids)], rows=(60, 20)))
     assert batches[0].tokens[0, 1:4].tolist()[1:] == [6, 7]
     assert sum(b.rows for b in batches) == 80
 
 
-def test_a_token_id_beyond_the_vocabulary_is_named():
+def test_a_token_id_outside_the_vocabulary_is_named():
     with pytest.raises(UsageError, match="300"):
         list(stream([[1, 2, 300]] * 50))
 
 
-def test_short_contexts_are_marked_not_stored():
+def test_padding_of_short_contexts_is_not_stored():
     for batch in stream(alone=True):
         assert batch.kept[:, 0].all()
         assert (batch.tokens[~batch.kept] == BOS).all()

@@ -1,4 +1,4 @@
-"""What every script of this folder is started with: FOLDER with the exports and ``rows.pt``, and MODEL, if any."""
+"""The arguments of every script of this folder: FOLDER with the exports and ``rows.pt``, and MODEL, if any."""
 
 import json
 import sys
@@ -12,13 +12,13 @@ rows: dict[str, Any] = torch.load(exported / "rows.pt", weights_only=True)
 
 
 def model() -> str | None:
-    """The folder of the language model; None where none was named, or the tool's own code has no such model."""
+    """The folder of the language model; None if none was named, or the tool's own code has no such model."""
     if not sys.argv[2:]:
         return None
     kind = json.loads((Path(sys.argv[2]) / "config.json").read_text())["model_type"]
     return sys.argv[2] if kind == "gpt2" else None
 
 
-def source(place: str) -> torch.Tensor:
-    """The rows that the dictionary in the folder ``place`` reads."""
-    return rows[rows["reads"].get(place, "mlp_in")]
+def source(folder: str) -> torch.Tensor:
+    """The rows that the dictionary in this folder reads."""
+    return rows[rows["reads"].get(folder, "mlp_in")]

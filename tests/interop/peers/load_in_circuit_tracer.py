@@ -19,8 +19,8 @@ folders = sorted(path.parent for path in exported.glob("circuit_tracer*/config.y
 
 
 def in_model(name: str, folder: Path) -> dict[str, dict[str, float]]:
-    """What the features' writing costs in the MLP's place in its own model, and how far the plain model's numbers are
-    from those with the errors that it computes for attribution."""
+    """The loss with the features' output instead of the MLP's in its own model, and how far the plain model's logits
+    are from those with the errors that it computes for attribution."""
     transcoders, _ = load_transcoder_from_hub(f"{folder}/", device=cpu, dtype=torch.float32)
     replacement = gpt2(name, TransformerLensReplacementModel)
     # Its own way to this, from_pretrained, asks the Hub for the model; weights must be there before the set is.
@@ -36,9 +36,9 @@ def in_model(name: str, folder: Path) -> dict[str, dict[str, float]]:
         cost = replacement.run_with_hooks(tokens, fwd_hooks=[(written, lambda output, hook: made)])
         # Attribution leaves the first position to the model: no features there, no error.
         errors = replacement.setup_attribution(tokens).error_vectors[layer]
-        whole = (made + errors)[:, 1:]
+        restored_output = (made + errors)[:, 1:]
         restored = replacement.run_with_hooks(
-            tokens, fwd_hooks=[(written, lambda output, hook: torch.cat([output[:, :1], whole], dim=1))]
+            tokens, fwd_hooks=[(written, lambda output, hook: torch.cat([output[:, :1], restored_output], dim=1))]
         )
     return {
         "clean": {"cross_entropy": cross_entropy(clean, tokens)},
@@ -55,13 +55,13 @@ for folder in folders:
             f"{folder}/", device=cpu, dtype=torch.float32, lazy_encoder=lazy, lazy_decoder=lazy
         )
         features = loaded[layer].encode(source)
-        others = [other for other in range(len(loaded)) if other != layer]
+        silent_layers = [number for number in range(len(loaded)) if number != layer]
         found[f"{folder.relative_to(exported)} lazy={lazy}"] = {
             "class": type(loaded).__name__,
             "features": features.detach(),
             "output": loaded[layer].decode(features, source).detach(),
             "hook": config["feature_input_hook"],
-            "silent": all(bool((loaded[other].encode(source) == 0).all()) for other in others),
+            "silent": all(bool((loaded[number].encode(source) == 0).all()) for number in silent_layers),
             "layers": len(loaded),
         }
 for file in sorted(exported.glob("gemma_scope*/**/params.npz")):

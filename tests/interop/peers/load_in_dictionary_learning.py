@@ -19,7 +19,7 @@ from on_module import Reconstruct, losses
 note = ""
 try:
     import nnsight  # noqa: F401
-except Exception as error:  # whatever it is, it is said
+except Exception as error:  # any failure is noted
     note = f"nnsight does not import: {type(error).__name__}"
     for name in [name for name in sys.modules if name.split(".")[0] == "nnsight"]:
         del sys.modules[name]
@@ -35,15 +35,15 @@ dictionaries = {str(path.relative_to(exported)): load_dictionary(str(path), devi
 
 def hooked() -> Iterator[tuple[str, str, bool, Reconstruct]]:
     """Each on the MLP of the layer that its config.json names."""
-    for place, dictionary in dictionaries.items():
-        layer = json.loads((exported / place / "config.json").read_text())["trainer"]["layer"]
-        reads_output = rows["reads"].get(place) == "mlp_out"
-        yield place, f"h.{layer}.mlp", reads_output, lambda read, of=dictionary: of.decode(of.encode(read))
+    for name, dictionary in dictionaries.items():
+        layer = json.loads((exported / name / "config.json").read_text())["trainer"]["layer"]
+        reads_output = rows["reads"].get(name) == "mlp_out"
+        yield name, f"h.{layer}.mlp", reads_output, lambda read, coder=dictionary: coder.decode(coder.encode(read))
 
 
-for place, dictionary in dictionaries.items():
-    features = dictionary.encode(source(place))
-    found[place] = {
+for name, dictionary in dictionaries.items():
+    features = dictionary.encode(source(name))
+    found[name] = {
         "class": type(dictionary).__name__,
         "features": features.detach(),
         "output": dictionary.decode(features).detach(),

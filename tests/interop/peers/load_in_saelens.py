@@ -16,7 +16,7 @@ folders = sorted(path.parent for path in exported.rglob("sae_weights.safetensors
 
 
 def measured(folder: Path, read: torch.Tensor) -> dict[str, object]:
-    """What it computes from the rows that it reads, and what it says of itself."""
+    """What it computes from the rows that it reads, and its own metadata."""
     sae = SAE.load_from_disk(folder)
     features = sae.encode(read)
     output = sae(read) if hasattr(sae, "W_skip") else sae.decode(features)
@@ -31,7 +31,7 @@ def measured(folder: Path, read: torch.Tensor) -> dict[str, object]:
 
 
 def in_model(name: str) -> dict[str, dict[str, float]]:
-    """What SAELens's own model loses with each of them at the hooks that its file names."""
+    """The loss of SAELens's own model with each of them at the hooks that its file names."""
     hooked, tokens = gpt2(name, HookedSAETransformer), rows["context"]
     with torch.no_grad():
         clean = hooked(tokens)
@@ -49,8 +49,8 @@ def in_model(name: str) -> dict[str, dict[str, float]]:
 
 
 for folder in folders:
-    place = str(folder.relative_to(exported))
-    found[place] = measured(folder, source(place))
+    name = str(folder.relative_to(exported))
+    found[name] = measured(folder, source(name))
 language_model = model()
 if language_model:
     found["in_model"] = in_model(language_model)

@@ -26,15 +26,15 @@ def reconstruction(coder: SparseCoder, read: torch.Tensor) -> torch.Tensor:
 
 def hooked() -> Iterator[tuple[str, str, bool, Reconstruct]]:
     """Each on the module whose path is its folder's name."""
-    for place, (module, coder) in coders.items():
-        yield place, module, not coder.cfg.transcode, lambda read, coder=coder: reconstruction(coder, read)
+    for folder, (module, coder) in coders.items():
+        yield folder, module, not coder.cfg.transcode, lambda read, coder=coder: reconstruction(coder, read)
 
 
-for place, (_, coder) in coders.items():
-    read = source(place)
+for folder, (_, coder) in coders.items():
+    read = source(folder)
     encoded = coder.encode(read)
     features = torch.zeros(len(read), coder.num_latents).scatter(1, encoded.top_indices, encoded.top_acts)
-    found[place] = {
+    found[folder] = {
         "class": type(coder).__name__,
         "features": features.detach(),
         "output": reconstruction(coder, read).detach(),

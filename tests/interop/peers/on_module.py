@@ -1,4 +1,4 @@
-"""What a Hugging Face model loses with a dictionary hooked on one of its modules."""
+"""The loss of a Hugging Face model with a dictionary hooked on one of its modules."""
 
 from collections.abc import Callable, Iterator
 

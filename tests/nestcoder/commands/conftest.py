@@ -55,7 +55,7 @@ def run(runs: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def feature_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a toy model with its evidence taken."""
+    """A run of a toy model with its feature evidence."""
     runs = tmp_path_factory.mktemp("runs")
     layer = runs / "toy" / "layer03"
     write_cache(layer / "cache", layer=3)

@@ -1,4 +1,4 @@
-"""The cache commands, run as a person runs them, on a small cache."""
+"""The cache commands, run as by a user, on a small cache."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_verify_says_that_a_cache_is_sound(cache):
     assert json.loads(output)["faults"] == []
 
 
-def test_verify_names_what_is_damaged_and_repair_mends_it(cache):
+def test_verify_names_what_is_damaged_and_repair_restores_it(cache):
     data = bytearray((cache / SHARD).read_bytes())
     data[150] ^= 1
     (cache / SHARD).write_bytes(data)
@@ -80,7 +80,7 @@ def test_verify_names_what_is_damaged_and_repair_mends_it(cache):
     assert "Nothing is damaged" in run("cache", "repair", cache)[1]
 
 
-def test_where_there_is_no_cache_the_commands_say_so(tmp_path):
+def test_without_a_cache_the_commands_say_so(tmp_path):
     for command in ("info", "verify", "repair"):
         code, _, problem = run("cache", command, tmp_path)
         assert code == 2

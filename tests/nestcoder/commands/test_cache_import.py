@@ -6,7 +6,7 @@ from nestcoder.cli import command_line
 from nestcoder.commands.cache_import import import_cache
 
 
-def test_it_hangs_with_the_other_commands_of_caches() -> None:
+def test_import_is_a_command_of_cache() -> None:
     group = command_line.commands["cache"]
     assert isinstance(group, click.Group)
     assert group.commands["import"] is import_cache

@@ -25,7 +25,7 @@ def test_facts_and_text_agree_with_the_arithmetic(tmp_path: Path) -> None:
     assert facts["chosen"]["device"] == str(choose_device("auto"))
 
 
-def test_one_model_is_told_of_alone(tmp_path: Path) -> None:
+def test_one_model_can_be_named(tmp_path: Path) -> None:
     folder = Path(__file__).resolve().parents[3] / "models" / "gpt2-stdlib"
     result = examine(tmp_path, model=str(folder))
     model = result.data["model"]
@@ -39,10 +39,10 @@ def test_one_model_is_told_of_alone(tmp_path: Path) -> None:
         examine(tmp_path, model="absent")
 
 
-def test_a_card_without_room_for_all_has_the_layers_that_fit() -> None:
+def test_a_card_that_is_too_small_for_all_layers_is_told_how_many_fit() -> None:
     folder = Path(__file__).resolve().parents[3] / "models" / "gpt2-stdlib"
-    whole = folder_facts(str(folder), [{"device": "cuda:0", "free_bytes": 10**12}])
-    half = whole["weights_bytes"]["float32"] * 6 // 10
+    facts = folder_facts(str(folder), [{"device": "cuda:0", "free_bytes": 10**12}])
+    half = facts["weights_bytes"]["float32"] * 6 // 10
     deepest = folder_facts(str(folder), [{"device": "cuda:0", "free_bytes": half}])["deepest_layer"]["cuda:0"]
     assert 0 < deepest["float32"] < deepest["bfloat16"] <= 11
     assert (
@@ -50,7 +50,7 @@ def test_a_card_without_room_for_all_has_the_layers_that_fit() -> None:
     )
 
 
-def test_a_model_that_fits_no_card_may_fit_all_of_them_together() -> None:
+def test_a_model_that_fits_no_single_card_may_fit_all_cards() -> None:
     devices = [{"device": name, "free_bytes": 24_000_000_000} for name in ("cpu", "cuda:0", "cuda:1", "cuda:2")]
     fits = model_facts(devices)["gemma-2-27b"]["fits"]
     assert fits == {"bfloat16": ["all cards together"], "float32": []}

@@ -34,7 +34,7 @@ def test_compare_has_a_column_for_each(feature_runs: Path) -> None:
     assert [page["feature"] for page in _data(feature_runs, "features", "compare", "3/4", "3/20")] == [4, 20]
 
 
-def test_similar_lists_relatives_of_every_kind(feature_runs: Path) -> None:
+def test_similar_lists_related_features_of_every_kind(feature_runs: Path) -> None:
     found = _data(feature_runs, "features", "similar", "3/20")
     assert found["decoder"][0]["cosine"] >= found["decoder"][1]["cosine"]
     text = _call(feature_runs, "features", "similar", "3/20").stdout
@@ -55,7 +55,7 @@ def test_what_is_no_feature_is_refused(text: str) -> None:
         parse_feature(text)
 
 
-def test_a_feature_beyond_the_dictionary_and_a_layer_without_evidence_are_refused(feature_runs: Path) -> None:
+def test_a_feature_outside_the_dictionary_and_a_layer_without_evidence_are_refused(feature_runs: Path) -> None:
     beyond = _call(feature_runs, "features", "show", "3/32")
     assert isinstance(beyond.exception, UsageError)
     assert "no feature 32" in str(beyond.exception)
@@ -64,7 +64,7 @@ def test_a_feature_beyond_the_dictionary_and_a_layer_without_evidence_are_refuse
     assert _call(feature_runs, "features").exit_code == 2
 
 
-def test_a_dry_run_says_what_would_be_taken_and_writes_nothing(feature_runs: Path) -> None:
+def test_a_dry_run_says_what_would_be_read_and_writes_nothing(feature_runs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in feature_runs.rglob("*")}
     plan = _data(feature_runs, "features", "--layer", "3", "--name", "main", "--dry-run")["3"]
     assert (plan["rows"], plan["features"]) == (320, 32)

@@ -37,7 +37,7 @@ def test_each_format_is_written(feature_runs: Path, tmp_path: Path, target: str,
     assert all((tmp_path / "out" / path).is_file() for path in written["files"])
 
 
-def test_a_folder_that_is_there_and_missing_evidence_are_refused(feature_runs: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_and_missing_evidence_are_refused(feature_runs: Path, tmp_path: Path) -> None:
     arguments = ("features", "export", "--to", "jsonl", "--layer", "3")
     assert isinstance(_call(feature_runs, *arguments, str(tmp_path)).exception, UsageError)
     result = _call(feature_runs, *arguments, "--name", "other", str(tmp_path / "out"))

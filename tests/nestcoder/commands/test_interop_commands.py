@@ -35,14 +35,14 @@ def test_export_prints_a_table_and_writes(tiny_run: Path, tmp_path: Path) -> Non
     assert json.loads(again.stdout)[0]["layers"]["8"]["prefix"]["size"] == 16
 
 
-def test_what_is_not_there_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+def test_missing_things_are_refused(tiny_run: Path, tmp_path: Path) -> None:
     refused = call(tiny_run, "export", "--layer", "8", "--name", "none", "--to", "saelens", str(tmp_path / "out"))
     assert isinstance(refused.exception, UsageError)
     with pytest.raises(UsageError, match="'pickle' is not a format"):
         raise call(tiny_run, "export", "--layer", "8", "--to", "pickle", str(tmp_path / "out")).exception  # type: ignore[misc]
 
 
-def test_import_takes_back_what_export_wrote(tiny_run: Path, tmp_path: Path) -> None:
+def test_import_reads_what_export_wrote(tiny_run: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(tiny_run, runs)
     assert call(runs, "export", "--layer", "8", "--to", "circuit-tracer", str(tmp_path / "out")).exit_code == 0

@@ -1,4 +1,4 @@
-"""The formats that ``--help`` names are those that there are."""
+"""The formats that ``--help`` names are the existing ones."""
 
 from nestcoder.commands import interop_commands
 from nestcoder.commands.interop_group import PAGES, TOOLS

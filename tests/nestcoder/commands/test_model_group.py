@@ -1,8 +1,8 @@
-"""The commands of this file hang where people look for them."""
+"""The commands of this file are commands of the top level."""
 
 from nestcoder.cli import command_line
 from nestcoder.commands import model_group
 
 
-def test_the_commands_are_the_command_lines_own() -> None:
+def test_the_commands_are_those_of_the_top_level() -> None:
     assert command_line.commands["finetune"] is model_group.finetune

@@ -1,4 +1,4 @@
-"""Without --push the command says what would be uploaded, and asks nothing of any network."""
+"""Without --push the command says what would be uploaded, and uses no network."""
 
 import json
 from pathlib import Path

@@ -33,7 +33,7 @@ def test_finished_stages_name_their_folders(invocation: Invocation) -> None:
     assert trained.text == f"trained: {folders.transcoder('main')}"
 
 
-def test_an_evaluation_ends_with_its_table_and_where_the_report_lies(invocation: Invocation) -> None:
+def test_an_evaluation_ends_with_its_table_and_the_folder_of_the_report(invocation: Invocation) -> None:
     options = stage_commands.EvaluateOptions(name="main", lm=False, gemma_scope=None, against=None, force=False)
     result = stage_commands.evaluate(invocation, [], "cpu", options)
     assert list(result.data) == [8]
@@ -41,7 +41,7 @@ def test_an_evaluation_ends_with_its_table_and_where_the_report_lies(invocation:
     assert "held-out tokens" in result.text
 
 
-def test_the_first_features_are_shown_and_the_rest_is_in_the_report(invocation: Invocation) -> None:
+def test_the_first_features_are_shown_and_the_others_are_in_the_report(invocation: Invocation) -> None:
     samples = invocation.folders(8).report("main") / "samples.txt"
     samples.write_text("\n\n".join(f"feature {number}" + "\ncontext" * 5 for number in range(9)))
     text = "\n".join(stage_commands.report_lines(invocation, [8], "main"))

@@ -1,4 +1,4 @@
-"""A campaign in small over everything that a run leaves: every flipped bit is found or changes no number."""
+"""A small campaign over all files of a run: every flipped bit is found or changes no number."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from nestcoder.cli import command_line
 from nestcoder.commands.verify import verify
 
 FLIPS_A_FILE = 4
-# What no number is read from: locks, and a record of the site proof that the manifest has too.
+# Files that no number is read from: locks, and a record of the site proof that is in the manifest too.
 NO_NUMBERS = {"locks", "proof-00000.json", ".lock"}
 
 
@@ -33,11 +33,11 @@ def files_of(runs: Path) -> Iterator[Path]:
 
 
 def stage_folder(path: Path, runs: Path) -> Path:
-    """The cache, transcoder or report folder of a layer that a file lies in."""
+    """The cache, transcoder or report folder of a layer that contains the file."""
     return runs.joinpath(*path.relative_to(runs).parts[:3])
 
 
-def test_a_run_as_it_was_left_is_sound(runs: Path) -> None:
+def test_an_unchanged_run_is_sound(runs: Path) -> None:
     done = CliRunner().invoke(command_line, ["--json", "verify", str(runs)])
     assert done.exit_code == 0
     found = {entry["kind"]: entry for entry in json.loads(done.stdout)}
@@ -78,7 +78,7 @@ def test_what_is_damaged_is_named_with_what_to_do(runs: Path) -> None:
     assert "sound" in done.stdout
 
 
-def test_what_cannot_be_checked_is_said(runs: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_checked_is_named(runs: Path, tmp_path: Path) -> None:
     (runs / "gpt2-stdlib" / "layer08" / "report" / "main" / "checksums.json").unlink()
     result, damage = verify([str(runs)], fast=True)
     assert damage is None
@@ -90,8 +90,8 @@ def test_what_cannot_be_checked_is_said(runs: Path, tmp_path: Path) -> None:
         verify([str(tmp_path / "empty")], fast=True)
 
 
-def test_a_file_that_may_not_be_read_is_a_sentence(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The permissions of each file in turn are taken away, as root cannot do to itself: by refusing to open it."""
+def test_a_file_without_permission_is_one_sentence(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file in turn cannot be opened, as without permission; root could open it, so opening is refused here."""
     refused: list[Path] = []
 
     def guarded(opener):

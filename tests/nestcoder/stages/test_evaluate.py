@@ -1,4 +1,4 @@
-"""Evaluation of every trained layer, and of the features where the settings ask for them."""
+"""Evaluation of every trained layer, and of the features if the settings ask for them."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from common.run_layout import FEATURES_PAGE
 from nestcoder.stages.folders import folders_of
 
 
-def test_no_layer_means_every_trained_one_and_features_come_after(
+def test_no_layer_means_every_trained_one_and_features_follow(
     tiny_run: Path, tmp_path: Path, tiny_settings: Callable[..., nestcoder.PipelineSettings]
 ) -> None:
     runs = Path(shutil.copytree(tiny_run, tmp_path / "runs"))

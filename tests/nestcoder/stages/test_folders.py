@@ -1,4 +1,4 @@
-"""Which layers there are, and what a single process may do alone."""
+"""Which layers there are, and what a single process may do."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_layers_are_those_that_have_a_cache_a_transcoder_or_a_block(
     assert layers_of_model(settings) == list(range(12))
 
 
-def test_none_there_is_a_mistake_of_use(
+def test_no_layer_at_all_is_a_usage_error(
     tiny_run: Path, tmp_path: Path, tiny_settings: Callable[..., nestcoder.PipelineSettings]
 ) -> None:
     with pytest.raises(UsageError, match="named 'other'"):
@@ -36,7 +36,7 @@ def test_none_there_is_a_mistake_of_use(
         harvested_layers(tiny_settings(tmp_path))
 
 
-def test_alone_a_process_has_its_device_and_may_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_has_its_device_and_may_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     with joined_processes("cpu") as device:
         assert device == "cpu"
     check_one_process("Transcoders are exported")

@@ -1,4 +1,4 @@
-"""The request that follows from the settings; a finished harvest is left alone."""
+"""The request that follows from the settings; a finished harvest is not changed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from nestcoder.stages.folders import folders_of
 from nestcoder.stages.harvest import harvest_request
 
 
-def test_a_request_is_what_the_settings_ask_and_this_processs_share(
+def test_a_request_follows_from_the_settings_and_the_rank(
     tmp_path: Path, tiny_settings: Callable[..., nestcoder.PipelineSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_settings(tmp_path)

@@ -19,7 +19,7 @@ def test_each_format_is_written_once(tmp_path: Path) -> None:
     assert (request.wish.prefix, request.wish.source_view, request.fresh) == (16, "mlp_in", True)
 
 
-def test_sources_are_trained_transcoders_and_one_process_takes_them(
+def test_exports_are_of_trained_transcoders_and_by_one_process(
     tiny_run: Path, tiny_settings: Callable[..., nestcoder.PipelineSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_settings(tiny_run)

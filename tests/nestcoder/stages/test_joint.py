@@ -47,7 +47,7 @@ def test_layers_without_a_cache_are_refused(tmp_path: Path) -> None:
         "export {out} --layer 1 --layer 2 --to delphi --dry-run",
     ],
 )
-def test_what_takes_one_layer_refuses_a_cross_layer_transcoder_before_any_work(tmp_path: Path, command: str) -> None:
+def test_commands_of_one_layer_refuse_a_cross_layer_transcoder_before_any_work(tmp_path: Path, command: str) -> None:
     runs = tmp_path / "runs"
     folder = joint_folders(runs, "toy", [1, 2]).transcoder("clt")
     folder.mkdir(parents=True)

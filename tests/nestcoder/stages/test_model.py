@@ -10,7 +10,7 @@ from common.run_layout import CONFIG_FILE
 from nestcoder.stages.model import finetune_request
 
 
-def test_the_result_is_named_after_what_it_is_made_from(tmp_path: Path) -> None:
+def test_the_result_is_named_after_its_dictionaries(tmp_path: Path) -> None:
     settings = nestcoder.load_settings(overrides=[f"runs={tmp_path}"])
     request = finetune_request(settings, [4, 8], name="main", result=None, device="cpu")
     assert request.result == "main-finetuned"

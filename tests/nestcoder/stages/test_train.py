@@ -1,4 +1,4 @@
-"""Which trainings the settings ask for; a finished one is left alone."""
+"""Which trainings the settings ask for; a finished one is not changed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from nestcoder.stages.folders import folders_of
 from nestcoder.stages.train import trainings
 
 
-def test_a_training_a_layer_or_one_of_all_layers(
+def test_there_is_one_training_a_layer_or_one_of_all_layers(
     tmp_path: Path, tiny_settings: Callable[..., nestcoder.PipelineSettings]
 ) -> None:
     settings = tiny_settings(tmp_path)

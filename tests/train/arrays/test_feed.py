@@ -1,4 +1,4 @@
-"""The feed changes neither order nor values, and sends a batch before the one ahead of it is used up."""
+"""The feed changes neither order nor values, and sends a batch while the one before it is in use."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_feed_hands_on_what_the_loader_gives(small_cache: Path, device: str) -> None:
+def test_a_feed_gives_the_batches_of_the_loader(small_cache: Path, device: str) -> None:
     reader = CacheReader.open(small_cache)
     pinned = device == "cuda"
     with Loader(reader, batch_rows=48, seed=2, epochs=1) as plain:
@@ -23,11 +23,11 @@ def test_a_feed_hands_on_what_the_loader_gives(small_cache: Path, device: str) -
     with Loader(reader, batch_rows=48, seed=2, epochs=1, pin_memory=pinned) as loader:
         found = list(Feed(loader, torch.device(device)))
     assert [batch.index for batch in found] == list(range(21)) == [batch.index for batch in expected]
-    for one, other in zip(expected, found, strict=True):
-        assert other.source.device.type == other.target.device.type == device
-        assert torch.equal(other.source.cpu(), one.source)
-        assert torch.equal(other.target.cpu(), one.target)
-        assert np.array_equal(other.document, one.document)
+    for loaded, fed in zip(expected, found, strict=True):
+        assert fed.source.device.type == fed.target.device.type == device
+        assert torch.equal(fed.source.cpu(), loaded.source)
+        assert torch.equal(fed.target.cpu(), loaded.target)
+        assert np.array_equal(fed.document, loaded.document)
 
 
 def numbered(read: list[int], count: int) -> Iterator[Batch]:
@@ -37,7 +37,7 @@ def numbered(read: list[int], count: int) -> Iterator[Batch]:
         yield Batch(torch.zeros(1, 2), torch.zeros(1, 3), np.zeros(1, np.int32), np.zeros(1, np.int64), index, 0)
 
 
-def test_one_batch_is_under_way_and_no_more() -> None:
+def test_only_one_batch_is_sent_in_advance() -> None:
     read: list[int] = []
     feed = iter(Feed(numbered(read, 3), torch.device("cpu")))
     assert (next(feed).index, read) == (0, [0, 1])
@@ -46,7 +46,7 @@ def test_one_batch_is_under_way_and_no_more() -> None:
     assert list(feed) == []
 
 
-def test_no_batches_are_no_batches() -> None:
+def test_a_feed_of_no_batches_is_empty() -> None:
     assert list(Feed(iter(()), torch.device("cpu"))) == []
 
 
@@ -54,7 +54,7 @@ if torch.cuda.is_available():
 
     @pytest.mark.gpu
     def test_memory_is_not_used_again_before_the_step_that_reads_it(small_cache: Path) -> None:
-        """Slow work on every batch, none of them kept: a buffer reused too early would hold a later batch's rows."""
+        """Slow work on every batch, none of them kept: a buffer reused too early would have later rows."""
         reader = CacheReader.open(small_cache)
         with Loader(reader, batch_rows=48, seed=2, epochs=4) as plain:
             expected = [batch.source.float().sum(dim=0) for batch in plain]

@@ -1,10 +1,11 @@
-"""What is played reads the inputs of its turn, is recorded once a form, and goes on plainly where it cannot be."""
+"""A graph reads the inputs of its own step, is recorded once a form, and is not used if it cannot be recorded."""
 
 import pytest
 import torch
 
 from common.distributed import Ranks
 from common.progress import Silent
+from tests.helpers.progress import Notes
 from train import step as steps
 from train.arrays.graphs import Graphs
 from train.arrays.optim import Moments
@@ -28,19 +29,11 @@ class Again(Graphs):
         return work
 
 
-class Notes(Silent):
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
-
-
 def double(inputs):
     return {"doubled": 2 * inputs[0]}
 
 
-def test_the_first_turns_are_plain_and_the_others_read_their_own_inputs():
+def test_the_first_steps_are_plain_and_the_others_read_their_own_inputs():
     graphs = Again("cpu", Silent())
     found = [graphs.play("form", (torch.tensor([float(turn)]), None), double) for turn in range(6)]
     assert found[:3] == [None] * 3
@@ -49,20 +42,20 @@ def test_the_first_turns_are_plain_and_the_others_read_their_own_inputs():
     assert graphs.recorded == ["form"]
 
 
-def test_results_outlive_the_next_turn():
+def test_results_stay_valid_after_the_next_step():
     graphs = Again("cpu", Silent())
     results = [graphs.play("form", (torch.tensor([float(turn)]),), double) for turn in range(5)]
     assert float(results[3]["doubled"]) == 6.0
 
 
-def test_every_form_is_recorded_by_itself():
+def test_every_form_is_recorded_separately():
     graphs = Again("cpu", Silent())
     for turn in range(8):
         graphs.play(turn % 2, (torch.ones(1 + turn % 2),), double)
     assert graphs.recorded == [0, 1]
 
 
-def test_what_cannot_be_recorded_is_said_once_and_done_plainly():
+def test_work_that_cannot_be_recorded_is_noted_once_and_done_plainly():
     def work(_inputs):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
@@ -70,14 +63,14 @@ def test_what_cannot_be_recorded_is_said_once_and_done_plainly():
     graphs = Again("cpu", notes)
     graphs._record = lambda call: call()
     assert all(graphs.play("form", (torch.ones(1),), work) is None for _ in range(6))
-    assert notes.said == [
+    assert notes.texts == [
         "Steps are not recorded as CUDA graphs, and are launched one by one: "
         "operation not permitted when stream is capturing"
     ]
 
 
 class OnOtherSteps(Again):
-    """While it does the recorded work again, the number of the step is another: a real graph would not see it."""
+    """While it does the recorded work again, the step number is another one: a real graph would not see it."""
 
     state = None
 
@@ -115,12 +108,12 @@ def trained(activation, *, graphs):
     if graphs:
         graphs.state = state
     generator = torch.Generator().manual_seed(0)
-    said = []
+    logged = []
     for _ in range(52):
         source, target = torch.randn(2, ROWS, WIDTH, generator=generator)
         given = {"recipe": recipe, "workspace": space, "ranks": Ranks(), "graphs": graphs}
-        said.append(steps.train_step(state, source, target=target, **given).as_dict())
-    return state, said
+        logged.append(steps.train_step(state, source, target=target, **given).as_dict())
+    return state, logged
 
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk"])
@@ -129,12 +122,12 @@ def test_played_steps_are_the_plain_ones(activation, monkeypatch):
     monkeypatch.setattr(steps, "in_one_pass", lambda _: True)
     monkeypatch.setattr(steps, "update_", adam_)
     graphs = OnOtherSteps("cpu", Silent())
-    plain, said = trained(activation, graphs=None)
-    played, said_again = trained(activation, graphs=graphs)
+    plain, plain_metrics = trained(activation, graphs=None)
+    played, played_metrics = trained(activation, graphs=graphs)
     assert len(graphs.recorded) > 1, "with and without dead features"
-    assert any(one["dead"] > 0 for one in said)
-    assert any(one["aux_loss"] > 0 for one in said)
-    assert said == said_again
+    assert any(step_metrics["dead"] > 0 for step_metrics in plain_metrics)
+    assert any(step_metrics["aux_loss"] > 0 for step_metrics in plain_metrics)
+    assert plain_metrics == played_metrics
     for name, array in plain.weights.tensors().items():
         assert torch.equal(array, played.weights.tensors()[name]), name
     assert torch.equal(plain.since_fired, played.since_fired)

@@ -1,4 +1,4 @@
-"""The schedule's values, and an update against Adam written out in float64."""
+"""The values of the schedule, and an update against Adam in float64."""
 
 import math
 

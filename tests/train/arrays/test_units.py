@@ -1,4 +1,4 @@
-"""Training units and the way back: exact in float64, whatever the source is divided by."""
+"""Training units and back: exact in float64, for any scale of the source."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_every_dimension_of_the_source_has_variance_one(small_cache: Path, view:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_rows_of_every_dtype_are_scaled_in_float32_and_left_as_they_are(small_cache: Path, dtype: torch.dtype) -> None:
+def test_rows_of_every_dtype_are_scaled_in_float32_without_changing_them(small_cache: Path, dtype: torch.dtype) -> None:
     units = units_of(CacheReader.open(small_cache), "mlp_in")
     rows = torch.randn(9, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
     given = rows.clone()

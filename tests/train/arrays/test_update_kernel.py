@@ -1,4 +1,4 @@
-"""The update kernel, in a process of its own: whether Triton interprets is settled when it is imported."""
+"""The update kernel, in a process of its own: Triton decides when it is imported whether it interprets."""
 
 import os
 import subprocess

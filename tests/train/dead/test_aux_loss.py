@@ -1,4 +1,4 @@
-"""The auxiliary loss against its definition, values and gradients in float64, and the defects it must not have."""
+"""The auxiliary loss against its definition, values and gradients in float64, and mistakes that it must not have."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_only_dead_features_are_touched() -> None:
     assert not gradients.W_dec[alive].any()
 
 
-def test_neither_bias_nor_skip_is_part_of_the_account() -> None:
+def test_neither_bias_nor_skip_is_in_the_auxiliary_loss() -> None:
     weights, source, e = problem()
     before, _ = computed(weights, source, e)
     weights.b_dec.add_(100.0)
@@ -77,15 +77,15 @@ def test_neither_bias_nor_skip_is_part_of_the_account() -> None:
 
 
 def test_few_dead_features_count_less() -> None:
-    one = torch.ones((), dtype=torch.float64)
-    assert float(auxiliary_scale(alpha=1.0, dead=3 * one, top_k=12, variation=one)) == 0.25
-    assert float(auxiliary_scale(alpha=1.0, dead=30 * one, top_k=12, variation=one)) == 1.0
+    unit = torch.ones((), dtype=torch.float64)
+    assert float(auxiliary_scale(alpha=1.0, dead=3 * unit, top_k=12, variation=unit)) == 0.25
+    assert float(auxiliary_scale(alpha=1.0, dead=30 * unit, top_k=12, variation=unit)) == 1.0
 
 
-def test_spread_adds_up_over_parts() -> None:
+def test_spread_adds_up_over_blocks_of_rows() -> None:
     e = torch.randn(30, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    whole = (e - e.mean(dim=0)).square().sum()
-    torch.testing.assert_close(variation(spread(e[:7]) + spread(e[7:])), whole)
+    total = (e - e.mean(dim=0)).square().sum()
+    torch.testing.assert_close(variation(spread(e[:7]) + spread(e[7:])), total)
 
 
 def test_dead_is_counted_in_tokens_since_the_last_firing() -> None:
@@ -98,7 +98,7 @@ def test_dead_is_counted_in_tokens_since_the_last_firing() -> None:
     assert float(dead_share(since, after_tokens=40)) == pytest.approx(2 / 3)
 
 
-def test_products_in_bfloat16_are_as_near_as_bfloat16_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_in_bfloat16_are_as_close_as_bfloat16_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aux_loss, "prefers_products", lambda *_, **__: True)
     doubles, source, e = problem()
     weights = Parameters(**{name: array.float() for name, array in doubles.tensors().items()})

@@ -1,4 +1,4 @@
-"""When features count as dead, and for how many a step on a GPU has room."""
+"""When features count as dead, and for how many a step on a GPU reserves memory."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_features_are_dead_when_they_were_silent_for_long_enough():
     assert Dead.among(since_fired, after_tokens=100, room=1, exact=True).features.tolist() == [1]
 
 
-def test_the_dead_come_first_in_a_larger_room():
+def test_the_dead_come_first_in_a_larger_array():
     since_fired = torch.tensor([5, 100, 0, 300, 7, 100])
     dead = Dead.among(since_fired, after_tokens=100, room=4, exact=False)
     assert dead.features.tolist() == [1, 3, 5, 0]
@@ -28,7 +28,7 @@ def test_the_dead_come_first_in_a_larger_room():
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_only_the_dead_are_given_anything(exact):
+def test_values_are_given_to_dead_features_only(exact):
     since_fired = torch.tensor([5, 100, 0, 300])
     dead = Dead.among(since_fired, after_tokens=100, room=2 if exact else 4, exact=exact)
     array = torch.arange(8.0).view(4, 2)
@@ -38,12 +38,12 @@ def test_only_the_dead_are_given_anything(exact):
     assert array.tolist() == [[0, 1], [-1, -1], [4, 5], [0, 0]]
 
 
-def test_rooms_are_few():
+def test_few_sizes_are_reserved():
     assert [room_for(count, dict_size=1000) for count in (0, 1, 64, 65, 512, 513)] == [0, 64, 64, 128, 512, 1000]
 
 
 def steps(since_fired, *, after_tokens, first, room=None, interrupted=()):
-    """The room of every step up to the 80th; asserts that it suffices. Some features fire again now and then."""
+    """The room of every step up to the 80th; asserts that it suffices. Some features fire again at times."""
     rooms = []
     room = room or Room.first(since_fired, after_tokens=after_tokens, batch_rows=ROWS)
     for step in range(first, 80):
@@ -51,10 +51,10 @@ def steps(since_fired, *, after_tokens, first, room=None, interrupted=()):
             room = Room(*room.record())
         rooms.append(room.size_at(step, since_fired, after_tokens=after_tokens, batch_rows=ROWS))
         assert rooms[-1] >= dead_count(since_fired, after_tokens=after_tokens)
-        every = torch.ones(len(since_fired), dtype=torch.int64)
-        every[:40] = 1000  # never, in these steps
-        every[40:300] = 13
-        count_tokens_(since_fired, (step + 1) % every == 0, tokens=ROWS)
+        interval = torch.ones(len(since_fired), dtype=torch.int64)
+        interval[:40] = 1000  # never, in these steps
+        interval[40:300] = 13
+        count_tokens_(since_fired, (step + 1) % interval == 0, tokens=ROWS)
     return rooms
 
 

@@ -1,4 +1,4 @@
-"""Dead features begin again: where, how they fire, and that a run ends with fewer of them."""
+"""Dead features begin again: at which rows, how often they fire, and that a run ends with fewer of them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from common.progress import Silent
+from tests.helpers.training import changed, train
 from train.arrays.batch_share import BatchShare
 from train.arrays.parameters import Parameters, random_parameters
-from train.config import LogSettings, TrainSettings
+from train.config import TrainSettings
 from train.dead.features import Dead
 from train.dead.revive import drawn_order, may_revive, revive_
 from train.loss import StepResult, nested_step
 from train.objective import NestedLoss, equal_weights
 from train.resolved import resolve
-from train.run import train_layer
 from transcoder.rules.registry import make_rule
 
 DEAD = torch.tensor([3, 8, 31])
@@ -38,7 +37,7 @@ def revived(step: int = 5) -> tuple[Parameters, torch.Tensor, StepResult]:
     return weights, source, result
 
 
-def test_a_feature_begins_at_its_row_with_what_was_missing_there() -> None:
+def test_a_feature_begins_at_its_row_with_the_error_there() -> None:
     weights, source, result = revived()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(5))
     for feature in DEAD.tolist():
@@ -50,7 +49,9 @@ def test_a_feature_begins_at_its_row_with_what_was_missing_there() -> None:
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.003, 1), (0.1, 4)])
-def test_it_fires_on_its_share_of_the_rows(share: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revived_feature_fires_on_its_share_of_the_rows(
+    share: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("train.dead.revive._SHARE_OF_ROWS", share)
     weights, source, result = revived()
     thresholds = result.code.values.view(40, 4).min(dim=1).values
@@ -58,7 +59,7 @@ def test_it_fires_on_its_share_of_the_rows(share: float, count: int, monkeypatch
     assert above[:, DEAD].sum(dim=0).tolist() == [count] * 3
 
 
-def test_the_other_features_are_untouched() -> None:
+def test_the_other_features_do_not_change() -> None:
     before, _, _ = batch()
     weights, _, _ = revived()
     others = [feature for feature in range(32) if feature not in DEAD.tolist()]
@@ -71,7 +72,7 @@ def test_the_same_step_draws_the_same_rows_and_another_step_others() -> None:
     assert not torch.equal(revived(step=5)[0].W_enc, revived(step=6)[0].W_enc)
 
 
-def test_a_row_without_a_direction_leaves_the_feature_alone() -> None:
+def test_equal_rows_revive_no_feature() -> None:
     weights, source, result = batch()
     before = weights.W_enc.clone()
     revive_(
@@ -90,7 +91,7 @@ def test_a_row_without_a_direction_leaves_the_feature_alone() -> None:
     ("values", "steps"),
     [({}, range(700)), ({"revive": False}, range(0)), ({"schedule": "constant"}, range(1000))],
 )
-def test_features_are_revived_while_there_is_a_rate_to_learn_by(values: dict[str, Any], steps: range) -> None:
+def test_features_are_revived_only_while_the_learning_rate_is_high_enough(values: dict[str, Any], steps: range) -> None:
     settings = resolve(
         TrainSettings.model_validate({"steps": 1000, "warmup_steps": 100} | values), model="m", d_target=96
     )
@@ -101,10 +102,7 @@ def test_features_are_revived_while_there_is_a_rate_to_learn_by(values: dict[str
 def test_a_run_ends_with_fewer_dead_features(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     dead: dict[bool, float] = {}
     for revive in (False, True):
-        settings = TrainSettings.model_validate(quick.model_dump() | {"steps": 120, "revive": revive, "lr": 3e-2})
-        config = train_layer(
-            cache=small_cache, out=tmp_path / str(revive), settings=settings, device="cpu", fresh=False,
-            progress=Silent(), log=LogSettings(),
-        )  # fmt: skip
+        settings = changed(quick, steps=120, revive=revive, lr=3e-2)
+        config = train(small_cache, tmp_path / str(revive), settings)
         dead[revive] = config["dead"]
     assert dead[True] < dead[False]

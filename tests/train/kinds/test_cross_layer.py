@@ -14,11 +14,14 @@ from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.joint.run import Candidate, evaluate_layers
+from tests.helpers.progress import StopAt, StoppedError
+from tests.helpers.training import changed
+from tests.helpers.training import train as train_one
 from train.config import LogSettings, TrainSettings
 from train.plan import plan_layers
 from train.record.log import read_log
 from train.record.verify import verify_run
-from train.run import train_layer, train_layers
+from train.run import train_layers
 from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import load_transcoder
 
@@ -29,7 +32,7 @@ def caches(two_layers: dict[int, Path]) -> dict[int, Path]:
 
 
 def settings_of(quick: TrainSettings, **values: Any) -> TrainSettings:
-    return TrainSettings.model_validate(quick.model_dump() | {"kind": "cross-layer"} | values)
+    return changed(quick, **{"kind": "cross-layer"} | values)
 
 
 def train(
@@ -39,22 +42,13 @@ def train(
     return train_layers(caches=list(caches.values()), out=out, settings=settings, **given)
 
 
-class Stop(Silent):
-    """Ends a run from within after 23 steps."""
-
-    left = 23
-
-    def advance(self, amount: int, **figures: float) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise RuntimeError("stopped")
-
-
-def test_a_stopped_run_ends_as_one_that_was_not(caches: dict[int, Path], tmp_path: Path, quick: TrainSettings) -> None:
+def test_a_stopped_run_ends_like_an_undisturbed_one(
+    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings
+) -> None:
     settings = settings_of(quick, beta1=0.0)
     train(caches, tmp_path / "whole", settings)
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(caches, tmp_path / "cut", settings, Stop())
+    with pytest.raises(StoppedError):
+        train(caches, tmp_path / "cut", settings, StopAt(24))
     train(caches, tmp_path / "cut", settings)
     for name in ("transcoder.safetensors", "metrics.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -65,14 +59,13 @@ def test_a_stopped_run_ends_as_one_that_was_not(caches: dict[int, Path], tmp_pat
 def test_a_window_of_zero_is_the_set_of_transcoders(
     caches: dict[int, Path], tmp_path: Path, quick: TrainSettings, activation: str
 ) -> None:
-    """The same features fire and explain as much; activations are in other units."""
+    """The same features fire and the FVU is the same; activations are in other units."""
     settings = settings_of(quick, window=0, activation=activation)
     train(caches, tmp_path / "joint", settings)
     joint = load_cross_layer(tmp_path / "joint")
     for number, (layer, cache) in enumerate(caches.items()):
-        alone = TrainSettings.model_validate(quick.model_dump() | {"activation": activation})
-        given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": Silent()}
-        train_layer(cache=cache, out=tmp_path / str(layer), settings=alone, **given)
+        alone = changed(quick, activation=activation)
+        train_one(cache, tmp_path / str(layer), alone)
         single = load_transcoder(tmp_path / str(layer))
         source = open_cache(cache).split("held_out").rows(slice(1, 40)).source.float()
         ours = joint.piece(number).reconstructions(source)
@@ -82,12 +75,11 @@ def test_a_window_of_zero_is_the_set_of_transcoders(
 def test_features_learn_to_write_to_the_layer_that_needs_them(
     caches: dict[int, Path], tmp_path: Path, quick: TrainSettings
 ) -> None:
-    """Measured together with the set that it began from, on the same rows."""
+    """Measured on the same rows as the set that it began from."""
     longer = {"steps": 120, "checkpoint_every": 120}
     for cache in caches.values():
-        given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": Silent()}
-        alone = TrainSettings.model_validate(quick.model_dump() | longer)
-        train_layer(cache=cache, out=cache.parent / "transcoder" / "main", settings=alone, **given)
+        alone = changed(quick, **longer)
+        train_one(cache, cache.parent / "transcoder" / "main", alone)
     config = train(caches, tmp_path / "clt", settings_of(quick, **longer, warm_start="main"))
     assert config["layers"] == [3, 4]
     single = {layer: cache.parent / "transcoder" / "main" for layer, cache in caches.items()}
@@ -121,7 +113,7 @@ def test_selection_over_layers_trains_and_is_saved(
 
 
 @pytest.mark.parametrize(("shard", "activation"), [(True, "topk"), (True, "jumprelu"), (False, "topk")])
-def test_several_processes_are_one(
+def test_several_processes_train_what_one_trains(
     caches: dict[int, Path],
     tmp_path: Path,
     quick: TrainSettings,
@@ -129,7 +121,7 @@ def test_several_processes_are_one(
     shard: bool,
     activation: str,
 ) -> None:
-    """Dealt by features or by rows: the same weights, moments and figures, to rounding."""
+    """Shared by features or by rows: the same weights, moments and metrics, up to rounding."""
     values = {"steps": 20, "checkpoint_every": 10, "lr": 2e-3, "revive": False, "dead_after_tokens": 1}
     settings = settings_of(quick, **values, shard_dictionary=shard, activation=activation)
     train(caches, tmp_path / "one", settings)
@@ -137,10 +129,10 @@ def test_several_processes_are_one(
     assert_the_same(tmp_path / "one", tmp_path / "several")
 
 
-def test_a_dealt_run_goes_on_with_another_number_of_processes(
+def test_a_sharded_run_goes_on_with_another_number_of_processes(
     caches: dict[int, Path], tmp_path: Path, quick: TrainSettings, in_processes: Callable[..., list[int]]
 ) -> None:
-    """The checkpoint is of the whole dictionary: begun by two, finished by one, which also revives dead features."""
+    """A checkpoint has the whole dictionary: begun by two, finished by one, which also revives dead features."""
     settings = settings_of(quick, steps=20, lr=2e-3, shard_dictionary=True)
     train(caches, tmp_path / "one", settings)
     assert in_processes(2, lambda: train(caches, tmp_path / "several", settings)) == [0, 0]
@@ -150,12 +142,12 @@ def test_a_dealt_run_goes_on_with_another_number_of_processes(
     assert_the_same(tmp_path / "one", tmp_path / "several")
 
 
-def assert_the_same(one: Path, other: Path) -> None:
+def assert_the_same(expected_run: Path, found_run: Path) -> None:
     name = "checkpoints/step-00000020.safetensors"
-    found = load_file(other / name)
-    for key, array in load_file(one / name).items():
+    found = load_file(found_run / name)
+    for key, array in load_file(expected_run / name).items():
         torch.testing.assert_close(found[key], array, rtol=2e-3, atol=5e-5, msg=lambda text, key=key: f"{key}: {text}")
-    lines = zip(read_log(other / "metrics.jsonl"), read_log(one / "metrics.jsonl"), strict=True)
+    lines = zip(read_log(found_run / "metrics.jsonl"), read_log(expected_run / "metrics.jsonl"), strict=True)
     for line, known in lines:
         for key, value in known.items():
             assert line[key] == pytest.approx(value, rel=1e-3, abs=1e-6), (line["step"], key)
@@ -173,17 +165,16 @@ def test_a_plan_counts_all_layers(caches: dict[int, Path], tmp_path: Path, quick
     assert plans[1].memory_bytes > plans[0].memory_bytes
 
 
-def test_what_does_not_fit_is_refused(
+def test_caches_and_settings_that_do_not_match_are_refused(
     caches: dict[int, Path], shorter_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
     """Caches of other rows, several layers for a transcoder, a warm start from other prefixes."""
     with pytest.raises(MismatchError, match="not aligned"):
         train({3: caches[3], 4: shorter_cache}, tmp_path / "run", settings_of(quick))
     with pytest.raises(UsageError, match="of one layer"):
-        train(caches, tmp_path / "run", TrainSettings.model_validate(quick.model_dump()))
-    small = TrainSettings.model_validate(quick.model_dump() | {"prefixes": (16,), "steps": 2, "warmup_steps": 0})
-    given = {"device": "cpu", "fresh": False, "log": LogSettings(), "progress": Silent()}
-    train_layer(cache=caches[3], out=caches[3].parent / "transcoder" / "small", settings=small, **given)
+        train(caches, tmp_path / "run", quick)
+    small = changed(quick, prefixes=(16,), steps=2, warmup_steps=0)
+    train_one(caches[3], caches[3].parent / "transcoder" / "small", small)
     with pytest.raises(MismatchError, match="prefixes"):
         train(caches, tmp_path / "run", settings_of(quick, warm_start="small"))
 

@@ -43,7 +43,7 @@ def test_it_is_the_mean_over_layers(over_layers: bool, balance: float) -> None:
     found = joint_held_out_fvu(
         state,
         HeldOut(source, target, variation),
-        by_layer=lambda rows: [part.contiguous() for part in rows.split(WIDTH, dim=1)],
+        by_layer=lambda rows: [layer_rows.contiguous() for layer_rows in rows.split(WIDTH, dim=1)],
         recipe=JointRecipe(recipes, reach, over_layers),
         shard=UNSHARDED,
     )
@@ -51,11 +51,11 @@ def test_it_is_the_mean_over_layers(over_layers: bool, balance: float) -> None:
     rule = over_all_layers(TOP_K, layers=LAYERS, dict_size=DICT_SIZE) if over_layers else TopK(TOP_K)
     pieces = [Transcoder(**own.transcoder_arrays(), rule=rule, prefixes=(8, DICT_SIZE)) for own in weights]
     dictionary = CrossLayerTranscoder(pieces, layers=range(LAYERS), window=1, top_k=TOP_K, over_layers=over_layers)
-    reconstructed = dictionary.reconstructions([part.contiguous() for part in source.split(WIDTH, dim=1)]).double()
+    reconstructed = dictionary.reconstructions([x.contiguous() for x in source.split(WIDTH, dim=1)]).double()
     expected = torch.zeros(2, dtype=torch.float64)
     for layer in range(LAYERS):
         counts = 1 - balance + balance * variances[layer].double().mean() / variances[layer].double()
-        part = target[:, layer * WIDTH : (layer + 1) * WIDTH].double()
-        total = ((part - part.mean(dim=0)).square() * counts).sum()
-        expected += ((reconstructed[layer] - part[:, None]).square() * counts).sum(dim=(0, 2)) / total / LAYERS
+        layer_rows = target[:, layer * WIDTH : (layer + 1) * WIDTH].double()
+        total = ((layer_rows - layer_rows.mean(dim=0)).square() * counts).sum()
+        expected += ((reconstructed[layer] - layer_rows[:, None]).square() * counts).sum(dim=(0, 2)) / total / LAYERS
     assert found == pytest.approx(expected.tolist(), rel=1e-5)

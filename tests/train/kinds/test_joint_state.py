@@ -1,4 +1,4 @@
-"""The state of several layers: its arrays by name and back, dealt over processes and put together again."""
+"""The state of several layers: its arrays by name and back, shared among processes and gathered again."""
 
 import torch
 
@@ -33,8 +33,8 @@ def test_arrays_come_back_by_the_number_of_their_layer() -> None:
 def test_every_process_has_some_features_of_every_layer() -> None:
     state = make()
     dealt = state.dealt(Shard(rank=1, world=3), device="cpu")
-    for own, whole in zip(dealt.layers, state.layers, strict=True):
-        assert torch.equal(own.weights.W_dec, whole.weights.W_dec[1::3])
-        assert torch.equal(own.weights.b_dec, whole.weights.b_dec)
-        assert torch.equal(own.since_fired, whole.since_fired[1::3])
+    for own, full in zip(dealt.layers, state.layers, strict=True):
+        assert torch.equal(own.weights.W_dec, full.weights.W_dec[1::3])
+        assert torch.equal(own.weights.b_dec, full.weights.b_dec)
+        assert torch.equal(own.since_fired, full.since_fired[1::3])
     assert torch.equal(state.gathered(UNSHARDED, dict_size=10).since_fired, state.since_fired)

@@ -43,7 +43,7 @@ def weights_of(layer: int, reach: Reach, generator: torch.Generator, dtype: torc
 
 
 class Problem:
-    """Weights, rows and a recipe; ``window`` 2 is all of the three layers."""
+    """Weights, rows and a recipe; ``window`` 2 covers all three layers."""
 
     def __init__(self, window: int, *, over_layers: bool = False, dtype=torch.float64, **changes: object) -> None:
         self.settings = settings_of(**changes)
@@ -51,16 +51,16 @@ class Problem:
         self.reach = Reach(LAYERS, window, WIDTH)
         weights = [weights_of(layer, self.reach, generator, dtype) for layer in range(LAYERS)]
         if self.settings.activation == "jumprelu":
-            weights = [replace(one, threshold=torch.full((DICT_SIZE,), 0.3, dtype=dtype)) for one in weights]
+            weights = [replace(layer, threshold=torch.full((DICT_SIZE,), 0.3, dtype=dtype)) for layer in weights]
         since = torch.zeros(DICT_SIZE, dtype=torch.int64)
-        states = [State(one, Moments.zero(one), since.clone()) for one in weights]
+        states = [State(layer, Moments.zero(layer), since.clone()) for layer in weights]
         self.state = JointState(tuple(states), tuple(range(LAYERS)))
         self.sources, self.targets = torch.randn(2, LAYERS, ROWS, WIDTH, generator=generator).to(dtype)
         self.variances = [torch.linspace(0.2, 1.8, WIDTH, dtype=torch.float64).roll(layer) for layer in range(LAYERS)]
         recipes = tuple(Recipe.from_settings(self.settings, variance=variance) for variance in self.variances)
         self.recipe = JointRecipe(recipes, self.reach, over_layers)
         rule = self.recipe.recipes[0].nested.rule
-        self.workspaces = [Workspace.like(one, rows=ROWS, rule=rule) for one in weights]
+        self.workspaces = [Workspace.like(layer, rows=ROWS, rule=rule) for layer in weights]
 
     def step(self):
         given = {"recipe": self.recipe, "workspaces": self.workspaces, "ranks": Ranks()}
@@ -70,16 +70,16 @@ class Problem:
 def definition(problem: Problem) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]], list[torch.Tensor]]:
     """The loss, its gradients, and every layer's FVU by prefix, from dense codes."""
     leaves = [
-        {name: array.clone().requires_grad_() for name, array in one.weights.tensors().items()}
-        for one in problem.state.layers
+        {name: array.clone().requires_grad_() for name, array in layer.weights.tensors().items()}
+        for layer in problem.state.layers
     ]
     pre = [x @ own["W_enc"].T + own["b_enc"] for x, own in zip(problem.sources, leaves, strict=True)]
     if problem.recipe.over_layers:
         side_by_side = torch.cat(pre, dim=1)
-        least = side_by_side.topk(TOP_K * LAYERS, dim=1).values[:, -1:]
-        codes = list((side_by_side.relu() * (side_by_side >= least)).split(DICT_SIZE, dim=1))
+        threshold = side_by_side.topk(TOP_K * LAYERS, dim=1).values[:, -1:]
+        codes = list((side_by_side.relu() * (side_by_side >= threshold)).split(DICT_SIZE, dim=1))
     else:
-        codes = [one.relu() * (one >= one.topk(TOP_K, dim=1).values[:, -1:]) for one in pre]
+        codes = [values.relu() * (values >= values.topk(TOP_K, dim=1).values[:, -1:]) for values in pre]
     fvu = []
     for t in range(LAYERS):
         by_prefix = []
@@ -99,7 +99,7 @@ def definition(problem: Problem) -> tuple[torch.Tensor, list[dict[str, torch.Ten
     gradients: list[dict[str, torch.Tensor]] = [{} for _ in leaves]
     for (layer, name), gradient in zip(names, found, strict=True):
         gradients[layer][name] = gradient
-    return value.detach(), gradients, [one.detach() for one in fvu]
+    return value.detach(), gradients, [per_prefix.detach() for per_prefix in fvu]
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])
@@ -107,12 +107,12 @@ def definition(problem: Problem) -> tuple[torch.Tensor, list[dict[str, torch.Ten
 def test_loss_and_every_gradient_are_those_of_the_definition(
     window: int, over_layers: bool, balance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No update, which is float32's, so that the gradients stay in the workspaces."""
+    """Without the update, which is in float32: the gradients stay in the workspaces."""
     monkeypatch.setattr("train.step.update_", lambda *_, **__: torch.zeros(()))
     problem = Problem(window, over_layers=over_layers, dimension_balance=balance, aux_alpha=0.0, revive=False)
     value, gradients, fvu = definition(problem)
-    near = 1e-6 if balance else 1e-12  # what dimensions count is kept in float32
-    before = [one.weights.W_dec.clone() for one in problem.state.layers]
+    near = 1e-6 if balance else 1e-12  # the weights of dimensions are kept in float32
+    before = [layer.weights.W_dec.clone() for layer in problem.state.layers]
     metrics = problem.step()
     assert float(metrics.l2_loss) * LAYERS == pytest.approx(float(value), rel=near)
     torch.testing.assert_close(metrics.batch_fvu, torch.stack(fvu).mean(dim=0), rtol=near, atol=0)
@@ -130,7 +130,7 @@ def test_loss_and_every_gradient_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
-def test_a_window_of_zero_is_every_layer_alone_bit_for_bit(activation: str) -> None:
+def test_a_window_of_0_trains_every_layer_alone_bit_for_bit(activation: str) -> None:
     changes = {"activation": activation, "dead_after_tokens": ROWS, "dtype": torch.float32}
     problem = Problem(0, **changes)
     alone = Problem(0, **changes)
@@ -139,19 +139,19 @@ def test_a_window_of_zero_is_every_layer_alone_bit_for_bit(activation: str) -> N
         for layer, state in enumerate(alone.state.layers):
             given = {"recipe": alone.recipe.recipes[0], "workspace": alone.workspaces[layer], "ranks": Ranks()}
             train_step(state, alone.sources[layer], target=alone.targets[layer], **given)
-    for ours, theirs in zip(problem.state.layers, alone.state.layers, strict=True):
-        for name, array in ours.weights.tensors().items():
-            assert torch.equal(array, theirs.weights.tensors()[name]), name
-        assert torch.equal(ours.since_fired, theirs.since_fired)
+    for joint, single in zip(problem.state.layers, alone.state.layers, strict=True):
+        for name, array in joint.weights.tensors().items():
+            assert torch.equal(array, single.weights.tensors()[name]), name
+        assert torch.equal(joint.since_fired, single.since_fired)
 
 
 def test_rows_keep_norm_1_over_all_that_they_write_and_biases_of_other_layers_stay_0() -> None:
     problem = Problem(2, dtype=torch.float32)
     for _ in range(3):
         problem.step()
-    for one in problem.state.layers:
-        torch.testing.assert_close(one.weights.W_dec.norm(dim=1), torch.ones(DICT_SIZE))
-        assert not one.weights.b_dec[WIDTH:].any()
+    for layer in problem.state.layers:
+        torch.testing.assert_close(layer.weights.W_dec.norm(dim=1), torch.ones(DICT_SIZE))
+        assert not layer.weights.b_dec[WIDTH:].any()
 
 
 def test_a_layer_that_only_a_cross_decoder_can_explain_is_learned() -> None:

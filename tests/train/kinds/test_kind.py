@@ -1,4 +1,4 @@
-"""What the kinds share: both states are what a run asks of one, and a toy kind trains through the same run."""
+"""What all kinds share: both states have the interface of a run, and a toy kind trains through the same run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from common.progress import Silent
-from train.config import LogSettings, TrainSettings
+from tests.helpers.training import train
+from train.config import TrainSettings
 from train.kinds.kind import RunState
 from train.kinds.registry import KINDS
 from train.kinds.single import Single
-from train.run import train_layer
 from train.state import State
 
 
 class Halved(Single):
-    """A transcoder of which only the first half of each prefix is saved with a name of its own."""
+    """A transcoder that is saved with another name, and only the first half of each prefix."""
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"toy": True}
@@ -31,17 +30,9 @@ def test_a_toy_kind_trains_through_the_same_run(
     small_cache: Path, quick: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(KINDS, "transcoder", Halved)  # its line in the registry
-    config = train_layer(
-        cache=small_cache,
-        out=tmp_path / "run",
-        settings=quick,
-        device="cpu",
-        fresh=False,
-        progress=Silent(),
-        log=LogSettings(),
-    )
+    config = train(small_cache, tmp_path / "run", quick)
     assert config["toy"] is True
 
 
-def test_a_state_says_how_far_it_is() -> None:
+def test_a_state_knows_its_step() -> None:
     assert not isinstance(torch.zeros(1), RunState)

@@ -16,11 +16,11 @@ def test_the_names_are_those_of_the_setting() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_does_all_that_a_training_asks(name: str) -> None:
+def test_every_kind_has_the_interface_of_a_kind(name: str) -> None:
     assert issubclass(KINDS[name], Kind)
     assert not KINDS[name].__abstractmethods__
 
 
-def test_an_autoencoder_is_trained_as_a_transcoder_is() -> None:
+def test_an_autoencoder_is_trained_like_a_transcoder() -> None:
     assert KINDS["transcoder"] is KINDS["sae"] is Single
     assert KINDS["cross-layer"] is CrossLayer

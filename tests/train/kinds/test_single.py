@@ -1,4 +1,4 @@
-"""One layer's dictionary: what is counted before a run, and what is saved is what was trained, in the cache's units."""
+"""One layer's dictionary: what is counted before a run; the saved one is the trained one, in the cache's units."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from transcoder.sharded import UNSHARDED
 
 @pytest.fixture(params=["transcoder", "sae"])
 def kind(request: pytest.FixtureRequest, small_cache: Path, quick: TrainSettings) -> Single:
-    side = "target" if request.param == "sae" else "source"
-    settings = quick.model_copy(update={"kind": request.param, "side": side})
+    array = "target" if request.param == "sae" else "source"
+    settings = quick.model_copy(update={"kind": request.param, "side": array})
     source = Source.open([small_cache], settings, None, device="cpu")
     context = TrainingContext(source.reader, source.readers, source.units, None, "cpu", Ranks(), UNSHARDED, Silent())
     return Single(resolve(settings, model="tiny", d_target=8), context)
@@ -40,7 +40,7 @@ def test_a_checkpoints_arrays_give_the_state_back(kind: Single) -> None:
         assert torch.equal(again.weights.tensors()[name], array)
 
 
-def test_what_is_saved_computes_in_the_caches_units_what_was_trained_in_its_own(kind: Single, tmp_path: Path) -> None:
+def test_the_saved_dictionary_computes_in_the_caches_units_what_was_trained(kind: Single, tmp_path: Path) -> None:
     state = kind.first_state()
     config = kind.save(state, tmp_path, config=kind.facts())
     assert (config["kind"], config["layer"]) == (kind.settings.kind, 3)

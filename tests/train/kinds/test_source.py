@@ -1,4 +1,4 @@
-"""What a training of each kind reads: one cache, one side of it, or several with their rows side by side."""
+"""What a training of each kind reads: one cache, one site of it, or several with their rows side by side."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ def test_several_caches_are_read_side_by_side(two_layers: dict[int, Path], quick
     assert joint.units.width == joint.readers[0].d_target
 
 
-def test_a_side_is_read_twice_and_a_transcoder_reads_one_cache(
+def test_an_autoencoder_reads_one_site_and_a_transcoder_one_cache(
     two_layers: dict[int, Path], quick: TrainSettings
 ) -> None:
     cache = next(iter(two_layers.values()))
-    side = TrainSettings.model_validate(quick.model_dump() | {"kind": "sae", "side": "target"})
-    source = Source.open([cache], side, None, device="cpu")
+    autoencoder = TrainSettings.model_validate(quick.model_dump() | {"kind": "sae", "side": "target"})
+    source = Source.open([cache], autoencoder, None, device="cpu")
     assert source.reader.d_source == source.reader.d_target == source.units.width
     with pytest.raises(UsageError, match="is of one layer"):
         Source.open(list(two_layers.values()), quick, None, device="cpu")

@@ -1,4 +1,4 @@
-"""Samples of what features fire on: what they hold, when they are written, and that a training does not notice."""
+"""Samples of what features fire on: what is in them, when they are written, and that they do not change a training."""
 
 import json
 from pathlib import Path
@@ -11,34 +11,15 @@ from cache.reader import CacheReader
 from common.progress import Silent
 from common.sealed.document import check_checksum
 from common.sealed.tensors import FileSeal, read_tensors
+from tests.helpers.progress import StopAt, StoppedError
+from tests.helpers.training import train
 from train.config import LogSettings, SampleSettings, TrainSettings
 from train.record.activation_samples import SAMPLES_FOLDER, sample_firings
-from train.run import train_layer
 from transcoder.formats.native import load_transcoder
 
 
-class _Stop(Silent):
-    """Ends a run from within after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, amount: int, **metrics: float) -> None:
-        self.left -= amount
-        if not self.left:
-            raise RuntimeError("stopped")
-
-
 def _train(cache: Path, out: Path, settings: TrainSettings, progress: Silent | None = None, **samples: Any) -> None:
-    train_layer(
-        cache=cache,
-        out=out,
-        settings=settings,
-        device="cpu",
-        fresh=False,
-        progress=progress or Silent(),
-        log=LogSettings(activation_samples=SampleSettings(**samples)),
-    )
+    train(cache, out, settings, progress, log=LogSettings(activation_samples=SampleSettings(**samples)))
 
 
 def _files(run: Path) -> dict[str, bytes]:
@@ -77,23 +58,25 @@ def test_threshold_features_and_drawn_samples_limit_what_is_kept(trained: Path, 
     everything = sample_firings(transcoder, reader, SampleSettings(threshold=0.0, samples_saved=200))
     feature = int(np.argmax(everything["firings"]))
     limited = SampleSettings(threshold=0.0, samples_saved=200, samples_per_feature=5, features=(feature,))
-    few = sample_firings(transcoder, reader, limited)
-    assert (few["sample_row"] >= 0).sum(axis=1).tolist() == [5 if one == feature else 0 for one in range(64)]
-    assert set(few["sample_row"][feature][:5]) <= set(everything["sample_row"][feature])
-    assert np.array_equal(few["firings"], everything["firings"])
+    limited_found = sample_firings(transcoder, reader, limited)
+    assert (limited_found["sample_row"] >= 0).sum(axis=1).tolist() == [5 * (number == feature) for number in range(64)]
+    assert set(limited_found["sample_row"][feature][:5]) <= set(everything["sample_row"][feature])
+    assert np.array_equal(limited_found["firings"], everything["firings"])
     values = everything["sample_value"]
     above = sample_firings(transcoder, reader, SampleSettings(threshold=float(np.median(values[values > 0]))))
     assert above["sample_value"][above["sample_row"] >= 0].min() > np.median(values[values > 0])
 
 
-def test_a_training_does_not_notice_and_a_resumed_one_writes_the_same(small_cache: Path, tmp_path: Path, quick) -> None:
+def test_samples_do_not_change_a_training_and_a_resume_writes_the_same(
+    small_cache: Path, tmp_path: Path, quick
+) -> None:
     _train(small_cache, tmp_path / "with", quick, every=7)
     _train(small_cache, tmp_path / "without", quick, every=0)
     for name in ("transcoder.safetensors", "metrics.jsonl"):
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
     assert not (tmp_path / "without" / SAMPLES_FOLDER).exists()
-    with pytest.raises(RuntimeError, match="stopped"):
-        _train(small_cache, tmp_path / "resumed", quick, _Stop(23), every=7)
+    with pytest.raises(StoppedError):
+        _train(small_cache, tmp_path / "resumed", quick, StopAt(23), every=7)
     _train(small_cache, tmp_path / "resumed", quick, every=7)
     assert _files(tmp_path / "resumed") == _files(tmp_path / "with")
     assert [name for name in _files(tmp_path / "with") if name.endswith(".json")] == [

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, the newest that is whole, and never another run's."""
+"""Checkpoints: complete or not at all; the newest complete one is restored, and never one of another run."""
 
 import json
 from dataclasses import replace
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.errors import DamagedError, MismatchError
-from common.progress import Silent
 from common.sealed.tensors import FileSeal
+from tests.helpers.progress import Notes
 from train.arrays.optim import Moments
 from train.arrays.parameters import random_parameters
 from train.config import TrainSettings
@@ -27,14 +27,6 @@ def identity(fingerprint: str = "abc", *, lr: float = 0.1) -> RunIdentity:
 IDENTITY = identity()
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-
 def log_at(step: int) -> FileSeal:
     return FileSeal(100 * step, f"hash {step}")
 
@@ -46,12 +38,12 @@ def state_at(step: int) -> State:
     return State(weights, moments, torch.arange(8), step=step, tokens=10 * step)
 
 
-def at(folder: Path, *, keep: int = 2, identity: RunIdentity = IDENTITY, notes: Notes | None = None) -> Checkpoints:
+def opened(folder: Path, *, keep: int = 2, identity: RunIdentity = IDENTITY, notes: Notes | None = None) -> Checkpoints:
     return Checkpoints(folder, identity=identity, keep=keep, progress=notes or Notes())
 
 
 def save(folder: Path, *fvus: float | None, keep: int = 2) -> Checkpoints:
-    checkpoints = at(folder, keep=keep)
+    checkpoints = opened(folder, keep=keep)
     for number, fvu in enumerate(fvus, start=1):
         checkpoints.save(state_at(number), log=log_at(number), held_out_fvu=fvu)
     return checkpoints
@@ -63,9 +55,9 @@ def steps_on_disk(folder: Path) -> list[int]:
     return sorted(arrays)
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+def test_a_saved_state_is_restored(tmp_path: Path) -> None:
     save(tmp_path, 0.5, 0.4)
-    restored = at(tmp_path).restore(device="cpu")
+    restored = opened(tmp_path).restore(device="cpu")
     assert restored is not None
     assert (restored.state.step, restored.state.tokens, restored.log) == (2, 20, log_at(2))
     for name, array in arrays_of(state_at(2)).items():
@@ -75,8 +67,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert restored.state.weights.W_enc.is_contiguous()
 
 
-def test_nothing_saved_is_none(tmp_path: Path) -> None:
-    assert at(tmp_path / "none").restore(device="cpu") is None
+def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert opened(tmp_path / "none").restore(device="cpu") is None
 
 
 @pytest.mark.parametrize(
@@ -101,14 +93,14 @@ def test_files_that_the_index_does_not_name_are_removed_on_opening(tmp_path: Pat
     save(tmp_path, 0.5, 0.4)
     for name in ("step-00000009.safetensors", "step-00000009.json", ".step-00000009.json.0.aside"):
         (tmp_path / name).write_bytes(b"half")
-    at(tmp_path)
+    opened(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if "9" in path.name) == []
     assert steps_on_disk(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["step-00000002.safetensors", "step-00000002.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_newest_falls_back_loudly(tmp_path: Path, name: str, damage: str) -> None:
+def test_if_the_newest_is_damaged_an_older_one_is_restored_with_a_note(tmp_path: Path, name: str, damage: str) -> None:
     save(tmp_path, 0.5, 0.4)
     data = bytearray((tmp_path / name).read_bytes())
     if damage == "remove":
@@ -117,13 +109,13 @@ def test_a_damaged_newest_falls_back_loudly(tmp_path: Path, name: str, damage: s
         data[len(data) // 2] ^= 4
         (tmp_path / name).write_bytes(data if damage == "flip" else data[:-3])
     notes = Notes()
-    checkpoints = at(tmp_path, notes=notes)
+    checkpoints = opened(tmp_path, notes=notes)
     restored = checkpoints.restore(device="cpu")
     assert restored is not None
     assert (restored.state.step, restored.log) == (1, log_at(1))
     assert [note for note in notes.texts if "The checkpoint of step 2 is damaged and passed over" in note]
     checkpoints.save(state_at(2), log=log_at(2), held_out_fvu=0.4)
-    again = at(tmp_path).restore(device="cpu")
+    again = opened(tmp_path).restore(device="cpu")
     assert again is not None
     assert again.state.step == 2
 
@@ -133,52 +125,52 @@ def test_every_bit_of_a_checkpoint_counts(tmp_path: Path) -> None:
     save(tmp_path, 0.5)
     tried = 0
     for path in sorted(tmp_path.glob("step-*")):
-        whole = path.read_bytes()
-        for place in range(0, len(whole), 7):
-            data = bytearray(whole)
-            data[place] ^= 1 << (place % 8)
+        sound = path.read_bytes()
+        for offset in range(0, len(sound), 7):
+            data = bytearray(sound)
+            data[offset] ^= 1 << (offset % 8)
             path.write_bytes(data)
             with pytest.raises((DamagedError, MismatchError)):
-                at(tmp_path).restore(device="cpu")
+                opened(tmp_path).restore(device="cpu")
             tried += 1
-        path.write_bytes(whole)
+        path.write_bytes(sound)
     assert tried > 300
-    assert at(tmp_path).restore(device="cpu") is not None
+    assert opened(tmp_path).restore(device="cpu") is not None
 
 
 def test_every_bit_of_the_index_counts(tmp_path: Path) -> None:
-    """A bit anywhere in it is noticed, and costs at most the checkpoint whose line it is in."""
+    """Any flipped bit is noticed, and costs at most the checkpoint of its line."""
     save(tmp_path, 0.5, 0.4)
     path, restored = tmp_path / "index.json", set[int]()
-    whole = path.read_bytes()
-    files = {one: one.read_bytes() for one in tmp_path.glob("step-*")}
-    for place in range(0, len(whole), 5):
-        data, notes = bytearray(whole), Notes()
-        data[place] ^= 1 << (place % 8)
+    sound = path.read_bytes()
+    files = {checkpoint: checkpoint.read_bytes() for checkpoint in tmp_path.glob("step-*")}
+    for offset in range(0, len(sound), 5):
+        data, notes = bytearray(sound), Notes()
+        data[offset] ^= 1 << (offset % 8)
         path.write_bytes(data)
         if b'"format_version": 1' not in data and b'"format_version": ' in data:
             with pytest.raises(MismatchError, match="format version"):
-                at(tmp_path)
+                opened(tmp_path)
             continue
-        found = at(tmp_path, notes=notes).restore(device="cpu")
+        found = opened(tmp_path, notes=notes).restore(device="cpu")
         assert found is not None
         assert notes.texts[0].startswith("The index of the checkpoints is damaged")
         assert found.log == log_at(found.state.step)
         assert torch.equal(found.state.weights.W_enc, state_at(found.state.step).weights.W_enc)
         restored.add(found.state.step)
-        for one, data_of in files.items():
-            one.write_bytes(data_of)
+        for checkpoint, data_of in files.items():
+            checkpoint.write_bytes(data_of)
     assert restored == {1, 2}
     path.write_bytes(b"{\n")
     with pytest.raises(DamagedError, match="The index of the checkpoints is damaged"):
-        at(tmp_path)
+        opened(tmp_path)
     assert steps_on_disk(tmp_path) == [1, 2]
 
 
 def test_other_settings_and_caches_are_refused_naming_the_difference(tmp_path: Path) -> None:
     save(tmp_path, 0.5)
     with pytest.raises(MismatchError, match=r"cache_fingerprint was abc, is now xyz; settings.lr was 0.1, is now 0.2"):
-        at(tmp_path, identity=identity("xyz", lr=0.2)).restore(device="cpu")
+        opened(tmp_path, identity=identity("xyz", lr=0.2)).restore(device="cpu")
 
 
 def test_an_unknown_version_is_named(tmp_path: Path) -> None:
@@ -187,70 +179,70 @@ def test_an_unknown_version_is_named(tmp_path: Path) -> None:
     header = json.loads(head) | {"format_version": 77}
     (tmp_path / "index.json").write_bytes(json.dumps(header).encode() + b"\n" + body)
     with pytest.raises(MismatchError, match="format version 77"):
-        at(tmp_path)
+        opened(tmp_path)
 
 
-def test_other_hardware_is_said_aloud(tmp_path: Path) -> None:
+def test_other_hardware_is_noted(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     save(tmp_path, 0.5)
     notes = Notes()
     torch.set_num_threads(2)
     try:
-        assert at(tmp_path, notes=notes).restore(device="cpu") is not None
+        assert opened(tmp_path, notes=notes).restore(device="cpu") is not None
     finally:
         torch.set_num_threads(1)
     assert [note for note in notes.texts if "threads was 1, is now 2" in note]
 
 
-def test_a_state_without_a_skip(tmp_path: Path) -> None:
+def test_a_state_without_a_skip_is_restored(tmp_path: Path) -> None:
     state = state_at(1)
     bare = {name: array for name, array in state.moments.first.items() if name != "W_skip"}
     state = replace(state, weights=replace(state.weights, W_skip=None), moments=Moments(bare, dict(bare)))
-    at(tmp_path).save(state, log=log_at(0), held_out_fvu=None)
-    restored = at(tmp_path).restore(device="cpu")
+    opened(tmp_path).save(state, log=log_at(0), held_out_fvu=None)
+    restored = opened(tmp_path).restore(device="cpu")
     assert restored is not None
     assert restored.state.weights.W_skip is None
 
 
 def test_the_best_state_is_that_of_the_lowest_held_out_fvu(tmp_path: Path) -> None:
-    """And where it is damaged, that of the next best, with a note."""
+    """If it is damaged, that of the next best, with a note."""
     notes = Notes()
     save(tmp_path, 0.5, 0.1, 0.3, keep=3)
-    best = at(tmp_path, keep=3, notes=notes).best_state(device="cpu")
+    best = opened(tmp_path, keep=3, notes=notes).best_state(device="cpu")
     assert best is not None
     assert best.step == 2
     (tmp_path / "step-00000002.safetensors").write_bytes(b"")
-    best = at(tmp_path, keep=3, notes=notes).best_state(device="cpu")
+    best = opened(tmp_path, keep=3, notes=notes).best_state(device="cpu")
     assert best is not None
     assert best.step == 3
     assert [note for note in notes.texts if note.startswith("The best checkpoint, of step 2, is damaged")]
 
 
-def test_none_is_best_where_none_was_measured(tmp_path: Path) -> None:
+def test_there_is_no_best_state_if_none_was_measured(tmp_path: Path) -> None:
     save(tmp_path, None, None)
-    assert at(tmp_path).best_state(device="cpu") is None
+    assert opened(tmp_path).best_state(device="cpu") is None
 
 
 def test_a_run_with_more_steps_goes_on_from_before_its_decay(tmp_path: Path) -> None:
-    """The newest checkpoint lies in the decay of the shorter run, the one before it does not."""
+    """The newest checkpoint is within the decay of the shorter run, the one before it is not."""
 
-    def of(steps: int) -> RunIdentity:
+    def identity_of(steps: int) -> RunIdentity:
         stated = TrainSettings(prefixes=(4, 8), top_k=2, lr=0.1, warmup_steps=0, steps=steps, decay_steps=1)
         return RunIdentity(resolve(stated, model="m", d_target=4), cache_fingerprint="abc", d_target=4)
 
-    checkpoints = at(tmp_path, identity=of(2))
+    checkpoints = opened(tmp_path, identity=identity_of(2))
     for step in (1, 2):
         checkpoints.save(state_at(step), log=log_at(step), held_out_fvu=None)
-    restored = at(tmp_path, identity=of(9)).restore(device="cpu")
+    restored = opened(tmp_path, identity=identity_of(9)).restore(device="cpu")
     assert restored is not None
     assert (restored.state.step, restored.log) == (1, log_at(1))
 
 
 def test_a_decay_that_had_begun_before_every_checkpoint_is_refused(tmp_path: Path) -> None:
-    def of(steps: int) -> RunIdentity:
+    def identity_of(steps: int) -> RunIdentity:
         stated = TrainSettings(prefixes=(4, 8), top_k=2, lr=0.1, warmup_steps=0, steps=steps)
         return RunIdentity(resolve(stated, model="m", d_target=4), cache_fingerprint="abc", d_target=4)
 
-    at(tmp_path, identity=of(4)).save(state_at(3), log=log_at(3), held_out_fvu=None)
+    opened(tmp_path, identity=identity_of(4)).save(state_at(3), log=log_at(3), held_out_fvu=None)
     with pytest.raises(MismatchError, match="With more steps the learning rate before every checkpoint"):
-        at(tmp_path, identity=of(9)).restore(device="cpu")
+        opened(tmp_path, identity=identity_of(9)).restore(device="cpu")

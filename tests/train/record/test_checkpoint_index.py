@@ -1,4 +1,4 @@
-"""The index of checkpoints: a damaged line costs its own checkpoint alone, and is noticed."""
+"""The index of checkpoints: a damaged line is noticed and costs only its own checkpoint."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def read(folder: Path, data: bytes) -> tuple[list[int], bool]:
     return [entry.step for entry in index.entries], index.is_intact
 
 
-def test_it_comes_back(tmp_path: Path) -> None:
+def test_an_index_reads_back(tmp_path: Path) -> None:
     assert read_index(tmp_path).entries == []
     (tmp_path / INDEX_FILE).write_bytes(index_text(ENTRIES))
     assert read_index(tmp_path).entries == ENTRIES
@@ -28,15 +28,15 @@ def test_it_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_costs_at_most_one_entry_and_is_noticed(tmp_path: Path) -> None:
-    whole = index_text(ENTRIES)
-    body = whole.index(b"\n") + 1
-    for bit in range(8 * body, 8 * len(whole), 13):
-        data = bytearray(whole)
+    sound = index_text(ENTRIES)
+    body = sound.index(b"\n") + 1
+    for bit in range(8 * body, 8 * len(sound), 13):
+        data = bytearray(sound)
         data[bit // 8] ^= 1 << bit % 8
         steps, is_intact = read(tmp_path, bytes(data))
         lost = {10, 20, 30} - set(steps)
-        # Where the newline between two lines is hit, both are one line that is none.
-        assert len(lost) <= (2 if whole[bit // 8] == 10 else 1)
+        # If the newline between two lines is hit, both become one line that cannot be read.
+        assert len(lost) <= (2 if sound[bit // 8] == 10 else 1)
         assert not is_intact
 
 

@@ -1,4 +1,4 @@
-"""Which record is of which run, and when a run may be given more steps."""
+"""Which record belongs to which run, and when a run may get more steps."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_a_record_without_settings_is_damaged() -> None:
         ({}, {"steps": 2000}, 500, False),
     ],
 )
-def test_more_steps_are_allowed_where_no_rate_before_would_have_been_another(
+def test_more_steps_are_allowed_if_no_earlier_learning_rate_would_change(
     before: dict[str, Any], now: dict[str, Any], step: int, goes_on: bool
 ) -> None:
     record = identity(**before).record()

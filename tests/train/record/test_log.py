@@ -1,4 +1,4 @@
-"""The record, and its mirror at Weights & Biases: offline, broken, and never holding a key."""
+"""The record, and its mirror at Weights & Biases: offline, broken, and never containing a key."""
 
 import time
 from collections.abc import Callable
@@ -10,22 +10,13 @@ import xxhash
 
 from common import disk
 from common.errors import DiskError
-from common.progress import Silent
 from common.sealed.tensors import FileSeal
+from tests.helpers.progress import Notes
+from tests.helpers.training import train
 from train.config import LogSettings, TrainSettings
 from train.record.log import MetricsLog, WandbMirror, read_log
-from train.run import train_layer
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
 
 NO_LOG = FileSeal(0, "")
 
@@ -57,10 +48,10 @@ def test_lines_are_there_at_once_and_cut_on_resume(tmp_path: Path) -> None:
         (lambda data: data[:10] + b"\n" + data[11:], None),
     ],
 )
-def test_a_log_that_was_cut_or_altered_is_said_and_marked(
+def test_a_log_that_was_cut_or_changed_is_noted_and_marked(
     tmp_path: Path, damage: Callable[[bytes], bytes], steps: list[int] | None
 ) -> None:
-    """It is never padded, whole lines are kept, and the training goes on behind a line that says so."""
+    """It is never padded, complete lines are kept, and the training goes on after a line that says so."""
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, seal=NO_LOG, step=0, progress=Notes())
     for step in (1, 2):
@@ -75,7 +66,7 @@ def test_a_log_that_was_cut_or_altered_is_said_and_marked(
         assert [line["step"] for line in read_log(path)] == steps
 
 
-def test_a_seal_of_an_earlier_release_speaks_of_the_length_alone(tmp_path: Path) -> None:
+def test_a_seal_of_an_earlier_release_checks_only_the_length(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
     notes = Notes()
@@ -91,7 +82,7 @@ def test_logs_of_earlier_releases_are_read_under_today_s_names(tmp_path: Path) -
 
 
 def test_lines_that_the_disk_refuses_come_later_and_stop_no_step(tmp_path: Path) -> None:
-    """A folder is in the way of the file for a while."""
+    """For a while there is a folder at the path of the file."""
     path = tmp_path / "metrics.jsonl"
     path.mkdir()
     log = MetricsLog(path, seal=NO_LOG, step=0, progress=Notes())
@@ -114,12 +105,8 @@ def test_a_checkpoint_s_log_is_on_the_disk_before_the_index_names_it(
             order.append(path.name)
 
     with disk.watch(note):
-        train(small_cache, tmp_path / "run", quick, LogSettings(), Notes())
+        train(small_cache, tmp_path / "run", quick, Notes())
     assert order == ["metrics.jsonl", "index.json"] * 4
-
-
-def train(cache: Path, out: Path, settings: TrainSettings, log: LogSettings, notes: Notes) -> dict[str, Any]:
-    return train_layer(cache=cache, out=out, settings=settings, device="cpu", fresh=False, progress=notes, log=log)
 
 
 def weights_of(out: Path) -> bytes:
@@ -133,8 +120,8 @@ def test_offline_wandb_mirrors_and_changes_nothing(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     notes = Notes()
-    train(small_cache, tmp_path / "plain", quick, LogSettings(), notes)
-    train(small_cache, tmp_path / "mirrored", quick, LogSettings(wandb=True), notes)
+    train(small_cache, tmp_path / "plain", quick, notes)
+    train(small_cache, tmp_path / "mirrored", quick, notes, log=LogSettings(wandb=True))
     assert notes.texts == []
     assert weights_of(tmp_path / "mirrored") == weights_of(tmp_path / "plain")
     files = list((tmp_path / "mirrored" / "wandb").rglob("*"))
@@ -151,7 +138,7 @@ def test_offline_wandb_mirrors_and_changes_nothing(
 
 
 def test_a_mirror_that_fails_ends_with_a_note(tmp_path: Path) -> None:
-    """Its folder cannot be made: a file is in the way."""
+    """Its folder cannot be made: there is a file at its path."""
     (tmp_path / "run").write_text("in the way")
     notes = Notes()
     mirror = WandbMirror(
@@ -162,7 +149,7 @@ def test_a_mirror_that_fails_ends_with_a_note(tmp_path: Path) -> None:
 
 
 class Broken:
-    """A run whose connection is gone."""
+    """A run that lost its connection."""
 
     def log(self, values: dict[str, Any], *, step: int) -> None:
         raise ConnectionError(f"no route to {KEY}")
@@ -171,7 +158,7 @@ class Broken:
         raise AssertionError("a mirror that is off is not closed")
 
 
-def test_a_failure_while_mirroring_is_said_once_without_its_text(tmp_path: Path) -> None:
+def test_a_failure_while_mirroring_is_noted_once_without_its_text(tmp_path: Path) -> None:
     notes = Notes()
     mirror = WandbMirror(LogSettings(), folder=tmp_path, config={}, progress=notes)
     mirror._run = Broken()

@@ -1,4 +1,4 @@
-"""When over-fitting is said: held-out FVU up, the batches' down, once."""
+"""When over-fitting is noted: held-out FVU up, the batches' FVU down, once."""
 
 import torch
 
@@ -6,7 +6,7 @@ from train.record.overfitting import OverfittingWatch
 
 
 def checkpoints(*pairs: tuple[float, float]) -> list[str | None]:
-    """What is said at checkpoints of (held-out FVU, the batches' FVU), ten steps each."""
+    """The notes at checkpoints of (held-out FVU, the batches' FVU), ten steps each."""
     watch = OverfittingWatch()
     found: list[str | None] = []
     for number, (held_out, batch) in enumerate(pairs, start=1):
@@ -16,7 +16,7 @@ def checkpoints(*pairs: tuple[float, float]) -> list[str | None]:
     return found
 
 
-def test_it_is_said_once_with_the_numbers() -> None:
+def test_over_fitting_is_noted_once_with_the_numbers() -> None:
     warnings = checkpoints((0.5, 0.5), (0.4, 0.4), (0.41, 0.3), (0.5, 0.2))
     assert warnings[:2] == [None, None]
     assert warnings[2] is not None
@@ -27,10 +27,10 @@ def test_it_is_said_once_with_the_numbers() -> None:
     assert warnings[3] is None
 
 
-def test_a_rise_of_both_or_within_the_noise_is_none() -> None:
+def test_a_rise_of_both_or_within_the_noise_is_no_over_fitting() -> None:
     assert checkpoints((0.4, 0.4), (0.5, 0.5)) == [None, None]
     assert checkpoints((0.4, 0.4), (0.403, 0.3)) == [None, None]
 
 
-def test_nothing_is_said_before_a_step() -> None:
+def test_nothing_is_noted_before_a_step() -> None:
     assert OverfittingWatch().checkpoint(step=5, held_out_fvu=0.5) is None

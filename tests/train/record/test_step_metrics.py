@@ -33,7 +33,7 @@ def test_the_last_prefix_is_the_whole_dictionary() -> None:
     assert (found["dead"], found["gradient_norm"], found["lr"]) == (0.125, 1.5, 1e-3)
 
 
-def test_several_layers_are_named_each() -> None:
+def test_every_one_of_several_layers_is_named() -> None:
     assert "batch_fvu_per_layer" not in METRICS.as_dict()
     joint = dataclasses.replace(METRICS, batch_fvu_per_layer=torch.tensor([0.5, 0.0]))
     assert joint.as_dict()["batch_fvu_per_layer"] == [0.5, 0.0]

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from common.progress import Silent
-from train.config import LogSettings, TrainSettings
+from tests.helpers.training import train
+from train.config import TrainSettings
 from train.record.verify import verify_run
-from train.run import train_layer
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +16,7 @@ def finished(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     settings = TrainSettings(
         prefixes=(8, 16), top_k=2, steps=4, batch_rows=64, checkpoint_every=2, log_every=1, sweep=({"name": "twin"},)
     )
-    train_layer(
-        cache=small_cache, out=out, settings=settings, device="cpu", fresh=False, progress=Silent(), log=LogSettings()
-    )
+    train(small_cache, out, settings)
     return out
 
 
@@ -32,45 +29,45 @@ def test_a_folder_without_a_training_is_named(tmp_path: Path) -> None:
 
 
 def test_a_flip_anywhere_is_found_and_names_its_file(finished: Path) -> None:
-    """Of config.json, all that a reader of the transcoder goes by; of the other files, any byte."""
+    """In config.json, all that a reader of the transcoder uses; in the other files, any byte."""
     files = [path for path in finished.rglob("*") if path.is_file() and path.name not in ("config.json", ".lock")]
     assert {path.name for path in files} >= {"metrics.jsonl", "transcoder.safetensors", "index.json"}
     assert [path for path in files if path.parent.name == "twin"]
     for path in files:
-        whole = path.read_bytes()
-        for place in (0, len(whole) // 3, len(whole) - 2):
-            data = bytearray(whole)
-            data[place] ^= 1
+        sound = path.read_bytes()
+        for offset in (0, len(sound) // 3, len(sound) - 2):
+            data = bytearray(sound)
+            data[offset] ^= 1
             path.write_bytes(data)
             faults = verify_run(finished)
-            assert [fault for fault in faults if str(path.parent) in fault], (path, place)
-        path.write_bytes(whole)
+            assert [fault for fault in faults if str(path.parent) in fault], (path, offset)
+        path.write_bytes(sound)
     assert verify_run(finished) == []
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/index.json", "checkpoints/step-00000004.json"])
 def test_a_cut_or_missing_file_is_found(finished: Path, name: str) -> None:
     path = finished / name
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-3])
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-3])
     assert [fault for fault in verify_run(finished) if fault.startswith(str(path))]
     path.unlink()
     assert verify_run(finished)
-    path.write_bytes(whole)
+    path.write_bytes(sound)
 
 
-def test_a_log_that_goes_on_behind_the_end_is_found(finished: Path) -> None:
+def test_lines_after_the_end_of_the_log_are_found(finished: Path) -> None:
     path = finished / "metrics.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b"no json\n")
+    sound = path.read_bytes()
+    path.write_bytes(sound + b"no json\n")
     assert len(verify_run(finished)) == 2
-    path.write_bytes(whole)
+    path.write_bytes(sound)
 
 
-def test_a_config_that_says_otherwise_than_was_trained_is_found(finished: Path) -> None:
+def test_a_config_that_differs_from_the_training_is_found(finished: Path) -> None:
     path = finished / "config.json"
-    whole = path.read_text()
-    config = json.loads(whole)
+    sound = path.read_text()
+    config = json.loads(sound)
     path.write_text(json.dumps(config | {"top_k": 3}))
     assert [fault for fault in verify_run(finished) if fault.startswith(str(path))]
-    path.write_text(whole)
+    path.write_text(sound)

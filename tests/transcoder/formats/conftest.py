@@ -1,4 +1,4 @@
-"""Transcoders of every kind, and what is said of them, for the tests of what other tools store."""
+"""Transcoders of every kind, and their metadata, for the tests of other tools' formats."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ DICT_SIZE = 24
 def make(
     rule: Rule | None = None, *, d_source: int = 6, d_target: int = 6, skip: bool = False, seed: int = 0
 ) -> Transcoder:
-    """Arrays without a zero in them, so that nothing can be forgotten unnoticed."""
+    """Arrays without zeros, so that a forgotten array is noticed."""
     generator = torch.Generator().manual_seed(seed)
     arrays = random_arrays(d_source, d_target, dict_size=DICT_SIZE, skip=skip, seed=seed)
     for name in arrays.keys() & {"b_enc", "b_dec", "W_skip"}:

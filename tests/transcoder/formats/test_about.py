@@ -1,4 +1,4 @@
-"""What a file says beside its arrays."""
+"""The metadata of a file."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ def test_hooks_and_names(about: About) -> None:
     assert not about.is_autoencoder
 
 
-def test_our_words_come_back_from_a_mapping_and_from_a_header(about: About) -> None:
+def test_our_metadata_is_read_back_from_a_mapping_and_from_a_header(about: About) -> None:
     assert words_in(about.words()) == words_in(about.header()) == about.record
-    for other in (None, {}, {"nestcoder": "{"}, {"nestcoder": 7}, "text"):
-        assert words_in(other) == {}
+    for stored in (None, {}, {"nestcoder": "{"}, {"nestcoder": 7}, "text"):
+        assert words_in(stored) == {}

@@ -17,7 +17,7 @@ Make = Callable[..., CrossLayerTranscoder]
 
 
 @pytest.mark.parametrize("rule", ["topk", "jumprelu", "over_layers"])
-def test_a_file_gives_back_the_same_numbers(
+def test_a_saved_dictionary_is_loaded_with_the_same_numbers(
     make_cross_layer: Make, sources: list[torch.Tensor], tmp_path: Path, rule: str
 ) -> None:
     dictionary = make_cross_layer(2, over_layers=rule == "over_layers", rule=rule)

@@ -1,4 +1,4 @@
-"""Where a dictionary lies that is named by a path or by its place on the Hub."""
+"""The folder of a dictionary that is named by a path or by its address on the Hub."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ FILES = [
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A repository on disk in place of the Hub's; the names that were fetched."""
-    asked: list[str] = []
+    """A repository on disk instead of the Hub's; the names that were fetched."""
+    fetched_names: list[str] = []
 
     class Repository:
         def __init__(self, name: str, **_: object) -> None:
@@ -40,18 +40,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return FILES
 
         def fetch(self, name: str) -> Path:
-            asked.append(name)
+            fetched_names.append(name)
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
             return file
 
     monkeypatch.setattr(fetch, "HubRepository", Repository)
-    return asked
+    return fetched_names
 
 
 @pytest.mark.parametrize(
-    ("path", "place", "files"),
+    ("path", "folder", "files"),
     [
         ("hf:user/repo/sae/h.8.mlp", "sae/h.8.mlp", FILES[3:5]),
         ("hf:user/repo/sae/h.8.mlp/", "sae/h.8.mlp", FILES[3:5]),
@@ -63,9 +63,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )  # fmt: skip
 def test_only_what_is_needed_is_fetched(
-    tmp_path: Path, hub: list[str], path: str, place: str, files: list[str]
+    tmp_path: Path, hub: list[str], path: str, folder: str, files: list[str]
 ) -> None:
-    assert fetched(path, layer=8, progress=Silent()) == tmp_path / place
+    assert fetched(path, layer=8, progress=Silent()) == tmp_path / folder
     assert hub == files
 
 
@@ -74,7 +74,7 @@ def test_code_is_never_fetched(hub: list[str]) -> None:
     assert "run.py" not in hub
 
 
-def test_what_is_no_such_place(hub: list[str]) -> None:
+def test_an_address_that_does_not_exist_is_refused(hub: list[str]) -> None:
     assert fetched("some/folder", layer=8, progress=Silent()) == Path("some/folder")
     with pytest.raises(UsageError, match="no dictionary"):
         fetched("hf:user/repo/nowhere", layer=8, progress=Silent())

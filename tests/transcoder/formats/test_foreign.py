@@ -96,7 +96,7 @@ def test_a_plain_transcoder_has_threshold_0(tmp_path: Path) -> None:
         ({"metadata": 7}, "do not say which tensor"),
     ],
 )
-def test_what_is_not_done_is_refused(tmp_path: Path, changed: dict[str, object], told: str) -> None:
+def test_what_is_not_supported_is_refused(tmp_path: Path, changed: dict[str, object], told: str) -> None:
     with pytest.raises(MismatchError, match=told):
         read_foreign(write_saelens(tmp_path / "there", **changed), WANTED)
 
@@ -112,7 +112,7 @@ def test_wrong_shapes_are_damage_and_other_widths_a_mismatch(tmp_path: Path) -> 
         read_foreign(write_saelens(tmp_path / "three", tensors=arrays() | {"W_enc": torch.zeros(7, 24)}), WANTED)
 
 
-def test_nothing_there_is_a_mistake_of_use(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         read_foreign(tmp_path / "nothing", WANTED)
     with pytest.raises(UsageError, match=r"no dictionary of a known tool; it has nothing\.") as raised:
@@ -136,7 +136,7 @@ def test_damage_of_any_layout_has_a_remedy(tmp_path: Path) -> None:
     assert raised.value.remedy == "Fetch it again, or write it again with its own tool."
 
 
-def test_a_hook_that_is_not_said_may_be_named(tmp_path: Path) -> None:
+def test_a_hook_that_the_file_does_not_state_can_be_named(tmp_path: Path) -> None:
     folder = write_saelens(tmp_path / "one")
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps({**config, "metadata": {}}))
@@ -158,7 +158,7 @@ def test_a_toy_layout_is_a_reader_and_a_line(tmp_path: Path, monkeypatch: pytest
     assert torch.equal(read_foreign(tmp_path / "one.toy", WANTED).W_dec, given[2])
 
 
-def test_every_writer_has_a_reader_and_a_place_of_its_own(about: About) -> None:
+def test_every_writer_has_a_reader_and_a_folder_of_its_own(about: About) -> None:
     assert {writer.format for writer in WRITERS.values()} <= set(FORMATS)
     places = [writer.folder(about, 2048, 51.6) for writer in WRITERS.values()]
     assert places == [
@@ -171,7 +171,7 @@ def test_every_writer_has_a_reader_and_a_place_of_its_own(about: About) -> None:
     ]
 
 
-def test_the_name_of_the_layout_is_told(tmp_path: Path) -> None:
+def test_the_name_of_the_layout_is_returned(tmp_path: Path) -> None:
     assert read_named(write_saelens(tmp_path / "a"), WANTED)[0] == "saelens"
     assert read_named(write_circuit_tracer(tmp_path / "b"), WANTED)[0] == "circuit-tracer"
     assert read_named(write_google(tmp_path / "c"), WANTED)[0] == "gemma-scope"

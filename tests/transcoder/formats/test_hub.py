@@ -1,4 +1,4 @@
-"""The real Hub client against a server on this machine: the listing, the choice, the download, and going on with it."""
+"""The real Hub client against a server on this machine: the listing, the choice, the download, and its continuation."""
 
 import hashlib
 import json
@@ -22,9 +22,9 @@ FILES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as listing and downloading need; keeps the ranges that were asked for."""
+    """The part of the Hub that listing and downloading need; keeps the ranges that were requested."""
 
-    asked: ClassVar[list[str | None]] = []
+    ranges: ClassVar[list[str | None]] = []
     cut_after: ClassVar[int | None] = None
     announced: ClassVar[str | None] = None
 
@@ -46,7 +46,7 @@ class Hub(BaseHTTPRequestHandler):
         if data is None:
             return self.send_error(404)
         if body:
-            type(self).asked.append(self.headers.get("Range"))
+            type(self).ranges.append(self.headers.get("Range"))
         return self._send(data, body=body)
 
     def _send(self, data: bytes, *, body: bool) -> None:
@@ -67,7 +67,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint() -> Generator[str]:
-    Hub.asked, Hub.cut_after, Hub.announced = [], None, None
+    Hub.ranges, Hub.cut_after, Hub.announced = [], None, None
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -84,10 +84,10 @@ def test_the_nearest_is_listed_chosen_and_fetched_once(endpoint: str, tmp_path: 
         assert choice.l0 == 92
         assert path.read_bytes() == FILES[choice.path]
         assert path.parent.name == "average_l0_92"
-    assert len(Hub.asked) == 1
+    assert len(Hub.ranges) == 1
 
 
-def test_a_download_goes_on_where_it_was_cut_off(endpoint: str, tmp_path: Path) -> None:
+def test_an_interrupted_download_goes_on_at_the_same_byte(endpoint: str, tmp_path: Path) -> None:
     path = "layer_8/width_16k/average_l0_92/params.npz"
     Hub.cut_after = 500
     hub = HubRepository(endpoint=endpoint, folder=tmp_path)
@@ -96,7 +96,7 @@ def test_a_download_goes_on_where_it_was_cut_off(endpoint: str, tmp_path: Path) 
     assert not (tmp_path / NAME / path).exists()
     Hub.cut_after = None
     assert hub.fetch(path).read_bytes() == FILES[path]
-    assert Hub.asked == [None, *(f"bytes={start}-" for start in (500, 1000, 1500, 2000, 2500))]
+    assert Hub.ranges == [None, *(f"bytes={start}-" for start in (500, 1000, 1500, 2000, 2500))]
 
 
 def test_other_bytes_than_announced_are_refused(endpoint: str, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_other_bytes_than_announced_are_refused(endpoint: str, tmp_path: Path) -
     assert hub.fetch(path).read_bytes() == FILES[path]
 
 
-def test_a_hub_out_of_reach_is_a_stated_problem(endpoint: str, tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_a_typed_error(endpoint: str, tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="the Hub cannot be reached"):
         HubRepository(endpoint=endpoint, folder=tmp_path).fetch("nothing.npz")
     with pytest.raises(DiskError, match="the Hub cannot be reached"):

@@ -1,4 +1,4 @@
-"""Our own format: what is saved comes back, and no change of either file goes unnoticed."""
+"""Our own format: a saved transcoder is loaded as it was, and any change of either file is noticed."""
 
 import json
 import stat
@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import DamagedError, DiskError, MismatchError, NestcoderError
-from common.progress import Silent
 from common.sealed.tensors import FileSeal, write_tensors
+from tests.helpers.progress import Notes
 from train.arrays.parameters import random_parameters
 from transcoder.formats import native
 from transcoder.formats.native import load_transcoder, save_transcoder
@@ -42,7 +42,7 @@ def sources(rows: int = 30) -> Tensor:
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("threshold", [None, 0.8])
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path, skip: bool, threshold: float | None) -> None:
+def test_a_saved_transcoder_is_loaded_as_it_was(tmp_path: Path, skip: bool, threshold: float | None) -> None:
     transcoder, source = make(skip=skip, threshold=threshold), sources()
     config = save_transcoder(transcoder, tmp_path, config={"layer": 8})
     again = load_transcoder(tmp_path)
@@ -64,15 +64,15 @@ def test_the_file_is_plain_safetensors_of_float32(tmp_path: Path) -> None:
     torch.testing.assert_close(arrays["W_dec"].norm(dim=1), torch.ones(48))
 
 
-@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+@given(offset=st.integers(0, 10**6), bit=st.integers(0, 7))
 @settings(max_examples=60, deadline=None)
 def test_any_flipped_bit_of_the_weights_is_noticed(
-    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+    tmp_path_factory: pytest.TempPathFactory, offset: int, bit: int
 ) -> None:
     folder = tmp_path_factory.mktemp("flip")
     save_transcoder(make(), folder, config={})
     data = bytearray((folder / "transcoder.safetensors").read_bytes())
-    data[place % len(data)] ^= 1 << bit
+    data[offset % len(data)] ^= 1 << bit
     (folder / "transcoder.safetensors").write_bytes(data)
     with pytest.raises(DamagedError, match="hash differs"):
         load_transcoder(folder)
@@ -80,7 +80,7 @@ def test_any_flipped_bit_of_the_weights_is_noticed(
 
 def _config(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        """As if this had been written: the seal is that of the changed config."""
+        """Changed as if it had been written so: the seal is that of the changed config."""
         config = json.loads((folder / "config.json").read_text())
         change(config)
         config["seal"] = native._seal_of(config)
@@ -156,7 +156,7 @@ def test_an_edited_config_is_refused(tmp_path: Path, change: dict[str, object]) 
         load_transcoder(tmp_path)
 
 
-def test_a_seal_that_is_gone_is_missed(tmp_path: Path) -> None:
+def test_a_missing_seal_is_noticed(tmp_path: Path) -> None:
     save_transcoder(make(), tmp_path, config={})
     config = json.loads((tmp_path / "config.json").read_text())
     del config["seal"]
@@ -165,16 +165,8 @@ def test_a_seal_that_is_gone_is_missed(tmp_path: Path) -> None:
         load_transcoder(tmp_path)
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_a_transcoder_of_an_earlier_release_is_read_with_a_note(tmp_path: Path) -> None:
-    """Neither file knows of seals, as before they were introduced."""
+    """Neither file has a seal, as before seals were introduced."""
     save_transcoder(make(), tmp_path, config={})
     config = json.loads((tmp_path / "config.json").read_text())
     del config["seal"]
@@ -184,13 +176,13 @@ def test_a_transcoder_of_an_earlier_release_is_read_with_a_note(tmp_path: Path) 
     notes = Notes()
     again = load_transcoder(tmp_path, progress=notes)
     assert torch.equal(again(sources()), make()(sources()))
-    assert len(notes.notes) == 1
-    assert "has no seal" in notes.notes[0]
+    assert len(notes.texts) == 1
+    assert "has no seal" in notes.texts[0]
     assert load_transcoder(tmp_path).config == config
 
 
 @pytest.mark.parametrize("name", ["transcoder.safetensors", "config.json"])
-def test_an_unreadable_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     save_transcoder(make(), tmp_path, config={})
     plain = Path.open
 
@@ -213,7 +205,7 @@ def test_an_unreadable_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         b"\x04" + bytes(7) + b"{\xff}}",
     ],
 )
-def test_a_header_that_is_none_is_said_whatever_the_seal(tmp_path: Path, header: bytes) -> None:
+def test_a_header_that_cannot_be_read_is_named_with_any_seal(tmp_path: Path, header: bytes) -> None:
     save_transcoder(make(), tmp_path, config={})
     data = header + (tmp_path / "transcoder.safetensors").read_bytes()[len(header) :]
     (tmp_path / "transcoder.safetensors").write_bytes(data)
@@ -224,7 +216,7 @@ def test_a_header_that_is_none_is_said_whatever_the_seal(tmp_path: Path, header:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format_version": ' + "9" * 5000 + "}", "null", '"text"'])
-def test_json_that_no_parser_likes_is_said(tmp_path: Path, text: str) -> None:
+def test_json_that_cannot_be_parsed_is_named(tmp_path: Path, text: str) -> None:
     save_transcoder(make(), tmp_path, config={})
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(DamagedError):

@@ -1,4 +1,4 @@
-"""Addresses on the Hub, and both files of one commit, with a client in the Hub's place."""
+"""Addresses on the Hub, and both files of one commit, with a fake client."""
 
 from pathlib import Path
 
@@ -12,19 +12,19 @@ COMMIT = "a" * 40
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str | None]]:
-    """What the client is asked for; it answers with files as its cache has them, snapshots by commit."""
-    asked: list[tuple[str, str, str | None]] = []
+def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str | None]]:
+    """The requests to the client; it answers with files as its cache has them, snapshots by commit."""
+    requests: list[tuple[str, str, str | None]] = []
 
     def hf_hub_download(repository: str, filename: str, *, revision: str | None) -> str:
-        asked.append((repository, filename, revision))
+        requests.append((repository, filename, revision))
         path = tmp_path / "models--user--name" / "snapshots" / COMMIT / filename
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
     ],
 )
 def test_both_files_come_from_one_commit(
-    asked: list[tuple[str, str, str | None]], address: str, inside: str, revision: str | None
+    requests: list[tuple[str, str, str | None]], address: str, inside: str, revision: str | None
 ) -> None:
     folder = fetch_published(address)
-    assert asked == [
+    assert requests == [
         ("user/name", f"{inside}config.json", revision),
         ("user/name", f"{inside}transcoder.safetensors", COMMIT),
     ]
@@ -48,8 +48,8 @@ def test_both_files_come_from_one_commit(
 
 @pytest.mark.parametrize("address", ["hf:", "hf:user", "user/name", "hf:user/name/../x", "hf:user/name@", "hf:a b/c"])
 def test_what_is_no_address_is_refused_before_the_network(
-    asked: list[tuple[str, str, str | None]], address: str
+    requests: list[tuple[str, str, str | None]], address: str
 ) -> None:
     with pytest.raises(UsageError, match="is not an address on the Hub"):
         fetch_published(address)
-    assert asked == []
+    assert requests == []

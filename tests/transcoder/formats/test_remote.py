@@ -1,4 +1,4 @@
-"""Dictionaries below a URL: what is fetched, what is refused before a byte comes, and what a bad connection leaves."""
+"""Dictionaries below a URL: what is fetched, what is refused before that, and what a bad connection leaves."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def trained(system: Any, tmp_path: Path, make_transcoder: Callable[..., Transcoder], about: About) -> Transcoder:
-    """It lies below ``URL``, beside code."""
+    """It is below ``URL``, beside code."""
     transcoder = make_transcoder()
     write_saelens(tmp_path / "written", transcoder, about)
     for file in (tmp_path / "written").iterdir():
@@ -44,7 +44,7 @@ def get(url: str = URL) -> Path:
 
 
 @pytest.mark.parametrize("named", ["", "/", "/sae_weights.safetensors"])
-def test_it_is_the_same_dictionary_and_no_code_comes(trained: Transcoder, named: str) -> None:
+def test_the_fetched_dictionary_is_the_same_and_no_code_is_fetched(trained: Transcoder, named: str) -> None:
     path = get(URL + named)
     read = read_foreign(path, Wanted(layer=8))
     assert all(torch.equal(array, read.arrays()[name]) for name, array in trained.arrays().items())
@@ -62,7 +62,7 @@ def test_it_is_fetched_once_and_again_when_it_has_changed(trained: Transcoder, s
 
 
 @pytest.mark.parametrize("limit", ["LIMIT_BYTES", "JSON_LIMIT_BYTES"])
-def test_a_file_beyond_the_limit_is_refused_before_a_byte_comes(
+def test_a_file_over_the_limit_is_refused_before_a_byte_is_fetched(
     trained: Transcoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(remote, limit, 100)
@@ -87,7 +87,7 @@ def test_other_bytes_than_announced_are_not_kept(
     assert {file.name for file in (tmp_path / "copies").rglob("*") if file.is_file()} == set()
 
 
-def test_a_connection_that_breaks_is_said_so(
+def test_a_connection_that_breaks_is_named(
     trained: Transcoder, system: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -101,7 +101,7 @@ def test_a_connection_that_breaks_is_said_so(
     assert read_foreign(get(), Wanted(layer=8)).dict_size == trained.dict_size
 
 
-def test_nothing_there_and_no_such_file_system(system: Any) -> None:
+def test_a_missing_folder_and_an_unknown_file_system_are_refused(system: Any) -> None:
     system.pipe_file("memory://bucket/README.md", b"")
     with pytest.raises(UsageError, match="nothing here that a dictionary could consist of"):
         get("memory://bucket")
@@ -110,7 +110,7 @@ def test_nothing_there_and_no_such_file_system(system: Any) -> None:
 
 
 def test_a_server_that_does_not_answer_is_not_an_empty_one(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As fsspec's HTTP does: whatever went wrong, there is no such file."""
+    """As fsspec's HTTP does: after any failure it says that there is no such file."""
 
     def info(*_: Any, **__: Any) -> dict[str, Any]:
         raise FileNotFoundError(URL) from ConnectionRefusedError("connection refused")
@@ -121,7 +121,7 @@ def test_a_server_that_does_not_answer_is_not_an_empty_one(system: Any, monkeypa
         get("memory://bucket/nothing")
 
 
-def test_a_size_that_is_not_said_is_refused(trained: Transcoder, system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_unknown_size_is_refused(trained: Transcoder, system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def info(*_: Any, **__: Any) -> dict[str, Any]:
         return {"size": None, "type": "directory"}
 

@@ -1,4 +1,4 @@
-"""What is exported and read back is the same transcoder: every bit of it where the format is exact."""
+"""An exported transcoder is read back as the same one: bit for bit if the format is exact."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from transcoder.transcoder import SourceView, Transcoder
 
 @dataclass(frozen=True)
 class Drawn:
-    """Any widths, prefixes, rule, and numbers of any size, among them zeros and subnormal ones."""
+    """Any widths, prefixes, rule, and numbers of any size, including zeros and subnormal ones."""
 
     width: int
     d_target: int
@@ -54,7 +54,7 @@ class Drawn:
         return Transcoder(*arrays, skip, rule=made[rule], prefixes=self.prefixes)
 
     def fitting(self, name: str, rule: str, *, autoencoder: bool) -> "Drawn":
-        """The same without what the format has no place for."""
+        """The same without what the format cannot express."""
         writer = WRITERS[name]
         topk_of_saelens = (name, rule) == ("saelens", "topk")
         return replace(
@@ -120,7 +120,7 @@ CASES = [
     for name, rules in EXACT.items()
     for rule in rules
     for autoencoder in (False, True)
-    # sparsify subtracts a bias from what an autoencoder reads: folded, so exact up to rounding alone.
+    # sparsify subtracts a bias from what an autoencoder reads: it is folded, so exact up to rounding.
     if not autoencoder or (WRITERS[name].autoencoders and name != "sparsify")
 ]
 
@@ -137,9 +137,9 @@ def test_export_then_import_gives_the_same_bytes(name: str, rule: str, drawn: Dr
         read = written_and_read(name, trained, about, Path(temporary))
         assert (read.prefixes, read.rule.name, read.source_view) == (trained.prefixes, trained.rule.name, view)
         assert (read.config["source_site"], read.config["target_site"]) == (about.source_site, about.target_site)
-        for place, transcoder in (("before", trained), ("after", read)):
-            save_transcoder(transcoder, Path(temporary) / place, config={})
-        files = [Path(temporary) / place / WEIGHTS_FILE for place in ("before", "after")]
+        for moment, transcoder in (("before", trained), ("after", read)):
+            save_transcoder(transcoder, Path(temporary) / moment, config={})
+        files = [Path(temporary) / moment / WEIGHTS_FILE for moment in ("before", "after")]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 

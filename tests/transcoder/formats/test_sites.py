@@ -5,14 +5,14 @@ import pytest
 from transcoder.formats.sites import SITES, LayerSite, hook_of, module_of, site_of_hook, sites_of_module
 
 
-def test_a_hook_names_the_place_that_it_came_from() -> None:
+def test_the_hook_of_every_site_names_that_site() -> None:
     for site in SITES:
         assert site_of_hook(hook_of(site, 11)) == LayerSite(site, 11)
     assert site_of_hook("blocks.3.ln2.hook_out") == LayerSite("mlp_in", 3)
 
 
 @pytest.mark.parametrize("hook", ["blocks.8.hook_mlp_in", "blocks.8.attn.hook_z", "blocks.x.hook_mlp_out", None, 7])
-def test_what_is_ambiguous_or_no_site_is_none(hook: object) -> None:
+def test_an_ambiguous_or_unknown_hook_has_no_site(hook: object) -> None:
     assert site_of_hook(hook) is None
 
 

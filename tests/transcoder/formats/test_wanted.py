@@ -1,4 +1,4 @@
-"""What is checked of every dictionary from elsewhere, whatever its layout."""
+"""What is checked of every dictionary from elsewhere, in any layout."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Any], wanted: dict[str,
         dictionary_of(arrays() | changed, DESCRIBED, rule=ReLU(), wanted=Wanted(**{"layer": 8} | wanted))
 
 
-def test_prefixes_that_make_no_sense_are_none() -> None:
+def test_prefixes_that_make_no_sense_are_ignored() -> None:
     for prefixes, expected in (
         ([4, 24], (4, 24)),
         ([24, 4], (24,)),

@@ -10,11 +10,9 @@ import torch
 from cache.config import CacheSettings
 from cache.writer import CacheWriter
 from common.errors import UsageError
-from common.progress import Silent
-from evaluate.config import EvaluateSettings
-from evaluate.run import evaluate_layer
-from train.config import LogSettings, TrainSettings
-from train.run import train_layer
+from tests.helpers.evaluation import evaluate
+from tests.helpers.training import train
+from train.config import TrainSettings
 from transcoder.formats.native import load_transcoder
 from transcoder.rules.registry import RULES, Entry, make_rule, trainable
 from transcoder.rules.rule import Rule, Scope
@@ -53,20 +51,14 @@ def test_a_toy_rule_trains_and_is_saved_loaded_and_evaluated(tmp_path: Path, mon
     settings = TrainSettings(
         prefixes=(8, 32), top_k=3, activation="halves", steps=8, batch_rows=64, warmup_steps=2, held_out_rows=64
     )
-    train_layer(
-        cache=cache, out=tmp_path / "main", settings=settings, device="cpu", fresh=False, progress=Silent(),
-        log=LogSettings(),
-    )  # fmt: skip
+    train(cache, tmp_path / "main", settings)
     transcoder = load_transcoder(tmp_path / "main")
     assert isinstance(transcoder.rule, Halves)
     assert transcoder.config["activation"] == "halves"
     code = transcoder.encode(torch.randn(20, 8, generator=torch.Generator().manual_seed(3)))
     assert not code[:, 16:].any()
     assert code.any()
-    metrics = evaluate_layer(
-        cache=cache, transcoder=tmp_path / "main", out=tmp_path / "report", settings=EvaluateSettings(bootstrap=0),
-        device="cpu", progress=Silent(),
-    )  # fmt: skip
+    metrics = evaluate(cache, tmp_path / "main", tmp_path / "report")
     assert metrics["transcoder"]["activation"] == "halves"
     assert 0 < metrics["l0"] <= 3
 

@@ -7,7 +7,7 @@ from transcoder.rules.rule import Rule
 from transcoder.rules.threshold import select_above
 
 
-def test_it_is_the_rectifier() -> None:
+def test_relu_keeps_positive_values_and_sets_others_to_0() -> None:
     pre = torch.randn(6, 30, generator=torch.Generator().manual_seed(0), requires_grad=True)
     code = ReLU()(pre)
     assert torch.equal(code.dense(30), pre.relu())
@@ -15,14 +15,14 @@ def test_it_is_the_rectifier() -> None:
     assert torch.equal(pre.grad, (pre > 0).float())
 
 
-def test_its_floor_is_0_and_among_leaves_out_what_is_not_positive() -> None:
+def test_its_floor_is_0_and_candidates_that_are_not_positive_are_left_out() -> None:
     rule = ReLU()
     assert rule.floor(torch.ones(4)).tolist() == [0.0] * 4
     pre = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
     assert torch.equal(rule.among(select_above(pre, -0.5)).dense(12), pre.relu())
 
 
-def test_a_file_needs_its_name_alone() -> None:
+def test_a_file_stores_only_its_name() -> None:
     assert ReLU().as_config() == {}
     assert ReLU.wrong_keys({"top_k": "nonsense"}) == []
     assert isinstance(ReLU.from_config({}, {}), ReLU)

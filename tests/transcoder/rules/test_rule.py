@@ -1,4 +1,4 @@
-"""What every rule offers, of each rule that there is: selections that agree, floors, files, and the defaults."""
+"""The interface of every rule: selections that agree, floors, files, and the defaults."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ DICT_SIZE = 24
 
 
 def rule_of(name: str) -> Rule:
-    """As it evaluates: calibrated on rows, and with thresholds of its own where it has them."""
+    """The rule of evaluation: calibrated on rows, with its own thresholds if it has them."""
     made = make_rule(name, 3) if RULES[name].trains else ReLU()
     if made.trains_threshold:
         made = made.with_threshold(torch.linspace(0.1, 1, DICT_SIZE))
@@ -48,8 +48,8 @@ def test_rows_do_not_depend_on_one_another_under_evaluation(rule: Rule, pre: tor
     assert torch.equal(alone, rule.select(pre).dense(DICT_SIZE))
 
 
-def test_among_candidates_it_selects_what_it_selects_among_all(rule: Rule, pre: torch.Tensor) -> None:
-    """The candidates: all positive ones, which contain whatever fires."""
+def test_a_rule_selects_the_same_among_candidates_as_among_all(rule: Rule, pre: torch.Tensor) -> None:
+    """The candidates: all positive pre-activations, among which are all that fire."""
     candidates = ReLU().select(pre)
     assert torch.equal(rule.among(candidates).dense(DICT_SIZE), rule.select(pre).dense(DICT_SIZE))
 
@@ -62,7 +62,7 @@ def test_a_floor_is_what_a_value_must_exceed(rule: Rule, pre: torch.Tensor) -> N
         assert torch.equal(rule.select(pre).dense(DICT_SIZE), torch.where(pre > floor, pre, 0.0))
 
 
-def test_its_keys_and_arrays_give_it_back(rule: Rule, pre: torch.Tensor) -> None:
+def test_a_rule_is_read_back_from_its_keys_and_arrays(rule: Rule, pre: torch.Tensor) -> None:
     config = rule.as_config()
     cls = type(rule)
     assert cls.wrong_keys(config) == []
@@ -74,7 +74,7 @@ def test_its_keys_and_arrays_give_it_back(rule: Rule, pre: torch.Tensor) -> None
     assert torch.equal(again.select(pre).dense(DICT_SIZE), rule.select(pre).dense(DICT_SIZE))
 
 
-def test_what_only_some_rules_do_is_not_silently_skipped() -> None:
+def test_what_only_some_rules_can_do_is_not_silently_skipped() -> None:
     class Plain(Rule):
         """The defaults."""
 

@@ -1,4 +1,4 @@
-"""Alignment with neurons is the cosine with what each of them writes, and is taken where the cache has the MLP."""
+"""Alignment with neurons is the cosine with what each of them writes, and is measured if the cache has the MLP."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Clusters are what is joined, numbered from the largest, without features that never fire."""
+"""Clusters are features joined by edges, numbered from the largest, without features that never fire."""
 
 from itertools import pairwise
 
@@ -14,12 +14,12 @@ def _cliques(*sizes: int) -> Edges:
     """Groups within which everything is joined, and weak edges from each group's first feature to the next one's."""
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     pairs = [
-        (start + feature, start + other, 1.0)
+        (start + feature, start + later, 1.0)
         for start, size in zip(starts, sizes, strict=True)
         for feature in range(size)
-        for other in range(feature + 1, size)
+        for later in range(feature + 1, size)
     ]
-    pairs += [(feature, other, 0.01) for feature, other in pairwise(starts)]
+    pairs += [(feature, later, 0.01) for feature, later in pairwise(starts)]
     first, second, weight = zip(*sorted(pairs), strict=True)
     return Edges(np.array(first), np.array(second), np.array(weight))
 

@@ -1,19 +1,19 @@
-"""Edges are each pair once, with the sum of its two scores."""
+"""Every pair is one edge, with the sum of its two scores."""
 
 import numpy as np
 
 from evaluate.features.graph.edges import edges_of
 
 
-def test_every_pair_stands_once_with_the_sum_of_its_scores(toy) -> None:
+def test_every_pair_is_one_edge_with_the_sum_of_its_scores(toy) -> None:
     arrays = toy.evidence.arrays
     edges = edges_of(arrays)
     expected: dict[tuple[int, int], dict[str, float]] = {}
     for kind in ("near", "decoder"):
         for own, (others, scores) in enumerate(zip(arrays[f"{kind}_feature"], arrays[f"{kind}_score"], strict=True)):
-            for other, score in zip(others.tolist(), scores.tolist(), strict=True):
-                if other >= 0:
-                    pair = (min(own, other), max(own, other))
+            for neighbour, score in zip(others.tolist(), scores.tolist(), strict=True):
+                if neighbour >= 0:
+                    pair = (min(own, neighbour), max(own, neighbour))
                     expected.setdefault(pair, {})[kind] = max(0.0, score, expected.get(pair, {}).get(kind, 0.0))
     weights = {pair: sum(scores.values()) for pair, scores in expected.items() if sum(scores.values()) > 0}
     assert list(zip(edges.first.tolist(), edges.second.tolist(), strict=True)) == sorted(weights)

@@ -1,4 +1,4 @@
-"""A map lies within its borders, can be made again, and puts near what is joined."""
+"""A map is within its borders, the same every time, and puts joined features near each other."""
 
 import numpy as np
 import pytest
@@ -9,16 +9,16 @@ from evaluate.features.graph.layout import layout, principal
 
 def _groups(count: int, size: int) -> Edges:
     pairs = [
-        (group * size + feature, group * size + other)
+        (group * size + feature, group * size + later)
         for group in range(count)
         for feature in range(size)
-        for other in range(feature + 1, size)
+        for later in range(feature + 1, size)
     ]
     first, second = np.array(sorted(pairs)).T
     return Edges(first, second, np.ones(len(first)))
 
 
-def test_what_is_joined_lies_near() -> None:
+def test_joined_features_are_near_each_other() -> None:
     directions = np.random.default_rng(0).normal(size=(120, 16)).astype(np.float32)
     places = layout(_groups(12, 10), directions, seed=0)
     assert places.shape == (120, 2)
@@ -30,7 +30,7 @@ def test_what_is_joined_lies_near() -> None:
     assert not np.array_equal(places, layout(_groups(12, 10), directions, seed=1))
 
 
-def test_the_beginning_is_the_first_two_principal_components() -> None:
+def test_the_map_begins_at_the_first_two_principal_components() -> None:
     directions = np.random.default_rng(1).normal(size=(50, 6)) * [9, 5, 1, 1, 1, 1]
     centred = directions - directions.mean(axis=0)
     components = np.linalg.svd(centred, full_matrices=False)[2][:2]

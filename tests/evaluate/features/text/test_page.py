@@ -23,7 +23,7 @@ def test_a_page_is_plain_data_with_every_section(toy) -> None:
     assert all(not any(context["values"]) for context in page["contexts"]["silent"])
 
 
-def test_shared_rows_are_said_from_the_feature_that_is_shown(toy) -> None:
+def test_shared_rows_are_fractions_of_the_rows_of_the_shown_feature(toy) -> None:
     fires = toy.dense > 0
     page = feature_page(toy.evidence, 40)
     for entry in [*page["relatives"]["near"], *page["relatives"]["coarser"]]:
@@ -34,7 +34,7 @@ def test_shared_rows_are_said_from_the_feature_that_is_shown(toy) -> None:
         assert entry["lift"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_finer_features_are_those_that_name_this_one_first(toy) -> None:
+def test_finer_features_are_those_whose_first_parent_is_this_one(toy) -> None:
     first = toy.evidence.arrays["coarser_feature"][:, 0]
     for feature in range(8):
         finer = [entry["feature"] for entry in feature_page(toy.evidence, feature)["relatives"]["finer"]]

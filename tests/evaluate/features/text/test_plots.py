@@ -1,4 +1,4 @@
-"""The figures beside the report: a dot for every feature that fires, a count for every value."""
+"""The plots beside the report: a dot for every feature that fires, a count for every value."""
 
 from dataclasses import replace
 
@@ -22,6 +22,6 @@ def test_the_files_are_pictures(toy) -> None:
     assert files["map.png"].startswith(b"\x89PNG")
 
 
-def test_a_dictionary_that_never_fires_has_empty_figures(toy) -> None:
+def test_a_dictionary_that_never_fires_has_empty_plots(toy) -> None:
     silent = {name: np.zeros_like(toy.evidence.arrays[name]) for name in ("firings", "largest", "fvu_lost")}
     assert set(plots(replace(toy.evidence, arrays={**toy.evidence.arrays, **silent})))

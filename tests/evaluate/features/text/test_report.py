@@ -1,4 +1,4 @@
-"""The report in Markdown: what was counted, and texts that Markdown shows as they are."""
+"""The report in Markdown: what was counted, and texts that Markdown shows unchanged."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ def test_the_report_states_the_run_and_shows_features_of_every_prefix(toy) -> No
     assert text == as_markdown(toy.evidence)
 
 
-def test_rows_that_nobody_proved_are_named(toy) -> None:
+def test_unproved_rows_are_named(toy) -> None:
     assert "Provenance" not in as_markdown(toy.evidence)
     cache = toy.evidence.head["cache"] | {"provenance": "unproved"}
     assert "**Provenance unproved: " in as_markdown(replace(toy.evidence, head={**toy.evidence.head, "cache": cache}))

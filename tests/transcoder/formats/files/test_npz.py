@@ -1,4 +1,4 @@
-"""Hostile .npz, .safetensors and .json files give a typed error, whatever their bytes."""
+"""Hostile .npz, .safetensors and .json files give a typed error for any bytes."""
 
 import contextlib
 import io
@@ -76,7 +76,7 @@ def pickled() -> bytes:
         (pickle.dumps({"a": 1}), "Not a readable"),
     ],
 )
-def test_hostile_archives_are_refused_in_words(tmp_path: Path, data: bytes, told: str) -> None:
+def test_hostile_archives_are_refused_in_one_sentence(tmp_path: Path, data: bytes, told: str) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(data)
     with pytest.raises(DamagedError, match=told):
@@ -93,7 +93,7 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
         read_npz(path, ("a",))
 
 
-def test_a_missing_file_is_a_mistake_of_use(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     for read in (lambda path: read_npz(path, ("a",)), read_json, lambda path: read_tensors(path, names={"a"})):
         with pytest.raises(UsageError):
             read(tmp_path / "nothing")
@@ -116,8 +116,8 @@ def test_any_mutation_is_read_or_refused(tmp_path: Path, kind: str, mutation: st
     read, good = READERS[kind]
     data = bytearray(good)
     for _ in range(mutation.draw(st.integers(1, 4))):
-        place = mutation.draw(st.integers(0, len(data) - 1))
-        data[place] = mutation.draw(st.integers(0, 255))
+        offset = mutation.draw(st.integers(0, len(data) - 1))
+        data[offset] = mutation.draw(st.integers(0, 255))
     if mutation.draw(st.booleans()):
         del data[mutation.draw(st.integers(0, len(data))) :]
     path = tmp_path / "file"

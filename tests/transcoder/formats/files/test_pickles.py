@@ -1,4 +1,4 @@
-"""A pickle gives tensors or is refused; nothing that it names is ever called."""
+"""A pickle gives tensors or is refused; no function that it names is called."""
 
 import os
 import pickle
@@ -36,7 +36,7 @@ def test_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_a_stand_in_has_attributes_and_no_code(tmp_path: Path) -> None:
+def test_an_object_of_an_unknown_class_has_attributes_and_no_code(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     torch.save({"cfg": SimpleNamespace(layer=8)}, tmp_path / "x.pt")
@@ -48,10 +48,10 @@ def test_a_stand_in_has_attributes_and_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 200, -1])
-def test_any_damage_is_a_stated_problem(tmp_path: Path, cut: int) -> None:
+def test_any_damage_is_a_typed_error(tmp_path: Path, cut: int) -> None:
     torch.save({"a": torch.ones(300)}, tmp_path / "x.pt")
-    whole = (tmp_path / "x.pt").read_bytes()
-    (tmp_path / "x.pt").write_bytes(whole[:cut])
+    sound = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(sound[:cut])
     with pytest.raises((DamagedError, MismatchError)):
         read_tensors_of_pickle(tmp_path / "x.pt", names={"a"})
 

@@ -1,4 +1,4 @@
-"""circuit-tracer's sets: every layer is there, and the layers that nobody trained never fire."""
+"""circuit-tracer's sets: every layer is there, and layers that were not trained never fire."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def their_forward(file: Path, source: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_set_goes_and_comes_back(
+def test_a_set_is_read_back_as_it_was_written(
     tmp_path: Path, make_transcoder: Make, about: About, source: torch.Tensor, skip: bool
 ) -> None:
     trained = make_transcoder(JumpReLU(torch.linspace(0, 0.5, 24)), skip=skip)
@@ -59,17 +59,17 @@ def test_a_set_goes_and_comes_back(
     for name, array in trained.arrays().items():
         assert torch.equal(array, read.arrays()[name]), name
     for layer in silent:
-        other = tmp_path / f"layer_{layer}.safetensors"
-        stored = load_file(other)
+        silent_file = tmp_path / f"layer_{layer}.safetensors"
+        stored = load_file(silent_file)
         assert {name: tensor.shape for name, tensor in stored.items()} == {
             name: tensor.shape for name, tensor in load_file(file).items()
         }
-        assert not their_forward(other, source).any()
-        read = read_circuit_tracer(other, replace(WANTED, layer=layer))
+        assert not their_forward(silent_file, source).any()
+        read = read_circuit_tracer(silent_file, replace(WANTED, layer=layer))
         assert not (read.sparse_code(source).values > 0).any()
 
 
-def test_their_top_k_is_read(tmp_path: Path, make_transcoder: Make, about: About, source: torch.Tensor) -> None:
+def test_a_top_k_of_the_tool_is_read(tmp_path: Path, make_transcoder: Make, about: About, source: torch.Tensor) -> None:
     trained = make_transcoder(JumpReLU(torch.zeros(24)))
     frame_circuit_tracer(tmp_path, [about], trained)
     write_circuit_tracer(tmp_path, trained, about)
@@ -95,7 +95,9 @@ def test_another_input_is_refused(tmp_path: Path, make_transcoder: Make, about: 
         read_circuit_tracer(tmp_path / "layer_0.safetensors", replace(WANTED, layer=0))
 
 
-def test_the_silent_layers_say_so(tmp_path: Path, make_transcoder: Make, about: About) -> None:
+def test_the_file_of_an_empty_layer_says_that_it_never_fires(
+    tmp_path: Path, make_transcoder: Make, about: About
+) -> None:
     from safetensors import safe_open
 
     frame_circuit_tracer(tmp_path, [about], make_transcoder())

@@ -1,4 +1,4 @@
-"""circuit-tracer's form of a cross-layer transcoder: what is written is read back, of whatever layers and window."""
+"""circuit-tracer's form of a cross-layer transcoder: it is read back as it was written, for any layers and window."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     assert torch.equal(read.reconstructions(sources), made.reconstructions(sources))
 
 
-def test_arrays_lie_where_their_loader_looks(tmp_path: Path) -> None:
+def test_arrays_are_named_and_shaped_as_the_loader_of_circuit_tracer_reads_them(tmp_path: Path) -> None:
     """Block t of W_dec_s is what layer s writes to layer s + t of the model."""
     made = make((1, 4), 1)
     write_circuit_tracer_clt(tmp_path, made, about(1))

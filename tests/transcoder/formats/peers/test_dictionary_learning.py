@@ -53,7 +53,7 @@ RULES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_a_class_goes_and_comes_back(
+def test_every_class_is_read_back_as_it_was_written(
     tmp_path: Path, make_transcoder: Make, about: About, source: torch.Tensor, kind: str
 ) -> None:
     trained = make_transcoder(RULES[kind])
@@ -73,15 +73,15 @@ def test_its_groups_are_our_prefixes(tmp_path: Path, make_transcoder: Make, abou
     write_dictionary_learning(tmp_path, trained, about)
     for groups, prefix in enumerate(trained.prefixes, start=1):
         ours = trained(source, prefix=prefix)
-        theirs = their_forward(tmp_path, source, groups=groups)
-        torch.testing.assert_close(theirs, ours.double(), atol=1e-5, rtol=1e-5)
+        computed = their_forward(tmp_path, source, groups=groups)
+        torch.testing.assert_close(computed, ours.double(), atol=1e-5, rtol=1e-5)
 
 
 def written(folder: Path, kind: str, tensors: dict[str, torch.Tensor], **trainer: Any) -> Path:
     folder.mkdir()
     torch.save(tensors, folder / "ae.pt")
-    said = {"dict_class": kind, "layer": 8, "submodule_name": "resid_post_layer_8", "lm_name": "gpt2"} | trainer
-    (folder / "config.json").write_text(json.dumps({"trainer": said}))
+    record = {"dict_class": kind, "layer": 8, "submodule_name": "resid_post_layer_8", "lm_name": "gpt2"} | trainer
+    (folder / "config.json").write_text(json.dumps({"trainer": record}))
     return folder
 
 
@@ -91,7 +91,7 @@ def linear(seed: int = 3) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def test_theirs_are_autoencoders_of_the_residual(tmp_path: Path, source: torch.Tensor) -> None:
+def test_dictionaries_of_the_tool_are_autoencoders_of_the_residual_stream(tmp_path: Path, source: torch.Tensor) -> None:
     folder = written(tmp_path / "relu", "AutoEncoder", linear())
     read = read_dictionary_learning(folder, WANTED)
     assert read.rule.name == "relu"
@@ -121,7 +121,7 @@ def test_what_is_not_linear_or_not_finished_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_a_skip_or_two_widths_have_no_class(tmp_path: Path, make_transcoder: Make, about: About) -> None:
+def test_a_skip_or_two_widths_are_refused(tmp_path: Path, make_transcoder: Make, about: About) -> None:
     with pytest.raises(AssertionError, match="skip"):
         write_dictionary_learning(tmp_path, make_transcoder(skip=True), about)
     with pytest.raises(AssertionError, match="width"):

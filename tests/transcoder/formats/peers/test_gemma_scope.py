@@ -29,7 +29,7 @@ def orthonormal(seed: int) -> torch.Tensor:
 
 
 class Truth:
-    """x ~ N(0, 1), y = 0.7 + the sum over WIDTH features of a_f d_f, plus noise; the file lacks the last MISSING.
+    """x ~ N(0, 1), y = 0.7 + the sum over WIDTH features of a_f d_f, plus noise; the last MISSING are not in the file.
 
     With z ~ N(0, 1), Q the upper tail and p the density at the threshold t:  P(fires) = Q, E a = p, E a^2 = t p + Q.
     """
@@ -43,7 +43,7 @@ class Truth:
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """What the file holds: the true dictionary without its last features, whose mean the bias stands in for."""
+    """The arrays of the file: the true dictionary without its last features; the bias has their mean."""
     encoder, decoder = orthonormal(0), orthonormal(1)
     return {
         "W_enc": encoder[:, : Truth.kept].float().numpy(),
@@ -87,7 +87,7 @@ def test_l0_and_fvu_are_those_of_the_closed_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_folding_the_gain_reads_the_mlps_input_as_exactly(tmp_path: Path, with_bias: bool) -> None:
+def test_a_file_with_the_gain_folded_in_reads_the_mlps_input_as_exactly(tmp_path: Path, with_bias: bool) -> None:
     dictionary = read_gemma_scope(write_file(tmp_path), d_source=WIDTH, d_target=WIDTH)
     normalised, _, gain, bias = data(500)
     mlp_in = normalised * gain + bias if with_bias else normalised * gain
@@ -97,7 +97,7 @@ def test_folding_the_gain_reads_the_mlps_input_as_exactly(tmp_path: Path, with_b
     torch.testing.assert_close(folded.reconstruct(folded.sparse_code(mlp_in), mlp_in), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_gained_input_trips_the_check(tmp_path: Path) -> None:
+def test_the_input_with_the_gain_fails_the_check(tmp_path: Path) -> None:
     dictionary = read_gemma_scope(write_file(tmp_path), d_source=WIDTH, d_target=WIDTH)
     normalised, _, gain, _ = data(4000)
     right = check_convention(dictionary, mean_l0(dictionary, normalised), force=False)
@@ -108,7 +108,7 @@ def test_the_gained_input_trips_the_check(tmp_path: Path) -> None:
     assert "forced" in check_convention(dictionary, gained, force=True)
 
 
-def test_a_file_that_promises_no_l0_says_that_it_was_not_checked(tmp_path: Path) -> None:
+def test_a_file_that_states_no_l0_says_that_it_was_not_checked(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     np.savez(path, **arrays())
     dictionary = read_gemma_scope(path, d_source=WIDTH, d_target=WIDTH)
@@ -150,12 +150,12 @@ def test_the_nearest_width_then_l0_is_taken(dict_size: int, l0: float, path: str
     assert nearest(find_choices(PATHS), layer=8, dict_size=dict_size, l0=l0).path == path
 
 
-def test_a_layer_that_is_not_there_names_those_that_are() -> None:
+def test_a_missing_layer_is_refused_with_the_layers_there_are() -> None:
     with pytest.raises(UsageError, match=r"layers \[8, 12\]"):
         nearest(find_choices(PATHS), layer=9, dict_size=16_384, l0=50.0)
 
 
-def test_any_folder_of_the_layout_will_do(tmp_path: Path) -> None:
+def test_any_folder_of_the_layout_is_accepted(tmp_path: Path) -> None:
     near, far = write_file(tmp_path, l0=90), write_file(tmp_path, l0=20)
     for given in (tmp_path, tmp_path / "layer_8", near.parent.parent):
         assert locate(given, layer=8, dict_size=100, l0=80.0).resolve() == near.resolve()

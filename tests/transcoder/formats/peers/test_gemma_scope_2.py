@@ -1,4 +1,4 @@
-"""Gemma Scope 2's folders: the Hugging Face module says what is read, and the affine term is a skip."""
+"""Gemma Scope 2's folders: the name of the Hugging Face module gives the site, and the affine term is a skip."""
 
 import json
 from collections.abc import Callable
@@ -53,20 +53,20 @@ def test_the_gain_is_included_and_the_affine_term_added(
 
 
 @pytest.mark.parametrize(
-    ("place", "sites"),
+    ("folder", "sites"),
     [
         ("transcoder_all/layer_8_width_16k_l0_small_affine", ["mlp_in", "mlp_out"]),
         ("resid_post/layer_8_width_16k_l0_small", ["resid_post", "resid_post"]),
     ],
 )
 def test_a_folder_without_config_is_known_by_its_path(
-    tmp_path: Path, trained: Transcoder, place: str, sites: list[str]
+    tmp_path: Path, trained: Transcoder, folder: str, sites: list[str]
 ) -> None:
-    read = read_gemma_scope_2(write(tmp_path / place, trained, None), WANTED)
+    read = read_gemma_scope_2(write(tmp_path / folder, trained, None), WANTED)
     assert [read.config["source_site"], read.config["target_site"]] == sites
 
 
-def test_what_lies_elsewhere_is_refused(tmp_path: Path, trained: Transcoder) -> None:
+def test_what_cannot_be_read_is_refused(tmp_path: Path, trained: Transcoder) -> None:
     with pytest.raises(MismatchError, match="'topk'"):
         read_gemma_scope_2(write(tmp_path / "a", trained, CONFIG | {"architecture": "topk"}), WANTED)
     attention = {"hf_hook_point_in": "model.layers.8.self_attn.o_proj.input"}

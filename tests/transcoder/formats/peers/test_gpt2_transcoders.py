@@ -1,4 +1,4 @@
-"""The public transcoders of GPT-2: a pickle with an object in it, of which only attributes are read."""
+"""The public transcoders of GPT-2: a pickle with an object, of which only attributes are read."""
 
 import sys
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def write(folder: Path, config_class: type, **changed: Any) -> Path:
     path = folder / NAME
     torch.save({"cfg": settings, "state_dict": tensors()} | changed, path)
     for name in ("sae_training", "sae_training.config"):
-        del sys.modules[name]  # whoever reads it has no such package
+        del sys.modules[name]  # the reader has no such package
     return path
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the two earlier programs: what each computes, and what no affine map can."""
+"""Checkpoints of the two earlier programs: what each computes, and what no affine map can compute."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def write(folder: Path, config: dict[str, Any], stored: dict[str, torch.Tensor],
 
 
 @pytest.mark.parametrize("name", ["sae.pt", "checkpoints/final.pt"])
-def test_a_transcoder_of_the_predecessor(tmp_path: Path, name: str) -> None:
+def test_a_transcoder_of_the_earlier_program_is_read(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path / "x", TRANSCODER, tensors(5), name)
     assert find_matryoshka(folder, WANTED) == find_matryoshka(folder / name, WANTED) == folder
     read = read_matryoshka(folder, WANTED)
@@ -64,7 +64,7 @@ def test_a_transcoder_of_the_predecessor(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(read(source).double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_autoencoder_whose_b_enc_is_never_added(tmp_path: Path) -> None:
+def test_the_b_enc_that_the_program_never_adds_is_left_out(tmp_path: Path) -> None:
     read = read_matryoshka(write(tmp_path / "x", AUTOENCODER, tensors(6)), Wanted(layer=8))
     assert read.prefixes == (4, 10, 24)
     source = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, changed: dict[str, Any],
         read_matryoshka(write(tmp_path / "x", TRANSCODER | changed, tensors(5)), WANTED)
 
 
-def test_the_user_decides_what_an_ambiguous_hook_is(tmp_path: Path) -> None:
+def test_the_user_decides_which_site_an_ambiguous_hook_is(tmp_path: Path) -> None:
     folder = write(tmp_path / "x", TRANSCODER | {"source_hook_point": "blocks.8.hook_mlp_in"}, tensors(5))
     assert read_matryoshka(folder, Wanted(layer=8, source_view="mlp_in")).source_view == "mlp_in"
     assert read_matryoshka(folder, Wanted(layer=8, source_view="ln2_normalized")).source_view == "ln2_normalized"

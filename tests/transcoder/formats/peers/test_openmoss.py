@@ -1,4 +1,4 @@
-"""OpenMOSS's dictionaries, against their versions' definitions written out in float64; and what of them is refused."""
+"""OpenMOSS's dictionaries, against the definitions of their versions in float64; and what is refused."""
 
 import json
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def configuration(**more: Any) -> dict[str, Any]:
 
 
 def write_first(folder: Path, made: Numbers, **more: Any) -> dict[str, Any]:
-    """As of 2024: linear layers' own orientation, norms in the configuration, one threshold."""
+    """The format of 2024: arrays oriented as in linear layers, norms in the configuration, one threshold."""
     config = configuration(
         dataset_average_activation_norm={"in": NORMS[0], "out": NORMS[1]},
         jump_relu_threshold=THRESHOLD,
@@ -69,7 +69,7 @@ def write_first(folder: Path, made: Numbers, **more: Any) -> dict[str, Any]:
 def write_later(
     folder: Path, made: Numbers, *, version: str = "2.0.0b34", linear: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """As of 2025 (``linear``) and now: norms and thresholds among the tensors."""
+    """The formats of 2025 (``linear``) and now: norms and thresholds are tensors."""
     config = configuration(sae_type="sae", **more)
     if linear:
         arrays = {
@@ -110,7 +110,7 @@ def first_definition(made: Numbers, config: Mapping[str, Any], rows: torch.Tenso
 
 
 def later_definition(made: Numbers, config: Mapping[str, Any], rows: torch.Tensor) -> torch.Tensor:
-    """The source scaled, the reconstruction scaled back; the norms count for what is selected alone."""
+    """The source is scaled, the reconstruction scaled back; the norms count only in the selection."""
     W_E, b_E, W_D, b_D = (made[name].double() for name in ("W_E", "b_E", "W_D", "b_D"))
     scaled = config["norm_activation"] == "dataset-wise"
     scale_in, scale_out = (WIDTH**0.5 / norm if scaled else 1 for norm in NORMS)
@@ -153,13 +153,13 @@ def test_the_later_versions(tmp_path: Path, act_fn: str, norm_activation: str, *
     check(tmp_path, later_definition(made, config, source().double()))
 
 
-def test_the_version_that_took_its_bias_after_scaling(tmp_path: Path) -> None:
+def test_the_version_that_subtracts_its_bias_after_scaling(tmp_path: Path) -> None:
     made = numbers()
     config = write_later(tmp_path, made, linear=True, apply_decoder_bias_to_pre_encoder=True)
     check(tmp_path, later_definition(made, config, source().double()))
 
 
-def test_thresholds_leave_features_the_size_that_the_tool_shows(tmp_path: Path) -> None:
+def test_features_with_thresholds_have_the_size_that_the_tool_shows(tmp_path: Path) -> None:
     made = numbers()
     write_later(tmp_path, made)
     pre = source().double() * WIDTH**0.5 / NORMS[0] @ made["W_E"].double() + made["b_E"].double()
@@ -176,13 +176,13 @@ def test_a_decoder_row_of_zeros_is_never_selected_by_its_norm(tmp_path: Path, ac
     assert not (read_foreign(tmp_path, Wanted(layer=8)).encode(source())[:, 7] > 0).any()
 
 
-def test_no_decoder_bias(tmp_path: Path) -> None:
+def test_a_dictionary_without_decoder_bias_is_read(tmp_path: Path) -> None:
     made = numbers()
     config = write_first(tmp_path, made, use_decoder_bias=False)
     check(tmp_path, first_definition(made, config, source().double()))
 
 
-def test_an_autoencoder_and_the_files_that_it_consists_of(tmp_path: Path) -> None:
+def test_an_autoencoder_is_read_from_its_files(tmp_path: Path) -> None:
     write_first(tmp_path, numbers(), hook_point_out=None)
     name, read = read_named(tmp_path / "checkpoints" / "final.safetensors", Wanted(layer=8))
     assert (name, read.config["source_site"], read.config["target_site"]) == (
@@ -208,7 +208,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("change", "error", "words"), REFUSED)
-def test_what_is_no_affine_map_or_not_said_is_refused(
+def test_what_is_no_affine_map_or_not_stated_is_refused(
     tmp_path: Path, change: dict[str, Any], error: type[NestcoderError], words: str
 ) -> None:
     config = write_later(tmp_path, numbers()) | change
@@ -218,7 +218,7 @@ def test_what_is_no_affine_map_or_not_said_is_refused(
         read_foreign(tmp_path, Wanted(layer=8))
 
 
-def test_a_file_of_which_two_versions_made_two_things_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_two_versions_read_differently_is_refused(tmp_path: Path) -> None:
     made = numbers()
     write_later(tmp_path, made, version="0.1.0")
     with pytest.raises(MismatchError, match=r"version 0\.1\.0, and its decoder rows are no unit vectors"):
@@ -229,7 +229,7 @@ def test_a_file_of_which_two_versions_made_two_things_is_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize("norm", [0.0, float("nan"), "wide", None])
-def test_a_norm_by_which_nothing_can_be_scaled(tmp_path: Path, norm: object) -> None:
+def test_a_norm_that_cannot_scale_is_refused(tmp_path: Path, norm: object) -> None:
     config = write_first(tmp_path, numbers())
     config["dataset_average_activation_norm"] = {"in": norm, "out": 1.0}
     (tmp_path / "hyperparams.json").write_text(json.dumps(config))
@@ -237,7 +237,7 @@ def test_a_norm_by_which_nothing_can_be_scaled(tmp_path: Path, norm: object) -> 
         read_foreign(tmp_path, Wanted(layer=8))
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     write_later(tmp_path, numbers())
     (tmp_path / "sae_weights.safetensors").rename(tmp_path / "sae_weights.pt")
     with pytest.raises(UsageError, match="There are no weights beside this configuration"):
@@ -245,7 +245,7 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"architecture": "topk"}', "[]", "no json"])
-def test_another_configuration_is_left_to_the_others(tmp_path: Path, text: str) -> None:
+def test_a_configuration_of_another_tool_is_left_to_other_readers(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     assert find_openmoss(tmp_path, Wanted(layer=8)) is None
     assert find_openmoss(tmp_path / "nothing", Wanted(layer=8)) is None

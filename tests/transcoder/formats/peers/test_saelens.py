@@ -1,4 +1,4 @@
-"""SAELens's folders: what is written computes what SAELens would, and every convention of theirs is read or refused."""
+"""SAELens's folders: a written one computes what SAELens would, and every convention of SAELens is read or refused."""
 
 import json
 from collections.abc import Callable
@@ -102,7 +102,7 @@ def rewritten(folder: Path, **changed: Any) -> Path:
         {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}, "k": None},
     ],
 )
-def test_their_other_conventions_are_folded(
+def test_other_conventions_of_saelens_are_folded(
     tmp_path: Path, make_transcoder: Make, about: About, source: torch.Tensor, changed: dict[str, Any]
 ) -> None:
     trained = make_transcoder()
@@ -125,7 +125,7 @@ def test_their_other_conventions_are_folded(
         ({"activation_fn": "tanh-relu", "architecture": "standard"}, "tanh-relu"),
     ],
 )
-def test_what_is_not_done_is_refused(
+def test_what_is_not_supported_is_refused(
     tmp_path: Path, make_transcoder: Make, about: About, changed: dict[str, Any], told: str
 ) -> None:
     write_saelens(tmp_path / "x", make_transcoder(), about)
@@ -133,7 +133,7 @@ def test_what_is_not_done_is_refused(
         read_saelens(rewritten(tmp_path / "x", **changed), WANTED)
 
 
-def test_a_k_of_nonsense_and_a_row_of_zeros_are_damage(tmp_path: Path, make_transcoder: Make, about: About) -> None:
+def test_an_impossible_k_and_a_row_of_zeros_are_damage(tmp_path: Path, make_transcoder: Make, about: About) -> None:
     trained = make_transcoder()
     write_saelens(tmp_path / "x", trained, about)
     for k in (0, 25, "5", None):
@@ -145,7 +145,7 @@ def test_a_k_of_nonsense_and_a_row_of_zeros_are_damage(tmp_path: Path, make_tran
         read_saelens(rewritten(tmp_path / "y", rescale_acts_by_decoder_norm=True), WANTED)
 
 
-def test_it_is_found_by_folder_or_file(tmp_path: Path) -> None:
+def test_a_dictionary_is_found_by_folder_or_file(tmp_path: Path) -> None:
     assert find_saelens(tmp_path, WANTED) is None
     save_file({"a": torch.zeros(1)}, tmp_path / "sae_weights.safetensors")
     assert find_saelens(tmp_path, WANTED) == tmp_path

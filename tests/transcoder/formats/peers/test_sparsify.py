@@ -33,7 +33,7 @@ def their_forward(folder: Path, source: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_transcoder_goes_and_comes_back(
+def test_a_transcoder_is_read_back_as_it_was_written(
     tmp_path: Path, make_transcoder: Make, about: About, source: torch.Tensor, skip: bool
 ) -> None:
     trained = make_transcoder(skip=skip)
@@ -61,7 +61,7 @@ def test_an_autoencoder_subtracts_its_bias(
     torch.testing.assert_close(read(source), trained(source), atol=1e-5, rtol=1e-5)
 
 
-def test_what_it_cannot_say_is_refused(tmp_path: Path, make_transcoder: Make, about: About) -> None:
+def test_what_sparsify_cannot_express_is_refused(tmp_path: Path, make_transcoder: Make, about: About) -> None:
     write_sparsify(tmp_path / "somewhere", make_transcoder(), about)
     with pytest.raises(UsageError, match="not a module"):
         read_sparsify(tmp_path / "somewhere", WANTED)
@@ -72,7 +72,7 @@ def test_what_it_cannot_say_is_refused(tmp_path: Path, make_transcoder: Make, ab
         read_sparsify(tmp_path / "layers.8.mlp", WANTED)
 
 
-def test_gemma_normalises_what_its_mlp_gives(about: About) -> None:
+def test_an_export_of_gemma_2_has_a_caveat_about_its_fvu(about: About) -> None:
     assert not caveat(about)
     assert "FVU" in caveat(replace(about, architecture="gemma2"))
     assert not caveat(replace(about, architecture="gemma2", source_site="resid_post", target_site="resid_post"))
