@@ -44,7 +44,7 @@ class LayerSource:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to write where. ``to`` are names of ``transcoder.formats.foreign.WRITERS``; ``fresh`` replaces an earlier export of something else."""
+    """What to write where. ``to`` are names of formats; ``fresh`` replaces an earlier export of something else."""
 
     to: tuple[str, ...]
     out: Path
