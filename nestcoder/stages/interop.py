@@ -92,36 +92,38 @@ def run_import(
     """Take a dictionary of another tool into the run ``name`` of each layer; its config.json, by layer. One of several
     layers becomes a run of all of them.
 
-    ``path`` is a folder, a file, ``hf:user/repository/path``, or a URL that fsspec knows. ``source_view`` says what its
-    encoder reads, where its own files may mean two things.
+    ``path`` is a folder, a file, ``hf:user/repository/path``, or a URL that fsspec knows; of a folder that is none, the
+    one dictionary in a folder inside it is taken. ``source_view`` says what its encoder reads, where its own files may
+    mean two things.
 
         nestcoder.run_import(settings, "sae/layer08", [8], name="theirs")
     """
     from evaluate.interop.intake import ImportRequest, import_layer
     from evaluate.interop.joint_intake import JointImport, import_cross_layer
-    from transcoder.formats.fetch import fetched
     from transcoder.formats.peers.circuit_tracer_clt import find_circuit_tracer_clt
 
     check_one_process("Transcoders are exported and imported")
-    found = fetched(path, layer=layers[0], progress=progress)
+    found, origin = _found(path, layers[0], progress)
     if folder := find_circuit_tracer_clt(found):
         source = joint_source(settings, layers, name)
-        joint = JointImport(folder, source, source_view, fresh=fresh, origin=path, dry_run=dry_run)
+        joint = JointImport(folder, source, source_view, fresh=fresh, origin=origin, dry_run=dry_run)
         own_device = read_ranks().device(device)
         config = import_cross_layer(joint, device=own_device, progress=progress, cache_settings=settings.cache)
         return dict.fromkeys(sorted(layers), config)
     results: dict[int, dict[str, Any]] = {}
     for layer in layers:
         folders = folders_of(settings, layer)
+        if layer != layers[0]:
+            found, origin = _found(path, layer, progress)
         request = ImportRequest(
-            path=found if layer == layers[0] else fetched(path, layer=layer, progress=progress),
+            path=found,
             layer=layer,
             out=folders.transcoder(name),
             cache=folders.cache,
             source_view=source_view,
             force=force,
             fresh=fresh,
-            origin=path,
+            origin=origin,
         )
         results[layer] = import_layer(
             request,
@@ -131,3 +133,16 @@ def run_import(
             dry_run=dry_run,
         )
     return results
+
+
+def _found(path: str, layer: int, progress: Progress) -> tuple[Path, str]:
+    """Where a layer's dictionary lies on this machine, and the place that it came from."""
+    from transcoder.formats.fetch import fetched
+    from transcoder.formats.inside import dictionary_in
+    from transcoder.formats.wanted import Wanted
+
+    local = fetched(path, layer=layer, progress=progress)
+    found = dictionary_in(local, Wanted(layer), progress=progress)
+    if found == local:
+        return found, path
+    return found, f"{path.rstrip('/')}/{found.relative_to(local).as_posix()}"

@@ -5,7 +5,7 @@
     s3://bucket/dictionaries/layer08
 
 Of a repository, or below a URL, the files directly in the folder are fetched, of a set of layers only the layer's;
-never code.
+never code. Of a repository without weights there, those of the one folder inside that has some.
 """
 
 import re
@@ -17,7 +17,9 @@ from transcoder.formats.hub import HubRepository
 from transcoder.formats.remote import RemoteFolder
 
 _HUB = re.compile(r"(?:hf:(?://)?|https://huggingface\.co/)([\w.-]+/[\w.-]+)(?:/(?:(?:tree|blob)/main/)?(.*))?")
-_READ = {".json", ".yaml", ".safetensors", ".npz", ".pt"}
+_WEIGHTS = {".safetensors", ".npz", ".pt"}
+_READ = {".json", ".yaml", *_WEIGHTS}
+_LISTED = 6
 _DEEPER = ("checkpoints/final.pt", "checkpoints/pruned.safetensors", "checkpoints/final.safetensors")
 
 
@@ -36,15 +38,37 @@ def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None =
         return Path(path)
     hub = HubRepository(found[1], endpoint=endpoint, progress=progress)
     inside = found[2] or ""
-    names = _wanted(hub.paths(), inside, layer=layer)
-    if not names:
-        what = f"{found[1]} has no dictionary in '{inside}'."
+    there = hub.paths()
+    names = _wanted(there, inside, layer=layer)
+    deeper = [] if _has_weights(names) else _with_weights(there, inside)
+    if len(deeper) == 1:
+        progress.note(f"{path} has files of weights in {deeper[0]} alone, which is taken")
+        inside = deeper[0]
+        names = _wanted(there, inside, layer=layer)
+    if not names or len(deeper) > 1:
+        what = f"{found[1]} has no dictionary in '{inside}'{_listed(deeper)}."
         raise UsageError(what, where=path, remedy="Name the folder in it that holds one.")
     files = [hub.fetch(name) for name in names]
     if names[0] == inside:
         return files[0]
     above = len(PurePosixPath(names[0]).relative_to(inside or ".").parts)
     return files[0].parents[above - 1]
+
+
+def _has_weights(names: list[str]) -> bool:
+    return any(PurePosixPath(name).suffix in _WEIGHTS for name in names)
+
+
+def _with_weights(names: list[str], inside: str) -> list[str]:
+    """The folders below ``inside`` that hold files of weights, checkpoints/ being the folder's that it lies in."""
+    files = (PurePosixPath(name) for name in names if not inside or name.startswith(f"{inside}/"))
+    folders = {file.parent for file in files if file.suffix in _WEIGHTS}
+    return sorted({str(folder.parent if folder.name == "checkpoints" else folder) for folder in folders})
+
+
+def _listed(folders: list[str]) -> str:
+    """Some of the folders that could be meant."""
+    return f", and several below it: {', '.join(folders[:_LISTED])}" if folders else ""
 
 
 def _below_url(url: str, *, layer: int, progress: Progress) -> Path:

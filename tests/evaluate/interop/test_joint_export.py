@@ -107,7 +107,11 @@ def test_the_commands_plan_export_and_import(runs: Path, tmp_path: Path) -> None
     assert not (tmp_path / "circuit_tracer").exists()
     done = CliRunner().invoke(command_line, export)
     assert done.exit_code == 0, done.output
-    taken = [*given, "import", str(tmp_path / "circuit_tracer"), *layers, "--as", "theirs", "--device", "cpu"]
+    # The folder that was exported into has one dictionary, in a folder of its tool.
+    taken = [*given, "import", str(tmp_path), *layers, "--as", "theirs", "--device", "cpu"]
     found = CliRunner().invoke(command_line, taken)
     assert found.exit_code == 0, found.output
+    assert "in circuit_tracer, which is taken" in " ".join(found.output.split())
+    config = json.loads((runs / "gpt2-stdlib" / "layers03_05" / "transcoder" / "theirs" / "config.json").read_text())
+    assert config["imported"]["origin"] == f"{tmp_path}/circuit_tracer"
     assert "layers 3, 5: circuit-tracer, mlp_in to mlp_out, 64 features, jumprelu" in found.output

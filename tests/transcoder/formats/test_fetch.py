@@ -24,6 +24,9 @@ FILES = [
     "gpt2_blocks.9.pt",
     "scope/hyperparams.json",
     "scope/checkpoints/final.safetensors",
+    "many/README.md",
+    *(f"many/layer{layer}/sae.safetensors" for layer in range(8)),
+    "many/old/checkpoints/final.pt",
 ]
 
 
@@ -69,6 +72,23 @@ def test_only_what_is_needed_is_fetched(
     assert hub == files
 
 
+class Notes(Silent):
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_the_one_folder_with_weights_is_taken(tmp_path: Path, hub: list[str]) -> None:
+    heard = Notes()
+    assert fetched("hf:user/repo/sae", layer=8, progress=heard) == tmp_path / "sae" / "h.8.mlp"
+    assert hub == FILES[3:5]
+    assert heard.notes == ["hf:user/repo/sae has files of weights in sae/h.8.mlp alone, which is taken"]
+
+
 def test_code_is_never_fetched(hub: list[str]) -> None:
     fetched("hf:user/repo", layer=8, progress=Silent())
     assert "run.py" not in hub
@@ -78,6 +98,10 @@ def test_an_address_that_does_not_exist_is_refused(hub: list[str]) -> None:
     assert fetched("some/folder", layer=8, progress=Silent()) == Path("some/folder")
     with pytest.raises(UsageError, match="no dictionary"):
         fetched("hf:user/repo/nowhere", layer=8, progress=Silent())
+    with pytest.raises(
+        UsageError, match=r"no dictionary in 'many', and several below it: many/layer0, .*many/layer5\."
+    ):
+        fetched("hf:user/repo/many", layer=8, progress=Silent())
     for path in ("nothing://somewhere/x", "hf:user"):
         with pytest.raises(UsageError, match="not a place"):
             fetched(path, layer=8, progress=Silent())
