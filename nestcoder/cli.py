@@ -140,7 +140,7 @@ command_line.add_command(features)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of --serve [default: a free one].")
 @click.pass_obj
 def browse(invocation: Invocation, *, serve: bool, port: int) -> None:
-    """Write index.html into the runs folder: every transcoder in one table, plots over runs and over training."""
+    """Write index.html into the runs folder: every dictionary in one table, plots over runs and over training."""
     from nestcoder.commands import browse_command
 
     if serve:

@@ -16,8 +16,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from common.errors import UsageError
+from evaluate.browse.files import report_files
 from evaluate.browse.page import page
-from evaluate.browse.runs import report_files, runs_below
+from evaluate.browse.runs import runs_below
 
 LOOPBACK = "127.0.0.1"
 _FRESH_SECONDS = 1.0
@@ -64,11 +65,12 @@ class Shelf:
     def _linked(self) -> list[Path]:
         """The files of every report and of all feature pages that lie within the runs folder."""
         files: list[Path] = []
-        for run in self._found["transcoders"]:
+        for run in self._found["dictionaries"]:
             for path in run["report"][:1]:
                 files += report_files((self.runs / path).parent)
-            if run["features"]:
-                folder = (self.runs / run["features"]).parent
+            # A cross-layer transcoder's page leads to those of its layers.
+            for page_file in filter(None, [run["features"], *(own["features"] for own in run.get("per_layer", []))]):
+                folder = (self.runs / page_file).parent
                 files += [path for pattern in _PAGE_PATTERNS for path in folder.glob(pattern)]
         top = self.runs.resolve()
         return [path for path in files if path.suffix in _KINDS and path.resolve().is_relative_to(top)]

@@ -30,6 +30,8 @@ from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import load_transcoder
 
+_OF_CACHE = ("model", "model_revision", "source_site", "target_site", "dataset", "context", "provenance")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -72,7 +74,8 @@ def evaluate_layers(
         "version": report.VERSION,
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "layers": list(readers),
-        "cache": {"fingerprint": stacked_reader.fingerprint, "model": stacked_reader.identity.get("model")},
+        "cache": {"fingerprint": stacked_reader.fingerprint}
+        | {name: stacked_reader.identity.get(name) for name in _OF_CACHE},
         "documents": rows.held_out.documents,
         "tokens_masked": rows.held_out.masked,
         "dictionaries": {name: fields | {"language_model": spliced.get(name)} for name, fields in measured.items()},
@@ -114,7 +117,10 @@ def _opened(
 
 def _heading(dictionary: CrossLayerTranscoder) -> dict[str, Any]:
     crossing = dictionary.crossing()
+    pieces = {str(layer): dictionary.piece(number) for number, layer in enumerate(dictionary.layers)}
     return {
+        "weights": dictionary.config.get("weights")
+        or {layer: own.config.get("weights") for layer, own in pieces.items()},
         "window": dictionary.reach.window,
         "dict_size": dictionary.dict_size,
         "prefixes": list(dictionary.prefixes),

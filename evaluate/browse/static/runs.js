@@ -8,16 +8,28 @@ nestcoder.runs = (() => {
   const state = { data: JSON.parse(document.getElementById("data").textContent), text: "", order: { column: 0, down: false }, chosen: new Set(), pointed: "", metric: "held_out_fvu" };
   const parts = {};
 
-  /* A colour for each layer of a model, in the order in which they come. */
-  function colour(run) {
-    const key = `${run.model}/${run.layer}`;
-    const places = state.groups || (state.groups = [...new Set(state.data.transcoders.map((one) => `${one.model}/${one.layer}`))]);
-    return `var(--group-${places.indexOf(key) % 8})`;
+  /* What runs of one colour share, as words of the legend: the layers, or where there are more of those than colours, the kind. */
+  const COLOURS = 8;
+  const SHARED = [
+    (run) => `${run.model} ${run.layers.length > 1 ? "layers" : "layer"} ${nestcoder.table.layers(run)}`,
+    (run) => `${run.model}, ${nestcoder.table.kind(run)}`,
+    nestcoder.table.kind,
+  ];
+
+  function groups() {
+    if (state.groups) return state.groups;
+    for (const share of SHARED) {
+      state.groups = { share, names: [...new Set(state.data.dictionaries.map(share))] };
+      if (state.groups.names.length <= COLOURS) break;
+    }
+    return state.groups;
   }
+
+  const colour = (run) => `var(--group-${groups().names.indexOf(groups().share(run)) % COLOURS})`;
 
   function shown() {
     const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = state.data.transcoders.filter((run) => words.every((word) => `${run.id} ${run.state} ${run.activation || ""} k${run.top_k || ""}`.toLowerCase().includes(word)));
+    const found = state.data.dictionaries.filter((run) => words.every((word) => `${run.id} ${nestcoder.table.kind(run)} ${run.state} ${run.activation || ""} k${run.top_k || ""}`.toLowerCase().includes(word)));
     return nestcoder.table.sorted(found, state.order);
   }
 
@@ -33,28 +45,29 @@ nestcoder.runs = (() => {
 
   function plots(runs) {
     const drawn = runs.map((run) => ({ ...run, pairs: pairs(run) })).filter((run) => run.pairs.length);
-    const groups = drawn.filter((run, place) => drawn.findIndex((other) => colour(other) === colour(run)) === place);
+    const { share } = groups();
+    const firsts = drawn.filter((run, place) => drawn.findIndex((other) => share(other) === share(run)) === place);
     const chosen = runs.filter((run) => state.chosen.has(run.id));
-    const curves = (chosen.length ? chosen : runs).slice(0, MOST_CURVES);
+    const curves = (chosen.length ? chosen : runs).filter((run) => run.log[state.metric]).slice(0, MOST_CURVES);
     // Runs of one layer stand beside each other here, so each has a colour of its own.
     const own = (run) => `var(--group-${curves.indexOf(run)})`;
     const names = [...new Set(runs.flatMap((run) => Object.keys(run.log)))];
     const choice = make("select", { "aria-label": "Metric", onchange: () => { state.metric = choice.value; draw(); } },
       names.map((name) => make("option", { value: name, selected: name === state.metric }, name.replaceAll("_", " "))));
     return make("div", { className: "pair" },
-      panel("FVU against L0", make("small", {}, "small dots: prefixes"), nestcoder.plots.tradeOff(drawn, colour, state.chosen, choose), groups.map((run) => mark(`${run.model} layer ${run.layer}`, colour(run)))),
+      panel("FVU against L0", make("small", {}, "small dots: prefixes"), nestcoder.plots.tradeOff(drawn, colour, state.chosen, choose), firsts.map((run) => mark(share(run), colour(run)))),
       panel("Over training", names.length ? choice : null, nestcoder.plots.training(curves, state.metric, own), curves.map((run) => mark(run.id, own(run)))));
   }
 
   function caches() {
-    const bare = state.data.caches.filter((cache) => !state.data.transcoders.some((run) => run.model === cache.model && run.layer === cache.layer));
+    const bare = state.data.caches.filter((cache) => !state.data.dictionaries.some((run) => run.model === cache.model && run.layers.includes(cache.layer)));
     if (!bare.length) return null;
     return make("p", { className: "note" }, "Harvested, nothing trained yet: ", bare.map((cache) => `${cache.model} layer ${cache.layer} (${(cache.train_rows || 0).toLocaleString("en")} rows)`).join(", "), ".");
   }
 
   function draw() {
     const runs = shown();
-    parts.count.textContent = `${runs.length.toLocaleString("en")} of ${state.data.transcoders.length.toLocaleString("en")} transcoders`;
+    parts.count.textContent = `${runs.length.toLocaleString("en")} of ${state.data.dictionaries.length.toLocaleString("en")} dictionaries`;
     parts.date.textContent = `as of ${state.data.made_at.slice(0, 19).replace("T", " ")} UTC`;
     const chosen = runs.filter((run) => state.chosen.has(run.id));
     parts.body.replaceChildren(...[plots(runs), nestcoder.table.view(runs, { ...state, reorder, choose }), caches(),
@@ -74,7 +87,7 @@ nestcoder.runs = (() => {
 
   function fromAddress() {
     const ids = location.hash.slice(1).split("+").map((text) => { try { return decodeURIComponent(text); } catch { return ""; } });
-    state.chosen = new Set(state.data.transcoders.map((run) => run.id).filter((id) => ids.includes(id)));
+    state.chosen = new Set(state.data.dictionaries.map((run) => run.id).filter((id) => ids.includes(id)));
     draw();
   }
 
@@ -119,7 +132,7 @@ nestcoder.runs = (() => {
   parts.count = make("small", { className: "count", "aria-live": "polite" });
   parts.date = make("small", { className: "date" });
   parts.body = make("div", {});
-  parts.input = make("input", { type: "search", placeholder: "Filter: model, layer, name, k16   /", "aria-label": "Filter", autocomplete: "off", spellcheck: false,
+  parts.input = make("input", { type: "search", placeholder: "Filter: model, layer, name, kind, k16   /", "aria-label": "Filter", autocomplete: "off", spellcheck: false,
     oninput: () => { state.text = parts.input.value; draw(); } });
   main.replaceChildren(
     make("header", { className: "top" }, make("h1", {}, state.data.folder), parts.input, parts.count, parts.date,

@@ -10,7 +10,7 @@ from evaluate.browse.runs import runs_below
 
 
 def _by_name(runs: Path) -> dict[str, dict]:
-    return {run["name"]: run for run in runs_below(runs)["transcoders"]}
+    return {run["name"]: run for run in runs_below(runs)["dictionaries"]}
 
 
 def test_every_transcoder_is_listed_with_its_numbers(runs: Path) -> None:
@@ -49,7 +49,7 @@ def test_without_a_report_the_numbers_are_those_of_the_log(runs: Path) -> None:
 
 def test_earlier_reports_and_caches_are_named(runs: Path) -> None:
     found = runs_below(runs)
-    (earlier,) = next(run for run in found["transcoders"] if run["name"] == "main")["earlier"]
+    (earlier,) = next(run for run in found["dictionaries"] if run["name"] == "main")["earlier"]
     assert earlier["folder"].startswith("toy/layer03/report/main.2")
     assert earlier["fvu"] > 0
     assert [(cache["model"], cache["layer"], cache["train_rows"]) for cache in found["caches"]] == [
@@ -90,4 +90,4 @@ def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "model" / "layer").mkdir(parents=True)
     found = runs_below(tmp_path)
-    assert (found["transcoders"], found["caches"]) == ([], [])
+    assert (found["dictionaries"], found["caches"]) == ([], [])

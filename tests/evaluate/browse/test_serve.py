@@ -37,7 +37,7 @@ def test_the_page_its_data_and_what_it_links_to_are_given(port: int, runs: Path)
     status, text = _ask(port, "/")
     assert (status, b"toy" in text) == (200, True)
     data = json.loads(_ask(port, "/runs.json")[1])
-    main = next(run for run in data["transcoders"] if run["name"] == "main")
+    main = next(run for run in data["dictionaries"] if run["name"] == "main")
     for path in (*main["report"], main["features"], "toy/layer03/features/main/data/index.js"):
         assert _ask(port, f"/{path}") == (200, (runs / path).read_bytes())
     assert _ask(port, f"/{main['features']}", method="HEAD") == (200, b"")

@@ -11,7 +11,7 @@ from common.errors import MismatchError, UsageError
 from common.progress import Silent
 from evaluate.config import EvaluateSettings
 from evaluate.joint.run import Candidate, evaluate_layers
-from transcoder.formats.native import load_transcoder, save_transcoder
+from transcoder.formats.native import load_transcoder, read_config, save_transcoder
 
 
 def run(caches: dict[int, Path], candidate: Candidate, out: Path) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def test_a_set_has_the_fvu_of_its_transcoders(
     assert found["fvu_per_prefix"] == pytest.approx(toy_metrics["fvu_per_prefix"], rel=1e-5)
     assert found["tokens_used"] == toy_metrics["tokens_used"]
     assert found["language_model"] is None
+    assert found["weights"] == dict.fromkeys(("3", "4"), read_config(toy_transcoder)["weights"])
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert "measure with --lm" in (tmp_path / "out" / "summary.txt").read_text()
 

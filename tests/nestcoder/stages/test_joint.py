@@ -43,8 +43,6 @@ def test_layers_without_a_cache_are_refused(tmp_path: Path) -> None:
         "finetune --layer 1",
         "finetune --layer 1 --dry-run",
         "export {out} --layer 1 --to saelens",
-        "export {out} --layer 1 --layer 2 --to delphi",
-        "export {out} --layer 1 --layer 2 --to delphi --dry-run",
     ],
 )
 def test_commands_of_one_layer_refuse_a_cross_layer_transcoder_before_any_work(tmp_path: Path, command: str) -> None:
