@@ -79,7 +79,7 @@ def _problem(name: str, transcoder: Transcoder, about: About) -> str | None:
     if "jumprelu" not in writer.rules and transcoder.rule.name not in writer.rules:
         return f"{name} selects by {', '.join(sorted(writer.rules))}; this transcoder by {transcoder.rule.name}."
     try:
-        writer.place(about, transcoder.dict_size, 0.0)
+        writer.folder(about, transcoder.dict_size, 0.0)
     except UsageError as error:
         return error.what
     return None
