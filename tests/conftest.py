@@ -6,9 +6,15 @@ import os
 # threads of their own only wait for one another, at twice the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import fcntl
+import gc
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +27,59 @@ settings.load_profile("nestcoder")
 STARTING_PROCESSES = ("bench/", "test_pipeline", "test_wheel", "test_distributed", "test_kernels", "test_sharded")
 """Files of few, long tests. They go first, so that no worker is left alone with one at the end."""
 
+WARM = Path(__file__).with_name("warm")
 SECONDS = 200
 """After this time a process that waits for another is stopped."""
 
 
+# A million objects of libraries and tests come and stay: looking through them again and again takes seconds.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not any(name in item.nodeid for name in STARTING_PROCESSES))
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An executable that is Python, and starts in no time: warm/server.py has loaded the libraries for its processes.
+
+    The workers of a session share it. A signal to such a process is none to the one that works; only its end is.
+    """
+    if not hasattr(os, "pidfd_open"):
+        yield sys.executable
+        return
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with (shared / "warm-python").open("a+") as found, socket.socket(socket.AF_UNIX) as connection:
+        fcntl.flock(found, fcntl.LOCK_EX)
+        found.seek(0)
+        folder = found.read()
+        if not (folder and _stays(connection, folder)):
+            folder = tempfile.mkdtemp(prefix="warm-")  # its path is short, as the address of a socket must be
+            found.truncate(0)
+            found.write(folder)
+            found.flush()
+            environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            subprocess.run([sys.executable, "-P", WARM / "server.py", folder], check=True, env=environment)
+            assert _stays(connection, folder)
+        fcntl.flock(found, fcntl.LOCK_UN)
+        yield f"{folder}/python"
+
+
+def _stays(connection: socket.socket, folder: str) -> bool:
+    """Whether the server is there; it is, as long as the connection."""
+    try:
+        connection.connect(f"{folder}/socket")
+        connection.sendall(b"stay")
+        return bool(connection.recv(4))
+    except (ConnectionError, FileNotFoundError):
+        return False
 
 
 InProcesses = Callable[[int, Callable[[], object]], list[int]]

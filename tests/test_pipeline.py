@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,16 @@ SMALL = [
 ]  # fmt: skip
 LIBRARIES_OF_THE_LANGUAGE_MODEL = ("transformers", "transformer_lens", "datasets")
 
-# Runs a command with every socket refused and, for the stages that need no language model, its libraries not there.
+# Runs a command with every socket refused and, for the stages that need no language model, its libraries not there:
+# nothing of ours is loaded yet, and no import finds them.
 _FENCED = """
-import socket, sys
+import socket, sys, warnings
 def refuse(*arguments, **options): raise OSError("the network is off")
 socket.socket.connect = socket.create_connection = refuse
-for name in sys.argv[1].split(","):
-    if name: sys.modules[name] = None
-del sys.argv[1]
+absent = sys.argv.pop(1).split(",")
+loaded = [name for name in sys.modules if name.partition(".")[0] in absent]
+sys.modules.update(dict.fromkeys([*absent, *loaded]))
+warnings.simplefilter("ignore")
 from nestcoder.__main__ import main
 main()
 """
@@ -44,9 +45,11 @@ class Pipeline:
     metrics: dict[str, Any]
 
 
-def run(runs: Path, model: str, *arguments: str, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(
+    python: str, runs: Path, model: str, *arguments: str, without: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     settings = [item for setting in (*SMALL, f"runs={runs}") for item in ("--set", setting)]
-    command = [sys.executable, "-W", "ignore", "-c", _FENCED, ",".join(without), "--json", *settings, "--model", model]
+    command = [python, "-c", _FENCED, ",".join(without), "--json", *settings, "--model", model]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
@@ -62,13 +65,13 @@ def run_here(runs: Path, model: str, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="module", params=["gpt2-stdlib", "gemma2-stdlib"])
-def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def pipeline(request: pytest.FixtureRequest, warm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     runs = tmp_path_factory.mktemp("runs")
     model = f"models/{request.param}"
     done = {
-        "harvest": run(runs, model, "harvest", "--layer", "8", "--device", "cpu"),
-        "train": run(runs, model, "train", "--layer", "8", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
-        "evaluate": run(runs, model, "evaluate", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
+        "harvest": run(warm_python, runs, model, "harvest", "--layer", "8", "--device", "cpu"),
+        "train": run(warm_python, runs, model, "train", "--layer", "8", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
+        "evaluate": run(warm_python, runs, model, "evaluate", without=LIBRARIES_OF_THE_LANGUAGE_MODEL),
     }
     for command, process in done.items():
         assert process.returncode == 0, f"{command}\n{process.stdout}\n{process.stderr}"

@@ -29,9 +29,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(python: str, site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    return subprocess.run([sys.executable, *arguments], cwd=site, env=environment, capture_output=True, text=True)
+    return subprocess.run([python, *arguments], cwd=site, env=environment, capture_output=True, text=True)
 
 
 def test_the_wheel_has_nothing_outside_nestcoder(installed: Path) -> None:
@@ -44,9 +44,10 @@ def test_the_wheel_has_nothing_outside_nestcoder(installed: Path) -> None:
     assert (installed / "nestcoder" / "evaluate" / "dashboard" / "static" / "index.html").exists()
 
 
-def test_every_module_of_the_wheel_is_imported_from_it(installed: Path) -> None:
+def test_every_module_of_the_wheel_is_imported_from_it(installed: Path, warm_python: str) -> None:
     code = (
-        "import importlib, pathlib, sys\n"
+        "import importlib, pathlib, sys, warnings\n"
+        "warnings.simplefilter('error')\n"
         "root = pathlib.Path('nestcoder')\n"
         "for path in sorted(root.rglob('*.py')):\n"
         "    name = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')\n"
@@ -55,25 +56,26 @@ def test_every_module_of_the_wheel_is_imported_from_it(installed: Path) -> None:
         "import evaluate\n"
         "assert evaluate.stranger and not bad, bad\n"
     )
-    done = run(installed, "-W", "error", "-c", code)
+    done = run(warm_python, installed, "-c", code)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_of_the_wheel_is_that_of_the_checkout(installed: Path) -> None:
-    done = run(installed, "-m", "nestcoder", "--json", "--set", "train.top_k=8", "config", "show")
+def test_the_command_of_the_wheel_is_that_of_the_checkout(installed: Path, warm_python: str) -> None:
+    done = run(warm_python, installed, "-m", "nestcoder", "--json", "--set", "train.top_k=8", "config", "show")
     assert done.returncode == 0, done.stderr
     assert '"top_k": 8' in done.stdout
 
 
-def test_the_wheel_has_the_same_public_face(installed: Path) -> None:
+def test_the_wheel_has_the_same_public_face(installed: Path, warm_python: str) -> None:
     """Every name, from the wheel's own modules, and one of them in use."""
     code = (
+        "import warnings; warnings.simplefilter('error')\n"
         "import nestcoder, json\n"
         "names = {name: getattr(nestcoder, name).__module__ for name in nestcoder.__all__}\n"
         "try: nestcoder.open_cache('absent')\n"
         "except nestcoder.NestcoderError as error: print(json.dumps([names, error.what]))\n"
     )
-    done = run(installed, "-W", "error", "-c", code)
+    done = run(warm_python, installed, "-c", code)
     assert done.returncode == 0, done.stderr
     names, what = json.loads(done.stdout)
     assert list(names) == nestcoder.__all__
@@ -81,7 +83,7 @@ def test_the_wheel_has_the_same_public_face(installed: Path) -> None:
     assert "no cache" in what
 
 
-def test_the_whole_pipeline_runs_from_the_wheel(installed: Path) -> None:
+def test_the_whole_pipeline_runs_from_the_wheel(installed: Path, warm_python: str) -> None:
     """Beside the other distribution's ``evaluate``, in a folder without a checkout."""
     settings = [
         "harvest.train_tokens=4000", "harvest.held_out_tokens=1000", "harvest.context=64", "train.steps=20",
@@ -95,6 +97,6 @@ def test_the_whole_pipeline_runs_from_the_wheel(installed: Path) -> None:
         "for command in ('harvest --layer 1', 'train --layer 1', 'evaluate'):\n"
         "    command_line.main([*sys.argv[1:], *command.split()], standalone_mode=False)\n"
     )
-    done = run(installed, "-c", code, *common)
+    done = run(warm_python, installed, "-c", code, *common)
     assert done.returncode == 0, done.stderr
     assert "held-out tokens" in done.stdout

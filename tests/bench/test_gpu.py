@@ -16,8 +16,8 @@ def rows_of(code: str, folder: Path, *, seconds: float = 60) -> list[dict[str, o
     return run(measurement, seconds=seconds, folder=folder, toy=False)
 
 
-def test_every_part_runs_at_toy_size(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.gpu", "--toy", "--json", str(tmp_path / "gpu.json")]
+def test_every_part_runs_at_toy_size(warm_python: str, tmp_path: Path) -> None:
+    command = [warm_python, "-m", "bench.gpu", "--toy", "--json", str(tmp_path / "gpu.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600)
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert [row for row in rows if "error" in row] == []

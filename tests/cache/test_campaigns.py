@@ -13,7 +13,6 @@ import random
 import shutil
 import struct
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -40,8 +39,8 @@ ROOT = Path(__file__).parents[2]
 class Zygote:
     """The warm process that forks writers."""
 
-    def __init__(self):
-        command = [sys.executable, str(Path(__file__).with_name("campaign_child.py"))]
+    def __init__(self, python):
+        command = [python, str(Path(__file__).with_name("campaign_child.py"))]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
@@ -56,8 +55,8 @@ class Zygote:
 
 
 @pytest.fixture(scope="module")
-def zygote():
-    zygote = Zygote()
+def zygote(warm_python):
+    zygote = Zygote(warm_python)
     yield zygote
     zygote.end()
 

@@ -1,7 +1,6 @@
 """One writer's part: locked by one process, compared with the files that are there, and removed completely."""
 
 import subprocess
-import sys
 
 import pytest
 
@@ -20,13 +19,13 @@ def test_a_lock_leaves_no_folder_that_was_made_for_it(tmp_path):
     assert [path.name for path in cache.iterdir()] == ["row"]
 
 
-def test_another_process_is_refused_and_the_holder_keeps_its_lock(tmp_path):
+def test_another_process_is_refused_and_the_holder_keeps_its_lock(warm_python, tmp_path):
     code = (
         "from pathlib import Path; from cache.partition import lock_partition\n"
         f"with lock_partition(Path({str(tmp_path)!r}), 0): pass"
     )
     with lock_partition(tmp_path, 0):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run([warm_python, "-c", code], capture_output=True, text=True, check=False)
         assert "InUseError" in done.stderr
         assert (tmp_path / "locks" / "part-00000").exists()
         with pytest.raises(InUseError), lock_partition(tmp_path, 0):

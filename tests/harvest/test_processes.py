@@ -9,7 +9,6 @@ import random
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ LINES = [f"document {n}: " + "fox " * (n % 5) for n in range(900)]
 class Zygote:
     """The warm process that forks harvests."""
 
-    def __init__(self):
-        command = [sys.executable, str(Path(__file__).with_name("harvest_child.py"))]
+    def __init__(self, python):
+        command = [python, str(Path(__file__).with_name("harvest_child.py"))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -49,8 +48,8 @@ class Zygote:
 
 
 @pytest.fixture(scope="module")
-def zygote():
-    zygote = Zygote()
+def zygote(warm_python):
+    zygote = Zygote(warm_python)
     yield zygote
     zygote.end()
 
@@ -138,7 +137,7 @@ def program(folder: Path, name: str, text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(tmp_path):
+def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(warm_python, tmp_path):
     """The page's own script, with a cluster of this one machine and two processes for eight."""
     (recipe,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "slurm.md").read_text(), flags=re.DOTALL)
     with socket.socket() as probe:
@@ -156,7 +155,7 @@ def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(tmp_path):
     )
     program(tmp_path, "scontrol", "echo 127.0.0.1")
     program(tmp_path, "srun", 'exec "$@"')
-    program(tmp_path, "torchrun", f'exec {sys.executable} -m torch.distributed.run "$@"')
+    program(tmp_path, "torchrun", f'exec {warm_python} -m torch.distributed.run "$@"')
     slurm = {"SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1"}
     environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", recipe], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -169,9 +168,9 @@ def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_torchrun_holds_each_document_once(model_folders, tmp_path):
+def test_torchrun_holds_each_document_once(model_folders, warm_python, tmp_path):
     processes = 3
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = [warm_python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     given = settings(tmp_path, "runs", **{"harvest.context": 64, "harvest.packing": "document"})
     finish(start(launcher, model_folders["gpt2"], given))
     reader = CacheReader.open(cache_of(tmp_path, "runs"))

@@ -2,7 +2,6 @@
 
 import copy
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -210,9 +209,9 @@ torch.testing.assert_close(compiled(source), transcoder(source))
 """
 
 
-def test_a_compiled_transcoder_computes_the_same() -> None:
+def test_a_compiled_transcoder_computes_the_same(warm_python: str) -> None:
     """torch.compile traces it (without the checks of types); "eager" runs the graph without building kernels."""
-    subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=280)
+    subprocess.run([warm_python, "-c", COMPILED], check=True, timeout=280)
 
 
 def test_on_another_device_it_is_a_copy() -> None:

@@ -5,7 +5,6 @@ import fcntl
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -102,10 +101,10 @@ def test_a_lock_file_that_was_removed_meanwhile_is_locked_again(tmp_path, monkey
         assert path.exists()
 
 
-def test_only_one_process_has_a_lock(tmp_path):
+def test_only_one_process_has_a_lock(warm_python, tmp_path):
     path = tmp_path / "lock"
     code = f"from pathlib import Path; from common.processes import locks\nwith locks.lock(Path({str(path)!r})): pass"
-    command = [sys.executable, "-c", code]
+    command = [warm_python, "-c", code]
     root = Path(__file__).resolve().parents[3]
     with locks.lock(path):
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
