@@ -3,12 +3,15 @@
     dense           what evaluation commonly is: a dense code and a dense decode for every prefix. FVU, L0 and density.
     dense by group  the same, where each feature is decoded once and prefixes are running sums: the least that is dense
     same metrics    ours, FVU in all its forms, L0, density and cosine
-    whole           ours with all it reports: 1,000 bootstrap replicates, top contexts, the best affine map
+    everything      ours with all it reports: 1,000 bootstrap replicates, top contexts, the sums of the best affine map
+    encoder alone   the encoder's product in float32: what no exact replay is faster than, on a CPU without a product in
+                    bfloat16 (transcoder/prefilter.py says what becomes of it on one that has it)
 
 The dense ones keep their large arrays from batch to batch, count firings from the selection alone, and take a row's
-squared error in float32. Rounds alternate; every way must find the same FVU. CPU time is of all threads.
+squared error in float32. Rounds alternate; every way must find the same FVU. CPU time is of all threads. What is
+computed once, when every row has been seen, is no part of a row's cost: its seconds stand below.
 
-    python -m bench.evaluate [--rows 8192] [--batch-rows 2048] [--repeats 5] [--threads 2]
+    python -m bench.evaluate [--shapes gpt2 gemma-2-2b] [--rows 8192] [--batch-rows 2048] [--repeats 5] [--threads 2]
 """
 
 import argparse
@@ -17,7 +20,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +31,19 @@ from evaluate.held_out import HeldOut
 from evaluate.metrics.baselines import Baselines
 from evaluate.metrics.concentration import Concentration
 from evaluate.metrics.fvu import Fvu
+from evaluate.metrics.metric import Metric, State
 from evaluate.metrics.sparsity import Sparsity
 from evaluate.metrics.top_contexts import TopContexts
 from evaluate.replay import Replay
+from transcoder.prefilter import BLOCK_ROWS
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
 SHAPES = {
-    "gpt2: 768 wide, 12,288 features, k 64": (768, 64, (768, 2304, 5376, 12288)),
-    "gemma-2-2b: 2,304 wide, 18,432 features, k 96": (2304, 96, (1152, 3456, 8064, 18432)),
+    "gpt2": (768, 64, (768, 2304, 5376, 12288)),
+    "gemma-2-2b": (2304, 96, (1152, 3456, 8064, 18432)),
 }
+AFTERWARDS = "once, after the rows"
 
 
 @dataclass
@@ -53,9 +58,13 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def position(self) -> np.ndarray:
+        return self.document.astype(np.int32)
+
     def rows(self, which: slice, *, view: str) -> Rows:  # noqa: ARG002
-        position = self.document[which].astype(np.int32)
-        return Rows(self.source[which], self.target[which], self.tokens[which], self.document[which], position)
+        columns = self.source, self.target, self.tokens, self.document, self.position
+        return Rows(*(column[which] for column in columns))
 
     def is_ordinary(self, tokens: np.ndarray) -> np.ndarray:
         return np.ones(len(tokens), dtype=bool)
@@ -99,65 +108,87 @@ def squares(rows: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(rows, dim=1).double().square().sum()
 
 
-def sparse_replay(
-    view: InMemory, dictionary: Transcoder, batch_rows: int, *, whole: bool, device: str = "cpu"
-) -> list[float]:
-    held_out = HeldOut(view)  # type: ignore[arg-type]
-    centre = torch.zeros(view.target.shape[1], dtype=torch.float64, device=device)
-    replicates = EvaluateSettings().bootstrap if whole else 0
-    prefixes = dictionary.prefixes
-    metrics: dict[str, Any] = {
-        "fvu": Fvu(centre, prefixes, replicates, rows=len(view)),
-        "sparsity": Sparsity(prefixes, 1.0, replicates, device=device),
-    }
-    if whole:
-        metrics |= {
-            "contexts": TopContexts(dictionary.dict_size, EvaluateSettings().sample_contexts, device),
-            "baselines": Baselines(centre, centre, dictionary.b_dec),
-            "concentration": Concentration(centre, held_out, spell=str),
+@torch.inference_mode()
+def encoder_alone(view: InMemory, dictionary: Transcoder) -> None:
+    pre = torch.empty(BLOCK_ROWS, dictionary.dict_size)
+    for rows in view.source.split(BLOCK_ROWS):
+        torch.addmm(dictionary.b_enc, rows.float(), dictionary.W_enc.T, out=pre[: len(rows)])
+
+
+class SparseReplay:
+    """Ours: the rows, then what is found from their sums. ``everything``: all metrics, not only those of the dense."""
+
+    def __init__(self, view: InMemory, dictionary: Transcoder, *, everything: bool, device: str = "cpu") -> None:
+        self._held_out = HeldOut(view)  # type: ignore[arg-type]
+        self._dictionary = dictionary
+        self._device = device
+        centre = torch.zeros(view.target.shape[1], dtype=torch.float64, device=device)
+        replicates = EvaluateSettings().bootstrap if everything else 0
+        prefixes = dictionary.prefixes
+        self._metrics: dict[str, Metric] = {
+            "fvu": Fvu(centre, prefixes, replicates, rows=len(view)),
+            "sparsity": Sparsity(prefixes, 1.0, replicates, device=device),
         }
-    states = Replay(held_out, batch_rows, device, Silent()).run(dictionary, metrics)
-    return metrics["fvu"].compute(states["fvu"]).fields["fvu_per_prefix"]
+        if everything:
+            self._metrics |= {
+                "contexts": TopContexts(dictionary.dict_size, EvaluateSettings().sample_contexts, device),
+                "baselines": Baselines(centre, centre, dictionary.b_dec),
+                "concentration": Concentration(centre, self._held_out, spell=str),
+            }
+        self._states: dict[str, State] = {}
+
+    def rows(self, batch_rows: int) -> None:
+        self._states = Replay(self._held_out, batch_rows, self._device, Silent()).run(self._dictionary, self._metrics)
+
+    def findings(self) -> list[float]:
+        """The FVU of every prefix; all else is computed too."""
+        found = {name: metric.compute(self._states[name]) for name, metric in self._metrics.items()}
+        return found["fvu"].fields["fvu_per_prefix"]
 
 
-def seconds(call: Callable[[], list[float]], expected: list[float]) -> tuple[float, float]:
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
     """Wall and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
-    found = call()
-    taken = time.perf_counter() - wall, time.process_time() - cpu
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    return taken
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def compare(width: int, top_k: int, prefixes: tuple[int, ...], *, asked: argparse.Namespace) -> dict[str, list[float]]:
-    """Median wall and CPU seconds of each way."""
+    """Median wall and CPU seconds of each way, and of what comes after the rows."""
     arrays = random_arrays(width, width, dict_size=prefixes[-1])
     dictionary = Transcoder(**arrays, rule=TopK(top_k), prefixes=prefixes)
     view = in_memory(asked.rows, width)
-    calls = {
+    same, everything = (SparseReplay(view, dictionary, everything=wanted) for wanted in (False, True))
+    calls: dict[str, Callable[[], object]] = {
         "dense": partial(dense_replay, view, dictionary, asked.batch_rows, by_group=False),
         "dense by group": partial(dense_replay, view, dictionary, asked.batch_rows, by_group=True),
-        "same metrics": partial(sparse_replay, view, dictionary, asked.batch_rows, whole=False),
-        "whole": partial(sparse_replay, view, dictionary, asked.batch_rows, whole=True),
+        "same metrics": partial(same.rows, asked.batch_rows),
+        "everything": partial(everything.rows, asked.batch_rows),
+        "encoder alone": partial(encoder_alone, view, dictionary),
+        AFTERWARDS: everything.findings,
     }
-    expected = calls["dense"]()
-    for call in calls.values():
-        seconds(call, expected)
-    rounds = [{kind: seconds(call, expected) for kind, call in calls.items()} for _ in range(asked.repeats)]
+    expected, by_group, *_ = (call() for call in calls.values())
+    for found in (by_group, same.findings(), everything.findings()):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    rounds = [{kind: seconds(call) for kind, call in calls.items()} for _ in range(asked.repeats)]
     return {kind: [statistics.median(taken[kind][side] for taken in rounds) for side in (0, 1)] for kind in calls}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--batch-rows", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    for name, shape in SHAPES.items():
-        middle = compare(*shape, asked=asked)
-        print(f"{name}; times a dense replay's rows a second, in wall and CPU time")
+    for name in asked.shapes:
+        width, top_k, prefixes = SHAPES[name]
+        middle = compare(width, top_k, prefixes, asked=asked)
+        afterwards = middle.pop(AFTERWARDS)
+        print(f"{name}: {width:,} wide, {prefixes[-1]:,} features, k {top_k}, {asked.threads} thread(s)")
+        print("times a dense replay's rows a second, in wall and CPU time")
         for kind, (wall, cpu) in middle.items():
             ratios = "  ".join(
                 f"{middle[against][side] / (wall, cpu)[side]:5.2f} x {against}"
@@ -167,6 +198,7 @@ def main() -> None:
             print(
                 f"  {kind:<15}{asked.rows / wall:8,.0f} rows/s  {cpu / asked.rows * 1e6:6,.0f} us  {ratios}", flush=True
             )
+        print(f"  {AFTERWARDS}: {afterwards[0]:.2f} s, {afterwards[1]:.2f} s of CPU time")
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def measure_evaluate(bench: Bench, rows: Rows) -> None:
 
 def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, Any]:
     """Rows a second, and how far the FVU is from that of the device before."""
-    from bench.evaluate import in_memory, sparse_replay
+    from bench.evaluate import SparseReplay, in_memory
     from transcoder.rules.topk import TopK
     from transcoder.transcoder import Transcoder, random_arrays
 
@@ -258,10 +258,12 @@ def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, A
     arrays = random_arrays(width, width, dict_size=prefixes[-1])
     dictionary = Transcoder(**arrays, rule=TopK(top_k), prefixes=prefixes).to(device)
     same = in_memory(bench.sizes.replay_rows // 8, width)
-    fvu = sparse_replay(same, dictionary, 2048, whole=True, device=device)[-1]
-    view = in_memory(count, width)
+    first = SparseReplay(same, dictionary, everything=True, device=device)
+    first.rows(2048)
+    fvu = first.findings()[-1]
+    timed = SparseReplay(in_memory(count, width), dictionary, everything=True, device=device)
     started = time.perf_counter()
-    sparse_replay(view, dictionary, 2048, whole=True, device=device)
+    timed.rows(2048)
     bench.synchronise()
     speed = count / (time.perf_counter() - started)
     found = {"value": round(speed), "unit": "rows/s"}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cache.tools.concentration import DIMENSIONS, NAMED_ROWS, ROW_FRACTIONS, RULED_BY_DIMENSIONS, RULED_BY_ROWS
 from evaluate.held_out import HeldOut
+from evaluate.metrics.error_sums import distance_sums
 from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.largest_rows import LargestRows
 from evaluate.metrics.metric import Findings, Metric, Replayed, State, add
@@ -51,11 +52,10 @@ class Concentration(Metric):
 
     def measure(self, batch: Replayed) -> State:
         """The batch's sums by dimension, and its largest rows."""
-        centred = batch.target.double() - self.centre.double()
-        away = centred.sum(dim=0)
-        squares = centred.square_()
-        sums = {"away": away, "variance": squares.sum(dim=0), "rows": centred.new_tensor(len(centred))}
-        return sums | self._largest.of_batch(squares.sum(dim=1), batch.row)
+        sums = distance_sums(batch.target, self.centre)
+        largest = self._largest.of_batch(sums.squares, batch.row)
+        rows = sums.squares.new_tensor(len(batch.target))
+        return {"away": sums.away, "variance": sums.variance, "rows": rows} | largest
 
     def combine(self, total: State, addition: State) -> State:
         """Sums are added; of the largest rows the largest stay."""

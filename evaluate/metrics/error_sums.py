@@ -32,6 +32,33 @@ class ErrorSums:
     errors_by_dimension: Float[Tensor, "documents prefixes d_target"]
 
 
+@dataclass(frozen=True)
+class DistanceSums:
+    """``squares`` ||y - c||^2 of every row; over all rows, by dimension, sums of y - c and of its square."""
+
+    squares: Float[Tensor, " rows"]
+    away: Float[Tensor, " d_target"]
+    variance: Float[Tensor, " d_target"]
+
+
+def distance_sums(target: Float[Tensor, "rows d_target"], centre: Float[Tensor, " d_target"]) -> DistanceSums:
+    """How far rows lie from ``centre``, in float64, by blocks of rows that stay in a CPU's caches."""
+    step = max(1, len(target) if target.is_cuda else _RUN_VALUES // target.shape[1])
+    blocks = [_distances(rows, centre.double()) for rows in target.split(step)]
+    return DistanceSums(
+        squares=torch.cat([block.squares for block in blocks]),
+        away=torch.stack([block.away for block in blocks]).sum(dim=0),
+        variance=torch.stack([block.variance for block in blocks]).sum(dim=0),
+    )
+
+
+def _distances(y: Float[Tensor, "rows d_target"], centre: Float[Tensor, " d_target"]) -> DistanceSums:
+    centred = y.double() - centre
+    away = _over_rows(centred)
+    centred.square_()
+    return DistanceSums(centred.sum(dim=1), away, _over_rows(centred))
+
+
 def error_sums(
     reconstructed: Float[Tensor, "rows prefixes d_target"],
     target: Float[Tensor, "rows d_target"],
@@ -55,11 +82,10 @@ def error_sums(
         y = target[rows]
         predicted = reconstructed[rows]
 
-        centred = y.double() - centre
-        away[document] += _over_rows(centred)
-        centred.square_()
-        variance[document] += _over_rows(centred)
-        squares.append(centred.sum(dim=1))
+        distances = _distances(y, centre)
+        away[document] += distances.away
+        variance[document] += distances.variance
+        squares.append(distances.squares)
 
         difference = predicted - y[:, None]
         # Norms, not sums of squares: PyTorch adds a norm's squares in a way that keeps float32's last digits.

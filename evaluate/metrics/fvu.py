@@ -188,13 +188,15 @@ class Fvu(Metric):
         weight = np.divide(1.0, scale, out=np.zeros_like(scale), where=varies & (scale > 0))
 
         columns: dict[str, list[Values]] = {"mean_dimension": [], "median_dimension": [], "whitened": []}
+        kept = variance[:, varies]
         with np.errstate(divide="ignore", invalid="ignore"):
+            total = variance @ weight
             for prefix in range(len(self.prefixes)):
-                errors = sums["errors_by_dimension"][:, prefix]
-                by_dimension = errors[:, varies] / variance[:, varies]
+                errors = np.ascontiguousarray(sums["errors_by_dimension"][:, prefix])
+                columns["whitened"].append((errors @ weight) / total)
+                by_dimension = errors[:, varies] / kept
                 columns["mean_dimension"].append(by_dimension.mean(axis=1))
-                columns["median_dimension"].append(np.median(by_dimension, axis=1))
-                columns["whitened"].append((errors @ weight) / (variance @ weight))
+                columns["median_dimension"].append(np.median(by_dimension, axis=1, overwrite_input=True))
             counted = sums["token_histogram"].sum(axis=2)
             mean_token = sums["token_errors"] / counted
         forms = {name: np.stack(found, axis=1) for name, found in columns.items()}

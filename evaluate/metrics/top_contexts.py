@@ -46,7 +46,7 @@ class TopContexts(Metric):
         rows = batch.selection.rows().long()[fires]
         if not len(rows):
             return self.start()
-        strongest = _strongest_by_document(values, features, batch.document[rows])
+        strongest = _strongest_by_document(values, features, batch.document, rows)
         order = strongest[_by_feature_and_value(features[strongest], values[strongest])]
         number = _number_within(features[order])
         is_kept = number < self.contexts
@@ -85,11 +85,14 @@ class TopContexts(Metric):
 
 
 def _strongest_by_document(
-    values: Float[Tensor, " entries"], features: Int[Tensor, " entries"], document: Int[Tensor, " entries"]
+    values: Float[Tensor, " entries"],
+    features: Int[Tensor, " entries"],
+    document: Int[Tensor, " rows"],
+    rows: Int[Tensor, " entries"],
 ) -> Int[Tensor, " strongest"]:
     """The entry of largest value, the first of equals, of every (feature, document), by feature."""
     known, document_index = torch.unique(document, return_inverse=True)
-    key, order = (features * len(known) + document_index).sort(stable=True)
+    key, order = (features * len(known) + document_index[rows]).sort(stable=True)
     _, pair, lengths = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
     largest = torch.segment_reduce(values[order], "max", lengths=lengths)
     reaching = (values[order] == largest[pair]).nonzero()[:, 0]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.metrics.baselines import Baselines, rounding_errors, upper_panels, whole_square
+from evaluate.metrics.baselines import Baselines, _ridge_errors, rounding_errors, upper_panels, whole_square
 from evaluate.metrics.metric import Replayed
 from transcoder.sparse_code import SparseCode
 
@@ -64,6 +64,27 @@ def test_a_badly_conditioned_source_costs_no_accuracy() -> None:
     expected = (left**2).sum() / ((wanted - wanted.mean(0)) ** 2).sum()
     assert result["affine_in_sample"] == pytest.approx(expected, abs=1e-5)
     assert expected < float(str(result["affine"])) < 1.02 * expected
+
+
+@pytest.mark.parametrize("ridge", [1e-8, 1e-2, 1.0])
+def test_a_ridge_map_scores_other_rows_as_its_definition_does(ridge: float) -> None:
+    """One dimension never varies, and another has a variance of a millionth: each has its own unit."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1.0, 30.0, 1e-3, 0.0, 1.0, 2.0], dtype=torch.float64)
+    x = torch.randn(2, 300, 6, generator=generator, dtype=torch.float64) * scales + 0.5
+    y = x @ torch.randn(6, 4, generator=generator, dtype=torch.float64) + torch.randn(2, 300, 4, generator=generator)
+    fit, left_out = (
+        {"n": a.new_tensor(300.0), "x": a.sum(0), "y": b.sum(0), "xx": a.T @ a, "xy": a.T @ b, "yy": b.square().sum()}
+        for a, b in zip(x, y, strict=True)
+    )
+    found = _ridge_errors(fit, left_out, (0.3, ridge))
+
+    centred = x[0] - x[0].mean(0)
+    squares = centred.square().sum(0)
+    penalty = ridge * squares.clamp(min=1e-6 * float(squares.mean()))
+    weight = torch.linalg.solve(centred.T @ centred + penalty.diag(), centred.T @ (y[0] - y[0].mean(0)))
+    predicted = (x[1] - x[0].mean(0)) @ weight + y[0].mean(0)
+    assert float(found[1]) == pytest.approx(float((y[1] - predicted).square().sum()), rel=1e-9)
 
 
 @given(st.integers(1, 20), st.integers(1, 1000))

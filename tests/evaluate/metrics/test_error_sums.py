@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evaluate.metrics import error_sums as module
-from evaluate.metrics.error_sums import error_sums
+from evaluate.metrics.error_sums import distance_sums, error_sums
 
 ROWS, PREFIXES, WIDTH, DOCUMENTS = 70, 3, 5, 4
 
@@ -43,3 +43,19 @@ def test_a_reconstruction_of_zeros_has_cosine_0() -> None:
     found = error_sums(torch.zeros(2, 1, 3), target, index, documents=1, centre=torch.zeros(3))
     assert found.cosines.tolist() == [[0.0], [0.0]]
     torch.testing.assert_close(found.errors, torch.tensor([[3.0], [0.0]]).double())
+
+
+@pytest.mark.parametrize("block_values", [1, 12, 1 << 18])
+def test_distances_are_their_definitions_in_blocks_of_any_size(
+    block_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RUN_VALUES", block_values)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(ROWS, WIDTH, generator=generator) * 3 + 1
+    centre = torch.randn(WIDTH, generator=generator)
+    found = distance_sums(target, centre)
+
+    centred = target.double().numpy() - centre.double().numpy()
+    np.testing.assert_allclose(found.squares, (centred**2).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(found.away, centred.sum(0), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(found.variance, (centred**2).sum(0), rtol=1e-12)
