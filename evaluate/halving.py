@@ -52,4 +52,4 @@ class Halving:
         self.size = (size + 1) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.progress.note(f"out of memory: going on with {self.size} {self.unit} at a time")
+        self.progress.note(f"Out of memory: going on with {self.size} {self.unit} at a time.")

@@ -49,7 +49,9 @@ class Reference:
     def convention(self, l0: float, *, force: bool) -> str:
         """What its L0 on our rows says of whether it is rightly fed. Raises as ``check_convention``."""
         if self.is_own_run:
-            return f"{self.dictionary.name}: L0 is {l0:.1f}; a run of ours, fed what its config.json names"
+            return (
+                f"{self.dictionary.name}: L0 is {l0:.1f}; one of our own runs, which reads what its config.json names"
+            )
         return check_convention(self.dictionary, l0, force=force, location=self.origin)
 
 
@@ -113,7 +115,7 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
         raise MismatchError(what, where=reader.path, remedy=remedy)
     norm = NormAffine.of_arrays(reader.arrays)
     if norm is None:
-        what = "The cache stores no gain of the norm, so the input before it cannot be recovered."
+        what = "The cache has no gain of the norm, so the norm's input cannot be computed."
         raise MismatchError(what, where=reader.path, remedy="Harvest again.")
     return fold_gain(dictionary.replaced(source_view="ln2_normalized"), norm)
 
@@ -161,8 +163,8 @@ def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     path, choice = hub.fetch_nearest(layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
     if not ranks.rank:
         ranks.wait()
-    what = f"{choice.path} is the nearest to our {wanted.dict_size:,} features and L0 of {wanted.l0:.1f}"
-    progress.note(f"Gemma Scope ({MODEL}): {what}; it lies in {path}")
+    what = f"{choice.path} is nearest to {wanted.dict_size:,} features and an L0 of {wanted.l0:.1f}"
+    progress.note(f"Gemma Scope ({MODEL}): {what}; the file is {path}.")
     return path
 
 

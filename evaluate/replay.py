@@ -32,7 +32,7 @@ class Replay:
 
     @cached_property
     def _halving(self) -> Halving:
-        refusal = CapacityError("Not even one row fits in the device's memory.", where=self.device)
+        refusal = CapacityError("The device's memory is too small for one row.", where=self.device)
         return Halving(self.progress, "rows", refusal, self.batch_rows)
 
     def run(self, dictionary: Transcoder, metrics: Mapping[str, Metric]) -> dict[str, State]:

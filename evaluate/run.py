@@ -91,7 +91,7 @@ def evaluate_layer(
                 files |= _comparison_files(comparison, files, label=reference.label)
             earlier = report.write_report(out, files)
             if earlier:
-                progress.note(f"the earlier evaluation is now {earlier}")
+                progress.note(f"The earlier report was moved to {earlier}.")
     replay.ranks.wait()
     return metrics | ({"comparison": comparison.document} if comparison else {})
 
@@ -114,9 +114,9 @@ def _check_trained(transcoder: Path) -> None:
         return
     if (transcoder / CHECKPOINTS).is_dir():
         raise UsageError(
-            "The training of this transcoder has not ended: its weights are written when it does.",
+            "The training of this transcoder is not finished: its weights are written at its end.",
             where=transcoder,
-            remedy="Wait for it, or run train again to go on from its last checkpoint; then evaluate.",
+            remedy="Wait for it, or run train again, which goes on from the last checkpoint; then evaluate.",
         )
     remedy = "Run harvest and train for this layer first, or name another run."
     raise UsageError("There is no trained transcoder here.", where=transcoder, remedy=remedy)
@@ -126,7 +126,7 @@ def _note_damaged_report(out: Path, progress: Progress) -> None:
     """Whatever is wrong with an earlier report is no reason not to write a new one."""
     _, problem = report.read_earlier(out)
     if problem:
-        progress.note(f"the earlier report in {out} is damaged: {problem}. It will be moved aside all the same.")
+        progress.note(f"The earlier report in {out} is damaged: {problem}. It is moved aside anyway.")
 
 
 def _reference(
@@ -139,7 +139,7 @@ def _reference(
         reader, evaluated=evaluated, l0=early_l0(replay, evaluated), request=request, progress=progress
     )
     l0 = early_l0(replay, reference.dictionary.on(replay.device))
-    progress.note(f"{reference.convention(l0, force=request.force)} (a few rows)")
+    progress.note(f"{reference.convention(l0, force=request.force)} (on a few rows).")
     return reference
 
 

@@ -41,7 +41,7 @@ class TrainText:
         position = view.position[order]
         tokens = view.tokens[order]
         if position.min(initial=0) < 0 or tokens.min(initial=0) < 0:
-            raise UsageError("This cache holds no tokens, so there is no text to run.", where=reader.path)
+            raise UsageError("This cache has no tokens, so there is no text to run.", where=reader.path)
         begins = np.flatnonzero(position == 0)
         # Every position is its place in the context, so a context that lost its beginning is seen here.
         ends = np.flatnonzero(np.append(position[1:] != position[:-1] + 1, True)) + 1
@@ -50,7 +50,9 @@ class TrainText:
         special = reader.special_ids
         kept = np.ones(len(begins), bool) if special else stops - begins == longest
         if longest < 2:
-            raise UsageError("This cache holds no contexts of tokens to run.", where=reader.path)
+            raise UsageError(
+                "This cache has no context of two tokens or more, so there is no text to run.", where=reader.path
+            )
         filler = special[0] if special else 0
         per_document = reader.identity.get("attention") == "document"
         return TrainText(tokens, view.document[order], begins[kept], stops[kept], filler, per_document)

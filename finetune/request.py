@@ -37,5 +37,7 @@ class FinetuneRequest:
         Raises UsageError where that is what it is made from.
         """
         if self.result == self.name:
-            raise UsageError("The result must not replace what it is made from.", remedy="Give another --as.")
+            raise UsageError(
+                "The result would replace the dictionary that it is made from.", remedy="Give another name with --as."
+            )
         return {layer: (self.joint or own).transcoder(self.result) for layer, own in self.folders.items()}

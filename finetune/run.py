@@ -100,7 +100,7 @@ class _Run:
 
     def __init__(self, request: FinetuneRequest, progress: Progress, ranks: Ranks) -> None:
         if request.settings.batch_contexts < ranks.world:
-            what = f"Each of {ranks.world} processes needs a context of every step; a step has "
+            what = f"Each of the {ranks.world} processes needs at least one context in every step; a step has "
             what += f"{request.settings.batch_contexts}."
             raise UsageError(what, remedy="Raise finetune.batch_contexts, or start fewer processes.")
         self._request = request
@@ -212,8 +212,8 @@ class _Run:
         for entry in metrics["layers"]:
             old, new = (entry[which]["fvu_per_prefix"][-1] for which in ("before", "after"))
             if new > _FVU_LIMIT * old:
-                what = f"layer {entry['layer']}: FVU rose from {old:.4f} to {new:.4f}"
-                self._progress.note(f"{what}: lower finetune.kl_weight or finetune.lr to keep more of it")
+                what = f"Layer {entry['layer']}: FVU rose from {old:.4f} to {new:.4f}."
+                self._progress.note(f"{what} Lower finetune.kl_weight or finetune.lr if that is too much.")
 
     def _make_objective(self) -> Objective:
         variances: dict[int, float] = {}
@@ -273,8 +273,8 @@ def _check_same(record: Any, identity: Mapping[str, Any], *, path: Path) -> None
     """Raises MismatchError where a result is of another fine-tuning, or of none."""
     known = record if isinstance(record, dict) else {}
     if any(known.get(key) != _from_json(value) for key, value in identity.items()):
-        what = "There is another transcoder of this name: it was not made by this fine-tuning."
-        raise MismatchError(what, where=path, remedy="Give the result another name (--as), or --fresh to replace it.")
+        what = "Another transcoder has this name: it was not made by this fine-tuning."
+        raise MismatchError(what, where=path, remedy="Give the result another name (--as), or replace it with --fresh.")
 
 
 def _from_json(value: Any) -> Any:

@@ -62,9 +62,11 @@ class State:
             return Progressed(0, Balance())
         document = _read(path)
         if document.get("format_version") != FORMAT_VERSION:
-            raise MismatchError(f"Format version {document.get('format_version')!r} is unknown.", where=path)
+            raise MismatchError(
+                f"Format version {document.get('format_version')!r} is unknown to this release.", where=path
+            )
         if changed := differences(document["identity"], self._identity):
-            what = f"This fine-tuning was begun with other settings or inputs: {'; '.join(changed)}."
+            what = f"This fine-tuning was started with other settings or inputs: {'; '.join(changed)}."
             raise MismatchError(what, where=path, remedy=_FRESH)
         arrays = read_tensors(self._arrays(document["step"]), FileSeal.parse(document["arrays"], where=path))
         for layer, piece in tuned.items():
@@ -117,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise DamagedError("The state of this fine-tuning does not read.", where=path, remedy=_FRESH)
+        raise DamagedError("The saved state of this fine-tuning cannot be read.", where=path, remedy=_FRESH)
     check_checksum(document, where=path, remedy=_FRESH)
     return document
 

@@ -43,8 +43,8 @@ class Tuned:
         arrays = {name: array.detach().clone() / factors[name] for name, array in transcoder.arrays().items()}
         weights = Parameters(**arrays)
         if float((weights.W_dec.norm(dim=1) - 1).abs().max()) > _UNIT:
-            what = f"The decoder rows of {transcoder.name} are not of norm 1, which fine-tuning keeps them at."
-            raise UsageError(what, remedy="Fine-tune one that nestcoder trained.")
+            what = f"The decoder rows of {transcoder.name} do not have norm 1, as fine-tuning needs."
+            raise UsageError(what, remedy="Fine-tune a dictionary that nestcoder trained.")
         own = transcoder.replaced(**{name: array.detach().clone() for name, array in transcoder.arrays().items()})
         tuned = Tuned(own.requires_grad_(), weights, Moments.zero(weights), factors)
         tuned.show()

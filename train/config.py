@@ -1,21 +1,18 @@
-"""Settings of the training stage as they are stated, and the checks that they must pass.
+"""Settings of the training stage as the user gives them, and their checks.
 
-``prefixes`` are cumulative ends, [768, 2304, 5376, 12288]; ``group_sizes`` are the disjoint sizes between them,
-[768, 1536, 3072, 6912]. They are two keys, and which one is meant is never inferred from the numbers.
-
-``train/resolved.py`` fills in what is not stated from the presets and the cache's width.
+``train/resolved.py`` fills in what is not given, from the presets and the cache's width.
 """
 
-from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from common.known_models import KNOWN_MODELS
 from common.settings import Settings
+from train.nesting import boundaries_of, check_nesting
 from transcoder.rules.registry import trainable
 
-# Tensors and files count features, rows and steps in 31 bits; what is larger is a slip of the pen.
+# Tensors and files count features, rows and steps in 31 bits; a larger number is a typing error.
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[int, Field(gt=0, lt=2**53)]
@@ -28,7 +25,7 @@ LAYER_PRESETS: dict[str, dict[str, Any]] = {
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """What each preset sets, by name: for every known model 16 times its width in groups of 1, 2, 4 and 9 widths."""
+    """What each preset sets, by name: for every known model 16 times its width, in groups of 1, 2, 4 and 9 widths."""
     of_models = {
         name: {"group_sizes": tuple(share * known.width for share in (1, 2, 4, 9)), "top_k": known.top_k}
         for name, known in KNOWN_MODELS.items()
@@ -37,22 +34,22 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 class SampleSettings(Settings):
-    """Samples of what features fire on, taken while a training is on and written beside it; it does not notice."""
+    """Samples of what features fire on, taken during training and written beside it. They change nothing in it."""
 
     every: CountOrZero = 1000
     """Steps from one collection to the next; 0 for none."""
     rows: Count = 16_384
-    """Held-out rows that are encoded, from the beginning of the split."""
+    """Held-out rows that are encoded: the first ones of the split."""
     samples_per_feature: Count = 100
-    """Firings of a feature that are drawn, of those above the threshold."""
+    """How many of a feature's firings above the threshold are drawn."""
     samples_saved: Count = 10
-    """Of these, the strongest are written."""
+    """How many of the drawn firings are written: the strongest ones."""
     threshold: float = Field(default=0.1, ge=0)
-    """Largest value, in the cache's units, that is no sample."""
+    """A firing must exceed this value, in the cache's units, to be a sample."""
     context_size: CountOrZero = 20
-    """Tokens on either side that are shown with a sample."""
+    """Tokens before and after that are shown with a sample."""
     features: tuple[CountOrZero, ...] | None = None
-    """Which features; all where not given."""
+    """Which features are sampled; all of them if not given."""
 
 
 class LogSettings(Settings):
@@ -62,38 +59,41 @@ class LogSettings(Settings):
     """Mirror the metrics to Weights & Biases. Its key comes from its own login, never from here."""
     wandb_project: str = "nestcoder"
     wandb_mode: Literal["online", "offline"] | None = None
-    """None leaves it to the WANDB_MODE variable that wandb itself reads."""
+    """None: the variable WANDB_MODE decides, which wandb itself reads."""
     activation_samples: SampleSettings = SampleSettings()
 
 
 class CommonTrainSettings(Settings):
-    """Settings that always have a value, whether stated or not."""
+    """Settings that always have a value, given or not."""
 
     kind: Literal["transcoder", "sae", "cross-layer"] = "transcoder"
     """What is trained: a transcoder, from the cache's source to its target, a sparse autoencoder of one of them, or a
     cross-layer transcoder from the caches of several layers of one harvest."""
     window: CountOrZero | None = None
-    """Of cross-layer: how many layers ahead a feature writes, besides its own; None is all, 0 a transcoder a layer."""
+    """Kind cross-layer: a feature writes to its own layer and to so many later ones. None: to all later ones; 0: to its
+    own layer only, as a set of transcoders does."""
     select_over: Literal["layer", "layers"] = "layer"
-    """Of cross-layer: top_k features of every layer, or as many in all over the layers together (topk alone)."""
+    """Kind cross-layer: select top_k features in every layer, or top_k times the number of layers over all of them
+    (only with topk)."""
     warm_start: str = ""
-    """Of cross-layer: the name of trained transcoders of every layer, with the same prefixes, to begin from."""
+    """Kind cross-layer: the name of trained transcoders, one for each layer and with the same prefixes, to start
+    from."""
     side: Literal["source", "target"] = "source"
-    """Which side of the cache an autoencoder reads and reconstructs."""
+    """Kind sae: what the autoencoder reads and reconstructs, the cache's source or its target."""
     subtract_b_dec: bool = False
-    """An autoencoder's encoder reads its source less b_dec, as other tools train it; a saved one has that folded into
-    b_enc, so that there is one form of file."""
+    """Kind sae: the encoder reads its source minus b_dec, as in other tools. When the dictionary is saved, this is
+    folded into b_enc, so that all files have one form."""
     activation: str = "topk"
     """A selection rule by its name: ``topk`` keeps the largest of every row, ``batchtopk`` of the whole batch,
     over all processes that share it, and stores a threshold to evaluate by. ``jumprelu`` trains a threshold for each
-    feature; ``top_k`` is then the mean number of features a row that training steers towards."""
+    feature; ``top_k`` is then the mean number of active features a row that training aims at."""
     sparsity: NonNegativeFloat = 1.0
-    """Of jumprelu: what the penalty on the mean number of active features counts in the loss."""
+    """Rule jumprelu: the weight in the loss of the penalty on the mean number of active features."""
     l0_penalty: Literal["target", "linear"] = "target"
-    """Of jumprelu: (L0 / top_k - 1)^2, or L0 / top_k, under which ``sparsity`` alone decides what L0 comes out."""
+    """Rule jumprelu: the penalty is (L0 / top_k - 1)^2, or L0 / top_k; with the second, ``sparsity`` decides the L0."""
     bandwidth: PositiveFloat = 1.0
-    """Of jumprelu: how wide about its threshold pre-activations tell where it should be, in standard deviations of the
-    target."""
+    """Rule jumprelu: pre-activations within half of this width from a threshold give it a gradient; in standard
+    deviations of the target."""
     skip: bool = False
     """Add an affine map of the source, zero at first, to every prefix."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"
@@ -105,27 +105,27 @@ class CommonTrainSettings(Settings):
 
     steps: Count = 3000
     batch_rows: Count = 2048
-    """Rows a step, over all processes; rows of special tokens among them are left out."""
+    """Rows a step, over all processes; rows of special tokens are left out."""
     optimizer: Literal["adam", "adamw"] = "adam"
     min_lr: NonNegativeFloat = 0.0
-    """What linear and cosine schedules arrive at on the last step."""
+    """The rate at the last step of a linear or cosine schedule."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled (adamw) or added to the gradient (adam); of the encoder and the skip alone."""
+    """Decoupled (adamw) or added to the gradient (adam); only for the encoder and the skip."""
     source_scaling: Literal["dimension", "whole"] = "dimension"
-    """What a transcoder's source is divided by while it is trained: each dimension's own standard deviation, or one
-    number. It is folded into the saved encoder. An autoencoder's source has its target's one number."""
+    """What a transcoder's source is divided by during training: the standard deviation of each dimension, or one number
+    for all of them. It is folded into the saved encoder. An autoencoder always uses one number."""
     dimension_balance: float = Field(default=0.5, ge=0, le=1)
-    """The loss is (1 - balance) x the pooled FVU, which a few large dimensions and rows may rule, + balance x the
-    whitened FVU, in which every dimension of the target counts the same (docs/metrics.md)."""
+    """The loss is (1 - balance) x pooled FVU + balance x whitened FVU. In the pooled FVU a few large dimensions and
+    rows can decide everything; in the whitened FVU every dimension of the target counts the same (docs/metrics.md)."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the whole gradient; None does not clip."""
     aux_alpha: NonNegativeFloat = 1 / 32
     """Weight of the auxiliary loss that revives dead features; 0 leaves it out."""
     revive: bool = True
-    """Begin dead features again, each from a row that is drawn for it, until the rate has fallen to a third."""
+    """Start dead features again, each from a randomly drawn row, until the learning rate has fallen to a third."""
 
     log_every: Count = 10
     checkpoint_every: Count = 500
@@ -136,7 +136,7 @@ class CommonTrainSettings(Settings):
     save_best: bool = False
     """Save the weights of the checkpoint with the lowest held-out FVU in place of those of the last step."""
     shard_dictionary: bool = False
-    """Deal the features over the processes of torchrun instead of the rows."""
+    """Divide the features among the processes of torchrun, instead of the rows."""
 
     @model_validator(mode="after")
     def _check_common(self) -> "CommonTrainSettings":
@@ -149,43 +149,49 @@ class CommonTrainSettings(Settings):
 
     @property
     def scaling_of_source(self) -> Literal["dimension", "whole"]:
-        """``source_scaling``, where source and target are not one array."""
+        """``source_scaling``; one number where source and target are the same array."""
         return "whole" if self.kind == "sae" else self.source_scaling
 
     @property
     def column(self) -> Literal["source", "target"] | None:
-        """The side of the cache that is both source and target; None where they are two."""
+        """What an autoencoder reads and reconstructs; None for other kinds."""
         return self.side if self.kind == "sae" else None
 
 
 def _check_kind(settings: CommonTrainSettings) -> None:
-    """Refuse what only makes sense for another kind."""
+    """Refuse settings that belong to another kind."""
     if settings.kind == "cross-layer":
         _check_cross_layer(settings)
     elif settings.window is not None or settings.select_over != "layer" or settings.warm_start:
-        raise ValueError("window, select_over and warm_start are of kind cross-layer; set it, or leave them out")
+        raise ValueError(
+            "window, select_over and warm_start belong to kind cross-layer; set that kind, or leave them out"
+        )
     if settings.kind == "sae":
         _check_sae(settings)
     elif settings.side != "source":
-        raise ValueError(f"side {settings.side} is an autoencoder's; set kind to sae, or leave it out")
+        raise ValueError(f"side {settings.side} belongs to kind sae; set that kind, or leave side out")
     elif settings.subtract_b_dec:
-        raise ValueError("subtract_b_dec is an autoencoder's: a transcoder's b_dec lives in another space")
+        raise ValueError("subtract_b_dec belongs to kind sae: a transcoder's b_dec and source are in different spaces")
 
 
 def _check_sae(settings: CommonTrainSettings) -> None:
     if settings.skip:
-        raise ValueError("skip with kind sae: an affine map of the source reconstructs the source by itself")
+        raise ValueError(
+            "skip cannot be used with kind sae: an affine map of the source would reconstruct the source alone"
+        )
     if settings.source != "mlp_in":
-        raise ValueError(f"source {settings.source} with kind sae: an autoencoder reads its side as it is stored")
+        raise ValueError(
+            f"source {settings.source} cannot be used with kind sae: an autoencoder reads its rows as they are stored"
+        )
 
 
 def _check_cross_layer(settings: CommonTrainSettings) -> None:
     if settings.skip:
-        raise ValueError("skip with kind cross-layer is not there yet; leave it out")
+        raise ValueError("skip cannot be used with kind cross-layer; leave it out")
     if settings.select_over == "layers" and settings.shard_dictionary:
         raise ValueError("select_over layers needs the whole dictionary in one process; leave shard_dictionary out")
     if settings.select_over == "layers" and settings.activation != "topk":
-        raise ValueError(f"select_over layers with activation {settings.activation}: only topk selects over layers")
+        raise ValueError(f"select_over layers needs activation topk, not {settings.activation}")
 
 
 class TrainSettings(CommonTrainSettings):
@@ -196,46 +202,47 @@ class TrainSettings(CommonTrainSettings):
     """A name of ``presets``, ``none``, or ``auto``: the one named like the cache's model and made for its width,
     where there is one. Keys that are given win over the preset's."""
     dict_size: Count | None = None
-    """Features in all. Follows from ``prefixes`` or ``group_sizes`` where those are given, and must then agree."""
+    """Number of features. Follows from ``prefixes`` or ``group_sizes`` if those are given, and must then agree."""
     prefixes: tuple[Count, ...] | None = None
     """Cumulative ends of the prefixes, strictly increasing, the last one the dictionary's size."""
     group_sizes: tuple[Count, ...] | None = None
     """Disjoint sizes of the groups between the prefixes."""
     prefix_weights: tuple[PositiveFloat, ...] | None = None
-    """What each prefix counts in the loss, scaled to sum to 1; equal where not given."""
+    """The weight of each prefix in the loss, scaled to sum to 1; equal if not given."""
     top_k: Count | None = None
-    """Active features a row; 16 where neither this nor a preset says."""
+    """Active features a row; 16 if neither this nor a preset gives a number."""
     compute_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the matrix products; master weights and the optimiser are always float32. ``auto`` is bfloat16 on a GPU that
-    computes in it (NVIDIA's since Ampere), and float32 elsewhere; a run records which it was."""
+    """Dtype of the matrix products; master weights and optimiser are always float32. ``auto`` is bfloat16 on a GPU that
+    computes in it (NVIDIA's since Ampere), and float32 elsewhere; a run records which one it used."""
     lr: PositiveFloat | None = None
-    """The full rate; 0.016 / width^(1/4), of the target, where not given, so 0.0051 at 96 and 0.0030 at 768."""
+    """The full learning rate. If not given, 0.016 / width^(1/4) with the target's width: 0.0051 at 96, 0.0030 at
+    768."""
     warmup_steps: CountOrZero | None = None
-    """Steps in which the rate rises; 100 where not given, and at most half of the steps that no decay takes."""
+    """Steps in which the rate rises. If not given, 100, and at most half of the steps before the decay."""
     sparsity_warmup_steps: CountOrZero | None = None
-    """Of jumprelu: steps in which ``sparsity`` rises from 0; a tenth of the run where not given."""
+    """Rule jumprelu: steps in which ``sparsity`` rises from 0; a tenth of the run if not given."""
     decay_steps: Count | None = None
-    """Length of the decay, at the end of the run; all steps after the warm-up where not given."""
+    """Steps of the decay, at the end of the run; all steps after the warm-up if not given."""
     aux_top_k: Count | None = None
-    """Dead features a row that the auxiliary loss uses; half the target's width where not given."""
+    """Dead features a row that the auxiliary loss uses; half the target's width if not given."""
     dead_after_tokens: Tokens | None = None
-    """Tokens without firing that make a feature dead; 5 % of the planned tokens, at least 1 M and at most 10 M."""
+    """A feature that has not fired for so many tokens is dead; 5 % of the planned tokens, from 1 M to 10 M."""
     sweep: tuple[dict[str, Any], ...] = ()
-    """Further transcoders from the same reading of the cache: each a name and what it sets otherwise."""
+    """More transcoders that are trained from the same batches: for each a name, and the settings that differ."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSettings":
         _check_preset(self)
         _check_not_empty(self)
-        _check_nesting(self)
+        check_nesting(self.prefixes, self.group_sizes, dict_size=self.dict_size, top_k=self.top_k)
         _check_weights(self)
         _check_schedule(self)
         return self
 
     @property
     def boundaries(self) -> tuple[int, ...] | None:
-        """The cumulative prefixes, where they are stated in either form."""
-        return tuple(accumulate(self.group_sizes)) if self.group_sizes else self.prefixes
+        """The cumulative prefixes, if given in one of the two forms."""
+        return boundaries_of(self.prefixes, self.group_sizes)
 
 
 def _check_preset(settings: TrainSettings) -> None:
@@ -252,46 +259,6 @@ def _check_not_empty(settings: TrainSettings) -> None:
             raise ValueError(f"{key} is empty: give at least one number, or leave the key out")
 
 
-def _check_nesting(settings: TrainSettings) -> None:
-    """Refuse nesting that is stated twice, does not increase, or does not add up, with the sums."""
-    if settings.prefixes and settings.group_sizes:
-        raise ValueError("prefixes and group_sizes are two ways to say the same: give one")
-    ends = settings.boundaries
-    if ends is None:
-        return
-    if any(later <= earlier for earlier, later in pairwise(ends)):
-        raise ValueError(f"prefixes {list(ends)} are cumulative and must increase strictly{_groups_hint(ends)}")
-    if settings.dict_size not in (None, ends[-1]):
-        raise ValueError(
-            f"{_sum_of(settings)}, but dict_size is {settings.dict_size}{_groups_hint(ends, settings.dict_size)}"
-        )
-    if ends[-1] >= 2**31:
-        raise ValueError(f"{_sum_of(settings)}, and a dictionary has fewer than 2^31 features")
-    check_top_k(settings.top_k, first_prefix=ends[0])
-
-
-def check_top_k(top_k: int | None, *, first_prefix: int) -> None:
-    """Raise ValueError where a row could use all of the first prefix."""
-    if top_k is not None and top_k > first_prefix:
-        raise ValueError(
-            f"top_k {top_k} exceeds the first prefix, {first_prefix} features: a row could use all of it, "
-            f"and it would learn no code; take a top_k of at most {first_prefix} or a larger first prefix"
-        )
-
-
-def _sum_of(settings: TrainSettings) -> str:
-    """The arithmetic behind the size that prefixes or groups imply."""
-    if settings.group_sizes:
-        return f"group_sizes {' + '.join(map(str, settings.group_sizes))} = {sum(settings.group_sizes)}"
-    return f"the last of prefixes {list(settings.prefixes or ())} is {(settings.prefixes or (0,))[-1]}"
-
-
-def _groups_hint(ends: tuple[int, ...], dict_size: int | None = None) -> str:
-    """Point at the other key where the same numbers would make sense as groups."""
-    makes_sense = sum(ends) == dict_size if dict_size else ends != tuple(sorted(ends))
-    return f"; as group_sizes they would add up to {sum(ends)}" if makes_sense else ""
-
-
 def _check_weights(settings: TrainSettings) -> None:
     """One weight a prefix."""
     ends = settings.boundaries
@@ -301,7 +268,7 @@ def _check_weights(settings: TrainSettings) -> None:
 
 
 def _check_schedule(settings: TrainSettings) -> None:
-    """Warm-up and decay that are stated must fit into the run, and the rate must fall."""
+    """Warm-up and decay must fit into the run, and the rate must not rise."""
     warmup = settings.warmup_steps or 0
     decay = settings.decay_steps or 0
     if warmup + decay > settings.steps:
@@ -314,6 +281,6 @@ def _check_schedule(settings: TrainSettings) -> None:
 
 
 def check_min_lr(min_lr: float, *, lr: float) -> None:
-    """Raise ValueError where the rate would end above where it begins."""
+    """Raise ValueError if the last rate would be above the full rate."""
     if min_lr > lr:
         raise ValueError(f"min_lr {min_lr} exceeds lr {lr}")

@@ -1,4 +1,4 @@
-"""What all transcoders of one training share."""
+"""What all transcoders of one training run share."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,10 @@ from transcoder.sharded import Shard
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """The cache, its units, and where the training runs. ``held_out`` is None where nothing is measured on the way.
+    """The cache, its units, and where the training runs. ``held_out`` is None if nothing is measured
+    during training.
 
-    ``readers`` are the caches of the single layers, where ``reader`` has the rows of several side by side.
+    ``readers`` are the caches of the single layers, if ``reader`` has the rows of several side by side.
     """
 
     reader: CacheReader
@@ -28,12 +29,13 @@ class TrainingContext:
 
     @property
     def home(self) -> str:
-        """Where whole dictionaries are kept: not on the device where they are dealt over several."""
+        """The device of the whole dictionary: main memory, if its features are divided among several processes."""
         return self.device if self.shard.world == 1 else "cpu"
 
     @property
     def data_ranks(self) -> Ranks:
-        """The processes that read different rows. Where the dictionary is dealt over them, all read the same."""
+        """The processes that read different rows: only this one, if they divide the dictionary and all read the same
+        rows."""
         return self.ranks if self.shard.world == 1 else Ranks()
 
     def epochs(self, step: int, *, batch_rows: int) -> float:

@@ -1,12 +1,12 @@
-"""Where training begins: every feature from a row of the cache.
+"""The first weights: every feature comes from a row of the cache.
 
-With x and y the source and the target of a row drawn at random, less their means, a feature has
+With x and y the source and the target of a randomly drawn row, minus their means, a feature has
 
     W_enc[f] = 0.2 * x / |x|     b_enc = -W_enc @ mean(source)
     W_dec[f] = y / |y|           b_dec = mean(target)
 
-so it begins as "where the source is like this row's, so is the target". Of directions that are drawn from nothing most
-are like nothing in the data: a quarter of such a dictionary ended dead, and the rest explained less.
+so it starts as "where the source is like this row's, the target is too". Random directions are mostly unlike anything
+in the data: a quarter of a dictionary that started from them ended dead, and the rest explained less.
 """
 
 import torch
@@ -20,7 +20,9 @@ from train.arrays.optim import unit_rows_
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units
 
+# Length of an encoder row. Pre-activations begin small beside the target's, so that the first updates shape them.
 _ENCODER_NORM = 0.2
+# Share of a random direction in every row: where rows come again, or are equal, features must differ.
 _NOISE = 0.1
 _BATCH_ROWS = 4096
 
@@ -28,7 +30,7 @@ _BATCH_ROWS = 4096
 def initial_weights(
     reader: CacheReader, units: Units, *, dict_size: int, skip: bool, view: View, seed: int, device: str
 ) -> Parameters:
-    """Features from rows that ``seed`` draws; the skip begins at zero."""
+    """Features from rows that ``seed`` draws; the skip starts at zero."""
     generator = torch.Generator().manual_seed(seed)
     source, target = _drawn_rows(reader, count=dict_size, view=view, seed=seed)
     means = units.source(units.source_mean[None])[0], units.target(units.target_mean[None])[0]
@@ -47,9 +49,10 @@ def initial_weights(
 def _drawn_rows(
     reader: CacheReader, *, count: int, view: View, seed: int
 ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
-    """The first ``count`` rows of an epoch in the order of ``seed``: only what lies near them is read from the disk.
+    """The first ``count`` rows of an epoch in the order of ``seed``: only the pools with these rows are read from the
+    disk.
 
-    Where there are fewer they come again. Raises UsageError where there are none.
+    If there are fewer rows, they are repeated. Raises UsageError if there are none.
     """
     source = list[Tensor]()
     target = list[Tensor]()
@@ -57,18 +60,18 @@ def _drawn_rows(
         for number in range(loader.batches_per_epoch):
             batch = loader.batch(number)
             source.append(batch.source)
-            target.append(batch.target.cpu())  # one that is computed lies where that was done
+            target.append(batch.target.cpu())  # a target that is recomputed is on the device that did it
             if sum(map(len, source)) >= count:
                 break
     found = sum(map(len, source))
     if not found:
-        raise UsageError("every training row of this cache is of a special token", where=reader.path)
+        raise UsageError("Every training row of this cache belongs to a special token.", where=reader.path)
     rows = torch.arange(count) % found
     return torch.cat(source)[rows], torch.cat(target)[rows]
 
 
 def _directions(rows: Float[Tensor, "rows width"], generator: torch.Generator) -> Float[Tensor, "rows width"]:
-    """Every row's direction, and a little of a random one, so that no two rows have the same."""
+    """Every row's direction plus a little of a random one, so that no two rows have the same direction."""
     noise = torch.randn(rows.shape, generator=generator)
     for matrix in (rows, noise):
         unit_rows_(matrix)

@@ -1,6 +1,6 @@
 """One step of the nested loss: reconstruct every prefix, and differentiate by hand.
 
-objective.py says what the loss is, reference.py the same in a few lines of autograd, which the tests hold this against.
+objective.py defines the loss. reference.py computes the same in a few lines with autograd; the tests compare the two.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ from transcoder.sparse_code import SparseCode, entries_of, stacked
 class StepResult:
     """``l0`` counts firing features a row, ``residual`` is the whole dictionary's reconstruction minus the target.
 
-    ``penalty`` is that on the whole batch's L0, None under a rule without one. ``watched`` holds the pre-activations of
-    the features that were asked for.
+    ``penalty`` is the penalty on the whole batch's L0, None for a rule without one. ``watched`` has the pre-activations
+    of the features that ``watch`` named.
     """
 
     loss: Float[Tensor, ""]
@@ -49,8 +49,8 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch's sparse decode: ``sums`` are of the features of each (row, prefix group), without what all prefixes
-    share. ``weights`` and ``source`` are in the dtype of the products."""
+    """A batch's sparse decode: ``sums`` are over the features of each (row, prefix group), without bias and skip, which
+    all prefixes share. ``weights`` and ``source`` are in the dtype of the products."""
 
     weights: Parameters
     source: Float[Tensor, "rows d_source"]
@@ -73,14 +73,14 @@ def nested_step(
     share: BatchShare | None = None,
     shard: Shard = UNSHARDED,
 ) -> StepResult:
-    """The loss of a batch and its gradient, all prefixes from one sparse decode; top-k waits for no device.
+    """The loss of a batch and its gradient, for all prefixes from one sparse decode; with top-k the host does not wait.
 
     With a ``workspace`` the gradients are its arrays, overwritten by the next step. ``project`` leaves out of the
     decoder's gradient what points along its rows, which must then have norm 1. ``watch`` names features whose
-    pre-activations are wanted too: they are copied out while they are at hand. ``share`` says of what batch these rows
-    are; their loss, gradient and counts are their own, but batchtopk selects over the whole batch. With a
-    ``shard``, the weights are that process's features, and so are the gradients, ``fired`` and ``code``; prefixes,
-    errors and counts are of the whole dictionary.
+    pre-activations are wanted too: they are copied while they exist. ``share`` tells to which batch these rows belong;
+    loss, gradient and counts are of these rows only, but batchtopk selects over the whole batch. With a ``shard``,
+    weights, gradients, ``fired`` and ``code`` are of this process's features; prefixes, errors and counts are of the
+    whole dictionary.
     """
     space = workspace or Workspace.like(weights, rows=source.shape[0], rule=loss.rule)
     share = share or BatchShare(len(source), len(source))
@@ -200,7 +200,7 @@ def _unexplained(
 
 @dataclass(frozen=True)
 class _IndexedCode:
-    """A sparse code with both ways of walking it: by (row, group) and by feature."""
+    """A sparse code with two indices: by (row, group) and by feature."""
 
     code: SparseCode
     bags: Bags
@@ -230,7 +230,8 @@ def _fill_gradients(
     weighted_sums_into(gradients.W_enc, source, rows, weight=d_pre, offsets=offsets)
     less = None
     if project:
-        # What points along a unit row is its dot product with the gradient: sum of a * dL/da, already at hand.
+        # The component along a unit row is its dot product with the gradient: the sum of a * dL/da, which is known
+        # here.
         along = torch.segment_reduce((values * d_pre).to(grad_sums.dtype), "sum", offsets=offsets.long())
         less = along, weights.W_dec
     weighted_sums_into(gradients.W_dec, by_bag, bags, weight=values, offsets=offsets, less=less)

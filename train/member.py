@@ -35,7 +35,7 @@ _NO_LOG = FileSeal(0, "")
 
 
 class Member:
-    """One transcoder's training, from its newest checkpoint or from the beginning. Only rank 0 writes."""
+    """One transcoder's training, from its newest checkpoint or from the start. Only rank 0 writes."""
 
     def __init__(self, folder: Path, settings: ResolvedSettings, *, context: TrainingContext, log: LogSettings) -> None:
         self.folder = folder
@@ -71,9 +71,10 @@ class Member:
     def take(
         self, source: Float[Tensor, "rows d_source"], *, target: Float[Tensor, "rows d_target"], batch: int
     ) -> dict[str, float]:
-        """Step by batch ``batch``; returns the metrics to show, on most steps none. An earlier batch is passed over.
+        """Train on batch ``batch``; returns the metrics to show, on most steps none. A batch that was done before is
+        skipped.
 
-        Raises NumericalError when loss or gradient is not finite, leaving the last checkpoint as it was.
+        Raises NumericalError if loss or gradient is not finite; the last checkpoint stays as it was.
         """
         if batch < self.state.step:
             return {}
@@ -96,9 +97,10 @@ class Member:
         return self._shown(line) if is_logged or is_saved else {}
 
     def save(self) -> None:
-        """Save the present state, out of turn; the log is left alone, so that it stays what it would have been.
+        """Save the present state between two checkpoints; the log gets no line, so that it is the same with or without
+        this.
 
-        Raises NumericalError like ``take``, where a step that nobody looked at yet was not finite.
+        Raises NumericalError like ``take``, if a step that was not checked yet was not finite.
         """
         if self._saved_step < self.state.step < self.settings.steps:
             self._require_finite()
@@ -117,7 +119,7 @@ class Member:
 
     @property
     def first_bad(self) -> int:
-        """The first batch whose loss or gradient was not finite, -1 where there is none. Waits for the device."""
+        """The first batch whose loss or gradient was not finite, -1 if there is none. Waits for the device."""
         return int(self._first_bad)
 
     def _check_finite(self, metrics: StepMetrics, *, now: bool) -> None:
@@ -141,9 +143,9 @@ class Member:
             self._mirror.add(line)
 
     def _shown(self, line: Mapping[str, Any]) -> dict[str, float]:
-        """What the progress line names: the epoch, some of the step's metrics, and the last held-out FVU."""
+        """What the progress line shows: the epoch, some of the step's metrics, and the last held-out FVU."""
         step = self.state.step
-        # In the order of their weight: a short line has no room for the last ones.
+        # The most important first: a short line has no room for the last ones.
         shown = {"epoch": self._context.epochs(step, batch_rows=self.settings.batch_rows)}
         if "batch_fvu" in line:
             shown["batch_fvu"] = line["batch_fvu"]
@@ -152,7 +154,7 @@ class Member:
         return shown | {name: line[name] for name in _SHOWN if name in line}
 
     def _measure_held_out(self) -> float | None:
-        """Measure, record and return held-out FVU; None where no rows are held out for it. Says over-fitting."""
+        """Measure, record and return held-out FVU; None if there are no held-out rows. Notes over-fitting."""
         context = self._context
         if context.held_out is None:
             return None
@@ -169,13 +171,13 @@ class Member:
     def _save(self, *, held_out_fvu: float | None) -> None:
         state = self._whole_state()
         if self._writes:
-            # The log first: a checkpoint must never name a length that a power cut takes back.
+            # The log first: after a power cut the log must not be shorter than a checkpoint says.
             self._log.flush()
             self._checkpoints.save(state, log=self._log.seal, held_out_fvu=held_out_fvu)
         self._saved_step = self.state.step
 
     def _write_samples(self) -> None:
-        """What features fire on now; read from the weights and the cache, so that no later step sees a difference."""
+        """What features fire on now, from the weights and the cache; later steps do not change by it."""
         reader = self._context.reader
         state = self._whole_state()
         transcoder = self._kind.transcoder(state)
@@ -208,18 +210,18 @@ class Member:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove what a run has left, config.json first, so that no moment shows a complete run of nothing."""
+    """Remove a run's files, config.json first, so that a half-removed run never looks complete."""
     for name in (CONFIG_FILE, WEIGHTS_FILE, CHECKPOINTS_FOLDER, LOG_FILE, SAMPLES_FOLDER):
         disk.remove(folder / name)
 
 
 def run_identity(settings: ResolvedSettings, *, reader: CacheReader, units: Units) -> RunIdentity:
-    """What a run is known by."""
+    """What makes two runs the same run."""
     return RunIdentity(settings, cache_fingerprint=reader.fingerprint, d_target=units.width)
 
 
 def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | None:
-    """config.json of a complete run; None where it is not complete, or complete with fewer steps than it shall have.
+    """config.json of a complete run; None if the run is not complete, or has fewer steps than the settings ask for.
 
     Raises MismatchError for another run's.
     """

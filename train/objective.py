@@ -1,4 +1,4 @@
-"""What a training minimises, over all prefixes and dimensions, and what its steps have in common.
+"""The training loss, over all prefixes and dimensions, and what all steps of a run have in common.
 
     loss = sum over prefixes p of w_p * SSE_p / (rows * target_variance)   with  sum of w_p = 1
     SSE_p = sum over rows and dimensions j of (c_j * error_j)^2
@@ -8,8 +8,9 @@ variance unexplained, so learning rates carry over between layers and models. Wi
 
     c_j^2 = 1 - balance + balance * mean(V) / V_j
 
-so the loss is  (1 - balance) * pooled FVU + balance * whitened FVU.  At 0 every squared unit counts the same, and in
-some layers two dimensions and a dozen rows are all that counts; at 1 every dimension does, and those go untrained.
+so the loss is  (1 - balance) * pooled FVU + balance * whitened FVU.  With balance 0 every squared unit counts the same,
+and in some layers two dimensions and a dozen rows decide everything; with balance 1 every dimension counts the same,
+and those large ones are hardly trained.
 
 A rule that trains thresholds adds its own penalty on L0 (transcoder/rules/threshold.py).
 """
@@ -26,13 +27,13 @@ from transcoder.rules.registry import make_rule
 from transcoder.rules.rule import Rule
 
 _MIN_VARIANCE = 1e-6
-"""Of the mean: a dimension without variance must not count for ever so much."""
+"""Share of the mean variance: a dimension without variance must not get an unlimited weight."""
 
 
 @dataclass(frozen=True)
 class NestedLoss:
-    """What a step minimises, and the rule it selects by. ``prefix_weights`` sum to 1; ``sparsity`` is what the rule's
-    penalty on L0 counts, where it has one; ``dimension_scale`` is c, None where all of it is 1."""
+    """The loss of a step, and its selection rule. ``prefix_weights`` sum to 1; ``sparsity`` is the weight of the rule's
+    penalty on L0, if it has one; ``dimension_scale`` is c, None if all of it is 1."""
 
     prefixes: tuple[int, ...]
     rule: Rule
@@ -42,11 +43,11 @@ class NestedLoss:
     dimension_scale: Float[Tensor, " d_target"] | None = None
 
     def rule_of(self, weights: Parameters) -> Rule:
-        """The rule, with the thresholds that are trained with the weights where it has some."""
+        """The rule, with the trained thresholds if it has some."""
         return self.rule if weights.threshold is None else self.rule.with_threshold(weights.threshold)
 
     def weight_of(self, rows: int) -> tuple[float, ...]:
-        """What a squared error of each prefix adds to the loss of a batch of this many rows."""
+        """The weight of each prefix's squared error in the loss of a batch with this many rows."""
         return tuple(weight / (rows * self.target_variance) for weight in self.prefix_weights)
 
     def grad_sums_(
@@ -80,19 +81,19 @@ class Recipe:
         return Recipe(settings, nested)
 
     def loss_at(self, step: int) -> NestedLoss:
-        """What a step minimises: a penalty on L0 rises from nothing, so that features form before they are pruned."""
+        """The loss of a step: a penalty on L0 rises from 0, so that features form before they are pruned."""
         warmup = self.settings.sparsity_warmup_steps
         return replace(self.nested, sparsity=self.settings.sparsity * min(1.0, (step + 1) / max(1, warmup)))
 
 
 def rule_of(settings: ResolvedSettings) -> Rule:
-    """The rule that a run selects by."""
+    """The selection rule of a run."""
     has_target = settings.l0_penalty == "target"
     return make_rule(settings.activation, settings.top_k, bandwidth=settings.bandwidth, has_target=has_target)
 
 
 def dimension_scale(variance: Float[Tensor, " d_target"], balance: float) -> Float[Tensor, " d_target"] | None:
-    """c in float32; None for a balance of 0. A dimension that hardly varies counts as one with a little variance."""
+    """c in float32; None for a balance of 0. A dimension that hardly varies counts like one with a little variance."""
     if not balance:
         return None
     variance = variance.double()
@@ -101,5 +102,5 @@ def dimension_scale(variance: Float[Tensor, " d_target"], balance: float) -> Flo
 
 
 def equal_weights(prefixes: tuple[int, ...]) -> tuple[float, ...]:
-    """The paper's choice: every prefix counts the same."""
+    """Every prefix counts the same, as in the paper."""
     return (1.0 / len(prefixes),) * len(prefixes)

@@ -1,4 +1,4 @@
-"""Before training: steps, epochs, memory, disk and minutes, from arithmetic and a few timed steps on random rows.
+"""Before training: steps, epochs, memory, disk and time, by arithmetic and from a few timed steps on random rows.
 
 Of a dictionary with P weights and F features, one transcoder needs
 
@@ -31,17 +31,17 @@ from train.kinds.source import Source
 from train.resolved import ResolvedSettings, members, resolve
 from transcoder.rules.registry import RULES
 
-# After one that warms up. A plan is to take seconds.
+# After one step to warm up. A plan must take only seconds.
 _TIMED_STEPS = 3
-# Enough to see a thousandth of the rows, and seconds even at width 4,608.
+# Enough to find one row in a thousand, and seconds even at width 4,608.
 _CONCENTRATION_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run will take, all transcoders of its sweep together. Memory is of this process, seconds of the steps;
-    ``held_out_documents`` is how many documents there are to measure on: few make for wide intervals.
-    ``concentration`` is a warning where a handful of rows or dimensions rules the target's variance, else ''."""
+    """What a run will need, for all transcoders of its sweep. Memory is that of this process, seconds are for the
+    steps; ``held_out_documents`` is the number of documents to measure on: with few, intervals are wide.
+    ``concentration`` is a warning if a few rows or dimensions have most of the target's variance, else ''."""
 
     device: str
     transcoders: int
@@ -64,7 +64,7 @@ class TrainPlan:
 def plan_train(
     *, cache: Path, settings: TrainSettings, device: str, out: Path, cache_settings: CacheSettings | None = None
 ) -> TrainPlan:
-    """Say what ``train_layer`` would take, and write nothing. Raises as ``plan_layers``."""
+    """What ``train_layer`` would need; writes nothing. Raises as ``plan_layers``."""
     return plan_layers(caches=[cache], settings=settings, device=device, out=out, cache_settings=cache_settings)
 
 
@@ -76,9 +76,9 @@ def plan_layers(
     out: Path,
     cache_settings: CacheSettings | None = None,
 ) -> TrainPlan:
-    """Say what ``train_layers`` would take, and write nothing.
+    """What ``train_layers`` would need; writes nothing.
 
-    Raises what it would raise before its first step, CapacityError where memory or disk do not suffice.
+    Raises what it would raise before its first step: CapacityError if memory or disk are too small.
     """
     source = Source.open(caches, settings, cache_settings, device=device)
     reader = source.reader
@@ -109,7 +109,7 @@ def plan_layers(
 def resolved_members(
     settings: TrainSettings, reader: CacheReader, units: Units, *, device: str
 ) -> dict[str, ResolvedSettings]:
-    """The transcoders of a run by name, with everything that follows from the cache and the device stated."""
+    """The settings of a run's transcoders by name, with everything that follows from the cache and the device."""
     model = str(reader.identity.get("model", ""))
     d_target = units.width
     dtype = "bfloat16" if has_bfloat16(device) else "float32"
@@ -120,7 +120,8 @@ def resolved_members(
 
 
 def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:
-    """Bytes of memory, and of disk beside what is there, that a run takes. Raises CapacityError if there are fewer."""
+    """Bytes of memory, and of disk in addition to what is there, that a run needs. Raises CapacityError if too few are
+    free."""
     memory = sum(memory_bytes(member, units, device=device) for member in resolved.values())
     there = sum(disk.size_bytes(path) for name in resolved for path in (out / name / "checkpoints").glob("*"))
     space = max(0, sum(disk_bytes(member, units) for member in resolved.values()) - there)
@@ -134,13 +135,13 @@ def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: st
         ("disk space", space, disk.free_bytes(out), "Free some, or keep fewer checkpoints (train.keep)."),
     ):
         if needed > free:
-            problem = f"Training takes {in_bytes(needed)} of {what}, and {in_bytes(free)} are free."
+            problem = f"Training needs {in_bytes(needed)} of {what}, but {in_bytes(free)} are free."
             raise CapacityError(problem, remedy=remedy)
     return memory, space
 
 
 def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> int:
-    """What one transcoder's training holds on its device."""
+    """Bytes that one transcoder's training needs on its device."""
     processes = Ranks.current().world if settings.shard_dictionary else 1
     features = settings.dict_size // processes
     low = settings.compute_dtype == "bfloat16"
@@ -160,7 +161,7 @@ def memory_bytes(settings: ResolvedSettings, units: Units, *, device: str) -> in
 
 
 def disk_bytes(settings: ResolvedSettings, units: Units) -> int:
-    """What one transcoder's run takes on disk at its fullest."""
+    """The most bytes that one transcoder's run has on disk at a time."""
     weights = KINDS[settings.kind].parameters(settings, units)
     state = (12 - 4 * (settings.beta1 == 0)) * weights + 8 * KINDS[settings.kind].features(settings, units)
     return (settings.keep + 2) * state + 4 * weights

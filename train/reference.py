@@ -1,6 +1,6 @@
-"""The nested loss as it reads in the paper: a dense decode for every prefix, differentiated by autograd.
+"""The nested loss as in the paper: a dense decode for every prefix, differentiated by autograd.
 
-Slow, and the oracle: the sparse step agrees with it, values and gradients, in float64.
+Slow: it is the reference. Values and gradients of the sparse step agree with it in float64.
 """
 
 import torch

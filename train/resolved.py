@@ -1,7 +1,8 @@
-"""Settings with everything that follows from the presets and the cache stated, and the settings of a sweep's members.
+"""Resolved settings: with everything that follows from the presets and the cache. And the settings of a sweep's
+members.
 
-Resolved settings are what a run records in config.json and in its checkpoints. ``read_record`` reads a record again,
-that of an earlier release too: what it does not state follows as it did then.
+A run records them in config.json and in its checkpoints. ``read_record`` reads such a record, also one of an earlier
+release: what it does not name has the value of that time.
 """
 
 import json
@@ -22,21 +23,22 @@ from train.config import (
     Tokens,
     TrainSettings,
     check_min_lr,
-    check_top_k,
     presets,
 )
+from train.nesting import check_top_k
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
 _DEFAULT_TOP_K = 16
 _DEFAULT_WARMUP_STEPS = 100
 _ROUNDING = 1e-9
+"""Weights that sum to 1 up to this were scaled before, and are kept as they are."""
 _EARLIER_DEFAULTS = {"revive": False, "dimension_balance": 0.0, "source_scaling": "whole"}
-"""What earlier releases did where their records do not say it, and today's default is another."""
+"""What earlier releases did, if their records do not say it and the default has changed since."""
 
 
 class ResolvedSettings(CommonTrainSettings):
-    """What a training goes by. No key is left open, and equal runs have equal resolved settings."""
+    """The settings that a training uses. No key is open, and equal runs have equal resolved settings."""
 
     prefixes: tuple[Count, ...]
     prefix_weights: tuple[NonNegativeFloat, ...]
@@ -71,9 +73,9 @@ class ResolvedSettings(CommonTrainSettings):
 def resolve(
     settings: TrainSettings, *, model: str, d_target: int, device_dtype: ComputeDtype = "float32"
 ) -> ResolvedSettings:
-    """State what follows from the cache's ``model``, the target's width and the device.
+    """Fill in what follows from the cache's ``model``, the target's width and the device.
 
-    ``device_dtype`` is what ``auto`` stands for. Raises UsageError where the settings cannot work.
+    ``device_dtype`` is the meaning of ``auto``. Raises UsageError if the settings cannot work.
     """
     preset = _preset(settings, PurePath(model).name, width=d_target)
     prefixes = _prefixes(settings, preset, d_target=d_target)
@@ -98,7 +100,7 @@ def resolve(
 
 
 def read_record(record: Any, *, d_target: int, location: object) -> ResolvedSettings:
-    """The settings of a run from what it recorded. Raises MismatchError where this release does not know them."""
+    """The settings of a run from its record. Raises MismatchError if this release does not know them."""
     try:
         before = _EARLIER_DEFAULTS | {"lr": 0.04 / math.sqrt(d_target)}
         left_open = {key: value for key, value in before.items() if record.get(key) is None}
@@ -106,11 +108,11 @@ def read_record(record: Any, *, d_target: int, location: object) -> ResolvedSett
         return resolve(stated, model="", d_target=d_target)
     except (ValidationError, UsageError) as error:
         problems = _problems(error) if isinstance(error, ValidationError) else error.what
-        raise MismatchError(f"This run's settings are unknown to this release: {problems}.", where=location) from error
+        raise MismatchError(f"This release does not know this run's settings: {problems}.", where=location) from error
 
 
 def _sparsity_warmup_steps(settings: TrainSettings) -> int:
-    """A tenth of the run; none where there is no penalty, so that such a run can be given more steps."""
+    """A tenth of the run; 0 if there is no penalty, so that such a run can get more steps."""
     return settings.steps // 10 if settings.activation == "jumprelu" else 0
 
 
@@ -123,7 +125,7 @@ def _preset(settings: TrainSettings, model: str, *, width: int) -> dict[str, Any
 
 
 def _prefixes(settings: TrainSettings, preset: Mapping[str, Any], *, d_target: int) -> tuple[int, ...]:
-    """What is stated, then the preset's, then shares of the dictionary."""
+    """The given prefixes, else the preset's, else shares of the dictionary."""
     if settings.boundaries:
         return settings.boundaries
     if settings.dict_size is None and preset:
@@ -131,14 +133,14 @@ def _prefixes(settings: TrainSettings, preset: Mapping[str, Any], *, d_target: i
     dict_size = settings.dict_size or 16 * d_target
     if dict_size % 16:
         raise UsageError(
-            f"A dict_size of {dict_size} does not divide into the default groups of 1/16, 2/16, 4/16 and 9/16.",
+            f"A dict_size of {dict_size} cannot be split into the default groups of 1/16, 2/16, 4/16 and 9/16.",
             remedy=f"Give train.prefixes or train.group_sizes, or a multiple of 16 such as {16 * -(-dict_size // 16)}.",
         )
     return tuple(dict_size * share // 16 for share in (1, 3, 7, 16))
 
 
 def _weights(stated: tuple[float, ...] | None, *, count: int) -> tuple[float, ...]:
-    """Weights that sum to 1; those that do already are kept to the last bit, so that a record resolves to itself."""
+    """Weights that sum to 1; if they do already, they keep every bit, so that a record resolves to itself."""
     if not stated:
         return (1.0 / count,) * count
     total = sum(stated)
@@ -146,7 +148,7 @@ def _weights(stated: tuple[float, ...] | None, *, count: int) -> tuple[float, ..
 
 
 def _warmup_steps(settings: TrainSettings) -> int:
-    """A default that leaves room for the rest of a short run."""
+    """A default that leaves steps for the rest of a short run."""
     if settings.warmup_steps is not None:
         return settings.warmup_steps
     return min(_DEFAULT_WARMUP_STEPS, (settings.steps - (settings.decay_steps or 0)) // 2)
@@ -157,7 +159,8 @@ def _or_else(stated: int | None, otherwise: int) -> int:
 
 
 def _dead_after_tokens(settings: TrainSettings) -> int:
-    """A twentieth of the run, within limits: long enough for a rare feature, short enough to revive a dead one."""
+    """A twentieth of the run, within limits: long enough for a rare feature, short enough that revived ones can
+    learn."""
     planned = settings.steps * settings.batch_rows
     return max(1_000_000, min(10_000_000, planned // 20))
 
@@ -182,27 +185,25 @@ _NESTING = ("prefixes", "group_sizes", "dict_size")
 def members(settings: TrainSettings) -> dict[str, TrainSettings]:
     """The transcoders of a run by name: the settings themselves under "", then each of the sweep.
 
-    A member's reading of the cache must be the run's own: the same rows, batches, view and number of steps.
+    All members read the same rows in the same batches, with one view and one number of steps.
     """
     plain = settings.model_dump() | {"sweep": ()}
     found = {"": _settings_of(plain, location="train")}
     for override in settings.sweep:
         name = override.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {*found, *_RESERVED_NAMES}:
-            remedy = "Use letters, digits, '.', '-' and '_', and no name of a run's own files."
-            raise UsageError(
-                f"A sweep entry needs a name of its own, not {name!r}.", where="train.sweep", remedy=remedy
-            )
+            remedy = "Use letters, digits, '.', '-' and '_', but not the name of one of the run's own files."
+            raise UsageError(f"A sweep entry needs a new name, not {name!r}.", where="train.sweep", remedy=remedy)
         found[name] = _member(plain, {key: value for key, value in override.items() if key != "name"}, name=name)
     return found
 
 
 def _member(plain: dict[str, Any], override: dict[str, Any], *, name: str) -> TrainSettings:
-    """One entry of a sweep: nesting given in one form replaces the run's in any form."""
+    """One entry of a sweep: prefixes in one form replace the run's prefixes in any form."""
     forbidden = [key for key in _SHARED_KEYS if key in override]
     if forbidden:
         raise UsageError(
-            f"A sweep shares one reading of the cache, so {name!r} cannot set {', '.join(forbidden)}.",
+            f"All entries of a sweep read the cache together, so {name!r} cannot set {', '.join(forbidden)}.",
             where="train.sweep",
         )
     replaced: dict[str, Any] = dict.fromkeys(_NESTING, None) if override.keys() & set(_NESTING) else {}
@@ -210,7 +211,7 @@ def _member(plain: dict[str, Any], override: dict[str, Any], *, name: str) -> Tr
 
 
 def _settings_of(values: dict[str, Any], *, location: str) -> TrainSettings:
-    """Settings from plain values. Raises UsageError that names each key that makes no sense."""
+    """Settings from plain values. Raises UsageError that names each wrong key."""
     try:
         return TrainSettings.model_validate_json(json.dumps(values))
     except ValidationError as error:

@@ -1,8 +1,8 @@
-"""Training from a cache: read in order, step, log, save, and go on where an earlier run stopped.
+"""Training from a cache: read batches in order, step, log, save, and go on where an earlier run stopped.
 
     out/transcoder.safetensors, config.json    written when the run is complete, config.json last
     out/metrics.jsonl                          the record, a line every log_every steps and every checkpoint
-    out/checkpoints/                           what a rerun goes on from
+    out/checkpoints/                           where a rerun goes on from
     out/<name>/                                the same for each entry of train.sweep
 
 The cache is opened and read once, whatever the number of transcoders.
@@ -49,11 +49,11 @@ def train_layer(
     log: LogSettings,
     cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
-    """Train one transcoder, and those of the sweep, into ``out``; a rerun goes on, and a complete run is left alone.
+    """Train one transcoder, and those of the sweep, into ``out``; a rerun goes on, and a complete run does not change.
 
     Returns config.json's contents, with the sweep's under ``sweep``. Raises MismatchError where ``out`` holds a run of
-    other settings or another cache, NumericalError where data or loss are not finite, InUseError where another process
-    trains there. SIGTERM and SIGINT save, and leave with SystemExit(143) and KeyboardInterrupt.
+    other settings or another cache, NumericalError if data or loss are not finite, InUseError if another process trains
+    there. On SIGTERM and SIGINT it saves, then raises SystemExit(143) or KeyboardInterrupt.
     """
     return train_layers(
         caches=[cache],
@@ -78,9 +78,9 @@ def train_layers(
     log: LogSettings,
     cache_settings: CacheSettings | None = None,
 ) -> dict[str, Any]:
-    """The same for what is trained from one layer's cache, or from those of several layers at once.
+    """The same for dictionaries that are trained from one layer's cache, or from the caches of several layers.
 
-    Raises MismatchError also for caches whose rows are not the same tokens.
+    Raises MismatchError also for caches whose rows are different tokens.
     """
     ranks = Ranks.current()
     chosen_device = str(choose_device(device))
@@ -92,7 +92,7 @@ def train_layers(
             except DiskError as error:
                 if fresh:
                     raise
-                # A complete run needs no lock: it may lie on a disk that is read only.
+                # A complete run needs no lock: it may be on a read-only disk.
                 no_lock = error
         source = Source.open(caches, settings, cache_settings, device=chosen_device)
         context = _context(source, settings, device=chosen_device, progress=progress, ranks=ranks)
@@ -122,9 +122,9 @@ def _complete(
     fresh: bool,
     no_lock: DiskError | None,
 ) -> dict[str, dict[str, Any]]:
-    """config.json of every transcoder, by name, having trained those that were not complete.
+    """Train the transcoders that are not complete; returns config.json of all of them, by name.
 
-    Raises ``no_lock``, why the run could not be locked, where there is something to train.
+    Raises ``no_lock``, the reason why there is no lock, if there is something to train.
     """
     resolved = resolved_members(settings, context.reader, context.units, device=context.device)
     _note_dtype(settings, resolved[""], context=context)
@@ -154,14 +154,14 @@ def _complete(
 
 
 def _note_dtype(settings: TrainSettings, resolved: ResolvedSettings, *, context: TrainingContext) -> None:
-    """Say which dtype ``auto`` is on this device, and why."""
+    """Note which dtype ``auto`` is on this device, and why."""
     if settings.compute_dtype == "auto":
         able = "computes" if has_bfloat16(context.device) else "does not compute"
         context.progress.note(f"train.compute_dtype: {resolved.compute_dtype}; {context.device} {able} in bfloat16.")
 
 
 def _train(training: list[Member], *, context: TrainingContext) -> None:
-    """Bring every member to its last step, from one reading."""
+    """Train every member to its last step, on the same batches."""
     settings = training[0].settings
     progress = context.progress
     start = min(member.state.step for member in training)
@@ -170,7 +170,7 @@ def _train(training: list[Member], *, context: TrainingContext) -> None:
         batches = itertools.islice(loader, settings.steps - start)
         for batch in Feed(batches, torch.device(context.device)):
             _take(training, batch, context=context)
-            # Every process must leave after the same step, so that the one checkpoint is of all of them.
+            # All processes must stop after the same step, because they share one checkpoint.
             if number := context.ranks.largest(signals[0] if signals else 0, context.device):
                 _leave(training, number, progress=progress)
     progress.end()
@@ -180,7 +180,7 @@ def _train(training: list[Member], *, context: TrainingContext) -> None:
 
 
 def _take(training: list[Member], batch: Batch, *, context: TrainingContext) -> None:
-    """Hand a batch, in training units, to every member; show the first one's metrics."""
+    """Give a batch, in training units, to every member; show the metrics of the first."""
     source = context.units.source(batch.source)
     target = context.units.target(batch.target)
     try:
@@ -193,19 +193,19 @@ def _take(training: list[Member], batch: Batch, *, context: TrainingContext) -> 
 
 
 def _whole_batch(number: int, settings: ResolvedSettings, *, context: TrainingContext) -> Batch:
-    """A batch read again, all processes' rows of it; on a card it is noticed only some steps later."""
+    """Read a batch again, with all processes' rows; on a GPU a bad batch is noticed only some steps later."""
     with _loader(settings, replace(context, ranks=ALONE), start=number) as loader:
         return loader.batch(number)
 
 
 def _why_not_finite(batch: Batch) -> str:
-    """Which documents of a batch hold what no training survives."""
+    """Which documents of a batch have NaN or infinity."""
     bad = ~(batch.source.isfinite().all(dim=1).cpu() & batch.target.isfinite().all(dim=1).cpu())
     documents = sorted(set(batch.document[bad.numpy()].tolist()))
     if not documents:
-        return f"The data of batch {batch.index} are finite, so the learning rate may be too high."
+        return f"The rows of batch {batch.index} are finite, so the learning rate may be too high."
     named = ", ".join(map(str, documents[:5])) + (", ..." if len(documents) > 5 else "")
-    return f"Batch {batch.index} (epoch {batch.epoch}) holds NaN or infinity in rows of document {named}."
+    return f"Batch {batch.index} (epoch {batch.epoch}) has NaN or infinity in rows of document {named}."
 
 
 def _loader(settings: ResolvedSettings, context: TrainingContext, *, start: int) -> Loader:
@@ -223,10 +223,10 @@ def _loader(settings: ResolvedSettings, context: TrainingContext, *, start: int)
 
 
 def _leave(training: list[Member], number: int, *, progress: Progress) -> NoReturn:
-    """Save every member and go, as the signal asked."""
+    """Save every member and stop, because of a signal."""
     for member in training:
         member.save()
     step = training[0].state.step
-    progress.note(f"Stopped by {signal.Signals(number).name} after step {step:,}, which is saved.")
+    progress.note(f"Stopped by {signal.Signals(number).name} after step {step:,}; its checkpoint is saved.")
     progress.end()
     leave_for(number)

@@ -15,7 +15,7 @@ from transcoder.sharded import Shard
 
 @dataclass
 class State:
-    """All that a run changes: a checkpoint holds exactly this. ``step`` counts steps, and so batches, done."""
+    """Everything that a run changes: exactly this is in a checkpoint. ``step`` is the number of finished steps."""
 
     weights: Parameters
     moments: Moments
@@ -27,23 +27,23 @@ class State:
 
     @property
     def device(self) -> torch.device:
-        """Where the state lies."""
+        """The device of the state."""
         return self.since_fired.device
 
     def dealt(self, shard: Shard, *, device: str) -> "State":
-        """This process's features of it, on a device."""
+        """The state of this process's features, on a device."""
         return self._mapped(
             lambda arrays: {name: array.to(device) for name, array in shard.take(arrays).items()},
             shard.own(self.since_fired).to(device),
         )
 
     def gathered(self, shard: Shard, *, dict_size: int) -> "State":
-        """Put together again from every process's features, in main memory."""
+        """The whole state from every process's features, in main memory."""
         since_fired = shard.interleave(self.since_fired, dict_size).cpu()
         return self._mapped(lambda arrays: shard.gathered_arrays(arrays, dict_size=dict_size), since_fired)
 
     def _mapped(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], since_fired: Tensor) -> "State":
-        """The same with ``change`` done to the weights and to both moments."""
+        """A copy with ``change`` applied to the weights and to both moments."""
         weights = Parameters(**change(self.weights.tensors()))
         moments = Moments(change(self.moments.first), change(self.moments.second))
         return replace(self, weights=weights, moments=moments, since_fired=since_fired)

@@ -1,8 +1,8 @@
 """One step of training: state and batch in, state advanced in place, metrics out. No files, no clock.
 
-One process alone waits for no GPU: for how many dead features a step there has room is known from earlier steps. What
-of a step differs from the one before comes in arrays (``StepInputs``), what decides shapes and operations is its
-``StepForm``: steps of one form are one sequence of kernels, which train/arrays/graphs.py records and plays again.
+A single process never waits for its GPU: the room for dead features in a step is known from earlier steps. Everything
+that changes from step to step is in arrays; everything that decides shapes and operations is in ``StepForm``. So all
+steps of one form run the same kernels, which train/arrays/graphs.py records and replays.
 
 loss = l2_loss + aux_loss
 l2_loss  = weighted mean over prefixes of fvu_p,    fvu_p = SSE_p / (rows * target variance of the cache)
@@ -37,10 +37,9 @@ from transcoder.sharded import UNSHARDED, Shard
 
 @dataclass(frozen=True)
 class StepForm:
-    """What decides the shapes and the operations of a step: those of one form differ in numbers alone.
+    """What decides the shapes and the operations of a step: steps of one form differ only in numbers.
 
-    ``room`` is for how many of this process's features dead ones are looked for; ``is_exact`` says that it is how many
-    there are.
+    ``room``: how many dead features of this process a step can treat; ``is_exact``: that is exactly their number.
     """
 
     rows: int
@@ -61,11 +60,11 @@ def train_step(
     shard: Shard = UNSHARDED,
     graphs: Graphs | None = None,
 ) -> StepMetrics:
-    """Advance ``state`` by this process's rows of a batch; all processes together step by the whole batch.
+    """Advance ``state`` by this process's rows of a batch; all processes take the step of the whole batch.
 
-    With a ``shard``, every process has all rows, and ``state`` is that of its own features. A process without rows,
-    as the end of an epoch may leave it, computes on a row of zeros that counts nothing. With ``graphs``, which must be
-    those of this state, recipe and workspace alone, whole batches are recorded there.
+    With a ``shard``, every process has all rows, and ``state`` is that of its own features. A process without rows, as
+    at the end of an epoch, computes on a row of zeros, which has no effect. With ``graphs``, which must be used only
+    with this state, recipe and workspace, whole batches are recorded as CUDA graphs.
     """
     settings = recipe.settings
     share = BatchShare.from_rows(len(source), ranks, source.device)
@@ -90,7 +89,7 @@ def train_step(
 def numbers_and_order(
     state: State, settings: ResolvedSettings, form: StepForm, share: BatchShare
 ) -> tuple[Float[Tensor, " numbers"] | None, Int[Tensor, " batch_rows"] | None]:
-    """What differs between two steps of one form, on the host: the numbers of the update in one pass, and the order in
+    """What differs between two steps of one form, on the host: the numbers of the one-pass update, and the order in
     which dead features draw rows."""
     numbers = step_numbers(settings, state.step) if in_one_pass(state.weights) else None
     order = drawn_order(state.step, share.batch_rows) if form.revives else None
@@ -98,7 +97,7 @@ def numbers_and_order(
 
 
 def counted_(state: State, measured: dict[str, Tensor], settings: ResolvedSettings, share: BatchShare) -> StepMetrics:
-    """Count a step that was taken, and return its metrics."""
+    """Count a finished step, and return its metrics."""
     metrics = StepMetrics(**measured, lr=learning_rate(settings, state.step))
     state.step += 1
     state.tokens += share.batch_rows
@@ -124,8 +123,8 @@ def dead_of(state: State, settings: ResolvedSettings, form: StepForm) -> Dead:
 
 
 def runs_ahead(state: State, settings: ResolvedSettings, *, share: BatchShare, shard: Shard) -> bool:
-    """Whether the host goes on while the device computes: one process with a GPU, under a rule that always selects as
-    many entries. Several processes wait for each other; where each feature is on its own, its entries are counted."""
+    """Whether the host goes on while the device computes: one process with a GPU, and a rule that always selects the
+    same number of entries. Several processes wait for each other; with thresholds, the entries must be counted."""
     is_alone = share.ranks.world == shard.world == 1
     return state.since_fired.is_cuda and is_alone and RULES[settings.activation].load().scope != "feature"
 
@@ -154,8 +153,8 @@ def advance_(
 ) -> dict[str, Tensor]:
     """A step's work on the device; returns the tensors of its metrics.
 
-    On a GPU it launches the same for every step of a form: there, what differs is in ``numbers``, that of the update,
-    and in ``order``, in which dead features draw rows.
+    On a GPU it launches the same kernels for every step of a form: only ``numbers``, of the update, and ``order``, in
+    which dead features draw rows, differ.
     """
     dead = dead_of(state, recipe.settings, form)
     if recipe.settings.subtract_b_dec:
@@ -200,9 +199,9 @@ def finish_(
     share: BatchShare,
     shard: Shard = UNSHARDED,
 ) -> dict[str, Tensor]:
-    """What follows the gradient of the loss: the auxiliary loss, the update, the dead and their revival.
+    """What comes after the gradient of the loss: the auxiliary loss, the update, and the revival of dead features.
 
-    ``source`` is what the encoder read, ``dead`` what there were before the step.
+    ``source`` is what the encoder read, ``dead`` the features that were dead before the step.
     """
     settings = recipe.settings
     aux_loss = result.sse.new_zeros(())
@@ -258,5 +257,5 @@ def _of_whole_batch(
 
 
 def add_gradient_through_source_(gradients: Parameters, weights: Parameters, *, shard: Shard) -> None:
-    """The gradient that b_dec gets by being taken off the source: pre = W_enc (source - b_dec) + b_enc."""
+    """Add the gradient of b_dec through the source: pre = W_enc (source - b_dec) + b_enc."""
     gradients.b_dec.sub_(shard.sum_(gradients.b_enc @ weights.W_enc))

@@ -1,5 +1,5 @@
-"""Thresholds from training rows: what a rule must learn of them before it can be evaluated, such as batchtopk's, and
-where thresholds begin that are trained."""
+"""Thresholds from training rows: those that a rule such as batchtopk needs for evaluation, and the first values of
+thresholds that are trained."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,20 +20,20 @@ _BATCH_ROWS = 1024
 _FIRST_ROWS = 8192
 _BLOCK = 1024
 """Features whose pre-activations on those rows exist at a time."""
-# Times top_k, from which training comes down to it (see ``first_thresholds``).
+# Times top_k: from there, training brings L0 down to top_k (see ``with_first_thresholds``).
 _FIRST_L0 = 4
 
 
 def calibrated_rule(weights: Parameters, rule: Rule, reader: CacheReader, *, view: View, device: str) -> Rule:
-    """The rule to evaluate by, from the first rows of the training split, special tokens left out.
+    """The rule for evaluation, from the first rows of the training split, without special tokens.
 
-    ``weights`` are in the units of the cache. A rule that needs no calibration comes back as it is, and nothing is
+    ``weights`` are in the units of the cache. A rule that needs no calibration is returned unchanged, and nothing is
     computed.
     """
     source = _first_rows(reader, count=_ROWS, view=view)
 
     def batches() -> Iterator[Float[Tensor, "rows dict_size"]]:
-        """Pre-activations, made as they are asked for."""
+        """Pre-activations, computed when they are needed."""
         for rows in source.split(_BATCH_ROWS):
             yield torch.addmm(weights.b_enc, rows.to(device, weights.b_enc.dtype), weights.W_enc.T)
 
@@ -45,8 +45,8 @@ def with_first_thresholds(
 ) -> Parameters:
     """Weights in training units, with thresholds at which every feature fires on the same share of rows.
 
-    That share makes ``_FIRST_L0`` times ``top_k`` features a row: from a threshold at 0, half of all would fire, and a
-    sparse step would have nothing to gain from sparsity.
+    With that share, ``_FIRST_L0`` times ``top_k`` features fire a row. With a threshold of 0, half of all would fire,
+    and a sparse step would be slow.
     """
     source = units.source(_first_rows(reader, count=_FIRST_ROWS, view=view)).to(device)
     share = min(0.5, _FIRST_L0 * top_k / len(weights.b_enc))

@@ -1,4 +1,5 @@
-"""Small arrays that every step needs alike, made once on the device: sending them anew would wait for it each time."""
+"""Small arrays that every step needs, made once on the device: each new copy would make the host wait for the
+device."""
 
 from functools import cache
 

@@ -16,7 +16,7 @@ def fold_gain(transcoder: Transcoder, norm: NormAffine) -> Transcoder:
     """The same transcoder reading ``mlp_in`` instead of ``ln2_normalized``. NumericalError where a gain is 0."""
     assert transcoder.source_view == "ln2_normalized"
     if not norm.is_invertible:
-        what = "The norm's gain is 0 in some dimension, so its input cannot be recovered from the MLP's."
+        what = "The norm's gain is 0 in a dimension, so the norm's input cannot be computed from the MLP's input."
         raise NumericalError(what, remedy="Harvest with source ln2_normalized.")
     gain = norm.gain.double()
     folded = _substituted(transcoder, scale=1 / gain, shift=-norm.bias.double() / gain)

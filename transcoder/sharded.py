@@ -37,7 +37,7 @@ class Shard(Ranks):
         if top_k > dict_size // self.world:
             raise UsageError(
                 f"top_k {top_k} exceeds the {dict_size // self.world} features of each of {self.world} processes.",
-                remedy="Use fewer processes, or leave shard_dictionary off.",
+                remedy="Use fewer processes, or switch shard_dictionary off.",
             )
 
     def owned(self, features: int) -> int:

@@ -73,7 +73,7 @@ def _check_identity(about: dict[str, Any], folder: Path, fingerprint: str | None
             what, where=folder, remedy=f"This release reads versions up to {VERSION}, kind 'first-letter'."
         )
     if fingerprint is not None and about.get("fingerprint") != fingerprint:
-        what = "The probe cache was harvested with another activation cache."
+        what = "The probe cache belongs to another activation cache."
         raise MismatchError(what, where=folder, remedy=_HARVEST_AGAIN)
 
 
@@ -88,7 +88,7 @@ def _check_seal(about: dict[str, Any], folder: Path) -> None:
     except OSError as error:
         raise DiskError(f"The file cannot be read: {error.strerror}.", where=weights) from error
     if about.get("weights") != {"bytes": len(data), "xxh3_128": hash_bytes(data)}:
-        what = "The probe's activations are not what was written (their hash differs)."
+        what = "The probe's activations were changed: their checksum differs."
         raise DamagedError(what, where=weights, remedy=_HARVEST_AGAIN)
 
 

@@ -19,7 +19,7 @@ _LEVEL = 6
 def write_folder(folder: Path, files: Files) -> None:
     """Write all files under another name, then rename: ``folder`` is whole, or is not there. Raises UsageError."""
     if folder.exists():
-        raise UsageError("This is there already.", where=folder, remedy="Name a new folder, or remove this one.")
+        raise UsageError("This exists already.", where=folder, remedy="Name a new folder, or remove this one.")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     disk.remove(unfinished)
     disk.write_files(((unfinished / path, pieces) for path, pieces in files), tag="0")

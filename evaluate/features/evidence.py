@@ -133,7 +133,7 @@ def read_evidence(folder: Path | str) -> Evidence:
     seal = FileSeal.parse(seals.get(TOKENS_FILE), where=folder / HEAD_FILE)
     words = _read_bytes(folder / TOKENS_FILE)
     if (len(words), hash_bytes(words)) != (seal.size, seal.hash):
-        raise DamagedError("The tokens' text is not what was written.", where=folder / TOKENS_FILE)
+        raise DamagedError("The file with the tokens' text was changed.", where=folder / TOKENS_FILE)
     return Evidence(
         head=head,
         arrays={name: array.numpy() for name, array in arrays.items()},

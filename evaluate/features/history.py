@@ -19,7 +19,7 @@ from evaluate.features.tokens import NO_TOKEN
 from train.record.activation_samples import NO_ROW, SAMPLES_FOLDER
 from transcoder.formats.files.safe import read_json
 
-_REMEDY = "Train again with --fresh, or remove the folder: nothing else depends on it."
+_REMEDY = "Train again with --fresh, or remove the folder: nothing else needs it."
 _SHOWN_STEPS = 8
 """Steps on a page: the first, the last, and others evenly between."""
 _SHOWN_SAMPLES = 3
@@ -98,8 +98,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _checked_rows(arrays: dict[str, np.ndarray], reader: CacheReader) -> Int[np.ndarray, "features samples"]:
     """The rows of all samples. Raises DamagedError for rows that the cache does not have."""
     if arrays["sample_row"].max(initial=NO_ROW) >= len(reader.split("held_out")):
-        what = "The samples name rows that this cache does not have."
-        raise DamagedError(what, where=reader.path, remedy="Name the cache that the run was trained on.")
+        what = "The samples refer to rows that this cache does not have."
+        raise DamagedError(what, where=reader.path, remedy="Give the cache that the run was trained on.")
     return arrays["sample_row"]
 
 

@@ -100,7 +100,7 @@ def plan_of(
     firings = replay.l0 * rows
     size = bytes_at_most(settings, features=trained.dict_size, rows=rows, l0=replay.l0)
     if size > disk.free_bytes(out):
-        problem = f"The evidence may take {in_bytes(size)}, and {in_bytes(disk.free_bytes(out))} are free."
+        problem = f"The evidence may need {in_bytes(size)}, but {in_bytes(disk.free_bytes(out))} are free."
         raise CapacityError(problem, where=out, remedy="Free some space, or show less (features.top_contexts).")
     return FeaturesPlan(
         folder=str(out),

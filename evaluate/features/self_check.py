@@ -43,7 +43,9 @@ def check_evidence(evidence: Evidence, reader: CacheReader, transcoder: Transcod
         if worst > TOLERANCE:
             what = f"Feature {feature} has other values near row {row} than the evidence says."
             raise NumericalError(
-                what, where=reader.path, remedy="Run 'cache verify' on it; if it is sound, report a bug."
+                what,
+                where=reader.path,
+                remedy="Run 'nestcoder cache verify' on it; if that finds no fault, report a bug.",
             )
     return {"contexts": len(chosen), "values": values, "largest_difference": worst}
 

@@ -69,13 +69,13 @@ def _problem(name: str, transcoder: Transcoder, about: About) -> str | None:
     writer = WRITERS[name]
     saelens_topk = name == "saelens" and isinstance(transcoder.rule, TopK)
     if not about.is_autoencoder and (about.source_site not in _SITES or about.target_site != "mlp_out"):
-        return f"No other tool has a form for a dictionary from {about.source_site} to {about.target_site}."
+        return f"No other tool reads a dictionary from {about.source_site} to {about.target_site}."
     if transcoder.W_skip is not None and (not writer.skip or saelens_topk):
-        return f"{name} has no place for the skip of this transcoder."
+        return f"{name} cannot store the skip of this transcoder."
     if (not writer.two_widths or saelens_topk) and transcoder.d_source != transcoder.d_target:
-        return f"{name} knows one width; this transcoder maps {transcoder.d_source} to {transcoder.d_target}."
+        return f"{name} needs one width; this transcoder maps {transcoder.d_source} to {transcoder.d_target}."
     if about.is_autoencoder and not writer.autoencoders:
-        return f"{name} holds transcoders; this dictionary reconstructs {about.target_site}, which it reads."
+        return f"{name} is for transcoders; this dictionary is an autoencoder of {about.target_site}."
     if "jumprelu" not in writer.rules and transcoder.rule.name not in writer.rules:
         return f"{name} selects by {', '.join(sorted(writer.rules))}; this transcoder by {transcoder.rule.name}."
     try:

@@ -113,8 +113,8 @@ def _planned(name: str, layers: Sequence[ExportLayer], request: ExportRequest) -
     silent = max(0, (first.about.layers_of_model or max(numbers) + 1) - len(layers)) if writer.frame else 0
     sizes = {layer.trained.dict_size for layer in layers}
     if writer.frame and request.wish.prefix is None and len(sizes) > 1:
-        what = f"{name} holds sets whose layers all have one number of features; these have {sorted(sizes)}."
-        raise UsageError(what, remedy="Export the layers one by one into folders of their own.")
+        what = f"In {name} all layers must have the same number of features; these have {sorted(sizes)}."
+        raise UsageError(what, remedy="Export each layer into its own folder.")
     size = 4 * (sum(array.numel() for array in first.trained.arrays().values()) + first.trained.dict_size)
     folder = _folder(writer, layers, float(first.trained.top_k or 0), request)
     refuse_another(folder, _identity(name, layers, request), fresh=request.fresh)
@@ -259,8 +259,8 @@ def refuse_another(folder: Path, identity: dict[str, Any], *, fresh: bool) -> No
     except NestcoderError:
         earlier = {}
     if earlier.get("written_by") != "nestcoder":
-        what = "There is something here that no export has written."
-        raise UsageError(what, where=folder, remedy="Name another folder to export into.")
+        what = "This folder has files that no export wrote."
+        raise UsageError(what, where=folder, remedy="Export into another folder.")
     if not fresh and any(earlier.get(key) != value for key, value in identity.items()):
-        what = f"There is an export of something else here: {earlier.get('of')} of {earlier.get('model')}."
-        raise UsageError(what, where=folder, remedy="Give --fresh to replace it, or name another folder.")
+        what = f"This folder has another export: {earlier.get('of')} of {earlier.get('model')}."
+        raise UsageError(what, where=folder, remedy="Replace it with --fresh, or export into another folder.")

@@ -40,7 +40,7 @@ class ImportRequest:
     """What to take: ``path`` for ``layer``, into the folder ``out``, whose cache lies in ``cache``.
 
     ``source_view`` says what the encoder reads, where the file's own word may mean two things. ``force`` takes one of
-    another layer, or one whose L0 is not what its folder promises; ``fresh`` replaces an earlier import.
+    another layer, or one whose L0 is not what its folder names; ``fresh`` replaces an earlier import.
     """
 
     path: Path
@@ -141,27 +141,30 @@ def _of_cache(reader: CacheReader | None, column: ActivationName | None) -> dict
 def _measured(
     dictionary: Transcoder, reader: CacheReader, request: ImportRequest, *, device: str, progress: Progress
 ) -> dict[str, Any]:
-    """FVU and L0 on some held-out rows. Raises MismatchError where the L0 is far from what its folder promises."""
+    """FVU and L0 on some held-out rows. Raises MismatchError where the L0 is far from what its folder names."""
     device_name = str(choose_device(device))
     there = dictionary.on(device_name)
     replay = Replay(open_held_out(reader), batch_rows_for(there, device_name), device_name, progress)
     found = fidelity(replay, there, rows=_MEASURED_ROWS)
-    progress.note(check_convention(dictionary, found.l0[-1], force=request.force, location=str(request.path)))
+    convention = check_convention(dictionary, found.l0[-1], force=request.force, location=str(request.path))
+    progress.note(f"{convention}.")
     if found.fvu[-1] >= 1:
-        progress.note(f"its FVU of {found.fvu[-1]:.2f} is no better than the mean's: is it of this model and layer?")
+        progress.note(
+            f"The FVU is {found.fvu[-1]:.2f}, no better than the mean's: is this dictionary of this model and layer?"
+        )
     return {"rows": found.rows, **found.of_prefix(-1)}
 
 
 def refuse_another(out: Path, *, fresh: bool) -> None:
     """Raises UsageError where a training lies in ``out``, or an earlier import that is not to be replaced."""
     if (out / CHECKPOINTS).is_dir():
-        raise UsageError("There is a training here.", where=out, remedy="Import under another name.")
+        raise UsageError("This folder has a training run.", where=out, remedy="Import under another name.")
     if not (out / CONFIG_FILE).is_file():
         if (out / WEIGHTS_FILE).is_file():
             disk.remove(out / WEIGHTS_FILE)  # of an import that was broken off
         return
     if IMPORTED not in read_config(out):
-        raise UsageError("There is a trained transcoder here.", where=out, remedy="Import under another name.")
+        raise UsageError("This folder has a trained transcoder.", where=out, remedy="Import under another name.")
     if not fresh:
-        what = "There is an imported transcoder here."
-        raise UsageError(what, where=out, remedy="Give --fresh to replace it, or import under another name.")
+        what = "This folder has an imported transcoder."
+        raise UsageError(what, where=out, remedy="Replace it with --fresh, or import under another name.")

@@ -98,7 +98,7 @@ class ExportLayer:
         if self._loaded.source_view == "ln2_normalized":
             source = "ln2_normalized"
         if source not in SITES or target not in SITES:
-            what = f"The transcoder goes from {source} to {target}, which no other tool knows."
+            what = f"The transcoder goes from {source} to {target}, which no other tool reads."
             raise UsageError(what, where=self.source.transcoder)
         return source, target
 
@@ -156,7 +156,7 @@ class ExportLayer:
             raise UsageError(what, where=self.source.transcoder)
         view = self.request.wish.source_view
         if self.about.is_autoencoder and view not in (None, self.about.source_site):
-            what = f"This dictionary reconstructs {self.about.source_site}, which it reads, so it cannot read {view}."
+            what = f"This dictionary is an autoencoder of {self.about.source_site}, so it cannot read {view}."
             raise UsageError(what, where=self.source.transcoder, remedy="Leave out --source-view.")
         for name in self.request.to:
             refused = refusal(name, self.trained, self.about)

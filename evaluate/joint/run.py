@@ -84,7 +84,7 @@ def evaluate_layers(
     if ranks.rank == 0:
         files = {METRICS_FILE: report.as_json(metrics), "summary.txt": joint_table(metrics).encode() + b"\n"}
         if earlier := report.write_report(out, files):
-            progress.note(f"the earlier evaluation is now {earlier}")
+            progress.note(f"The earlier report was moved to {earlier}.")
     ranks.wait()
     return metrics
 

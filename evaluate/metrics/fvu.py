@@ -150,7 +150,7 @@ class Fvu(Metric):
         pooled = sums["errors"] / variance.sum(axis=1)[:, None]
         if not np.isfinite(pooled[0]).all():
             raise NumericalError(
-                "The reconstruction is not finite on held-out rows.",
+                "The reconstruction of the held-out rows is not finite.",
                 remedy="Train again with a lower learning rate, or evaluate an earlier checkpoint.",
             )
 

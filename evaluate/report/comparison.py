@@ -22,7 +22,7 @@ NAMES = {
 }
 """What the summary calls the numbers of comparison.json."""
 
-_DECIDES = "The rise of the model's own loss decides: delta CE where it was measured, else evaluate with --lm."
+_DECIDES = "The rise of the model's own loss decides: delta CE if it was measured; otherwise evaluate with --lm."
 
 
 def as_text(document: Document) -> str:

@@ -65,7 +65,7 @@ def splice_all_layers(
     if replay.ranks.rank == 0:
         files = {METRICS_FILE: report.as_json(metrics), "summary.txt": all_layers_table(metrics).encode() + b"\n"}
         if earlier := report.write_report(out, files):
-            progress.note(f"the earlier report is now {earlier}")
+            progress.note(f"The earlier report was moved to {earlier}.")
     replay.ranks.wait()
     return metrics
 

@@ -103,7 +103,9 @@ class Host:
                 known = ", ".join(self.family.ends)
                 raise UsageError(f"This architecture has no {site}; it has {known}.")
         if sites.target == "ln2_normalized" and self.family.parallel:
-            raise UsageError("In this architecture attention reads what the norm puts out too: it cannot be replaced.")
+            raise UsageError(
+                "In this architecture the attention reads the norm's output too, so it cannot be replaced."
+            )
 
 
 class Ordinary:
@@ -125,7 +127,7 @@ class Ordinary:
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
             raise UsageError(
-                "The model was given embeddings, not tokens, so special tokens cannot be told from others.",
+                "The model got embeddings, not tokens, so its special tokens are not known.",
                 remedy="Give it input_ids, or splice with special_ids=() to replace every position.",
             )
         self.present = ~torch.isin(tokens, torch.tensor(self.special_ids, device=tokens.device))

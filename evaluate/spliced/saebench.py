@@ -26,12 +26,12 @@ from evaluate.spliced.transformer_lens import hook_read
 from transcoder.transcoder import Transcoder
 
 _DECODED = (
-    "A transcoder's output belongs to another place than its input: SAEBench's core, scr, tpp, ravel and unlearning "
-    "would put it where they read, and measure something else."
+    "A transcoder's output is another tensor than its input: SAEBench's core, scr, tpp, ravel and unlearning "
+    "would put the output in place of the input, and measure something else."
 )
 _PROJECTED = (
-    "A transcoder's decoder rows lie in the space of its output: SAEBench's absorption holds them against probes of "
-    "the residual stream, and measures something else."
+    "A transcoder's decoder rows are in the space of its output: SAEBench's absorption compares them with probes of "
+    "the residual stream, and would measure something else."
 )
 
 

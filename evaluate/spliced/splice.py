@@ -49,7 +49,7 @@ class Seen:
         Raises UsageError where nothing was differentiated.
         """
         if self.code.values.grad is None:
-            raise UsageError("Nothing was differentiated.", remedy="Call backward() on a number of this pass first.")
+            raise UsageError("There are no gradients yet.", remedy="Call backward() on a number of this pass first.")
         return self._spread(self.code.values.grad)
 
     def _spread(self, values: Float[Tensor, " active"]) -> Float[Tensor, "batch pos dict_size"]:
@@ -89,7 +89,7 @@ def splice(
     host = Host.from_model(model)
     changes = change or {}
     if strangers := set(changes) - set(transcoders):
-        raise UsageError(f"There is a change for layer {min(strangers)}, where no dictionary is spliced in.")
+        raise UsageError(f"There is a change for layer {min(strangers)}, but no dictionary for that layer.")
     ordinary = Ordinary(_special_ids(model) if special_ids is None else tuple(special_ids))
     seen: dict[int, Seen] = {}
     replacements: dict[int, tuple[SitePair, Replacement]] = {}

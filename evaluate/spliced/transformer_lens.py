@@ -45,7 +45,7 @@ def transformer_lens_hooks(
     for layer, transcoder in transcoders.items():
         sites = SitePair.from_facts(transcoder.config, location=transcoder.name)
         if sites.target in ("ln2_normalized", "resid_mid"):
-            what = f"TransformerLens replaces {sites.target} for what the MLP reads alone, not for what comes after it."
+            what = f"TransformerLens replaces {sites.target} only for what the MLP reads, not for what comes after it."
             raise UsageError(what, remedy="Use nestcoder.splice on the Hugging Face model.")
         source, view = hook_read(transcoder, layer)
         used = transcoder if prefix is None else transcoder.truncate(prefix)

@@ -64,7 +64,7 @@ def _plan(
 
 def _refuse_what_is_there(out: Path) -> None:
     if out.exists():
-        raise UsageError("This is there already.", where=out, remedy="Name a new folder, or remove this one.")
+        raise UsageError("This exists already.", where=out, remedy="Name a new folder, or remove this one.")
 
 
 def _files(invocation: "Invocation", layers: list[int], target: str, *, name: str, device: str) -> "Files":

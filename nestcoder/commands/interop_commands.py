@@ -121,7 +121,7 @@ def _refuse_pages_that_are_there(
     """Before anything is written. Raises UsageError."""
     for target in pages:
         if (options.out / target).exists():
-            what = "This is there already."
+            what = "This exists already."
             raise UsageError(what, where=options.out / target, remedy="Name a new folder, or remove this one.")
         if target != "delphi" and not _has_evidence(invocation, layers, options.name):
             what = f"{target} is written from feature evidence, and there is none for every layer."

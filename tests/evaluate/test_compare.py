@@ -118,7 +118,7 @@ def test_googles_l0_and_fvu_are_those_of_the_closed_form(folder: Path, compariso
     assert reference["l0"] == pytest.approx(TRUE_L0, rel=0.02)
     assert reference["dead_fraction"] == 0
     assert reference["redundancy"]["twin_share"] == 0
-    assert "of the 3 that its folder promises" in comparison["theirs"]["convention"]
+    assert "of the 3 that its folder names" in comparison["theirs"]["convention"]
     assert comparison["tokens_trained"] == {"ours": 5000, "theirs": None}
 
 
@@ -158,7 +158,7 @@ def test_the_gained_input_is_refused_before_anything_is_measured(tmp_path: Path,
     """A cache whose gain is not what it says feeds the dictionary the gained input."""
     wrong = write_cache(tmp_path / "cache", gain=torch.ones(WIDTH), bias=torch.zeros(WIDTH))
     request = {"gemma_scope": str(folder / "google")}
-    with pytest.raises(MismatchError, match="not being fed what it was trained on") as refused:
+    with pytest.raises(MismatchError, match="does not get the input") as refused:
         run(wrong, folder / "main", tmp_path / "report", **request)
     assert refused.value.where.endswith("params.npz")
     assert not (tmp_path / "report").exists()
@@ -173,7 +173,7 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path: Path, folder: Path) -
     assert set(row["better"].values()) == {None}
     assert not row["disagree"]
     assert "already" in document["ours_at_their_l0"]["reason"]
-    assert "a run of ours" in document["theirs"]["convention"]
+    assert "one of our own runs" in document["theirs"]["convention"]
     assert (tmp_path / "report" / "other_metrics.json").is_file()
 
 
@@ -187,7 +187,7 @@ def test_two_runs_on_other_sites_compare_as_they_were_trained(tmp_path: Path, fo
 def test_a_cache_of_normalised_rows_needs_no_folding(tmp_path: Path, folder: Path) -> None:
     plain = {"gain": torch.ones(WIDTH), "bias": torch.zeros(WIDTH)}
     cache = write_cache(tmp_path / "cache", **plain, source_site="ln2_normalized")
-    with pytest.raises(MismatchError, match="not being fed"):
+    with pytest.raises(MismatchError, match="does not get the input"):
         run(cache, folder / "main", tmp_path / "report", gemma_scope=str(folder / "google"))
 
 

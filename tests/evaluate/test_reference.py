@@ -43,7 +43,7 @@ def test_a_run_of_ours_is_taken_as_it_was_trained(reader: CacheReader, ours: Tra
         found = opened(reader, ours, against=path)
         assert found.is_own_run
         assert torch.equal(found.dictionary.W_enc, ours.W_enc)
-        assert "a run of ours" in found.convention(20.0, force=False)
+        assert "one of our own runs" in found.convention(20.0, force=False)
     fields = reference_fields(found)
     assert fields["dict_size"] == ours.dict_size
     assert fields["tokens_trained"] == 12345
@@ -94,7 +94,7 @@ def test_other_sites_are_refused(reader: CacheReader, ours: Transcoder, identity
 
 def test_a_cache_without_gain_cannot_feed_normalised_rows(reader: CacheReader, ours: Transcoder) -> None:
     reader.arrays.clear()
-    with pytest.raises(MismatchError, match="stores no gain"):
+    with pytest.raises(MismatchError, match="has no gain"):
         reading_the_cache(ours.replaced(source_view="ln2_normalized"), reader)
 
 

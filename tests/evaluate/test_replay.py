@@ -135,7 +135,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_number(
     notes = Notes()
     at_once = measured(toy_cache, dictionary, Silent()).metrics
     halved = measured(toy_cache, limited_to(40, dictionary, error), notes).metrics
-    assert notes.texts == [f"out of memory: going on with {rows} rows at a time" for rows in (128, 64, 32)]
+    assert notes.texts == [f"Out of memory: going on with {rows} rows at a time." for rows in (128, 64, 32)]
     assert halved["sparsity"] == at_once["sparsity"]
     np.testing.assert_allclose(halved["fvu_per_prefix"], at_once["fvu_per_prefix"], rtol=1e-6)
 
@@ -156,7 +156,7 @@ def test_a_batch_of_special_tokens_only_is_skipped(
 
 
 def test_a_device_without_memory_for_a_row_is_refused(toy_cache: Path, dictionary: Transcoder) -> None:
-    with pytest.raises(CapacityError, match="Not even one row"):
+    with pytest.raises(CapacityError, match="too small for one row"):
         measured(toy_cache, limited_to(0, dictionary), Silent())
 
 

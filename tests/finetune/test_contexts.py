@@ -71,5 +71,5 @@ def test_without_a_special_token_for_padding_only_full_contexts_are_used(tmp_pat
 
 def test_rows_that_are_no_contexts_are_refused(tmp_path: Path) -> None:
     reader, _ = write(tmp_path / "cache", special=[BOS], position=np.zeros(sum(LENGTHS), np.int32))
-    with pytest.raises(UsageError, match="holds no contexts of tokens"):
+    with pytest.raises(UsageError, match="has no context of two tokens"):
         TrainText.from_reader(reader)

@@ -145,7 +145,7 @@ def test_several_processes_find_what_one_finds(
 
 def test_dictionaries_that_cannot_be_tuned_are_refused(runs: Path, settings_in: Settings) -> None:
     settings = settings_in(runs)
-    with pytest.raises(UsageError, match="must not replace"):
+    with pytest.raises(UsageError, match="would replace"):
         finetune(settings, result="clt")
     with pytest.raises(UsageError, match="one cross-layer transcoder of several layers"):
         nestcoder.run_finetune(settings, [8], name="clt", device="cpu")

@@ -30,5 +30,5 @@ def test_a_dictionary_of_several_layers_has_one_folder(tmp_path: Path) -> None:
     joint = replace(request, joint=RunFolders(tmp_path / "layers04_08"))
     assert set(joint.trained().values()) == {tmp_path / "layers04_08" / "transcoder" / "main"}
     assert list(joint.results()) == [4, 8]
-    with pytest.raises(UsageError, match="must not replace"):
+    with pytest.raises(UsageError, match="would replace"):
         replace(joint, result="main").results()

@@ -77,7 +77,7 @@ def test_the_command_plans_and_refuses(tuned: tuple[Path, dict[str, Any]], setti
     assert plan["context"] == 64
     assert plan["steps"] == 5_000_000 // (8 * 64)
     assert not (runs / "gpt2-stdlib" / "finetune" / "main-finetuned.plan").exists()
-    with pytest.raises(UsageError, match="must not replace"):
+    with pytest.raises(UsageError, match="would replace"):
         nestcoder.run_finetune(settings_in(runs), [8], result="main", device="cpu")
     with pytest.raises(UsageError, match="no trained transcoder"):
         nestcoder.run_finetune(settings_in(runs), [8], name="absent", device="cpu")

@@ -64,5 +64,5 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> N
     with pytest.raises(DamagedError, match="log is shorter"):
         state.restore(made(1))
     (tmp_path / STATE_FOLDER / STATE_FILE).write_text("{")
-    with pytest.raises(DamagedError, match="does not read"):
+    with pytest.raises(DamagedError, match="cannot be read"):
         state.restore(made(1))

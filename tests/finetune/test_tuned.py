@@ -62,7 +62,7 @@ def test_an_update_keeps_rows_at_norm_one(trained: Path, which: str) -> None:
 
 def test_rows_of_another_norm_are_refused(trained: Path) -> None:
     piece = begin(trained, "layer")
-    with pytest.raises(UsageError, match="not of norm 1"):
+    with pytest.raises(UsageError, match="do not have norm 1"):
         Tuned.begin(piece.transcoder.replaced(W_dec=2 * piece.transcoder.W_dec.detach()), piece.factors)
 
 

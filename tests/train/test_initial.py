@@ -60,7 +60,7 @@ def test_more_features_than_rows_are_all_different(small_cache: Path) -> None:
 
 def test_a_cache_of_special_tokens_only_is_refused(special_cache: Path, small_cache: Path) -> None:
     units = units_of(CacheReader.open(small_cache), "mlp_in")
-    with pytest.raises(UsageError, match="every training row of this cache is of a special token"):
+    with pytest.raises(UsageError, match="Every training row of this cache belongs to a special token"):
         initial_weights(
             CacheReader.open(special_cache), units, dict_size=8, skip=False, view="mlp_in", seed=0, device="cpu"
         )

@@ -44,7 +44,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
     train(small_cache, tmp_path / "whole", quick)
     read = Loader.batch
     monkeypatch.setattr(Loader, "batch", lambda self, number: _spoilt(read(self, number), only=17))
-    problem = r"batch 17 is not finite\. Batch 17 \(epoch 1\) holds NaN or infinity in rows of document \d+\b"
+    problem = r"batch 17 is not finite\. Batch 17 \(epoch 1\) has NaN or infinity in rows of document \d+\b"
     with pytest.raises(NumericalError, match=problem) as caught:
         train(small_cache, tmp_path / "run", quick)
     assert caught.value.remedy == "The checkpoint of step 10 is intact."
@@ -88,7 +88,7 @@ def test_rows_that_are_not_finite_are_named_by_document() -> None:
     source, target = torch.zeros(4, 3), torch.zeros(4, 2)
     target[1, 0], source[3, 2] = torch.nan, torch.inf
     batch = Batch(source, target, np.zeros(4, np.int32), np.array([7, 8, 9, 12], np.int64), index=41, epoch=2)
-    assert _why_not_finite(batch) == "Batch 41 (epoch 2) holds NaN or infinity in rows of document 8, 12."
+    assert _why_not_finite(batch) == "Batch 41 (epoch 2) has NaN or infinity in rows of document 8, 12."
 
 
 def test_a_damaged_shard_stops_training_before_its_rows_are_used(

@@ -55,7 +55,7 @@ def test_files_of_a_complete_run_reduce_only_its_own_need_of_disk(
 def test_what_will_not_fit_is_refused(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     huge = TrainSettings.model_validate(quick.model_dump() | {"prefixes": (16, 1 << 30)})
     for ask in (plan_train, _train):
-        with pytest.raises(CapacityError, match=r"Training takes \d+ GB of memory, and"):
+        with pytest.raises(CapacityError, match=r"Training needs \d+ GB of memory, but"):
             ask(cache=small_cache, settings=huge, device="cpu", out=tmp_path / "run")
 
 

@@ -129,11 +129,11 @@ def test_sweep_members_differ_as_they_say() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"top_k": 8}, "needs a name"),
-        ({"name": "../up", "top_k": 8}, "needs a name"),
-        ({"name": "..", "top_k": 8}, "needs a name"),
-        ({"name": "metrics.jsonl", "top_k": 8}, "needs a name"),
-        ({"name": "checkpoints", "top_k": 8}, "needs a name"),
+        ({"top_k": 8}, "needs a new name"),
+        ({"name": "../up", "top_k": 8}, "needs a new name"),
+        ({"name": "..", "top_k": 8}, "needs a new name"),
+        ({"name": "metrics.jsonl", "top_k": 8}, "needs a new name"),
+        ({"name": "checkpoints", "top_k": 8}, "needs a new name"),
         ({"name": "a", "batch_rows": 5}, "cannot set batch_rows"),
         ({"name": "a", "steps": 5}, "cannot set steps"),
         ({"name": "a", "topk": 5}, "topk: Extra inputs"),

@@ -106,10 +106,10 @@ def test_b_dec_in_the_encoder_gets_its_gradient() -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"kind": "sae", "skip": True}, "skip with kind sae"),
-        ({"kind": "sae", "source": "ln2_normalized"}, "as it is stored"),
-        ({"side": "target"}, "set kind to sae"),
-        ({"subtract_b_dec": True}, "lives in another space"),
+        ({"kind": "sae", "skip": True}, "skip cannot be used with kind sae"),
+        ({"kind": "sae", "source": "ln2_normalized"}, "as they are stored"),
+        ({"side": "target"}, "belongs to kind sae"),
+        ({"subtract_b_dec": True}, "are in different spaces"),
     ],
 )
 def test_what_only_makes_sense_for_another_kind_is_refused(values: dict[str, Any], reason: str) -> None:

@@ -1,7 +1,7 @@
-"""What of a batch is this process's, where several read different rows of it (data parallel).
+"""This process's share of a batch, where several processes read different rows of it (data parallel).
 
 Sums over processes of gradients weighted by each one's share of the rows are the gradient of the whole batch, and
-batchtopk selects over all rows of it, so N processes and one process do the same to rounding.
+batchtopk selects over all rows of it. So N processes do the same as one, up to rounding.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class BatchShare:
 
     @property
     def fraction(self) -> float:
-        """What this process's mean counts in the batch's."""
+        """The weight of this process's mean in the mean of the batch."""
         return self.rows / max(1, self.batch_rows)
 
     def rows_before(self, device: torch.device) -> int:

@@ -1,8 +1,7 @@
 """Batches on the device of training, each sent while the step before it runs.
 
-On CUDA the next batch travels from pinned memory on a stream of its own: an event orders its arrival before its use,
-and ``record_stream`` keeps its memory from being used again before the step that reads it is done. Elsewhere there is
-nothing to send, and a batch is handed on as it is.
+On CUDA the next batch is copied from pinned memory on a separate stream. An event makes sure that it has arrived before
+it is used, and ``record_stream`` keeps its memory until the step that reads it is done. On a CPU nothing is copied.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from cache.loader import Batch
 
 @dataclass(frozen=True)
 class _Sent:
-    """A batch whose arrays are on the device once ``arrived`` has come to pass; None where they are there already."""
+    """A batch whose arrays are on the device once the event ``arrived`` is over; None if they are there already."""
 
     batch: Batch
     arrived: torch.Event | None
@@ -40,7 +39,7 @@ class Feed:
             yield self._receive(sent)
 
     def _send(self, batch: Batch) -> _Sent:
-        """Begin the way to the device, beside whatever it is computing."""
+        """Start the copy to the device, while that computes something else."""
         with torch.cuda.stream(self._stream):
             source, target = (array.to(self._device, non_blocking=True) for array in (batch.source, batch.target))
         arrived = self._stream.record_event() if self._stream else None

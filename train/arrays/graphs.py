@@ -1,9 +1,9 @@
-"""Work on a GPU that comes again and again, as CUDA graphs: recorded once for each form of it, then one launch a turn.
+"""Repeated work on a GPU as CUDA graphs: recorded once for each form of the work, then started by one launch.
 
 A step is some hundred small kernels, and on a fast GPU the host takes longer to launch them than they run. A graph is
-the same kernels on the same memory, so what differs from turn to turn must come in arrays, at the same addresses. The
-first turns of a form are done plainly: they compile kernels, and make what is made once. What cannot be recorded is
-done plainly for good, and a note says why. Same kernels, same order: same bytes. Not run on a GPU.
+the same kernels on the same memory, so everything that changes must come in arrays at the same addresses. The first
+turns of a form run without a graph: they compile kernels, and create what is created only once. Work that cannot be
+recorded always runs without a graph, and a note says why. The results have the same bytes. Not yet run on a GPU.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -17,6 +17,7 @@ from torch import Tensor
 from common.progress import Progress
 
 _PLAIN_TURNS = 3
+"""Turns without a graph before one is recorded: as many as PyTorch's own example takes to warm up."""
 Inputs = Sequence[Any]
 """Tensors; None for one that a form does not have."""
 Work = Callable[[Inputs], dict[str, Tensor]]
@@ -51,10 +52,10 @@ class Graphs:
         return list(self._recorded)
 
     def play(self, form: Hashable, inputs: Inputs, work: Work) -> dict[str, Tensor] | None:
-        """The results of ``work`` on ``inputs``; None where it must be done plainly, at first or for good.
+        """The results of ``work`` on ``inputs``; None if the caller must run it without a graph.
 
-        Inputs may lie on the host. Results are copies. ``work`` must do the same kernels on the same arrays, apart from
-        its inputs, whenever it is given the same form.
+        Inputs may be on the host. Results are copies. For one form, ``work`` must always run the same kernels on the
+        same arrays, except its inputs.
         """
         if not self._is_possible:
             return None
@@ -81,7 +82,9 @@ class Graphs:
         except Exception as error:
             self._is_possible = False
             reason = str(error).partition("\n")[0]
-            self._progress.note(f"Steps are not recorded as CUDA graphs, and are launched one by one: {reason}")
+            self._progress.note(
+                f"Steps cannot be recorded as CUDA graphs, so their kernels are launched one by one: {reason}"
+            )
             return False
         self._recorded[form] = _Recorded(replay, own, results)
         return True

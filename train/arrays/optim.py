@@ -3,8 +3,8 @@
     rate(t) = lr * (t + 1) / warmup                                        warm-up
     rate(t) = lr, then from the start of the decay down to min_lr at the last step, t = steps - 1
 
-An update clips, runs Adam on master weights in float32, and then sets the decoder's rows to norm 1 again; the decoder's
-gradient arrives without its part along those rows. Its state is the two moments of every array.
+An update clips the gradient, runs Adam on master weights in float32, and scales the decoder's rows to norm 1 again. The
+decoder's gradient comes without its component along those rows. The state is the two moments of every array.
 """
 
 import math
@@ -23,6 +23,7 @@ from transcoder.sharded import UNSHARDED, Shard
 
 _DECAYED = ("W_enc", "W_skip")
 _EPSILON = 1e-8
+"""PyTorch's default for Adam."""
 
 
 def learning_rate(settings: ResolvedSettings, step: int) -> float:
@@ -65,9 +66,9 @@ def update_(
     rounded: Parameters | None = None,
     shard: Shard = UNSHARDED,
 ) -> Float[Tensor, ""]:
-    """Take step ``step`` in place; returns the whole gradient's norm before clipping. ``gradients`` are used up.
+    """Take step ``step`` in place; returns the norm of the gradient before clipping. ``gradients`` are overwritten.
 
-    A gradient that is not finite changes nothing but the decoder's rounding; the caller sees it in the norm. Where the
+    A gradient that is not finite changes only the decoder's rounding; the caller sees it in the norm. Where the
     update is ``in_one_pass``, ``rounded`` gets the new weights in its own dtype and ``numbers`` are read instead of
     ``step``: the ``step_numbers`` of the step, on the device. Otherwise both are left alone.
     """
@@ -103,13 +104,14 @@ def update_(
 
 
 def in_one_pass(weights: Parameters) -> bool:
-    """Whether one kernel does all of an update here: masters in float32, and rows that fit a program's registers."""
+    """Whether one kernel can do the whole update: float32 weights, and rows that fit into a program's registers."""
     # A program holds a whole row, its gradient and both moments; wider ones would spill to memory.
     return uses_kernels(weights.W_dec) and weights.W_dec.dtype == torch.float32 and weights.W_dec.shape[1] <= 16_384
 
 
 def step_numbers(settings: ResolvedSettings, step: int) -> Float[Tensor, " numbers"]:
-    """What of an update differs from step to step: lr, lr / (1 - beta1^t), sqrt(1 - beta2^t), with t = step + 1."""
+    """The numbers of an update that change from step to step: lr, lr / (1 - beta1^t), sqrt(1 - beta2^t), with t = step
+    + 1."""
     lr = learning_rate(settings, step)
     step_size = lr / (1 - settings.beta1 ** (step + 1))
     return torch.tensor([lr, step_size, math.sqrt(1 - settings.beta2 ** (step + 1))])
@@ -148,7 +150,7 @@ def _update_in_one_pass_(
 
 
 def _groups(arrays: dict[str, Tensor], weight_decay: float) -> list[tuple[list[str], float]]:
-    """Names of the arrays that share a weight decay: matrices that are not held at norm 1, and the rest."""
+    """Names of the arrays that share a weight decay: matrices whose rows need not have norm 1, and the rest."""
     if not weight_decay:
         return [(list(arrays), 0.0)]
     decayed = [name for name in arrays if name in _DECAYED]
@@ -161,7 +163,7 @@ def _divisor(norm: Float[Tensor, ""], clip_norm: float | None) -> Float[Tensor, 
 
 
 def remove_parallel_(gradient: Float[Tensor, "rows width"], unit: Float[Tensor, "rows width"]) -> None:
-    """Take out of every row of ``gradient`` its part along the unit row beside it."""
+    """Remove from every row of ``gradient`` its component along the same row of ``unit``."""
     along = torch.linalg.vecdot(gradient, unit)
     gradient.addcmul_(unit, along[:, None], value=-1)
 

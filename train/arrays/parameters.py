@@ -23,7 +23,7 @@ class Parameters:
     b_dec: Float[Tensor, " d_target"]
     W_skip: Float[Tensor, "d_source d_target"] | None = None
     threshold: Float[Tensor, " dict_size"] | None = None
-    """Of a rule that trains one for each feature."""
+    """Of a rule that trains a threshold for each feature."""
 
     @staticmethod
     def from_transcoder(transcoder: Transcoder) -> "Parameters":
@@ -41,7 +41,8 @@ class Parameters:
         return replace(self, threshold=None).tensors()
 
     def reading_less_b_dec(self, sign: float = 1.0) -> "Parameters":
-        """The same encoder for a source less ``sign`` times b_dec, which lives in the source's space."""
+        """The same encoder for a source minus ``sign`` times b_dec (of an autoencoder, whose b_dec is in that
+        space)."""
         return replace(self, b_enc=self.b_enc + sign * (self.W_enc @ self.b_dec))
 
     def to(self, device: str | torch.device) -> "Parameters":

@@ -1,16 +1,16 @@
-"""The units that training computes in, and the way back to the cache's own.
+"""The units that training computes in, and how they become the cache's units again.
 
     source' = source * source_scale      such that the source's variance is 1 in every dimension, or 1 on average
     target' = target * target_scale      such that the target's is 1 on average
 
-Fixed for the whole data set, so that learning rates carry over between layers and models; never a scale a token. The
-target has one scale for all dimensions, so that unit rows stay unit rows and no selection moves; the source may have
-one a dimension. They are folded back, exactly, when a transcoder is saved:
+Fixed for the whole data set, so that one learning rate fits all layers and models; there is never a scale for one
+token. The target has one scale for all dimensions, so that unit rows stay unit rows and no selection moves; the source
+may have one a dimension. They are folded back, exactly, when a transcoder is saved:
 
     W_enc = W_enc' * source_scale / target_scale    b_enc = b_enc' / target_scale    b_dec = b_dec' / target_scale
     W_skip = source_scale * W_skip' / target_scale  threshold = threshold' / target_scale        W_dec = W_dec'
 
-What the target's dimensions count is a matter of the loss alone (``dimension_scale``), and nothing is folded for it.
+How much each dimension of the target counts is decided in the loss (``dimension_scale``); it is not folded.
 """
 
 import math
@@ -33,7 +33,8 @@ from transcoder.constants import constant
 SourceScaling = Literal["dimension", "whole"]
 """One scale a dimension of the source, or one for all of it."""
 _MIN_VARIANCE = 1e-4
-"""Of the mean: no dimension is scaled up more than a hundred times, or one that never varies would be all noise."""
+"""Share of the mean variance: so no dimension is scaled up more than a hundred times. One that never varies would
+be all noise."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Units:
 
 
 def _in_units(rows: Float[Tensor, "rows width"], scale: float | Tensor) -> Float[Tensor, "rows width"]:
-    """Rows times a scale in float32, in one pass where that is quicker."""
+    """Rows times a scale in float32, in one pass if that is faster."""
     factor = _on(scale, rows.device) if isinstance(scale, Tensor) else constant((scale,), torch.float32, rows.device)
     if rows.dtype == torch.float32 or (rows.is_cuda and rows.dtype.itemsize == 2):
         return torch.mul(rows, factor)
@@ -104,7 +105,7 @@ def units_of(reader: CacheReader, view: View, scaling: SourceScaling = "dimensio
     if view == "ln2_normalized":
         mean, variance = _norm_of(reader).undo_moments(mean, variance)
     if not (variance.sum() > 0 and target.variance_sum > 0):
-        raise NumericalError("the rows of this cache do not vary: there is nothing to learn", where=reader.path)
+        raise NumericalError("The rows of this cache are all the same: there is nothing to learn.", where=reader.path)
     target_scale = math.sqrt(len(target.mean) / target.variance_sum)
     return Units(
         source_scale=_source_scale(variance, scaling),
@@ -122,13 +123,13 @@ def _source_scale(variance: Float64[np.ndarray, " d_source"], scaling: SourceSca
 
 
 def _norm_of(reader: CacheReader) -> NormAffine:
-    """Only what comes out of the norm can be seen as it was before the norm's gain and bias."""
+    """The norm whose gain and bias can be undone: only the output of a norm has this view."""
     site = reader.identity.get("source_site")
     norm = NormAffine.of_arrays(reader.arrays)
     if site != "mlp_in" or norm is None:
         raise UsageError(
-            f"the source of this cache is {site}, which has no ln2_normalized view",
+            f"The source of this cache is {site}, which has no ln2_normalized view.",
             where=reader.path,
-            remedy="Leave train.source at mlp_in, which takes the source as it is stored",
+            remedy="Leave train.source at mlp_in, which takes the source as it is stored.",
         )
     return norm

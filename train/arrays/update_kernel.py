@@ -1,8 +1,8 @@
 """One pass over memory for Adam, rows of norm 1 and the rounded copy of an array: a Triton kernel, for CUDA.
 
-It computes what ``optim.update_`` does with PyTorch's fused Adam and the passes after it, up to roundings in float32.
-A row of the decoder is in one program's registers, so that its norm is at hand when the row is written. Arrays whose
-rows have no norm to keep are taken in blocks.
+It computes what ``optim.update_`` does with PyTorch's fused Adam and the passes after it, up to rounding in float32.
+A decoder row stays in the registers of one program, so its norm is known when the row is written. Other arrays are
+updated in blocks.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 _FLAT_BLOCK = 1024
+"""Numbers that a program updates of an array without unit rows: 16 for each thread of its two warps (``num_warps``)."""
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _jit: Any = triton.jit
 
 
 @dataclass(frozen=True)
 class Adam:
-    """What of Adam is the same in every step."""
+    """The settings of Adam, the same in every step."""
 
     beta1: float
     beta2: float
@@ -99,9 +100,9 @@ def update_array_(
 ) -> None:
     """Take a step in place: weights, both moments, and ``rounded``, the weights in another dtype, where it is given.
 
-    The gradient is divided by ``divisor``. ``numbers`` are the step's ``optim.step_numbers``: in memory, so that a step
-    captured in a CUDA graph finds those of its turn. Where ``norm``, that of the whole gradient, is not finite, nothing
-    changes but roundings of rows that ``unit_rows`` scales to norm 1.
+    The gradient is divided by ``divisor``. ``numbers`` are the step's ``optim.step_numbers``: in an array, so that a
+    step in a CUDA graph reads its own. If ``norm``, that of the whole gradient, is not finite, nothing changes but the
+    rounding of rows that ``unit_rows`` scales to norm 1.
     """
     arrays = [weights, gradient, first, second, *([] if rounded is None else [rounded])]
     assert all(array.is_contiguous() for array in arrays)

@@ -1,1 +1,1 @@
-"""What is done about dead features: which ones are, the auxiliary loss, and how they begin again."""
+"""Dead features: which ones they are, the auxiliary loss, and how they start again."""

@@ -4,10 +4,10 @@
     e_hat = sum over the aux_top_k largest dead pre-activations of a row, rectified, of  a * W_dec[feature]
     aux   = alpha * min(dead / aux_top_k, 1) * sum ||e_hat - e||^2 / sum ||e - mean(e)||^2
 
-e_hat holds neither ``b_dec`` nor the skip: both are in y already. Only dead features are touched.
+e_hat has neither ``b_dec`` nor the skip: y has both already. Only dead features get a gradient.
 
-With aux_top_k half the target's width, a row uses most of a few thousand dead features. On a CPU they are gathered
-nevertheless; on a GPU the same is four dense matrix products, in the compute dtype and summed in float32.
+With aux_top_k half the target's width, a row uses most of a few thousand dead features. On a CPU they are gathered all
+the same; on a GPU four dense matrix products do it, in the compute dtype and summed in float32.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from transcoder.sparse_code import SparseCode
 class Auxiliary:
     """``sum ||e_hat - e||^2`` of a batch and its gradient in the dead features' weights, before any scaling.
 
-    The decoder's has no part along its rows, whose norm is held at 1.
+    The decoder's has no component along its rows, whose norm stays 1.
     """
 
     error: Float[Tensor, ""]
@@ -52,11 +52,11 @@ def auxiliary(
     dtype: torch.dtype | None = None,
     shard: Shard = UNSHARDED,
 ) -> Auxiliary:
-    """How badly the dead features account for ``-residual`` (target minus reconstruction), and the gradient.
+    """How far the dead features are from ``-residual`` (target minus reconstruction), and the gradient.
 
     ``pre`` holds the pre-activations of ``dead.features``, ``dtype`` is that of matrix products on a GPU (the weights'
     own where None).
-    With a ``shard``, ``dead`` are those of this process's features, and the account is that of all processes' together.
+    With a ``shard``, ``dead`` are those among this process's features, and the error is that of all processes.
     """
     values, columns = _largest(dead.or_else(pre, -torch.inf), top_k, shard)
     if prefers_products(pre, top_k=top_k):
@@ -99,10 +99,10 @@ def _gradient(
 
 
 def prefers_products(pre: Float[Tensor, "rows dead"], *, top_k: int) -> bool:
-    """Whether dense products are faster: on a GPU, unless a row uses less than a sixteenth of the dead features.
+    """Whether dense products are faster: on a GPU, unless a row uses fewer than a sixteenth of the dead features.
 
-    By arithmetic: a gather reads 4 bytes for every number that a product multiplies, and an H100 multiplies some 16
-    numbers in float32, 130 in bfloat16, in the time that it takes to read one.
+    Reason: a gather reads 4 bytes for every number that a product multiplies, and in the time that an H100 needs to
+    read one number it multiplies about 16 in float32, 130 in bfloat16.
     """
     return pre.device.type != "cpu" and pre.shape[1] <= 16 * top_k
 
@@ -116,9 +116,9 @@ def _by_products(
     dtype: torch.dtype,
     shard: Shard,
 ) -> Auxiliary:
-    """The same as the gathers, from the code with its zeros written out."""
+    """The same result as by gathering, from the dense code."""
     dead = len(decoder)
-    idle = -dead % 16  # a GPU's fast products want rows of whole 32 bytes
+    idle = -dead % 16  # fast products on a GPU need rows of a multiple of 32 bytes
     code = pad(code, (0, idle)).to(dtype)
     rounded = pad(decoder, (0, 0, 0, idle)).to(dtype)
     errors = shard.sum_(product(code, rounded)).add_(residual)
@@ -140,7 +140,7 @@ def product(left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner colum
 
 
 def spread(residual: Float[Tensor, "rows d_target"]) -> Float[Tensor, " statistics"]:
-    """Sums that give ``sum ||e - mean(e)||^2``, to be added over processes first: rows, sum of e, sum of ||e||^2."""
+    """Sums from which ``variation`` follows, once added over processes: rows, sum of e, sum of ||e||^2."""
     rows = torch.full((1,), residual.shape[0], dtype=torch.float64, device=residual.device)
     squares = residual.square().sum(dim=1).double().sum().unsqueeze(0)
     return torch.cat([rows, residual.double().sum(dim=0), squares])
@@ -154,7 +154,7 @@ def variation(statistics: Float[Tensor, " statistics"]) -> Float[Tensor, ""]:
 def auxiliary_scale(
     *, alpha: float, dead: Float[Tensor, ""], top_k: int, variation: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """What the squared error counts: less while few features are ``dead``, nothing while none is."""
+    """The weight of the squared error: smaller while few features are ``dead``, 0 while none is."""
     return alpha * (dead / torch.full_like(dead, top_k)).clamp(max=1.0) * variation.clamp(min=1e-30).reciprocal()
 
 

@@ -1,7 +1,7 @@
-"""Which features are dead: how many tokens each has seen since it last fired. Part of every checkpoint.
+"""Which features are dead: the number of tokens since each last fired. Part of every checkpoint.
 
-On a GPU nothing waits to learn how many are. A step there has room for a number of features that is known beforehand:
-the dead ones come first in it, and what is left over counts nothing.
+On a GPU the host does not wait for the number of dead features. A step has room for a number that is known before it:
+the dead features come first in that room, and the others in it have no effect.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 WINDOW = 16
-"""Steps that have the same room: so far the host may run ahead of a GPU before it waits for a count."""
-# Below this a step costs the same, and fewer sizes mean fewer recorded graphs.
+"""Steps with the same room: the host may be so many steps ahead of a GPU before it waits for a count."""
+# A smaller room would not make a step faster, and fewer sizes mean fewer recorded graphs.
 _MIN_ROOM = 64
 
 
 def count_tokens_(since_fired: Int[Tensor, " dict_size"], fired: Bool[Tensor, " dict_size"], *, tokens: int) -> None:
-    """A batch of ``tokens`` rows went by: 0 for the features that fired in it, so many more for the others."""
+    """Count a batch of ``tokens`` rows: 0 for the features that fired in it, so many more for the others."""
     since_fired.add_(tokens).masked_fill_(fired, 0)
 
 
@@ -33,9 +33,9 @@ def dead_count(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int) -> 
 
 @dataclass(frozen=True)
 class Dead:
-    """The dead features, ascending, and behind them others that fill a step's room.
+    """The dead features, ascending, and after them others that fill a step's room.
 
-    ``counts`` says which of ``features`` are meant; None where all are, because the room is as large as their number.
+    ``counts`` says which of ``features`` are dead; None if all are, because the room is as large as their number.
     """
 
     features: Int[Tensor, " room"]
@@ -43,7 +43,7 @@ class Dead:
 
     @staticmethod
     def among(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, room: int, exact: bool) -> "Dead":
-        """``exact`` says that ``room`` is their number. A room too small would lose some of them."""
+        """``exact``: ``room`` is their number. If the room is too small, some of them are left out."""
         if not room:
             return Dead(since_fired.new_empty(0))
         is_dead = since_fired >= after_tokens
@@ -58,11 +58,11 @@ class Dead:
         return self.counts.double().sum()
 
     def or_else(self, columns: Float[Tensor, "rows room"], value: float) -> Float[Tensor, "rows room"]:
-        """``columns`` with ``value`` in those of features that are not dead."""
+        """``columns``, with ``value`` where a feature is not dead."""
         return columns if self.counts is None else columns.masked_fill(~self.counts, value)
 
     def silent(self, fired: Bool[Tensor, " dict_size"]) -> "Dead":
-        """Without those that have fired now."""
+        """Without those that fired in this step."""
         is_silent = ~fired[self.features]
         if self.counts is None:
             return Dead(self.features[is_silent])
@@ -78,11 +78,11 @@ class Dead:
 
 
 class Room:
-    """For how many dead features a step on a GPU has room, known without waiting for it. Part of every checkpoint.
+    """For how many dead features a step on a GPU has room, known without waiting for the GPU. Part of every checkpoint.
 
-    The room decides the shapes of a step, and with them its last bits: so it follows from the steps alone, not from
-    when the GPU answers. When a window of ``WINDOW`` steps begins, the features are counted that can be dead before the
-    *next* one ends. The host asks for that number when the next window begins, by which time it is there.
+    The room decides the shapes of a step, and so its last bits: therefore it depends on the steps only, not on when
+    the GPU answers. At the start of a window of ``WINDOW`` steps the GPU counts the features that can be dead before
+    the *next* window ends. The host reads that number at the start of the next window, when it has long arrived.
     """
 
     def __init__(self, now: int, coming: int) -> None:
@@ -91,19 +91,19 @@ class Room:
 
     @staticmethod
     def first(since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, batch_rows: int) -> "Room":
-        """For a training that begins, or goes on from a checkpoint without one. Waits for the device."""
+        """For a training that starts, or goes on from a checkpoint without a room. Waits for the device."""
         room = room_for(int(_can_die(since_fired, after_tokens, batch_rows)), dict_size=len(since_fired))
         return Room(room, room)
 
     def size_at(self, step: int, since_fired: Int[Tensor, " dict_size"], *, after_tokens: int, batch_rows: int) -> int:
-        """The room of step ``step``; asked once a step, in order."""
+        """The room of step ``step``; called once for every step, in order."""
         if step % WINDOW == 0:
             self._now = self._arrived()
             self._coming = _Sent.from_count(_can_die(since_fired, after_tokens, batch_rows), dict_size=len(since_fired))
         return self._now
 
     def record(self) -> list[int]:
-        """This window's and the next one's, for a checkpoint."""
+        """The rooms of this window and of the next one, for a checkpoint."""
         self._coming = self._arrived()
         return [self._now, self._coming]
 
@@ -132,10 +132,11 @@ class _Sent:
 
 
 def room_for(count: int, *, dict_size: int) -> int:
-    """Room for ``count`` features: a power of two, so that few forms of a step differ in it; none for none."""
+    """Room for ``count`` features: a power of two, so that there are few forms of a step; 0 for 0."""
     return min(dict_size, max(_MIN_ROOM, 1 << (count - 1).bit_length())) if count else 0
 
 
 def _can_die(since_fired: Int[Tensor, " dict_size"], after_tokens: int, batch_rows: int) -> Int[Tensor, ""]:
-    """How many features are dead within the next two windows at most: those that were silent for nearly as long."""
+    """The largest number of features that can be dead within the next two windows: those that have nearly been silent
+    for long enough."""
     return (since_fired >= after_tokens - 2 * WINDOW * batch_rows).sum()

@@ -1,15 +1,15 @@
-"""Dead features begin again, each from a row of the batch that is drawn for it.
+"""Dead features start again, each from a randomly drawn row of the batch.
 
-With x the source of the row less the batch's mean, and e what the dictionary leaves unexplained of its target,
+With x the row's source minus the batch's mean, and e the part of its target that the dictionary does not explain,
 
     W_enc[f] = 0.5 * x / |x|     W_dec[f] = e / |e|     b_enc[f] = what makes f fire on 3 in 1,000 rows of the batch
 
-so a feature begins as "where the source is like this row's, add what was missing there". The auxiliary loss alone does
-not do: it has no gradient for a feature whose pre-activation is positive on no row, and of the demo's dead features
-that were nearly all. Adam's moments are kept: without them the first steps would be three times too long.
+so a feature starts as "where the source is like this row's, add what was missing there". The auxiliary loss is not
+enough: it has no gradient for a feature whose pre-activation is positive on no row, as with nearly all dead features of
+the demo. Adam's moments are kept: without them the first steps would be three times too long.
 
-Rows are drawn by the step and the feature's number, so a run that is resumed, or dealt over processes, draws the same.
-docs/log.md has what else was tried.
+The draw depends only on the step and the feature's number, so a run that is resumed or divided among processes draws
+the same rows. docs/log.md tells what else was tried.
 """
 
 import torch
@@ -26,22 +26,23 @@ from train.resolved import ResolvedSettings
 from transcoder.sharded import UNSHARDED, Shard
 from transcoder.sparse_code import SparseCode
 
+# With the bias chosen for it, the norm decides how strongly a revived feature fires at first (docs/log.md).
 _ENCODER_NORM = 0.5
-# Of the source's length: float32 has seven digits, and the difference of two equal ones keeps noise of this size.
+# Share of the source's length: float32 has seven digits, so the difference of two equal rows is noise of this size.
 _NO_DIRECTION = 1e-5
-# A feature that fires on its own row alone was dead again soon; on one row in a hundred it was in the others' way.
+# With fewer rows, revived features were soon dead again; with one row in a hundred they took the place of others.
 _SHARE_OF_ROWS = 0.003
-# A feature must exceed its threshold by something that rounding cannot take away.
+# A feature must exceed its threshold by more than rounding errors.
 _MARGIN = 1e-4
 
 
 def may_revive(settings: ResolvedSettings, step: int) -> bool:
-    """Whether features are revived at a step: while a third of the full rate is left for them to learn by."""
+    """Whether features are revived at a step: while the learning rate is at least a third of the full one."""
     return settings.revive and 3 * learning_rate(settings, step) >= settings.lr
 
 
 def drawn_order(step: int, rows: int) -> Int[Tensor, " rows"]:
-    """The rows of a whole batch in the order in which features draw them at a step; on the CPU, wherever it trains."""
+    """The rows of a whole batch in the order in which features draw them at a step; always drawn on the CPU."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(step))
 
 
@@ -58,10 +59,10 @@ def revive_(
 ) -> None:
     """Give the features ``dead`` new weights, in place. Every process takes part, those without dead features too.
 
-    ``result`` is the step's on these rows, ``order`` the step's ``drawn_order``. A feature whose row has no direction
-    is left as it is. ``rounded`` is a copy of the weights in another dtype that gets the new ones too.
+    ``result`` is the step's result on these rows, ``order`` its ``drawn_order``. A feature whose row has no direction
+    does not change. ``rounded`` is a copy of the weights in another dtype, which gets the new weights too.
     """
-    # Different rows where the batch has one for every feature.
+    # Different rows for all features, if the batch has enough rows.
     number_in_dictionary = dead.features * shard.world + shard.rank
     rows = order[number_in_dictionary % share.batch_rows]
     values = torch.cat([source.to(weights.b_enc.dtype), -result.residual], dim=1)
@@ -71,7 +72,7 @@ def revive_(
 
     length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
     missing_length = torch.linalg.vector_norm(missing, dim=1, keepdim=True)
-    # A source that is the mean but for rounding has no direction, only noise.
+    # A source that equals the mean up to rounding has no direction, only noise.
     has_direction = length > _NO_DIRECTION * torch.linalg.vector_norm(x, dim=1, keepdim=True)
     usable = (has_direction & (missing_length > 0)).flatten()
     encoder = _ENCODER_NORM * direction / length.clamp(min=1e-30)
@@ -88,7 +89,8 @@ def revive_(
 
 
 def _thresholds(code: SparseCode, shard: Shard) -> Float[Tensor, "rows 1"]:
-    """What a pre-activation must exceed to be among a row's: the least that is; 0 where there is none."""
+    """What a pre-activation must exceed to be selected in a row: the row's smallest selected value; 0 if there is
+    none."""
     infinity = float("inf")
     own = torch.segment_reduce(code.values.float(), "min", offsets=code.offsets.long(), initial=infinity)
     lowest = shard.min_(own)
@@ -103,10 +105,10 @@ def _firing_bias(
     dtype: torch.dtype,
     share: BatchShare,
 ) -> Float[Tensor, " dead"]:
-    """The bias with which each feature exceeds the threshold, of the row or of its own, on its share of the whole
-    batch's rows."""
+    """The bias with which each feature exceeds the threshold (of the row, or its own) on ``_SHARE_OF_ROWS`` of the
+    whole batch."""
     count = max(1, round(_SHARE_OF_ROWS * share.batch_rows))
-    # On a GPU in the dtype of the selection that the bias is for; it is the longest product of a revival.
+    # On a GPU in the dtype of the selection, for which the bias is made: it is the largest product of a revival.
     dtype = encoder.dtype if source.device.type == "cpu" else dtype
     wanted = thresholds - product(source.to(dtype), encoder.to(dtype).T)
     smallest = wanted[: share.rows].topk(min(count, share.rows), dim=0, largest=False).values
@@ -118,7 +120,7 @@ def _firing_bias(
 def _gathered(
     values: Float[Tensor, "rows width"], rows: Int[Tensor, " dead"], *, share: BatchShare
 ) -> tuple[Float[Tensor, "dead width"], Float[Tensor, " width"]]:
-    """The values of rows of the whole batch, whichever process has them, and the whole batch's mean."""
+    """The values of drawn rows, from whichever process has them, and the mean over the whole batch."""
     own = rows - share.rows_before(values.device)
     is_own = (own >= 0) & (own < share.rows)
     drawn = torch.where(is_own[:, None], values[own.clamp(0, len(values) - 1)], 0.0)

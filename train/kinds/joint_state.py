@@ -46,7 +46,7 @@ class JointState:
         return JointState(tuple(layer.dealt(shard, device=device) for layer in self.layers), self.numbers)
 
     def gathered(self, shard: Shard, *, dict_size: int) -> "JointState":
-        """Put together again from every process's features."""
+        """The whole state from every process's features."""
         return JointState(tuple(layer.gathered(shard, dict_size=dict_size) for layer in self.layers), self.numbers)
 
     def arrays(self) -> dict[str, Tensor]:

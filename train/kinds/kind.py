@@ -36,7 +36,7 @@ class RunState(Protocol):
 
     @property
     def device(self) -> device:
-        """Where the state lies."""
+        """The device of the state."""
         ...
 
     @property
@@ -50,11 +50,11 @@ class RunState(Protocol):
         ...
 
     def dealt(self, shard: Shard, *, device: str) -> Any:
-        """This process's features of it, on a device."""
+        """The state of this process's features, on a device."""
         ...
 
     def gathered(self, shard: Shard, *, dict_size: int) -> Any:
-        """Put together again from every process's features, in main memory."""
+        """The whole state from every process's features, in main memory."""
         ...
 
 

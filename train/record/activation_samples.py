@@ -1,11 +1,11 @@
-"""What features fire on while they form: every so many steps the strongest firings of each, beside the run.
+"""What features fire on during training: every so many steps the strongest firings of each, in the run's folder.
 
     activation_samples/step-0001000.safetensors    firings, largest, sample_row, sample_value: a row a feature
     activation_samples/step-0001000.json           step, tokens, settings; size and hash of the other file; written last
 
-They are taken from the first held-out rows, under the rule of evaluation, in the cache's units. Nothing of a training
-depends on them, and a step that is done again after a kill writes the same bytes. The text is not written again: a row
-number leads to it (``nestcoder features history``).
+They come from the first held-out rows, with the rule for evaluation, in the cache's units. The training does not depend
+on them, and a step that is repeated after a kill writes the same bytes. The text is not stored: ``nestcoder features
+history`` finds it by the row number.
 """
 
 import json
@@ -48,11 +48,11 @@ def write_samples(
 
 @torch.no_grad()
 def sample_firings(transcoder: Transcoder, reader: CacheReader, settings: SampleSettings) -> dict[str, np.ndarray]:
-    """``firings`` and ``largest`` of every feature over the rows, and the row and value of its samples, -1 and 0 where
+    """``firings`` and ``largest`` of every feature over the rows, and the row and value of its samples; -1 and 0 where
     there are fewer.
 
-    Of each feature's firings above the threshold ``samples_per_feature`` are drawn, and of these the strongest
-    ``samples_saved`` are kept.
+    For each feature, ``samples_per_feature`` of its firings above the threshold are drawn, and the strongest
+    ``samples_saved`` of these are kept.
     """
     row, feature, value = _firings(transcoder, reader, settings.rows)
     size = transcoder.dict_size
@@ -76,7 +76,7 @@ def sample_firings(transcoder: Transcoder, reader: CacheReader, settings: Sample
 def _firings(
     transcoder: Transcoder, reader: CacheReader, rows: int
 ) -> tuple[Int[np.ndarray, " firings"], Int[np.ndarray, " firings"], Float[np.ndarray, " firings"]]:
-    """Row, feature and value of everything that fires on the first held-out rows, by row."""
+    """Row, feature and value of every firing on the first held-out rows, by row."""
     split = reader.split("held_out")
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, min(rows, len(split)), _BATCH_ROWS):
@@ -98,7 +98,7 @@ def _first_of_each(feature: Int[np.ndarray, " firings"], key: np.ndarray, count:
 
 
 def _rank_in_feature(feature: Int[np.ndarray, " firings"]) -> Int[np.ndarray, " firings"]:
-    """How many firings of the same feature stand before each; equal features are neighbours."""
+    """The number of firings of the same feature before each one; equal features must be neighbours."""
     begins = np.flatnonzero(np.diff(feature, prepend=-1))
     return np.arange(len(feature)) - np.repeat(begins, np.diff(begins, append=len(feature)))
 

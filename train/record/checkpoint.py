@@ -1,11 +1,11 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000500.safetensors    weights, moments, tokens since each feature fired
     checkpoints/step-00000500.json           step, tokens, settings, cache fingerprint, software
     checkpoints/index.json                   a line a checkpoint: sizes and hashes of its files and of the log
 
-Each file is written aside, flushed and renamed, the index last: what it does not name does not exist. A step is a pure
-function of state and batch and the order of reading of its seed, so there is no random state to keep.
+Each file is written under another name, flushed and renamed, the index last: a file that it does not name is ignored. A
+step depends only on state and batch, and the order of the batches only on a seed, so there is no random state to save.
 """
 
 import json
@@ -34,17 +34,17 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint gives back: the state, and the seal of the log as it was then."""
+    """What is read from a checkpoint: the state, and the seal of the log at that time."""
 
     state: Any
     log: FileSeal
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``folder``. ``identity`` is what they must agree with: settings and cache.
+    """The checkpoints of one run, in ``folder``. They must agree with ``identity``: settings and cache.
 
-    ``to_arrays`` and ``from_arrays`` turn a kind's state into named arrays, and back; a transcoder's where None.
-    Of several processes one ``writes``; the others only restore.
+    ``to_arrays`` and ``from_arrays`` turn a kind's state into named arrays and back; those of a transcoder if None.
+    Of several processes only one ``writes``; the others only restore.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Checkpoints:
 
     @property
     def best(self) -> Entry | None:
-        """The one with the lowest held-out FVU, the later of equals."""
+        """The checkpoint with the lowest held-out FVU; of equal ones the later."""
         return next(iter(self._from_best()), None)
 
     def save(self, state: Any, *, log: FileSeal, held_out_fvu: float | None) -> None:
         """Write a checkpoint, then the index that names it, then remove what is no longer kept.
 
-        ``log`` is the seal of the log, which is on the disk already.
+        ``log`` is the seal of the log, which is already on the disk.
         """
         arrays = write_tensors(arrays_path(self._folder, state.step), self._to_arrays(state))
         facts = {
@@ -98,18 +98,20 @@ class Checkpoints:
         self._remove_unnamed()
 
     def restore(self, *, device: str) -> Restored | None:
-        """The newest checkpoint that is whole and that this run may go on from; None where there is none at all.
+        """The newest undamaged checkpoint from which this run may go on; None if there are no checkpoints.
 
-        A damaged one is named in a note and passed over. Raises MismatchError where one belongs to other settings or
-        another cache, or where a run that is given more steps had begun to lower its rate; DamagedError where none is
-        whole.
+        A note names each damaged checkpoint, and the one before it is tried. Raises MismatchError if one belongs to
+        other settings or another cache, or if the run gets more steps after its rate began to fall; DamagedError if
+        all are damaged.
         """
         is_any_intact = False
         for entry in reversed(self.entries):
             try:
                 state = self._read(entry, device=device)
             except DamagedError as error:
-                self._progress.note(f"The checkpoint of step {entry.step} is damaged and passed over: {error.what}")
+                self._progress.note(
+                    f"The checkpoint of step {entry.step} is damaged, so an earlier one is tried: {error.what}"
+                )
                 continue
             is_any_intact = True
             if state is not None:
@@ -117,17 +119,17 @@ class Checkpoints:
                 return Restored(state, entry.log)
         if is_any_intact:
             raise MismatchError(
-                "With more steps the learning rate before every checkpoint would have been another.",
+                "With more steps, the learning rate would have been different before every checkpoint.",
                 where=self._folder,
-                remedy="A run can be given more steps while its rate is constant: train.schedule: constant, or a "
-                "checkpoint from before the last train.decay_steps. Otherwise give the run another name.",
+                remedy="A run can get more steps only while its rate is constant: with train.schedule: constant, or "
+                "from a checkpoint before the last train.decay_steps. Otherwise give the run another name.",
             )
         if self.entries:
-            raise DamagedError("No checkpoint is whole.", where=self._folder, remedy="Start again with --fresh.")
+            raise DamagedError("Every checkpoint is damaged.", where=self._folder, remedy="Start again with --fresh.")
         return None
 
     def best_state(self, *, device: str) -> Any:
-        """The best checkpoint's state, that of the next best where it is damaged; None where none was measured."""
+        """The best checkpoint's state, or that of the next best if it is damaged; None if none was measured."""
         for entry in self._from_best():
             try:
                 return self._read(entry, device=device)
@@ -136,12 +138,12 @@ class Checkpoints:
         return None
 
     def _from_best(self) -> list[Entry]:
-        """Checkpoints that were measured, best first, the later of equals before the earlier."""
+        """Checkpoints that were measured, best first; of equal ones the later first."""
         measured = [entry for entry in reversed(self.entries) if entry.held_out_fvu is not None]
         return sorted(measured, key=lambda entry: entry.held_out_fvu or 0.0)
 
     def _known_entries(self) -> list[Entry]:
-        """What the index names. Raises DamagedError where it is damaged and names none."""
+        """The entries of the index. Raises DamagedError if it is damaged and no entry can be read."""
         index = read_index(self._folder)
         if index.is_intact:
             return index.entries
@@ -152,28 +154,30 @@ class Checkpoints:
                 remedy="Start again with --fresh.",
             )
         steps = ", ".join(str(entry.step) for entry in index.entries)
-        self._progress.note(f"The index of the checkpoints is damaged; what it still says of step {steps} is whole.")
+        self._progress.note(f"The index of the checkpoints is damaged; its entries for step {steps} can still be read.")
         return index.entries
 
     def _read(self, entry: Entry, *, device: str) -> Any:
-        """The state of a checkpoint; None where a run with more steps may not go on from it."""
+        """The state of a checkpoint; None if a run with more steps may not go on from it."""
         path = facts_path(self._folder, entry.step)
         text = path.read_bytes() if path.is_file() else b""
         if _seal_of(text) != entry.facts:
-            raise DamagedError("Its JSON file is missing or altered.", where=path)
+            raise DamagedError("Its JSON file is missing or was changed.", where=path)
         facts = json.loads(text)
         if not self._identity.goes_on_from(facts["identity"], step=entry.step, location=path):
             return None
         arrays = read_tensors(arrays_path(self._folder, entry.step), entry.arrays, device=device)
         if changed := differences(facts["software"], software(torch.device(device))):
-            self._progress.note(f"Going on with other software or hardware, so not bit for bit: {'; '.join(changed)}.")
+            self._progress.note(
+                f"Software or hardware has changed, so results may differ in the last bits: {'; '.join(changed)}."
+            )
         state = self._from_arrays(arrays, step=facts["step"], tokens=facts["tokens"])
         if counted := facts.get("dead_room"):
             state.room = Room(*counted)
         return state
 
     def _remove_unnamed(self) -> None:
-        """Remove files that the index does not name: left by a kill, or no longer kept."""
+        """Remove files that the index does not name: left after a kill, or no longer kept."""
         steps = [entry.step for entry in self.entries]
         named = {path(self._folder, step) for step in steps for path in (arrays_path, facts_path)}
         for path in self._folder.glob("*step-*"):
@@ -192,7 +196,7 @@ def facts_path(folder: Path, step: int) -> Path:
 
 
 def arrays_of(state: State) -> dict[str, torch.Tensor]:
-    """The arrays of a state by name, as they lie in the file."""
+    """The arrays of a state by name, as in the file."""
     named = {
         **state.weights.tensors(),
         **{f"{name}.first": array for name, array in state.moments.first.items()},
@@ -202,8 +206,8 @@ def arrays_of(state: State) -> dict[str, torch.Tensor]:
 
 
 def state_of(arrays: Mapping[str, torch.Tensor], *, step: int, tokens: int) -> State:
-    """The inverse of ``arrays_of``, in memory of its own: a matrix product on arrays that begin elsewhere within a
-    cache line, as those of a mapped file do, can differ in the last bit."""
+    """The inverse of ``arrays_of``, copied to new memory: arrays of a mapped file can begin anywhere in a cache line,
+    and then a matrix product can differ in the last bit."""
     laid_out = {
         name: _as_in_file(name, array).clone(memory_format=torch.contiguous_format) for name, array in arrays.items()
     }
@@ -218,7 +222,7 @@ def state_of(arrays: Mapping[str, torch.Tensor], *, step: int, tokens: int) -> S
 
 
 def _moment(arrays: Mapping[str, torch.Tensor], names: list[str], moment: str) -> dict[str, torch.Tensor]:
-    """One of the moments; the first may be none at all."""
+    """One of the two moments; the first may be empty."""
     return {name: arrays[f"{name}.{moment}"] for name in names if f"{name}.{moment}" in arrays}
 
 
@@ -228,7 +232,7 @@ def _as_in_file(name: str, array: torch.Tensor) -> torch.Tensor:
 
 
 def software(device: torch.device) -> dict[str, Any]:
-    """What the bits of a step depend on besides its inputs."""
+    """What the bits of a step depend on, besides its inputs."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name}
 

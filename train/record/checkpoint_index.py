@@ -1,7 +1,7 @@
-"""The index of a run's checkpoints: what it does not name does not exist.
+"""The index of a run's checkpoints: a file that it does not name is ignored.
 
-A header line with the hash of what follows, then a line a checkpoint, newest last, each with a hash of its own: damage
-to a line is noticed and leaves the others of use.
+A header line with the hash of the other lines, then a line a checkpoint, newest last, each with its own hash: a damaged
+line is noticed, and the others can still be used.
 """
 
 import json
@@ -21,10 +21,10 @@ INDEX_FILE = "index.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the index: seals of the checkpoint's two files, and of the log as it was then.
+    """A line of the index: seals of the checkpoint's two files, and of the log at that time.
 
-    ``held_out_fvu`` is None for a checkpoint that was not measured. The log's hash is empty in an entry of an earlier
-    release.
+    ``held_out_fvu`` is None for a checkpoint that was not measured. In an entry of an earlier release the log's hash
+    is empty.
     """
 
     step: int
@@ -36,14 +36,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The entries that are whole, oldest first; ``is_intact`` is False where there may have been others."""
+    """The undamaged entries, oldest first; ``is_intact`` is False if there may have been others."""
 
     entries: list[Entry]
     is_intact: bool
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a folder of checkpoints, empty where there is none. Raises MismatchError for another version."""
+    """The index of a folder of checkpoints, empty if there is none. Raises MismatchError for another version."""
     path = folder / INDEX_FILE
     if not path.is_file():
         return Index([], is_intact=True)
@@ -82,7 +82,7 @@ def _sealed(line: Mapping[str, Any]) -> bytes:
 
 
 def _unsealed(text: bytes) -> dict[str, Any]:
-    """The line again; empty where it is not what was written."""
+    """The line without its hash; empty if the line was changed."""
     line = _parsed(text)
     seal = line.pop("xxh3_128", None)
     return line if seal == _hash_of(line) else {}

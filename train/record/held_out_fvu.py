@@ -1,10 +1,10 @@
-"""Held-out FVU while a run is on: what the best checkpoint is chosen by.
+"""Held-out FVU during a run: the best checkpoint is the one where it is lowest.
 
     FVU_p = sum ||c (target - y_p)||^2 / sum ||c (target - mean)||^2      both over the held-out rows, their own mean
 
-with c what dimensions count in the loss (train/objective.py), so that it compares with the batches' own FVU,
-over the first ``held_out_rows`` rows of the held-out documents, special tokens left out by their ids, under the
-training rule of selection. Evaluation proper, over all of them and under the evaluation rule, is another stage.
+with c the weights of dimensions in the loss (train/objective.py), so that it can be compared with the FVU of batches;
+over the first ``held_out_rows`` held-out rows, without special tokens, with the selection rule of training. The
+evaluation over all rows, with the rule for evaluation, is another stage.
 """
 
 from dataclasses import dataclass

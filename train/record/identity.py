@@ -1,8 +1,8 @@
-"""What a run is: its settings and its cache. A run goes on only from a checkpoint of the same.
+"""What a run is: its settings and its cache. A run goes on only from a checkpoint with the same.
 
-One difference is allowed. A run may be given more steps where that changes nothing that was done already: every
-learning rate before the checkpoint's step must be the same under both settings. That holds for a constant rate, and
-for a decay (``decay_steps``) that had not begun. What such a run trains is what one planned with all steps would have.
+One difference is allowed. A run may get more steps if that changes nothing that was done already: every learning rate
+before the checkpoint's step must be the same with both settings. That is so for a constant rate, and before the decay
+(``decay_steps``) begins. Such a run gives the same result as one that had all steps from the start.
 """
 
 import json
@@ -15,7 +15,7 @@ from train.arrays.optim import learning_rate
 from train.resolved import ResolvedSettings, read_record
 
 _RATE_SETTINGS = {"steps", "warmup_steps", "decay_steps", "schedule", "lr", "min_lr"}
-_REMEDY = "Give the settings that it was begun with, give the run another name, or start it again with --fresh."
+_REMEDY = "Use the settings of its first start, give the run another name, or start again with --fresh."
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class RunIdentity:
     d_target: int
 
     def record(self) -> dict[str, Any]:
-        """Plain values, as config.json and every checkpoint hold them."""
+        """Plain values, as in config.json and in every checkpoint."""
         return {"settings": self.settings.record(), "cache_fingerprint": self.cache_fingerprint}
 
     def is_of(self, record: Mapping[str, Any], *, location: object) -> bool:
-        """Whether a complete run's record is of this run, and not of one with fewer steps that may be extended.
+        """Whether a complete run is this run; False if it has fewer steps and may be extended.
 
         Raises MismatchError that names each difference, for the record of another run.
         """
@@ -43,7 +43,7 @@ class RunIdentity:
         return True
 
     def goes_on_from(self, record: Mapping[str, Any], *, step: int, location: object) -> bool:
-        """Whether a checkpoint of ``step`` serves; False where only its learning rates were others.
+        """Whether the run may go on from a checkpoint of ``step``; False if only its learning rates were different.
 
         Raises MismatchError that names each difference, for the checkpoint of another run.
         """
@@ -56,7 +56,7 @@ class RunIdentity:
         return all(learning_rate(before, number) == learning_rate(now, number) for number in range(step))
 
     def _check(self, record: Mapping[str, Any], *, ignored: set[str], location: object) -> None:
-        """Raise MismatchError that names each difference but those of the settings that are ``ignored``."""
+        """Raise MismatchError that names each difference, except in the settings that are ``ignored``."""
         before = self._settings_of(record, location=location).record()
         now = json.loads(json.dumps(self.settings.record()))
         for key in ignored:
@@ -71,12 +71,12 @@ class RunIdentity:
 
     def _settings_of(self, record: Mapping[str, Any], *, location: object) -> ResolvedSettings:
         if not isinstance(record.get("settings"), dict):
-            raise DamagedError("The run's record does not say its settings.", where=location, remedy=_REMEDY)
+            raise DamagedError("The run's record has no settings.", where=location, remedy=_REMEDY)
         return read_record(record["settings"], d_target=self.d_target, location=location)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
-    """Every entry that is not the same, in words."""
+    """Every entry that differs, in words."""
     found: list[str] = []
     for key in before.keys() | now.keys():
         old = before.get(key)

@@ -1,12 +1,12 @@
 """The record of a run: metrics.jsonl, one JSON object a line, and its mirror at Weights & Biases.
 
-A line holds nothing of the clock or the machine, so that an interrupted run leaves the same file as one that was not:
-on resume the file is cut to the length that the checkpoint names. The checkpoint also has the hash of the file up to
-there, so that a log that was altered or cut meanwhile is noticed. The mirror may fail at any time; training goes on.
+A line has no time and nothing about the machine, so that an interrupted run leaves the same file as any other: when a
+run goes on, the file is cut to the length in the checkpoint. The checkpoint also has the hash of the file up to there,
+so that a changed log is noticed. The mirror may fail at any time; training goes on.
 
-FVU has three names, which mean three things: ``batch_fvu`` is of the rows of one training batch over the cache's
-variance, ``held_out_fvu`` of a sample of held-out rows under the training rule, and ``fvu``, in an evaluation's
-metrics.json, of all held-out rows under the evaluation rule. Earlier releases logged the first as ``fvu``.
+There are three FVUs, with three names: ``batch_fvu`` is that of one training batch over the cache's variance,
+``held_out_fvu`` that of a sample of held-out rows with the training rule, and ``fvu``, in an evaluation's metrics.json,
+that of all held-out rows with the rule for evaluation. Earlier releases logged the first as ``fvu``.
 """
 
 import json
@@ -28,11 +28,11 @@ _EARLIER_NAMES = ("fvu", "fvu_min", "fvu_max", "fvu_mean", "fvu_per_prefix")
 
 
 class MetricsLog:
-    """metrics.jsonl, open for appending behind what ``seal`` covers; what lies behind that is cut off.
+    """metrics.jsonl, open for appending after the part that ``seal`` covers; everything after that part is cut off.
 
-    Where the file is not what was sealed, a note says so, whole lines of it are kept, and a line marks the place.
-    Lines that the disk does not take are kept in memory and tried again with the next; ``flush`` raises DiskError for
-    them. A seal with an empty hash, of an earlier release, speaks of the length alone.
+    If that part was changed, a note says so, its complete lines are kept, and a line marks where this was found.
+    Lines that cannot be written stay in memory and are tried again with the next line; ``flush`` raises DiskError for
+    them. A seal of an earlier release has an empty hash, and covers only the length.
     """
 
     def __init__(self, path: Path, *, seal: FileSeal, step: int, progress: Progress) -> None:
@@ -44,8 +44,8 @@ class MetricsLog:
         if not is_intact:
             kept = kept[: kept.rfind(b"\n") + 1]
             progress.note(
-                f"{path}: the log was cut or altered since the checkpoint of step {step} was written. "
-                "The training is not touched by that, and goes on; the log marks the place."
+                f"{path}: the log was cut or changed after the checkpoint of step {step} was written. "
+                "Training goes on; a line in the log marks where this was found."
             )
         if len(data) > len(kept):
             disk.truncate(path, len(kept))
@@ -56,11 +56,11 @@ class MetricsLog:
 
     @property
     def seal(self) -> FileSeal:
-        """What the file is once everything is written."""
+        """The seal of the file once everything is written."""
         return FileSeal(self._size, self._hash.hexdigest())
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append a line; a reader of the file sees it at once, if the disk takes it."""
+        """Append a line; readers of the file see it at once, unless the disk is full."""
         data = (json.dumps(line) + "\n").encode()
         self._size += len(data)
         self._hash.update(data)
@@ -68,11 +68,15 @@ class MetricsLog:
         self._write()
 
     def flush(self) -> None:
-        """Return when every line is on the disk. Raises DiskError where the disk does not take them."""
+        """Return when every line is on the disk. Raises DiskError if they cannot be written."""
         error = self._write()
         if error:
-            what = f"The log of the training cannot be written: {error}."
-            raise DiskError(what, where=self._path, remedy="Free some space and run again: it goes on.") from error
+            what = f"The training log cannot be written: {error}."
+            raise DiskError(
+                what,
+                where=self._path,
+                remedy="Free some space and run again: training goes on from its last checkpoint.",
+            ) from error
         if self._size:
             disk.flush(self._path)
 
@@ -89,7 +93,7 @@ class MetricsLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl under today's names; a torn last line is left out."""
+    """The lines of a metrics.jsonl with today's names; an incomplete last line is left out."""
     return [_renamed(json.loads(line)) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
@@ -103,7 +107,8 @@ def _hash_of(data: bytes) -> str:
 
 
 class WandbMirror:
-    """The same lines at Weights & Biases. The first failure ends the mirror with a note, never the training."""
+    """The same lines at Weights & Biases. After the first failure a note says so, the mirror ends, and training goes
+    on."""
 
     def __init__(self, settings: LogSettings, *, folder: Path, config: Mapping[str, Any], progress: Progress) -> None:
         self._progress = progress
@@ -127,14 +132,17 @@ class WandbMirror:
         try:
             return action()
         except Exception as error:
-            # The error's text may hold the key, so its kind alone is shown.
+            # The error's text may contain the key, so only its type is shown.
             self._run = None
-            self._progress.note(f"Weights & Biases is off: {type(error).__name__}. metrics.jsonl has every metric.")
+            self._progress.note(
+                f"Weights & Biases was switched off after an error ({type(error).__name__}). "
+                "metrics.jsonl still gets every metric."
+            )
             return None
 
 
 def _begin(settings: LogSettings, *, folder: Path, config: Mapping[str, Any]) -> Any:
-    """Start a wandb run that records metrics and settings and nothing of the machine, the console or the key."""
+    """Start a wandb run that records metrics and settings, but nothing about the machine, the console or the key."""
     import wandb
 
     quiet = wandb.Settings(console="off", silent=True, x_disable_meta=True, x_disable_stats=True, disable_git=True)

@@ -1,4 +1,4 @@
-"""Over-fitting, said in one line: held-out FVU rises while that of the training batches falls."""
+"""A note on over-fitting: held-out FVU rises while that of the training batches falls."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class _Checkpoint:
 
 
 class OverfittingWatch:
-    """Compares every checkpoint with the best one since the process began. It speaks once."""
+    """Compares every checkpoint with the best one since the process started. It gives one note at most."""
 
     def __init__(self) -> None:
         self._sum: Float[Tensor, ""] | None = None
@@ -26,12 +26,12 @@ class OverfittingWatch:
         self._has_spoken = False
 
     def add(self, batch_fvu: Float[Tensor, ""]) -> None:
-        """Count a step. The number stays on its device: nothing waits for it here."""
+        """Count a step. The number stays on its device, so that nothing waits for it."""
         self._sum = batch_fvu.double() if self._sum is None else self._sum + batch_fvu
         self._count += 1
 
     def checkpoint(self, *, step: int, held_out_fvu: float) -> str | None:
-        """Close the steps since the last checkpoint; returns the line where there is something to say."""
+        """Take the steps since the last checkpoint together; returns the note, or None."""
         if self._sum is None:
             return None
         now = _Checkpoint(step, held_out_fvu, batch_fvu=float(self._sum) / self._count)
@@ -48,6 +48,6 @@ class OverfittingWatch:
         self._has_spoken = True
         return (
             f"Over-fitting: from step {best.step:,} to {step:,} held-out FVU rose from {best.held_out_fvu:.4f} to "
-            f"{now.held_out_fvu:.4f} while that of the batches fell from {best.batch_fvu:.4f} to {now.batch_fvu:.4f}. "
-            "Harvest more text, take fewer steps, or set train.save_best."
+            f"{now.held_out_fvu:.4f} while the FVU of the training batches fell from {best.batch_fvu:.4f} to "
+            f"{now.batch_fvu:.4f}. Harvest more text, take fewer steps, or set train.save_best."
         )

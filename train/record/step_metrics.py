@@ -1,4 +1,4 @@
-"""What one step measures, and under which names the log has it."""
+"""What one step measures, and its names in the log."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether all that a training left is what was written: transcoder, checkpoints and log, of sweep members too."""
+"""Checks the files of a training: transcoder, checkpoints and log, also of sweep members."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,15 +20,15 @@ _COMPARED_KEYS = ("top_k", "prefixes", "activation", "dict_size")
 
 
 def verify_run(folder: Path) -> list[str]:
-    """Every fault of what a training left in ``folder``, a sentence each that names the file.
+    """Every fault in the files of a training in ``folder``, each as a sentence that names the file.
 
-    A run that is not complete is no fault. Nothing is changed, and the cache is not read.
+    An incomplete run is not a fault. Nothing is changed, and the cache is not read.
     """
     folders = [
         path for path in (folder, *sorted(folder.glob("*/"))) if any((path / name).exists() for name in _RUN_FILES)
     ]
     if not folders:
-        return [f"{folder}: there is no training here."]
+        return [f"{folder}: there is no training run here."]
     return [fault for path in folders for fault in _faults(path)]
 
 
@@ -49,7 +49,7 @@ def _faults(folder: Path) -> Iterator[str]:
     if not index.is_intact:
         yield f"{checkpoints / INDEX_FILE}: the index of the checkpoints is damaged."
     if not index.entries and any(checkpoints.glob("step-*")):
-        yield f"{checkpoints}: there are checkpoints, and no index that names them."
+        yield f"{checkpoints}: there are checkpoints, but no index that names them."
     for entry in index.entries:
         yield from _checkpoint_faults(checkpoints, entry)
     if config and index.entries:
@@ -62,7 +62,7 @@ def _checkpoint_faults(checkpoints: Path, entry: Entry) -> Iterator[str]:
     facts = facts_path(checkpoints, entry.step)
     text = facts.read_bytes() if facts.is_file() else b""
     if FileSeal(len(text), xxhash.xxh3_128_hexdigest(text)) != entry.facts:
-        yield f"{facts}: the file is missing or not what was written."
+        yield f"{facts}: the file is missing or was changed."
     try:
         read_tensors(arrays_path(checkpoints, entry.step), entry.arrays)
     except NestcoderError as error:
@@ -70,30 +70,30 @@ def _checkpoint_faults(checkpoints: Path, entry: Entry) -> Iterator[str]:
 
 
 def _config_faults(folder: Path, config: Mapping[str, Any], facts: Path) -> Iterator[str]:
-    """config.json against the settings in the newest checkpoint, whose hash the index holds."""
+    """Compare config.json with the settings in the newest checkpoint, whose hash is in the index."""
     try:
         settings = json.loads(facts.read_bytes())["identity"]["settings"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # said already: the file is not what was written
+        return  # _checkpoint_faults has already named the file
     for key in _COMPARED_KEYS:
         if key in settings and config[key] != settings[key]:
-            yield f"{folder / CONFIG_FILE}: {key} is {config[key]}, and was trained as {settings[key]}."
+            yield f"{folder / CONFIG_FILE}: {key} is {config[key]}, but the training used {settings[key]}."
 
 
 def _log_faults(path: Path, seal: FileSeal, *, is_complete: bool) -> Iterator[str]:
     data = path.read_bytes() if path.is_file() else b""
     if len(data) < seal.size:
-        yield f"{path}: the log has {len(data)} bytes, and had {seal.size} at the newest checkpoint."
+        yield f"{path}: the log has {len(data)} bytes, but had {seal.size} at the newest checkpoint."
     elif seal.hash and xxhash.xxh3_128_hexdigest(data[: seal.size]) != seal.hash:
-        yield f"{path}: the log is not what was written."
+        yield f"{path}: the log was changed."
     elif is_complete and len(data) > seal.size:
-        yield f"{path}: the log holds {len(data) - seal.size} bytes behind the end of the run."
+        yield f"{path}: the log has {len(data) - seal.size} bytes after the end of the run."
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         entry = _parsed(line)
         if entry is None:
-            yield f"{path}, line {number}: this is no JSON object."
+            yield f"{path}, line {number}: this is not a JSON object."
         elif entry.get(DAMAGED):
-            yield f"{path}, line {number}: lines before this one were cut or altered before step {entry.get('step')}."
+            yield f"{path}, line {number}: lines above this one were cut or changed before step {entry.get('step')}."
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None =
         if "://" in path:
             return _below_url(path, layer=layer, progress=progress)
         if path.startswith("hf:"):
-            what = f"'{path}' is not a place that a dictionary can be fetched from."
+            what = f"'{path}' is not an address that a dictionary can be fetched from."
             raise UsageError(what, remedy="Give a folder, a file, hf:user/repository/path, or s3://bucket/path.")
         return Path(path)
     hub = HubRepository(found[1], endpoint=endpoint, progress=progress)
@@ -42,12 +42,12 @@ def fetched(path: str, *, layer: int, progress: Progress, endpoint: str | None =
     names = _wanted(there, inside, layer=layer)
     deeper = [] if _has_weights(names) else _with_weights(there, inside)
     if len(deeper) == 1:
-        progress.note(f"{path} has files of weights in {deeper[0]} alone, which is taken")
+        progress.note(f"{path} has files of weights only in {deeper[0]}; they are used.")
         inside = deeper[0]
         names = _wanted(there, inside, layer=layer)
     if not names or len(deeper) > 1:
         what = f"{found[1]} has no dictionary in '{inside}'{_listed(deeper)}."
-        raise UsageError(what, where=path, remedy="Name the folder in it that holds one.")
+        raise UsageError(what, where=path, remedy="Name the folder in the repository that has one.")
     files = [hub.fetch(name) for name in names]
     if names[0] == inside:
         return files[0]
@@ -75,8 +75,8 @@ def _below_url(url: str, *, layer: int, progress: Progress) -> Path:
     remote = RemoteFolder(url, progress=progress)
     names = _wanted(remote.paths(), remote.inside, layer=layer)
     if not names:
-        what = "There is nothing here that a dictionary could consist of."
-        raise UsageError(what, where=url, remedy="Check the address, and name the folder that holds the dictionary.")
+        what = "There are no files of a dictionary here."
+        raise UsageError(what, where=url, remedy="Check the address, and name the folder that has the dictionary.")
     return remote.fetch(names) / remote.inside
 
 

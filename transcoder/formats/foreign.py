@@ -63,14 +63,14 @@ class Writer:
 
 def _find_gemma_scope(path: Path, wanted: Wanted) -> Path:
     """The last layout that is asked for: UsageError, in words for all of them, where it is none either."""
-    remedy = f"Name a folder or a file of {', '.join(FORMATS)}; docs/interop.md says what each consists of."
+    remedy = f"Name a folder or a file of {', '.join(FORMATS)}; docs/interop.md lists the files of each."
     if not path.exists():
         raise UsageError("There is no such file or folder.", where=path, remedy=remedy)
     if path.is_file() and path.suffix != ".npz":
-        raise UsageError("This is no dictionary of a known tool.", where=path, remedy=remedy)
+        raise UsageError("This is not a dictionary of a known tool.", where=path, remedy=remedy)
     if path.is_dir() and not any(path.rglob("params.npz")):
         found = ", ".join(_described(entry) for entry in sorted(path.iterdir())[:_NAMED]) or "nothing"
-        raise UsageError(f"The folder holds no dictionary of a known tool; it has {found}.", where=path, remedy=remedy)
+        raise UsageError(f"The folder has no dictionary of a known tool; it has {found}.", where=path, remedy=remedy)
     return locate(path, layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
 
 

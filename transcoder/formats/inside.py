@@ -34,7 +34,7 @@ def dictionary_in(path: Path, wanted: Wanted, *, progress: Progress) -> Path:
         raise UsageError(what, where=path, remedy="Name the one that is meant.")
     if not found:
         return path
-    progress.note(f"{path} has one dictionary, in {found[0].relative_to(path).as_posix()}, which is taken")
+    progress.note(f"{path} has one dictionary, in {found[0].relative_to(path).as_posix()}; it is used.")
     return found[0]
 
 

@@ -85,7 +85,9 @@ def load_transcoder(path: str | Path, *, device: str = "cpu", progress: Progress
         what = "This is a cross-layer transcoder, of several layers."
         raise MismatchError(what, where=folder, remedy="Read it with nestcoder.load_cross_layer.")
     if progress and _SEAL not in config:
-        progress.note(f"{folder / CONFIG_FILE} has no seal (an earlier release wrote it): changes to it go unnoticed")
+        progress.note(
+            f"{folder / CONFIG_FILE} has no checksum, because an earlier release wrote it: changes are not noticed."
+        )
     seal = FileSeal.parse(config.get("weights"), where=folder / CONFIG_FILE)
     arrays = read_tensors(folder / WEIGHTS_FILE, seal, device=device)
     rule = RULES[config["activation"]].load()
@@ -129,9 +131,9 @@ def _check_seal(config: Mapping[str, Any], folder: Path) -> None:
     weights = folder / WEIGHTS_FILE
     if _SEAL in config:
         if config[_SEAL] != _seal_of(config):
-            raise DamagedError("The file's contents are not what was written: its seal differs.", where=path)
+            raise DamagedError("The file was changed: its checksum differs.", where=path)
     elif weights.is_file() and _MARK in read_metadata(weights):
-        raise DamagedError("The file's seal is missing, and it was written with one.", where=path)
+        raise DamagedError("The file's checksum is missing, but it was written with one.", where=path)
 
 
 def _seal_of(config: Mapping[str, Any]) -> str:

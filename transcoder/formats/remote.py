@@ -41,7 +41,7 @@ class RemoteFolder:
         try:
             opened: tuple[Any, str] = fsspec.core.url_to_fs(url)  # pyright: ignore[reportAttributeAccessIssue]
         except (ImportError, ValueError) as error:
-            what = f"'{url}' is not a place that a dictionary can be fetched from: {error}."
+            what = f"'{url}' is not an address that a dictionary can be fetched from: {error}."
             raise UsageError(
                 what, remedy="Give a folder, a file, hf:user/repository/path, or s3://bucket/path."
             ) from None
@@ -122,7 +122,7 @@ class RemoteFolder:
         except NestcoderError:
             raise
         except Exception as error:
-            what = f"The network refused to give a dictionary ({type(error).__name__}: {error})."
+            what = f"The dictionary could not be downloaded ({type(error).__name__}: {error})."
             remedy = "Check the URL, the network and your credentials, and run the same command again."
             raise DiskError(what, where=self.url, remedy=remedy) from None
 

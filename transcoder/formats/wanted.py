@@ -23,7 +23,7 @@ from transcoder.transcoder import SourceView, Transcoder
 NAMES = {"W_enc", "b_enc", "W_dec", "b_dec"}
 OWN_WORDS = "nestcoder"
 """The key, in the metadata of an exported file, of what its format has no words for: prefixes, and how it was made."""
-_NAME_IT = "Where you know it, name TransformerLens's hook in the configuration: blocks.8.mlp.hook_in, or another."
+_NAME_IT = "If you know it, write TransformerLens's hook into the configuration: blocks.8.mlp.hook_in, or another."
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def sites_of_hooks(
         what = "The files do not say which tensor of the model the dictionary reads."
         raise MismatchError(what, where=path, remedy=_NAME_IT)
     if found is None:
-        what = f"The dictionary reads {source!r}, which is not a tensor that a cache can hold."
+        what = f"The dictionary reads {source!r}, which is not a tensor that a cache can have."
         raise MismatchError(what, where=path, remedy=_NAME_IT)
     if target is None:
         return found, found
     reconstructed = site_of_hook(target, model=model)
     if reconstructed is None:
         reason = " before the norm that follows the MLP" if has_post_norm(model) else ""
-        what = f"The dictionary reconstructs {target!r}{reason}; that target is not a tensor that a cache can hold."
+        what = f"The dictionary reconstructs {target!r}{reason}; that target is not a tensor that a cache can have."
         raise MismatchError(what, where=path)
     return found, reconstructed
 
@@ -136,9 +136,9 @@ def top_k_of(value: object, dict_size: int, *, path: Path) -> int:
 def refuse_nonlinear(what: str, *, path: Path) -> MismatchError:
     """The error for a dictionary that does more to a row than one affine map and a selection."""
     return MismatchError(
-        f"{what}; what is read here selects from source @ W_enc + b_enc.",
+        f"{what}; only dictionaries that select from source @ W_enc + b_enc are read.",
         where=path,
-        remedy="Only dictionaries without it can be read.",
+        remedy="Read a dictionary that was trained without it.",
     )
 
 
@@ -146,10 +146,10 @@ def _decided(source: str, *, path: Path, wanted: Wanted) -> str:
     """The unambiguous hook that the user means by an ambiguous one. Raises UsageError where nothing was described."""
     if wanted.source_view is None:
         what = (
-            f"The dictionary reads {source!r}: the residual before the norm by TransformerLens's use of the name, "
-            "the MLP's input by others'."
+            f"The dictionary reads {source!r}: in TransformerLens that is the residual before the norm, "
+            "in other tools the MLP's input."
         )
-        remedy = "Say what it was trained on: --source-view mlp_in, or --source-view ln2_normalized."
+        remedy = "Tell what it was trained on: --source-view mlp_in, or --source-view ln2_normalized."
         raise UsageError(what, where=path, remedy=remedy)
     hook = {"mlp_in": "mlp.hook_in", "ln2_normalized": "ln2.hook_normalized"}[wanted.source_view]
     return source.replace(AMBIGUOUS, hook)

@@ -100,7 +100,7 @@ AUTOENCODER = About("gpt2", 8, "resid_post", "resid_post")
         ("saelens", trained(d_target=5), ABOUT, "one width", "Export to saelens-jumprelu or gemma-scope."),
         ("sparsify", trained(d_target=5), ABOUT, "one width", "Export to saelens-jumprelu or gemma-scope."),
         ("sparsify", trained(ReLU()), ABOUT, "selects by topk", "Export to saelens or "),
-        ("circuit-tracer", trained(), AUTOENCODER, "which it reads", "dictionary-learning."),
+        ("circuit-tracer", trained(), AUTOENCODER, "is an autoencoder", "dictionary-learning."),
         ("saelens", trained(), About("gpt2", 8, "resid_mid", "mlp_out"), "from resid_mid to mlp_out", ""),
     ],
 )

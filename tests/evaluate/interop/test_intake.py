@@ -97,13 +97,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, cache: Path) -> None:
 def test_an_existing_run_is_kept(tmp_path: Path, cache: Path) -> None:
     write_saelens(tmp_path / "x", dictionary(), ABOUT)
     take(tmp_path / "x", cache)
-    with pytest.raises(UsageError, match="There is an imported transcoder here"):
+    with pytest.raises(UsageError, match="has an imported transcoder"):
         take(tmp_path / "x", cache)
     write_saelens(tmp_path / "x", dictionary(seed=6), ABOUT)
     take(tmp_path / "x", cache, fresh=True)
     assert torch.equal(load_transcoder(tmp_path / "taken").W_dec, dictionary(seed=6).W_dec)
     (tmp_path / "taken" / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match="There is a training here"):
+    with pytest.raises(UsageError, match="has a training run"):
         take(tmp_path / "x", cache, fresh=True)
 
 

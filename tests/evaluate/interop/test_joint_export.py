@@ -91,7 +91,7 @@ def test_what_the_format_cannot_express_is_refused_in_one_sentence(runs: Path, t
         export(prefix=17)
     assert not list(tmp_path.iterdir())
     export()
-    with pytest.raises(UsageError, match="export of something else"):
+    with pytest.raises(UsageError, match="has another export"):
         export(name="over")
     with pytest.raises(MismatchError, match="of layers 3, 5, not of 3"):
         nestcoder.run_import(settings, str(tmp_path / "circuit_tracer"), [3], name="one", device="cpu")
@@ -111,7 +111,7 @@ def test_the_commands_plan_export_and_import(runs: Path, tmp_path: Path) -> None
     taken = [*given, "import", str(tmp_path), *layers, "--as", "theirs", "--device", "cpu"]
     found = CliRunner().invoke(command_line, taken)
     assert found.exit_code == 0, found.output
-    assert "in circuit_tracer, which is taken" in " ".join(found.output.split())
+    assert "in circuit_tracer; it is used" in " ".join(found.output.split())
     config = json.loads((runs / "gpt2-stdlib" / "layers03_05" / "transcoder" / "theirs" / "config.json").read_text())
     assert config["imported"]["origin"] == f"{tmp_path}/circuit_tracer"
     assert "layers 3, 5: circuit-tracer, mlp_in to mlp_out, 64 features, jumprelu" in found.output

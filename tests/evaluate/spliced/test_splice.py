@@ -158,7 +158,7 @@ def test_gradients_go_through_later_dictionaries(embedded: LanguageModel, build:
     assert seen[8].gradients().any()
     with splice(embedded, {8: build(8)}, record=True) as alone:
         logits(embedded, tokens)
-    with pytest.raises(UsageError, match="Nothing was differentiated"):
+    with pytest.raises(UsageError, match="There are no gradients yet"):
         alone[8].gradients()
 
 

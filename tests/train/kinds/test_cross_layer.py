@@ -182,10 +182,10 @@ def test_caches_and_settings_that_do_not_match_are_refused(
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"kind": "cross-layer", "skip": True}, "not there yet"),
-        ({"kind": "cross-layer", "select_over": "layers", "activation": "batchtopk"}, "only topk"),
+        ({"kind": "cross-layer", "skip": True}, "cannot be used with kind cross-layer"),
+        ({"kind": "cross-layer", "select_over": "layers", "activation": "batchtopk"}, "needs activation topk"),
         ({"kind": "cross-layer", "select_over": "layers", "shard_dictionary": True}, "whole dictionary in one process"),
-        ({"window": 2}, "of kind cross-layer"),
+        ({"window": 2}, "belong to kind cross-layer"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, Any], reason: str) -> None:

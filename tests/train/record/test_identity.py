@@ -29,7 +29,7 @@ def test_every_difference_is_named() -> None:
 
 
 def test_a_record_without_settings_is_damaged() -> None:
-    with pytest.raises(DamagedError, match="does not say its settings"):
+    with pytest.raises(DamagedError, match="has no settings"):
         identity().is_of({"cache_fingerprint": "abc"}, location="here")
 
 

@@ -87,7 +87,7 @@ def test_lines_that_the_disk_refuses_come_later_and_stop_no_step(tmp_path: Path)
     path.mkdir()
     log = MetricsLog(path, seal=NO_LOG, step=0, progress=Notes())
     log.add({"step": 1})
-    with pytest.raises(DiskError, match="The log of the training cannot be written"):
+    with pytest.raises(DiskError, match="The training log cannot be written"):
         log.flush()
     path.rmdir()
     log.add({"step": 2})

@@ -39,5 +39,5 @@ def test_a_file_of_another_kind_or_a_damaged_one_is_refused(make_cross_layer: Ma
         load_cross_layer(tmp_path / "single")
     path = tmp_path / "joint" / "config.json"
     path.write_text(path.read_text().replace('"window": 1', '"window": 2'))
-    with pytest.raises(DamagedError, match="seal"):
+    with pytest.raises(DamagedError, match="checksum"):
         load_cross_layer(tmp_path / "joint")

@@ -86,7 +86,7 @@ def test_the_one_folder_with_weights_is_taken(tmp_path: Path, hub: list[str]) ->
     heard = Notes()
     assert fetched("hf:user/repo/sae", layer=8, progress=heard) == tmp_path / "sae" / "h.8.mlp"
     assert hub == FILES[3:5]
-    assert heard.notes == ["hf:user/repo/sae has files of weights in sae/h.8.mlp alone, which is taken"]
+    assert heard.notes == ["hf:user/repo/sae has files of weights only in sae/h.8.mlp; they are used."]
 
 
 def test_code_is_never_fetched(hub: list[str]) -> None:
@@ -103,5 +103,5 @@ def test_an_address_that_does_not_exist_is_refused(hub: list[str]) -> None:
     ):
         fetched("hf:user/repo/many", layer=8, progress=Silent())
     for path in ("nothing://somewhere/x", "hf:user"):
-        with pytest.raises(UsageError, match="not a place"):
+        with pytest.raises(UsageError, match="not an address"):
             fetched(path, layer=8, progress=Silent())

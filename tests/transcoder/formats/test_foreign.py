@@ -122,7 +122,7 @@ def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "sae_weights.safetensors")
     with pytest.raises(UsageError, match=r"it has cfg\.json, sae_weights\.safetensors \(no regular file\)"):
         read_foreign(tmp_path, WANTED)
-    with pytest.raises(UsageError, match="no dictionary of a known tool"):
+    with pytest.raises(UsageError, match="not a dictionary of a known tool"):
         read_foreign(tmp_path / "cfg.json", WANTED)
 
 

@@ -44,7 +44,7 @@ def test_the_only_one_is_taken_and_named(tmp_path: Path, inside: str, file: str)
     place(tmp_path / ".cache", file)
     heard = Notes()
     assert dictionary_in(tmp_path, EIGHT, progress=heard) == found
-    assert heard.notes == [f"{tmp_path} has one dictionary, in {inside}, which is taken"]
+    assert heard.notes == [f"{tmp_path} has one dictionary, in {inside}; it is used."]
     heard.notes.clear()
     assert dictionary_in(found, EIGHT, progress=heard) == found
     assert not heard.notes

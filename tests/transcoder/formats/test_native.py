@@ -152,7 +152,7 @@ def test_an_edited_config_is_refused(tmp_path: Path, change: dict[str, object]) 
     save_transcoder(make(), tmp_path, config={})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(DamagedError, match="seal differs"):
+    with pytest.raises(DamagedError, match="checksum differs"):
         load_transcoder(tmp_path)
 
 
@@ -161,7 +161,7 @@ def test_a_missing_seal_is_noticed(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     del config["seal"]
     (tmp_path / "config.json").write_text(json.dumps(config | {"top_k": 4}))
-    with pytest.raises(DamagedError, match="seal is missing"):
+    with pytest.raises(DamagedError, match="checksum is missing"):
         load_transcoder(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_a_transcoder_of_an_earlier_release_is_read_with_a_note(tmp_path: Path) 
     again = load_transcoder(tmp_path, progress=notes)
     assert torch.equal(again(sources()), make()(sources()))
     assert len(notes.texts) == 1
-    assert "has no seal" in notes.texts[0]
+    assert "has no checksum" in notes.texts[0]
     assert load_transcoder(tmp_path).config == config
 
 

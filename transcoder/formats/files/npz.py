@@ -58,7 +58,7 @@ def _check_members(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path)
     members = archive.infolist()
     found = [member.filename for member in members]
     if len(set(found)) != len(found):
-        raise DamagedError("Two members of the file have one name.", where=path)
+        raise DamagedError("Two arrays in the file have the same name.", where=path)
     if missing := [name for name in names if f"{name}.npy" not in found]:
         raise DamagedError(f"The file has no array {', '.join(missing)}; it has {sorted(found)}.", where=path)
     claimed = sum(member.file_size for member in members)
@@ -76,14 +76,14 @@ def _check_header(archive: zipfile.ZipFile, member_name: str, name: str, path: P
     with archive.open(member_name) as member:
         version = npy.read_magic(member)
         if version not in ((1, 0), (2, 0)):
-            raise DamagedError(f"{name} is in .npy version {version}, which no float array needs.", where=path)
+            raise DamagedError(f"{name} has .npy version {version}; versions 1.0 and 2.0 are read.", where=path)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(member)
         header_bytes = member.tell()
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise DamagedError(f"{name} holds {dtype}; a float type was expected.", where=path)
     if header_bytes + math.prod(shape) * dtype.itemsize != file_size:
-        raise DamagedError(f"{name} has {file_size:,} bytes, which is not what its shape {shape} needs.", where=path)
+        raise DamagedError(f"{name} has {file_size:,} bytes, but its shape {shape} needs another number.", where=path)
 
 
 def _as_tensor(array: np.ndarray, name: str, path: Path) -> Tensor:

@@ -51,8 +51,8 @@ def read_pickle(path: Path, *, stand_ins: tuple[str, ...] = (), limit_bytes: int
             warnings.simplefilter("ignore")  # of another pickle protocol: it is read, or refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        what = f"The file holds more than tensors and numbers, and is not opened: {_first_sentence(error)}"
-        remedy = "Where you trust it, load it with its own tool and save its state_dict alone."
+        what = f"The file has more than tensors and numbers in it, so it is not opened: {_first_sentence(error)}"
+        remedy = "If you trust the file, load it with its own tool and save only its state_dict."
         raise MismatchError(what, where=path, remedy=remedy) from error
     except (RuntimeError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError) as error:
         raise DamagedError(f"Not a readable PyTorch file: {_first_sentence(error)}", where=path) from error
@@ -67,7 +67,7 @@ def tensors_among(
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise DamagedError(f"A dictionary of tensors was expected, not {type(found).__name__}.", where=path)
     if unknown := sorted(str(name) for name in found if name not in names | optional):
-        what = f"The file also holds {', '.join(unknown[:8])}, which this format does not have."
+        what = f"The file also has {', '.join(unknown[:8])}, which this format does not have."
         raise MismatchError(what, where=path)
     if missing := sorted(names - set(found)):
         raise DamagedError(f"The file has no tensor {', '.join(missing)}; it has {sorted(found)}.", where=path)

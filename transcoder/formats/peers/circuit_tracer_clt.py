@@ -129,7 +129,7 @@ def read_circuit_tracer_clt(folder: Path, *, source_view: SourceView | None = No
 def _read(folder: Path, layer: int) -> _File:
     path = folder / f"W_enc_{layer}.safetensors"
     if not path.is_file():
-        raise DamagedError(f"The files of layer {layer} are missing among those of the others.", where=folder)
+        raise DamagedError(f"The files of layer {layer} are missing; other layers have theirs.", where=folder)
     own = {f"{name}_{layer}": name for name in ("W_enc", "b_enc", "b_dec", "threshold")}
     encoder = read_tensors(path, names=set(own) - {f"threshold_{layer}"}, optional=frozenset({f"threshold_{layer}"}))
     decoder = read_tensors(folder / f"W_dec_{layer}.safetensors", names={f"W_dec_{layer}"})
@@ -161,7 +161,7 @@ def _check(files: list[_File], folder: Path) -> None:
     for file in files:
         for layer in silent:
             if layer >= file.layer and bool(file.arrays["W_dec"][:, layer - file.layer].any()):
-                what = f"Features of layer {file.layer} write to layer {layer}, whose own never fire."
+                what = f"Features of layer {file.layer} write to layer {layer}, whose own features never fire."
                 raise MismatchError(what, where=folder)
 
 

@@ -175,7 +175,7 @@ def _rule(kind: str, stored: Mapping[str, Tensor], folder: Path) -> Rule:
         return TopK(top_k)
     threshold = float(_number(stored["threshold"].double(), path))
     if threshold < 0:
-        what = "The file's threshold was never set, so its features depend on the rows beside a row."
+        what = "The file's threshold was never set, so the features of a row depend on the other rows of its batch."
         raise MismatchError(what, where=path, remedy="Train it past threshold_start_step, or import a later file.")
     return BatchTopK(top_k, threshold)
 
@@ -191,7 +191,7 @@ def _prefixes(group_sizes: Tensor, folder: Path) -> list[int]:
     sizes = [int(size) for size in group_sizes.flatten().tolist()]
     ends = list(accumulate(sizes))
     if not sizes or min(sizes) < 1 or any(later <= earlier for earlier, later in pairwise(ends)):
-        raise DamagedError(f"group_sizes are {sizes[:8]}, which cannot be.", where=folder / _FILE)
+        raise DamagedError(f"group_sizes are {sizes[:8]}; they must be 1 or more.", where=folder / _FILE)
     return ends
 
 

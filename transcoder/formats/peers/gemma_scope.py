@@ -97,7 +97,7 @@ def locate(path: Path, *, layer: int, dict_size: int | None, l0: float | None) -
     choices = find_choices(found.absolute().as_posix() for found in path.rglob("params.npz"))
     if not choices:
         remedy = "Give a params.npz, or a folder with layer_L/width_W/average_l0_N/params.npz."
-        raise UsageError("The folder holds no Gemma Scope dictionary.", where=path, remedy=remedy)
+        raise UsageError("The folder has no Gemma Scope dictionary.", where=path, remedy=remedy)
     return Path(nearest(choices, layer=layer, dict_size=dict_size, l0=l0).path)
 
 
@@ -172,28 +172,28 @@ def check_widths(found: tuple[int, int], wanted: tuple[int, int], path: object) 
     """MismatchError unless the source and target widths are the cache's."""
     if found != wanted:
         what = f"The file maps {found[0]} to {found[1]} dimensions, the cache's rows {wanted[0]} to {wanted[1]}."
-        raise MismatchError(what, where=path, remedy=f"Gemma Scope's transcoders are for {MODEL} alone.")
+        raise MismatchError(what, where=path, remedy=f"Gemma Scope's transcoders are for {MODEL} only.")
 
 
 def check_convention(dictionary: Transcoder, measured_l0: float, *, force: bool, location: str = "") -> str:
     """What the L0 measured says beside the nominal one. MismatchError outside 0.7 to 1.4 of it, unless ``force``."""
     measured = f"{dictionary.name}: L0 is {measured_l0:.1f}"
     if dictionary.nominal_l0 is None:
-        return f"{measured}; the file promises none, so its convention was not checked"
+        return f"{measured}; the file names no expected L0, so its convention was not checked"
     ratio = measured_l0 / dictionary.nominal_l0
-    measured = f"{measured}, {ratio:.2f} of the {dictionary.nominal_l0:g} that its folder promises"
+    measured = f"{measured}, {ratio:.2f} of the {dictionary.nominal_l0:g} that its folder names"
     if MIN_L0_RATIO <= ratio <= MAX_L0_RATIO:
         return measured
     bounds = f"outside {MIN_L0_RATIO} to {MAX_L0_RATIO}"
     if force:
-        return f"{measured}: {bounds}, compared all the same because that was forced"
+        return f"{measured}: {bounds}, compared because of --force"
     what = (
-        f"The comparison is refused: {measured}. That is {bounds}: the dictionary is not being fed what it was trained "
-        "on, and no number measured of it would mean anything."
+        f"The comparison is refused: {measured}. That is {bounds}: the dictionary does not get the input that it was "
+        "trained on, so its numbers would mean nothing."
     )
     remedy = (
         "Check that the cache is of the file's model and layer, from mlp_in to mlp_out, on ordinary prose. "
-        "--force compares all the same."
+        "--force compares anyway."
     )
     raise MismatchError(what, where=location, remedy=remedy)
 

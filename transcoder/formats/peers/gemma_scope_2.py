@@ -76,7 +76,7 @@ def _site_of_module(module: str, folder: Path) -> LayerSite:
     found = re.fullmatch(r"(?:model\.)?(?:language_model\.)?layers\.(\d{1,4})\.(.+)", module)
     site = _MODULES.get(found[2]) if found else None
     if found is None or site is None:
-        what = f"The dictionary lies at {module!r}, which is not a tensor that a cache can hold."
+        what = f"The dictionary reads or writes {module!r}, which is not a tensor that a cache can have."
         raise MismatchError(what, where=folder / _CONFIG)
     return LayerSite(site, int(found[1]))
 
@@ -88,6 +88,8 @@ def _sites_by_name(folder: Path) -> tuple[LayerSite, LayerSite]:
     kind = next((kind for kind in _KINDS if kind in path), None)
     if layer is None or kind is None:
         remedy = "Put Google's config.json beside it, or keep the folder's path: transcoder_all/layer_8_width_16k_..."
-        raise UsageError("Nothing says which layer and tensors the file is of.", where=folder, remedy=remedy)
+        raise UsageError(
+            "No file or folder name tells the layer and tensors of this dictionary.", where=folder, remedy=remedy
+        )
     source, target = _KINDS[kind]
     return LayerSite(source, layer), LayerSite(target, layer)

@@ -23,8 +23,8 @@ _STAND_INS = tuple(
     for name in ("LanguageModelSAERunnerConfig", "LanguageModelTranscoderRunnerConfig", "RunnerConfig")
 )
 _CENTRED = (
-    "it was trained on a model whose writes to the residual TransformerLens had centred: its target is ours less the "
-    "mean over dimensions, so its FVU here is worse than it was there"
+    "it was trained on a model whose writes to the residual stream TransformerLens had centred: its target is ours "
+    "minus the mean over dimensions, so its FVU is worse here than in its paper"
 )
 
 

@@ -151,6 +151,6 @@ def _rule(kind: str, config: Mapping[str, Any], extra: Mapping[str, Tensor], *, 
         return TopK(top_k)
     threshold = extra.get("threshold")
     if threshold is None or threshold.numel() != 1 or not bool(torch.isfinite(threshold.double()).all()):
-        what = "The file has no threshold, so its features depend on the rows beside a row."
+        what = "The file has no threshold, so the features of a row depend on the other rows of its batch."
         raise MismatchError(what, where=path)
     return BatchTopK(top_k, float(threshold))

@@ -116,18 +116,18 @@ def _refuse(config: Mapping[str, Any], path: Path) -> None:
     """Raises MismatchError for what is no affine map and a selection, or is not said."""
     kind = config.get("sae_type", "sae")
     if kind != "sae":
-        raise MismatchError(f"The file holds a {kind!r} of OpenMOSS's; its 'sae' alone is read.", where=path)
+        raise MismatchError(f"The file holds a {kind!r} of OpenMOSS's; its only 'sae' is read.", where=path)
     if config.get("use_glu_encoder"):
         raise refuse_nonlinear("The encoder is gated (use_glu_encoder)", path=path)
     scaling = config.get("norm_activation")
     if scaling is None:
         what = "The configuration does not say norm_activation, whose default changed with OpenMOSS's versions."
-        raise MismatchError(what, where=path, remedy="Add norm_activation to it, as the dictionary was trained.")
+        raise MismatchError(what, where=path, remedy="Add norm_activation with the value that the training used.")
     if scaling not in ("dataset-wise", "inference", "none"):
         raise refuse_nonlinear(f"Rows are scaled by themselves or their batch (norm_activation {scaling})", path=path)
     activation = config.get("act_fn")
     if activation not in ("relu", "topk", "jumprelu"):
-        what = f"The file's act_fn is {activation!r}; of OpenMOSS's, relu, topk and jumprelu select row by row."
+        what = f"The file's act_fn is {activation!r}; only relu, topk and jumprelu are read."
         raise MismatchError(what, where=path, remedy="Convert it to jumprelu with OpenMOSS's own tool.")
 
 
@@ -163,7 +163,7 @@ def _stored(config: Mapping[str, Any], weights: Path) -> tuple[dict[str, Tensor]
     width = config.get("d_model")
     dict_size = arrays["b_enc"].numel()
     if not is_count(width):
-        raise DamagedError(f"d_model is {width!r}, which is no width.", where=weights)
+        raise DamagedError(f"d_model is {width!r}, which is not a width.", where=weights)
     width = int(str(width))
     arrays.setdefault("b_dec", torch.zeros(width))
     shapes: dict[str, tuple[int, ...]] = {
@@ -193,7 +193,7 @@ def _scales(config: Mapping[str, Any], hooks: tuple[str, str], weights: Path, pa
 
 def _scale(norm: object, width: int, path: Path) -> float:
     if not isinstance(norm, int | float) or not isfinite(norm) or norm <= 0:
-        raise DamagedError(f"{_NORMS} is {norm!r}, by which nothing can be scaled.", where=path)
+        raise DamagedError(f"{_NORMS} is {norm!r}, which is not a positive number.", where=path)
     return sqrt(width) / norm
 
 
@@ -204,8 +204,8 @@ def _refuse_ambiguous(norms: Tensor, weights: Path) -> None:
     is_latest = bool(re.match(r"[2-9]|[1-9]\d", version))
     if "W_E" in names_in(weights) and not is_latest and bool(((norms - 1).abs() > _UNIT).any()):
         what = (
-            f"The file is of version {version or 'unknown'}, and its decoder rows are no unit vectors: OpenMOSS's code "
-            "of 2025 that writes such files multiplied features by their rows' norms, and later did not."
+            f"The file is of version {version or 'unknown'}, and its decoder rows are not unit vectors: "
+            "OpenMOSS's code of 2025 first multiplied features by the norms of these rows, and later did not."
         )
         remedy = "Write it with transform_to_unit_decoder_norm() in the code that trained it, or with Llamascopium 2."
         raise MismatchError(what, where=weights, remedy=remedy)
@@ -214,7 +214,7 @@ def _refuse_ambiguous(norms: Tensor, weights: Path) -> None:
 def _first_rule(config: Mapping[str, Any], dict_size: int, path: Path) -> Rule:
     threshold = config.get("jump_relu_threshold", 0.0)
     if not isinstance(threshold, int | float) or not isfinite(threshold) or threshold < 0:
-        raise DamagedError(f"jump_relu_threshold is {threshold!r}, which is no threshold.", where=path)
+        raise DamagedError(f"jump_relu_threshold is {threshold!r}, which is not a threshold.", where=path)
     if config["act_fn"] == "jumprelu" or (config["act_fn"] == "topk" and threshold > 0):
         return JumpReLU(torch.full((dict_size,), float(threshold)))
     if config["act_fn"] == "topk":
@@ -228,7 +228,7 @@ def _later_rule(config: Mapping[str, Any], log_thresholds: Tensor | None, norms:
     if config["act_fn"] == "relu":
         return ReLU()
     if log_thresholds is None:
-        raise DamagedError("The file selects by thresholds and has none (log_jumprelu_threshold).", where=path)
+        raise DamagedError("The file selects by thresholds, but has none (log_jumprelu_threshold).", where=path)
     thresholds = thresholds_of(log_thresholds, len(norms), path=path).double().exp() / norms
     # A row of zeros writes nothing, and is never selected: 0 exceeds no threshold.
     return JumpReLU(thresholds.clamp_max(torch.finfo(torch.float32).max).float())

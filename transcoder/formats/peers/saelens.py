@@ -181,10 +181,10 @@ def _fold_norms(config: Mapping[str, Any], tensors: dict[str, Tensor], folder: P
     if not config.get("rescale_acts_by_decoder_norm"):
         return
     if tensors["W_dec"].ndim != 2 or tensors["W_enc"].ndim != 2 or len(tensors["W_dec"]) != tensors["b_enc"].numel():
-        raise DamagedError("The decoder's rows are not as many as the encoder's features.", where=folder)
+        raise DamagedError("The numbers of decoder rows and encoder features differ.", where=folder)
     norms = tensors["W_dec"].double().norm(dim=1)
     if not bool((norms > 0).all()):
-        what = "The file divides by its decoder rows' norms, and a row is 0: SAELens itself makes NaN of it."
+        what = "The file divides by the norms of its decoder rows, and one row is 0: in SAELens the result is NaN."
         raise DamagedError(what, where=folder, remedy="Set rescale_acts_by_decoder_norm to false in cfg.json.")
     tensors["W_enc"] = (tensors["W_enc"].double() * norms).float()
     tensors["b_enc"] = (tensors["b_enc"].double() * norms).float()

@@ -53,7 +53,7 @@ def read_sparsify(folder: Path, wanted: Wanted) -> Transcoder:
     transcodes = config.get("transcode", False) is True
     found = sites_of_module(folder.name, transcodes=transcodes)
     if found is None:
-        what = f"The folder's name, {folder.name!r}, is not a module whose tensors a cache can hold."
+        what = f"The folder's name, {folder.name!r}, is not a module whose tensors a cache can have."
         raise UsageError(what, where=folder, remedy="Name it as sparsify does: h.8.mlp (GPT-2), or layers.8.mlp.")
     skip = config.get("skip_connection", False) is True
     names = {_NAMES[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", *(["W_skip"] if skip else []))}

@@ -61,7 +61,7 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
         read_pickle(tmp_path / "nothing.pt")
     cases = {
         "not a plain tensor": {"a": 3},
-        "also holds b": {"a": torch.ones(1), "b": torch.ones(1)},
+        "also has b": {"a": torch.ones(1), "b": torch.ones(1)},
         "no tensor a": {},
         "expected, not list": [torch.ones(1)],
     }

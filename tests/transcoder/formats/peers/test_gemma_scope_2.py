@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, trained: Transcoder) -> 
     attention = {"hf_hook_point_in": "model.layers.8.self_attn.o_proj.input"}
     with pytest.raises(MismatchError, match="o_proj"):
         read_gemma_scope_2(write(tmp_path / "b", trained, CONFIG | attention), WANTED)
-    with pytest.raises(UsageError, match="Nothing says"):
+    with pytest.raises(UsageError, match="No file or folder name tells"):
         read_gemma_scope_2(write(tmp_path / "c", trained, None), WANTED)
     with pytest.raises(MismatchError, match="layer 8"):
         read_gemma_scope_2(write(tmp_path / "d", trained), Wanted(layer=9))

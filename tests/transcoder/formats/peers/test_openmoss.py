@@ -221,7 +221,7 @@ def test_what_is_no_affine_map_or_not_stated_is_refused(
 def test_a_file_that_two_versions_read_differently_is_refused(tmp_path: Path) -> None:
     made = numbers()
     write_later(tmp_path, made, version="0.1.0")
-    with pytest.raises(MismatchError, match=r"version 0\.1\.0, and its decoder rows are no unit vectors"):
+    with pytest.raises(MismatchError, match=r"version 0\.1\.0, and its decoder rows are not unit vectors"):
         read_foreign(tmp_path, Wanted(layer=8))
     made["W_D"] /= made["W_D"].norm(dim=1, keepdim=True)
     config = write_later(tmp_path, made, version="0.1.0")
@@ -233,7 +233,7 @@ def test_a_norm_that_cannot_scale_is_refused(tmp_path: Path, norm: object) -> No
     config = write_first(tmp_path, numbers())
     config["dataset_average_activation_norm"] = {"in": norm, "out": 1.0}
     (tmp_path / "hyperparams.json").write_text(json.dumps(config))
-    with pytest.raises(DamagedError, match="by which nothing can be scaled"):
+    with pytest.raises(DamagedError, match="which is not a positive number"):
         read_foreign(tmp_path, Wanted(layer=8))
 
 
