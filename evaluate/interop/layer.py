@@ -44,7 +44,7 @@ class LayerSource:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to write where. ``to`` are names of formats; ``fresh`` replaces an earlier export of something else."""
+    """What to write, and where. ``to`` are names of formats; ``fresh`` replaces an export of another dictionary."""
 
     to: tuple[str, ...]
     out: Path

@@ -97,7 +97,7 @@ def test_an_export_can_be_repeated_and_replaces_only_itself(layer: LayerSource, 
 
     (folder / EXPORT_FILE).unlink()
     for fresh in (False, True):
-        with pytest.raises(UsageError, match="no export has written"):
+        with pytest.raises(UsageError, match="no export wrote"):
             run(layer, tmp_path, "sparsify", fresh=fresh)
 
 
