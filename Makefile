@@ -12,8 +12,12 @@ bin := $(VENV)/bin
 layers := $(foreach layer,$(LAYER),--layer '$(layer)')
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
+# pip would compile all 19,000 modules, of which nestcoder imports a sixth: Python compiles these on their first import.
+pip_install := $(bin)/python -m pip install --quiet --no-compile --constraint constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo harvest train eval test interop interop-clt interop-features lint format bench bench-gpu lock wheel clean
+.PHONY: help setup setup-dev demo harvest train eval test interop interop-clt interop-features pytest lint format bench bench-gpu lock wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 20
@@ -24,11 +28,11 @@ setup-dev: $(VENV)/.ready-dev  ## the same with the tests' tools
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(pip_install) --editable .
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(pip_install) --editable '.[dev]'
 	touch $@
 
 demo: harvest train eval  ## harvest, train and evaluate the shipped pipeline.yaml; ends with the table
@@ -42,14 +46,12 @@ train: setup  ## train on its cache: make train LAYER=8, LAYER="4 8 12" or LAYER
 eval: setup  ## evaluate every trained layer, one table
 	$(nestcoder) evaluate --device '$(DEVICE)' $(ARGS)
 
-test: setup-dev  ## run the tests, the linters and the type checker
-	$(bin)/ruff check .
-	$(bin)/ruff format --check .
-	$(bin)/lint-imports --no-cache
-	$(bin)/pyright
+test: lint pytest  ## run the linters, the type checker and the tests
+
+pytest: setup-dev  ## the tests alone
 	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: setup-dev  ## the linters alone
+lint: setup-dev  ## the linters and the type checker alone
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/lint-imports --no-cache
