@@ -27,6 +27,12 @@ class Toy:
         small = {"chunk_rows": 4, "shard_rows": 8, "segment_rows": 16, "held_out_fraction": 0.25, "dtype": "float32"}
         self.settings = CacheSettings(**small | settings)
 
+    @classmethod
+    def paged(cls, **settings):
+        """A toy whose chunks fill whole memory pages, so that its files are mapped."""
+        sizes = {"train_rows": 2000, "held_out_rows": 200, "d_source": 64, "d_target": 32}
+        return cls(**sizes, **{"chunk_rows": 64, "shard_rows": 128, "segment_rows": 512} | settings)
+
     @cached_property
     def text(self):
         """More rows than any part is asked for, in the order of the text."""
@@ -113,6 +119,14 @@ def whole_cache(tmp_path_factory):
     """A toy cache that is complete; tests read it or copy it."""
     path = tmp_path_factory.mktemp("whole")
     Toy().write(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory):
+    """A complete toy cache of whole memory pages; tests read it or copy it."""
+    path = tmp_path_factory.mktemp("pages")
+    Toy.paged().write(path)
     return path
 
 

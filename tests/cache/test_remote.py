@@ -18,16 +18,6 @@ from cache.tools.verify import verify_cache
 from cache.tools.verify_remote import verify_remote
 from common.errors import CapacityError, DamagedError, DiskError, MismatchError, UsageError
 
-PAGES = {"d_source": 64, "d_target": 32, "chunk_rows": 64, "shard_rows": 128, "segment_rows": 512}
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory, make_toy):
-    """A cache whose chunks fill whole pages, so that they are mapped."""
-    path = tmp_path_factory.mktemp("pages")
-    make_toy(train_rows=2000, held_out_rows=200, **PAGES).write(path)
-    return path
-
 
 @pytest.fixture
 def url(pages):
@@ -213,7 +203,7 @@ def bucket(s3, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_harvest_commits_to_s3_and_training_reads_from_it(bucket, s3, make_toy, pages, tmp_path):
-    toy = make_toy(train_rows=2000, held_out_rows=200, remote=bucket, **PAGES)
+    toy = make_toy.paged(remote=bucket)
     folder = tmp_path / "model" / "layer03" / "cache"
     toy.write(folder, stop=250)
     shutil.rmtree(folder)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from cache.config import CacheSettings
-from cache.writer import CacheWriter
 from common.errors import MismatchError
 from evaluate.compare import difference, verdicts
 from evaluate.report.table_of_runs import table_of_runs
+from tests.helpers.caches import write_cache as write_rows
 from tests.helpers.evaluation import evaluate
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
@@ -54,20 +53,17 @@ def rows(count: int, *, seed: int) -> dict[str, Any]:
 
 def write_cache(path: Path, *, gain: torch.Tensor = GAIN, bias: torch.Tensor = BIAS, **identity: Any) -> Path:
     known = {"model": "toy", "layer": 8, "source_site": "mlp_in", "target_site": "mlp_out", "context": 50}
-    with CacheWriter(
+    return write_rows(
         path,
+        rows(2000, seed=3),
+        rows(ROWS, seed=4),
         identity=known | identity,
-        settings=CacheSettings(dtype="float32", chunk_rows=500, shard_rows=2000, segment_rows=4000),
-        d_source=WIDTH,
-        d_target=WIDTH,
-        train_rows=2000,
-        held_out_rows=ROWS,
-        special_ids=[0],
         arrays={"gain": gain.numpy(), "bias": bias.numpy()},
-    ) as writer:
-        writer.append(**rows(2000, seed=3), held_out=False, cursor=0)
-        writer.append(**rows(ROWS, seed=4), held_out=True, cursor=1)
-    return path
+        dtype="float32",
+        chunk_rows=500,
+        shard_rows=2000,
+        segment_rows=4000,
+    )
 
 
 def write_google(root: Path, *, l0: int = round(TRUE_L0)) -> Path:

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cache.config import CacheSettings
 from cache.reader import CacheReader
-from cache.writer import CacheWriter
 from common.errors import UsageError
 from finetune.contexts import TrainText
+from tests.helpers.caches import write_cache
 
 LENGTHS = (7, 7, 5, 7, 3, 7, 7, 6)
 BOS = 0
@@ -21,22 +20,11 @@ def write(path: Path, *, special: list[int], position: np.ndarray | None = None)
     starts = np.repeat(np.cumsum((0, *LENGTHS[:-1])), LENGTHS)
     places = (np.arange(len(starts)) - starts).astype(np.int32)
     tokens = np.where(places == 0, BOS, np.arange(1, len(starts) + 1)).astype(np.int32)
-    rows = len(tokens)
-    with CacheWriter(
-        path,
-        identity={},
-        settings=CacheSettings(dtype="float32", chunk_rows=8, shard_rows=8, segment_rows=16),
-        d_source=4,
-        d_target=4,
-        train_rows=rows,
-        held_out_rows=0,
-        special_ids=special,
-        arrays={},
-    ) as writer:
-        sides = torch.randn(2, rows, 4)
-        document = np.repeat(np.arange(len(LENGTHS), dtype=np.int64), LENGTHS)
-        positions = places if position is None else position
-        writer.append(*sides, tokens, document, positions, held_out=False, cursor=0)
+    source, target = torch.randn(2, len(tokens), 4)
+    document = np.repeat(np.arange(len(LENGTHS), dtype=np.int64), LENGTHS)
+    columns = {"tokens": tokens, "document": document, "position": places if position is None else position}
+    rows = {"source": source, "target": target, **columns}
+    write_cache(path, rows, special_ids=special, dtype="float32", chunk_rows=8, shard_rows=8, segment_rows=16)
     return CacheReader.open(path), tokens
 
 

@@ -18,10 +18,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cache.config import CacheSettings
 from cache.reader import CacheReader
-from cache.writer import CacheWriter
 from nestcoder.cli import command_line
+from tests.helpers.caches import write_cache as write_rows
 from transcoder.formats.native import save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder
@@ -45,18 +44,14 @@ def rows(letter: torch.Tensor, word: torch.Tensor, *, seed: int) -> tuple[torch.
 
 def write_cache(path: Path) -> CacheReader:
     identity = {"model": "toy", "layer": 8, "source_site": "mlp_in", "target_site": "mlp_out", "context": 20}
-    settings = CacheSettings(dtype="float32", chunk_rows=104, shard_rows=520, segment_rows=1040)
-    sizes = {"d_source": D_SOURCE, "d_target": D_TARGET, "train_rows": 520, "held_out_rows": 5200}
-    with CacheWriter(path, identity=identity, settings=settings, special_ids=[0], arrays={}, **sizes) as writer:
-        for cursor, count in enumerate((520, 5200)):
-            number = torch.arange(count)
-            source, target = rows(number % LETTERS, number // LETTERS % WORDS, seed=cursor)
-            narrow = {"document": number.numpy() // 40, "position": (number.numpy() % 20).astype(np.int32)}
-            writer.append(
-                source=source, target=target, tokens=np.ones(count, np.int32), **narrow, held_out=bool(cursor),
-                cursor=cursor,
-            )  # fmt: skip
-    return CacheReader.open(path)
+    splits = []
+    for seed, count in enumerate((520, 5200)):
+        number = torch.arange(count)
+        source, target = rows(number % LETTERS, number // LETTERS % WORDS, seed=seed)
+        narrow = {"document": number.numpy() // 40, "position": (number.numpy() % 20).astype(np.int32)}
+        splits.append({"source": source, "target": target, "tokens": np.ones(count, np.int32), **narrow})
+    sizes = {"chunk_rows": 104, "shard_rows": 520, "segment_rows": 1040}
+    return CacheReader.open(write_rows(path, *splits, identity=identity, dtype="float32", **sizes))
 
 
 def write_probe(folder: Path, *, fingerprint: str, readable: int = LETTERS, in_source: int = LETTERS) -> None:

@@ -10,14 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PretrainedConfig
 
-from cache.config import CacheSettings
 from cache.reader import CacheReader
-from cache.writer import CacheWriter
 from evaluate.spliced.contexts import Contexts, held_out_contexts
 from evaluate.spliced.replace import MLP
 from evaluate.spliced.splicer import Splicer
 from harvest.model.forward import run_modules
 from harvest.model.language_model import LanguageModel, load_model
+from tests.helpers.caches import write_cache as write_rows
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
@@ -92,20 +91,10 @@ def write_cache(model: LanguageModel, folder: Path) -> Path:
     }
     identity = {"model": str(folder), "weights_hash": model.source.weights_hash, "tokenizer_hash": model.tokenizer.hash}
     identity |= {"layer": LAYER, "source_site": "mlp_in", "target_site": "mlp_out", "model_dtype": "float32"}
-    with CacheWriter(
-        folder.parent / "cache",
-        identity=identity,
-        settings=CacheSettings(dtype="float32", chunk_rows=16, shard_rows=32, segment_rows=32),
-        d_source=WIDTH,
-        d_target=WIDTH,
-        train_rows=6 * CONTEXT,
-        held_out_rows=6 * CONTEXT,
-        special_ids=special,
-        arrays={},
-    ) as writer:
-        writer.append(**rows, held_out=False, cursor=0)
-        writer.append(**rows, held_out=True, cursor=1)
-    return folder.parent / "cache"
+    sizes = {"chunk_rows": 16, "shard_rows": 32, "segment_rows": 32}
+    return write_rows(
+        folder.parent / "cache", rows, rows, identity=identity, special_ids=special, dtype="float32", **sizes
+    )
 
 
 @pytest.fixture(scope="package", params=["gpt2", "gemma2"])

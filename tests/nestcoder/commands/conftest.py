@@ -7,11 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.stacked import stacked
-from cache.writer import CacheWriter
 from nestcoder.cli import command_line
+from tests.helpers.caches import write_cache as write_rows
 from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.formats.cross_layer import save_cross_layer
 from transcoder.formats.native import save_transcoder
@@ -31,20 +30,7 @@ def write_cache(folder: Path, *, layer: int) -> Path:
         "position": np.arange(rows, dtype=np.int32) % 16,
     }
     identity = {"model": "toy", "layer": layer, "context": 16, "source_site": "mlp_in", "target_site": "mlp_out"}
-    with CacheWriter(
-        folder,
-        identity=identity,
-        settings=CacheSettings(chunk_rows=64, shard_rows=128, segment_rows=256),
-        d_source=8,
-        d_target=6,
-        train_rows=rows,
-        held_out_rows=rows,
-        special_ids=[0],
-        arrays={},
-    ) as writer:
-        writer.append(**columns, held_out=False, cursor=0)
-        writer.append(**columns, held_out=True, cursor=1)
-    return folder
+    return write_rows(folder, columns, columns, identity=identity, chunk_rows=64, shard_rows=128, segment_rows=256)
 
 
 def run(runs: Path, *arguments: str) -> None:

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from cache.config import CacheSettings
 from cache.reader import CacheReader
 from cache.storage.recompute import Mlp
-from cache.writer import CacheWriter
 from common.progress import Silent
 from evaluate.features.collect import block_starts, encode_part, evidence_of
 from evaluate.features.config import FeatureSettings
 from evaluate.features.effects.neurons import aligned_neurons
 from evaluate.features.text.page import feature_page
+from tests.helpers.caches import write_cache
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
 
@@ -49,20 +48,18 @@ def test_a_cache_with_its_mlp_has_them_in_the_evidence(tmp_path: Path) -> None:
         "document": np.zeros(rows, dtype=np.int64),
         "position": np.arange(rows, dtype=np.int32),
     }
-    settings = CacheSettings(chunk_rows=16, shard_rows=32, segment_rows=64, dtype="float32", target="recompute")
-    with CacheWriter(
+    write_cache(
         tmp_path / "cache",
+        columns,
+        columns,
         identity={"model": "toy", "layer": 3, "context": rows},
-        settings=settings,
-        d_source=8,
-        d_target=6,
-        train_rows=rows,
-        held_out_rows=rows,
-        special_ids=[0],
         arrays=mlp.arrays(),
-    ) as writer:
-        writer.append(**columns, held_out=False, cursor=0)
-        writer.append(**columns, held_out=True, cursor=1)
+        dtype="float32",
+        target="recompute",
+        chunk_rows=16,
+        shard_rows=32,
+        segment_rows=64,
+    )
     reader = CacheReader.open(tmp_path / "cache")
     transcoder = Transcoder(**random_arrays(8, 6, dict_size=16, seed=3), rule=TopK(4), prefixes=(8, 16))
     settings = FeatureSettings(neurons=3)
