@@ -6,6 +6,7 @@ import pytest
 
 from common.errors import UsageError
 from common.progress import Silent
+from tests.helpers.progress import Notes
 from transcoder.formats import fetch
 from transcoder.formats.fetch import fetched
 
@@ -72,19 +73,9 @@ def test_only_what_is_needed_is_fetched(
     assert hub == files
 
 
-class Notes(Silent):
-    """Progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_the_one_folder_with_weights_is_taken(tmp_path: Path, hub: list[str]) -> None:
-    heard = Notes()
-    assert fetched("hf:user/repo/sae", layer=8, progress=heard) == tmp_path / "sae" / "h.8.mlp"
+    notes = Notes()
+    assert fetched("hf:user/repo/sae", layer=8, progress=notes) == tmp_path / "sae" / "h.8.mlp"
     assert hub == FILES[3:5]
     assert heard.notes == ["hf:user/repo/sae has files of weights only in sae/h.8.mlp; they are used."]
 
