@@ -77,7 +77,7 @@ def test_the_one_folder_with_weights_is_taken(tmp_path: Path, hub: list[str]) ->
     notes = Notes()
     assert fetched("hf:user/repo/sae", layer=8, progress=notes) == tmp_path / "sae" / "h.8.mlp"
     assert hub == FILES[3:5]
-    assert heard.notes == ["hf:user/repo/sae has files of weights only in sae/h.8.mlp; they are used."]
+    assert notes.texts == ["hf:user/repo/sae has files of weights only in sae/h.8.mlp; they are used."]
 
 
 def test_code_is_never_fetched(hub: list[str]) -> None:

@@ -32,13 +32,13 @@ def make_folder(folder: Path, name: str) -> Path:
 def test_the_only_dictionary_inside_is_taken_and_named(tmp_path: Path, inside: str, file: str) -> None:
     found = make_folder(tmp_path / inside, file)
     (tmp_path / "logs").mkdir()
-    place(tmp_path / ".cache", file)
-    heard = Notes()
-    assert dictionary_in(tmp_path, EIGHT, progress=heard) == found
-    assert heard.notes == [f"{tmp_path} has one dictionary, in {inside}; it is used."]
-    heard.notes.clear()
-    assert dictionary_in(found, EIGHT, progress=heard) == found
-    assert not heard.notes
+    make_folder(tmp_path / ".cache", file)
+    notes = Notes()
+    assert dictionary_in(tmp_path, EIGHT, progress=notes) == found
+    assert notes.texts == [f"{tmp_path} has one dictionary, in {inside}; it is used."]
+    notes.texts.clear()
+    assert dictionary_in(found, EIGHT, progress=notes) == found
+    assert not notes.texts
 
 
 def test_a_folder_that_is_a_dictionary_or_has_none_inside_is_returned_itself(tmp_path: Path) -> None:
