@@ -81,8 +81,9 @@ class CrossLayerInModel(InModel):
     def reconstructions(
         self, sources: Sources, norms: Mapping[int, Norm]
     ) -> dict[int, Float[Tensor, "rows prefixes d_target"]]:
-        codes = [piece.select(_seen(piece, sources[layer], norms[layer])) for layer, piece in self.pieces.items()]
-        return dict(zip(self.dictionary.layers, self.dictionary.reconstruct(codes), strict=True))
+        seen = [_seen(piece, sources[layer], norms[layer]) for layer, piece in self.pieces.items()]
+        codes = [piece.select(rows) for piece, rows in zip(self.pieces.values(), seen, strict=True)]
+        return dict(zip(self.dictionary.layers, self.dictionary.reconstruct(codes, seen), strict=True))
 
 
 def _seen(piece: Transcoder, source: Tensor, norm: Norm) -> Float[Tensor, "rows d_source"]:

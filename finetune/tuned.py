@@ -98,6 +98,7 @@ def factors_of_piece(
         "b_enc": torch.ones(1),
         "W_dec": by_target[None],
         "b_dec": by_target,
+        "W_skip": scaled(torch.ones(1, piece.d_source), units[number].source_scale).T / units[number].target_scale,
     }
     return {name: array.to(piece.b_enc.device) for name, array in factors.items()}
 

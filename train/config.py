@@ -95,7 +95,8 @@ class CommonTrainSettings(Settings):
     """Rule jumprelu: pre-activations within half of this width from a threshold give it a gradient; in standard
     deviations of the target."""
     skip: bool = False
-    """Add an affine map of the source, zero at first, to every prefix."""
+    """Add an affine map of the source, zero at first, to every prefix. With kind cross-layer each layer has
+    one, from its own source to its own target."""
     source: Literal["mlp_in", "ln2_normalized"] = "mlp_in"
     """What the encoder reads: the cache's source as it is stored, or an MLP's input before its norm's gain and bias."""
     seed: Seed = 0
@@ -186,10 +187,6 @@ def _check_sae(settings: CommonTrainSettings) -> None:
 
 
 def _check_cross_layer(settings: CommonTrainSettings) -> None:
-    if settings.skip:
-        raise ValueError("skip cannot be used with kind cross-layer; leave it out")
-    if settings.select_over == "layers" and settings.shard_dictionary:
-        raise ValueError("select_over layers needs the whole dictionary in one process; leave shard_dictionary out")
     if settings.select_over == "layers" and settings.activation != "topk":
         raise ValueError(f"select_over layers needs activation topk, not {settings.activation}")
 

@@ -89,7 +89,7 @@ def nested_step(
     source = source.to(rounded.W_enc.dtype)
     code, watched = encode(rounded, source, rule=rule, pre=space.pre, watch=watch, share=share, shard=shard)
     decoded = decode(rounded, source, code=code, rule=rule, prefixes=loss.prefixes, shard=shard)
-    sse, residual = loss.grad_sums_(decoded.sums, _unexplained(weights, source, target=target))
+    sse, residual = loss.grad_sums_(decoded.sums, unexplained(weights, source, target=target))
     return differentiate(
         decoded,
         sse=sse,
@@ -190,11 +190,12 @@ def encode(
     return code, torch.cat(watched)
 
 
-def _unexplained(
+def unexplained(
     weights: Parameters, source: Float[Tensor, "rows d_source"], *, target: Float[Tensor, "rows d_target"]
 ) -> Float[Tensor, "rows d_target"]:
-    """What is left for the features: the target less the bias and the skip."""
-    left = target - weights.b_dec
+    """What is left for the features: the target less the bias and the skip. Of a decoder that writes to several layers'
+    targets side by side, ``target`` may be the first, which alone gets both."""
+    left = target - weights.b_dec[: target.shape[1]]
     return left if weights.W_skip is None else left.addmm_(source.to(left.dtype), weights.W_skip, alpha=-1)
 
 
@@ -245,7 +246,8 @@ def _fill_gradients(
     # The first group's sums run over all prefixes: what all prefixes share, the bias and the skip, gets those.
     torch.sum(grad_sums[:, 0], dim=0, out=gradients.b_dec)
     if gradients.W_skip is not None:
-        torch.mm(source.to(grad_sums.dtype).T, grad_sums[:, 0], out=gradients.W_skip)
+        written = grad_sums[:, 0, : gradients.W_skip.shape[1]]
+        torch.mm(source.to(grad_sums.dtype).T, written, out=gradients.W_skip)
     return torch.segment_reduce(values.float(), "max", offsets=offsets.long(), initial=0.0) > 0
 
 

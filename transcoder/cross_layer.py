@@ -1,7 +1,7 @@
 """Cross-layer transcoders: a feature reads one layer's source and writes to that layer's target and later ones.
 
     a_s    = rule(W_enc_s x_s + b_enc_s)                                        for every source layer s
-    y_t,p  = b_dec_t + sum over s of  a_s[:, :p] @ W_dec_s->t[:p]                s <= t <= s + window
+    y_t,p  = b_dec_t (+ x_t @ W_skip_t) + sum over s of  a_s[:, :p] @ W_dec_s->t[:p]          s <= t <= s + window
 
 Source layer s is a transcoder whose target is the targets that it writes to, side by side, so one row of its ``W_dec``
 is all that a feature writes; and the sum over sources runs over those. Every prefix is of all layers together: the
@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.distributed import ALONE, Ranks
 from transcoder.decode import bag_sums, bags_of, running_sum_
 from transcoder.rules.topk import TopK
+from transcoder.sharded import winners
 from transcoder.sparse_code import SparseCode, entries_of
 from transcoder.transcoder import Transcoder
 
@@ -65,15 +67,21 @@ class Reach:
         return torch.cat([by_layer[layer] for layer in self.written(source)], dim=-1)
 
 
-def largest_over_layers(codes: Sequence[SparseCode], *, count: int) -> list[SparseCode]:
-    """Of every row the ``count`` largest entries over all codes; each code has a fixed number of entries a row."""
+def largest_over_layers(codes: Sequence[SparseCode], *, count: int, ranks: Ranks = ALONE) -> list[SparseCode]:
+    """Of every row the ``count`` largest entries over all codes; each code has a fixed number of entries a row.
+
+    Where several processes have codes of the same rows, those of all of them: what wins there is among each one's own
+    ``count`` largest.
+    """
     tables = [code.values.view(code.row_count, -1) for code in codes]
-    kept = torch.zeros(tables[0].shape[0], sum(table.shape[1] for table in tables), dtype=torch.bool)
-    kept = kept.to(tables[0].device)
-    places = torch.cat(tables, dim=1).topk(count, dim=1, sorted=False).indices
-    kept.scatter_(1, places, value=True)
-    parts = kept.split([table.shape[1] for table in tables], dim=1)
-    return [entries_of(code, part.flatten()) for code, part in zip(codes, parts, strict=True)]
+    table = torch.cat(tables, dim=1)
+    found = table.topk(min(count, table.shape[1]), dim=1, sorted=False)
+    is_kept = torch.ones_like(found.indices, dtype=torch.bool)
+    if ranks.world > 1:
+        is_kept = winners(found.values, count, ranks=ranks)
+    kept = torch.zeros_like(table, dtype=torch.bool).scatter_(1, found.indices, is_kept)
+    widths = [own.shape[1] for own in tables]
+    return [entries_of(code, own.flatten()) for code, own in zip(codes, kept.split(widths, dim=1), strict=True)]
 
 
 def candidates(top_k: int, *, layers: int, dict_size: int) -> int:
@@ -84,9 +92,10 @@ def candidates(top_k: int, *, layers: int, dict_size: int) -> int:
 class CrossLayerTranscoder(nn.Module):
     """Source layers as ``pieces``, each a ``Transcoder`` whose target is the targets that it writes to, side by side.
 
-    The piece of a layer has that layer's ``b_dec`` first, and zeros for what it writes to others. ``layers`` are their
-    numbers in the model. With ``over_layers``, ``top_k`` times as many features as there are layers are selected over
-    all of them; activations are then in units that the layers share. ``config`` is its config.json.
+    The piece of a layer has that layer's ``b_dec`` first, and zeros for what it writes to others; a skip, where there
+    is one, writes to that layer alone. ``layers`` are their numbers in the model. With ``over_layers``, ``top_k`` times
+    as many features as there are layers are selected over all of them; activations are then in units that the layers
+    share. ``config`` is its config.json.
     """
 
     def __init__(
@@ -190,13 +199,15 @@ class CrossLayerTranscoder(nn.Module):
         self, sources: Sequence[Float[Tensor, "rows d_source"]]
     ) -> Float[Tensor, "layers rows prefixes d_target"]:
         """Every layer's target by every prefix."""
-        return self.reconstruct(self.codes(sources))
+        return self.reconstruct(self.codes(sources), sources)
 
-    def reconstruct(self, codes: Sequence[SparseCode]) -> Float[Tensor, "layers rows prefixes d_target"]:
-        """The same from the sparse codes; differentiable where their values or the arrays are."""
+    def reconstruct(
+        self, codes: Sequence[SparseCode], sources: Sequence[Float[Tensor, "rows d_source"]]
+    ) -> Float[Tensor, "layers rows prefixes d_target"]:
+        """The same from the sparse codes of the sources; differentiable where their values or the arrays are."""
         shape = (codes[0].row_count, len(self.prefixes), self.d_target)
         # An array a layer: autograd would copy the whole of one array for every block that is added to a part of it.
-        total = [self.b_dec(number).expand(shape) for number in range(len(self.layers))]
+        total = [self.base(number, source)[:, None].expand(shape) for number, source in enumerate(sources)]
         for number, code in enumerate(codes):
             for layer, block in self.reach.blocks(self.writes(number, code), number):
                 total[layer] = total[layer] + block
@@ -205,6 +216,17 @@ class CrossLayerTranscoder(nn.Module):
     def b_dec(self, number: int) -> Float[Tensor, " d_target"]:
         """The bias of layer ``number``."""
         return self.piece(number).b_dec[: self.d_target]
+
+    def base(self, number: int, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_target"]:
+        """What all prefixes of layer ``number`` share: its bias, and its skip where there is one."""
+        skip = self.piece(number).W_skip
+        bias = self.b_dec(number)
+        return bias.expand(len(source), -1) if skip is None else torch.addmm(bias, source.to(bias.dtype), skip)
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether the layers have a skip, each from its own source to its own target."""
+        return self.piece(0).W_skip is not None
 
     def crossing(self) -> list[float]:
         """For every source layer the share of its decoder's squared norm that other layers get.

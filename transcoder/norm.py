@@ -6,6 +6,7 @@ norm's gain and bias (``common/norm.py``: m = x * gain + bias) are folded into i
 """
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from common.errors import NumericalError
 from common.norm import NormAffine
@@ -38,7 +39,7 @@ def _substituted(transcoder: Transcoder, *, scale: Tensor, shift: Tensor) -> Tra
     b_dec = transcoder.b_dec.double()
     skip = None if transcoder.W_skip is None else transcoder.W_skip.double()
     if skip is not None:
-        b_dec = b_dec + shift @ skip
+        b_dec = b_dec + pad(shift @ skip, (0, len(b_dec) - skip.shape[1]))
     return transcoder.replaced(
         W_enc=(transcoder.W_enc.double() * scale).float(),
         b_enc=(transcoder.b_enc.double() + transcoder.W_enc.double() @ shift).float(),

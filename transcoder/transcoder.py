@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from common.errors import UsageError
 from transcoder.decode import decode_prefixes
@@ -37,6 +38,8 @@ class Transcoder(nn.Module):
         b_dec   (d_target,)
         W_skip  (d_source, d_target)     only where there is a skip
 
+    A skip of fewer columns writes to the first dimensions of the target (transcoder/cross_layer.py).
+
     Sources are in the view that ``source_view`` names. ``prefixes`` are cumulative and end at ``dict_size``;
     ``prefix`` is the one in use: the last, unless truncated. ``tokens_trained`` and ``nominal_l0`` are None where they
     are not known. ``config`` is its config.json, empty for one that was not loaded.
@@ -57,7 +60,7 @@ class Transcoder(nn.Module):
         b_enc: Float[Tensor, " dict_size"],
         W_dec: Float[Tensor, "dict_size d_target"],
         b_dec: Float[Tensor, " d_target"],
-        W_skip: Float[Tensor, "d_source d_target"] | None = None,
+        W_skip: Float[Tensor, "d_source d_skip"] | None = None,
         *,
         rule: Rule,
         prefixes: tuple[int, ...] | None = None,
@@ -210,6 +213,9 @@ class Transcoder(nn.Module):
             return self.b_dec
         if source is None:
             raise UsageError("This transcoder has a skip: decode needs the source too.", remedy="Give decode source=.")
+        if self.W_skip.shape[1] < self.d_target:
+            skipped = source.to(self.b_dec.dtype) @ self.W_skip
+            return self.b_dec + pad(skipped, (0, self.d_target - self.W_skip.shape[1]))
         return torch.addmm(self.b_dec, source.to(self.b_dec.dtype), self.W_skip)
 
     def _checked(self, prefix: int | None) -> int:

@@ -131,6 +131,9 @@ class _Export:
         if others or not self.request.to:
             what = f"{', '.join(others) or 'Nothing'} holds dictionaries of one layer each."
             raise UsageError(what, remedy=f"A cross-layer transcoder goes to {FORMAT} alone: --to {FORMAT}.")
+        if self._trained.has_skip:
+            what = f"{FORMAT} has no place for the skips of a cross-layer transcoder."
+            raise UsageError(what, where=self.source.transcoder, remedy="Train one with train.skip: false.")
         if self._size not in self._trained.prefixes:
             what = f"{self._size} is not a prefix of this transcoder; it has {list(self._trained.prefixes)}."
             raise UsageError(what, where=self.source.transcoder)

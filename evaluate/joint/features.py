@@ -4,7 +4,7 @@ A layer's features fire by that layer's encoder, so what they fire on is evidenc
 goes to several layers' targets, side by side here, each in units in which it varies by 1 a dimension; there a feature's
 decoder row has norm 1. For the layers t that features of layer s write to,
 
-    e_t,p        = y_t - b_dec_t - sum over all s' of what the first p features of layer s' write to t
+    e_t,p        = y_t - b_dec_t (- skip) - sum over all s' of what the first p features of layer s' write to t
     fvu_lost(f)  = growth of sum over t of |e_t|^2 without f  /  sum over t of the squared distance of y_t from its mean
     share(f, t)  = |W_dec_s->t[f]|^2                 of the squared norm of the whole row
 
@@ -171,7 +171,8 @@ class _Layer:
         name = f"{self._dictionary.name}, layer {self._dictionary.layers[self.number]}"
         config = {"weights": self._dictionary.config.get("weights")}
         W_dec = self._scaled(piece.W_dec.detach())
-        return piece.replaced(W_dec=W_dec, b_dec=self._scaled(piece.b_dec.detach()), name=name, config=config)
+        b_dec = self._scaled(piece.b_dec.detach())
+        return piece.replaced(W_dec=W_dec, b_dec=b_dec, W_skip=None, name=name, config=config)
 
     @cached_property
     def written(self) -> Written:
@@ -213,10 +214,11 @@ class _Layer:
                 for layer in sorted({*needed, *self._into})
             }
             device = code.values.device
-            away = torch.stack(
-                [rows[t].target[index].to(device).float() - dictionary.b_dec(t) for t in self._into], dim=1
-            )
-            errors = away[:, None].repeat(1, len(dictionary.prefixes), 1, 1)
+            targets = torch.stack([rows[t].target[index].to(device).float() for t in self._into], dim=1)
+            away = targets - torch.stack([dictionary.b_dec(t) for t in self._into])
+            bases = [dictionary.base(t, rows[t].source[index].to(device)) for t in self._into]
+            left = targets - torch.stack(bases, dim=1)
+            errors = left[:, None].repeat(1, len(dictionary.prefixes), 1, 1)
             for other in needed:
                 source = rows[other].source[index].to(device)
                 found = code if other == self.number else dictionary.piece(other).sparse_code(source)

@@ -82,8 +82,9 @@ class JointRows:
         rows = self.held_out.view.rows(slice(start, end), view=dictionary.piece(0).source_view)
         source = rows.source[kept].to(self._device).split(self._widths, dim=1)
         target = rows.target[kept].to(self._device).float().unflatten(1, self.means.shape)
-        codes = dictionary.codes([part.contiguous() for part in source])
-        found = dictionary.reconstruct(codes).transpose(0, 1)
+        by_layer = [part.contiguous() for part in source]
+        codes = dictionary.codes(by_layer)
+        found = dictionary.reconstruct(codes, by_layer).transpose(0, 1)
         centred = target.double() - self.means.to(self._device)
         for layer, code in enumerate(codes):
             fired = code.features[code.values > 0].long()

@@ -107,11 +107,9 @@ def _opened(
         check_belongs(piece, readers[layer], path=candidate.single[layer], force=False)
         if piece.column:
             raise UsageError("An autoencoder is not measured together with others.", where=candidate.single[layer])
-        if piece.W_skip is not None:
-            what = "A transcoder with a skip is not measured together with others."
-            raise UsageError(what, where=candidate.single[layer], remedy="Measure the set with evaluate --together.")
-    if len({piece.prefixes for piece in pieces.values()}) > 1:
-        raise UsageError(f"The layers of '{candidate.name}' have different prefixes.", where=candidate.joint)
+    if len({(piece.prefixes, piece.W_skip is None) for piece in pieces.values()}) > 1:
+        what = f"The layers of '{candidate.name}' have different prefixes, or only some of them a skip."
+        raise UsageError(what, where=candidate.joint, remedy="Train them with the same settings, under one name.")
     return CrossLayerTranscoder.of_set(pieces, name=candidate.name)
 
 

@@ -55,6 +55,6 @@ class CrossLayerStandIn:
             added = dictionary.writes_of_prefix(number, code, prefix=self._prefix)
             for layer, block in dictionary.reach.blocks(added, number):
                 self._written[layer] = self._written[layer] + block if layer in self._written else block
-            return self._written.pop(number) + dictionary.b_dec(number)
+            return self._written.pop(number) + dictionary.base(number, seen)
 
         return replace

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nestcoder.run_harvest(settings, [4, 6, 8], device="cpu")
     nestcoder.run_train(settings, [4, 8], device="cpu")
     nestcoder.run_train(settings_of(runs, "train.kind=sae"), [8], name="sae", device="cpu")
-    across = settings_of(runs, "train.kind=cross-layer", "train.window=1")
+    across = settings_of(runs, "train.kind=cross-layer", "train.window=1", "train.skip=true")
     nestcoder.run_train(across, [4, 6, 8], name="clt", device="cpu")
     return runs
 

@@ -15,12 +15,14 @@ PREFIXES = (8, 32)
 NUMBERS = (2, 3, 5, 11)
 
 
-def make(window: int, *, over_layers: bool = False, rule: str = "topk") -> CrossLayerTranscoder:
+def make(window: int, *, over_layers: bool = False, rule: str = "topk", skip: bool = False) -> CrossLayerTranscoder:
     reach = Reach(LAYERS, window, WIDTH)
     pieces = []
     for number in range(LAYERS):
         arrays = random_arrays(WIDTH, reach.wide(number), dict_size=DICT_SIZE, seed=number)
         arrays["b_dec"][:WIDTH] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(number))
+        if skip:
+            arrays["W_skip"] = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(20 + number))
         selects = over_all_layers(TOP_K, layers=LAYERS, dict_size=DICT_SIZE) if over_layers else TopK(TOP_K)
         if rule == "jumprelu":
             selects = JumpReLU(torch.linspace(0.1, 1, DICT_SIZE), top_k=TOP_K)
@@ -30,7 +32,7 @@ def make(window: int, *, over_layers: bool = False, rule: str = "topk") -> Cross
 
 @pytest.fixture
 def make_cross_layer() -> Callable[..., CrossLayerTranscoder]:
-    """``make_cross_layer(window, over_layers=False, rule="topk")``."""
+    """``make_cross_layer(window, over_layers=False, rule="topk", skip=False)``."""
     return make
 
 

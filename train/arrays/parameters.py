@@ -21,7 +21,7 @@ class Parameters:
     b_enc: Float[Tensor, " dict_size"]
     W_dec: Float[Tensor, "dict_size d_target"]
     b_dec: Float[Tensor, " d_target"]
-    W_skip: Float[Tensor, "d_source d_target"] | None = None
+    W_skip: Float[Tensor, "d_source d_skip"] | None = None
     threshold: Float[Tensor, " dict_size"] | None = None
     """Of a rule that trains a threshold for each feature."""
 

@@ -6,6 +6,7 @@ activations stay as they are:
 
     W_enc_s    = W_enc_s' * source_scale_s
     W_dec_s->t = W_dec_s->t' / target_scale_t        b_dec_t = b_dec_t' / target_scale_t
+    W_skip_t   = source_scale_t * W_skip_t' / target_scale_t
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -199,11 +200,13 @@ class CrossLayer(Kind):
         """The same source layer in the caches' units, its activations as they are."""
         scales = [self._units.layers[layer].target_scale for layer in self._reach.written(number)]
         by_target = torch.tensor(scales, device=weights.b_dec.device).repeat_interleave(self._reach.width)
+        units = self._units.layers[number]
         return replace(
             weights,
-            W_enc=scaled(weights.W_enc, self._units.layers[number].source_scale),
+            W_enc=scaled(weights.W_enc, units.source_scale),
             W_dec=weights.W_dec / by_target,
             b_dec=weights.b_dec / by_target,
+            W_skip=None if weights.W_skip is None else scaled(weights.W_skip, _of_skip(units)),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -219,7 +222,7 @@ class CrossLayer(Kind):
         assert isinstance(units, JointUnits)
         reach = units.reach(settings)
         return sum(
-            parameter_count(settings, own.source_mean.numel(), reach.wide(number))
+            parameter_count(settings, own.source_mean.numel(), reach.wide(number), skips_to=reach.width)
             for number, own in enumerate(units.layers)
         )
 
@@ -234,7 +237,8 @@ class CrossLayer(Kind):
         reach = units.reach(settings)
         widths = [own.source_mean.numel() for own in units.layers]
         layers = [
-            random_state(settings, width, reach.wide(number), device=device) for number, width in enumerate(widths)
+            random_state(settings, width, reach.wide(number), device=device, skips_to=reach.width)
+            for number, width in enumerate(widths)
         ]
         state = JointState(tuple(layers), tuple(range(reach.layers)))
         for layer in layers:
@@ -259,7 +263,7 @@ def _trained_weights(folder: Path, settings: ResolvedSettings, reader: CacheRead
     """A trained transcoder's weights in training units. Raises MismatchError where it does not fit."""
     trained = load_transcoder(folder)
     wanted = {"prefixes": list(settings.prefixes), "activation": settings.activation}
-    wanted |= {"cache_fingerprint": reader.fingerprint, "source_view": settings.source, "skip": False}
+    wanted |= {"cache_fingerprint": reader.fingerprint, "source_view": settings.source, "skip": settings.skip}
     for key, value in wanted.items():
         if trained.config.get(key) != value:
             what = f"train.warm_start: {key} of the trained transcoder is {trained.config.get(key)}, not {value}."
@@ -272,5 +276,12 @@ def _trained_weights(folder: Path, settings: ResolvedSettings, reader: CacheRead
         W_enc=scaled(arrays["W_enc"], units.target_scale / units.source_scale),
         b_enc=arrays["b_enc"] * units.target_scale,
         b_dec=arrays["b_dec"] * units.target_scale,
+        W_skip=scaled(arrays["W_skip"], 1 / _of_skip(units)) if settings.skip else None,
         threshold=None if threshold is None else threshold * units.target_scale,
     )
+
+
+def _of_skip(units: Units) -> float | Tensor:
+    """What a layer's skip is multiplied by to be in the cache's units: a number, or one for each dimension it reads."""
+    scale = units.source_scale
+    return scale.double()[:, None] / units.target_scale if isinstance(scale, Tensor) else scale / units.target_scale

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from train.arrays.parameters import Parameters
 from train.kinds.joint_state import JointState
 from train.kinds.joint_step import JointRecipe
 from train.record.held_out_fvu import HeldOut
@@ -43,13 +44,19 @@ def _reconstructions(
     reach = recipe.reach
     prefixes = recipe.recipes[0].nested.prefixes
     codes = _codes(state, sources, recipe=recipe, shard=shard)
-    biases = torch.stack([layer.weights.b_dec[: reach.width] for layer in state.layers])
-    total = biases[:, None, None].repeat(1, len(sources[0]), len(prefixes), 1)
+    bases = [_base(layer.weights, source, reach.width) for layer, source in zip(state.layers, sources, strict=True)]
+    total = torch.stack(bases)[:, :, None].repeat(1, 1, len(prefixes), 1)
     for number, (layer, code) in enumerate(zip(state.layers, codes, strict=True)):
         bags = bags_of(code, shard.prefixes(prefixes))
         sums = shard.sum_(bag_sums(code, bags, layer.weights.W_dec)).unflatten(0, (-1, len(prefixes)))
         reach.add_(total, running_sum_(sums), number)
     return total
+
+
+def _base(weights: Parameters, source: Float[Tensor, "rows d_source"], width: int) -> Float[Tensor, "rows d_target"]:
+    """What all prefixes of a layer share: its bias, and its skip where there is one."""
+    bias = weights.b_dec[:width]
+    return bias.expand(len(source), -1) if weights.W_skip is None else torch.addmm(bias, source, weights.W_skip)
 
 
 def _codes(
@@ -61,9 +68,9 @@ def _codes(
         weights = layer.weights
         rule = recipe.rule_of(number, weights)
         pre = torch.addmm(weights.b_enc, source, weights.W_enc.T)
-        candidates = rule.select_training(pre, batch_rows=len(source))
-        codes.append(keep_winners(candidates, rule, batch_rows=len(source), ranks=shard))
-    return largest_over_layers(codes, count=recipe.over_all) if recipe.over_layers else codes
+        found = rule.select_training(pre, batch_rows=len(source))
+        codes.append(found if recipe.over_layers else keep_winners(found, rule, batch_rows=len(source), ranks=shard))
+    return largest_over_layers(codes, count=recipe.over_all, ranks=shard) if recipe.over_layers else codes
 
 
 def _dimension_counts(recipe: JointRecipe) -> Float[Tensor, "layers d_target"]:

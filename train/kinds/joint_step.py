@@ -1,6 +1,6 @@
 """One step of a cross-layer transcoder: the steps of its layers, which meet in the reconstructions.
 
-    y_t,p = b_dec_t + sum over s of a_s[:, :p] @ W_dec_s->t[:p]
+    y_t,p = b_dec_t (+ x_t @ W_skip_t) + sum over s of a_s[:, :p] @ W_dec_s->t[:p]
     loss  = sum over layers t, prefixes p of  w_p * SSE_t,p / (rows * variance_t)
 
 Each source layer is a transcoder whose target is the targets that it writes to, side by side: encoding, sparse decode,
@@ -23,7 +23,7 @@ from train.arrays.parameters import Parameters
 from train.arrays.workspace import Workspace
 from train.dead.features import Dead
 from train.kinds.joint_state import JointState
-from train.loss import Decoded, StepResult, decode, differentiate, encode
+from train.loss import Decoded, StepResult, decode, differentiate, encode, unexplained
 from train.objective import Recipe
 from train.record.step_metrics import StepMetrics
 from train.state import State
@@ -44,12 +44,12 @@ class JointRecipe:
     over_layers: bool
 
     def rule_of(self, number: int, weights: Parameters) -> Rule:
-        """A layer's own rule, or all that it could contribute to a selection over layers."""
+        """A layer's own rule, or all that these of its features could contribute to a selection over layers."""
         nested = self.recipes[number].nested
         rule = nested.rule_of(weights)
         if not self.over_layers:
             return rule
-        return TopK(candidates(rule.kept(1), layers=self.reach.layers, dict_size=nested.prefixes[-1]))
+        return TopK(candidates(rule.kept(1), layers=self.reach.layers, dict_size=weights.b_enc.numel()))
 
     @property
     def over_all(self) -> int:
@@ -132,7 +132,9 @@ def _errors(
     for number, layer in enumerate(decoded):
         reach.add_(total, layer.sums, number)
     found = [
-        own.nested.grad_sums_(total[number], target - state.layers[number].weights.b_dec[: reach.width])
+        own.nested.grad_sums_(
+            total[number], unexplained(state.layers[number].weights, decoded[number].source, target=target)
+        )
         for number, (own, target) in enumerate(zip(recipe.recipes, targets, strict=True))
     ]
     return total, [squared for squared, _ in found], torch.stack([residual for _, residual in found])
@@ -182,17 +184,19 @@ def _forward(
 ) -> tuple[list[Decoded], list[Tensor]]:
     """Every layer's sparse decode, and the pre-activations of its dead features."""
     prefixes = recipe.recipes[0].nested.prefixes
+    # Over layers, processes compete once for all of them.
+    rivals = UNSHARDED if recipe.over_layers else shard
     encoded = []
     ordered = zip(state.layers, sources, workspaces, watch, strict=True)
     for number, (layer, source, workspace, silent) in enumerate(ordered):
         rounded = workspace.compute_weights(layer.weights)
         read = source.to(rounded.W_enc.dtype)
         rule = recipe.rule_of(number, layer.weights)
-        code, seen = encode(rounded, read, rule=rule, pre=workspace.pre, watch=silent, share=share, shard=shard)
+        code, seen = encode(rounded, read, rule=rule, pre=workspace.pre, watch=silent, share=share, shard=rivals)
         encoded.append((rounded, read, rule, code, seen.to(layer.weights.b_enc.dtype)))
     codes = [code for *_, code, _ in encoded]
     if recipe.over_layers:
-        codes = largest_over_layers(codes, count=recipe.over_all)
+        codes = largest_over_layers(codes, count=recipe.over_all, ranks=shard)
     decoded = [
         decode(rounded, read, code=code, rule=rule, prefixes=prefixes, shard=shard)
         for (rounded, read, rule, _, _), code in zip(encoded, codes, strict=True)

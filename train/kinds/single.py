@@ -109,7 +109,7 @@ class Single(Kind):
     @staticmethod
     def parameters(settings: ResolvedSettings, units: Units) -> int:
         d_source = units.source_mean.numel()
-        return parameter_count(settings, d_source, units.width) + settings.skip * d_source * units.width
+        return parameter_count(settings, d_source, units.width, skips_to=units.width)
 
     @staticmethod
     def features(settings: ResolvedSettings, units: Units) -> int:  # noqa: ARG004
@@ -160,15 +160,21 @@ def workspace_of(weights: Parameters, settings: ResolvedSettings) -> Workspace:
     return Workspace.like(weights, rows=settings.batch_rows, dtype=dtype, rule=rule_of(settings))
 
 
-def parameter_count(settings: ResolvedSettings, d_source: int, d_target: int) -> int:
-    """Numbers of one layer's encoder, decoder, biases and thresholds; ``d_target`` is all that a feature writes."""
+def parameter_count(settings: ResolvedSettings, d_source: int, d_target: int, *, skips_to: int) -> int:
+    """Numbers of one layer's encoder, decoder, biases, thresholds and skip; ``d_target`` is all that a feature writes,
+    of which the skip writes ``skips_to``."""
     thresholds = RULES[settings.activation].load().trains_threshold
-    return settings.dict_size * (d_source + d_target + 1 + thresholds) + d_target
+    own = settings.dict_size * (d_source + d_target + 1 + thresholds) + d_target
+    return own + settings.skip * d_source * skips_to
 
 
-def random_state(settings: ResolvedSettings, d_source: int, d_target: int, *, device: str) -> State:
-    """Random weights, to time steps with."""
-    weights = random_parameters(d_source, d_target, dict_size=settings.dict_size, skip=settings.skip).to(device)
+def random_state(
+    settings: ResolvedSettings, d_source: int, d_target: int, *, device: str, skips_to: int | None = None
+) -> State:
+    """Random weights, to time steps with; the skip, where there is one, writes to ``skips_to`` dimensions (all)."""
+    weights = random_parameters(d_source, d_target, dict_size=settings.dict_size).to(device)
+    if settings.skip:
+        weights = replace(weights, W_skip=torch.zeros(d_source, skips_to or d_target, device=device))
     if RULES[settings.activation].load().trains_threshold:
         # Of a standard normal distribution, which these pre-activations have.
         quantile = torch.tensor(1 - min(0.5, settings.top_k / settings.dict_size))

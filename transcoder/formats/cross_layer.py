@@ -3,6 +3,7 @@
     08/W_enc      (d_source, dict_size)               08/b_enc    (dict_size,)
     08/W_dec      (dict_size, targets, d_target)      targets: layer 8 itself, and the ones after it within the window
     08/b_dec      (d_target,)                         08/<array of its rule>
+    08/W_skip     (d_source, d_target)                where there is a skip, from layer 8 to layer 8
 
 Sources, targets and biases are in the units of the caches. Activations are in units of training, where every layer's
 target varies by 1 a dimension: a row of ``W_dec`` times ``target_scales`` of the layers that it writes to has norm 1.
@@ -44,6 +45,8 @@ def save_cross_layer(dictionary: CrossLayerTranscoder, folder: Path, *, config: 
             "W_dec": piece.W_dec.unflatten(1, (-1, dictionary.d_target)),
             "b_dec": piece.b_dec[: dictionary.d_target],
         }
+        if piece.W_skip is not None:
+            own["W_skip"] = piece.W_skip
         named = own | piece.rule.arrays()
         arrays |= {f"{layer:02d}/{name}": array.detach().float() for name, array in named.items()}
     document = {
@@ -58,7 +61,7 @@ def save_cross_layer(dictionary: CrossLayerTranscoder, folder: Path, *, config: 
         "threshold": None,
         "d_source": first.d_source,
         "d_target": dictionary.d_target,
-        "skip": False,
+        "skip": dictionary.has_skip,
         "source_view": first.source_view,
         **config,
         "top_k": dictionary.top_k,
@@ -111,6 +114,7 @@ def _piece(arrays: Mapping[str, Tensor], config: Mapping[str, Any], reach: Reach
         b_enc=own["b_enc"],
         W_dec=own["W_dec"].flatten(1),
         b_dec=torch.cat([bias, bias.new_zeros(reach.wide(number) - reach.width)]),
+        W_skip=own.get("W_skip"),
         rule=rule,
         prefixes=tuple(config["prefixes"]),
         name=f"{prefix.rstrip('/')}",
@@ -122,7 +126,8 @@ def _piece(arrays: Mapping[str, Tensor], config: Mapping[str, Any], reach: Reach
 def _shapes(config: Mapping[str, Any], reach: Reach, number: int) -> dict[str, tuple[int, ...]]:
     """The arrays of a source layer, as they lie in the file."""
     dict_size = config["dict_size"]
-    return {
+    skip = {"W_skip": (config["d_source"], reach.width)} if config["skip"] else {}
+    return skip | {
         "W_enc": (config["d_source"], dict_size),
         "b_enc": (dict_size,),
         "W_dec": (dict_size, len(reach.written(number)), reach.width),

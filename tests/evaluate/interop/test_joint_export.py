@@ -89,6 +89,10 @@ def test_what_the_format_cannot_express_is_refused_in_one_sentence(runs: Path, t
         export(to=["saelens", "circuit-tracer"])
     with pytest.raises(UsageError, match="17 is not a prefix"):
         export(prefix=17)
+    skips = settings_of(runs, "train.skip=true", "train.steps=1", "train.warmup_steps=0")
+    nestcoder.run_train(skips, LAYERS, name="skips", device="cpu")
+    with pytest.raises(UsageError, match="no place for the skips"):
+        export(name="skips")
     assert not list(tmp_path.iterdir())
     export()
     with pytest.raises(UsageError, match="has another export"):

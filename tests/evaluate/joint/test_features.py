@@ -23,7 +23,7 @@ LAYERS = [3, 5, 6]
 SMALL = (
     "harvest.train_tokens=1200", "harvest.held_out_tokens=400", "harvest.context=64", "cache.held_out_fraction=0.3",
     "train.kind=cross-layer", "train.window=1", "train.steps=8", "train.warmup_steps=2", "train.batch_rows=64",
-    "train.held_out_rows=128", "train.prefixes=[16, 64]", "train.top_k=4", "features.block_rows=128",
+    "train.skip=true", "train.held_out_rows=128", "train.prefixes=[16, 64]", "train.top_k=4", "features.block_rows=128",
     "features.context_tokens=6",
 )  # fmt: skip
 

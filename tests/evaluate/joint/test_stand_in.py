@@ -18,6 +18,7 @@ def test_layers_in_order_return_what_the_dictionary_reconstructs() -> None:
     for number in range(LAYERS):
         arrays = random_arrays(WIDTH, reach.wide(number), dict_size=DICT_SIZE, seed=number)
         arrays["b_dec"][:WIDTH] = number + 1
+        arrays["W_skip"] = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(number))
         pieces.append(Transcoder(**arrays, rule=TopK(4), prefixes=PREFIXES))
     dictionary = CrossLayerTranscoder(pieces, layers=(0, 1, 2), window=1)
     sources = list(torch.randn(LAYERS, ROWS, WIDTH, generator=torch.Generator().manual_seed(0)))

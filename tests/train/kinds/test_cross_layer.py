@@ -45,7 +45,7 @@ def train(
 def test_a_stopped_run_ends_like_an_undisturbed_one(
     caches: dict[int, Path], tmp_path: Path, quick: TrainSettings
 ) -> None:
-    settings = settings_of(quick, beta1=0.0)
+    settings = settings_of(quick, beta1=0.0, skip=True)
     train(caches, tmp_path / "whole", settings)
     with pytest.raises(StoppedError):
         train(caches, tmp_path / "cut", settings, StopAt(24))
@@ -55,16 +55,16 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
     assert verify_run(tmp_path / "whole") == []
 
 
-@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("changes", [{}, {"activation": "batchtopk"}, {"activation": "jumprelu"}, {"skip": True}])
 def test_a_window_of_zero_is_the_set_of_transcoders(
-    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings, activation: str
+    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings, changes: dict[str, Any]
 ) -> None:
     """The same features fire and the FVU is the same; activations are in other units."""
-    settings = settings_of(quick, window=0, activation=activation)
+    settings = settings_of(quick, window=0, **changes)
     train(caches, tmp_path / "joint", settings)
     joint = load_cross_layer(tmp_path / "joint")
     for number, (layer, cache) in enumerate(caches.items()):
-        alone = changed(quick, activation=activation)
+        alone = changed(quick, **changes)
         train_one(cache, tmp_path / str(layer), alone)
         single = load_transcoder(tmp_path / str(layer))
         source = open_cache(cache).split("held_out").rows(slice(1, 40)).source.float()
@@ -112,18 +112,25 @@ def test_selection_over_layers_trains_and_is_saved(
     assert counts.unique().numel() > 1
 
 
-@pytest.mark.parametrize(("shard", "activation"), [(True, "topk"), (True, "jumprelu"), (False, "topk")])
+@pytest.mark.parametrize(
+    "dealt",
+    [
+        {"shard_dictionary": True},
+        {"shard_dictionary": True, "activation": "jumprelu"},
+        {"shard_dictionary": True, "select_over": "layers", "skip": True},
+        {},
+    ],
+)
 def test_several_processes_train_what_one_trains(
     caches: dict[int, Path],
     tmp_path: Path,
     quick: TrainSettings,
     in_processes: Callable[..., list[int]],
-    shard: bool,
-    activation: str,
+    dealt: dict[str, Any],
 ) -> None:
     """Shared by features or by rows: the same weights, moments and metrics, up to rounding."""
     values = {"steps": 20, "checkpoint_every": 10, "lr": 2e-3, "revive": False, "dead_after_tokens": 1}
-    settings = settings_of(quick, **values, shard_dictionary=shard, activation=activation)
+    settings = settings_of(quick, **values, **dealt)
     train(caches, tmp_path / "one", settings)
     assert in_processes(2, lambda: train(caches, tmp_path / "several", settings)) == [0, 0]
     assert_the_same(tmp_path / "one", tmp_path / "several")
@@ -163,6 +170,26 @@ def test_a_plan_counts_all_layers(caches: dict[int, Path], tmp_path: Path, quick
     assert plans[0].parameters == 2 * (64 * (12 + 8 + 1) + 8)
     assert plans[1].parameters == plans[0].parameters + 64 * 8 + 8
     assert plans[1].memory_bytes > plans[0].memory_bytes
+    skips = settings_of(quick, window=1, skip=True)
+    plan = plan_layers(caches=list(caches.values()), settings=skips, device="cpu", out=tmp_path / "run")
+    assert plan.parameters == plans[1].parameters + 2 * 12 * 8
+
+
+def test_a_warm_start_begins_as_the_set_that_it_begins_from(
+    caches: dict[int, Path], tmp_path: Path, quick: TrainSettings
+) -> None:
+    """With its skips: at a rate of nothing the cross-layer transcoder explains what its transcoders do."""
+    for cache in caches.values():
+        train_one(cache, cache.parent / "transcoder" / "skips", changed(quick, skip=True))
+    still = {"skip": True, "warm_start": "skips", "lr": 1e-12, "revive": False, "steps": 1, "warmup_steps": 0}
+    train(caches, tmp_path / "clt", settings_of(quick, **still))
+    joint = load_cross_layer(tmp_path / "clt")
+    sources = [open_cache(cache).split("held_out").rows(slice(1, 40)).source.float() for cache in caches.values()]
+    found = joint.reconstructions(sources)
+    for number, cache in enumerate(caches.values()):
+        single = load_transcoder(cache.parent / "transcoder" / "skips")
+        assert single.W_skip is not None
+        torch.testing.assert_close(found[number], single.reconstructions(sources[number]), rtol=1e-4, atol=1e-4)
 
 
 def test_caches_and_settings_that_do_not_match_are_refused(
@@ -182,9 +209,7 @@ def test_caches_and_settings_that_do_not_match_are_refused(
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"kind": "cross-layer", "skip": True}, "cannot be used with kind cross-layer"),
         ({"kind": "cross-layer", "select_over": "layers", "activation": "batchtopk"}, "needs activation topk"),
-        ({"kind": "cross-layer", "select_over": "layers", "shard_dictionary": True}, "whole dictionary in one process"),
         ({"window": 2}, "belong to kind cross-layer"),
     ],
 )

@@ -50,6 +50,9 @@ class Problem:
         generator = torch.Generator().manual_seed(0)
         self.reach = Reach(LAYERS, window, WIDTH)
         weights = [weights_of(layer, self.reach, generator, dtype) for layer in range(LAYERS)]
+        if self.settings.skip:
+            skips = torch.randn(LAYERS, WIDTH, WIDTH, generator=generator).to(dtype) / 4
+            weights = [replace(one, W_skip=skip.clone()) for one, skip in zip(weights, skips, strict=True)]
         if self.settings.activation == "jumprelu":
             weights = [replace(layer, threshold=torch.full((DICT_SIZE,), 0.3, dtype=dtype)) for layer in weights]
         since = torch.zeros(DICT_SIZE, dtype=torch.int64)
@@ -85,6 +88,8 @@ def definition(problem: Problem) -> tuple[torch.Tensor, list[dict[str, torch.Ten
         by_prefix = []
         for end in PREFIXES:
             y = leaves[t]["b_dec"][:WIDTH]
+            if problem.settings.skip:
+                y = y + problem.sources[t] @ leaves[t]["W_skip"]
             for s in range(t + 1):
                 if t in problem.reach.written(s):
                     block = leaves[s]["W_dec"][:, (t - s) * WIDTH : (t - s + 1) * WIDTH]
@@ -103,13 +108,17 @@ def definition(problem: Problem) -> tuple[torch.Tensor, list[dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])
-@pytest.mark.parametrize(("over_layers", "balance"), [(False, 0.0), (False, 0.5), (True, 0.0)])
+@pytest.mark.parametrize(
+    ("over_layers", "balance", "skip"),
+    [(False, 0.0, False), (False, 0.5, False), (True, 0.0, False), (False, 0.0, True)],
+)
 def test_loss_and_every_gradient_are_those_of_the_definition(
-    window: int, over_layers: bool, balance: float, monkeypatch: pytest.MonkeyPatch
+    window: int, over_layers: bool, balance: float, skip: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the update, which is in float32: the gradients stay in the workspaces."""
     monkeypatch.setattr("train.step.update_", lambda *_, **__: torch.zeros(()))
-    problem = Problem(window, over_layers=over_layers, dimension_balance=balance, aux_alpha=0.0, revive=False)
+    changes = {"dimension_balance": balance, "skip": skip, "aux_alpha": 0.0, "revive": False}
+    problem = Problem(window, over_layers=over_layers, **changes)
     value, gradients, fvu = definition(problem)
     near = 1e-6 if balance else 1e-12  # the weights of dimensions are kept in float32
     before = [layer.weights.W_dec.clone() for layer in problem.state.layers]
@@ -129,9 +138,11 @@ def test_loss_and_every_gradient_are_those_of_the_definition(
             )
 
 
-@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
-def test_a_window_of_0_trains_every_layer_alone_bit_for_bit(activation: str) -> None:
-    changes = {"activation": activation, "dead_after_tokens": ROWS, "dtype": torch.float32}
+@pytest.mark.parametrize(
+    ("activation", "skip"), [("topk", False), ("batchtopk", False), ("jumprelu", False), ("topk", True)]
+)
+def test_a_window_of_0_trains_every_layer_alone_bit_for_bit(activation: str, skip: bool) -> None:
+    changes = {"activation": activation, "skip": skip, "dead_after_tokens": ROWS, "dtype": torch.float32}
     problem = Problem(0, **changes)
     alone = Problem(0, **changes)
     for _ in range(4):

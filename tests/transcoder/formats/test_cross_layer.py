@@ -16,15 +16,16 @@ from transcoder.transcoder import Transcoder, random_arrays
 Make = Callable[..., CrossLayerTranscoder]
 
 
-@pytest.mark.parametrize("rule", ["topk", "jumprelu", "over_layers"])
+@pytest.mark.parametrize("rule", ["topk", "jumprelu", "over_layers", "skip"])
 def test_a_saved_dictionary_is_loaded_with_the_same_numbers(
     make_cross_layer: Make, sources: list[torch.Tensor], tmp_path: Path, rule: str
 ) -> None:
-    dictionary = make_cross_layer(2, over_layers=rule == "over_layers", rule=rule)
+    dictionary = make_cross_layer(2, over_layers=rule == "over_layers", rule=rule, skip=rule == "skip")
     config = save_cross_layer(dictionary, tmp_path, config={"settings": {}})
     found = load_cross_layer(tmp_path)
     assert found.layers == dictionary.layers
     assert found.config == config
+    assert found.has_skip is config["skip"] is (rule == "skip")
     assert torch.equal(found.reconstructions(sources), dictionary.reconstructions(sources))
 
 
