@@ -50,7 +50,7 @@ class Dense:
         pre = source @ weights["W_enc"].T + weights["b_enc"]
         threshold = pre.topk(self.pieces[t].top_k or 0, dim=1).values[:, -1:]
         self.codes[t] = pre.relu() * (pre >= threshold)
-        found = weights["b_dec"][: self.width]
+        found = weights["b_dec"][: self.width] + source @ weights["W_skip"]
         for s in range(t + 1):
             block = self.arrays[s]["W_dec"][:, (t - s) * self.width : (t - s + 1) * self.width]
             if block.numel():  # nothing beyond the window
