@@ -27,7 +27,7 @@ def test_a_loss_that_diverges_names_the_batch_and_keeps_the_checkpoint(
     small_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
     settings = changed(quick, lr=1e30, warmup_steps=0, schedule="constant", checkpoint_every=1, clip_norm=None)
-    with pytest.raises(NumericalError, match=r"batch \d+ is not finite\. The data of batch \d+ are finite"):
+    with pytest.raises(NumericalError, match=r"batch \d+ is not finite\. The rows of batch \d+ are finite"):
         train(small_cache, tmp_path / "run", settings)
     index = sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
     assert all(b"NaN" not in path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl"))

@@ -73,7 +73,7 @@ def test_the_record_of_an_earlier_release_is_read() -> None:
 
 
 def test_a_record_with_unknown_keys_is_refused() -> None:
-    with pytest.raises(MismatchError, match="unknown to this release: newer: Extra inputs"):
+    with pytest.raises(MismatchError, match="settings: newer: Extra inputs"):
         read_record({"prefixes": [16], "newer": 1}, d_target=8, location="here")
 
 
@@ -99,7 +99,7 @@ def test_a_min_lr_above_the_rate_that_follows_is_refused() -> None:
 
 
 def test_a_size_that_has_no_default_groups_is_refused() -> None:
-    with pytest.raises(UsageError, match="dict_size of 100 does not divide"):
+    with pytest.raises(UsageError, match="dict_size of 100 cannot be split"):
         resolve(TrainSettings(dict_size=100), model="m", d_target=8)
 
 

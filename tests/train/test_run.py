@@ -120,7 +120,7 @@ def test_a_balanced_training_states_the_balanced_fvu_of_its_saved_file(
 def test_a_view_that_the_source_does_not_have_is_refused(
     residual_cache: Path, tmp_path: Path, quick: TrainSettings
 ) -> None:
-    with pytest.raises(UsageError, match="the source of this cache is resid_post, which has no ln2_normalized view"):
+    with pytest.raises(UsageError, match="The source of this cache is resid_post, which has no ln2_normalized view"):
         train(residual_cache, tmp_path / "run", changed(quick, source="ln2_normalized"))
 
 

@@ -220,7 +220,7 @@ def test_an_autoencoder_is_exported_to_saelens_as_one(
 def test_a_format_without_autoencoders_says_so(autoencoder: Any, tmp_path: Path) -> None:
     source, site = autoencoder
     for to in ("circuit-tracer", "gemma-scope"):
-        with pytest.raises(UsageError, match="holds transcoders"):
+        with pytest.raises(UsageError, match="is for transcoders"):
             run(source, tmp_path / "out", to)
     with pytest.raises(UsageError, match="cannot read ln2_normalized"):
         run(source, tmp_path / "out", "saelens", wish=Wish(source_view="ln2_normalized"))

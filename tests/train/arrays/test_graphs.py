@@ -64,7 +64,7 @@ def test_work_that_cannot_be_recorded_is_noted_once_and_done_plainly():
     graphs._record = lambda call: call()
     assert all(graphs.play("form", (torch.ones(1),), work) is None for _ in range(6))
     assert notes.texts == [
-        "Steps are not recorded as CUDA graphs, and are launched one by one: "
+        "Steps cannot be recorded as CUDA graphs, so their kernels are launched one by one: "
         "operation not permitted when stream is capturing"
     ]
 

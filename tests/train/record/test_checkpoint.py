@@ -113,7 +113,7 @@ def test_if_the_newest_is_damaged_an_older_one_is_restored_with_a_note(tmp_path:
     restored = checkpoints.restore(device="cpu")
     assert restored is not None
     assert (restored.state.step, restored.log) == (1, log_at(1))
-    assert [note for note in notes.texts if "The checkpoint of step 2 is damaged and passed over" in note]
+    assert [note for note in notes.texts if "The checkpoint of step 2 is damaged, so an earlier one is tried" in note]
     checkpoints.save(state_at(2), log=log_at(2), held_out_fvu=0.4)
     again = opened(tmp_path).restore(device="cpu")
     assert again is not None

@@ -60,7 +60,7 @@ def test_a_log_that_was_cut_or_changed_is_noted_and_marked(
     notes = Notes()
     MetricsLog(path, seal=log.seal, step=2, progress=notes)
     assert len(notes.texts) == 1
-    assert "the log was cut or altered since the checkpoint of step 2" in notes.texts[0]
+    assert "the log was cut or changed after the checkpoint of step 2" in notes.texts[0]
     assert path.read_bytes().endswith(b'{"step": 2, "log_was_damaged": true}\n')
     if steps:
         assert [line["step"] for line in read_log(path)] == steps
@@ -165,4 +165,6 @@ def test_a_failure_while_mirroring_is_noted_once_without_its_text(tmp_path: Path
     mirror.add({"step": 1})
     mirror.add({"step": 2})
     mirror.close()
-    assert notes.texts == ["Weights & Biases is off: ConnectionError. metrics.jsonl has every metric."]
+    assert notes.texts == [
+        "Weights & Biases was switched off after an error (ConnectionError). metrics.jsonl still gets every metric."
+    ]

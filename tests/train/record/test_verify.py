@@ -25,7 +25,7 @@ def test_a_finished_run_has_no_fault(finished: Path) -> None:
 
 
 def test_a_folder_without_a_training_is_named(tmp_path: Path) -> None:
-    assert verify_run(tmp_path) == [f"{tmp_path}: there is no training here."]
+    assert verify_run(tmp_path) == [f"{tmp_path}: there is no training run here."]
 
 
 def test_a_flip_anywhere_is_found_and_names_its_file(finished: Path) -> None:
