@@ -21,8 +21,8 @@ def test_over_fitting_is_noted_once_with_the_numbers() -> None:
     assert warnings[:2] == [None, None]
     assert warnings[2] is not None
     assert warnings[2].startswith(
-        "Over-fitting: from step 20 to 30 held-out FVU rose from 0.4000 to 0.4100 while the FVU of the training batches fell "
-        "from 0.4000 to 0.3000."
+        "Over-fitting: from step 20 to 30 held-out FVU rose from 0.4000 to 0.4100 while the FVU of the training "
+        "batches fell from 0.4000 to 0.3000."
     )
     assert warnings[3] is None
 
