@@ -20,7 +20,7 @@ from train.arrays.optim import unit_rows_
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units
 
-# Length of an encoder row. Pre-activations begin small beside the target's, so that the first updates shape them.
+# Length of an encoder row, in training units, where a source is about as long as the square root of its width.
 _ENCODER_NORM = 0.2
 # Share of a random direction in every row: where rows come again, or are equal, features must differ.
 _NOISE = 0.1

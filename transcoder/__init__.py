@@ -1,1 +1,1 @@
-"""What a transcoder is: its arrays, how it selects features, the sparse decode, and the files it lives in."""
+"""The transcoder: its arrays, how it selects features, the sparse decode, and its files."""

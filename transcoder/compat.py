@@ -1,6 +1,6 @@
-"""What transcoders and their training use of PyTorch that it does not call public, all of it in this one file.
+"""All non-public functions of PyTorch that transcoders and their training use.
 
-Written for the version in constraints.txt. A release that renames one of these breaks here and nowhere else.
+Written for the version in constraints.txt. If a release renames one of them, only this file must change.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def bag_products(
 ) -> Float[Tensor, " entries"]:
     """``grad_sums[bag] . table[feature]`` of every entry: the gradient of ``embedding_bag``'s per-sample weights.
 
-    Autograd gives it only after ``embedding_bag`` has computed the sums, which are not needed here.
+    Autograd would compute the sums of ``embedding_bag`` first, which are not needed here.
     """
     mode_sum = 0
     no_padding = -1
@@ -48,8 +48,8 @@ def fused_adam_(
 ) -> None:
     """One step of Adam in place, number ``step`` counted from 0, on gradients divided by ``divisor``.
 
-    Nothing changes where ``is_bad`` is 1. The public optimisers offer neither without ``GradScaler``, which waits for
-    the device at every step.
+    Nothing changes if ``is_bad`` is 1. The public optimisers need ``GradScaler`` for both, which waits for the device
+    at every step.
     """
     adam(
         list(arrays),

@@ -8,10 +8,10 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 
-@cache  # for good: a CUDA graph reads such an array at its address
+@cache  # never freed: a CUDA graph reads such an array at its address
 def constant(
     values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Shaped[Tensor, " values"]:
-    """``values`` as an array that nobody may change."""
+    """``values`` as an array that must not be changed."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)

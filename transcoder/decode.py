@@ -9,8 +9,8 @@ With g(f) the group of feature f (the first prefix that contains it) and a bag f
     dL/dW_dec[f]    = sum over rows r that use f of  a[r, f] * grad_sums[r, g(f)]
     dL/dW_enc[f]    = sum over rows r that use f of  dL/dpre[r, f] * source[r]
 
-The last two are the same bagged sum over the transposed index (feature-major): no atomics, so the result does not
-depend on the order in which threads run. On a CPU all of it is PyTorch, on CUDA kernels.py where Triton is there.
+The last two are the same bagged sum over the transposed index (feature-major). There are no atomics, so the result does
+not depend on the order of threads. On a CPU all of it is PyTorch; on CUDA it is kernels.py, if Triton is installed.
 """
 
 import os
@@ -27,19 +27,18 @@ from transcoder.constants import constant
 from transcoder.sharded import UNSHARDED, Shard
 from transcoder.sparse_code import SparseCode
 
-# Sums made at a time on a CPU: at width 2,304 their 5 MB stay in its caches until they are used.
 _BLOCK = 512
-"""Bags that are summed at once on a CPU."""
+"""Bags that are summed at once on a CPU: at width 2,304 their 5 MB stay in its caches until they are used."""
 _CACHED = 1 << 20
-"""Numbers that an operation takes at once where others follow on the same ones: 4 MB of float32. At 2,048 rows of four
-groups of width 768, scaled, blocks of 2^17, 2^18 and 2^20 took 13.1, 12.9 and 9.1 ms, whole arrays 17.7."""
+"""Numbers a block, where several operations follow each other on the same numbers: 4 MB of float32. With 2,048 rows of
+four groups of width 768, scaled, blocks of 2^17, 2^18 and 2^20 took 13.1, 12.9 and 9.1 ms, whole arrays 17.7."""
 _HAS_TRITON = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True)
 class Bags:
-    """The active entries of a batch dealt over (row, group) bags: entry i lies in bag ``bag[i]``, ascending."""
+    """The active entries of a batch by (row, group) bags: entry i is in bag ``bag[i]``, ascending."""
 
     bag: Int[Tensor, " active"]
     offsets: Int[Tensor, " bags_plus_one"]
@@ -54,7 +53,7 @@ class Transposed:
 
 
 def bags_of(code: SparseCode, prefixes: tuple[int, ...]) -> Bags:
-    """Deal a code's entries over bags; entries of one bag are neighbours because features ascend within a row."""
+    """The bag of each of a code's entries; entries of one bag are neighbours because features ascend within a row."""
     ends = constant(prefixes, code.features.dtype, code.features.device)
     group = torch.searchsorted(ends, code.features, right=True, out_int32=True)
     bag = code.rows() * len(prefixes) + group
@@ -75,7 +74,7 @@ def decode_prefixes(
     prefixes: tuple[int, ...],
     shard: Shard = UNSHARDED,
 ) -> Float[Tensor, "rows prefixes d_target"]:
-    """Every prefix's reconstruction; ``base`` is what all of them share: ``b_dec``, and the skip where there is one."""
+    """Every prefix's reconstruction; ``base`` is what all of them share: ``b_dec``, and the skip if there is one."""
     bags = bags_of(code, shard.prefixes(prefixes))
     sums = shard.sum_(bag_sums(code, bags, W_dec)).unflatten(0, (-1, len(prefixes)))
     sums[:, 0] += base
@@ -87,7 +86,7 @@ def bag_sums(
 ) -> Float[Tensor, "bags d_target"]:
     """The sum of every bag's decoder rows, weighted by the activations; in float32 at least."""
     kept = torch.promote_types(W_dec.dtype, torch.float32)
-    # The kernels know no autograd; the training step, which differentiates by hand, runs without it.
+    # The kernels have no autograd; the training step, which computes gradients itself, does not need it.
     if not uses_kernels(W_dec) or _is_differentiated(code.values, W_dec):
         return weighted_sums(W_dec, code.features, code.values, offsets=bags.offsets).to(kept)
     sums = W_dec.new_empty(bags.offsets.numel() - 1, W_dec.shape[1], dtype=kept)
@@ -117,9 +116,9 @@ def weighted_sums_into(
     offsets: Int[Tensor, " sums_plus_one"],
     less: tuple[Float[Tensor, " sums"], Float[Tensor, "sums width"]] | None = None,
 ) -> None:
-    """``weighted_sums`` written into ``out``; on a CPU by blocks that stay in its caches.
+    """``weighted_sums`` written into ``out``; on a CPU in blocks that stay in its caches.
 
-    ``less`` gives a number and a row for every sum; their product is subtracted from it.
+    ``less`` has a number and a row for every sum; their product is subtracted from it.
     """
     if not index.numel():
         out.zero_()
@@ -168,11 +167,11 @@ def grad_sums_(
     weights: tuple[float, ...],
     scale: Float[Tensor, " width"] | None = None,
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, "rows width"]]:
-    """Turn group sums into the sums of gradients in place, where ``left`` is what they should add up to.
+    """Turn group sums into the sums of gradients, in place. ``left`` is what the groups should add up to.
 
-    Returns every prefix's squared error and the last one's residual. ``weights`` say what a prefix's squared error
-    counts; its derivative carries the 2. ``scale`` multiplies each dimension's error before it is squared, in the same
-    pass over memory; the residual stays plain.
+    Returns every prefix's squared error and the last prefix's residual. ``weights`` are those of the squared errors;
+    the factor 2 of their derivative is added here. ``scale`` multiplies each dimension's error before it is squared,
+    in the same pass over memory; the residual is not scaled.
     """
     doubled = tuple(2 * weight for weight in weights)
     if uses_kernels(sums):
@@ -181,13 +180,13 @@ def grad_sums_(
         shares = constant(doubled, sums.dtype, sums.device)
         squares, residual = fused_grad_sums_(sums, left, weights=shares, scale=scale)
         return squares.double().sum(dim=0), residual
-    # By rows that stay in a processor's cache from the first operation to the last.
+    # In blocks of rows that stay in the processor's cache during all operations.
     step = max(1, _CACHED // sums[0].numel()) if sums.device.type == "cpu" else max(1, len(sums))
     residual = torch.empty_like(left)
     norms = sums.new_empty(sums.shape[:2])
     for rows in (slice(start, start + step) for start in range(0, len(sums), step)):
         _grad_sums_of_rows_(sums[rows], left[rows], doubled, scale, residual=residual[rows], norms=norms[rows])
-    # Row by row, then in float64: a float32 sum of millions of squares is off by a thousandth.
+    # Row by row, then in float64: a float32 sum of millions of squares has an error of a thousandth.
     return norms.double().square_().sum(dim=0), residual
 
 
@@ -200,7 +199,7 @@ def _grad_sums_of_rows_(
     residual: Float[Tensor, "rows width"],
     norms: Float[Tensor, "rows groups"],
 ) -> None:
-    """What ``grad_sums_`` does, of some rows; ``residual`` and ``norms`` of errors are filled."""
+    """``grad_sums_`` of some rows; fills ``residual`` and the ``norms`` of errors."""
     if scale is None:
         sums[:, 0] -= left
         residual.copy_(running_sum_(sums)[:, -1])
@@ -215,7 +214,7 @@ def _grad_sums_of_rows_(
 
 
 def uses_kernels(array: Tensor) -> bool:
-    """Whether the Triton kernels do the work for an array here."""
+    """Whether the Triton kernels are used for an array."""
     return _INTERPRETED or (array.is_cuda and _HAS_TRITON)
 
 
@@ -240,6 +239,6 @@ def activation_gradients(
 
 
 def _starts(ascending: Int[Tensor, " active"], count: int) -> Int[Tensor, " starts"]:
-    """Where each of the numbers 0..count begins in an ascending list that holds some of them."""
+    """Where each of the numbers 0..count begins in an ascending list of some of them."""
     numbers = torch.arange(count + 1, dtype=ascending.dtype, device=ascending.device)
     return torch.searchsorted(ascending, numbers, out_int32=True)

@@ -4,15 +4,15 @@
     grad_sums (row, group) sums to squared errors, residual and gradients   one pass over memory for five
     dots      grad_sums[bag] . W_dec[feature] for every active entry           gradient of the activations
 
-A program owns what it writes and adds in one order: no atomics, the same bits every time. Sums are kept in float32
-(float64 for float64 tables) whatever the tables' dtype. ``TRITON_INTERPRET=1`` runs all of it without a GPU.
+Only one program writes each result, and adds in a fixed order: no atomics, the same bits every time. Sums are float32
+(float64 for float64 tables), for every dtype of the tables. ``TRITON_INTERPRET=1`` runs all of it without a GPU.
 
-A program of ``sums`` and ``dots`` adds up in a tile of entries by columns and reduces it once, after its loop: a
+A program of ``sums`` and ``dots`` adds into a tile of entries by columns, and reduces the tile once, after its loop: a
 reduction crosses warps, and one in every turn of the loop took three quarters of a training step on an H100.
 
-A feature that fires on every row has an entry for every row. Entries are therefore dealt over windows of ``_WINDOW``:
-where a bag of more than that goes on into a window, a program of its own adds up the piece there, and a second kernel
-adds a bag's pieces in order.
+A feature that fires on every row has an entry for every row. Entries are therefore divided into windows of ``_WINDOW``:
+if a longer bag goes on into a window, another program adds up the piece there, and a second kernel adds the pieces of a
+bag in order.
 """
 
 from typing import Any
@@ -87,7 +87,9 @@ def _sums_kernel(
 
     if continues:
         tl.store(pieces + program * width + columns, sums, mask=inside & is_long)
-        owner = tl.where(is_long & (start == boundary), bag, -1)  # the bag's first piece brings all of them home
+        owner = tl.where(
+            is_long & (start == boundary), bag, -1
+        )  # the program of the bag's first piece adds them all later
         tl.store(owners + program, owner.to(tl.int32), mask=tl.program_id(1) == 0)
     else:
         if PROJECT:

@@ -1,5 +1,5 @@
-"""A transcoder of the normalised residual made to read what the MLP consumes, and the other way round, exactly: the
-norm's gain and bias (``common/norm.py``: m = x * gain + bias) are folded into its encoder.
+"""Makes a transcoder of the normalised residual read the MLP's input, or the other way round, exactly: folds the norm's
+gain and bias (``common/norm.py``: m = x * gain + bias) into the encoder.
 
     x to m:   W_enc' = W_enc diag(1 / gain)    b_enc' = b_enc - W_enc' @ bias
     m to x:   W_enc' = W_enc diag(gain)        b_enc' = b_enc + W_enc @ bias

@@ -1,4 +1,4 @@
-"""The active features of rows kept in bfloat16, found exactly by a product in bfloat16, which costs less than half.
+"""The active features of rows in bfloat16, found exactly by a product in bfloat16, which takes less than half the time.
 
     pre_ij   = x_i . w_j + b_j                                 what a rule selects from, in float32
     bound_ij = x_i . bf16(w_j) + |x_i| r_j + b_j + s_j         >= pre_ij, as one product of longer rows and columns
@@ -11,9 +11,9 @@ A bound exceeds what it bounds by at most 2 (|x_i| r_j + s_j). Whatever fires th
     a floor      0, where b_j is taken less the feature's floor (JumpReLU, ReLU, a calibrated batch top-k)
     a row limit  the limit-th largest of what the bounds leave certain; of each strided chunk of features its largest
 
-and only the features whose bound does, some more than fire, are computed in float32, from which the rule selects.
+Only features whose bound reaches it, a few more than fire, are computed in float32; the rule selects from these.
 
-Bounds at least 0 are compared as the integers of the same bits: their order is the same, and integers are faster.
+Bounds of 0 or more are compared as integers of the same bits: the order is the same, and integers are faster.
 """
 
 from dataclasses import dataclass, replace
@@ -31,16 +31,20 @@ BLOCK_ROWS = 512
 """Rows whose bounds exist at a time."""
 
 _CHUNK = 16
+"""Features a chunk, as in transcoder/rules/topk.py."""
 _MIN_DICT_SIZE = 4096
+"""A smaller dictionary is computed exactly."""
 _SUM_ROUNDING = 2.0**-22
 _BIAS_ROUNDING = 2.0**-13
 _BFLOAT16_ROUNDING = 2.0**-7
-"""At least twice the rounding of a term in a sum, of a bias in two bfloat16 numbers, of one bfloat16 number."""
+"""The three are at least twice the relative rounding error: of a term in a float32 sum, of a bias written as two
+bfloat16 numbers, and of one bfloat16 number."""
 
 
 @dataclass(frozen=True)
 class Prefilter:
-    """``columns`` are w_j, r_j and b_j + s_j in two parts; ``spread`` and ``slack`` the largest r_j, s_j of a chunk."""
+    """``columns`` are w_j, r_j, and b_j + s_j as two numbers; ``spread`` and ``slack`` the largest r_j, s_j of a
+    chunk."""
 
     W_enc: Float[Tensor, "dict_size d_source"]
     b_enc: Float[Tensor, " dict_size"]
@@ -71,7 +75,7 @@ class Prefilter:
         return Prefilter(W_enc, b_enc, rule, columns, *largest)
 
     def select(self, source: BFloat16[Tensor, "rows d_source"]) -> SparseCode:
-        """What the rule selects from ``source @ W_enc.T + b_enc``, entries that do not fire left out."""
+        """What the rule selects from ``source @ W_enc.T + b_enc``, without entries that do not fire."""
         exact = source.float()
         norm = _upwards(exact.norm(dim=1, keepdim=True))
         bounds = torch.cat([source, norm, torch.ones_like(norm).expand(-1, 2)], dim=1) @ self.columns.T
@@ -84,7 +88,7 @@ class Prefilter:
     def _lower_bound(
         self, bounds: BFloat16[Tensor, "rows dict_size"], norm: Float[Tensor, "rows 1"]
     ) -> BFloat16[Tensor, "rows 1"]:
-        """For every row a number that the bound of any feature that fires reaches."""
+        """For every row a number that the bound of every firing feature reaches."""
         limit = self.rule.row_limit
         if limit is None:
             return torch.zeros_like(norm, dtype=torch.bfloat16)
@@ -98,7 +102,7 @@ class Prefilter:
         features: Int[Tensor, " entries"],
         offsets: Int[Tensor, " rows_plus_one"],
     ) -> SparseCode:
-        """The pre-activations of some features of every row; feature by feature, which reads the weights once."""
+        """The pre-activations of some features of every row, feature by feature, so that the weights are read once."""
         code = SparseCode(torch.empty(len(features)), features, offsets)
         by_feature, order = features.sort()
         bags = Bags(code.rows()[order], offsets)
@@ -111,7 +115,7 @@ class Prefilter:
 def prefilter_of(
     W_enc: Float[Tensor, "dict_size d_source"], b_enc: Float[Tensor, " dict_size"], rule: Rule
 ) -> Prefilter | None:
-    """Where it is faster: on a CPU that multiplies bfloat16, for a large dictionary."""
+    """A prefilter if it is faster (on a CPU that multiplies bfloat16, for a large dictionary), else None."""
     dict_size = b_enc.numel()
     if W_enc.is_cuda or W_enc.dtype != torch.float32 or not _multiplies_bfloat16():
         return None

@@ -1,14 +1,14 @@
-"""A dictionary dealt over processes, for one too large for a card: process r of n owns features r, r + n, r + 2 n, ...
+"""A dictionary divided among processes, if one GPU is too small: process r of n owns features r, r + n, r + 2 n, ...
 
-Interleaved, every process owns the same share of every prefix, and so of the work. All see the whole batch:
+So every process owns the same share of every prefix, and has the same work. All read the whole batch:
 
-    1. each picks its own ``top_k`` candidates a row; one all-gather of their values tells all which of them win
+    1. each selects its own ``top_k`` candidates a row; one all-gather of their values tells which of them win
     2. each decodes its winners into (row, group) sums; one all-reduce adds them up
-    3. errors and the gradients of the features that it owns are local; those of b_dec and the skip come out the same
-       everywhere
+    3. errors and the gradients of its own features need no exchange; those of b_dec and the skip are the same in every
+       process
 
-The candidates are exact, not a capacity: no other candidate of a process could be among the winners, so the sharded
-step is the single process's step to rounding.
+The selection is exact: no other feature of a process could be among the winners. So the sharded step is the step of a
+single process, up to rounding.
 """
 
 import math
@@ -30,10 +30,10 @@ _BY_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
 
 @dataclass(frozen=True)
 class Shard(Ranks):
-    """This process's share of a dictionary. One process alone owns all of it and talks to nobody."""
+    """This process's share of a dictionary. A single process owns all of it and exchanges nothing."""
 
     def check(self, *, dict_size: int, top_k: int) -> None:
-        """Raises UsageError where a process would own fewer features than a row may use."""
+        """Raises UsageError if a process would own fewer features than a row may use."""
         if top_k > dict_size // self.world:
             raise UsageError(
                 f"top_k {top_k} exceeds the {dict_size // self.world} features of each of {self.world} processes.",
@@ -41,7 +41,7 @@ class Shard(Ranks):
             )
 
     def owned(self, features: int) -> int:
-        """How many of the first ``features`` features are this process's."""
+        """How many of the first ``features`` features this process owns."""
         return max(0, math.ceil((features - self.rank) / self.world))
 
     def prefixes(self, prefixes: Iterable[int]) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ class Shard(Ranks):
         return {name: self.own(array) if name in _BY_FEATURE else array for name, array in arrays.items()}
 
     def gathered_arrays(self, arrays: Mapping[str, Tensor], *, dict_size: int) -> dict[str, Tensor]:
-        """The whole dictionary put together again, array by array, in the main memory of every process."""
+        """The arrays of the whole dictionary, in the main memory of every process."""
         if self.world == 1:
             return dict(arrays)
         return {
@@ -75,7 +75,7 @@ class Shard(Ranks):
         return self.gathered(padded).transpose(0, 1).flatten(0, 1)[:dict_size].contiguous()
 
     def mean(self, own: Float[Tensor, ""], features: int) -> Float[Tensor, ""]:
-        """The whole dictionary's mean of what has a mean of ``own`` over this process's ``features``."""
+        """The mean over the whole dictionary, from the mean ``own`` over this process's ``features``."""
         return own if self.world == 1 else self.sum_(own * features) / self.total(features, own.device)
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, ""]:
@@ -91,11 +91,11 @@ UNSHARDED = Shard()
 def winners(values: Float[Tensor, "rows candidates"], count: int, *, ranks: Ranks) -> Bool[Tensor, "rows candidates"]:
     """Which of this process's candidates, at most ``count`` a row, are among a row's ``count`` largest of all.
 
-    Exactly ``count`` win a row: of equals the first ones, in the order of the processes. Where there is a NaN all win,
-    so that it is not lost.
+    Exactly ``count`` win a row; of equal values the first ones, in the order of the processes. If there is a NaN, all
+    win, so that the NaN is not lost.
     """
     own = values.shape[1]
-    # Back ends differ in which dtypes they can send; all send float32 and float64.
+    # Not every back end can send every dtype; all can send float32 and float64.
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     padded = torch.nn.functional.pad(exact, (0, count - own), value=float("-inf"))
     offered = ranks.gathered(padded).transpose(0, 1).flatten(1)
@@ -107,7 +107,7 @@ def winners(values: Float[Tensor, "rows candidates"], count: int, *, ranks: Rank
 
 
 def keep_winners(candidates: SparseCode, rule: Rule, *, batch_rows: int, ranks: Ranks) -> SparseCode:
-    """The candidates that the rule keeps where several processes make them. Counting them waits for the device."""
+    """The candidates that the rule keeps, over all processes. Counting them waits for the device."""
     if ranks.world == 1 or rule.scope == "feature" or not rule.kept(batch_rows):
         return candidates
     contests = candidates.row_count if rule.scope == "row" else 1

@@ -1,4 +1,4 @@
-"""Which features each row uses: the sparse code, its parts and its sums."""
+"""The sparse code: which features each row uses, with what value."""
 
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ class SparseCode:
 
     @property
     def row_count(self) -> int:
-        """How many rows the code has, those without an active feature too."""
+        """The number of rows, including those without an active feature."""
         return self.offsets.numel() - 1
 
     def rows(self) -> Int[Tensor, " active"]:
@@ -30,7 +30,7 @@ class SparseCode:
         return torch.repeat_interleave(number, self.offsets.diff(), output_size=self.features.numel())
 
     def dense(self, dict_size: int) -> Float[Tensor, "rows dict_size"]:
-        """The same code with its zeros written out."""
+        """The same code as a dense matrix."""
         code = self.values.new_zeros(self.row_count, dict_size)
         return code.index_put((self.rows().long(), self.features.long()), self.values)
 
@@ -62,7 +62,7 @@ def rows_of(code: SparseCode, wanted: Bool[Tensor, " rows"]) -> SparseCode:
 
 
 def columns_of(code: SparseCode, features: Int[Tensor, " k"], *, dict_size: int) -> Float[Tensor, "rows k"]:
-    """The activations of a few features, written out."""
+    """The activations of a few features, as a dense matrix."""
     position = torch.arange(len(features), device=features.device)
     column_of = torch.full((dict_size,), -1, device=features.device).index_copy_(0, features, position)
     column = column_of[code.features.long()]

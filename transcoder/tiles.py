@@ -1,11 +1,11 @@
-"""How large a piece a program of the Triton kernels adds up in its registers."""
+"""The size of the tile that a program of the Triton kernels adds up in its registers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program adds up in: ``entries`` times ``block`` numbers in the registers of ``warps`` warps."""
+    """A program's tile: ``entries`` times ``block`` numbers in the registers of ``warps`` warps."""
 
     entries: int
     block: int

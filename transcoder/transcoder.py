@@ -4,9 +4,9 @@
     a   = rule(pre)                                             the active features, as sparse rows
     y_p = b_dec + a[:, :p] @ W_dec[:p]  (+ source @ W_skip)     for every prefix p
 
-The selection is made once, over the whole dictionary; a prefix uses what of it lies below its end. ``b_dec`` is never
-subtracted from the source, which lives in another space. Our transcoders, Google's and anybody else's are all this one
-class, so that no metric can treat them differently.
+There is one selection, over the whole dictionary; a prefix uses the selected features below its end. ``b_dec`` is never
+subtracted from the source, which is in another space. Our transcoders and those of other tools are all of this class,
+so that no metric can treat them differently.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from transcoder.rules.topk import TopK
 from transcoder.sparse_code import SparseCode, stacked
 
 SourceView = Literal["mlp_in", "ln2_normalized"]
-"""What the encoder reads: what the MLP consumes, or the same before the norm's gain and bias."""
+"""What the encoder reads: the MLP's input, or the same before the norm's gain and bias."""
 
 
 class Transcoder(nn.Module):
@@ -44,8 +44,7 @@ class Transcoder(nn.Module):
     ``prefix`` is the one in use: the last, unless truncated. ``tokens_trained`` and ``nominal_l0`` are None where they
     are not known. ``config`` is its config.json, empty for one that was not loaded.
 
-    Every method is differentiable, but no array asks for a gradient until ``requires_grad_()``: a transcoder is read
-    far more often than tuned.
+    Every method is differentiable, but arrays need ``requires_grad_()`` first: most transcoders are only read.
     """
 
     W_enc: nn.Parameter
@@ -112,7 +111,7 @@ class Transcoder(nn.Module):
 
     @property
     def top_k(self) -> int | None:
-        """The number that its rule of selection is named for; None for a rule without one."""
+        """The selection rule's k; None for a rule without one."""
         return self.rule.top_k
 
     @property
@@ -122,7 +121,8 @@ class Transcoder(nn.Module):
 
     @property
     def column(self) -> Literal["source", "target"] | None:
-        """The side of its cache that an autoencoder reads and reconstructs; None for a transcoder."""
+        """The column of its cache (source or target) that an autoencoder reads and reconstructs; None for a
+        transcoder."""
         return self.config.get("side")
 
     @property
@@ -139,11 +139,11 @@ class Transcoder(nn.Module):
         return torch.addmm(self.b_enc, source.to(self.b_enc.dtype), self.W_enc.T)
 
     def select(self, source: Float[Tensor, "rows d_source"]) -> SparseCode:
-        """The sparse code, over the whole dictionary whatever the prefix."""
+        """The sparse code over the whole dictionary, for every prefix."""
         return self.rule(self.pre_activations(source))
 
     def encode(self, source: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows features"]:
-        """The code with its zeros written out; as many features as the prefix in use has."""
+        """The dense code; only the features of the prefix in use."""
         return self.select(source).dense(self.dict_size)[:, : self.prefix]
 
     def decode(
@@ -153,7 +153,7 @@ class Transcoder(nn.Module):
         prefix: int | None = None,
         source: Float[Tensor, "rows d_source"] | None = None,
     ) -> Float[Tensor, "rows d_target"]:
-        """The reconstruction from features below ``prefix``; ``source`` is needed where there is a skip."""
+        """The reconstruction from features below ``prefix``; ``source`` is needed if there is a skip."""
         end = self._checked(prefix)
         return self._base(source) + code[:, :end] @ self.W_dec[:end]
 
@@ -178,8 +178,8 @@ class Transcoder(nn.Module):
     def sparse_code(self, source: Float[Tensor, "rows d_source"]) -> SparseCode:
         """The same selection as ``select`` for many rows, without gradients: what evaluation uses.
 
-        On a CPU the pre-activations exist for a block of rows at a time. For rows in bfloat16, as caches store them,
-        and where it is faster, only those that may matter exist at all (transcoder/prefilter.py).
+        On a CPU the pre-activations exist for one block of rows at a time. For rows in bfloat16, as in caches, only
+        those that may be selected are computed, if that is faster (transcoder/prefilter.py).
         """
         if source.dtype == torch.bfloat16 and (prefilter := self._current_prefilter()):
             return stacked([prefilter.select(rows) for rows in source.split(BLOCK_ROWS)])
@@ -197,7 +197,7 @@ class Transcoder(nn.Module):
         return self.replaced(rule=TopK(top_k), name=f"{self.name} at k = {top_k}")
 
     def on(self, device: str | torch.device) -> "Transcoder":
-        """A transcoder on ``device`` in float32, sharing the arrays that are there; unlike ``to``, this one stays."""
+        """A copy on ``device`` in float32, which shares arrays that are there already; ``to`` would move this one."""
         moved = {name: array.to(device, torch.float32) for name, array in self.arrays().items()}
         return self.replaced(rule=deepcopy(self.rule).to(device), **moved)
 
@@ -226,7 +226,7 @@ class Transcoder(nn.Module):
         return end
 
     def _current_prefilter(self) -> Prefilter | None:
-        """The prefilter of the encoder as it is now, made again after the encoder was moved or changed."""
+        """The prefilter of the present encoder; made again after the encoder was moved or changed."""
         state = (self.rule, *((array.data_ptr(), array._version) for array in (self.W_enc, self.b_enc)))
         if self._prefilter is None or self._prefilter[0] != state:
             self._prefilter = (state, prefilter_of(self.W_enc.detach(), self.b_enc.detach(), self.rule))
@@ -234,7 +234,7 @@ class Transcoder(nn.Module):
 
 
 def _parameter(array: Tensor) -> nn.Parameter:
-    """The same array as a parameter; one that is a parameter already is shared, with its gradient."""
+    """The array as a parameter; if it is one already, it is shared, with its gradient."""
     return array if isinstance(array, nn.Parameter) else nn.Parameter(array, requires_grad=False)
 
 
@@ -247,7 +247,7 @@ def random_arrays(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Unit encoder and decoder rows, zero biases and skip: for timing steps, for benches and for tests."""
+    """Encoder and decoder rows of norm 1, zero biases and skip: for timing, benchmarks and tests."""
     generator = torch.Generator().manual_seed(seed)
     encoder = torch.randn(dict_size, d_source, generator=generator, dtype=dtype)
     decoder = torch.randn(dict_size, d_target, generator=generator, dtype=dtype)

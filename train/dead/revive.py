@@ -26,7 +26,7 @@ from train.resolved import ResolvedSettings
 from transcoder.sharded import UNSHARDED, Shard
 from transcoder.sparse_code import SparseCode
 
-# With the bias chosen for it, the norm decides how strongly a revived feature fires at first (docs/log.md).
+# Length of a revived feature's encoder row, in training units.
 _ENCODER_NORM = 0.5
 # Share of the source's length: float32 has seven digits, so the difference of two equal rows is noise of this size.
 _NO_DIRECTION = 1e-5

@@ -1,4 +1,4 @@
-"""What a file of another tool says of a transcoder beside its arrays, and our own words in it."""
+"""What a file of another tool says about a transcoder besides its arrays, and our own entries in it."""
 
 import json
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from transcoder.formats.wanted import OWN_WORDS
 
 @dataclass(frozen=True)
 class About:
-    """Where a transcoder lies in its model, on what it was trained, and ``record``: how the file was made and what was
-    measured of it, which goes into the file's own metadata."""
+    """A transcoder's place in its model, its training text, and ``record``: how the file was made and what was
+    measured, which is written into the file's metadata."""
 
     model: str
     layer: int
@@ -55,7 +55,8 @@ class About:
 
 
 def words_in(metadata: object) -> Mapping[str, Any]:
-    """Our words in the metadata of a file, as mapping or as text; none where there are none, or they make no sense."""
+    """Our entries in the metadata of a file, given as mapping or as text; empty if there are none, or they are
+    wrong."""
     words = metadata.get(OWN_WORDS) if isinstance(metadata, Mapping) else None
     if isinstance(words, str):
         try:

@@ -1,4 +1,5 @@
-"""Transcoders of other tools, by the layout of their files: a new layout is a module in ``peers`` and a line here."""
+"""Transcoders of other tools, by the layout of their files: a new layout needs a module in ``peers`` and a line
+here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from transcoder.transcoder import SourceView, Transcoder
 
 @dataclass(frozen=True)
 class Format:
-    """``find`` gives the file or folder that a path means, or None where it is of another layout; ``read`` reads it."""
+    """``find`` returns the file or folder that a path means, or None for another layout; ``read`` reads it."""
 
     find: Callable[[Path, Wanted], Path | None]
     read: Callable[[Path, Wanted], Transcoder]
@@ -41,11 +42,11 @@ class Format:
 class Writer:
     """One way to write a transcoder for another tool.
 
-    ``format`` reads it back. ``rules`` it holds as they are, by name; any other rule is turned into thresholds, where
-    ``jumprelu`` is among them. ``folder`` is the folder below the one asked for, given the dictionary's size and L0;
-    ``view`` the only input that the tool knows, or None. ``rounds``: whether writing folds a bias. ``frame`` writes
-    what belongs to a whole set before its layers, and gives the layers that it filled with features that never fire.
-    ``caveat`` is what is not valid of such a file in its tool.
+    ``format`` is the layout that reads it back. ``rules`` are the rules that it can store; if ``jumprelu`` is among
+    them, other rules become thresholds. ``folder`` is the folder below the one asked for, given the dictionary's size
+    and L0; ``view`` the only input that the tool knows, or None. ``rounds``: whether writing folds a bias. ``frame``
+    writes what belongs to a whole set before its layers, and gives the layers that it filled with features that never
+    fire. ``caveat`` is what is not valid of such a file in its tool.
     """
 
     format: str
@@ -62,7 +63,7 @@ class Writer:
 
 
 def _find_gemma_scope(path: Path, wanted: Wanted) -> Path:
-    """The last layout that is asked for: UsageError, in words for all of them, where it is none either."""
+    """The last layout: raises UsageError, with a message for all of them, if the path is not of this layout either."""
     remedy = f"Name a folder or a file of {', '.join(FORMATS)}; docs/interop.md lists the files of each."
     if not path.exists():
         raise UsageError("There is no such file or folder.", where=path, remedy=remedy)
@@ -88,9 +89,9 @@ def _read_gemma_scope(path: Path, wanted: Wanted) -> Transcoder:
 
 
 _NAMED = 6
-"""As many of a folder's entries say what was taken for a dictionary."""
+"""So many of a folder's entries are named in the message."""
 
-# Asked in this order. The last one refuses what none of them knows.
+# Tried in this order. The last one refuses a path that none of them reads.
 FORMATS: dict[str, Format] = {
     "openmoss": Format(find_openmoss, read_openmoss),  # before SAELens, whose weights have the same file name
     "saelens": Format(find_saelens, read_saelens),
@@ -174,7 +175,7 @@ WRITERS: dict[str, Writer] = {
 def read_foreign(path: Path, wanted: Wanted) -> Transcoder:
     """The transcoder at ``path``, in whichever of the layouts it is.
 
-    UsageError: no such thing there. DamagedError: not what its layout promises. MismatchError: another width, layer or
+    UsageError: there is none. DamagedError: the files do not fit their layout. MismatchError: another width, layer or
     convention.
     """
     return read_named(path, wanted)[1]
@@ -199,7 +200,7 @@ def read_named(path: Path, wanted: Wanted) -> tuple[str, Transcoder]:
 
 
 def _read(layout: Format, found: Path, wanted: Wanted) -> Transcoder:
-    """``layout.read``; what is wrong with the bytes themselves has one remedy, whichever they are."""
+    """``layout.read``; adds the remedy for damaged files."""
     try:
         return layout.read(found, wanted)
     except DamagedError as error:

@@ -1,8 +1,8 @@
-"""Dictionaries on the Hugging Face Hub: listed there, fetched one file at a time, resumed where cut off.
+"""Dictionaries on the Hugging Face Hub: listed, downloaded one file at a time, and resumed after an interruption.
 
-``huggingface_hub`` lists, names and authorises; but since its version 2 an interrupted download starts over, and these
-files have 300 MB. So the bytes are asked for here, from where the last run stopped: into ``<name>.<etag>.part``,
-renamed when the size (and the SHA-256, where the Hub gives it as the etag) is right.
+``huggingface_hub`` lists, names and authorises. But since its version 2 an interrupted download starts again, and these
+files have 300 MB. So the bytes are downloaded here, from where the last run stopped, into ``<name>.<etag>.part``, which
+is renamed when the size is right (and the SHA-256, if the Hub gives it as the etag).
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from common.processes import locks
 from common.progress import Progress, Silent
 from transcoder.formats.peers.gemma_scope import REPOSITORY, Choice, find_choices, nearest
 
-# Each goes on where the last was cut off, so five outlast a bad connection and end at a dead one.
+# Each try goes on where the last one stopped: five are enough for a bad connection, and end soon for a dead one.
 TRIES = 5
 _REMEDY = "Check the network (and HF_TOKEN) and run again, or download one params.npz and give its path."
 
 
 @dataclass(frozen=True)
 class HubRepository:
-    """Files end up below ``folder``, laid out as in the repository; the Hub's own endpoint and cache unless given."""
+    """Files are stored below ``folder`` as in the repository; the Hub's own endpoint and cache if not given."""
 
     name: str = REPOSITORY
     endpoint: str | None = None
@@ -44,7 +44,8 @@ class HubRepository:
         return self.fetch(choice.path), choice
 
     def fetch(self, path: str) -> Path:
-        """The local copy of one file, whole. DiskError: the Hub or the disk refused. DamagedError: other bytes came."""
+        """The complete local copy of one file. DiskError: the Hub or the disk failed. DamagedError: the bytes are
+        wrong."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         target = self._folder() / path
@@ -84,7 +85,8 @@ class HubRepository:
         headers = build_hf_headers() | ({"Range": f"bytes={have}-"} if have else {})
         with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
             answer.raise_for_status()
-            # One that knows no ranges sends all of it, with 200. Pieces are written as they come; a cut loses none.
+            # A server without ranges sends the whole file, with status 200. Pieces are written at once, so none is
+            # lost.
             with partial.open("ab" if answer.status_code == 206 else "wb") as file:
                 for piece in answer.iter_bytes():
                     file.write(piece)

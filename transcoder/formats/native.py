@@ -2,9 +2,9 @@
 
 The arrays are float32, decoder rows of norm 1, in the units of the cache. In the file ``W_enc`` is (d_source,
 dict_size), as the field writes it; in memory it is feature-major, (dict_size, d_source). ``config.json`` is written
-last, and holds the size and hash of the other file, and a seal: the hash of everything else that it says. The
-header of the arrays' file tells that there must be a seal, so that no single damage can take it away. Transcoders of
-earlier releases have no seal, and are read with a note.
+last. It has the size and hash of the other file, and a seal: the hash of its own entries. The header of the arrays'
+file says that there must be a seal, so that removing it is noticed. Transcoders of earlier releases have no seal, and
+are read with a note.
 """
 
 import json
@@ -126,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_seal(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises DamagedError where config.json is not what was written, or its seal is gone."""
+    """Raises DamagedError if config.json was changed, or its seal was removed."""
     path = folder / CONFIG_FILE
     weights = folder / WEIGHTS_FILE
     if _SEAL in config:
@@ -137,7 +137,7 @@ def _check_seal(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _seal_of(config: Mapping[str, Any]) -> str:
-    """The hash of everything that config.json says but the seal itself."""
+    """The hash of all entries of config.json except the seal."""
     sealed = {key: value for key, value in config.items() if key != _SEAL}
     return hash_bytes(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
 
@@ -168,7 +168,7 @@ _RIGHT_WHERE_THERE: dict[str, Callable[[Any], bool]] = {
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The arrays that a config tells of, as they lie in the file."""
+    """The shapes of the arrays in the file, from config.json."""
     d_source = config["d_source"]
     d_target = config["d_target"]
     dict_size = config["dict_size"]

@@ -1,7 +1,7 @@
-"""Transcoders that were published on the Hugging Face Hub: ``hf:user/repository/layer08``, fetched and found again.
+"""Transcoders that were published on the Hugging Face Hub: ``hf:user/repository/layer08``.
 
-The Hub's client keeps what it fetched, by commit; both files come from one commit, and config.json holds the hash of
-the other. ``hf:user/repository@revision/layer08`` names a commit, branch or tag.
+The Hub's client keeps downloaded files, by commit. Both files are of one commit, and config.json has the hash of the
+other. ``hf:user/repository@revision/layer08`` names a commit, branch or tag.
 """
 
 import re

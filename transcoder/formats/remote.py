@@ -1,8 +1,7 @@
 """Dictionaries below a URL of any file system that fsspec knows: s3://, gs://, memory://.
 
-A file's size is asked first and held against the limits that a local file has; then it is copied, whole or not at all,
-below the user's cache folder, under the checksums that the file system gives. So a file that has changed there is
-fetched again, and one that has not is not.
+First a file's size is compared with the limits for local files. Then it is copied, completely or not at all, below the
+user's cache folder, under the checksums that the file system gives. So only a file that has changed is fetched again.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from transcoder.formats.files.safe import JSON_LIMIT_BYTES
 
 _PIECE_BYTES = 16 << 20
 _DEPTH = 2
-"""No layout that is read lies deeper than checkpoints/final.pt."""
+"""No layout has files deeper than checkpoints/final.pt."""
 _NAMING_PARTS = 4
 """Of the URL's path, kept in the copy's: some layouts are named by their folders, layer_8/width_16k/average_l0_52."""
 
@@ -62,7 +61,7 @@ class RemoteFolder:
         return sorted(path.removeprefix(f"{self._root}/") for path in found)
 
     def _say_why_not(self) -> None:
-        """A server that does not answer lists nothing, and so does one that has nothing: raises for the first."""
+        """Raise if the server does not answer: it lists nothing then, just as a server that has nothing."""
         try:
             self._system.info(f"{self._root}/{self.inside}".rstrip("/"))
         except FileNotFoundError as error:
@@ -116,7 +115,7 @@ class RemoteFolder:
 
     @contextmanager
     def _answers(self) -> Generator[None]:
-        """Whatever a file system raises, and each has its own errors, as a DiskError."""
+        """Turns the errors of any file system, of which each has its own, into a DiskError."""
         try:
             yield
         except NestcoderError:

@@ -5,9 +5,9 @@
     mlp_out         what the MLP adds to the residual           blocks.8.hook_mlp_out         output of h.8.mlp
     resid_post      the residual stream after the layer         blocks.8.hook_resid_post      output of h.8
 
-Two of their names mean different things in different models or tools, and are not believed: ``hook_mlp_in`` is the
-residual *before* the norm in TransformerLens, and the MLP's input in other files; ``mlp.hook_out``, and a module's own
-output, lie before the norm that Gemma has after its MLP.
+Two names mean different things in different models or tools, and are not used: ``hook_mlp_in`` is the residual *before*
+the norm in TransformerLens, and the MLP's input in other files; ``mlp.hook_out``, and a module's own output, are before
+the norm that Gemma has after its MLP.
 """
 
 import re
@@ -40,9 +40,9 @@ class LayerSite:
 
 
 def site_of_hook(hook: object, *, model: object = None) -> LayerSite | None:
-    """The place that a TransformerLens hook names; None for one that is not served, or means several things.
+    """The site that a TransformerLens hook names; None for a hook that is not supported, or means several things.
 
-    ``model`` is the model's name, as far as it is known: an MLP's own output is what it adds unless a norm follows.
+    ``model`` is the model's name, if known: an MLP's own output is what it adds, unless a norm follows.
     """
     found = re.fullmatch(r"blocks\.(\d{1,4})\.([a-z0-9_.]+)", str(hook))
     if not found:

@@ -1,8 +1,8 @@
-"""What a dictionary from elsewhere must fit, and how one is made of checked arrays, whatever layout they came in.
+"""What a dictionary of another tool must fit, and how a ``Transcoder`` is made from its checked arrays.
 
-The result is an ordinary ``Transcoder``. Its ``config`` holds what the files say of it under the keys of our own
-config.json: ``source_site``, ``target_site``, ``layer``, ``model``; and ``notes``, sentences that whoever uses it must
-know. What a file asks for that is no ``rule(source @ W_enc + b_enc)`` is refused, with the reason.
+Its ``config`` has what the files say, under the keys of our own config.json: ``source_site``, ``target_site``,
+``layer``, ``model``; and ``notes``, sentences that its users must know. A file that needs more than
+``rule(source @ W_enc + b_enc)`` is refused, with the reason.
 """
 
 import re
@@ -22,15 +22,15 @@ from transcoder.transcoder import SourceView, Transcoder
 
 NAMES = {"W_enc", "b_enc", "W_dec", "b_dec"}
 OWN_WORDS = "nestcoder"
-"""The key, in the metadata of an exported file, of what its format has no words for: prefixes, and how it was made."""
+"""The key, in the metadata of an exported file, of what its format cannot store: prefixes, and how it was made."""
 _NAME_IT = "If you know it, write TransformerLens's hook into the configuration: blocks.8.mlp.hook_in, or another."
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a dictionary must fit: the layer, the widths of the cache where there is one, what the nearest of several
-    is chosen by; ``force`` passes over another layer. ``source_view`` is the user's word for what the encoder reads,
-    needed where the file's own may mean two things."""
+    """What a dictionary must fit: the layer, the widths of the cache if there is one, and by what the nearest of
+    several is chosen; ``force`` accepts another layer. ``source_view`` tells what the encoder reads, if the file's own
+    word for it may mean two things."""
 
     layer: int
     d_source: int | None = None
@@ -43,8 +43,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Described:
-    """What the files of a dictionary say beside its arrays: where it is, where its tensors lie in the model, and words
-    of ours (``OWN_WORDS``) where we exported it."""
+    """What the files of a dictionary say besides its arrays: its path, its source and target in the model, and our own
+    entries (``OWN_WORDS``) if we exported it."""
 
     path: Path
     source: LayerSite
@@ -60,7 +60,7 @@ class Described:
 def sites_of_hooks(
     source: object, target: object, *, path: Path, wanted: Wanted, model: object = None
 ) -> tuple[LayerSite, LayerSite]:
-    """Where the two hooks that a file names lie. ``target`` None is the source's own: an autoencoder."""
+    """The sites of the two hooks that a file names. ``target`` None: the same as the source, of an autoencoder."""
     if str(source).endswith(f".{AMBIGUOUS}"):
         source = _decided(str(source), path=path, wanted=wanted)
     found = site_of_hook(source, model=model)
@@ -86,7 +86,7 @@ def dictionary_of(
     """From arrays in the field's orientation: ``W_enc`` (d_source, dict_size), ``W_dec`` (dict_size, d_target),
     biases, and ``W_skip`` (d_source, d_target) where there is a skip.
 
-    ``subtracted`` is what the tool takes from the source before it encodes: folded into ``b_enc``, in float64.
+    ``subtracted`` is what the tool subtracts from the source before it encodes: folded into ``b_enc``, in float64.
     DamagedError: shapes that disagree, NaN. MismatchError: another width or layer than wanted.
     """
     path = described.path
@@ -134,7 +134,7 @@ def top_k_of(value: object, dict_size: int, *, path: Path) -> int:
 
 
 def refuse_nonlinear(what: str, *, path: Path) -> MismatchError:
-    """The error for a dictionary that does more to a row than one affine map and a selection."""
+    """The error for a dictionary that does more with a row than one affine map and a selection."""
     return MismatchError(
         f"{what}; only dictionaries that select from source @ W_enc + b_enc are read.",
         where=path,
@@ -143,7 +143,7 @@ def refuse_nonlinear(what: str, *, path: Path) -> MismatchError:
 
 
 def _decided(source: str, *, path: Path, wanted: Wanted) -> str:
-    """The unambiguous hook that the user means by an ambiguous one. Raises UsageError where nothing was described."""
+    """The exact hook for an ambiguous one, from the user's ``source_view``. Raises UsageError if there is none."""
     if wanted.source_view is None:
         what = (
             f"The dictionary reads {source!r}: in TransformerLens that is the residual before the norm, "
@@ -179,7 +179,7 @@ def _check(tensors: Mapping[str, Tensor], *, path: Path, wanted: Wanted) -> None
 
 
 def prefixes_of(value: object, dict_size: int) -> tuple[int, ...]:
-    """The prefixes that an exported file names; empty where they make no sense."""
+    """The prefixes that an exported file names; the whole dictionary if they are missing or wrong."""
     match value:
         case [*numbers] if numbers and all(map(is_count, numbers)):
             ends = tuple(int(str(number)) for number in numbers)

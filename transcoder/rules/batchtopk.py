@@ -1,7 +1,7 @@
 """Batch top-k: the ``rows * top_k`` largest of a whole batch in training, a fixed threshold in evaluation.
 
-What a row gets must not depend on the rows beside it once training is over. So a trained transcoder is evaluated by
-one number: the threshold at which training rows have ``top_k`` active features on average (Bussmann et al. 2024,
+After training, the features of a row must not depend on other rows. So a trained transcoder is evaluated with one
+number: the threshold at which training rows have ``top_k`` active features on average (Bussmann et al. 2024,
 arXiv 2412.06410).
 """
 
@@ -29,17 +29,17 @@ class BatchTopK(Rule):
         self.threshold = None if threshold is None else max(0.0, threshold)
 
     def select(self, pre: Float[Tensor, "rows dict_size"]) -> SparseCode:
-        """What exceeds the threshold; while there is none, the largest of these rows as one batch."""
+        """What exceeds the threshold; if there is none yet, the largest values of these rows as one batch."""
         if self.threshold is None:
             return self.select_training(pre, batch_rows=len(pre))
         return select_above(pre, self.threshold)
 
     def select_training(self, pre: Float[Tensor, "rows dict_size"], *, batch_rows: int) -> SparseCode:
-        """What would be kept of these rows if they were all of a batch of ``batch_rows``."""
+        """What could be kept of these rows, which are part of a batch of ``batch_rows``."""
         return select_batchtopk(pre, count=min(self.kept(batch_rows), pre.numel()))
 
     def calibrated(self, batches: Iterable[Float[Tensor, "rows dict_size"]], *, rows: int) -> "BatchTopK":
-        """With the threshold that leaves ``top_k`` features a row; 0 where fewer fire at all."""
+        """With the threshold that leaves ``top_k`` features a row; 0 if fewer fire at all."""
         wanted = self.kept(rows)
         kept: Tensor | None = None
         for pre in batches:
@@ -49,7 +49,7 @@ class BatchTopK(Rule):
         return BatchTopK(self.kept(1), float(kept.min()) if enough and kept is not None else 0.0)
 
     def floor(self, like: Float[Tensor, " dict_size"]) -> Float[Tensor, " dict_size"] | None:
-        """The threshold, for every feature alike."""
+        """The same threshold for every feature."""
         return None if self.threshold is None else torch.full_like(like, self.threshold)
 
     def among(self, code: SparseCode) -> SparseCode:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Entry:
     """A rule's class, or where it is: ``module:class``, relative to this folder.
 
-    ``trains``: whether ``train.activation`` may name it. The other is a rule of transcoders from elsewhere, whose
-    sparsity comes from a penalty on activations that our training does not have.
+    ``trains``: whether ``train.activation`` may name it. ReLU is only for imported transcoders: their sparsity comes
+    from a penalty on activations that our training does not have.
     """
 
     rule: "str | type[Rule]"

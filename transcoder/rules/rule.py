@@ -21,7 +21,7 @@ Scope = Literal["row", "batch", "feature"]
 
 
 class Rule(nn.Module, ABC):
-    """Selects the active features of every row. The defaults are those of a rule whose only number is ``top_k``.
+    """Selects the active features of every row. The defaults suit a rule whose only number is ``top_k``.
 
     A rule of scope ``row`` selects exactly ``top_k`` features of every row; ``batch``, ``top_k`` a row on average.
     """
@@ -29,7 +29,7 @@ class Rule(nn.Module, ABC):
     name: ClassVar[str]
     scope: ClassVar[Scope]
     trains_threshold: ClassVar[bool] = False
-    """Whether training gives every feature a threshold, and the rule the three methods that go with it."""
+    """Whether training gives every feature a threshold. Then the rule needs the three methods for it."""
 
     def __init__(self, top_k: int | None = None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Rule(nn.Module, ABC):
         return cls(top_k)
 
     def select_training(self, pre: Float[Tensor, "rows dict_size"], *, batch_rows: int) -> SparseCode:
-        """The candidates among these rows of a batch of ``batch_rows``, where training selects otherwise."""
+        """The candidates among these rows of a batch of ``batch_rows``, if training selects in another way."""
         return self.select(pre)
 
     def with_threshold(self, threshold: Float[Tensor, " dict_size"]) -> "Rule":
@@ -79,22 +79,25 @@ class Rule(nn.Module, ABC):
         return self.top_k * batch_rows if self.scope == "batch" else self.top_k
 
     def calibrated(self, batches: Iterable[Float[Tensor, "rows dict_size"]], *, rows: int) -> "Rule":
-        """The rule to evaluate by, given pre-activations of ``rows`` training rows; computed only if asked for."""
+        """The rule for evaluation, from pre-activations of ``rows`` training rows, which are computed only if
+        needed."""
         return self
 
-    # Evaluation. The prefilter needs one of the two numbers below, and ``among``; a rule without them does without it.
+    # Evaluation. The prefilter needs one of the two numbers below, and ``among``; it is not used for a rule without
+    # them.
 
     @property
     def row_limit(self) -> int | None:
-        """The largest number of features that a row uses under evaluation, where there is a fixed one."""
+        """The largest number of features that a row uses in evaluation, if it is fixed; else None."""
         return self.top_k if self.scope == "row" else None
 
     def floor(self, like: Float[Tensor, " dict_size"]) -> Float[Tensor, " dict_size"] | None:
-        """For each feature the value, at least 0, above which it is selected; None where that depends on others."""
+        """For each feature the value, at least 0, above which it is selected; None if that depends on other
+        features."""
         return None
 
     def among(self, code: SparseCode) -> SparseCode:
-        """The rule's selection, given some entries of every row that contain all those that fire."""
+        """The rule's selection from some entries of every row, among which are all that fire."""
         raise NotImplementedError
 
     # Files.
@@ -109,12 +112,12 @@ class Rule(nn.Module, ABC):
 
     @classmethod
     def wrong_keys(cls, config: Mapping[str, Any]) -> list[str]:
-        """The rule's own keys of a config.json that make no sense."""
+        """The rule's own keys of a config.json that have a wrong value."""
         return [] if is_count(config.get("top_k")) else ["top_k"]
 
     @classmethod
     def array_shapes(cls, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """The arrays of its own that a checked config.json tells of."""
+        """The shapes of the rule's own arrays, from a checked config.json."""
         return {}
 
     @classmethod
@@ -124,7 +127,7 @@ class Rule(nn.Module, ABC):
 
 
 def is_count(value: object) -> bool:
-    """Whether a value of a config.json can be a number of things."""
+    """Whether a value of a config.json is a positive integer below 2^31."""
     return type(value) is int and 0 < value < 1 << 31
 
 

@@ -12,7 +12,7 @@ The first carries the loss's gradient, the second that of a penalty on L0, the m
     penalty = (L0 / top_k - 1)^2          a target, reached from either side
     penalty = L0 / top_k                  as Gemma Scope has it, whose coefficient decides what L0 comes out
 
-A selection of training holds the entries near the threshold too; of those below it the value is 0.
+A selection in training also has the entries just below the threshold, with the value 0.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ class JumpReLU(Rule):
         return JumpReLU(threshold, top_k=self.top_k, bandwidth=self.bandwidth, has_target=self.has_target)
 
     def select_training(self, pre: Float[Tensor, "rows dict_size"], *, batch_rows: int) -> SparseCode:
-        """What exceeds its threshold, and with a value of 0 what lies less than half a bandwidth below it."""
+        """What exceeds its threshold, and, with value 0, what is less than half a bandwidth below it."""
         code = select_above(pre, self.threshold - self.bandwidth / 2)
         fires = code.values > self.threshold[code.features.long()]
         return SparseCode(code.values * fires, code.features, code.offsets)

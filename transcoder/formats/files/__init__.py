@@ -1,1 +1,1 @@
-"""What other tools store: JSON, safetensors, npz and PyTorch files, of which no byte is ever executed."""
+"""Files of other tools: JSON, safetensors, npz and PyTorch files. Nothing in them is ever executed."""

@@ -1,7 +1,7 @@
 """Float arrays from an untrusted .npz file: checked before anything is unpacked, and never unpickled.
 
-An .npz is a zip of .npy members. Every member's announced size must agree with the shape and dtype in its own header,
-and all of them together must be believable for a file of this length, before an array is allocated.
+An .npz is a zip of .npy members. Before an array is allocated, every member's size must agree with the shape and dtype
+in its header, and their sum must be possible for a file of this length.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from common.errors import DamagedError, DiskError, UsageError
 
 LARGEST_RATIO = 20
-"""Unpacked to packed; floats that carry anything compress by far less."""
+"""Unpacked size to packed size; real weights compress by far less."""
 SLACK_BYTES = 1 << 20
 """A small file may hold zeros, which compress by any ratio."""
 

@@ -1,9 +1,9 @@
 """PyTorch's own files, which are pickles: the only place that opens one.
 
 ``torch.load(weights_only=True)`` builds tensors, numbers, text, lists and dictionaries, and calls nothing that a file
-names. On top of it: a limit on the file's size, a list of the names that may be there, and floats alone where tensors
-are wanted. A configuration object that some tools store beside the tensors is filled in as an empty class of ours
-(``Settings``): its attributes are read, its code is not there to be run.
+names. In addition, there is a limit on the file's size, a list of allowed names, and tensors must be floats. Some tools
+store a configuration object beside the tensors: it is read into an empty class of ours (``Settings``), so its
+attributes can be read, and its code does not exist here.
 """
 
 import pickle

@@ -4,9 +4,9 @@
     activation_function.threshold (dict_size,)       where the activation is JumpReLU
     W_skip (d_target, d_source)                      where there is a skip
 
-Its released version passes over ``activation: topk`` and lets every positive feature fire, and the newest source does
-so where a set lies in a local folder; so a top-k transcoder is written with thresholds. Every layer must be there, all
-of one dictionary size: a layer that has no transcoder gets features that never fire.
+Its released version ignores ``activation: topk``, so that every positive feature fires, and so does the newest source
+for a set in a local folder; therefore a top-k transcoder is written with thresholds. Every layer must be there, with
+the same dictionary size: a layer without a transcoder gets features that never fire.
 """
 
 import re
@@ -42,7 +42,7 @@ def find_circuit_tracer(path: Path, wanted: Wanted) -> Path | None:
 
 def read_circuit_tracer(path: Path, wanted: Wanted) -> Transcoder:
     """One layer of a set, whose activation is JumpReLU, top-k, or ReLU where it has neither thresholds nor k."""
-    # Five flat keys of a yaml file: not worth a parser that runs on files from elsewhere.
+    # Five flat keys of a YAML file: no reason to run a parser on files of unknown origin.
     config = path.parent / _CONFIG
     if not config.is_file():
         what = "There is no config.yaml beside the file to say what its encoder reads."
@@ -98,7 +98,7 @@ def frame_circuit_tracer(folder: Path, abouts: Sequence[About], like: Transcoder
 
 
 def _local(hook: str) -> str:
-    """A hook without ``blocks.8.``: the set says it once for all layers."""
+    """A hook without ``blocks.8.``: the set names it once for all layers."""
     return hook.split(".", 2)[2]
 
 

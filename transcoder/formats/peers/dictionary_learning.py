@@ -6,9 +6,9 @@
     JumpReluAutoEncoder      W_enc  b_enc  W_dec  b_dec  threshold (dict_size,)
     AutoEncoder              encoder.weight  encoder.bias  decoder.weight  bias
 
-``group_sizes`` are what each prefix adds. All but the JumpReLU one subtract ``b_dec`` from what they read, so ours is
-folded: ``b_enc + b_dec @ W_enc``. They know one width. MatryoshkaBatchTopKSAE is the one format of others in which the
-prefixes themselves lie.
+``group_sizes`` are the features that each prefix adds. All classes but JumpReLU subtract ``b_dec`` from what they read,
+so ours is folded: ``b_enc + b_dec @ W_enc``. Source and target have one width. MatryoshkaBatchTopKSAE is the only
+format of another tool that stores prefixes.
 """
 
 import io

@@ -6,9 +6,9 @@ Written as well as read: ``params.npz`` is what SAELens and circuit-tracer load 
     W_enc (d_source, dict_size)  b_enc (dict_size,)  threshold (dict_size,)
     W_dec (dict_size, d_target)  b_dec (d_target,)
 
-Their input is the residual normalised before the MLP, *without* the norm's gain, which they folded into the MLP; their
-target is what the MLP adds to the residual, after the post norm. ``b_dec`` is not subtracted from the input. A file fed
-anything else fires far more or far fewer features than its folder's N says, so the L0 measured is held against N.
+Their input is the normalised residual before the MLP, *without* the norm's gain, which they folded into the MLP; their
+target is what the MLP adds to the residual, after the post norm. ``b_dec`` is not subtracted from the input. With any
+other input, far more or far fewer features fire than the N of the folder, so the measured L0 is compared with N.
 """
 
 import io
@@ -34,7 +34,7 @@ MODEL = "google/gemma-2-2b"
 WIDTH = 2304
 TOKENS_TRAINED = 4_000_000_000
 """By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
-# Text of another kind moves L0 by a tenth or two; rows of another layer, or without the norm, move it by far more.
+# Another kind of text changes L0 by 10 to 20 %; rows of another layer, or without the norm, change it by far more.
 MIN_L0_RATIO = 0.7
 MAX_L0_RATIO = 1.4
 
@@ -55,7 +55,7 @@ class Choice:
 
 
 def find_choices(paths: Iterable[str]) -> list[Choice]:
-    """The dictionaries among ``paths``; the rest is passed over."""
+    """The dictionaries among ``paths``; other files are ignored."""
     found = [(path, _PATH.search(path)) for path in paths]
     return [
         Choice(path, layer=int(named[1]), width=int(named[2]) * _UNITS[named[3]], l0=int(named[4]))
@@ -102,7 +102,7 @@ def locate(path: Path, *, layer: int, dict_size: int | None, l0: float | None) -
 
 
 def nominal_l0(path: Path) -> float | None:
-    """The L0 that the file's folder promises; None where it promises nothing."""
+    """The L0 in the name of the file's folder; None if there is none."""
     found = re.fullmatch(r"average_l0_(\d+)", path.absolute().parent.name)
     return float(found[1]) if found else None
 
@@ -176,7 +176,8 @@ def check_widths(found: tuple[int, int], wanted: tuple[int, int], path: object) 
 
 
 def check_convention(dictionary: Transcoder, measured_l0: float, *, force: bool, location: str = "") -> str:
-    """What the L0 measured says beside the nominal one. MismatchError outside 0.7 to 1.4 of it, unless ``force``."""
+    """The measured L0 compared with the nominal one, in words. MismatchError outside 0.7 to 1.4 of it, unless
+    ``force``."""
     measured = f"{dictionary.name}: L0 is {measured_l0:.1f}"
     if dictionary.nominal_l0 is None:
         return f"{measured}; the file names no expected L0, so its convention was not checked"

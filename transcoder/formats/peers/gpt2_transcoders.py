@@ -6,7 +6,7 @@
     f = relu((source - b_dec) @ W_enc + b_enc)         target = f @ W_dec + b_dec_out
 
 A file without ``b_dec_out`` is an autoencoder of the same code, and adds ``b_dec``. The object's attributes are read;
-its class is not there to be run.
+its class does not exist here.
 """
 
 from pathlib import Path

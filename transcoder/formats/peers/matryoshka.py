@@ -9,8 +9,8 @@
         f = relu((source - b_dec) @ W_enc)        b_enc lies in the file and is added by Vanilla and JumpReLU alone
 
 Numbers in config.json may be text ("[1024, 2048]"). ``input_unit_norm`` divides every row by its own deviation, which
-no affine map does: refused. The first program's training had no loss on prefixes, so its prefixes mean nothing, and it
-is imported with one.
+is not an affine map: refused. The first program's training had no loss on prefixes, so its prefixes have no meaning,
+and it is imported with one.
 """
 
 import ast
@@ -94,7 +94,7 @@ def read_matryoshka(folder: Path, wanted: Wanted) -> Transcoder:
 
 
 def _number_of_text(value: Any) -> Any:
-    """What a text that spells a number, a truth or a list of numbers means; everything else as it is."""
+    """The value of a text that is a number, True or False, or a list of numbers; everything else unchanged."""
     if not isinstance(value, str) or len(value) > 10_000:
         return value
     try:

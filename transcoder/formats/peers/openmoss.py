@@ -12,7 +12,7 @@ s = sqrt(d) / (mean norm of the data set) of either hook, 1 in ``norm_activation
 
 ``sparsity_include_decoder_norm`` selects by n_f pre_f in place of pre_f. The first version folds the scales before it
 selects: pre and n_f are those of W_D s_in / s_out and b_E / s_in, and ``jump_relu_threshold`` is compared with those;
-its top-k with such a threshold is JumpReLU. All of it is one affine map and a selection, folded in float64.
+its top-k with such a threshold is JumpReLU. All of it is one affine map and a selection, and is folded in float64.
 """
 
 import re
@@ -46,7 +46,7 @@ _FIRST = "hyperparams.json"
 _LATER = "config.json"
 _KEY = "hook_point_in"
 _WEIGHTS = ("sae_weights.safetensors", "checkpoints/pruned.safetensors", "checkpoints/final.safetensors")
-"""In the order in which their loader asks for them."""
+"""In the order in which their loader looks for them."""
 _NORMS = "dataset_average_activation_norm"
 _NAMES = {
     "W_enc": "W_E",
@@ -63,7 +63,7 @@ _NAMES_BEFORE = {
     "thresholds": "log_jumprelu_threshold",
 }
 _UNIT = 1e-3
-"""A decoder row this near to length 1 is one: bfloat16 stores it no nearer."""
+"""A decoder row with a length this near to 1 counts as a unit row: bfloat16 is not more exact."""
 
 
 def find_openmoss(path: Path, _wanted: Wanted) -> Path | None:
@@ -113,7 +113,7 @@ def read_openmoss(folder: Path, wanted: Wanted) -> Transcoder:
 
 
 def _refuse(config: Mapping[str, Any], path: Path) -> None:
-    """Raises MismatchError for what is no affine map and a selection, or is not said."""
+    """Raises MismatchError for what is not an affine map and a selection, or not known."""
     kind = config.get("sae_type", "sae")
     if kind != "sae":
         raise MismatchError(f"The file holds a {kind!r} of OpenMOSS's; its only 'sae' is read.", where=path)
@@ -230,7 +230,7 @@ def _later_rule(config: Mapping[str, Any], log_thresholds: Tensor | None, norms:
     if log_thresholds is None:
         raise DamagedError("The file selects by thresholds, but has none (log_jumprelu_threshold).", where=path)
     thresholds = thresholds_of(log_thresholds, len(norms), path=path).double().exp() / norms
-    # A row of zeros writes nothing, and is never selected: 0 exceeds no threshold.
+    # A row of zeros writes nothing: with an unlimited threshold its feature is never selected.
     return JumpReLU(thresholds.clamp_max(torch.finfo(torch.float32).max).float())
 
 
@@ -257,7 +257,7 @@ def _folded_later(stored: Mapping[str, Tensor], scales: tuple[float, float]) -> 
 
 
 def _with_units(arrays: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:
-    """Every feature so many times its size, and written by so much less; one of size 0 writes nothing either way."""
+    """Every feature multiplied by its unit, and its decoder row divided by it; with unit 0 it writes nothing anyway."""
     return {
         "W_enc": (arrays["W_enc"] * units).float(),
         "b_enc": (arrays["b_enc"] * units).float(),
@@ -267,7 +267,7 @@ def _with_units(arrays: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor
 
 
 def _keys(file: Path) -> set[str]:
-    """Of a JSON object; none of what is no such file, which another layout may know better."""
+    """The keys of a JSON object; empty for any other file, which may be of another layout."""
     try:
         return set(read_json(file))
     except DamagedError:

@@ -5,9 +5,9 @@
     W_skip (d_target, d_source)  in the skip architectures
 
 SAELens has no top-k transcoder. Its ``topk`` autoencoder is one where source and target have one width and
-``apply_b_dec_to_input`` is false; without that flag it loads and is silently wrong. A ``transcoder`` with a ``k`` is
-read as a plain ReLU, so none is ever written. ``rescale_acts_by_decoder_norm`` is written false: true changes the last
-bits, and a decoder row of zeros, as a prefix has them, would make NaN of it.
+``apply_b_dec_to_input`` is false; without that flag SAELens loads it and computes something else. SAELens reads a
+``transcoder`` with a ``k`` as a plain ReLU, so none is ever written. ``rescale_acts_by_decoder_norm`` is written false:
+true changes the last bits, and gives NaN for a decoder row of zeros, as in a prefix.
 """
 
 import json
