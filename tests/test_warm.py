@@ -1,4 +1,4 @@
-"""The Python that tests start in place of a cold one does what a cold one does."""
+"""The warm Python that tests start does what a cold one does."""
 
 import os
 import subprocess
@@ -26,11 +26,11 @@ def test_a_process_starts_as_a_cold_one_does(kind: str, warm_python: str, tmp_pa
     options = {"cwd": tmp_path, "env": environment, "input": "line"}
     warm, cold = (outcome(python, *start, "--x", "", "y z", **options) for python in (warm_python, sys.executable))
     assert warm[0] == 0, warm[2]
-    ours, theirs = (eval(text.replace("true", "True").replace("false", "False")) for _, text, _ in (warm, cold))
-    for state in (ours, theirs):
+    found, expected = (eval(text.replace("true", "True").replace("false", "False")) for _, text, _ in (warm, cold))
+    for state in (found, expected):
         for name in ("PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"):  # the shell's own
             state[3].pop(name, None)
-    assert ours == theirs
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_every_part_runs_at_toy_size(warm_python: str, tmp_path: Path) -> None:
     assert [row for row in rows if "error" in row] == []
     assert done.stdout.count("\n") == len(rows) + 3
     measured = {(row["part"], row["what"].partition(";")[0]) for row in rows}
-    assert {part for part, _ in measured} == {"kernels", "step, toy", "harvest", "train", "evaluate"}
+    assert {name for name, _ in measured} == {"kernels", "step, toy", "harvest", "train", "evaluate"}
     assert ("step, toy", "nestcoder bf16, a tenth dead") in measured
     assert ("kernels", "statistics of a segment's side") in measured
     assert ("harvest", "harvest, start to first token") in measured

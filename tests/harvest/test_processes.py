@@ -1,4 +1,4 @@
-"""Whole processes: killed at random moments, and several at once under torchrun.
+"""Real processes: killed at random moments, and several at once under torchrun.
 
 Three kills of each embedded model's harvest by default; NESTCODER_FULL=1 runs fifty.
 """
@@ -37,7 +37,7 @@ class Zygote:
             "runs": str(runs), "harvest.context": 64, "harvest.train_tokens": 9000, "harvest.held_out_tokens": 1500,
             "harvest.batch_contexts": 4, "cache.chunk_rows": 64, "cache.shard_rows": 128, "cache.segment_rows": 512,
         }  # fmt: skip
-        given = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        given = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         arguments = [*given, "--model", model, "harvest", "--layer", "2", "--layer", "8", "--device", "cpu"]
         self.process.stdin.write(json.dumps({"arguments": arguments, "seconds": seconds}) + "\n")
         self.process.stdin.flush()
@@ -58,14 +58,14 @@ def zygote(warm_python):
 @pytest.mark.timeout(300 + 40 * KILLS)
 @pytest.mark.parametrize("model", ["models/gpt2-stdlib", "models/gemma2-stdlib"])
 def test_kills_at_random_moments_leave_the_same_bytes(zygote, tmp_path, model):
-    whole = zygote.harvest(model, tmp_path / "whole")
-    assert whole["exit"] == 0, whole["output"]
+    undisturbed = zygote.harvest(model, tmp_path / "whole")
+    assert undisturbed["exit"] == 0, undisturbed["output"]
     expected, dice, kills, number = trees(tmp_path / "whole"), random.Random(model), 0, 0
     assert len(expected) == 2
     while kills < KILLS:
         runs, number = tmp_path / f"cut-{number}", number + 1
         for _ in range(4):
-            done = zygote.harvest(model, runs, seconds=dice.uniform(0, 0.8 * whole["seconds"]))
+            done = zygote.harvest(model, runs, seconds=dice.uniform(0, 0.8 * undisturbed["seconds"]))
             assert done["exit"] in {KILLED, 0}, done["output"]
             kills += done["exit"] == KILLED
             if not done["exit"]:
@@ -91,7 +91,7 @@ def settings(folder: Path, runs: str, **changes: object) -> list[str]:
         "harvest.held_out_tokens": 600, "harvest.batch_contexts": 1, "cache.chunk_rows": 16, "cache.shard_rows": 64,
         "cache.segment_rows": 256, "cache.held_out_fraction": 0.3, **changes,
     }  # fmt: skip
-    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
 
 def start(launcher: list[str], model: Path, given: list[str]) -> subprocess.Popen[bytes]:
@@ -138,7 +138,7 @@ def program(folder: Path, name: str, text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(warm_python, tmp_path):
-    """The page's own script, with a cluster of this one machine and two processes for eight."""
+    """The script of the page, with a cluster of this machine and two processes instead of eight."""
     (recipe,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "slurm.md").read_text(), flags=re.DOTALL)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -168,7 +168,7 @@ def test_the_recipe_for_slurm_is_a_harvest_by_torchrun(warm_python, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_torchrun_holds_each_document_once(model_folders, warm_python, tmp_path):
+def test_the_ranks_of_torchrun_have_each_document_once(model_folders, warm_python, tmp_path):
     processes = 3
     launcher = [warm_python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     given = settings(tmp_path, "runs", **{"harvest.context": 64, "harvest.packing": "document"})
@@ -185,7 +185,7 @@ def test_torchrun_holds_each_document_once(model_folders, warm_python, tmp_path)
             own = own[np.argsort(rows.position[own])]
             assert rows.position[own].tolist() == list(range(len(own)))
             seen.append("".join(letters[token] for token in rows.tokens[own][1:]).replace("Ġ", " "))
-    # The last document of a share may be cut where the rows asked for end.
-    whole = [text for text in seen if text in set(LINES)]
-    assert len(whole) == len(set(whole))
-    assert len(seen) - len(whole) <= 2 * processes
+    # The last document of a share may be cut at the last row that is needed.
+    uncut = [text for text in seen if text in set(LINES)]
+    assert len(uncut) == len(set(uncut))
+    assert len(seen) - len(uncut) <= 2 * processes

@@ -53,7 +53,7 @@ def runs(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         device="cpu",
         progress=Silent(),
     )
-    # What a training has left that was killed before its end.
+    # The files of a training that was killed before its end.
     shutil.copytree(transcoder, layer / "transcoder" / "later")
     (layer / "transcoder" / "later" / "config.json").unlink()
     shutil.rmtree(layer / "transcoder" / "later" / "k2")

@@ -7,7 +7,7 @@ from common.run_layout import RunFolders
 from evaluate.browse.entry import begun, names_of, reported, spliced_numbers
 
 
-def test_names_are_of_what_has_begun(tmp_path: Path) -> None:
+def test_only_runs_that_have_begun_have_a_name(tmp_path: Path) -> None:
     top = tmp_path / "layer08" / "transcoder"
     for path in ("a/config.json", "b/metrics.jsonl", "b/k2/config.json", "c/notes.txt", ".d/config.json"):
         disk.write_file(top / path, b"")
@@ -15,7 +15,7 @@ def test_names_are_of_what_has_begun(tmp_path: Path) -> None:
     assert names_of(RunFolders(tmp_path / "layer08")) == ["a", "b", "b/k2", "e"]
 
 
-def test_the_log_speaks_until_there_is_a_config(tmp_path: Path) -> None:
+def test_without_a_config_the_numbers_are_those_of_the_log(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     disk.write_file(folder / "metrics.jsonl", b'{"step": 2, "tokens": 64, "l0_per_prefix": [4.0], "dead": 0.5}\n')
     entry = begun(tmp_path, folder, {"name": "x"})

@@ -1,4 +1,4 @@
-"""Small files that may be there or not, whole or not."""
+"""Small files that may be missing or damaged."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def test_earlier_reports_have_a_date_in_their_name(name: str, earlier: bool) -> 
     assert is_earlier(Path("report") / name) is earlier
 
 
-def test_what_does_not_read_is_told_of(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     entry = {}
     assert read_object(tmp_path / "none.json", entry) == {}
     assert "none.json" in entry["problem"]
@@ -32,7 +32,7 @@ def test_links_are_relative_and_plots_come_first(tmp_path: Path) -> None:
     assert link_to(tmp_path / "report" / "e.txt", tmp_path) is None
 
 
-def test_a_curve_ends_where_the_training_stands() -> None:
+def test_a_long_curve_keeps_its_last_point() -> None:
     curve = curves_of([{"step": step, "loss": step / 2} for step in range(1, 1000)])["loss"]
     assert len(curve) <= 161
     assert curve[-1] == [999, 499.5]

@@ -1,4 +1,4 @@
-"""Rows of what belongs to several layers say what its reports say, layer by layer."""
+"""Rows of dictionaries of several layers have the numbers of their reports, layer by layer."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_a_set_that_was_measured_beside_it_is_a_row_of_its_own(several: Path) ->
     assert runs["main", "transcoder"]["layers"] == [4], "its layers are listed by themselves too"
 
 
-def test_what_the_model_loses_is_of_the_report_on_all_layers_at_once(copy: Path) -> None:
+def test_the_models_loss_is_that_of_the_report_on_all_layers_at_once(copy: Path) -> None:
     layers = [{"layer": layer, "prefixes": [8, 24]} for layer in (3, 4)]
     document = {"evaluated_at": "2026", "layers": layers, "language_model": SPLICED}
     for name in ("main", "alone", "main.2026-11-27T10-00-00"):
@@ -80,7 +80,7 @@ def test_what_the_model_loses_is_of_the_report_on_all_layers_at_once(copy: Path)
     assert len([run for run in runs_below(copy)["dictionaries"] if len(run["layers"]) > 1]) == 3
 
 
-def test_one_in_training_and_one_without_a_report(copy: Path) -> None:
+def test_runs_in_training_and_without_a_report_have_rows(copy: Path) -> None:
     joint = copy / "toy" / "layers03-04"
     shutil.rmtree(joint / "report")
     disk.write_file(joint / "transcoder" / "new" / "metrics.jsonl", b'{"step": 3, "loss": 0.5, "l0": 4.0}\n')
@@ -92,7 +92,7 @@ def test_one_in_training_and_one_without_a_report(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", '{"dictionaries": {"clt": {"window": 1}}, "layers": [3, 4]}', '{"layers": 3}'])
-def test_a_damaged_report_is_a_problem_of_its_row_alone(copy: Path, text: str) -> None:
+def test_a_damaged_report_is_a_problem_of_its_row_only(copy: Path, text: str) -> None:
     (copy / REPORT).write_text(text)
     disk.write_file(copy / "toy" / "together" / "odd" / "metrics.json", b'{"layers": 3}')
     runs = found(copy)
