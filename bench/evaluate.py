@@ -91,12 +91,12 @@ def dense_replay(view: InMemory, dictionary: Transcoder, batch_rows: int, *, by_
         code.scatter_(1, indices, values.relu_())
         fired += indices[values > 0].bincount(minlength=dictionary.dict_size)
         predicted, begin = dictionary.b_dec.repeat(len(source), 1), 0
-        for place, prefix in enumerate(prefixes):
+        for number, prefix in enumerate(prefixes):
             if by_group:
                 predicted.addmm_(code[: len(source), begin:prefix], dictionary.W_dec[begin:prefix])
             else:
                 torch.addmm(dictionary.b_dec, code[: len(source), :prefix], dictionary.W_dec[:prefix], out=predicted)
-            errors[place] += squares(predicted - target)
+            errors[number] += squares(predicted - target)
             begin = prefix
         code.scatter_(1, indices, 0.0)
         total += squares(target - mean)
@@ -153,25 +153,25 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def compare(width: int, top_k: int, prefixes: tuple[int, ...], *, asked: argparse.Namespace) -> dict[str, list[float]]:
+def compare(width: int, top_k: int, prefixes: tuple[int, ...], *, args: argparse.Namespace) -> dict[str, list[float]]:
     """Median wall and CPU seconds of each way, and of what comes after the rows."""
     arrays = random_arrays(width, width, dict_size=prefixes[-1])
     dictionary = Transcoder(**arrays, rule=TopK(top_k), prefixes=prefixes)
-    view = in_memory(asked.rows, width)
+    view = in_memory(args.rows, width)
     same, everything = (SparseReplay(view, dictionary, everything=wanted) for wanted in (False, True))
     calls: dict[str, Callable[[], object]] = {
-        "dense": partial(dense_replay, view, dictionary, asked.batch_rows, by_group=False),
-        "dense by group": partial(dense_replay, view, dictionary, asked.batch_rows, by_group=True),
-        "same metrics": partial(same.rows, asked.batch_rows),
-        "everything": partial(everything.rows, asked.batch_rows),
+        "dense": partial(dense_replay, view, dictionary, args.batch_rows, by_group=False),
+        "dense by group": partial(dense_replay, view, dictionary, args.batch_rows, by_group=True),
+        "same metrics": partial(same.rows, args.batch_rows),
+        "everything": partial(everything.rows, args.batch_rows),
         "encoder alone": partial(encoder_alone, view, dictionary),
         AFTERWARDS: everything.findings,
     }
     expected, by_group, *_ = (call() for call in calls.values())
     for found in (by_group, same.findings(), everything.findings()):
         np.testing.assert_allclose(found, expected, rtol=1e-4)
-    rounds = [{kind: seconds(call) for kind, call in calls.items()} for _ in range(asked.repeats)]
-    return {kind: [statistics.median(taken[kind][side] for taken in rounds) for side in (0, 1)] for kind in calls}
+    rounds = [{kind: seconds(call) for kind, call in calls.items()} for _ in range(args.repeats)]
+    return {kind: [statistics.median(taken[kind][clock] for taken in rounds) for clock in (0, 1)] for kind in calls}
 
 
 def main() -> None:
@@ -181,22 +181,23 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    for name in asked.shapes:
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.shapes:
         width, top_k, prefixes = SHAPES[name]
-        middle = compare(width, top_k, prefixes, asked=asked)
+        middle = compare(width, top_k, prefixes, args=args)
         afterwards = middle.pop(AFTERWARDS)
-        print(f"{name}: {width:,} wide, {prefixes[-1]:,} features, k {top_k}, {asked.threads} thread(s)")
+        print(f"{name}: {width:,} wide, {prefixes[-1]:,} features, k {top_k}, {args.threads} thread(s)")
         print("times a dense replay's rows a second, in wall and CPU time")
         for kind, (wall, cpu) in middle.items():
             ratios = "  ".join(
-                f"{middle[against][side] / (wall, cpu)[side]:5.2f} x {against}"
+                f"{middle[against][clock] / (wall, cpu)[clock]:5.2f} x {against}"
                 for against in ("dense", "dense by group")
-                for side in (0, 1)
+                for clock in (0, 1)
             )
             print(
-                f"  {kind:<15}{asked.rows / wall:8,.0f} rows/s  {cpu / asked.rows * 1e6:6,.0f} us  {ratios}", flush=True
+                f"  {kind:<15}{args.rows / wall:8,.0f} rows/s  {cpu / args.rows * 1e6:6,.0f} us  {ratios}",
+                flush=True,
             )
         print(f"  {AFTERWARDS}: {afterwards[0]:.2f} s, {afterwards[1]:.2f} s of CPU time")
 

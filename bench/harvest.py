@@ -71,8 +71,8 @@ def bare(folder: Path, context: int, tokens: int, batch: int) -> Timings:
     with torch.inference_mode():
         model(ids[:1], use_cache=False)
         started = time.process_time()
-        for part in ids.split(batch):
-            model(part, use_cache=False)
+        for contexts in ids.split(batch):
+            model(contexts, use_cache=False)
         return {"seconds": time.process_time() - started, "tokens": tokens}
 
 
@@ -141,8 +141,8 @@ def main() -> None:
 
 
 def report(context: int, rounds: list[dict[str, Timings]]) -> None:
-    def median(of: Callable[[dict[str, Timings]], float]) -> float:
-        return statistics.median(of(round_) for round_ in rounds)
+    def median(value: Callable[[dict[str, Timings]], float]) -> float:
+        return statistics.median(value(round_) for round_ in rounds)
 
     def cost(round_: dict[str, Timings], name: str) -> float:
         return round_[name]["seconds"] / round_[name]["tokens"]
@@ -156,8 +156,8 @@ def report(context: int, rounds: list[dict[str, Timings]]) -> None:
             for floor in ("bare", "nestcoder")
         ]
         alone = ""
-        if "one" in rounds[0][name]:
-            share = median(lambda round_, name=name: round_[name]["one"] / round_[name]["seconds"])
+        if "target_seconds" in rounds[0][name]:
+            share = median(lambda round_, name=name: round_[name]["target_seconds"] / round_[name]["seconds"])
             alone = f"   target alone {share * each:7.3f}, {each * share / ours:5.2f} x nestcoder"
         print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}{alone}", flush=True)
     further = median(lambda round_: cost(round_, "nestcoder, 3 layers") / cost(round_, "nestcoder") - 1) / 2

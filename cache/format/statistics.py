@@ -170,7 +170,6 @@ def _block_sums(
     """The sums of each block of rows; ``squares`` is filled on the way, and lies where the sums are made."""
     # Memory that is used again, on a CPU small enough to stay in its cache while a block is widened and summed.
     wide = torch.empty(min(block_rows, len(stored)), stored.shape[1], dtype=torch.float64, device=squares.device)
-    sums_of = _host_sums if squares.device.type == "cpu" else _gpu_sums
     for start in range(0, len(stored), block_rows):
         values = stored[start : start + block_rows]
         rows = slice(start, start + len(values))
@@ -179,17 +178,17 @@ def _block_sums(
         absent = np.flatnonzero(dropped[rows])
         if absent.size:
             block.index_fill_(0, to_device(torch.from_numpy(absent), block.device), 0)
-        yield sums_of(block, squares[rows])
+        yield _sums_of_block_(block, squares[rows])
 
 
-def _host_sums(block: Float64[Tensor, "rows width"], squares: Float64[Tensor, " rows"]) -> Float64[Tensor, "2 width"]:
-    """Column sums of a block and of its squares. No squares are stored: numpy adds them up on the way."""
-    torch.linalg.vecdot(block, block, out=squares)
-    return torch.stack([block.sum(dim=0), torch.from_numpy(np.einsum("ij,ij->j", block.numpy(), block.numpy()))])
+def _sums_of_block_(
+    block: Float64[Tensor, "rows width"], squares: Float64[Tensor, " rows"]
+) -> Float64[Tensor, "2 width"]:
+    """Column sums of a block and of its squares, which take its place.
 
-
-def _gpu_sums(block: Float64[Tensor, "rows width"], squares: Float64[Tensor, " rows"]) -> Float64[Tensor, "2 width"]:
-    """The same by PyTorch alone, in place: its sums add up in one order on a GPU, which a product's may not."""
+    By PyTorch's sums, whose order is that of the rows, on a GPU and with any number of threads: a product's may not be.
+    Squares that are stored once are summed both ways in less time than two products of the block with itself take.
+    """
     values = block.sum(dim=0)
     torch.sum(block.square_(), dim=1, out=squares)
     return torch.stack([values, block.sum(dim=0)])

@@ -6,9 +6,6 @@ A broken or short transfer is tried again; what still fails is a DiskError.
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from common.errors import DamagedError, DiskError, UsageError
 from common.run_layout import remote_name
 
@@ -25,6 +22,10 @@ class RemoteStore:
     """Files below a URL, by their names relative to it. Raises UsageError for a URL that cannot be opened."""
 
     def __init__(self, url: str) -> None:
+        # Here, so that a command that opens no URL starts sooner.
+        import fsspec
+        from fsspec.implementations.local import LocalFileSystem
+
         self.url = url.rstrip("/")
         try:
             opened: tuple[Any, str] = fsspec.core.url_to_fs(self.url)  # pyright: ignore[reportAttributeAccessIssue]

@@ -220,7 +220,22 @@ def _affine_fvu(folds: list[State], variance: float) -> tuple[float | None, floa
 
 def _in_sample_fvu(sums: State, variance: float) -> float:
     """What ordinary least squares on all rows leaves of their own variance."""
-    return float(_ridge_errors(sums, sums, _RIDGES[:1])) / variance
+    xx, xy, unit = _centred(sums)
+    penalty = _RIDGES[0] / unit.square()
+    weight = torch.linalg.solve(xx + penalty.diag(), xy)
+    explained = (weight * xy).sum() + penalty @ weight.square().sum(dim=1)
+    return float(sums["yy"] - sums["y"] @ sums["y"] / sums["n"] - explained) / variance
+
+
+def _centred(sums: State) -> tuple[Tensor, Tensor, Tensor]:
+    """x x' and x y' about the means, and one over the unit of each dimension of x, for penalties relative to it."""
+    mean_x = sums["x"] / sums["n"]
+    xx = sums["xx"] - torch.outer(sums["x"], mean_x)
+    xy = sums["xy"] - torch.outer(mean_x, sums["y"])
+    spread = xx.diagonal()
+    # Relative to each dimension's own variance, so that units of the source do not matter.
+    unit = spread.clamp(min=_LEAST_SPREAD * float(spread.mean()) + torch.finfo(torch.float64).tiny).rsqrt()
+    return xx, xy, unit
 
 
 def _ridge_errors(fit: State, left_out: State, ridges: tuple[float, ...]) -> Float[Tensor, " ridges"]:
@@ -232,13 +247,10 @@ def _ridge_errors(fit: State, left_out: State, ridges: tuple[float, ...]) -> Flo
     """
     mean_x = fit["x"] / fit["n"]
     mean_y = fit["y"] / fit["n"]
-    xx = fit["xx"] - torch.outer(fit["x"], mean_x)
-    spread = xx.diagonal()
-    # Relative to each dimension's own variance, so that units of the source do not matter.
-    unit = spread.clamp(min=_LEAST_SPREAD * float(spread.mean()) + torch.finfo(torch.float64).tiny).rsqrt()
+    xx, xy, unit = _centred(fit)
     along, axes = torch.linalg.eigh(unit[:, None] * xx * unit)
     axes *= unit[:, None]
-    target = axes.T @ (fit["xy"] - torch.outer(fit["x"], mean_y))
+    target = axes.T @ xy
     covered = torch.linalg.vecdot(target, axes.T @ left_out["xy"])
     power = (axes.T @ left_out["xx"] @ axes).mul_(target @ target.T)
     errors: list[Tensor] = []

@@ -55,15 +55,8 @@ def test_the_rows_of_largest_norm_are_named(example):
     np.testing.assert_allclose(rows.norm(dim=1).numpy(), found.largest_norms, rtol=1e-13)
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """A GPU's way of adding up, with blocks of four rows of width 5, on this CPU."""
-    monkeypatch.setattr(statistics, "_host_sums", statistics._gpu_sums)
-    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 20)
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_gpu_s_sums_are_those_of_the_definition():
+def test_sums_of_small_blocks_are_those_of_the_definition(monkeypatch):
+    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 20)  # four rows of width 5
     x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 10, 1, 1, 100]) + 40
     stored = x.bfloat16().double().numpy()
     kept = np.arange(300) % 7 != 3
@@ -74,6 +67,21 @@ def test_a_gpu_s_sums_are_those_of_the_definition():
     np.testing.assert_allclose(found.largest_norms, np.sort(norms)[::-1][:8], rtol=1e-13)
     assert found.largest_rows[0] == 1000 + np.flatnonzero(kept)[norms.argmax()]
     assert (found.rows, found.norm_counts.sum(), found.storage_error) == (kept.sum(), kept.sum(), kept.sum())
+
+
+def test_no_bit_depends_on_how_many_threads_add_up(monkeypatch):
+    values = np.random.default_rng(0).normal(3, 2, (5000, 96)).astype(np.float32)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for torch_threads, own in ((1, 1), (2, 1), (2, 3)):
+            torch.set_num_threads(torch_threads)
+            monkeypatch.setattr(statistics, "_THREADS", own)
+            found.append(measured(values, 0).pack())
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
 
 
 if torch.cuda.is_available():
