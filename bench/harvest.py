@@ -156,8 +156,8 @@ def report(context: int, rounds: list[dict[str, Timings]]) -> None:
             for floor in ("bare", "nestcoder")
         ]
         alone = ""
-        if "target_seconds" in rounds[0][name]:
-            share = median(lambda round_, name=name: round_[name]["target_seconds"] / round_[name]["seconds"])
+        if "one" in rounds[0][name]:
+            share = median(lambda round_, name=name: round_[name]["one"] / round_[name]["seconds"])
             alone = f"   target alone {share * each:7.3f}, {each * share / ours:5.2f} x nestcoder"
         print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}{alone}", flush=True)
     further = median(lambda round_: cost(round_, "nestcoder, 3 layers") / cost(round_, "nestcoder") - 1) / 2

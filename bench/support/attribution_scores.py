@@ -107,10 +107,8 @@ def main() -> None:
     prompts = json.loads(Path(prompts_file).read_text())
     for path in sets:
         # A trailing slash is what tells its loader a folder from a repository.
-        address = f"{Path(path).resolve()}/"
-        loaded, _ = load_transcoder_from_hub(
-            address, device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False
-        )
+        place = f"{Path(path).resolve()}/"
+        loaded, _ = load_transcoder_from_hub(place, device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
         model = model_with(loaded, language_model, tokenizer)
         for prompt in prompts:
             # Its own tokeniser takes a BOS whose id is 0 for none.

@@ -60,11 +60,11 @@ for path in paths:
 print(json.dumps({"ready": True}), flush=True)
 for _ in sys.stdin:
     stores = [store(path) for path in paths]
-    for activations in stores:
-        next(activations)
+    for one in stores:
+        next(one)
     began, processor = time.perf_counter(), time.process_time()
     for _ in range(rows // BATCH_ROWS):
-        for activations in stores:
-            next(activations)
+        for one in stores:
+            next(one)
     seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - processor}
     print(json.dumps(seconds), flush=True)
