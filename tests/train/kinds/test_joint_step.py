@@ -52,7 +52,7 @@ class Problem:
         weights = [weights_of(layer, self.reach, generator, dtype) for layer in range(LAYERS)]
         if self.settings.skip:
             skips = torch.randn(LAYERS, WIDTH, WIDTH, generator=generator).to(dtype) / 4
-            weights = [replace(one, W_skip=skip.clone()) for one, skip in zip(weights, skips, strict=True)]
+            weights = [replace(layer, W_skip=skip.clone()) for layer, skip in zip(weights, skips, strict=True)]
         if self.settings.activation == "jumprelu":
             weights = [replace(layer, threshold=torch.full((DICT_SIZE,), 0.3, dtype=dtype)) for layer in weights]
         since = torch.zeros(DICT_SIZE, dtype=torch.int64)
