@@ -44,5 +44,5 @@ def test_a_line_is_printed_when_it_changes(
 
 
 def test_a_failure_says_where_its_log_is(tmp_path: Path) -> None:
-    with pytest.raises(environments.ToolError, match=r"code 3; the whole of it is in .*log"):
+    with pytest.raises(environments.ToolError, match=r"code 3; all of its output is in .*log"):
         environments.run([sys.executable, "-c", "raise SystemExit(3)"], log=tmp_path / "log", what="tool")
