@@ -44,18 +44,18 @@ class Flip:
     """One bit of a file, flipped while the block runs."""
 
     def __init__(self, path, bit):
-        self.path, self.at, self.mask = path, bit // 8, 1 << bit % 8
+        self.path, self.offset, self.mask = path, bit // 8, 1 << bit % 8
 
     def __enter__(self):
         data = self.path.read_bytes()
-        self._write(data[self.at] ^ self.mask)
+        self._write(data[self.offset] ^ self.mask)
 
     def __exit__(self, *_):
-        self._write(self.path.read_bytes()[self.at] ^ self.mask)
+        self._write(self.path.read_bytes()[self.offset] ^ self.mask)
 
     def _write(self, byte):
         with self.path.open("r+b") as file:
-            file.seek(self.at)
+            file.seek(self.offset)
             file.write(bytes([byte]))
 
 
