@@ -45,8 +45,8 @@ class CrossLayerSubject(Subject):
 
     def _check(self) -> None:
         check_same_text(self.readers)
-        where = next(iter(self.request.trained().values()))
-        check_caches(self.before.dictionary, self._together, where=where)
+        path = next(iter(self.request.trained().values()))
+        check_caches(self.before.dictionary, self._stacked_reader, path=path)
 
     def _begin(self, layer: int) -> Tuned:
         dictionary = self.before.dictionary
@@ -70,7 +70,7 @@ class CrossLayerSubject(Subject):
         assert isinstance(dictionaries, CrossLayerInModel), "what is tuned here is one cross-layer transcoder"
         ordered = [self.readers[layer] for layer in dictionaries.dictionary.layers]
         settings = self.request.evaluate
-        rows = JointRows(self._together, ordered, settings, device=self.device, progress=self.progress)
+        rows = JointRows(self._stacked_reader, ordered, settings, device=self.device, progress=self.progress)
         fvu = rows.measure(dictionaries.dictionary)["fvu_per_layer_and_prefix"]
         absorption = self._absorption.scores(dictionaries.dictionary)
         return {
@@ -98,7 +98,7 @@ class CrossLayerSubject(Subject):
         return fields, strongest_tokens(found.states["TopContexts"], replay.held_out)
 
     @cached_property
-    def _together(self) -> Any:
+    def _stacked_reader(self) -> Any:
         return stacked([self.readers[layer] for layer in sorted(self.readers)])
 
     @cached_property

@@ -57,8 +57,8 @@ class Reach:
         self, written: Float[Tensor, "*rows wide"], source: int
     ) -> Iterator[tuple[int, Float[Tensor, "*rows d_target"]]]:
         """What belongs to each layer that features of ``source`` write to, with the layer."""
-        for place, layer in enumerate(self.written(source)):
-            yield layer, written[..., place * self.width : (place + 1) * self.width]
+        for number, layer in enumerate(self.written(source)):
+            yield layer, written[..., number * self.width : (number + 1) * self.width]
 
     def side_by_side(
         self, by_layer: Float[Tensor, "layers rows *prefixes d_target"], source: int

@@ -80,7 +80,7 @@ class _Export:
 
     @cached_property
     def _opened(self) -> Opened:
-        return Opened.of(self.source, self.cache_settings, device=self.device)
+        return Opened.from_source(self.source, self.cache_settings, device=self.device)
 
     @property
     def _trained(self) -> CrossLayerTranscoder:

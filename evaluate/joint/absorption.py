@@ -95,7 +95,7 @@ class _Scored:
         readable = self._probes.readable(dictionary.layers[number], dictionary.piece(0).source_view)
         members = self._members(number, readable.probes)
         needed = range(len(self._words)) if dictionary.over_layers else members
-        missing = [dictionary.layers[other] for other in needed if self._words[other] is None]
+        missing = [dictionary.layers[member] for member in needed if self._words[member] is None]
         if missing:
             return {"score": None, "reason": f"of layer {missing[0]}, {NO_PROBE}"}
         carriers = self._carriers(number, members, words, readable.probes) if readable.probes else None
@@ -111,18 +111,18 @@ class _Scored:
         reach = self._dictionary.reach
         if probes is None or probes.space == "source":
             return [number]
-        return [other for other in range(reach.layers) if number in reach.written(other)]
+        return [member for member in range(reach.layers) if number in reach.written(member)]
 
     def _carriers(self, number: int, members: Sequence[int], words: ProbeSet, probes: LetterProbes) -> Carriers:
         """The features of all members: the first group of each, then the second of each, and so on."""
         dictionary = self._dictionary
         codes = [self._code(member) for member in members]
         directions = [self._directions(member, number, words, probes) for member in members]
-        places = [self._places(position, len(members)) for position in range(len(members))]
+        indices = [self._merged_indices(position, len(members)) for position in range(len(members))]
         merged = torch.empty(len(members) * dictionary.dict_size, directions[0].shape[1])
-        for place, rows in zip(places, directions, strict=True):
-            merged[place] = rows
-        return Carriers(_merged(codes, places), merged, tuple(len(members) * prefix for prefix in dictionary.prefixes))
+        for index, rows in zip(indices, directions, strict=True):
+            merged[index] = rows
+        return Carriers(_merged(codes, indices), merged, tuple(len(members) * prefix for prefix in dictionary.prefixes))
 
     def _directions(
         self, member: int, number: int, words: ProbeSet, probes: LetterProbes
@@ -150,28 +150,28 @@ class _Scored:
         codes = [self._dictionary.codes(rows) for rows in blocks]
         return [stacked(list(by_block)) for by_block in zip(*codes, strict=True)]
 
-    def _places(self, position: int, members: int) -> Tensor:
+    def _merged_indices(self, position: int, members: int) -> Tensor:
         """Where the features of the member at ``position`` stand among those of all."""
-        places: list[Tensor] = []
+        indices: list[Tensor] = []
         for group in self._dictionary.piece(0).groups:
             begin = members * group.start + position * len(group)
-            places.append(torch.arange(begin, begin + len(group)))
-        return torch.cat(places)
+            indices.append(torch.arange(begin, begin + len(group)))
+        return torch.cat(indices)
 
-    def _name(self, place: int, members: Sequence[int]) -> str:
+    def _name(self, index: int, members: Sequence[int]) -> str:
         """The feature that stands there, as the commands call it: 8/123."""
         for group in self._dictionary.piece(0).groups:
-            if place < len(members) * group.stop:
-                position, within = divmod(place - len(members) * group.start, len(group))
+            if index < len(members) * group.stop:
+                position, within = divmod(index - len(members) * group.start, len(group))
                 return f"{self._dictionary.layers[members[position]]}/{group.start + within}"
         raise AssertionError("a feature has a place")
 
 
-def _merged(codes: Sequence[SparseCode], places: Sequence[Tensor]) -> SparseCode:
+def _merged(codes: Sequence[SparseCode], indices: Sequence[Tensor]) -> SparseCode:
     """The same rows with the features of all codes, each at its place, ascending within a row."""
-    features = torch.cat([place[code.features.long()] for code, place in zip(codes, places, strict=True)])
+    features = torch.cat([index[code.features.long()] for code, index in zip(codes, indices, strict=True)])
     rows = torch.cat([code.rows().long() for code in codes])
-    order = (rows * sum(map(len, places)) + features).argsort()
+    order = (rows * sum(map(len, indices)) + features).argsort()
     lengths = torch.stack([code.offsets.diff() for code in codes]).sum(dim=0)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(codes[0].offsets.dtype)
     values = torch.cat([code.values for code in codes])

@@ -73,7 +73,7 @@ def features_of_layers(
     Raises as ``features_of_layer``.
     """
     request.check()
-    opened = Opened.of(request.source, request.cache, device=str(choose_device(device)))
+    opened = Opened.from_source(request.source, request.cache, device=str(choose_device(device)))
     ranks = Ranks.current()
     for number, layer in enumerate(opened.dictionary.layers):
         piece = _Layer(opened, number, request.settings)
@@ -114,7 +114,7 @@ def features_of_layers(
 def plan_layers(request: JointFeatures, *, device: str, lm: str | None) -> dict[int, FeaturesPlan]:
     """What ``features_of_layers`` would take, layer by layer; it raises the same first."""
     request.check()
-    opened = Opened.of(request.source, request.cache, device=str(choose_device(device)))
+    opened = Opened.from_source(request.source, request.cache, device=str(choose_device(device)))
     plans: dict[int, FeaturesPlan] = {}
     for number, layer in enumerate(opened.dictionary.layers):
         piece = _Layer(opened, number, request.settings)
@@ -203,7 +203,7 @@ class _Layer:
         """What the whole dictionary misses of what these features write to."""
         dictionary = self._dictionary
         splits = [reader.split(self.settings.split) for reader in self.opened.readers]
-        needed = [other for other in range(len(splits)) if set(dictionary.reach.written(other)) & set(self._into)]
+        needed = [writer for writer in range(len(splits)) if set(dictionary.reach.written(writer)) & set(self._into)]
 
         def measured(
             start: int, end: int, kept: Int[np.ndarray, " kept"], code: SparseCode
@@ -219,10 +219,10 @@ class _Layer:
             bases = [dictionary.base(t, rows[t].source[index].to(device)) for t in self._into]
             left = targets - torch.stack(bases, dim=1)
             errors = left[:, None].repeat(1, len(dictionary.prefixes), 1, 1)
-            for other in needed:
-                source = rows[other].source[index].to(device)
-                found = code if other == self.number else dictionary.piece(other).sparse_code(source)
-                for layer, block in dictionary.reach.blocks(dictionary.writes(other, found), other):
+            for writer in needed:
+                source = rows[writer].source[index].to(device)
+                found = code if writer == self.number else dictionary.piece(writer).sparse_code(source)
+                for layer, block in dictionary.reach.blocks(dictionary.writes(writer, found), writer):
                     if layer in self._into:
                         errors[:, :, self._into.index(layer)] -= block
             return self._scaled(errors.flatten(2)), self._scaled(away.flatten(1))

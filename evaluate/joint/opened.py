@@ -31,12 +31,12 @@ class Opened:
     stacked_reader: CacheReader
 
     @staticmethod
-    def of(source: JointSource, cache_settings: CacheSettings | None, *, device: str) -> "Opened":
+    def from_source(source: JointSource, cache_settings: CacheSettings | None, *, device: str) -> "Opened":
         """On ``device``. Raises MismatchError where it was trained on other caches, DamagedError for damaged files."""
         readers = open_readers(source.caches, cache_settings, device=device)
         stacked_reader = stacked(readers)
         dictionary = load_cross_layer(source.transcoder)
-        check_caches(dictionary, stacked_reader, where=source.transcoder)
+        check_caches(dictionary, stacked_reader, path=source.transcoder)
         return Opened(dictionary.on(device), readers, stacked_reader)
 
 
@@ -47,12 +47,12 @@ def open_readers(
     return tuple(open_cache(caches[layer], cache_settings, device=device) for layer in sorted(caches))
 
 
-def check_caches(dictionary: CrossLayerTranscoder, stacked_reader: CacheReader, *, where: Path) -> None:
+def check_caches(dictionary: CrossLayerTranscoder, stacked_reader: CacheReader, *, path: Path) -> None:
     """Raises MismatchError where it was trained on others than those of ``stacked_reader``."""
     trained_on = dictionary.config.get("cache_fingerprint")
     if trained_on != stacked_reader.fingerprint:
         what = f"The dictionary was trained on the caches {trained_on}, these are {stacked_reader.fingerprint}."
-        raise MismatchError(what, where=where, remedy="Name the layers that it was trained on.")
+        raise MismatchError(what, where=path, remedy="Name the layers that it was trained on.")
 
 
 def open_layer(

@@ -82,22 +82,22 @@ class JointRows:
         rows = self.held_out.view.rows(slice(start, end), view=dictionary.piece(0).source_view)
         source = rows.source[kept].to(self._device).split(self._widths, dim=1)
         target = rows.target[kept].to(self._device).float().unflatten(1, self.means.shape)
-        by_layer = [part.contiguous() for part in source]
+        by_layer = [layer_source.contiguous() for layer_source in source]
         codes = dictionary.codes(by_layer)
         found = dictionary.reconstruct(codes, by_layer).transpose(0, 1)
         centred = target.double() - self.means.to(self._device)
         for layer, code in enumerate(codes):
             fired = code.features[code.values > 0].long()
             firings[layer] += fired.bincount(minlength=dictionary.dict_size)
-        documents, place = numbered(torch.from_numpy(rows.document)[kept].to(self._device))
+        documents, document_index = numbered(torch.from_numpy(rows.document)[kept].to(self._device))
         values = {
-            "rows": torch.ones_like(place),
+            "rows": torch.ones_like(document_index),
             "away": centred,
             "squares": centred.square().sum(dim=2),
             "errors": torch.linalg.vector_norm(found - target[:, :, None], dim=3).double().square(),
             "l0": torch.stack([l0_by_prefix(code, dictionary.prefixes) for code in codes], dim=1),
         }
-        return sums.of_batch(documents, sums_by_document(values, place, documents=len(documents)))
+        return sums.of_batch(documents, sums_by_document(values, document_index, documents=len(documents)))
 
 
 def _fields(sums: State, firings: Tensor, rows: int) -> dict[str, Any]:

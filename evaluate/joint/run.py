@@ -58,15 +58,17 @@ def evaluate_layers(
     First-letter absorption is scored where probe caches lie beside the layers' caches.
     Raises UsageError, DamagedError, MismatchError (caches whose rows are not the same tokens, a dictionary of others).
     """
-    place = str(choose_device(device))
-    readers = {layer: open_cache(caches[layer], cache_settings, device=place) for layer in sorted(caches)}
+    device_name = str(choose_device(device))
+    readers = {layer: open_cache(caches[layer], cache_settings, device=device_name) for layer in sorted(caches)}
     stacked_reader = stacked(list(readers.values()))
-    dictionaries = {one.name: _opened(one, readers, stacked_reader).on(place) for one in candidates}
-    rows = JointRows(stacked_reader, list(readers.values()), settings, device=place, progress=progress)
+    dictionaries = {
+        candidate.name: _opened(candidate, readers, stacked_reader).on(device_name) for candidate in candidates
+    }
+    rows = JointRows(stacked_reader, list(readers.values()), settings, device=device_name, progress=progress)
     if not rows.held_out.counted:
         raise UsageError("The caches have no held-out rows.", remedy="Harvest with held_out_tokens above 0.")
     absorption = JointAbsorption(readers, {layer: RunFolders.of_cache(caches[layer]).probe() for layer in readers})
-    measured = {name: _heading(one) | rows.measure(one) for name, one in dictionaries.items()}
+    measured = {name: _heading(dictionary) | rows.measure(dictionary) for name, dictionary in dictionaries.items()}
     for name, dictionary in dictionaries.items():
         measured[name] |= _absorbed(absorption, dictionary)
     spliced = _spliced(lm, dictionaries, readers, rows, settings, device=device, progress=progress) if lm else {}
@@ -95,7 +97,7 @@ def _opened(
     """The dictionary, seen to belong to these caches."""
     if (candidate.joint / CONFIG_FILE).is_file():
         found = load_cross_layer(candidate.joint)
-        check_caches(found, stacked_reader, where=candidate.joint)
+        check_caches(found, stacked_reader, path=candidate.joint)
         found.name = candidate.name
         return found
     missing = [layer for layer, folder in candidate.single.items() if not (folder / CONFIG_FILE).is_file()]

@@ -39,9 +39,9 @@ class CrossLayerStandIn:
 
     def replacements(self) -> dict[int, Replacement]:
         """By the layer's number in the model."""
-        return {layer: self._of(number) for number, layer in enumerate(self._dictionary.layers)}
+        return {layer: self._replacement(number) for number, layer in enumerate(self._dictionary.layers)}
 
-    def _of(self, number: int) -> Replacement:
+    def _replacement(self, number: int) -> Replacement:
         def replace(
             source: Float[Tensor, "rows d_source"],
             own: Float[Tensor, "rows d_target"],  # noqa: ARG001

@@ -80,13 +80,17 @@ class JointUnits(Units):
 
     def source(self, rows: Float[Tensor, "rows d_source"]) -> Float[Tensor, "rows d_source"]:
         """Rows of all sources in training units, float32."""
-        parts = rows.split([units.source_mean.numel() for units in self.layers], dim=1)
-        return torch.cat([units.source(part) for units, part in zip(self.layers, parts, strict=True)], dim=1)
+        by_layer = rows.split([units.source_mean.numel() for units in self.layers], dim=1)
+        return torch.cat(
+            [units.source(layer_rows) for units, layer_rows in zip(self.layers, by_layer, strict=True)], dim=1
+        )
 
     def target(self, rows: Float[Tensor, "rows d_target"]) -> Float[Tensor, "rows d_target"]:
         """Rows of all targets in training units, float32."""
-        parts = rows.split(self.width, dim=1)
-        return torch.cat([units.target(part) for units, part in zip(self.layers, parts, strict=True)], dim=1)
+        by_layer = rows.split(self.width, dim=1)
+        return torch.cat(
+            [units.target(layer_rows) for units, layer_rows in zip(self.layers, by_layer, strict=True)], dim=1
+        )
 
     def reach(self, settings: ResolvedSettings) -> Reach:
         """What the features of each layer write to."""
@@ -155,8 +159,8 @@ class CrossLayer(Kind):
         )
 
     def _by_layer(self, source: Float[Tensor, "rows d_source"]) -> list[Float[Tensor, "rows width"]]:
-        parts = source.split([units.source_mean.numel() for units in self._units.layers], dim=1)
-        return [part.contiguous() for part in parts]
+        by_layer = source.split([units.source_mean.numel() for units in self._units.layers], dim=1)
+        return [rows.contiguous() for rows in by_layer]
 
     def held_out_fvu(self, state: JointState) -> list[float]:
         """The mean over layers."""

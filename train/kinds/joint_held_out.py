@@ -76,5 +76,5 @@ def _codes(
 def _dimension_counts(recipe: JointRecipe) -> Float[Tensor, "layers d_target"]:
     """What the squared error of each dimension counts in the loss."""
     scales = [own.nested.dimension_scale for own in recipe.recipes]
-    ones = torch.ones(recipe.reach.width)
-    return torch.stack([ones if scale is None else scale.cpu().square() for scale in scales])
+    unscaled = torch.ones(recipe.reach.width)
+    return torch.stack([unscaled if scale is None else scale.cpu().square() for scale in scales])

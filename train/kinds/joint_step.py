@@ -77,10 +77,10 @@ def joint_step(
     step = state.step  # before the first layer's update counts it
     share = BatchShare.from_rows(len(sources[0]), ranks, sources[0].device)
     if not share.rows:
-        sources, targets = ([rows.new_zeros(1, rows.shape[1]) for rows in side] for side in (sources, targets))
+        sources, targets = ([rows.new_zeros(1, rows.shape[1]) for rows in layers] for layers in (sources, targets))
     forms = [form_of(layer, settings, share=share, shard=shard) for layer in state.layers]
     dead = [dead_of(layer, settings, form) for layer, form in zip(state.layers, forms, strict=True)]
-    watch = [one.features for one in dead]
+    watch = [layer_dead.features for layer_dead in dead]
     decoded, watched = _forward(
         state, sources, recipe=recipe, workspaces=workspaces, watch=watch, share=share, shard=shard
     )
@@ -207,15 +207,15 @@ def _forward(
 def _mean(metrics: Sequence[StepMetrics]) -> StepMetrics:
     """Of the layers; the gradient's norm is that of all of them. Layer by layer, the whole dictionary's FVU."""
     first = metrics[0]
-    penalties = [one.sparsity_loss for one in metrics if one.sparsity_loss is not None]
+    penalties = [own.sparsity_loss for own in metrics if own.sparsity_loss is not None]
     return StepMetrics(
-        l2_loss=torch.stack([one.l2_loss for one in metrics]).mean(),
-        aux_loss=torch.stack([one.aux_loss for one in metrics]).mean(),
-        batch_fvu=torch.stack([one.batch_fvu for one in metrics]).mean(dim=0),
-        l0=torch.stack([one.l0 for one in metrics]).mean(dim=0),
-        dead=torch.stack([one.dead for one in metrics]).mean(),
-        gradient_norm=torch.linalg.vector_norm(torch.stack([one.gradient_norm for one in metrics])),
+        l2_loss=torch.stack([own.l2_loss for own in metrics]).mean(),
+        aux_loss=torch.stack([own.aux_loss for own in metrics]).mean(),
+        batch_fvu=torch.stack([own.batch_fvu for own in metrics]).mean(dim=0),
+        l0=torch.stack([own.l0 for own in metrics]).mean(dim=0),
+        dead=torch.stack([own.dead for own in metrics]).mean(),
+        gradient_norm=torch.linalg.vector_norm(torch.stack([own.gradient_norm for own in metrics])),
         lr=first.lr,
         sparsity_loss=torch.stack(penalties).mean() if penalties else None,
-        batch_fvu_per_layer=torch.stack([one.batch_fvu[-1] for one in metrics]),
+        batch_fvu_per_layer=torch.stack([own.batch_fvu[-1] for own in metrics]),
     )

@@ -135,11 +135,11 @@ def _shapes(config: Mapping[str, Any], reach: Reach, number: int) -> dict[str, t
     }
 
 
-def _check(config: Mapping[str, Any], where: Path) -> None:
+def _check(config: Mapping[str, Any], path: Path) -> None:
     """Raises MismatchError for another kind, DamagedError for keys that make no sense."""
     if config.get("kind") != CROSS_LAYER:
         what = f"This is a {config.get('kind', 'transcoder')}, of one layer."
-        raise MismatchError(what, where=where, remedy="Read it with nestcoder.load_transcoder.")
+        raise MismatchError(what, where=path, remedy="Read it with nestcoder.load_transcoder.")
     layers = config.get("layers")
     rules = config.get("rules")
     sound = {
@@ -157,7 +157,7 @@ def _check(config: Mapping[str, Any], where: Path) -> None:
         rule = RULES[config["activation"]].load()
         wrong = [key for own in rules for key in rule.wrong_keys({"threshold": None} | own)]
     if wrong:
-        raise DamagedError(f"config.json makes no sense: {', '.join(wrong)}.", where=where)
+        raise DamagedError(f"config.json makes no sense: {', '.join(wrong)}.", where=path)
 
 
 def _is_mapping(value: object) -> bool:

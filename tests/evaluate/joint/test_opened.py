@@ -25,12 +25,12 @@ def test_caches_of_other_layers_are_refused(write_toy_cache: Callable[..., Path]
     made = CrossLayerTranscoder(pieces, layers=(1, 2), window=0)
     fingerprint = stacked(readers).fingerprint
     save_cross_layer(made, tmp_path / "run", config={"cache_fingerprint": fingerprint})
-    opened = Opened.of(JointSource(caches, tmp_path / "run"), None, device="cpu")
+    opened = Opened.from_source(JointSource(caches, tmp_path / "run"), None, device="cpu")
     assert opened.dictionary.layers == (1, 2)
     assert opened.stacked_reader.fingerprint == fingerprint
     save_cross_layer(made, tmp_path / "other", config={"cache_fingerprint": "of others"})
     with pytest.raises(MismatchError, match="trained on the caches of others"):
-        Opened.of(JointSource(caches, tmp_path / "other"), None, device="cpu")
+        Opened.from_source(JointSource(caches, tmp_path / "other"), None, device="cpu")
 
 
 def test_a_layers_features_are_opened_with_its_cache_alone(
