@@ -26,6 +26,7 @@ from evaluate.replay import Replay
 from transcoder.transcoder import Transcoder
 
 VERSION = 1
+"""Of comparison.json."""
 
 _CHECK_STARTS = 16
 _CHECK_ROWS = 256

@@ -6,8 +6,11 @@ from transcoder.transcoder import Transcoder
 # The estimate of a row's bytes is rough, and other processes need memory too.
 _SHARE = 0.25
 _MIN_ROWS = 64
+"""If so many rows do not fit either, batches are halved."""
 _MAX_ROWS_CPU = 2048
+"""Enough rows for fast products."""
 _MAX_ROWS_GPU = 16384
+"""Enough rows for fast products on a GPU."""
 
 
 def bytes_a_row(dictionary: Transcoder) -> int:

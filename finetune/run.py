@@ -46,6 +46,7 @@ from train.resolved import ResolvedSettings, resolve
 from transcoder.formats.native import read_config
 
 _TIMED_STEPS = 2
+"""After one step to warm up."""
 _FVU_LIMIT = 1.1
 """Above this many times the FVU before, a note says so: the KL divergence was bought with reconstruction."""
 _LR_SHARE = 0.1

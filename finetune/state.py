@@ -26,6 +26,7 @@ from train.arrays.parameters import Parameters
 from train.record.identity import differences
 
 FORMAT_VERSION = 1
+"""Of both files of the state."""
 STATE_FOLDER = "state"
 STATE_FILE = "state.json"
 LOG_FILE = "steps.jsonl"

@@ -25,6 +25,7 @@ _ENCODER_NORM = 0.2
 # Share of a random direction in every row: where rows come again, or are equal, features must differ.
 _NOISE = 0.1
 _BATCH_ROWS = 4096
+"""Rows that are read at a time."""
 
 
 def initial_weights(

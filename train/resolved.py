@@ -30,7 +30,9 @@ from train.nesting import check_top_k
 ComputeDtype = Literal["float32", "bfloat16"]
 
 _DEFAULT_TOP_K = 16
+"""For a model without a preset."""
 _DEFAULT_WARMUP_STEPS = 100
+"""For a run that does not set train.warmup_steps."""
 _ROUNDING = 1e-9
 """Weights that sum to 1 up to this were scaled before, and are kept as they are."""
 _EARLIER_DEFAULTS = {"revive": False, "dimension_balance": 0.0, "source_scaling": "whole"}

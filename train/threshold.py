@@ -18,6 +18,7 @@ _ROWS = 32_768
 _BATCH_ROWS = 1024
 """Rows whose pre-activations exist at a time."""
 _FIRST_ROWS = 8192
+"""Training rows that the first thresholds come from: they only need the right order of magnitude."""
 _BLOCK = 1024
 """Features whose pre-activations on those rows exist at a time."""
 # Times top_k: from there, training brings L0 down to top_k (see ``with_first_thresholds``).

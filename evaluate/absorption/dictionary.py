@@ -17,7 +17,9 @@ ENCODED_WORDS = 1024
 """At a time, so that memory does not grow with words x dict_size."""
 
 LARGE_MODEL_PARAMETERS = 1_000_000_000
+"""Below this the result is called exploratory: the definition was made on larger models."""
 LARGE_DICTIONARY = 16_384
+"""Below this too."""
 
 
 @dataclass(frozen=True)

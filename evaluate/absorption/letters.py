@@ -17,9 +17,11 @@ from evaluate.absorption.logistic import Probes, f1_scores, fit_dense, label_mat
 from evaluate.absorption.probe_set import LETTERS, ProbeSet
 
 MIN_PROBE_F1 = 0.6
+"""A letter's probe must do better on test words."""
 MIN_LETTERS = 20
+"""So many of the 26 letters must have such a probe."""
 
-_LEAST_SPREAD = 1e-3
+_MIN_SPREAD = 1e-3
 """Of the mean: a dimension that never varies must not be divided by nothing."""
 
 Space = Literal["target", "source"]
@@ -94,7 +96,7 @@ def fit_letter_probes(words: ProbeSet, space: Space = "target") -> LetterProbes:
 def source_spread(words: ProbeSet) -> Float[Tensor, " d_source"]:
     """Each dimension's standard deviation over the training words: the unit in which the source is read."""
     spread = words.source[~words.test].std(dim=0)
-    return spread.clamp_min(_LEAST_SPREAD * float(spread.mean()) or 1.0)
+    return spread.clamp_min(_MIN_SPREAD * float(spread.mean()) or 1.0)
 
 
 def readability(words: ProbeSet) -> Readability:

@@ -26,8 +26,10 @@ from common.sealed.document import check_checksum
 from transcoder.formats.files.safe import read_json, read_tensors
 
 VERSION = 2
+"""Of the probe cache, the newest that is read."""
 _READ_VERSIONS = (1, 2)
 LETTERS = 26
+"""a to z."""
 DESCRIPTION = PROBE_FILE
 """Written last: a folder that has it holds a complete probe cache."""
 

@@ -59,7 +59,7 @@ MAX_ABSORBERS = 3
 L1_SHARE = 0.05
 """The L1 probe's penalty, as a share of the least that leaves a letter no weight. Ours; the others are SAEBench's."""
 
-LEAST_CARRIED = 0.05
+MIN_CARRIED = 0.05
 """Of kappa; ours."""
 
 
@@ -128,7 +128,7 @@ def _carried_source(
     projection = (words.source / source_spread(words)) @ probes.direction
     carried = above_average(sparse_times(inside, cosine.clamp_min(0)))
     kappa = carried / above_average(projection).clamp_min(1e-12)
-    return torch.where(kappa >= LEAST_CARRIED, kappa, 0.0) * (projection - projection[train].mean(dim=0))
+    return torch.where(kappa >= MIN_CARRIED, kappa, 0.0) * (projection - projection[train].mean(dim=0))
 
 
 def find_main_features(code: SparseCode, words: ProbeSet, *, dict_size: int) -> MainFeatures:

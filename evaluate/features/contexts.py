@@ -21,6 +21,7 @@ STRONGEST = "strongest"
 UNIFORM = "uniform"
 SILENT = "silent"
 NO_ROW = -1
+"""Where a feature has fewer contexts."""
 _SILENT_TRIES = 8
 """Rows tried for each silent context that is wanted."""
 

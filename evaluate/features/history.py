@@ -23,6 +23,7 @@ _REMEDY = "Train again with --fresh, or remove the folder: nothing else needs it
 _SHOWN_STEPS = 8
 """Steps on a page: the first, the last, and others evenly between."""
 _SHOWN_SAMPLES = 3
+"""Samples of every step that a page shows."""
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,15 @@ from evaluate.features.run import open_both, read_logits
 from transcoder.transcoder import Transcoder
 
 _TIMED_BLOCKS = 2
+"""Blocks of rows that are encoded and timed."""
 _TIMED_FEATURES = 256
 """Rows of the dictionary whose neighbours and logits are timed: a matrix product that is large enough to be fast."""
 _ROW_BYTES = 12
+"""Of the text: token, document and position of a row."""
 _ARRAY_BYTES = 2200
+"""Of a feature in evidence.safetensors, besides its entries and contexts."""
 _PAGE_BYTES = 1000
+"""Of a feature's page, besides its tokens."""
 _TOKEN_BYTES = 3
 """Measured on the embedded models: 2.7 a token shown, pages being compressed and written in base64."""
 _FEATURE_SECONDS = 0.006

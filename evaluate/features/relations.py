@@ -22,6 +22,7 @@ from evaluate.features.code import Code
 from evaluate.features.firings import Firings
 
 NO_FEATURE = -1
+"""Where a feature has fewer neighbours."""
 _BLOCK_BYTES = 1 << 26
 """Of the table of cosines that is in memory at a time."""
 _COUNTED_ROWS = 1 << 16

@@ -17,6 +17,7 @@ from evaluate.features.contexts import Text
 from evaluate.features.firings import POSITION_BINS, Firings
 
 NO_TOKEN = -1
+"""Where a list has fewer tokens."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from transcoder.formats.foreign import FORMATS, WRITERS, Wanted, Writer
 from transcoder.transcoder import Transcoder
 
 VERSION = 1
+"""Of EXPORT.json."""
 EXPORT_FILE = "EXPORT.json"
 LOCK = ".export.lock"
 TOLERANCE = 1e-4

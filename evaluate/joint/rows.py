@@ -23,6 +23,7 @@ from evaluate.metrics.metric import State, l0_by_prefix, numbered
 from transcoder.cross_layer import CrossLayerTranscoder
 
 _BATCH_ROWS = 1024
+"""Rows whose reconstructions exist at a time, of all layers and prefixes."""
 
 
 class JointRows:

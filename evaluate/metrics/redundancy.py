@@ -19,6 +19,7 @@ from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.metric import Findings, Metric, State
 
 TWIN_ABOVE = 0.9
+"""A feature has a twin if another decoder row has a larger cosine with its own."""
 
 _BLOCK = 2048
 """Rows against rows at a time: 16 MB of cosines."""

@@ -23,6 +23,7 @@ DENSITY_EDGES = tuple(float(edge) for edge in np.linspace(-7, 0, 29))
 """Edges of the bins of the density histogram, in powers of ten."""
 
 DENSE_ABOVE = 0.1
+"""A feature that fires on a larger share of the tokens is dense."""
 
 
 @dataclass(frozen=True)

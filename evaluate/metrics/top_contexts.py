@@ -14,6 +14,7 @@ from evaluate.metrics.inputs import MetricInputs
 from evaluate.metrics.metric import Findings, Metric, Replayed, State
 
 _LARGEST_INT = (1 << 31) - 1
+"""The largest int32: the bits of a positive float, subtracted from it, sort the largest value first."""
 _NOTHING: dict[str, float | int] = {"value": 0.0, "document": -1, "row": -1}
 
 

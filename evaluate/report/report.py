@@ -23,11 +23,13 @@ from common.run_layout import METRICS_FILE
 from common.sealed.checksums import CHECKSUMS_FILE, checksums_of
 
 VERSION = 1
+"""Of metrics.json."""
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)")
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR}
 """What a rename says where another evaluation published or moved a report at the same moment."""
 _TRIES = 100
+"""Renames, each of which another evaluation may win."""
 _ABANDONED_SECONDS = 3600
 """A report is written in seconds: an unfinished folder this old is what a killed evaluation left."""
 

@@ -16,6 +16,7 @@ from transcoder.sharded import Shard, keep_winners
 from transcoder.sparse_code import SparseCode
 
 _BATCH_ROWS = 2048
+"""Rows whose reconstructions exist at a time, of all layers and prefixes."""
 
 ByLayer = Callable[[Float[Tensor, "rows d_source"]], Sequence[Float[Tensor, "rows width"]]]
 """Rows of all sources side by side, to each layer's own."""

@@ -26,8 +26,11 @@ from transcoder.transcoder import Transcoder
 
 SAMPLES_FOLDER = "activation_samples"
 NO_ROW = -1
+"""In ``sample_row``, where a feature has fewer samples."""
 _VERSION = 1
+"""Of the two files."""
 _BATCH_ROWS = 2048
+"""Rows that are read and encoded at a time."""
 
 
 def sample_name(step: int) -> str:

@@ -16,6 +16,7 @@ from common.errors import MismatchError
 from common.sealed.tensors import FileSeal
 
 FORMAT_VERSION = 1
+"""Of all files of a checkpoint."""
 INDEX_FILE = "index.json"
 
 

@@ -21,6 +21,7 @@ from transcoder.decode import decode_prefixes
 from transcoder.sharded import UNSHARDED, Shard, keep_winners
 
 _BATCH_ROWS = 2048
+"""Rows whose reconstructions by all prefixes exist at a time: as many as in a default batch."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _HUB = re.compile(r"(?:hf:(?://)?|https://huggingface\.co/)([\w.-]+/[\w.-]+)(?:/
 _WEIGHTS = {".safetensors", ".npz", ".pt"}
 _READ = {".json", ".yaml", *_WEIGHTS}
 _LISTED = 6
+"""So many folders are named in a message."""
 _DEEPER = ("checkpoints/final.pt", "checkpoints/pruned.safetensors", "checkpoints/final.safetensors")
 
 

@@ -17,6 +17,7 @@ DEPTH = 3
 _MOST = 1000
 """Folders that are looked into; whoever has more names the one that is meant."""
 _NAMED = 6
+"""So many dictionaries are named in a message."""
 _NEAREST_ONE = "gemma-scope"
 """The layout that looks for its own files in the folders inside, and refuses what none knows."""
 

@@ -27,6 +27,7 @@ from transcoder.rules.rule import is_count
 from transcoder.transcoder import SourceView, Transcoder
 
 FORMAT_VERSION = 1
+"""Of both files; a reader refuses one that it does not know."""
 WEIGHTS_FILE = "transcoder.safetensors"
 CONFIG_FILE = "config.json"
 CROSS_LAYER = "cross-layer"

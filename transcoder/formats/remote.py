@@ -22,6 +22,7 @@ from transcoder.formats.files.pickles import LIMIT_BYTES
 from transcoder.formats.files.safe import JSON_LIMIT_BYTES
 
 _PIECE_BYTES = 16 << 20
+"""Bytes that are read at a time: large enough for a fast network, small beside the memory."""
 _DEPTH = 2
 """No layout has files deeper than checkpoints/final.pt."""
 _NAMING_PARTS = 4

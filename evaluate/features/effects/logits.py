@@ -15,6 +15,7 @@ from torch import Tensor
 from cache.storage.unembedding import Unembedding
 
 HISTOGRAM_BINS = 40
+"""Bars that a page has room for."""
 _BLOCK_BYTES = 1 << 26
 """Of the effects that are in memory at a time."""
 

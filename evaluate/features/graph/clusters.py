@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from evaluate.features.graph.edges import Edges
 
 NO_CLUSTER = -1
+"""Of a feature without an edge."""
 _RESOLUTION = 4.0
 """Of modularity. At 1 the demo's 1,536 features fell into 11 clusters, too large to say anything of; at 4 into 80."""
 _SMALLEST = 3

@@ -19,12 +19,15 @@ from jaxtyping import Float, Int
 from evaluate.features.graph.edges import Edges
 
 _ROUNDS = 300
+"""Steps of the descent."""
 _DRAWN = 8
 """Features each one is pushed from in a round."""
 _REPULSION = 30.0
+"""r above; the docstring says what else was tried."""
 _STEP = 10.0
 """What a move is multiplied with at first; it falls to 0 with the rounds."""
 _SOFTENED = 0.01
+"""s above: two features at one place are not pushed apart without limit."""
 _FIRST_SPREAD = 10.0
 """Standard deviation of the places at the beginning, in units of the kernel's width."""
 _FURTHEST = 2.0

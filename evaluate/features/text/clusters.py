@@ -14,6 +14,7 @@ from evaluate.features.evidence import Evidence
 from evaluate.features.tokens import NO_TOKEN
 
 NAMED_TOKENS = 4
+"""Tokens that a cluster is named by."""
 _READ_TOKENS = 3
 """Tokens of each feature that count for its cluster."""
 

@@ -7,6 +7,7 @@ from evaluate.features.evidence import Evidence
 from evaluate.report.plots import as_files, new_figure
 
 _BINS = 40
+"""Bars of each histogram."""
 _DISTRIBUTIONS = {"firings": "share of tokens", "largest": "largest value", "fvu_lost": "FVU lost without it"}
 
 

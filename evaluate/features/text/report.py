@@ -20,7 +20,9 @@ from evaluate.report.summary import provenance_lines
 
 REPORT_FILE = "report.md"
 _PER_GROUP = 4
+"""Features of each prefix group that are shown."""
 _CLUSTERS = 12
+"""Clusters that are listed: the largest ones."""
 _DOCUMENTS = 3
 """Documents in which a chosen feature fires at least, and contexts that are shown of it."""
 _SHOWN_BESIDE = 10

@@ -12,6 +12,7 @@ from common.sealed.tensors import reading_safetensors
 from common.units import in_bytes
 
 JSON_LIMIT_BYTES = 64 << 20
+"""A configuration has kilobytes; a larger file would only fill the memory."""
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from transcoder.transcoder import Transcoder
 REPOSITORY = "google/gemma-scope-2b-pt-transcoders"
 MODEL = "google/gemma-2-2b"
 WIDTH = 2304
+"""Of the residual stream of ``MODEL``."""
 TOKENS_TRAINED = 4_000_000_000
 """By the paper (Lieberum et al. 2024, arXiv 2408.05147), for every transcoder of the repository, by its width."""
 # Another kind of text changes L0 by 10 to 20 %; rows of another layer, or without the norm, change it by far more.
