@@ -26,8 +26,7 @@ from torch import Tensor
 from transcoder.tiles import tile_for
 
 _WIDTH_BLOCK = 256  # columns of a program of the running sums: eight groups of them are 8 kB of registers
-_WINDOW = 256
-"""Entries that one program adds up at most."""
+_WINDOW = 256  # entries that one program adds up at most
 _jit: Any = triton.jit
 
 
