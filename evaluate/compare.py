@@ -30,11 +30,11 @@ VERSION = 1
 
 _CHECK_STARTS = 16
 _CHECK_ROWS = 256
-"""At how many places of the held-out text, and on how many rows each, L0 is checked before everything is measured."""
+"""Before everything is measured, L0 is checked at so many places of the held-out text, on so many rows each."""
 
 LOWER_IS_BETTER = ("fvu", "fvu_without_largest_rows", "fvu_whitened", "fvu_mean_dimension", "fvu_median_dimension",
                    "fvu_mean_token", "fvu_median_token", "delta_cross_entropy")  # fmt: skip
-"""What a comparison takes as a verdict each, where both have it."""
+"""Metrics that are compared, if both dictionaries have them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def compare(
 ) -> Comparison:
     """Measure ``reference`` on the rows of ``evaluated``.
 
-    Raises MismatchError where the reference does not get the rows that it was trained on.
+    Raises MismatchError if the reference does not get the kind of rows that it was trained on.
     """
     measured = measure(replay, _for_reference(inputs, reference.dictionary.on(replay.device)))
     l0 = float(measured.metrics["l0"])
@@ -68,7 +68,7 @@ def compare(
 
 
 def early_l0(replay: Replay, dictionary: Transcoder) -> float:
-    """Mean L0 of a few rows from all over the split, the same on every process."""
+    """Mean L0 of a few rows from the whole split, the same in every process."""
     total = len(replay.held_out.view)
     starts = range(0, total, max(_CHECK_ROWS, total // _CHECK_STARTS))
     batches = [replay.batch(dictionary, start, min(start + _CHECK_ROWS, total)) for start in starts]
@@ -88,9 +88,9 @@ def difference(
 
 
 def verdicts(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Which of the two each form says is better (lower); null where the interval holds 0 or there is none.
+    """Which of the two is better (lower) by each form; null if the interval contains 0, or there is no interval.
 
-    ``disagree`` where two forms name different ones.
+    ``disagree``: two forms name different ones.
     """
     better: dict[str, str | None] = {}
     for name in LOWER_IS_BETTER:
@@ -105,14 +105,15 @@ def _for_reference(inputs: MetricInputs, dictionary: Transcoder) -> MetricInputs
 
 
 def _doubt(fvu: float) -> str:
-    """What an L0 as promised cannot tell: rows of another model or layer fire as many features, and explain nothing."""
+    """A doubt that the right L0 does not remove: on rows of another model or layer the same number of features may
+    fire, and explain nothing."""
     if fvu < 1:
         return ""
     return f", but its FVU of {fvu:.2f} is no better than the mean's: it may be of another model or layer"
 
 
 def _no_match(evaluated: Transcoder, l0: float) -> str | None:
-    """Why ours cannot be measured at their L0; None when it can."""
+    """Why ours cannot be measured at the reference's L0; None if it can."""
     top_k = evaluated.rule.row_limit
     if top_k is None:
         return "ours selects by a threshold, which has no k to set"
@@ -161,7 +162,8 @@ def _document(
 
 
 def _rows(measurement: Measurement, reference: Measurement) -> list[dict[str, Any]]:
-    """A line for each prefix: its numbers, the differences to their whole dictionary, and what each form concludes."""
+    """A line for each prefix: its metrics, the differences from the whole reference, and which is better by each
+    form."""
     rows: list[dict[str, Any]] = []
     shared = [name for name in measurement.replicates if name in reference.replicates]
     for index in range(len(measurement.dictionary.prefixes)):
@@ -197,7 +199,7 @@ def _prefix_fields(measurement: Measurement, index: int) -> dict[str, Any]:
 
 
 def _missing(trained: Mapping[str, int | None], evaluated: Measurement, reference: Measurement) -> dict[str, str]:
-    """Everything that is null of either, and why."""
+    """Every metric that one of the two does not have, and why."""
     missing: dict[str, str] = {}
     for owner, measurement in (("ours", evaluated), ("theirs", reference)):
         absorption = measurement.metrics["absorption_first_letter"]

@@ -1,7 +1,7 @@
-"""The dictionary that ours is compared with: found, read, and made to read the rows of our cache.
+"""The dictionary that ours is compared with: found, loaded, and made to read the rows of our cache.
 
-A dictionary trained on the normalised residual gets the norm's gain and bias, which the cache stores, folded into its
-encoder: the same change of variables as feeding it (mlp_in - bias) / gain, and both dictionaries read the same rows.
+For a dictionary trained on the normalised residual, the norm's gain and bias, which the cache has, are folded into its
+encoder. That is the same as giving it (mlp_in - bias) / gain, and both dictionaries read the same rows.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from transcoder.transcoder import Transcoder
 
 DOWNLOAD = "download"
 IMPORTED = "imported"
-"""The key of config.json that says where a transcoder came from; one that was trained here does not have it."""
+"""The key of config.json with the origin of an imported transcoder."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Reference:
     is_own_run: bool = False
 
     def convention(self, l0: float, *, force: bool) -> str:
-        """What its L0 on our rows says of whether it is rightly fed. Raises as ``check_convention``."""
+        """What its L0 on our rows tells about whether it gets the right input. Raises as ``check_convention``."""
         if self.is_own_run:
             return (
                 f"{self.dictionary.name}: L0 is {l0:.1f}; one of our own runs, which reads what its config.json names"
@@ -57,7 +57,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """What to compare with; ``force`` lets doubtful things pass."""
+    """What to compare with; ``force`` accepts doubtful cases."""
 
     gemma_scope: str | None = None
     against: Path | None = None
@@ -69,7 +69,7 @@ def open_reference(
 ) -> Reference:
     """The dictionary that ``--gemma-scope`` or ``--against`` names, reading what the cache stores.
 
-    UsageError: both are given, or nothing is there. DamagedError: not what it should be. MismatchError: another model,
+    UsageError: both are given, or there is no such dictionary. DamagedError: wrong files. MismatchError: another model,
     layer, width or convention. DiskError: the download failed.
     """
     gemma_scope = request.gemma_scope
@@ -98,7 +98,7 @@ def open_reference(
 
 
 def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder:
-    """The same dictionary fed by the rows as they are stored. Raises MismatchError where they do not hold its input."""
+    """The same dictionary, reading stored rows. Raises MismatchError if they do not contain its input."""
     source = reader.identity.get("source_site")
     target = reader.identity.get("target_site")
     read = dictionary.config.get("source_site", dictionary.source_view)
@@ -107,7 +107,7 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
         what = f"The cache's target is {target}; the dictionary reconstructs {reconstructed}."
         raise MismatchError(what, where=reader.path, remedy=f"Harvest with target {reconstructed}.")
     if source == read:
-        # Stored rows are what ``mlp_in`` asks the reader for, whatever site they come from.
+        # ``mlp_in`` makes the reader serve the stored rows, of whatever site.
         return dictionary.replaced(source_view="mlp_in")
     if source != "mlp_in" or read != "ln2_normalized":
         what = f"The cache's source is {source}; the dictionary reads {read}."
@@ -121,7 +121,7 @@ def reading_the_cache(dictionary: Transcoder, reader: CacheReader) -> Transcoder
 
 
 def check_belongs(trained: Transcoder, reader: CacheReader, *, path: Path, force: bool) -> None:
-    """Refuse rows that the transcoder in ``path`` was not made for. Raises MismatchError."""
+    """Raise MismatchError if the cache is not the one that the transcoder in ``path`` was made for."""
     widths = (reader.d_source, reader.d_target)
     if (trained.d_source, trained.d_target) != widths:
         what = f"The transcoder maps {trained.d_source} dimensions to {trained.d_target}, the cache has {widths}."
@@ -135,7 +135,7 @@ def check_belongs(trained: Transcoder, reader: CacheReader, *, path: Path, force
 
 
 def reference_fields(reference: Reference) -> dict[str, Any]:
-    """What a report says of it before any number."""
+    """The reference's entries in a report, besides its metrics."""
     dictionary = reference.dictionary
     return {
         "name": dictionary.name,
@@ -158,7 +158,7 @@ def _google_file(gemma_scope: str, wanted: Wanted, progress: Progress) -> Path:
     hub = HubRepository(progress=progress)
     ranks = Ranks.current()
     if ranks.rank:
-        # The first process has the file by now, so nothing is fetched twice.
+        # By now the first process has the file, so it is not downloaded twice.
         ranks.wait()
     path, choice = hub.fetch_nearest(layer=wanted.layer, dict_size=wanted.dict_size, l0=wanted.l0)
     if not ranks.rank:

@@ -1,4 +1,4 @@
-"""What fine-tuning bought and what it cost, on held-out rows: the same metrics of the dictionaries before and after.
+"""The gain and the cost of fine-tuning, on held-out rows: the same metrics of the dictionaries before and after.
 
     closed            share of the rise in cross-entropy (and of the KL divergence) that is gone
     top token kept    share of the features that fired in both whose strongest held-out row has the same token
@@ -21,7 +21,7 @@ from evaluate.spliced.replace import Host
 from finetune.in_model import InModel
 
 LayerMeasures = tuple[dict[str, Any], Int[np.ndarray, "dict_size k"]]
-"""A layer's figures by name, and the tokens of the strongest rows of each of its features, -1 where there is none."""
+"""A layer's metrics by name, and the tokens of the strongest rows of each of its features, -1 where there is none."""
 
 
 def in_language_model(
@@ -60,7 +60,7 @@ def strongest_tokens(contexts: State, held_out: HeldOut) -> Int[np.ndarray, "dic
 def kept_tokens(
     before: Int[np.ndarray, "dict_size k"], after: Int[np.ndarray, "dict_size k"]
 ) -> dict[str, float | int | None]:
-    """How much of what the features fire on stayed; null where no feature fired both times."""
+    """How much of what the features fire on stayed the same; null if no feature fired both times."""
     both = np.flatnonzero((before[:, 0] >= 0) & (after[:, 0] >= 0))
     if not len(both):
         return {"features_compared": 0, "top_token_kept": None, "tokens_shared": None}
@@ -73,7 +73,7 @@ def kept_tokens(
 
 
 def _closed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, float | None]]:
-    """The share of the gap to the clean model that is gone, by prefix; null where there was none."""
+    """The share of the gap to the clean model that is closed, by prefix; null if there was no gap."""
 
     def share(name: str, index: int) -> float | None:
         old = before["per_prefix"][index][name]
@@ -83,7 +83,7 @@ def _closed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[st
 
 
 def comparison_table(metrics: Mapping[str, Any]) -> str:
-    """Before and after, for a person: the model by prefix, then each layer."""
+    """A table of before and after: the language model by prefix, then each layer."""
     model = metrics["language_model"]
     lines = [
         f"{model['before']['tokens']:,} held-out tokens through the language model, before -> after",

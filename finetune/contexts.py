@@ -35,7 +35,7 @@ class TrainText:
 
     @staticmethod
     def from_reader(reader: CacheReader) -> "TrainText":
-        """Raises UsageError for a cache that holds no whole context, or no tokens."""
+        """Raises UsageError for a cache without tokens, or without a complete context."""
         order = _stream_order(reader)
         view = reader.split("train")
         position = view.position[order]
@@ -43,7 +43,7 @@ class TrainText:
         if position.min(initial=0) < 0 or tokens.min(initial=0) < 0:
             raise UsageError("This cache has no tokens, so there is no text to run.", where=reader.path)
         begins = np.flatnonzero(position == 0)
-        # Every position is its place in the context, so a context that lost its beginning is seen here.
+        # Positions count from the start of the context, so a context whose beginning is missing is found here.
         ends = np.flatnonzero(np.append(position[1:] != position[:-1] + 1, True)) + 1
         stops = ends[np.searchsorted(ends, begins, side="right")] if len(begins) else begins
         longest = int((stops - begins).max(initial=0))
@@ -63,7 +63,7 @@ class TrainText:
         return int((self.stops - self.starts).max())
 
     def batch(self, step: int, *, contexts: int, seed: int, device: str) -> Contexts:
-        """The contexts of a step, 0-based: every context once an epoch, each epoch in an order of its own."""
+        """The contexts of a step, 0-based: every context once an epoch, in another order in each epoch."""
         positions = np.arange(step * contexts, (step + 1) * contexts, dtype=np.int64)
         epochs, inside = np.divmod(positions, len(self.starts))
         chosen = np.concatenate(

@@ -1,4 +1,4 @@
-"""Dictionaries as they stand in for several layers of a language model: their arrays, and what they put there.
+"""Dictionaries in place of several layers of a language model: their arrays, and what they compute there.
 
     in the spliced model    a feature reads what the spliced layers before it have made, as under ``evaluate --lm``
     on rows                 it reads the sources of the clean model, as the cache holds them
@@ -24,7 +24,7 @@ Sources = Mapping[int, Float[Tensor, "rows d_source"]]
 
 
 class InModel(ABC):
-    """What a pass of the model can be spliced with; everything is differentiable where gradients are on."""
+    """Dictionaries that replace targets in a pass of the model; differentiable if gradients are on."""
 
     def __init__(self, pieces: Mapping[int, Transcoder], *, prefix_count: int, name: str) -> None:
         self.pieces = pieces

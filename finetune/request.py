@@ -1,4 +1,4 @@
-"""What is asked of a fine-tuning."""
+"""The request for a fine-tuning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class FinetuneRequest:
     joint: RunFolders | None = None
 
     def trained(self) -> dict[int, Path]:
-        """Where what is fine-tuned lies, by layer."""
+        """The folders of the dictionaries to fine-tune, by layer."""
         return {layer: (self.joint or own).transcoder(self.name) for layer, own in self.folders.items()}
 
     def results(self) -> dict[int, Path]:
-        """Where what comes of it goes, by layer: one folder for all where it is one dictionary.
+        """The folders of the result, by layer: the same folder for all layers of a cross-layer transcoder.
 
-        Raises UsageError where that is what it is made from.
+        Raises UsageError if the result would replace the original.
         """
         if self.result == self.name:
             raise UsageError(

@@ -1,12 +1,12 @@
-"""Fine-tunes trained dictionaries inside the language model that made their caches, and says what that bought.
+"""Fine-tunes trained dictionaries inside the language model that made their caches, and measures the gain.
 
     <runs>/<model>/finetune/<name>/state/, steps.jsonl                  while it runs: what a rerun goes on from
     <runs>/<model>/finetune/<name>/report/                              before and after, on held-out rows
     <runs>/<model>/layer08/transcoder/<name>/                           the result, of the form of every transcoder
     <runs>/<model>/layers00-11/transcoder/<name>/                       that of a cross-layer transcoder
 
-No text is needed: contexts come from the training rows of the cache of the first layer. Several processes deal the
-contexts of a step among them; the first of them writes.
+No text is needed: contexts come from the training rows of the first layer's cache. Several processes share the contexts
+of a step; only the first of them writes.
 """
 
 import json
@@ -48,17 +48,17 @@ from transcoder.formats.native import read_config
 _TIMED_STEPS = 2
 """After one step to warm up."""
 _FVU_LIMIT = 1.1
-"""Above this many times the FVU before, a note says so: the KL divergence was bought with reconstruction."""
+"""If FVU grows by more than this factor, a note says so: the gain in KL divergence cost too much reconstruction."""
 _LR_SHARE = 0.1
-"""Of training's rate: these dictionaries are trained."""
+"""Share of training's learning rate: these dictionaries are trained already."""
 
 
 def finetune_layers(request: FinetuneRequest, *, fresh: bool, progress: Progress) -> dict[str, Any]:
-    """Fine-tune, save what comes of it, and return the comparison that is also written as a report; the same in every
+    """Fine-tune, save the result, and return the comparison that is also written as a report; the same in every
     process.
 
-    A rerun goes on where it was, to the same bits; a complete one is only compared again. Raises what evaluating with
-    a language model raises, MismatchError for another run of that name, NumericalError for a loss that is not finite.
+    A rerun goes on and gives the same bits; a complete run is only compared again. Raises what evaluating with a
+    language model raises, MismatchError for another run of that name, NumericalError for a loss that is not finite.
     """
     ranks = Ranks.current()
     with ExitStack() as stack:
@@ -75,7 +75,8 @@ def finetune_layers(request: FinetuneRequest, *, fresh: bool, progress: Progress
 
 
 def plan_finetune(request: FinetuneRequest, *, progress: Progress) -> dict[str, Any]:
-    """What it would take, from a few timed steps; nothing is written. Raises what ``finetune_layers`` raises first."""
+    """What it would need, from a few timed steps; writes nothing. Raises what ``finetune_layers`` raises at its
+    start."""
     run = _Run(request, progress, Ranks.current())
     run.step(0)  # warms up
     started = time.perf_counter()
@@ -97,7 +98,7 @@ def plan_finetune(request: FinetuneRequest, *, progress: Progress) -> dict[str, 
 
 
 class _Run:
-    """Everything that a fine-tuning has open."""
+    """A fine-tuning and everything that it has open."""
 
     def __init__(self, request: FinetuneRequest, progress: Progress, ranks: Ranks) -> None:
         if request.settings.batch_contexts < ranks.world:
@@ -120,7 +121,7 @@ class _Run:
         self._progressed = Progressed(0, Balance())
 
     def is_complete(self) -> bool:
-        """Whether every layer's result is there. Raises MismatchError where one is of another run."""
+        """Whether every layer's result is there. Raises MismatchError if one is of another run."""
         folders = list(dict.fromkeys(self._results.values()))
         if not all((folder / CONFIG_FILE).is_file() for folder in folders):
             return False
@@ -146,7 +147,7 @@ class _Run:
         self._progress.end()
 
     def step(self, step: int) -> dict[str, Any]:
-        """One step; what there is to log of it."""
+        """Take one step; returns its line of the log."""
         settings = self._request.settings
         tuned = self._subject.tuned
         contexts = self.text.batch(
@@ -225,7 +226,7 @@ class _Run:
         return Objective(self._splicer, self._subject.current, variances, self._request.settings.seed, self._ranks)
 
     def _resolved(self) -> ResolvedSettings:
-        """Training's settings of the update: its default rate, lowered; from the warm-up on it falls to 0."""
+        """Training's settings for the update: a lower rate, which falls to 0 after the warm-up."""
         settings = self._request.settings
         tokens = settings.batch_contexts * self.text.context
         steps = max(1, settings.tokens // tokens)
@@ -241,7 +242,7 @@ class _Run:
         return resolved if settings.lr else resolved.model_copy(update={"lr": _LR_SHARE * resolved.lr})
 
     def _identity(self) -> dict[str, Any]:
-        """What determines every bit of the result, but the software and the number of processes."""
+        """What decides every bit of the result, except software and number of processes."""
         unlogged = self._request.settings.model_dump(mode="json", exclude={"log_every", "checkpoint_every"})
         caches = {str(layer): reader.fingerprint for layer, reader in self._readers.items()}
         return {
@@ -284,7 +285,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _remove(request: FinetuneRequest) -> None:
-    """What an earlier run of this result left; a transcoder of the name only where fine-tuning made it."""
+    """Remove the files of an earlier run; a transcoder of that name only if fine-tuning made it."""
     for folder in dict.fromkeys(request.results().values()):
         if (folder / CONFIG_FILE).is_file() and "finetuned" in read_config(folder):
             for name in (CONFIG_FILE, WEIGHTS_FILE):

@@ -1,4 +1,4 @@
-"""The state of a fine-tuning on disk: one checkpoint, replaced whole, from which a rerun goes on to the same bits.
+"""The state of a fine-tuning on disk: one checkpoint, from which a rerun goes on to the same bits.
 
     state/step-00000300.safetensors    weights and moments of every layer, in training's units
     state/state.json                   step, norms of the balance, settings and inputs, the seal of the other file
@@ -131,7 +131,7 @@ def _arrays_of(tuned: Tuned, layer: int) -> dict[str, Tensor]:
 
 
 def _put(tuned: Tuned, layer: int, arrays: dict[str, Tensor]) -> None:
-    """Lay a checkpoint's arrays into memory of their own: products on mapped files may differ in the last bit."""
+    """Copy a checkpoint's arrays to new memory: products on mapped files may differ in the last bit."""
 
     def of_kind(kind: str) -> dict[str, Tensor]:
         device = tuned.weights.b_enc.device

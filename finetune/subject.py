@@ -1,4 +1,4 @@
-"""What one run fine-tunes, from its files to its result: a dictionary for each layer, or one of several layers."""
+"""What a run fine-tunes, from its files to its result: a dictionary for each layer, or one dictionary of several."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -34,11 +34,11 @@ class Subject(ABC):
 
     @abstractmethod
     def _load(self, folders: Mapping[int, Path]) -> InModel:
-        """What lies in the folders, on the device. Raises UsageError where nothing was trained."""
+        """The dictionaries in the folders, on the device. Raises UsageError if a folder has none."""
 
     @abstractmethod
     def _check(self) -> None:
-        """Raises MismatchError where the dictionaries are not of the caches."""
+        """Raises MismatchError if the dictionaries do not belong to the caches."""
 
     @abstractmethod
     def _begin(self, layer: int) -> Tuned:
@@ -46,7 +46,7 @@ class Subject(ABC):
 
     @abstractmethod
     def _of_tuned(self) -> InModel:
-        """The pieces put together, sharing their arrays."""
+        """The dictionaries made of the pieces, sharing their arrays."""
 
     @abstractmethod
     def weights(self) -> dict[str, Any]:
@@ -54,11 +54,11 @@ class Subject(ABC):
 
     @abstractmethod
     def save(self, facts: Mapping[str, Any]) -> None:
-        """Write the result, in which config.json comes last and has ``facts`` besides what it had before."""
+        """Write the result, config.json last, with ``facts`` added to its earlier entries."""
 
     @abstractmethod
     def measured(self, dictionaries: InModel) -> dict[int, LayerMeasures]:
-        """Every layer's figures on its held-out rows."""
+        """Every layer's metrics on its held-out rows."""
 
     def result(self) -> InModel:
         """What was saved."""

@@ -1,7 +1,7 @@
-"""One dictionary while it is fine-tuned: its arrays in the units of training, their moments, and its update.
+"""One dictionary during fine-tuning: its arrays in training's units, their moments, and its update.
 
-The update is training's own (``train/arrays/optim.py``): clipped, Adam, decoder rows of norm 1. Its rates hold in
-training's units, so weights and gradients are carried there and back:
+The update is that of training (``train/arrays/optim.py``): clipped, Adam, decoder rows of norm 1. Its learning rates
+are for training's units, so weights and gradients are converted to them and back:
 
     W = factor * W'        dL/dW' = factor * dL/dW
 """
@@ -23,9 +23,9 @@ from transcoder.cross_layer import CrossLayerTranscoder
 from transcoder.transcoder import Transcoder
 
 _OF_FILE = ("weights", "seal", "completed_at", "held_out_fvu", "best_step", "dead", "saved_step")
-"""What a config.json says of its own file or of the training's last step; the result has its own."""
+"""Entries of config.json about the file itself or the training's last step; the result gets new ones."""
 _UNIT = 1e-3
-"""How far from 1 the norm of a decoder row may be: files in bfloat16 are off by a few thousandths at most."""
+"""How far from 1 the norm of a decoder row may be: in bfloat16 it differs by less."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Tuned:
 
     @torch.no_grad()
     def show(self) -> None:
-        """Bring ``transcoder`` up to the weights."""
+        """Write the weights into ``transcoder``."""
         for name, array in self.transcoder.arrays().items():
             array.copy_(self.weights.tensors()[name] * self.factors[name])
 
@@ -64,7 +64,7 @@ class Tuned:
 
     @torch.no_grad()
     def update(self, gradients: dict[str, Tensor], *, settings: ResolvedSettings, step: int) -> None:
-        """Take a step by gradients in training's units, which are used up."""
+        """Take a step by gradients in training's units, which are overwritten."""
         contiguous = {name: gradient.contiguous() for name, gradient in gradients.items()}
         update_(self.weights, Parameters(**contiguous), moments=self.moments, settings=settings, step=step)
         self.show()
@@ -104,5 +104,5 @@ def factors_of_piece(
 
 
 def kept_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says that is as true of the fine-tuned."""
+    """The entries of a config.json that stay true after fine-tuning."""
     return {key: value for key, value in config.items() if key not in _OF_FILE}

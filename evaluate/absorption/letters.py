@@ -22,7 +22,7 @@ MIN_LETTERS = 20
 """So many of the 26 letters must have such a probe."""
 
 _MIN_SPREAD = 1e-3
-"""Of the mean: a dimension that never varies must not be divided by nothing."""
+"""Share of the mean: a dimension that never varies must not be divided by 0."""
 
 Space = Literal["target", "source"]
 
@@ -100,7 +100,7 @@ def source_spread(words: ProbeSet) -> Float[Tensor, " d_source"]:
 
 
 def readability(words: ProbeSet) -> Readability:
-    """Probes on the target, and on the source where the target does not do."""
+    """Probes on the target, and on the source if too few letters can be read off the target."""
     target = fit_letter_probes(words, "target")
     if len(target.counted) >= MIN_LETTERS:
         return Readability(target, None)

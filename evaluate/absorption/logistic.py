@@ -20,7 +20,7 @@ from transcoder.sparse_code import SparseCode
 
 LBFGS_ITERATIONS = 200
 NEWTON_ITERATIONS = 30
-"""Far more than any of these fits needs: they stop at the tolerance."""
+"""Far more than any of these fits needs: they stop when the tolerance is reached."""
 FISTA_ITERATIONS = 600
 """On real models the loss was then within 2e-4 of an exact solver's; 24 or 25 of 26 letters had its main features."""
 
@@ -90,7 +90,7 @@ def fit_chosen(x: Float[Tensor, "classes rows k"], labels: Bool[Tensor, "classes
         predicted = torch.sigmoid(torch.einsum("crk,ck->cr", columns, weight))
         gradient = torch.einsum("crk,cr->ck", columns, predicted - wanted) + ridge * weight
         curvature = torch.einsum("crk,cr,crj->ckj", columns, predicted * (1 - predicted), columns) + ridge.diag()
-        # Curvature that rounds to nothing, where all rows are predicted with certainty, must not divide by nothing.
+        # If all rows are predicted with certainty, the curvature rounds to 0, and must not be divided by.
         curvature.diagonal(dim1=1, dim2=2).add_(1e-9)
         step = torch.linalg.solve(curvature, gradient[..., None])[..., 0]
         weight = _downhill(weight, step, loss, before)
@@ -107,10 +107,10 @@ def _downhill(
     loss: Callable[[Tensor], Tensor],
     before: Float[Tensor, " classes"],
 ) -> Float[Tensor, "classes columns"]:
-    """One step down, halved for each class until it is one: far from the minimum a whole one may lead up."""
+    """One step, halved for each class until the loss falls: far from the minimum a full step may raise it."""
     size = torch.ones_like(before)
     for _ in range(30):
-        # But for rounding: at the minimum a step changes the last digit alone, either way.
+        # Up to rounding: at the minimum a step changes only the last digit, up or down.
         rises = loss(weight - size[:, None] * step) > before * (1 + 1e-12)
         if not rises.any():
             break

@@ -1,6 +1,7 @@
-"""The blocks of several processes in one list: what each has encoded is sent to all, array by array.
+"""The blocks of several processes in one list: every process sends what it encoded to all others, array by array.
 
-Arrays of a dtype are sent as one, padded to the longest of the processes', for an exchange wants equal shapes.
+Arrays of one dtype are sent as one array, padded to the longest of all processes, because an exchange needs equal
+shapes.
 """
 
 from dataclasses import fields
@@ -23,7 +24,7 @@ def share_of(starts: list[int], ranks: Ranks) -> list[int]:
 
 
 def gathered(blocks: list[CodeBlock], ranks: Ranks, *, device: str) -> list[CodeBlock]:
-    """Every process's blocks, the same on all. Raises DiskError where a process is gone."""
+    """Every process's blocks, the same in all processes. Raises DiskError if a process has ended."""
     if ranks.world == 1:
         return blocks
     counts = _everyones(np.array([len(block.row) for block in blocks], dtype=np.int64), ranks, device)

@@ -76,7 +76,7 @@ def cosines(
 
 
 def shared_rows(code: Code, firings: Firings, prefixes: Sequence[int], count: int) -> Shared:
-    """Count the rows that every two features share, one feature at a time, and keep the best pairs."""
+    """Count the rows on which two features both fire, one feature at a time, and keep the best pairs."""
     starts = np.searchsorted(code.row, np.arange(int(code.row.max(initial=-1)) + 2))
     group = np.searchsorted(prefixes, np.arange(firings.dict_size), side="right")
     near = _Table.empty(firings.dict_size, count)

@@ -1,4 +1,4 @@
-"""FVU and L0 of a dictionary on held-out rows, for every prefix: what an export says of itself before and after.
+"""FVU and L0 of a dictionary on held-out rows, for every prefix: an export records them before and after.
 
 As in the report (evaluate/metrics/fvu.py, ``fvu``): squared errors over squared distances from the mean of the rows
 that are measured. Where there are more rows than asked for, batches from all over the split are taken.
@@ -44,7 +44,7 @@ def fidelity(replay: Replay, dictionary: Transcoder, *, rows: int) -> Fidelity:
 
 
 def _batches(total: int, *, step: int, rows: int) -> list[range]:
-    """Batches of ``step`` rows, evenly spaced, that hold ``rows`` at the most."""
+    """Evenly spaced batches of ``step`` rows, with at most ``rows`` rows in all."""
     starts = list(range(0, total, step))
     wanted = max(1, min(len(starts), -(-rows // step)))
     chosen = [starts[index * len(starts) // wanted] for index in range(wanted)]

@@ -125,7 +125,7 @@ def _cache(
 
 
 def _of_cache(reader: CacheReader | None, column: ActivationName | None) -> dict[str, Any]:
-    """What the cache knows better than the files, as a trained transcoder's config.json has it."""
+    """Entries of config.json that the cache gives, because it is more reliable than the files."""
     kind = {"kind": "sae" if column else "transcoder", "side": column}
     if reader is None:
         return kind

@@ -1,7 +1,7 @@
-"""Dictionaries of several layers in the language model at once: what their errors add up to.
+"""Dictionaries of several layers in the language model at once: the effect of all their errors.
 
-A layer's dictionary then reads what the spliced layers before it made. Only contexts that all layers' caches hold are
-run, so the caches must be of the same text; those of one harvest are.
+Each layer's dictionary reads what the spliced layers before it computed. The caches must be of the same text, as those
+of one harvest are.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def splice_all_layers(
 
 
 def check_same_text(readers: Mapping[int, CacheReader]) -> None:
-    """Raises MismatchError where caches hold other held-out tokens, or are of another model, than the first of them."""
+    """Raises MismatchError if caches differ from the first one in held-out tokens or language model."""
     first = min(readers)
     text = readers[first].split("held_out")
     for layer, reader in readers.items():
@@ -84,7 +84,7 @@ def check_same_text(readers: Mapping[int, CacheReader]) -> None:
 
 
 def all_layers_table(metrics: Mapping[str, Any]) -> str:
-    """A line a prefix, the clean model above it."""
+    """A table: the clean model, then a line for each prefix."""
     spliced = metrics["language_model"]
     layers = ", ".join(str(entry["layer"]) for entry in metrics["layers"])
     zero, mean = (spliced[name]["cross_entropy"] for name in ("zero", "mean"))

@@ -1,13 +1,12 @@
-"""Replacing sites of a language model while it runs: hooks on Hugging Face's modules, for every architecture and site.
+"""Replaces sites of a language model while it runs: hooks on Hugging Face's modules, for every architecture and site.
 
-A replacement is given a layer's source and target as the model computes them on this very pass, and returns what the
-target is to be:
+A replacement gets a layer's source and target as the model computes them in this pass, and returns the new target:
 
     new = replacement(source, own)          rows of ordinary tokens alone; a special token keeps its own target
 
-What follows from the target in the model follows from the new one. That is a matter of one module's end for every site
-but two. ``resid_mid`` also goes round the MLP: the block's output gets the difference. ``ln2_normalized`` is what the
-norm puts out, before its gain and bias.
+The model goes on with the new target. For most sites one module's input or output is replaced. ``resid_mid`` also
+bypasses the MLP, so the block's output gets the difference too. ``ln2_normalized`` is the norm's output before its gain
+and bias.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -31,14 +30,14 @@ Replacement = Callable[[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_ta
 
 @dataclass(frozen=True)
 class SitePair:
-    """What a dictionary reads and what it stands in for; the same site twice for an autoencoder."""
+    """What a dictionary reads and what it replaces; the same site twice for an autoencoder."""
 
     source: Site
     target: Site
 
     @staticmethod
     def from_facts(facts: Mapping[str, Any], *, location: object = "") -> "SitePair":
-        """From a cache's identity or a transcoder's config.json; the MLP's where neither site is named.
+        """From a cache's identity or a transcoder's config.json; the MLP's sites if none is named.
 
         Raises UsageError for a site that no model has.
         """
@@ -95,7 +94,8 @@ class Host:
         return read_norm(module_at(self.block(layer), self.family.norm), self.family, width=self.width)
 
     def check(self, layer: int, sites: SitePair) -> None:
-        """Raises UsageError for a layer that the model does not have, or a site that it does not have or keep apart."""
+        """Raises UsageError for a layer or site that the model does not have, or a site that cannot be replaced
+        alone."""
         if not 0 <= layer < self.layers:
             raise UsageError(f"The model has layers 0 to {self.layers - 1}; there is no layer {layer}.")
         for site in (sites.source, sites.target):
@@ -109,7 +109,7 @@ class Host:
 
 
 class Ordinary:
-    """Which positions of the text that a model is reading hold no special token: those are replaced."""
+    """The positions of the model's input without a special token: only these are replaced."""
 
     def __init__(self, special_ids: tuple[int, ...] = ()) -> None:
         self.special_ids = special_ids
@@ -123,7 +123,7 @@ class Ordinary:
         return self.present.to(own.device)
 
     def look(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A hook on a model that notes what it reads. Raises UsageError where it is given no tokens."""
+        """A hook that stores the model's tokens. Raises UsageError if it gets none."""
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
             raise UsageError(
@@ -137,7 +137,7 @@ class Ordinary:
 def replacing(
     host: Host, replacements: Mapping[int, tuple[SitePair, Replacement]], ordinary: Ordinary
 ) -> Generator[None]:
-    """While the block runs, the targets of these layers are what their replacements say, at ordinary positions.
+    """While the block runs, these layers' targets at ordinary positions are replaced.
 
     Raises UsageError as ``Host.check``.
     """
@@ -168,7 +168,7 @@ class _Replaced:
         self._difference: Tensor | None = None
 
     def hooks(self) -> list[Any]:
-        """Handles of all hooks, those that see the source first: at one end, they run in this order."""
+        """Handles of all hooks, those that read the source first: hooks of one module run in this order."""
         normalised = self._sites.source == "ln2_normalized"
         seen = _on_end(self._block, self._ends[self._sites.source], self._see_normalised if normalised else self._see)
         return [seen, *self._changes()]
@@ -213,7 +213,8 @@ def rows_replaced(
     replacement: Replacement,
     ordinary: Bool[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos d_target"]:
-    """The target with its ordinary rows replaced, in its own dtype and on its device, where ``ordinary`` is too."""
+    """The target with its ordinary rows replaced, in its own dtype and on its device, which is also that of
+    ``ordinary``."""
     new = replacement(source[ordinary.to(source.device)], own[ordinary])
     changed = own.clone()
     changed[ordinary] = new.to(own.device, own.dtype)
@@ -221,7 +222,7 @@ def rows_replaced(
 
 
 def _on_end(block: Any, end: End, do: Callable[[Tensor], Tensor | None]) -> Any:
-    """Hook the end of a module with ``do``, which sees the tensor there and may return another in its place."""
+    """Hook a module's input or output with ``do``, which gets the tensor and may return another one."""
     module = module_at(block, end.path)
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:

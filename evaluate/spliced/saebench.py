@@ -1,6 +1,6 @@
-"""A dictionary with the interface that SAEBench asks of a custom SAE, and what of SAEBench is valid for it.
+"""A dictionary with the interface of SAEBench's custom SAEs, and which of SAEBench's metrics are valid for it.
 
-SAEBench (read at version 0.6.0) takes one hook point for what an SAE reads and what it gives back. So of a transcoder:
+SAEBench (as of version 0.6.0) has one hook point for an SAE's input and output. So for a transcoder:
 
     sparse_probing, sparse_probing_sae_probes, autointerp    valid: they encode what comes out of ``cfg.hook_name``
     meta_structure                                           valid: it looks at decoder rows alone

@@ -1,11 +1,11 @@
-"""``nestcoder.splice``: dictionaries in a language model's place, for attribution, ablation and steering.
+"""``nestcoder.splice``: dictionaries in place of parts of a language model, for attribution, ablation and steering.
 
     y_p(source)                                          the prefix p of the dictionary, instead of the target
     + (target - y_p(source)), a constant                 with the error term: the model's own numbers again
     + sum over changed features f of (a'_f - a_f) W_dec[f]
 
-``a'`` is what a change makes of an activation. With the error term the model computes what it always did, less what was
-changed; gradients go through the features either way.
+``a'`` is the changed activation. With the error term, the model computes the same as without a dictionary, except for
+the changes; gradients go through the features in both cases.
 """
 
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -30,8 +30,8 @@ Change = float | Callable[[Float[Tensor, " rows"]], Float[Tensor, " rows"]]
 
 @dataclass
 class Seen:
-    """What one layer's dictionary made of the last pass. ``code`` has a row for every position that is True in
-    ``ordinary``; its values keep their gradient after ``backward()``."""
+    """What one layer's dictionary computed in the last pass. ``code`` has a row for every position that is True in
+    ``ordinary``; its values have a gradient after ``backward()``."""
 
     transcoder: Transcoder
     code: SparseCode
@@ -40,13 +40,13 @@ class Seen:
     """What the dictionary missed of the target, before any change."""
 
     def activations(self) -> Float[Tensor, "batch pos dict_size"]:
-        """Every feature at every position, before any change; 0 where a special token stands."""
+        """Every feature at every position, before any change; 0 at special tokens."""
         return self._spread(self.code.values.detach())
 
     def gradients(self) -> Float[Tensor, "batch pos dict_size"]:
-        """How what was differentiated moves with each active feature; activation times gradient is its attribution.
+        """The gradient of each active feature after ``backward()``; activation times gradient is its attribution.
 
-        Raises UsageError where nothing was differentiated.
+        Raises UsageError if there was no ``backward()``.
         """
         if self.code.values.grad is None:
             raise UsageError("There are no gradients yet.", remedy="Call backward() on a number of this pass first.")
@@ -141,7 +141,7 @@ class StandIn:
         seen = self.as_read(source)
         code = transcoder.select(seen) if torch.is_grad_enabled() else transcoder.sparse_code(seen)
         if self._note and torch.is_grad_enabled():
-            # Without a graph behind them they are leaves: gradients end here, and no earlier layer is kept for them.
+            # Without a graph they are leaves: gradients end here, and earlier layers need no memory for them.
             code.values.requires_grad_() if code.values.is_leaf else code.values.retain_grad()
         plain = transcoder.reconstruct(code, seen)[:, transcoder.prefixes.index(transcoder.prefix)]
         error = (own.to(plain.device).float() - plain).detach()

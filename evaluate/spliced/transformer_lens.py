@@ -1,4 +1,4 @@
-"""The same splice as hooks for TransformerLens, under the names that its models give the sites.
+"""The same splice as hooks for TransformerLens, with TransformerLens's names of the sites.
 
     model.run_with_hooks(tokens, fwd_hooks=nestcoder.transformer_lens_hooks({8: transcoder}))
 
@@ -64,7 +64,8 @@ def _pair(
     view: Callable[[Tensor], Tensor],
     ordinary: Bool[Tensor, "batch pos"] | None,
 ) -> list[Hook]:
-    """What remembers the source, and what replaces the target. At one hook point they run in this order."""
+    """The hook that stores the source, and the hook that replaces the target. At one hook point they run in this
+    order."""
     seen: dict[str, Tensor] = {}
 
     def remember(tensor: Tensor, hook: object = None) -> None:  # noqa: ARG001 - hooks are called by this name
@@ -78,7 +79,8 @@ def _pair(
 
 
 def hook_read(transcoder: Transcoder, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The hook point that a dictionary of this layer reads, and the way from there to what it reads."""
+    """The hook point that a dictionary of this layer reads, and a function from its tensor to the dictionary's
+    input."""
     site = SitePair.from_facts(transcoder.config, location=transcoder.name).source
     view = _itself
     if transcoder.source_view == "ln2_normalized":

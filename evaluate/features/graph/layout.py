@@ -1,13 +1,13 @@
-"""A map: a place in the plane for every feature, near to those that it is joined with.
+"""A map: a position in the plane for every feature, near the features that it has edges with.
 
-The places y descend the cross-entropy of UMAP (McInnes et al., 2018) with the kernel 1 / (1 + d^2), all at once:
+The positions y descend the cross-entropy of UMAP (McInnes et al., 2018) with the kernel 1 / (1 + d^2), all at once:
 
     move(i) = sum over neighbours j of p_ij (y_j - y_i) / (1 + d_ij^2)
             + mean over a few drawn k of r (y_i - y_k) / ((s + d_ik^2) (1 + d_ik^2))
 
 with p_ij the square of the edge's weight over the larger of both ends' sums of such squares, r the strength of
-repulsion and s a bound on it. They begin at the first two principal components of the decoder rows; draws are seeded,
-so a map can be made again. Nearness says something, distance little, and directions nothing.
+repulsion and s a bound on it. They start at the first two principal components of the decoder rows; draws are seeded,
+so a map can be made again. Near features belong together; larger distances mean little, and directions nothing.
 
 Tried on the demo's dictionary, with the share of the ten nearest places that are joined with a feature: 0.31 as it is,
 0.23 with r 10, 0.15 with r 3, 0.30 with r 100. (0.30 since places begin within two standard deviations.)
@@ -39,9 +39,9 @@ Positions = Float[np.ndarray, "features 2"]
 
 
 def layout(edges: Edges, directions: Float[np.ndarray, "features width"], *, seed: int) -> Positions:
-    """A place for every feature, between 0 and 1 in both directions."""
+    """A position for every feature, between 0 and 1 in both directions."""
     count = len(directions)
-    # What begins far out is beyond the kernel's reach and would stay there, the others crowded into a corner.
+    # A feature that starts far out would stay there, beyond the kernel's reach, and the others would share a corner.
     positions = np.clip(principal(directions), -_FURTHEST, _FURTHEST) * _FIRST_SPREAD
     first, second, pull = _both_ways(edges, count)
     random = np.random.default_rng(seed)
@@ -91,8 +91,8 @@ def _summed(
 
 
 def _within(positions: Positions) -> Positions:
-    """The same between 0 and 1; what is far outside is set at the border."""
-    # A few places far outside would leave the others crowded in the middle.
+    """The same between 0 and 1; features far outside are moved to the border."""
+    # With a few features far outside, all others would be crowded in the middle.
     low, high = np.percentile(positions, (0.5, 99.5), axis=0)
     middle = (low + high) / 2
     half = max(float((high - low).max()) / 2 * 1.05, 1e-12)

@@ -1,28 +1,28 @@
-"""A label for a feature without any model: the tokens that it fires on, and those beside them, in words.
+"""A label for a feature without a model: the tokens that it fires on, and the tokens beside them, in words.
 
-It says what was counted and nothing else, so it is a baseline for better labels, and text to search in.
+It only says what was counted. So it is a baseline for better labels, and a text that can be searched.
 """
 
 from evaluate.features.evidence import Evidence
 from evaluate.features.tokens import NO_TOKEN
 
 _MIN_SHARE = 0.5
-"""Share of the firings from which one token is named alone, and a token beside it is named at all."""
+"""If a token has this share of the firings, it is named alone; a token beside it needs this share to be named."""
 _MIN_NAMED_SHARE = 0.3
-"""Share of the firings below which the three most frequent tokens do not describe the feature."""
+"""If the three most frequent tokens have a smaller share of the firings, they do not describe the feature."""
 _MIN_LIFT = 2.0
-"""How many times more often than anywhere a token must stand beside the feature to be named."""
+"""A token beside the feature is named only if it is there so many times more often than elsewhere."""
 _VISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 NEVER = "never fires here"
 
 
 def visible(text: str) -> str:
-    """A token's text on one line: line breaks and tabs as signs, what cannot be printed as a dot."""
+    """A token's text on one line: line breaks and tabs as symbols, characters that cannot be printed as a dot."""
     return "".join(_VISIBLE.get(letter) or (letter if letter.isprintable() else "·") for letter in text)
 
 
 def quoted(text: str) -> str:
-    """The same between backticks, as labels write tokens; a backtick within would end it, and is turned."""
+    """The same between backticks, as in labels; a backtick within would end it, and is replaced."""
     return f"`{visible(text).replace('`', 'ˋ')}`"
 
 
@@ -49,7 +49,7 @@ def _on(evidence: Evidence, feature: int) -> str:
 
 
 def _beside(evidence: Evidence, feature: int, offset: str, word: str) -> str:
-    """The token on one side, where it is mostly one and there more often than anywhere."""
+    """The token before or after, if it is mostly the same one, and more often there than elsewhere."""
     tokens, shares = _listed(evidence, feature, offset)
     if not tokens or shares[0] < _MIN_SHARE or evidence.arrays[f"{offset}_lift"][feature, 0] < _MIN_LIFT:
         return ""
@@ -57,11 +57,11 @@ def _beside(evidence: Evidence, feature: int, offset: str, word: str) -> str:
 
 
 def _lifted(evidence: Evidence, feature: int) -> str:
-    """The tokens whose logits rise most, of those that occur in the rows: others may never have been trained."""
+    """The tokens whose logits rise most, among those that occur in the rows: others may be untrained."""
     if "raised_token" not in evidence.arrays:
         return ""
     raised = [int(token) for token in evidence.arrays["raised_token"][feature] if evidence.occurs[token]]
-    # A lone byte of a character says nothing to a reader.
+    # A single byte of a character tells a reader nothing.
     words = [word for token in raised if not (word := evidence.word(token)).startswith("\\x")]
     return ", ".join(quoted(word) for word in words[:3])
 

@@ -1,4 +1,4 @@
-"""Figures beside the report: the map of the dictionary, and how its features are distributed, by prefix."""
+"""The plots of the features' report: the map of the dictionary, and the distributions of its features, by prefix."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def draw_map(evidence: Evidence) -> Figure:
 
 
 def distributions(evidence: Evidence) -> Figure:
-    """Histograms on scales of logarithms, prefixes stacked on each other."""
+    """Histograms on logarithmic scales, prefixes stacked on each other."""
     figure = Figure(figsize=(9.6, 3.2), layout="constrained", dpi=150)
     for axes, (name, words) in zip(figure.subplots(1, len(_DISTRIBUTIONS)), _DISTRIBUTIONS.items(), strict=True):
         values = evidence.arrays[name] / (evidence.tokens if name == "firings" else 1)
