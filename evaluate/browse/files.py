@@ -24,11 +24,6 @@ _SUMMARY_BYTES = 1 << 18
 Entry = dict[str, Any]
 
 
-def is_earlier(folder: Path) -> bool:
-    """Whether a report's folder has the date in its name under which a later report has put it aside."""
-    return bool(_DATED.search(folder.name))
-
-
 def earlier_reports(runs: Path, report: Path) -> list[Entry]:
     """Reports that later ones have replaced, newest first."""
     found: list[Entry] = []

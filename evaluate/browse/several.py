@@ -13,7 +13,8 @@ from typing import Any
 
 from common.run_layout import FEATURES_PAGE, METRICS_FILE, RunFolders, layers_of
 from evaluate.browse.entry import begun, names_of, reported, spliced_numbers
-from evaluate.browse.files import Entry, is_earlier, link_to, read_object
+from evaluate.browse.files import Entry, link_to, read_object
+from evaluate.joint.reports import is_current, newest_reports
 
 _OF_TRAINING = ("activation", "top_k", "dict_size", "prefixes", "tokens", "steps", "seed")
 """What a set says of its training is what its first layer says."""
@@ -42,7 +43,7 @@ def _of_layers(
 ) -> Iterator[Entry]:
     model = folders.layer_folder.parent.name
     trained = names_of(folders)
-    reports = _newest_reports(folders)
+    reports = newest_reports(folders.layer_folder / "report")
     for name in sorted({*trained, *reports}):
         entry = _named(model, layers, name)
         if name in trained:
@@ -72,18 +73,6 @@ def _named(model: str, layers: Sequence[int], name: str) -> Entry:
         "layers": list(layers),
         "name": name,
     }
-
-
-def _newest_reports(folders: RunFolders) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Of every dictionary that was measured on these layers, the newest report and what it says."""
-    found: list[tuple[str, str, Path, dict[str, Any]]] = []
-    for path in sorted((folders.layer_folder / "report").glob(f"**/{METRICS_FILE}")):
-        metrics = {} if is_earlier(path.parent) else read_object(path, {})
-        measured = metrics.get("dictionaries")
-        names = list(measured) if isinstance(measured, dict) else []
-        found += [(str(metrics.get("evaluated_at")), name, path.parent, metrics) for name in names]
-    newest = sorted(found, key=lambda item: item[0])
-    return {name: (report, metrics) for _, name, report, metrics in newest}
 
 
 def _of_set(layers: Sequence[Entry | None]) -> Entry:
@@ -136,7 +125,7 @@ def _measured(metrics: Mapping[str, Any], name: str, links: Sequence[str | None]
 def _together(runs: Path, known: Mapping[tuple[str, int, str], Entry]) -> Iterator[Entry]:
     """Sets that were spliced into the language model at once; FVU and L0 are of the layers' own reports."""
     for path in sorted(runs.glob(f"*/together/**/{METRICS_FILE}")):
-        if is_earlier(path.parent):
+        if not is_current(path.parent):
             continue
         model = path.relative_to(runs).parts[0]
         name = path.parent.relative_to(runs / model / "together").as_posix()

@@ -234,6 +234,7 @@ class _Export:
                 "source_site": self._view,
                 "target_site": "mlp_out",
                 "activation": "jumprelu",
+                "prefix": None if made.dict_size == self._trained.dict_size else {"size": made.dict_size},
                 "held_out": {
                     "rows": before["tokens_used"],
                     "before": per_prefix[-1]["before"],

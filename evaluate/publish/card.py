@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_TAGS = ("transcoder", "matryoshka", "sparse-autoencoder", "mechanistic-interpretability")
+TAGS = ("transcoder", "matryoshka", "sparse-autoencoder", "mechanistic-interpretability")
 _NUMBERS = ("fvu_per_prefix", "l0_per_prefix")
-_LIMITS = (
+LIMITS = (
     "A dictionary explains what its layer computes on text like the one that it was trained and measured on.",
     "FVU of different layers, models or L0 do not compare.",
     "A feature's label is what it fires on; it is no claim about what the model does with it.",
@@ -45,39 +45,42 @@ class PublishedExport:
         return f"| `{self.folder}/` | {self.format} | {size} | {exactness} | {fvu} | {l0} |"
 
 
-def model_card(
-    repository: str,
-    layers: Sequence[PublishedLayer],
-    *,
-    license_name: str,
-    base_model: str | None = None,
-    exported: Sequence[PublishedExport] = (),
-) -> str:
-    """README.md of a repository. ``exported`` are the folders for other tools that lie beside the layers."""
-    front = _front_matter(repository, layers, license_name=license_name, base_model=base_model, exported=exported)
-    return "\n".join(["---", *front, "---", "", *_body(repository, layers, license_name, exported)]) + "\n"
+@dataclass(frozen=True)
+class CardOf:
+    """What a card is told by whoever publishes; ``exported`` are folders for other tools that lie beside ours."""
+
+    repository: str
+    license_name: str
+    base_model: str | None = None
+    exported: Sequence[PublishedExport] = ()
 
 
-def _front_matter(
-    repository: str,
-    layers: Sequence[PublishedLayer],
-    *,
-    license_name: str,
-    base_model: str | None,
-    exported: Sequence[PublishedExport],
+def model_card(card: CardOf, layers: Sequence[PublishedLayer], *, of_all: Sequence[str] = ()) -> str:
+    """README.md of a repository of dictionaries of one layer each; ``of_all`` are lines on all of them at once."""
+    tags = [tag for tag in TAGS if tag != "transcoder"] if _are_autoencoders(layers) else TAGS
+    datasets = [hub_dataset(layer.metrics["cache"]) for layer in layers]
+    front = front_matter(card, [_result(layer) for layer in layers], tags=tags, datasets=datasets)
+    return as_card(front, _body(card, layers, of_all))
+
+
+def as_card(front: Sequence[str], body: Sequence[str]) -> str:
+    """The file."""
+    return "\n".join(["---", *front, "---", "", *body]) + "\n"
+
+
+def front_matter(
+    card: CardOf, results: Sequence[Mapping[str, Any]], *, tags: Sequence[str], datasets: Sequence[str | None]
 ) -> list[str]:
-    """YAML, every value as JSON, which is YAML too."""
-    formats = {export.format for export in exported}
-    library = "saelens" if formats & {"saelens", "saelens-jumprelu"} else "nestcoder"
-    tags = [*_TAGS, *(["circuit-tracer"] if "circuit-tracer" in formats else [])]
-    datasets = sorted({name for layer in layers if (name := _hub_dataset(layer)) is not None})
+    """YAML, every value as JSON, which is YAML too. ``results`` are the entries of the model index."""
+    formats = {export.format for export in card.exported}
+    known = sorted({name for name in datasets if name is not None})
     fields: dict[str, Any] = {
-        "license": license_name,
-        "library_name": library,
-        "tags": tags,
-        **({"base_model": base_model} if base_model else {}),
-        **({"datasets": datasets} if datasets else {}),
-        "model-index": [{"name": repository.split("/")[-1], "results": [_result(layer) for layer in layers]}],
+        "license": card.license_name,
+        "library_name": "saelens" if formats & {"saelens", "saelens-jumprelu"} else "nestcoder",
+        "tags": [*tags, *(["circuit-tracer"] if "circuit-tracer" in formats else [])],
+        **({"base_model": card.base_model} if card.base_model else {}),
+        **({"datasets": known} if known else {}),
+        "model-index": [{"name": card.repository.split("/")[-1], "results": list(results)}],
     }
     return [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
 
@@ -95,43 +98,67 @@ def _result(layer: PublishedLayer) -> dict[str, Any]:
         if spliced:
             delta = spliced["per_prefix"][index]["delta"]
             values.append({"type": "delta_ce", "name": f"rise in loss with {prefix} features", "value": delta})
-    text = {"type": "text", "name": _dataset_words(layer)}
+    text = {"type": "text", "name": dataset_words(layer.metrics["cache"])}
     return {"task": {"type": "other", "name": f"layer {layer.layer}"}, "dataset": text, "metrics": values}
 
 
-def _body(
-    repository: str, layers: Sequence[PublishedLayer], license_name: str, exported: Sequence[PublishedExport]
-) -> list[str]:
-    first = layers[0]
-    cache = first.metrics["cache"]
-    kind = "sparse autoencoders" if first.config.get("kind") == "sae" else "transcoders"
+def _are_autoencoders(layers: Sequence[PublishedLayer]) -> bool:
+    return layers[0].config.get("kind") == "sae"
+
+
+def _body(card: CardOf, layers: Sequence[PublishedLayer], of_all: Sequence[str]) -> list[str]:
+    cache = layers[0].metrics["cache"]
+    model = model_words(card, cache)
+    source, target = cache["source_site"], cache["target_site"]
+    kind, sites = "transcoders", f"from `{source}` to `{target}`"
+    if _are_autoencoders(layers):
+        kind, sites = "sparse autoencoders", f"of `{target}`"
+    reads = f"what the MLP reads (`{source}`)" if kind == "transcoders" else f"`{source}`"
     lines = [
-        f"# {repository}",
+        f"# {card.repository}",
         "",
-        f"Nested-prefix {kind} of **{cache['model']}**, {_layers(layers)}, from "
-        f"`{cache['source_site']}` to `{cache['target_site']}`. Every prefix of the features is a smaller dictionary.",
+        f"Nested-prefix {kind} of **{model}**, {_layers(layers)}, {sites}. "
+        "Every prefix of the features is a smaller dictionary.",
         "",
         "```python",
         "import nestcoder",
         "",
-        f'transcoder = nestcoder.load_transcoder("hf:{repository}/layer{first.layer:02d}")',
-        "features = transcoder.encode(source)  # what the MLP reads, (rows, d_source)",
+        *_loading(card.repository, [layer.layer for layer in layers]),
+        f"features = transcoder.encode(source)  # {reads}, (rows, d_source)",
         "```",
         "",
+        *of_all,
     ]
     for layer in layers:
         lines += [f"## Layer {layer.layer}", "", *_training_lines(layer), "", *_table(layer), ""]
-    if exported:
+    return [*lines, *closing_lines(card, model, _limits(layers))]
+
+
+def _loading(repository: str, layers: Sequence[int]) -> list[str]:
+    if len(layers) == 1:
+        return [f'transcoder = nestcoder.load_transcoder("hf:{repository}/layer{layers[0]:02d}")']
+    listed = ", ".join(map(str, layers))
+    address = f"hf:{repository}/layer{{layer:02d}}"
+    return [
+        f'transcoders = {{layer: nestcoder.load_transcoder(f"{address}") for layer in ({listed})}}',
+        f"transcoder = transcoders[{layers[0]}]",
+    ]
+
+
+def closing_lines(card: CardOf, model: str, limits: Sequence[str]) -> list[str]:
+    """Other tools, limits and the licence."""
+    lines: list[str] = []
+    if card.exported:
         lines += ["## In other tools", ""]
         lines += ["| folder | format | features | exact? | FVU after | L0 after |", "|---|---|---|---|---|---|"]
-        lines += [*(export.line() for export in exported), ""]
+        lines += [*(export.line() for export in card.exported), ""]
         lines += [
             "FVU and L0 were measured after the conversion, on held-out rows; each folder's EXPORT.json has more.",
             "",
         ]
-    lines += ["## Limits", "", *(f"- {limit}" for limit in _limits(layers)), "", "## Licence", ""]
-    lines.append(f"{license_name}. It was trained on activations of {cache['model']}, whose own licence may bind too.")
-    return lines
+    lines += ["## Limits", "", *(f"- {limit}" for limit in limits), "", "## Licence", ""]
+    licence = f"{card.license_name}. It was trained on activations of {model}, whose own licence may bind too."
+    return [*lines, licence]
 
 
 def _layers(layers: Sequence[PublishedLayer]) -> str:
@@ -145,12 +172,17 @@ def _range(values: Sequence[float], digits: int) -> str:
 
 
 def _training_lines(layer: PublishedLayer) -> list[str]:
-    config = layer.config
     transcoder = layer.metrics["transcoder"]
-    rule = f"top-k, k = {transcoder['top_k']}" if transcoder["top_k"] else f"{transcoder['activation']}"
+    config = {**layer.config, "top_k": transcoder["top_k"], "activation": transcoder["activation"]}
+    return training_lines(config, features="features", text=dataset_words(layer.metrics["cache"]))
+
+
+def training_lines(config: Mapping[str, Any], *, features: str, text: str) -> list[str]:
+    """How large it is, how it selects, and what it saw."""
+    rule = f"top-k, k = {config['top_k']}" if config["top_k"] else f"{config['activation']}"
     tokens = config.get("tokens_trained")
     trained = f"Trained on {tokens:,} rows" if tokens else "Trained"
-    lines = [f"{config['dict_size']:,} features, {rule}. {trained} of {_dataset_words(layer)}."]
+    lines = [f"{config['dict_size']:,} {features}, {rule}. {trained} of {text}."]
     if tuned := config.get("finetuned"):
         lines.append(f"Then fine-tuned on {tuned['tokens']:,} tokens inside the language model.")
     return lines
@@ -175,20 +207,32 @@ def _table(layer: PublishedLayer) -> list[str]:
 
 
 def _limits(layers: Sequence[PublishedLayer]) -> list[str]:
-    found: list[str] = list(_LIMITS)
-    if any(layer.metrics["cache"].get("provenance") for layer in layers):
-        found.append("The activations came from elsewhere, and no harvest proved which tensors they are.")
+    found = limits_of(layers[0].metrics["cache"])
     warnings = {layer.metrics["concentration"]["warning"] for layer in layers} - {None, ""}
     return [*found, *sorted(warnings)]
 
 
-def _hub_dataset(layer: PublishedLayer) -> str | None:
+def limits_of(cache: Mapping[str, Any]) -> list[str]:
+    """What whoever uses any dictionary of such rows must know."""
+    unproved = ["The activations came from elsewhere, and no harvest proved which tensors they are."]
+    return [*LIMITS, *(unproved if cache.get("provenance") else [])]
+
+
+def hub_dataset(cache: Mapping[str, Any]) -> str | None:
     """The text's name on the Hub, where it comes from there."""
-    text = layer.metrics["cache"].get("dataset")
+    text = cache.get("dataset")
     is_hub = isinstance(text, Mapping) and text.get("kind") == "hub"
     return str(text["name"]) if is_hub and "name" in text else None
 
 
-def _dataset_words(layer: PublishedLayer) -> str:
-    text = layer.metrics["cache"].get("dataset") or {}
+def model_words(card: CardOf, cache: Mapping[str, Any]) -> str:
+    """The language model, by the name that it has on the Hub where that is known; no path of this machine."""
+    model = str(cache["model"])
+    is_path = model.startswith(("/", ".", "~"))
+    return card.base_model or (model.rstrip("/").split("/")[-1] if is_path else model)
+
+
+def dataset_words(cache: Mapping[str, Any]) -> str:
+    """What the text is called."""
+    text = cache.get("dataset") or {}
     return str(text.get("name") or text.get("kind") or "unnamed text") if isinstance(text, Mapping) else str(text)

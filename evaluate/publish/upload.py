@@ -3,6 +3,7 @@
     README.md                                        the card
     layer08/config.json, transcoder.safetensors      ours, byte for byte
     layer08/metrics.json                             the evaluation that the card quotes
+    layers00-11/...                                  the same of a cross-layer transcoder; of a set the evaluation alone
     saelens/, sparsify/, ...                         what ``nestcoder export`` wrote, where it is given
 
 The token is the Hub client's own (``hf auth login`` or HF_TOKEN); it is neither asked for nor kept here.
@@ -19,11 +20,15 @@ from common.hub_errors import hub_errors
 from common.progress import Progress
 from common.reading import parse_json
 from common.run_layout import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, RunFolders
-from evaluate.publish.card import PublishedExport, PublishedLayer, model_card
+from evaluate.joint.reports import newest_reports
+from evaluate.publish.card import CardOf, PublishedExport, PublishedLayer, model_card
+from evaluate.publish.joint_card import PublishedLayers, joint_card, set_lines
+from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import load_transcoder
 
 _ADDRESS = re.compile(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
 _REMEDY = "Check the network, and run 'hf auth login' with a token that may write; then run it again."
+_NO_REPORT = "There is no report of this transcoder: the card is written from it."
 _EXPORT = "EXPORT.json"
 _PAGES = ("neuronpedia", "delphi")
 """What an export writes without weights, and so without a record of what they cost."""
@@ -31,7 +36,8 @@ _PAGES = ("neuronpedia", "delphi")
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """What to publish where. ``folders`` by layer; ``exported`` is a folder that ``nestcoder export`` wrote."""
+    """What to publish where. ``folders`` by layer, ``joint`` those of all of the layers at once, if they are several;
+    ``exported`` is a folder that ``nestcoder export`` wrote."""
 
     to: str
     folders: Mapping[int, RunFolders]
@@ -41,6 +47,13 @@ class PublishRequest:
     exported: Path | None = None
     private: bool = False
     endpoint: str | None = None
+    joint: RunFolders | None = None
+
+    @property
+    def cross_layer(self) -> Path | None:
+        """Where the cross-layer transcoder of the layers lies, if it is one that is published."""
+        folder = self.joint.transcoder(self.name) if self.joint else None
+        return folder if folder and (folder / CONFIG_FILE).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -62,26 +75,61 @@ def prepare(request: PublishRequest) -> Publication:
     matched = _ADDRESS.fullmatch(request.to)
     if not matched:
         raise UsageError(f"'{request.to}' is not an address on the Hub.", remedy="Write hf:user/repository.")
+    exported = _exported(request.exported)
+    card = CardOf(matched[1], request.license_name, request.base_model, _exports(exported))
+    folder = request.cross_layer
+    files, text = _several_layers(request, card, folder) if folder else _single_layers(request, card)
+    files |= exported
+    sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
+    return Publication(matched[1], files, text, {"README.md": len(text.encode())} | sizes)
+
+
+def _single_layers(request: PublishRequest, card: CardOf) -> tuple[dict[str, Path], str]:
+    """Files and card of a dictionary for every layer; where all of them were measured at once, that too."""
     files: dict[str, Path] = {}
     layers: list[PublishedLayer] = []
     for layer, folders in request.folders.items():
-        own = _layer(layer, folders, request.name)
-        layers.append(own)
-        inside = f"layer{layer:02d}"
-        folder = folders.transcoder(request.name)
-        files |= {f"{inside}/{name}": folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
-        files[f"{inside}/{METRICS_FILE}"] = folders.report(request.name) / METRICS_FILE
-    exported = _exported(request.exported)
-    card = model_card(
-        matched[1],
-        layers,
-        license_name=request.license_name,
-        base_model=request.base_model,
-        exported=_exports(exported),
-    )
-    files |= exported
-    sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
-    return Publication(matched[1], files, card, {"README.md": len(card.encode())} | sizes)
+        layers.append(_layer(layer, folders, request.name))
+        report = folders.report(request.name) / METRICS_FILE
+        files |= _files_of(f"layer{layer:02d}", folders.transcoder(request.name), report)
+    of_all: list[str] = []
+    report, found = _joint(request, {})
+    # A report on all layers is no must, so one of other weights is left out.
+    if found and found.fields.get("weights") == {str(one.layer): one.config.get("weights") for one in layers}:
+        files[f"{found.folder}/{METRICS_FILE}"] = report
+        of_all = set_lines(found)
+    return files, model_card(card, layers, of_all=of_all)
+
+
+def _several_layers(request: PublishRequest, card: CardOf, folder: Path) -> tuple[dict[str, Path], str]:
+    """Files and card of a cross-layer transcoder."""
+    config = load_cross_layer(folder).config
+    report, found = _joint(request, config)
+    if not found:
+        layers = " ".join(f"--layer {layer}" for layer in request.folders)
+        remedy = f"Run 'nestcoder evaluate {layers} --name {request.name} --lm'."
+        raise UsageError(_NO_REPORT, where=report, remedy=remedy)
+    _check_weights(found.fields.get("weights"), config.get("weights"), report)
+    return _files_of(found.folder, folder, report), joint_card(card, found)
+
+
+def _joint(request: PublishRequest, config: Mapping[str, Any]) -> tuple[Path, PublishedLayers | None]:
+    """The newest report on all layers that has the dictionary, and what it says of it; None where there is none."""
+    if not request.joint:
+        return Path(), None
+    reports = newest_reports(request.joint.layer_folder / "report")
+    if request.name not in reports:
+        return request.joint.report(request.name) / METRICS_FILE, None
+    report, metrics = reports[request.name]
+    fields = metrics["dictionaries"][request.name]
+    return report / METRICS_FILE, PublishedLayers(request.joint.layer_folder.name, config, metrics, fields)
+
+
+def _files_of(inside: str, folder: Path, report: Path) -> dict[str, Path]:
+    """A dictionary's files and its report, by their names in the folder ``inside`` of the repository."""
+    return {f"{inside}/{file}": folder / file for file in (CONFIG_FILE, WEIGHTS_FILE)} | {
+        f"{inside}/{METRICS_FILE}": report
+    }
 
 
 def push(publication: Publication, request: PublishRequest, progress: Progress) -> str:
@@ -109,16 +157,22 @@ def _layer(layer: int, folders: RunFolders, name: str) -> PublishedLayer:
     config = load_transcoder(folders.transcoder(name)).config
     path = folders.report(name) / METRICS_FILE
     if not path.is_file():
-        what = "There is no report of this transcoder: the card is written from it."
-        raise UsageError(what, where=path, remedy=f"Run 'nestcoder evaluate --layer {layer} --name {name} --lm'.")
+        remedy = f"Run 'nestcoder evaluate --layer {layer} --name {name} --lm'."
+        raise UsageError(_NO_REPORT, where=path, remedy=remedy)
     try:
         metrics: Any = parse_json(path.read_bytes())
     except (ValueError, RecursionError):
         raise DamagedError("The report cannot be read.", where=path, remedy="Evaluate again.") from None
-    if metrics["transcoder"].get("weights") != config.get("weights"):
-        what = "The report is of other weights than the transcoder has now."
-        raise MismatchError(what, where=path, remedy="Evaluate again.")
+    _check_weights(metrics["transcoder"].get("weights"), config.get("weights"), path)
     return PublishedLayer(layer, config, metrics)
+
+
+def _check_weights(measured: Any, own: Any, path: Path) -> None:
+    """Raises MismatchError where a report is of other weights, or, of an earlier release, does not say of which."""
+    if measured != own:
+        what = "The report is of other weights than the transcoder has now."
+        what = what if measured else "The report does not say of which weights it is."
+        raise MismatchError(what, where=path, remedy="Evaluate again.")
 
 
 def _exported(folder: Path | None) -> dict[str, Path]:

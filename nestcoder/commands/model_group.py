@@ -63,11 +63,12 @@ def publish(
     private: bool,
     push: bool,
 ) -> None:
-    """Publish evaluated transcoders on the Hugging Face Hub, with a card written from their metrics.
+    """Publish evaluated dictionaries on the Hugging Face Hub, with a card written from their metrics.
 
     EXPORTED is a folder that 'nestcoder export' wrote, uploaded beside them. Without --push nothing leaves this
     machine. The token is that of 'hf auth login' or HF_TOKEN; it is not kept. nestcoder.load_transcoder reads
-    hf:USER/REPOSITORY/layer08 back.
+    hf:USER/REPOSITORY/layer08 back; a cross-layer transcoder, published with all of its layers, is read by
+    nestcoder.load_cross_layer from hf:USER/REPOSITORY/layers00-11.
     """
     from nestcoder.commands import publish_commands
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.run_layout import check_of_one_layer
+from common.run_layout import check_of_one_layer, joint_folders
 from common.units import in_bytes
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
 from nestcoder.stages.folders import folders_of
+from nestcoder.stages.joint import is_cross_layer
 
 if TYPE_CHECKING:
     from evaluate.publish.upload import PublishRequest
@@ -27,10 +28,14 @@ def request_of(
     """What the options ask for."""
     from evaluate.publish.upload import PublishRequest
 
-    check_of_one_layer(Path(invocation.settings.runs), invocation.settings.model, layers, name)
+    settings = invocation.settings
+    runs = Path(settings.runs)
+    if not is_cross_layer(settings, layers, name):
+        check_of_one_layer(runs, settings.model, layers, name)
     return PublishRequest(
         to=to,
-        folders={layer: folders_of(invocation.settings, layer) for layer in layers},
+        folders={layer: folders_of(settings, layer) for layer in layers},
+        joint=joint_folders(runs, settings.model, layers) if len(layers) > 1 else None,
         name=name,
         license_name=license_name,
         base_model=base_model,

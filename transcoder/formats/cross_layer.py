@@ -28,6 +28,7 @@ from transcoder.formats.native import (
     read_config,
     write_folder,
 )
+from transcoder.formats.published import PREFIX, fetch_published
 from transcoder.rules.registry import RULES
 from transcoder.rules.rule import is_count
 from transcoder.transcoder import Transcoder
@@ -73,9 +74,13 @@ def save_cross_layer(dictionary: CrossLayerTranscoder, folder: Path, *, config: 
 def load_cross_layer(path: str | Path, *, device: str = "cpu") -> CrossLayerTranscoder:
     """The cross-layer transcoder in a folder (or given its transcoder.safetensors).
 
+    ``hf:user/repository/layers00-11`` is one that was published on the Hugging Face Hub, fetched the first time.
+
     Raises DamagedError for missing or altered files, DiskError for unreadable ones, MismatchError for files of another
     kind or format version.
     """
+    if isinstance(path, str) and path.startswith(PREFIX):
+        path = fetch_published(path)
     folder = Path(path).parent if Path(path).name == WEIGHTS_FILE else Path(path)
     config = read_config(folder)
     _check(config, folder / CONFIG_FILE)

@@ -2,15 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from common import disk
-from evaluate.browse.files import curves_of, is_earlier, link_to, log_lines, read_object, read_text, report_files
-
-
-@pytest.mark.parametrize(("name", "earlier"), [("main", False), ("main.2026-11-27T10-00-00", True), ("v.2026", False)])
-def test_earlier_reports_have_a_date_in_their_name(name: str, earlier: bool) -> None:
-    assert is_earlier(Path("report") / name) is earlier
+from evaluate.browse.files import curves_of, link_to, log_lines, read_object, read_text, report_files
 
 
 def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from evaluate.publish.card import PublishedExport, PublishedLayer, model_card
+from evaluate.publish.card import CardOf, PublishedExport, PublishedLayer, model_card
 
 METRICS: dict[str, Any] = {
     "prefixes": [8, 32],
@@ -34,7 +34,7 @@ EXPORT = PublishedExport(
 
 def test_numbers_limits_and_front_matter() -> None:
     config = {"dict_size": 32, "tokens_trained": 5000, "finetuned": {"tokens": 2048}}
-    card = model_card("a/b", [PublishedLayer(8, config, METRICS)], license_name="mit", exported=[EXPORT])
+    card = model_card(CardOf("a/b", "mit", exported=[EXPORT]), [PublishedLayer(8, config, METRICS)])
     _, front, body = card.split("---\n", 2)
     fields = YAML(typ="safe", pure=True).load(front)
     assert (fields["license"], fields["library_name"]) == ("mit", "nestcoder")
@@ -61,7 +61,22 @@ def test_activations_from_elsewhere_are_named() -> None:
         "cache": METRICS["cache"] | {"provenance": "unproved", "dataset": {"kind": "hub", "name": "x/y"}}
     }
     saelens = PublishedExport("saelens/blocks.8.mlp_out", "saelens", {8: RECORD | {"prefix": None}})
-    card = model_card("a/b", [PublishedLayer(8, {"dict_size": 32}, metrics)], license_name="mit", exported=[saelens])
+    card = model_card(CardOf("a/b", "mit", exported=[saelens]), [PublishedLayer(8, {"dict_size": 32}, metrics)])
     assert "no harvest proved which tensors they are" in card
     assert 'datasets: ["x/y"]' in card
     assert 'library_name: "saelens"' in card
+
+
+def test_an_autoencoder_is_of_one_site_and_is_called_no_transcoder() -> None:
+    config = {"dict_size": 32, "kind": "sae"}
+    cache = METRICS["cache"] | {"model": "/home/somebody/gpt2", "source_site": "mlp_out"}
+    layers = [PublishedLayer(layer, config, METRICS | {"cache": cache}) for layer in (4, 8)]
+    card = model_card(CardOf("a/b", "mit"), layers, of_all=["## Both at once", ""])
+    assert "sparse autoencoders of **gpt2**, layers 4, 8, of `mlp_out`. " in card
+    assert "/home" not in card
+    assert "encode(source)  # `mlp_out`, (rows, d_source)" in card
+    assert 'load_transcoder(f"hf:a/b/layer{layer:02d}") for layer in (4, 8)}' in card
+    tags = next(line for line in card.splitlines() if line.startswith("tags:"))
+    assert '"transcoder"' not in tags
+    assert "sparse-autoencoder" in tags
+    assert card.index("## Both at once") < card.index("## Layer 4")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Generator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,8 @@ from common.errors import DamagedError, DiskError, MismatchError, UsageError
 from common.progress import Silent
 from common.run_layout import RunFolders
 from evaluate.publish.upload import PublishRequest, prepare, push
+from transcoder.cross_layer import CrossLayerTranscoder
+from transcoder.formats.cross_layer import save_cross_layer
 from transcoder.formats.native import load_transcoder, save_transcoder
 from transcoder.rules.topk import TopK
 from transcoder.transcoder import Transcoder, random_arrays
@@ -218,6 +221,99 @@ def test_other_bytes_are_refused_by_the_hash_in_config_json(request_to: PublishR
     for address in ("hf:nobody", "hf:a/b/../c", "hf:"):
         with pytest.raises(UsageError, match="not an address"):
             nestcoder.load_transcoder(address)
+
+
+def joint_metrics(layers: tuple[int, ...], **weights: Any) -> dict[str, Any]:
+    """A report on several layers, of the dictionaries whose seals are given."""
+    fields = {
+        "window": 1,
+        "prefixes": [8, 32],
+        "fvu_per_prefix": [0.4, 0.2],
+        "fvu_per_layer_and_prefix": [[0.4, 0.2]] * len(layers),
+        "l0_per_layer_and_prefix": [[2.0, 4.0]] * len(layers),
+        "dead_per_layer": [0.0] * len(layers),
+        "crossing_per_layer": [0.5] * len(layers),
+        "tokens_used": 12_345,
+        "language_model": None,
+    }
+    cache = {"model": "gpt2", "source_site": "mlp_in", "target_site": "mlp_out", "dataset": {"kind": "stdlib"}}
+    dictionaries = {name: fields | {"weights": seal} for name, seal in weights.items()}
+    return {"layers": list(layers), "documents": 40, "cache": cache, "dictionaries": dictionaries}
+
+
+@pytest.fixture
+def joint_request(request_to: PublishRequest, tmp_path: Path) -> PublishRequest:
+    """A cross-layer transcoder ``clt`` of both layers, measured in the report of another."""
+    joint = RunFolders(tmp_path / "runs" / "gpt2" / "layers04_08")
+    pieces = [
+        Transcoder(**random_arrays(12, width, dict_size=32, seed=width), rule=TopK(4), prefixes=(8, 32))
+        for width in (24, 12)
+    ]
+    made = CrossLayerTranscoder(pieces, layers=(4, 8), window=1)
+    config = save_cross_layer(made, joint.transcoder("clt"), config={"tokens_trained": 5000})
+    report = joint.report("beside") / "metrics.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps(joint_metrics((4, 8), clt=config["weights"])))
+    return replace(request_to, name="clt", joint=joint, exported=None)
+
+
+def test_a_cross_layer_transcoder_is_read_back_by_its_address(joint_request: PublishRequest) -> None:
+    publication = prepare(joint_request)
+    push(publication, joint_request, Silent())
+    assert set(Hub.files) == {
+        "README.md", "layers04_08/config.json", "layers04_08/transcoder.safetensors", "layers04_08/metrics.json",
+    }  # fmt: skip
+    found = nestcoder.load_cross_layer(f"hf:{NAME}/layers04_08")
+    assert joint_request.cross_layer is not None
+    own = nestcoder.load_cross_layer(joint_request.cross_layer)
+    assert found.config == own.config
+    source = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found.reconstructions([source, source]), own.reconstructions([source, source]))
+    with pytest.raises(MismatchError, match="cross-layer transcoder, of several layers"):
+        nestcoder.load_transcoder(f"hf:{NAME}/layers04_08")
+
+
+def test_a_cross_layer_transcoder_of_other_bytes_is_refused_by_its_hash(joint_request: PublishRequest) -> None:
+    push(prepare(joint_request), joint_request, Silent())
+    weights = bytearray(Hub.files["layers04_08/transcoder.safetensors"])
+    weights[-1] ^= 1
+    Hub.files["layers04_08/transcoder.safetensors"] = bytes(weights)
+    with pytest.raises(DamagedError, match="hash differs"):
+        nestcoder.load_cross_layer(f"hf:{NAME}/layers04_08")
+
+
+def test_a_cross_layer_transcoder_without_a_report_of_its_weights_is_refused(joint_request: PublishRequest) -> None:
+    assert joint_request.joint is not None
+    report = joint_request.joint.report("beside") / "metrics.json"
+    for seal, reason in (({"bytes": 1}, "of other weights"), (None, "does not say of which weights")):
+        report.write_text(json.dumps(joint_metrics((4, 8), clt=seal)))
+        with pytest.raises(MismatchError, match=reason):
+            prepare(joint_request)
+    report.unlink()
+    with pytest.raises(UsageError, match="no report of this transcoder") as refused:
+        prepare(joint_request)
+    assert "evaluate --layer 4 --layer 8 --name clt --lm" in (refused.value.remedy or "")
+    assert not Hub.made
+
+
+def test_a_set_has_what_was_measured_of_all_its_layers(
+    request_to: PublishRequest, joint_request: PublishRequest
+) -> None:
+    request = replace(request_to, joint=joint_request.joint)
+    assert "at once" not in prepare(request).card
+    weights = {
+        str(layer): load_transcoder(folders.transcoder("main")).config["weights"]
+        for layer, folders in request.folders.items()
+    }
+    assert request.joint is not None
+    report = request.joint.report("main") / "metrics.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps(joint_metrics((4, 8), main=weights)))
+    publication = prepare(request)
+    assert "## Layers 4 and 8 at once" in publication.card
+    assert publication.files["layers04_08/metrics.json"] == report
+    report.write_text(json.dumps(joint_metrics((4, 8), main=weights | {"8": None})))
+    assert "at once" not in prepare(request).card, "a report of other weights is no report of these"
 
 
 def test_an_export_whose_record_cannot_be_read_is_refused(request_to: PublishRequest) -> None:
