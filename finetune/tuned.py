@@ -4,6 +4,12 @@ The update is that of training (``train/arrays/optim.py``): clipped, Adam, decod
 are for training's units, so weights and gradients are converted to them and back:
 
     W = factor * W'        dL/dW' = factor * dL/dW
+
+A dictionary from elsewhere may have decoder rows of other norms n in those units. It is the same dictionary as one with
+rows of norm 1 whose features fire n times as strongly, and that one is updated: its factors have n, too, so that the
+transcoder keeps its own activations, its rule and the norms of its rows.
+
+    W_dec'[f] = W_dec[f] / (factor n_f)    W_enc'[f] = n_f W_enc[f] / factor    b_enc'[f] = n_f b_enc[f] / factor
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cache.reader import CacheReader
-from common.errors import UsageError
 from train.arrays.optim import Moments, remove_parallel_, update_
 from train.arrays.parameters import Parameters
 from train.arrays.units import scaled, units_of
@@ -39,12 +45,15 @@ class Tuned:
 
     @staticmethod
     def begin(transcoder: Transcoder, factors: dict[str, Tensor]) -> "Tuned":
-        """From a trained dictionary, on its device. Raises UsageError where its rows are not of norm 1."""
+        """From a trained dictionary, on its device."""
         arrays = {name: array.detach().clone() / factors[name] for name, array in transcoder.arrays().items()}
+        norms = arrays["W_dec"].norm(dim=1)
+        if float((norms - 1).abs().max()) > _UNIT:
+            factors = _with_norms(factors, norms)
+            arrays = {name: array.detach().clone() / factors[name] for name, array in transcoder.arrays().items()}
+            # A row of zeros writes nothing, whatever its direction: its factor is 0.
+            arrays["W_dec"][norms == 0] = torch.eye(1, arrays["W_dec"].shape[1], device=norms.device)
         weights = Parameters(**arrays)
-        if float((weights.W_dec.norm(dim=1) - 1).abs().max()) > _UNIT:
-            what = f"The decoder rows of {transcoder.name} do not have norm 1, as fine-tuning needs."
-            raise UsageError(what, remedy="Fine-tune a dictionary that nestcoder trained.")
         own = transcoder.replaced(**{name: array.detach().clone() for name, array in transcoder.arrays().items()})
         tuned = Tuned(own.requires_grad_(), weights, Moments.zero(weights), factors)
         tuned.show()
@@ -68,6 +77,20 @@ class Tuned:
         contiguous = {name: gradient.contiguous() for name, gradient in gradients.items()}
         update_(self.weights, Parameters(**contiguous), moments=self.moments, settings=settings, step=step)
         self.show()
+
+
+def _with_norms(factors: Mapping[str, Tensor], norms: Float[Tensor, " features"]) -> dict[str, Tensor]:
+    """The factors of the dictionary whose decoder rows have norm 1 and whose features fire ``norms`` times as strongly.
+
+    A feature that writes nothing has no gradient, and fires as it is.
+    """
+    strength = torch.where(norms > 0, 1 / norms, 1.0)
+    return {
+        **factors,
+        "W_enc": factors["W_enc"] * strength[:, None],
+        "b_enc": factors["b_enc"] * strength,
+        "W_dec": factors["W_dec"] * norms[:, None],
+    }
 
 
 def factors_of_layer(transcoder: Transcoder, reader: CacheReader) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import nestcoder
 from common.errors import MismatchError, UsageError
@@ -159,6 +160,38 @@ def test_dictionaries_that_cannot_be_tuned_are_refused(runs: Path, settings_in: 
     save_cross_layer(made, runs / JOINT / "other", config={"cache_fingerprint": "another"})
     with pytest.raises(MismatchError, match="trained on the caches another"):
         finetune(settings, name="other")
+
+
+def test_one_of_another_tool_keeps_the_norms_of_its_rows(runs: Path, settings_in: Settings, tmp_path: Path) -> None:
+    """Exported, written in other units as another tool might have, imported, and fine-tuned."""
+    settings = settings_in(runs, *TEN_STEPS)
+    given = {"to": ["circuit-tracer"], "out": tmp_path / "out", "name": "clt", "device": "cpu"}
+    folder = Path(nestcoder.run_export(settings, LAYERS, **given)[0]["folder"])
+    for layer in LAYERS:
+        for kind, factors in (("enc", {"W_enc": 0.5, "b_enc": 0.5, "threshold": 0.5}), ("dec", {"W_dec": 2.0})):
+            file = folder / f"W_{kind}_{layer}.safetensors"
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata()
+            scaled = {
+                name: array * factors.get(name.rpartition("_")[0], 1.0) for name, array in load_file(file).items()
+            }
+            save_file(scaled, file, metadata=metadata)
+    nestcoder.run_import(settings, str(folder), LAYERS, name="theirs", device="cpu")
+    metrics = finetune(settings, name="theirs")
+    before, after = (metrics["language_model"][which]["per_prefix"][-1]["kl"] for which in ("before", "after"))
+    assert after < before
+    theirs = nestcoder.load_cross_layer(runs / JOINT / "theirs")
+    result = nestcoder.load_cross_layer(runs / JOINT / "theirs-finetuned")
+    scales = torch.tensor(theirs.config["target_scales"])
+    for number in range(3):
+        rows, tuned = (
+            made.piece(number).W_dec.unflatten(1, (-1, 96)) * scales[number : number + 2, None]
+            for made in (theirs, result)
+        )
+        norms = rows.square().sum(dim=(1, 2)).sqrt()
+        torch.testing.assert_close(norms, torch.full((64,), 2.0), rtol=1e-3, atol=0)
+        torch.testing.assert_close(tuned.square().sum(dim=(1, 2)).sqrt(), norms, rtol=1e-3, atol=0)
+        assert not torch.equal(rows, tuned)
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])

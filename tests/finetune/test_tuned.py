@@ -7,10 +7,11 @@ import torch
 
 import nestcoder
 from cache.open import open_cache
-from common.errors import UsageError
 from finetune.tuned import Tuned, factors_of_layer, factors_of_piece, kept_of_config
 from train.config import TrainSettings
 from train.resolved import resolve
+from transcoder.rules.threshold import JumpReLU
+from transcoder.transcoder import Transcoder
 
 LAYERS = (4, 6, 8)
 
@@ -60,10 +61,54 @@ def test_an_update_keeps_rows_at_norm_one(trained: Path, which: str) -> None:
     assert not torch.equal(piece.transcoder.W_dec, before)
 
 
-def test_rows_of_another_norm_are_refused(trained: Path) -> None:
-    piece = begin(trained, "layer")
-    with pytest.raises(UsageError, match="do not have norm 1"):
-        Tuned.begin(piece.transcoder.replaced(W_dec=2 * piece.transcoder.W_dec.detach()), piece.factors)
+def in_other_units(transcoder: Transcoder, norms: torch.Tensor) -> Transcoder:
+    """The same dictionary with features that fire ``1 / norms`` times as strongly and write so much more."""
+    assert isinstance(transcoder.rule, JumpReLU)
+    return transcoder.replaced(
+        W_enc=transcoder.W_enc.detach() / norms[:, None],
+        b_enc=transcoder.b_enc.detach() / norms,
+        W_dec=transcoder.W_dec.detach() * norms[:, None],
+        rule=JumpReLU(transcoder.rule.threshold / norms),
+    )
+
+
+@pytest.mark.parametrize("which", ["layer", "piece"])
+def test_rows_of_other_norms_are_tuned_as_those_of_norm_one(trained: Path, which: str) -> None:
+    """Three updates of two dictionaries that are one in other units: the same outputs, and norms that stay."""
+    plain = begin(trained, which)
+    norms = torch.linspace(0.3, 3, 64)
+    own = plain.transcoder.replaced(rule=JumpReLU(torch.full((64,), 0.1)))
+    plain, other = (Tuned.begin(start, plain.factors) for start in (own, in_other_units(own, norms)))
+    source = torch.randn(40, 96, generator=torch.Generator().manual_seed(0))
+    settings = resolve(TrainSettings(prefixes=(16, 64), top_k=1, steps=4, lr=0.01), model="", d_target=96)
+    first = own.reconstructions(source).detach()
+    for step in range(3):
+        for tuned in (plain, other):
+            loss = (tuned.transcoder.reconstructions(source) - 2 * first).square().sum()
+            arrays = tuned.transcoder.arrays()
+            gradients = dict(zip(arrays, torch.autograd.grad(loss, list(arrays.values())), strict=True))
+            tuned.update(tuned.in_training_units(gradients), settings=settings, step=step)
+    now = plain.transcoder.reconstructions(source).detach()
+    scale = float(now.abs().max())
+    assert float((now - first).abs().max()) > 1e-3 * scale
+    torch.testing.assert_close(other.transcoder.reconstructions(source).detach(), now, rtol=1e-3, atol=1e-4 * scale)
+    rows = other.transcoder.W_dec.detach() / plain.factors["W_dec"]
+    torch.testing.assert_close(rows.norm(dim=1), norms, rtol=1e-4, atol=0)
+
+
+def test_a_row_of_zeros_stays_one(trained: Path) -> None:
+    tuned = begin(trained, "layer")
+    written = 2 * tuned.transcoder.W_dec.detach()
+    written[5] = 0
+    start = tuned.transcoder.replaced(W_dec=written)
+    tuned = Tuned.begin(start, tuned.factors)
+    for name, array in start.arrays().items():
+        torch.testing.assert_close(tuned.transcoder.arrays()[name].detach(), array.detach())
+    gradients = {name: torch.ones_like(array) for name, array in tuned.transcoder.arrays().items()}
+    settings = resolve(TrainSettings(prefixes=(16, 64), top_k=1, steps=4, lr=0.01), model="", d_target=96)
+    tuned.update(tuned.in_training_units(gradients), settings=settings, step=3)
+    assert not tuned.transcoder.W_dec[5].any()
+    assert all(bool(array.isfinite().all()) for array in tuned.transcoder.arrays().values())
 
 
 def test_fields_about_the_old_file_are_left_out_of_the_config() -> None:
