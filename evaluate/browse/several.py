@@ -29,7 +29,7 @@ def several_layers(runs: Path, single: Sequence[Entry]) -> list[Entry]:
         if layers and folder.is_dir():
             for entry in _of_layers(runs, RunFolders(folder), layers, known):
                 found[entry["model"], tuple(layers), entry["name"]] = entry
-    for entry in _together(runs, known):
+    for entry in _spliced_sets(runs, known):
         key = entry["model"], tuple(entry["layers"]), entry["name"]
         # A report on the layers' rows says more; what the model loses it may not say.
         there = found.setdefault(key, entry)
@@ -122,7 +122,7 @@ def _measured(metrics: Mapping[str, Any], name: str, links: Sequence[str | None]
     }
 
 
-def _together(runs: Path, known: Mapping[tuple[str, int, str], Entry]) -> Iterator[Entry]:
+def _spliced_sets(runs: Path, known: Mapping[tuple[str, int, str], Entry]) -> Iterator[Entry]:
     """Sets that were spliced into the language model at once; FVU and L0 are of the layers' own reports."""
     for path in sorted(runs.glob(f"*/together/**/{METRICS_FILE}")):
         if not is_current(path.parent):

@@ -114,8 +114,8 @@ def _formed_head(evidence: Evidence) -> dict[str, Any] | None:
 class _Vocabulary:
     """The token ids of a pack to numbers in its list of texts: the shortest numbers for the most frequent tokens."""
 
-    def __init__(self, evidence: Evidence, asked: list[Int[np.ndarray, "..."]]) -> None:
-        tokens, counts = np.unique(np.concatenate(asked), return_counts=True)
+    def __init__(self, evidence: Evidence, needed: list[Int[np.ndarray, "..."]]) -> None:
+        tokens, counts = np.unique(np.concatenate(needed), return_counts=True)
         order = np.argsort(-counts, kind="stable")
         self._tokens = tokens
         self._number = np.argsort(order, kind="stable")
@@ -140,7 +140,7 @@ class _Windows:
     tokens: Int[np.ndarray, " tokens"]
 
     @staticmethod
-    def of(evidence: Evidence, features: range) -> "_Windows":
+    def of_features(evidence: Evidence, features: range) -> "_Windows":
         """Those of some features."""
         tables = {
             kind: evidence.arrays[f"context_{kind}"][features.start : features.stop] for kind in context_kinds(evidence)
@@ -163,9 +163,9 @@ class _Windows:
 def pack(evidence: Evidence, features: range) -> dict[str, Any]:
     """A few features' pages."""
     arrays = evidence.arrays
-    windows = _Windows.of(evidence, features)
-    sides = ("before", "on", "after", "raised", "lowered", "formed")
-    named = [f"{side}_token" for side in sides if f"{side}_token" in arrays]
+    windows = _Windows.of_features(evidence, features)
+    tables_of_tokens = ("before", "on", "after", "raised", "lowered", "formed")
+    named = [f"{table}_token" for table in tables_of_tokens if f"{table}_token" in arrays]
     tables = [arrays[name][features.start : features.stop].ravel() for name in named]
     vocabulary = _Vocabulary(evidence, [windows.tokens, *(table[table != NO_TOKEN] for table in tables)])
     pages = [_page(evidence, feature, vocabulary) for feature in features]
@@ -185,38 +185,42 @@ def _page(evidence: Evidence, feature: int, vocabulary: _Vocabulary) -> dict[str
         "histogram": arrays["histogram"][feature].tolist(),
         "intervals": arrays["intervals"][feature].tolist(),
         "positions": position_rates(evidence, feature),
-        "tokens": {side: _tokens(evidence, feature, side, vocabulary) for side in ("before", "on", "after")},
+        "tokens": {
+            position: _tokens(evidence, feature, position, vocabulary) for position in ("before", "on", "after")
+        },
         "relatives": {
             kind: [list(entry.values()) for entry in found[:_SHOWN_FINER]] for kind, found in related.items()
         },
         "finer": len(related["finer"]),
     }
     if "raised_token" in arrays:
-        page["logits"] = {side: _logits(evidence, feature, side, vocabulary) for side in ("raised", "lowered")}
+        page["logits"] = {
+            direction: _logits(evidence, feature, direction, vocabulary) for direction in ("raised", "lowered")
+        }
     if "logit_histogram" in arrays:
         page["logit_histogram"] = arrays["logit_histogram"][feature].tolist()
     if "formed_step" in arrays:
         page["formed"] = _formed(evidence, feature, vocabulary)
     if written := writes(evidence, feature):
-        page["writes"] = [list(one.values()) for one in written]
+        page["writes"] = [list(entry.values()) for entry in written]
     if aligned := neurons(evidence, feature):
         page["neurons"] = [list(entry.values()) for entry in aligned]
     return page
 
 
-def _tokens(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary) -> list[list[Any]]:
+def _tokens(evidence: Evidence, feature: int, position: str, vocabulary: _Vocabulary) -> list[list[Any]]:
     """Number in the vocabulary, count, share, lift, recall."""
-    columns = [evidence.arrays[f"{side}_{name}"][feature].tolist() for name in ("count", "share", "lift", "recall")]
-    tokens = evidence.arrays[f"{side}_token"][feature]
+    columns = [evidence.arrays[f"{position}_{name}"][feature].tolist() for name in ("count", "share", "lift", "recall")]
+    tokens = evidence.arrays[f"{position}_token"][feature]
     tokens = tokens[tokens != NO_TOKEN]
     rows = zip(vocabulary.numbers(tokens), *columns, strict=False)
     return [[number, count, *map(rounded, rates)] for number, count, *rates in rows]
 
 
-def _logits(evidence: Evidence, feature: int, side: str, vocabulary: _Vocabulary) -> list[list[Any]]:
+def _logits(evidence: Evidence, feature: int, direction: str, vocabulary: _Vocabulary) -> list[list[Any]]:
     """Number in the vocabulary, logit."""
-    numbers = vocabulary.numbers(evidence.arrays[f"{side}_token"][feature])
-    logits = evidence.arrays[f"{side}_logit"][feature].tolist()
+    numbers = vocabulary.numbers(evidence.arrays[f"{direction}_token"][feature])
+    logits = evidence.arrays[f"{direction}_logit"][feature].tolist()
     return [[number, rounded(logit)] for number, logit in zip(numbers, logits, strict=True)]
 
 
@@ -254,7 +258,10 @@ def _contexts(
             pairs[1::2] = values[low:high]
             found.append([document, row, row - first, numbers[start : start + end - first], pairs])
             start += end - first
-        yield {kind: [one for one in found[columns] if one[1] != NO_ROW] for kind, columns in windows.kinds.items()}
+        yield {
+            kind: [context for context in found[columns] if context[1] != NO_ROW]
+            for kind, columns in windows.kinds.items()
+        }
 
 
 def significant(values: Float[np.ndarray, " values"]) -> Float[np.ndarray, " values"]:

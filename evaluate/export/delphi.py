@@ -22,7 +22,7 @@ from evaluate.features.code import Code
 
 # Files that delphi deals the features over, and the activation that it takes for zero.
 SPLITS = 5
-_LEAST = 1e-5
+_SMALLEST = 1e-5
 
 
 def hookpoint(layer: int, architecture: str | None) -> str:
@@ -45,7 +45,7 @@ def delphi_files(
     sequence = sequences_of(position)
     table = np.full((int(sequence[-1]) + 1, context), padding, dtype=np.int64)
     table[sequence, position] = tokens
-    kept = np.abs(code.value) > _LEAST
+    kept = np.abs(code.value) > _SMALLEST
     row = code.row[kept]
     locations = np.stack([sequence[row], position[row].astype(np.int64), code.feature[kept].astype(np.int64)], axis=1)
     activations = code.value[kept].astype(np.float16)

@@ -47,10 +47,10 @@ def neuronpedia_files(layers: Iterable[tuple[Evidence, Decoder | None]], *, crea
             yield f"{folder}/{name}.jsonl", (as_line(record),)
         for number, start in enumerate(range(0, evidence.dict_size, BATCH_FEATURES)):
             batch = range(start, min(start + BATCH_FEATURES, evidence.dict_size))
-            features = b"".join(as_line(feature_record(evidence, decoder, one, created_at)) for one in batch)
+            features = b"".join(as_line(feature_record(evidence, decoder, feature, created_at)) for feature in batch)
             yield f"{folder}/features/batch-{number}.jsonl.gz", (packed(features),)
             activations = b"".join(
-                as_line(one) for feature in batch for one in activation_records(evidence, feature, created_at)
+                as_line(record) for feature in batch for record in activation_records(evidence, feature, created_at)
             )
             yield f"{folder}/activations/batch-{number}.jsonl.gz", (packed(activations),)
 
@@ -113,10 +113,10 @@ def feature_record(evidence: Evidence, decoder: Decoder | None, feature: int, cr
         "hookName": f"blocks.{evidence.layer}.hook_mlp_out" if vector else None,
         "topkCosSimIndices": arrays["decoder_feature"][feature].tolist(),
         "topkCosSimValues": [rounded(value) for value in arrays["decoder_score"][feature]],
-        "pos_str": [_storable(one["token"]) for one in effects["raised"]],
-        "pos_values": [one["logit"] for one in effects["raised"]],
-        "neg_str": [_storable(one["token"]) for one in effects["lowered"]],
-        "neg_values": [one["logit"] for one in effects["lowered"]],
+        "pos_str": [_storable(token["token"]) for token in effects["raised"]],
+        "pos_values": [token["logit"] for token in effects["raised"]],
+        "neg_str": [_storable(token["token"]) for token in effects["lowered"]],
+        "neg_values": [token["logit"] for token in effects["lowered"]],
         "frac_nonzero": rounded(arrays["firings"][feature] / evidence.tokens),
         **_bars("freq", arrays["histogram"][feature], 0.0, float(arrays["largest"][feature])),
         **_logit_bars(evidence, feature),
@@ -134,7 +134,7 @@ def _logit_bars(evidence: Evidence, feature: int) -> dict[str, list[int] | list[
     arrays = evidence.arrays
     if "logit_histogram" not in arrays:
         return {f"logits_hist_data_bar_{name}": [] for name in ("heights", "values")}
-    bounds = (float(arrays[f"{side}_logit"][feature, 0]) for side in ("lowered", "raised"))
+    bounds = (float(arrays[f"{direction}_logit"][feature, 0]) for direction in ("lowered", "raised"))
     return _bars("logits", arrays["logit_histogram"][feature], *bounds)
 
 
@@ -153,8 +153,9 @@ def activation_records(evidence: Evidence, feature: int, created_at: str) -> lis
     bounds = intervals(evidence, feature)
     kinds: dict[str, dict[str, Any]] = {STRONGEST: strongest}
     for number, kind in interval_kinds(evidence):
-        one = bounds[number]
-        kinds[kind] = {"binMin": one["from"], "binMax": one["to"], "binContains": rounded(one["share"])}
+        interval = bounds[number]
+        limits = {"binMin": interval["from"], "binMax": interval["to"], "binContains": rounded(interval["share"])}
+        kinds[kind] = limits
     common = {
         "modelId": model_id(evidence),
         "layer": source_id(evidence),

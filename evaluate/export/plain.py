@@ -37,8 +37,8 @@ SCHEMA = pyarrow.schema(
     [
         *_SCALARS.items(),
         ("histogram", pyarrow.list_(pyarrow.int64())),
-        *((f"tokens_{side}", pyarrow.list_(_TOKEN)) for side in ("before", "on", "after")),
-        *((side, pyarrow.list_(_LOGIT)) for side in ("raised", "lowered")),
+        *((f"tokens_{position}", pyarrow.list_(_TOKEN)) for position in ("before", "on", "after")),
+        *((direction, pyarrow.list_(_LOGIT)) for direction in ("raised", "lowered")),
         *((kind, pyarrow.list_(pyarrow.int64())) for kind in ("decoder", "encoder", "near", "coarser", "finer")),
         ("contexts", pyarrow.list_(_CONTEXT)),
     ]
@@ -79,8 +79,8 @@ def _row(page: dict[str, Any]) -> dict[str, Any]:
     logits = page["logits"] or {}
     return {
         **{name: page[name] for name in (*_SCALARS, "histogram")},
-        **{f"tokens_{side}": found for side, found in page["tokens"].items()},
-        **{side: logits.get(side) for side in ("raised", "lowered")},
+        **{f"tokens_{position}": found for position, found in page["tokens"].items()},
+        **{direction: logits.get(direction) for direction in ("raised", "lowered")},
         **{kind: [entry["feature"] for entry in found] for kind, found in page["relatives"].items()},
         "contexts": [{"kind": kind} | entry for kind, found in page["contexts"].items() for entry in found],
     }

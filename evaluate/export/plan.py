@@ -99,7 +99,7 @@ def _jsonl(evidence: Evidence, features: list[int]) -> int:
 
 def _neuronpedia(evidence: Evidence, decoder: Decoder | None, features: list[int]) -> int:
     lines = b"".join(as_line(feature_record(evidence, decoder, feature, "")) for feature in features)
-    contexts = b"".join(as_line(one) for feature in features for one in activation_records(evidence, feature, ""))
+    contexts = b"".join(as_line(record) for feature in features for record in activation_records(evidence, feature, ""))
     return len(packed(lines)) + len(packed(contexts))
 
 

@@ -110,8 +110,8 @@ class _Export:
 
     @property
     def _folder(self) -> Path:
-        whole = self._size == self._trained.dict_size
-        return self.request.out / ("circuit_tracer" if whole else f"circuit_tracer-p{self._size}")
+        is_complete = self._size == self._trained.dict_size
+        return self.request.out / ("circuit_tracer" if is_complete else f"circuit_tracer-p{self._size}")
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class _Export:
         if self._size not in self._trained.prefixes:
             what = f"{self._size} is not a prefix of this transcoder; it has {list(self._trained.prefixes)}."
             raise UsageError(what, where=self.source.transcoder)
-        sites = [self._opened.stacked_reader.identity.get(f"{side}_site") for side in ("source", "target")]
+        sites = [self._opened.stacked_reader.identity.get(name) for name in ("source_site", "target_site")]
         if sites != ["mlp_in", "mlp_out"]:
             what = f"It goes from {sites[0]} to {sites[1]}; {FORMAT} has a form for the MLP's input and output."
             raise UsageError(what, where=self.source.transcoder)
@@ -224,7 +224,11 @@ class _Export:
         records: dict[str, dict[str, Any]] = {}
         for number, layer in enumerate(self._trained.layers):
             per_prefix = [
-                {"prefix": prefix, "before": _at(before, number, index), "after": _at(after, number, index)}
+                {
+                    "prefix": prefix,
+                    "before": _fvu_and_l0(before, number, index),
+                    "after": _fvu_and_l0(after, number, index),
+                }
                 for index, prefix in enumerate(made.prefixes)
             ]
             records[str(layer)] = {
@@ -294,5 +298,5 @@ def _steps(
     return steps
 
 
-def _at(measured: Mapping[str, Any], number: int, index: int) -> dict[str, float]:
+def _fvu_and_l0(measured: Mapping[str, Any], number: int, index: int) -> dict[str, float]:
     return {name: measured[f"{name}_per_layer_and_prefix"][number][index] for name in ("fvu", "l0")}

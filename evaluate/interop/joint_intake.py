@@ -60,17 +60,17 @@ def import_cross_layer(
     """
     out = request.source.transcoder
     refuse_another(out, fresh=request.fresh)
-    place = str(choose_device(device))
+    device_name = str(choose_device(device))
     found = read_circuit_tracer_clt(request.path, source_view=request.source_view)
     layers = sorted(request.source.caches)
     if list(found.layers) != layers:
         what = f"The dictionary is of layers {_listed(found.layers)}, not of {_listed(layers)}."
         raise MismatchError(what, where=request.path, remedy="Name its layers, each with --layer.")
-    readers = open_readers(request.source.caches, cache_settings, device=place)
+    readers = open_readers(request.source.caches, cache_settings, device=device_name)
     fitted = found.with_pieces([_fitted(found, number, reader) for number, reader in enumerate(readers)])
     stacked_reader = stacked(readers)
-    rows = JointRows(stacked_reader, readers, EvaluateSettings(bootstrap=0), device=place, progress=progress)
-    measured = rows.measure(fitted.on(place))
+    rows = JointRows(stacked_reader, readers, EvaluateSettings(bootstrap=0), device=device_name, progress=progress)
+    measured = rows.measure(fitted.on(device_name))
     config = {
         **found.config,
         "model": stacked_reader.identity.get("model"),
@@ -103,7 +103,7 @@ def _fitted(dictionary: CrossLayerTranscoder, number: int, reader: CacheReader) 
     if (piece.d_source, dictionary.d_target) != widths:
         what = f"The dictionary maps {piece.d_source} dimensions to {dictionary.d_target}, the cache has {widths}."
         raise MismatchError(what, where=reader.path)
-    source, target = (reader.identity.get(f"{side}_site") for side in ("source", "target"))
+    source, target = (reader.identity.get(name) for name in ("source_site", "target_site"))
     if target != dictionary.config["target_site"]:
         what = f"The cache's target is {target}; the dictionary reconstructs {dictionary.config['target_site']}."
         raise MismatchError(what, where=reader.path)

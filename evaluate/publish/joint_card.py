@@ -100,11 +100,11 @@ def prefix_lines(found: PublishedLayers) -> list[str]:
             numbers = spliced["per_prefix"][index]
             cells += [f"{numbers['kl']:.4f}", f"{numbers['top1']:.1%}", f"{numbers['delta']:+.4f}"]
         lines.append(_row(cells))
-    said = f"On {fields['tokens_used']:,} held-out tokens of {found.metrics['documents']:,} documents"
+    rows = f"On {fields['tokens_used']:,} held-out tokens of {found.metrics['documents']:,} documents"
     model = "what the model loses was not measured"
     if spliced:
         model = "KL and delta CE in nats a token, with all of these layers spliced into the model at once"
-    return [*lines, "", f"{said}; FVU and L0 are means over layers, intervals resample documents; {model}."]
+    return [*lines, "", f"{rows}; FVU and L0 are means over layers, intervals resample documents; {model}."]
 
 
 def _layer_lines(found: PublishedLayers) -> list[str]:

@@ -95,7 +95,7 @@ def _single_layers(request: PublishRequest, card: CardOf) -> tuple[dict[str, Pat
     of_all: list[str] = []
     report, found = _joint(request, {})
     # A report on all layers is no must, so one of other weights is left out.
-    if found and found.fields.get("weights") == {str(one.layer): one.config.get("weights") for one in layers}:
+    if found and found.fields.get("weights") == {str(layer.layer): layer.config.get("weights") for layer in layers}:
         files[f"{found.folder}/{METRICS_FILE}"] = report
         of_all = set_lines(found)
     return files, model_card(card, layers, of_all=of_all)

@@ -217,10 +217,10 @@ def _context_line(context: dict[str, Any]) -> str:
     return f"  {context['values'][context['at']]:8.3f}  {shown}"
 
 
-def _tokens(page: dict[str, Any], where: str) -> str:
+def _tokens(page: dict[str, Any], position: str) -> str:
     from evaluate.features.text.labels import quoted
 
-    listed = page["tokens"][where][:4]
+    listed = page["tokens"][position][:4]
     return ", ".join(f"{quoted(entry['token'])} {entry['share']:.0%} (x {entry['lift']:.3g})" for entry in listed)
 
 
@@ -244,7 +244,9 @@ _COMPARED: dict[str, _Words] = {
     "firings": lambda page: f"{page['firings']:,} ({page['density']:.3%} of tokens)",
     "largest": lambda page: f"{page['largest']:.4g} (median {page['percentiles']['50']:.4g})",
     "FVU lost": lambda page: f"{page['fvu_lost']:.2e} (in its prefix {page['fvu_lost_prefix']:.2e})",
-    "writes to": lambda page: ", ".join(f"layer {one['layer']} {one['share']:.1%}" for one in page["writes"] or []),
+    "writes to": lambda page: ", ".join(
+        f"layer {layer['layer']} {layer['share']:.1%}" for layer in page["writes"] or []
+    ),
     "fires on": lambda page: _tokens(page, "on"),
     "after": lambda page: _tokens(page, "before"),
     "before": lambda page: _tokens(page, "after"),
