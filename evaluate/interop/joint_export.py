@@ -110,8 +110,8 @@ class _Export:
 
     @property
     def _folder(self) -> Path:
-        is_complete = self._size == self._trained.dict_size
-        return self.request.out / ("circuit_tracer" if is_complete else f"circuit_tracer-p{self._size}")
+        is_prefix = self._size < self._trained.dict_size
+        return self.request.out / (f"circuit_tracer-p{self._size}" if is_prefix else "circuit_tracer")
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -224,11 +224,7 @@ class _Export:
         records: dict[str, dict[str, Any]] = {}
         for number, layer in enumerate(self._trained.layers):
             per_prefix = [
-                {
-                    "prefix": prefix,
-                    "before": _fvu_and_l0(before, number, index),
-                    "after": _fvu_and_l0(after, number, index),
-                }
+                {"prefix": prefix, "before": _pair(before, number, index), "after": _pair(after, number, index)}
                 for index, prefix in enumerate(made.prefixes)
             ]
             records[str(layer)] = {
@@ -298,5 +294,5 @@ def _steps(
     return steps
 
 
-def _fvu_and_l0(measured: Mapping[str, Any], number: int, index: int) -> dict[str, float]:
+def _pair(measured: Mapping[str, Any], number: int, index: int) -> dict[str, float]:
     return {name: measured[f"{name}_per_layer_and_prefix"][number][index] for name in ("fvu", "l0")}

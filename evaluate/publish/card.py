@@ -109,16 +109,17 @@ def _are_autoencoders(layers: Sequence[PublishedLayer]) -> bool:
 def _body(card: CardOf, layers: Sequence[PublishedLayer], of_all: Sequence[str]) -> list[str]:
     cache = layers[0].metrics["cache"]
     model = model_words(card, cache)
-    source, target = cache["source_site"], cache["target_site"]
-    kind, sites = "transcoders", f"from `{source}` to `{target}`"
     if _are_autoencoders(layers):
-        kind, sites = "sparse autoencoders", f"of `{target}`"
-    reads = f"what the MLP reads (`{source}`)" if kind == "transcoders" else f"`{source}`"
+        described = f"sparse autoencoders of **{model}**, {_layers(layers)}, of `{cache['target_site']}`"
+        reads = f"`{cache['source_site']}`"
+    else:
+        sites = f"from `{cache['source_site']}` to `{cache['target_site']}`"
+        described = f"transcoders of **{model}**, {_layers(layers)}, {sites}"
+        reads = f"what the MLP reads (`{cache['source_site']}`)"
     lines = [
         f"# {card.repository}",
         "",
-        f"Nested-prefix {kind} of **{model}**, {_layers(layers)}, {sites}. "
-        "Every prefix of the features is a smaller dictionary.",
+        f"Nested-prefix {described}. Every prefix of the features is a smaller dictionary.",
         "",
         "```python",
         "import nestcoder",
