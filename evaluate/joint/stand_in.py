@@ -46,6 +46,7 @@ class CrossLayerStandIn:
             source: Float[Tensor, "rows d_source"],
             own: Float[Tensor, "rows d_target"],  # noqa: ARG001
         ) -> Float[Tensor, "rows d_target"]:
+            """The target of layer ``number`` by all features that write to it; the model's own is not used."""
             dictionary = self._dictionary
             if number == 0:
                 self._written = {}
