@@ -61,19 +61,19 @@ def main():
 
 
 def compare(folder, options):
-    sides = [torch.randn(options.rows, options.width).to(torch.bfloat16) for _ in range(2)]
+    activations = [torch.randn(options.rows, options.width).to(torch.bfloat16) for _ in range(2)]
     gigabytes = 4 * options.rows * options.width / 1e9
     print(f"{options.rows} rows, width {options.width}, {gigabytes:.2f} GB, bfloat16")
     if "writing" in options.only:
         writing = {"plain files, fsynced": write_plain, "this cache": write_cache}
-        methods = {name: (lambda path, do=do: do(path, sides)) for name, do in writing.items()}
+        methods = {name: (lambda path, do=do: do(path, activations)) for name, do in writing.items()}
         table("writing", methods, folder, options, before=os.sync)
     if {"batches", "cold"}.isdisjoint(options.only):
         return
     cache = folder / "kept"
-    write_cache(cache, sides)
+    write_cache(cache, activations)
     if "batches" in options.only:
-        compare_batches(cache, sides, folder, options)
+        compare_batches(cache, activations, folder, options)
     if "cold" in options.only:
         cold = {
             "plain sequential read": lambda _: read_files(cache),
@@ -82,11 +82,11 @@ def compare(folder, options):
         table("reading everything, cold", cold, folder, options, before=lambda: drop_pages(cache))
 
 
-def compare_batches(cache, sides, folder, options):
+def compare_batches(cache, activations, folder, options):
     reader, order = CacheReader.open(cache), torch.randperm(options.rows)
     store = zarr.open_group(cache / "rows.zarr", mode="r")["train"]
     shuffled = {
-        "gather from one tensor in memory": lambda _: gather(sides, order),
+        "gather from one tensor in memory": lambda _: gather(activations, order),
         "this cache, in this thread": lambda _: drain(reader, threads=0),
         "this cache, prefetched": lambda _: drain(reader, threads=1),
         "zarr's own API, two batches": lambda _: through_zarr(store, order, batches=2),
@@ -127,12 +127,12 @@ def table(title, methods, folder, options, *, before=lambda: None):
 
 def ratio(seconds, plain_seconds):
     """The middle of the rounds' ratios."""
-    return statistics.median(mine / max(1e-9, plain) for mine, plain in zip(seconds, plain_seconds, strict=True))
+    return statistics.median(own / max(1e-9, plain) for own, plain in zip(seconds, plain_seconds, strict=True))
 
 
-def write_plain(path, sides):
+def write_plain(path, activations):
     path.mkdir()
-    for number, rows in enumerate(sides):
+    for number, rows in enumerate(activations):
         data = rows.view(torch.int16).numpy()
         for start in range(0, len(data), PIECE_ROWS):
             with (path / f"{number}.{start}").open("wb", buffering=0) as file:
@@ -142,8 +142,8 @@ def write_plain(path, sides):
                 os.fsync(file.fileno())
 
 
-def write_cache(path, sides):
-    rows, width = sides[0].shape
+def write_cache(path, activations):
+    rows, width = activations[0].shape
     sizes = {"d_source": width, "d_target": width, "train_rows": rows, "held_out_rows": 0}
     number = np.arange(rows)
     with CacheWriter(path, identity={}, settings=CacheSettings(), special_ids=[0], arrays={}, **sizes) as writer:
@@ -154,13 +154,13 @@ def write_cache(path, sides):
                 number[here] // 500,
                 (number[here] % 256).astype(np.int32),
             )
-            writer.append(*(values[here] for values in sides), *columns, held_out=False, cursor=start)
+            writer.append(*(values[here] for values in activations), *columns, held_out=False, cursor=start)
         assert writer.complete
 
 
-def gather(sides, order):
+def gather(activations, order):
     for start in range(0, len(order), BATCH_ROWS):
-        for rows in sides:
+        for rows in activations:
             rows.index_select(0, order[start : start + BATCH_ROWS])
 
 

@@ -76,7 +76,7 @@ def bare(folder: Path, context: int, tokens: int, batch: int) -> Timings:
         return {"seconds": time.process_time() - started, "tokens": tokens}
 
 
-def ours(folder: Path, context: int, tokens: int, batch: int, layers: list[int]) -> Timings:
+def nestcoder_timings(folder: Path, context: int, tokens: int, batch: int, layers: list[int]) -> Timings:
     """The harvest, from text to fsynced shards."""
     # Whole contexts on either side, so that the model sees as many tokens as the bare one.
     clock, held_out = Clock(), context
@@ -114,8 +114,8 @@ def ways_of(folder: Path, context: int, args: argparse.Namespace) -> dict[str, C
     given = folder, context, args.tokens, max(1, 2048 // context)
     ways: dict[str, Callable[[], Timings]] = {
         "bare": lambda: bare(*given),
-        "nestcoder": lambda: ours(*given, [LAYER]),
-        "nestcoder, 3 layers": lambda: ours(*given, [LAYER - 2, LAYER - 1, LAYER]),
+        "nestcoder": lambda: nestcoder_timings(*given, [LAYER]),
+        "nestcoder, 3 layers": lambda: nestcoder_timings(*given, [LAYER - 2, LAYER - 1, LAYER]),
     }
     if args.peers:
         python = args.peers / "sae-lens" / "bin" / "python"
@@ -148,7 +148,7 @@ def report(context: int, rounds: list[dict[str, Timings]]) -> None:
         return round_[name]["seconds"] / round_[name]["tokens"]
 
     print(f"context {context}, CPU seconds a thousand tokens, load {os.getloadavg()[0]:.1f}")
-    ours = 1000 * median(lambda round_: cost(round_, "nestcoder"))
+    own_ms = 1000 * median(lambda round_: cost(round_, "nestcoder"))
     for name in rounds[0]:
         each = 1000 * median(lambda round_, name=name: cost(round_, name))
         beside = [
@@ -158,7 +158,7 @@ def report(context: int, rounds: list[dict[str, Timings]]) -> None:
         alone = ""
         if "one" in rounds[0][name]:
             share = median(lambda round_, name=name: round_[name]["one"] / round_[name]["seconds"])
-            alone = f"   target alone {share * each:7.3f}, {each * share / ours:5.2f} x nestcoder"
+            alone = f"   target alone {share * each:7.3f}, {each * share / own_ms:5.2f} x nestcoder"
         print(f"  {name:30s} {each:7.3f}   {'   '.join(beside)}{alone}", flush=True)
     further = median(lambda round_: cost(round_, "nestcoder, 3 layers") / cost(round_, "nestcoder") - 1) / 2
     shares = {name: median(lambda round_, name=name: round_["nestcoder"][name]) for name in ("waited", "text", "disk")}

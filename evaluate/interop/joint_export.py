@@ -127,9 +127,9 @@ class _Export:
 
     def check(self) -> None:
         """Refuse what cannot be exported, before anything is measured."""
-        others = [name for name in self.request.to if name != FORMAT]
-        if others or not self.request.to:
-            what = f"{', '.join(others) or 'Nothing'} holds dictionaries of one layer each."
+        unsupported = [name for name in self.request.to if name != FORMAT]
+        if unsupported or not self.request.to:
+            what = f"{', '.join(unsupported) or 'Nothing'} holds dictionaries of one layer each."
             raise UsageError(what, remedy=f"A cross-layer transcoder goes to {FORMAT} alone: --to {FORMAT}.")
         if self._trained.has_skip:
             what = f"{FORMAT} has no place for the skips of a cross-layer transcoder."
