@@ -51,35 +51,44 @@ def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     The workers of a session share it. A signal to such a process is none to the one that works; only its end is.
     """
-    if not hasattr(os, "pidfd_open"):
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # no Linux, or an old one
         yield sys.executable
         return
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    with (shared / "warm-python").open("a+") as found, socket.socket(socket.AF_UNIX) as connection:
+    with (shared / "warm-python").open("a+") as found:
         fcntl.flock(found, fcntl.LOCK_EX)
         found.seek(0)
         folder = found.read()
-        if not (folder and _stays(connection, folder)):
+        connection = _staying(folder) if folder else None
+        if not connection:
             folder = tempfile.mkdtemp(prefix="warm-")  # its path is short, as the address of a socket must be
             found.truncate(0)
             found.write(folder)
             found.flush()
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             subprocess.run([sys.executable, "-P", WARM / "server.py", folder], check=True, env=environment)
-            assert _stays(connection, folder)
+            connection = _staying(folder)
+            assert connection, "the warm Python did not start"
         fcntl.flock(found, fcntl.LOCK_UN)
-        yield f"{folder}/python"
+        with connection:
+            yield f"{folder}/python"
 
 
-def _stays(connection: socket.socket, folder: str) -> bool:
-    """Whether the server is there; it is, as long as the connection."""
+def _staying(folder: str) -> socket.socket | None:
+    """A connection that keeps the server in ``folder`` alive, None where it has ended."""
+    connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(f"{folder}/socket")
         connection.sendall(b"stay")
-        return bool(connection.recv(4))
+        if connection.recv(4):
+            return connection
     except (ConnectionError, FileNotFoundError):
-        return False
+        pass
+    connection.close()
+    return None
 
 
 InProcesses = Callable[[int, Callable[[], object]], list[int]]

@@ -13,6 +13,12 @@ STATE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def is_warm(warm_python: str) -> None:
+    if warm_python == sys.executable:
+        pytest.skip("this system has no pidfd_open")
+
+
 def outcome(python: str, *arguments: str, **options: object) -> tuple[int, str, str]:
     done = subprocess.run([python, *arguments], capture_output=True, text=True, timeout=100, **options)
     return done.returncode, done.stdout, done.stderr

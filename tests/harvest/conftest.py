@@ -76,3 +76,10 @@ def family(request) -> str:
 @pytest.fixture
 def model_folder(model_folders, family) -> Path:
     return model_folders[family]
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch) -> None:
+    """A plan measures the model's speed for three seconds, which no test needs."""
+    for module in ("plan", "probe"):
+        monkeypatch.setattr(f"harvest.{module}._TIMED_SECONDS", 0.2)

@@ -12,21 +12,21 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def run(script, argument, tmp_path, **variables):
+def run(python, script, argument, tmp_path, **variables):
     environment = {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin", **variables}
-    command = [sys.executable, str(HERE / script), argument]
+    command = [python, str(HERE / script), argument]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
 
 def test_interpreted_kernels_equal_pytorch_and_the_reference(tmp_path):
-    done = run("kernels_process.py", "cpu", tmp_path, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    done = run(sys.executable, "kernels_process.py", "cpu", tmp_path, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     assert done.stdout.strip() == "equal", done.stderr
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(warm_python, tmp_path_factory):
     """What the compiler says of every kernel, for cards of three generations."""
-    done = run("kernels_compile.py", "75,80,90", tmp_path_factory.mktemp("triton"))
+    done = run(warm_python, "kernels_compile.py", "75,80,90", tmp_path_factory.mktemp("triton"))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -48,5 +48,5 @@ if torch.cuda.is_available():
 
     @pytest.mark.gpu
     def test_kernels_equal_pytorch_and_the_reference_on_a_card(tmp_path):
-        done = run("kernels_process.py", "cuda", tmp_path)
+        done = run(sys.executable, "kernels_process.py", "cuda", tmp_path)
         assert done.stdout.strip() == "equal", done.stderr
