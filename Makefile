@@ -12,7 +12,7 @@ bin := $(VENV)/bin
 layers := $(foreach layer,$(LAYER),--layer '$(layer)')
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
-# pip would compile all 19,000 modules, of which nestcoder imports a sixth: Python compiles these on their first import.
+# pip would compile all 19,000 modules, of which nestcoder imports a fifth: Python compiles these on their first import.
 pip_install := $(bin)/python -m pip install --quiet --no-compile --constraint constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
