@@ -1,4 +1,4 @@
-"""The held-out rows that everything is measured on: which of them count, and what lies around them."""
+"""The held-out rows that everything is measured on: which of them count, and the text near them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +38,7 @@ class HeldOut:
 
     @property
     def documents(self) -> int:
-        """How many documents the counted rows are of."""
+        """The number of documents with rows that count."""
         return len(np.unique(self.view.document))
 
     @cached_property
@@ -53,7 +53,7 @@ class HeldOut:
 
 
 def open_held_out(reader: CacheReader) -> HeldOut:
-    """The held-out split. Raises UsageError when it has no row that counts."""
+    """The held-out split. Raises UsageError if it has no row that counts."""
     held_out = HeldOut(reader.split("held_out"))
     if not held_out.counted:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Everything that is measured of one dictionary: ours and any other get the same metrics."""
+"""Measures one dictionary: ours and any other get the same metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Measurement:
 
 
 def measure(replay: Replay, inputs: MetricInputs, kinds: Sequence[type[Metric]] = METRICS) -> Measurement:
-    """One pass over the held-out rows for all metrics, and what each of them finds."""
+    """One pass over the held-out rows for all metrics, and the result of each."""
     metrics = {kind.__name__: kind.create(inputs) for kind in kinds}
     states = replay.run(inputs.dictionary, metrics)
 

@@ -48,11 +48,8 @@ class ProbeSet:
 
 
 def read_probe_set(folder: Path, *, fingerprint: str | None = None) -> ProbeSet:
-    """The probe cache in ``folder``.
-
-    UsageError: a file is absent. DamagedError: it is unreadable or of other shapes than promised. MismatchError: an
-    unknown version or kind, or another cache's ``fingerprint``.
-    """
+    """The probe cache in ``folder``. UsageError: a file is missing. DamagedError: a file cannot be read or has wrong
+    shapes. MismatchError: an unknown version or kind, or another cache's ``fingerprint``."""
     about = read_json(folder / PROBE_FILE)
     _check_identity(about, folder, fingerprint)
     if about["version"] > 1:
@@ -80,7 +77,7 @@ def _check_identity(about: dict[str, Any], folder: Path, fingerprint: str | None
 
 
 def _check_seal(about: dict[str, Any], folder: Path) -> None:
-    """Raises DamagedError where either file is not what was written."""
+    """Raises DamagedError if one of the files was changed."""
     check_checksum(about, where=folder / PROBE_FILE, remedy=_HARVEST_AGAIN)
     weights = folder / PROBE_WEIGHTS_FILE
     if not weights.is_file():
@@ -101,7 +98,7 @@ def _check_tensors(tensors: dict[str, Tensor], about: dict[str, Any], folder: Pa
 
 
 def _problem_with(tensors: dict[str, Tensor], words: int) -> str | None:
-    """What is wrong with the arrays, in words; None when nothing is."""
+    """What is wrong with the arrays, in words; None if nothing is."""
     letter = tensors["letter"]
     split = tensors["split"]
     if any(tensors[name].ndim != 2 or not tensors[name].is_floating_point() for name in ("source", "target")):

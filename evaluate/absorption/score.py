@@ -116,13 +116,14 @@ def score_prefix(
 def _carried_source(
     inside: SparseCode, words: ProbeSet, probes: LetterProbes, cosine: Float[Tensor, "prefix letters"]
 ) -> Float[Tensor, "words letters"]:
-    """Y of the source: each word's projection in the unit of what features carry; 0 for a letter that none carries."""
+    """Y of the source: each word's projection in the unit of what features carry; 0 for a letter that no feature
+    carries."""
     train = ~words.test
     labels = label_matrix(words.letter, LETTERS)[train].float()
     share = labels / labels.sum(dim=0).clamp_min(1)
 
     def above_average(values: Float[Tensor, "words letters"]) -> Float[Tensor, " letters"]:
-        """Of each letter, the mean over its training words less the mean over all of them."""
+        """For each letter, the mean over its training words minus the mean over all of them."""
         return (share * values[train]).sum(dim=0) - values[train].mean(dim=0)
 
     projection = (words.source / source_spread(words)) @ probes.direction
@@ -193,7 +194,7 @@ def _one_carries(
     cosine: Float[Tensor, " active"],
     along: Float[Tensor, " words"],
 ) -> Bool[Tensor, " words"]:
-    """Whether a word's most contributing feature points along the probe and carries enough of it."""
+    """Whether the feature that contributes most to a word points along the probe and has enough of it."""
     largest = largest_sums(rows, carried, len(along), limit=1)
     is_largest = carried == largest[rows]
     aligned = torch.zeros(len(along), dtype=torch.bool)

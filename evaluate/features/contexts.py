@@ -89,7 +89,7 @@ def choose_contexts(
 
 
 def strongest(firings: Firings, text: Text, count: int) -> Int[np.ndarray, "features {count}"]:
-    """The rows of largest value, strongest first, one a document; of equals the earlier row."""
+    """The rows with the largest values, strongest first, one for each document; of equal values the earlier row."""
     order = np.lexsort((firings.row, -firings.value, firings.feature))
     document = np.unique(text.document[firings.row[order]], return_inverse=True)[1]
     pair = firings.feature[order].astype(np.int64) * (int(document.max(initial=0)) + 1) + document
@@ -129,7 +129,7 @@ def _drawn_rows(
 
 
 def _drawn_order(firings: Firings, seed: int) -> Int[np.ndarray, " entries"]:
-    """Entries feature by feature, each feature's in the order of their hashes."""
+    """Entries feature by feature, those of each feature in the order of their hashes."""
     return np.lexsort((entry_hashes(firings.feature, firings.row, seed), firings.feature))
 
 

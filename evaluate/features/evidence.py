@@ -63,7 +63,7 @@ class Evidence:
 
     @property
     def dataset(self) -> str:
-        """What the text is called."""
+        """The name of the text."""
         dataset = self.head["cache"]["dataset"] or {}
         return str(dataset.get("name") or dataset.get("kind") or "text") if isinstance(dataset, dict) else str(dataset)
 
@@ -106,7 +106,7 @@ class Evidence:
 
 
 def write_evidence(folder: Path, evidence: Evidence) -> None:
-    """Write the three files, each whole or not at all; evidence.json binds the others."""
+    """Write the three files, each completely or not at all; evidence.json has the hashes of the others."""
     seal = write_tensors(folder / ARRAYS_FILE, {name: _tensor(array) for name, array in evidence.arrays.items()})
     words = json.dumps({str(token): text for token, text in sorted(evidence.words.items())}, indent=0).encode()
     disk.write_file(folder / TOKENS_FILE, words)
@@ -142,9 +142,9 @@ def read_evidence(folder: Path | str) -> Evidence:
 
 
 def made_of(evidence: Evidence, dictionaries: Sequence[Path], *, path: Path) -> Path | None:
-    """The folder, of these trained dictionaries, of the one that the evidence in ``path`` was taken from.
+    """Of these dictionary folders, the one that the evidence in ``path`` was collected from.
 
-    None where there is none any more. Raises MismatchError where all of them have other weights.
+    None if it is no longer there. Raises MismatchError if all of them have other weights.
     """
     weights = evidence.head["transcoder"]["weights"]
     for folder in dictionaries:
@@ -158,7 +158,7 @@ def made_of(evidence: Evidence, dictionaries: Sequence[Path], *, path: Path) -> 
 
 
 def read_head(folder: Path) -> dict[str, Any]:
-    """What evidence.json says without the seals. Raises what ``read_evidence`` raises of that file."""
+    """evidence.json without the seals. Raises what ``read_evidence`` raises for that file."""
     head = _checked_head(folder / HEAD_FILE)
     del head["files"]
     return head

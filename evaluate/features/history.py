@@ -119,7 +119,7 @@ def _snapshot(about: dict[str, Any], arrays: dict[str, np.ndarray], reader: Cach
 
 
 def _context(reader: CacheReader, row: int, width: int) -> dict[str, Any]:
-    """The tokens on either side, as far as document and context go."""
+    """The tokens before and after, within the same document and context."""
     split = reader.split("held_out")
     start = max(0, row - width)
     near = slice(start, min(len(split), row + width + 1))

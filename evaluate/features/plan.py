@@ -47,7 +47,7 @@ _FIRING_SECONDS = 1e-6
 
 @dataclass(frozen=True)
 class FeaturesPlan:
-    """What taking the evidence will take. ``l0`` is of the timed blocks; bytes are of all files."""
+    """What collecting the evidence will need. ``l0`` is of the timed blocks; bytes are of all files."""
 
     folder: str
     device: str
@@ -79,9 +79,8 @@ def plan_features(
     force: bool,
     cache_settings: CacheSettings | None = None,
 ) -> FeaturesPlan:
-    """Say what ``features_of_layer`` would take. Raises what it would raise before its first row, and CapacityError
-    where the disk has less room than the files may need.
-    """
+    """What ``features_of_layer`` would need. Raises what it would raise before its first row, and CapacityError if the
+    disk may be too small."""
     reader, trained = open_both(
         cache, transcoder, device=device, force=force, progress=Silent(), cache_settings=cache_settings
     )
@@ -98,7 +97,7 @@ def plan_of(
     errors: Errors | None = None,
     written: Written | None = None,
 ) -> FeaturesPlan:
-    """The same of what is open already; ``errors`` and ``written`` as in ``evaluate.features.collect``."""
+    """The same for what is open already; ``errors`` and ``written`` as in ``evaluate.features.collect``."""
     rows = rows_taken(reader, settings)
     replay = timed_replay(reader, trained, settings, errors)
     firings = replay.l0 * rows
@@ -125,7 +124,7 @@ def plan_of(
 def timed_replay(
     reader: CacheReader, trained: Transcoder, settings: FeatureSettings, errors: Errors | None = None
 ) -> Replay:
-    """The first blocks are encoded, and the time of the others is taken to be the same."""
+    """Encode the first blocks, and assume that the others take the same time."""
     starts = block_starts(reader, settings)
     timed = starts[:_TIMED_BLOCKS]
     began = time.perf_counter()
@@ -136,7 +135,7 @@ def timed_replay(
 
 
 def bytes_at_most(settings: FeatureSettings, *, features: int, rows: int, l0: float) -> int:
-    """All files of the evidence and its pages, were every context of every feature found."""
+    """The bytes of all files of the evidence and its pages, if every context of every feature is found."""
     contexts = (
         settings.top_contexts
         + settings.intervals * settings.interval_contexts
@@ -153,7 +152,7 @@ def bytes_at_most(settings: FeatureSettings, *, features: int, rows: int, l0: fl
 def _relations_seconds(
     trained: Transcoder, settings: FeatureSettings, unembedding: Unembedding | None, written: Written | None
 ) -> float:
-    """The neighbours by decoder and by encoder, and the logits, from those of some features."""
+    """The seconds for neighbours by decoder and encoder, and for logits, from those of some features."""
     timed = trained.W_dec[:_TIMED_FEATURES]
     share = trained.dict_size / len(timed)
     # Each feature is compared with all: the timed ones only with each other.

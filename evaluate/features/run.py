@@ -1,4 +1,4 @@
-"""Takes the evidence of one trained transcoder and writes it, with the pages that show it, into a folder."""
+"""Collects the evidence of one trained transcoder, and writes it with its pages into a folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def open_both(
     progress: Progress,
     cache_settings: CacheSettings | None = None,
 ) -> tuple[CacheReader, Transcoder]:
-    """The cache and the transcoder, which belong together unless ``force``; the transcoder on its device.
+    """The cache and the transcoder, which must belong together unless ``force``; the transcoder on its device.
 
     Raises UsageError, DamagedError, MismatchError.
     """
@@ -89,7 +89,7 @@ def open_both(
 
 
 def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Unembedding | None:
-    """The unembedding of the language model ``lm``, or without one that in the cache; None where neither is."""
+    """The unembedding of the language model ``lm``; without ``lm`` that in the cache, or None."""
     if not lm:
         # What an autoencoder of the source writes is no part of the residual stream.
         return reader.unembedding() if reader.has_unembedding and trained.column != "source" else None
@@ -101,7 +101,8 @@ def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Une
 
 
 def write_all(out: Path, evidence: Evidence, progress: Progress) -> None:
-    """The evidence, and what shows it. The pages go first and come last, so that none shows what is not there."""
+    """Write the evidence and its pages. Old pages are removed first, and new ones written last, so that no page shows
+    evidence that is not there."""
     write_evidence(out, evidence)
     for name, data in (REPORT_FILE, as_markdown(evidence).encode()), *plots(evidence).items():
         disk.write_file(out / name, data)

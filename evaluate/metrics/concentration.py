@@ -44,7 +44,7 @@ class Concentration(Metric):
         return LargestRows(ceil(max(ROW_FRACTIONS) * self.held_out.counted), {}, self.centre.device)
 
     def start(self) -> State:
-        """Sums of nothing, by dimension, and no rows."""
+        """Sums of 0 by dimension, and no rows."""
         width = len(self.centre)
         sums = {"away": torch.zeros(width), "variance": torch.zeros(width), "rows": torch.zeros(())}
         sums = {name: array.double().to(self.centre.device) for name, array in sums.items()}
@@ -58,12 +58,12 @@ class Concentration(Metric):
         return {"away": sums.away, "variance": sums.variance, "rows": rows} | largest
 
     def combine(self, total: State, addition: State) -> State:
-        """Sums are added; of the largest rows the largest stay."""
+        """Adds the sums; keeps the largest of all rows."""
         add(total, {name: addition[name] for name in ("away", "variance", "rows")})
         return self._largest.combine(total, addition)
 
     def compute(self, state: State) -> Findings:
-        """The ``concentration`` fields, with a warning where a handful of rows or dimensions rules."""
+        """The ``concentration`` fields, with a warning if a few rows or dimensions have most of the variance."""
         largest = {name: array.cpu().numpy() for name, array in self._largest.finish(state).items()}
         total = float(state["variance"].sum())
         by_dimension = (state["variance"] - state["away"].square() / state["rows"]).cpu().numpy()
@@ -106,7 +106,7 @@ def concentration_fields(variance: Float[np.ndarray, " d_target"]) -> dict[str, 
 
 
 def warning(fields: dict[str, Any]) -> str | None:
-    """One plain line where a handful of rows or dimensions owns most of the variance; None elsewhere."""
+    """One sentence if a few rows or dimensions have most of the variance; else None."""
     rows = fields["rows"]["0.10%"]
     dimensions = fields["dimensions"]["2"]
     owners: list[str] = []

@@ -1,4 +1,4 @@
-"""What a metric may ask for when it is made."""
+"""The inputs that a metric can use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -34,10 +34,10 @@ _ADDED = 1 << 16
 
 @dataclass(frozen=True)
 class Replayed:
-    """A batch of held-out rows and what a dictionary made of them. Rows of special tokens are already left out.
+    """A batch of held-out rows, without special tokens, and what a dictionary computed for them.
 
-    ``row`` is each row's number in the held-out split, ``document`` its document's; arithmetic on them is exact.
-    ``prefixes`` are the ends of the prefixes that ``reconstructed`` has.
+    ``row`` is each row's number in the held-out split, ``document`` the number of its document; calculating with them
+    is exact. ``prefixes`` are the ends of the prefixes that ``reconstructed`` has.
     """
 
     source: Float[Tensor, "rows d_source"]
@@ -56,14 +56,14 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Findings:
-    """``fields`` go into metrics.json as they are. ``replicates`` are what a comparison gives paired intervals of."""
+    """``fields`` are written into metrics.json. For ``replicates`` a comparison gives paired intervals."""
 
     fields: dict[str, Any]
     replicates: Mapping[str, Replicates] = field(default_factory=dict)
 
 
 class Metric(ABC):
-    """Pure: a metric knows what it was made with, and nothing that it has seen."""
+    """Pure: a metric knows its inputs, but keeps nothing of the rows that it has measured."""
 
     @classmethod
     @abstractmethod
@@ -84,11 +84,11 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, state: State) -> Findings:
-        """What the report says."""
+        """The fields of the report."""
 
 
 def add(total: State, addition: State) -> State:
-    """Sums merge by adding; ``total`` is changed in place, and what ``addition`` lacks is left as it is."""
+    """Add the sums of ``addition`` to ``total``, in place; sums that ``addition`` does not have stay unchanged."""
     for name, array in addition.items():
         blocks = zip(total[name].view(-1).split(_ADDED), array.reshape(-1).split(_ADDED), strict=True)
         for sums, values in blocks:
@@ -97,7 +97,7 @@ def add(total: State, addition: State) -> State:
 
 
 def l0_by_prefix(selection: SparseCode, prefixes: tuple[int, ...]) -> Int[Tensor, "rows prefixes"]:
-    """How many features below each prefix fire in every row."""
+    """The number of firing features below each prefix, for every row."""
     firing = torch.zeros(selection.values.numel() + 1, dtype=torch.int64, device=selection.values.device)
     torch.cumsum(selection.values > 0, dim=0, out=firing[1:])
     bounds = bags_of(selection, prefixes).offsets.long()
@@ -105,7 +105,7 @@ def l0_by_prefix(selection: SparseCode, prefixes: tuple[int, ...]) -> Int[Tensor
 
 
 def mixed(numbers: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    """Numbers scattered evenly over 64 bits (the finaliser of splitmix64): a hash that is the same everywhere."""
+    """Numbers distributed evenly over 64 bits (the finaliser of splitmix64): the same hash on every machine."""
     with np.errstate(over="ignore"):
         spread = numbers + np.uint64(0x9E3779B97F4A7C15)
         spread = (spread ^ (spread >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -114,6 +114,6 @@ def mixed(numbers: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]
 
 
 def numbered(document: Int[Tensor, " rows"]) -> tuple[UInt64[np.ndarray, " documents"], Int[Tensor, " rows"]]:
-    """The distinct documents of a batch, and for every row the index of its own among them."""
+    """The distinct documents of a batch, and for every row the index of its document among them."""
     documents, document_index = torch.unique(document, return_inverse=True)
     return documents.cpu().numpy().astype(np.uint64), document_index

@@ -27,14 +27,14 @@ _BLOCK = 2048
 
 @dataclass(frozen=True)
 class Redundancy(Metric):
-    """Reads no rows: everything is in the decoder."""
+    """Reads no rows, only the decoder."""
 
     W_dec: Float[Tensor, "dict_size d_target"]
     prefixes: tuple[int, ...]
 
     @classmethod
     def create(cls, inputs: MetricInputs) -> "Redundancy":
-        """Of the decoder rows alone: no activations are needed."""
+        """From the decoder rows only: no activations are needed."""
         return cls(inputs.dictionary.W_dec, inputs.dictionary.prefixes)
 
     def compute(self, state: State) -> Findings:  # noqa: ARG002
@@ -43,7 +43,8 @@ class Redundancy(Metric):
 
 
 def redundancy(W_dec: Float[Tensor, "dict_size d_target"], prefixes: tuple[int, ...], *, block: int) -> dict[str, Any]:
-    """The three numbers of every prefix, the whole dictionary's at the top level; a single feature has no cosine."""
+    """The three numbers for every prefix; those of the whole dictionary at the top level. A single feature has no
+    cosine."""
     highest, pairs = _largest_cosines(normalize(W_dec.float(), dim=1), prefixes, block=block)
     per_prefix = [
         {

@@ -28,7 +28,7 @@ DENSE_ABOVE = 0.1
 
 @dataclass(frozen=True)
 class Sparsity(Metric):
-    """``least_mean_firings``: how often the average feature must have fired before a silent one is called dead."""
+    """``least_mean_firings``: how often the average feature must have fired before a silent one counts as dead."""
 
     prefixes: tuple[int, ...]
     least_mean_firings: float
@@ -119,7 +119,7 @@ class Sparsity(Metric):
 
 
 def l0_summary(tokens: Int[np.ndarray, " counts"]) -> dict[str, float]:
-    """Mean and quantiles of L0 from the number of tokens with each L0; a quantile is a value that occurs."""
+    """Mean and quantiles of L0, from the number of tokens with each L0; every quantile is a value that occurs."""
     cumulative = np.cumsum(tokens)
     total = int(tokens.sum())
     mean = float(np.arange(len(tokens)) @ tokens / total)
@@ -131,7 +131,7 @@ def l0_summary(tokens: Int[np.ndarray, " counts"]) -> dict[str, float]:
 
 
 def density_summary(firings: Int[np.ndarray, " features"], total: int) -> dict[str, Any]:
-    """The histogram of log10 density, the features that never fired aside."""
+    """The histogram of log10 density, and the number of features that never fired."""
     fired = firings[firings > 0]
     clipped = np.clip(log10_density(fired, total), DENSITY_EDGES[0], DENSITY_EDGES[-1])
     histogram = np.histogram(clipped, bins=np.array(DENSITY_EDGES))[0]
@@ -144,5 +144,5 @@ def density_summary(firings: Int[np.ndarray, " features"], total: int) -> dict[s
 
 
 def log10_density(firings: Int[np.ndarray, " features"], total: int) -> Float[np.ndarray, " features"]:
-    """Of features that fired at all."""
+    """The density of the features that fired, in powers of ten."""
     return np.log10(firings / total)

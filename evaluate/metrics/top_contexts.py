@@ -35,12 +35,12 @@ class TopContexts(Metric):
         return cls(inputs.dictionary.dict_size, inputs.settings.sample_contexts, inputs.device)
 
     def start(self) -> State:
-        """Nothing yet: value 0, document and row -1."""
+        """No contexts: value 0, document and row -1."""
         shape = (self.dict_size, self.contexts)
         return {name: torch.full(shape, nothing, device=self.device) for name, nothing in _NOTHING.items()}
 
     def measure(self, batch: Replayed) -> State:
-        """The strongest of one batch."""
+        """The strongest contexts of a batch."""
         fires = batch.selection.values > 0
         values = batch.selection.values[fires].float()
         features = batch.selection.features[fires].long()
@@ -59,7 +59,7 @@ class TopContexts(Metric):
         return state
 
     def combine(self, total: State, addition: State) -> State:
-        """The strongest of both, written into ``total``; of a document that both know, the stronger row."""
+        """The strongest contexts of both, written into ``total``; of a document in both, the stronger row."""
         addition = {name: array.to(total[name].device) for name, array in addition.items()}
         changed = (addition["value"][:, 0] > total["value"][:, -1]).nonzero()[:, 0]
         known = {name: array[changed] for name, array in total.items()}
@@ -81,7 +81,7 @@ class TopContexts(Metric):
         return {name: array.gather(1, order) for name, array in joined.items()}
 
     def compute(self, state: State) -> Findings:  # noqa: ARG002
-        """No field: the table is read by ``samples`` from the state."""
+        """No field: ``samples`` reads the table from the state."""
         return Findings({})
 
 
@@ -91,7 +91,7 @@ def _strongest_by_document(
     document: Int[Tensor, " rows"],
     rows: Int[Tensor, " entries"],
 ) -> Int[Tensor, " strongest"]:
-    """The entry of largest value, the first of equals, of every (feature, document), by feature."""
+    """The entry with the largest value of every (feature, document), of equal ones the first; ordered by feature."""
     known, document_index = torch.unique(document, return_inverse=True)
     key, order = (features * len(known) + document_index[rows]).sort(stable=True)
     _, pair, lengths = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
@@ -105,7 +105,8 @@ def _strongest_by_document(
 def _by_feature_and_value(
     features: Int[Tensor, " entries"], values: Float[Tensor, " entries"]
 ) -> Int[Tensor, " entries"]:
-    """By feature, and the largest value first; equals keep their order. (Positive floats order as their bits do.)"""
+    """The order by feature, then largest value first; equal entries keep their order. (The bits of positive floats have
+    the order of the floats.)"""
     return (features << 32 | _LARGEST_INT - values.view(torch.int32).long()).sort(stable=True).indices
 
 

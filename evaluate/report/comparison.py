@@ -1,4 +1,4 @@
-"""A comparison for people: one table, the differences in words, and FVU against L0 with both dictionaries."""
+"""A comparison for readers: one table, the differences in words, and a plot of FVU against L0 for both dictionaries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ _DECIDES = "The rise of the model's own loss decides: delta CE if it was measure
 
 
 def as_text(document: Document) -> str:
-    """What the summary says of a comparison: the numbers of both, ours minus theirs, and where the forms disagree."""
+    """The comparison in the summary: the metrics of both, ours minus theirs, and where the forms of FVU disagree."""
     rows = document["rows"]
     reference = document["theirs"]
     lines = [
@@ -138,7 +138,7 @@ def comparison_files(comparison: Comparison, report: Mapping[str, bytes], *, lab
 
 
 def fvu_against_l0(document: Document) -> Figure:
-    """Ours as a line over its prefixes, again at their L0 where it was measured there, theirs as a point."""
+    """Ours as a line over its prefixes, and again at their L0 if it was measured there; theirs as a point."""
     evaluated = document["ours"]
     matched = document["ours_at_their_l0"]
     reference = document["theirs"]

@@ -23,7 +23,7 @@ def plots(metrics: Metrics) -> dict[str, bytes]:
 
 
 def as_files(stem: str, figure: Figure) -> dict[str, bytes]:
-    """One figure as a picture and as vectors; no display is needed."""
+    """A figure as PNG and as SVG; no display is needed."""
     picture = BytesIO()
     vectors = BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
@@ -48,14 +48,14 @@ def plot_interval(
     interval: Sequence[Sequence[float]] | None,
     **style: Any,
 ) -> None:
-    """Points joined by a line, with what their 95 % intervals reach to either side."""
+    """Points joined by a line, with their 95 % intervals."""
     value = np.array(y)
     bounds = np.array(interval).T if interval else np.stack([value, value])
     axes.errorbar(x, value, yerr=np.abs(bounds - value), capsize=3, **style)
 
 
 def fvu_by_prefix(metrics: Metrics) -> Figure:
-    """FVU against prefix length with 95 % intervals; what a reconstruction without features reaches as lines."""
+    """FVU against prefix length, with 95 % intervals; lines show what a reconstruction without features reaches."""
     figure, axes = new_figure(_heading(metrics))
     prefixes = metrics["prefixes"]
     fvu = metrics["fvu_per_prefix"]
@@ -79,7 +79,7 @@ def fvu_by_prefix(metrics: Metrics) -> Figure:
 
 
 def density(metrics: Metrics) -> Figure:
-    """How often features fire, a stacked histogram of log10 density by the group that each prefix adds."""
+    """How often features fire: a stacked histogram of log10 density by prefix group."""
     groups = metrics["sparsity"]["density_by_group"]
     tokens = metrics["tokens_used"]
     silent = sum(group["silent"] for group in groups)

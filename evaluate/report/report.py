@@ -35,7 +35,7 @@ _ABANDONED_SECONDS = 3600
 
 
 def as_json(document: Mapping[str, Any]) -> bytes:
-    """Plain JSON; NaN and infinity, which are not JSON, are refused."""
+    """Plain JSON; raises ValueError for NaN and infinity, which JSON does not have."""
     return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -54,7 +54,7 @@ def write_report(out: Path, files: Mapping[str, bytes]) -> Path | None:
 
 
 def _publish(unfinished: Path, out: Path) -> Path | None:
-    """Rename, having moved away what is there; again where another evaluation came in between."""
+    """Move an earlier report away, then rename the new folder; try again if another evaluation did so in between."""
     earlier: Path | None = None
     for attempt in range(_TRIES):
         try:
@@ -79,10 +79,8 @@ def _remove_abandoned(out: Path) -> None:
 
 
 def _dated(out: Path) -> Path | None:
-    """A free name for an old report: its own with its date; that of its folder where metrics.json does not tell.
-
-    None when there is no report, or another evaluation has just moved it.
-    """
+    """A free name for an old report: its own name with its date, or with that of its folder if metrics.json has none.
+    None if there is no report, or another evaluation has just moved it."""
     found = disk.state(out)
     if found is None:
         return None
@@ -100,7 +98,7 @@ def _dated(out: Path) -> Path | None:
 
 
 def read_earlier(out: Path) -> tuple[dict[str, Any], str | None]:
-    """metrics.json of the report in ``out``, and what is wrong with it (None: nothing, or there is no report)."""
+    """metrics.json of the report in ``out``, and its problem; None if it has none, or there is no report."""
     path = out / METRICS_FILE
     if not out.exists():
         return {}, None

@@ -22,7 +22,8 @@ AFTER = 6
 
 @dataclass(frozen=True)
 class Context:
-    """Text around a strongest activation; ``activations`` of the feature, a token each; ``at`` is the strongest one."""
+    """Text with a strongest activation: ``activations`` has the feature's value at each token, ``at`` is the index of
+    the strongest."""
 
     document: int
     row: int
@@ -48,7 +49,8 @@ def chosen_features(
     groups: Sequence[range],
     count: int,
 ) -> list[int]:
-    """``count`` features of each group, evenly over their frequency, among those strong in enough documents."""
+    """``count`` features of each group, evenly distributed over their frequency, among those strong in enough
+    documents."""
     chosen: list[int] = []
     for group in groups:
         known = np.array(group)[(documents[group.start : group.stop] >= 0).all(axis=1)]
@@ -104,7 +106,7 @@ def _context(held_out: HeldOut, dictionary: Transcoder, feature: int, *, row: in
 
 
 def as_text(samples: Sequence[FeatureSample]) -> str:
-    """A feature a paragraph, a context a line; the strongest token in ⟦ ⟧, others that it fires on in ‹ ›."""
+    """A paragraph a feature, a line a context; the strongest token in ⟦ ⟧, other tokens that it fires on in ‹ ›."""
     return "\n\n".join("\n".join([_heading(sample), *map(_line, sample.contexts)]) for sample in samples) + "\n"
 
 

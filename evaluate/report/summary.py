@@ -1,4 +1,5 @@
-"""summary.txt: the numbers of one transcoder for a person, what they rest on, and which of them to quote."""
+"""summary.txt: the metrics of one transcoder in words, on how much text they were measured, and which of them to
+quote."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,31 +63,31 @@ def summary(metrics: Metrics) -> str:
 
 
 def provenance_lines(cache: Metrics) -> list[str]:
-    """A caution where nobody proved what the rows of a cache are, by its identity; else nothing."""
+    """A warning if nobody has proved what the rows of the cache are; else nothing."""
     if cache.get("provenance") is None:
         return []
     return [f"Provenance {cache['provenance']}: these rows came from elsewhere, and no harvest proved which they are."]
 
 
 def interval_text(interval: Sequence[float] | None, *, documents: int, form: str = "{:.4f} - {:.4f}") -> str:
-    """An interval, with a ~ where it rests on few documents."""
+    """An interval, with a ~ if it was measured on few documents."""
     if interval is None:
         return "none"
     return form.format(*interval) + ("~" if documents < FEW_DOCUMENTS else "")
 
 
 def share(value: float | None) -> str:
-    """A fraction in per cent; ``?`` where it is not known."""
+    """A fraction in per cent; ``?`` if it is not known."""
     return "?" if value is None else f"{value:.1%}"
 
 
 def number(value: float | None, decimals: int = 4) -> str:
-    """``?`` where it is not known."""
+    """A number with so many decimals; ``?`` if it is not known."""
     return "?" if value is None else f"{value:.{decimals}f}"
 
 
 def _caution(documents: int) -> list[str]:
-    """What a few documents mean."""
+    """A warning if there are few documents."""
     if documents >= FEW_DOCUMENTS:
         return []
     rough = f"~ With {documents} held-out documents the intervals are rough"

@@ -9,7 +9,7 @@ Metrics = Mapping[str, Any]
 
 
 def table_of_runs(results: Mapping[int, Metrics]) -> str:
-    """A line a prefix, and what no features reach."""
+    """A line for each prefix, and the baselines."""
     spliced = any(metrics["language_model"] for metrics in results.values())
     heading = f"layer  {'features':>9}  {'FVU':>6}  {'95 % interval':<16}  {'whitened':>8}"
     heading += f"  {'cosine':>6}  {'L0':>6}  {'dead':>6}"

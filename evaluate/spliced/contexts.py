@@ -1,4 +1,4 @@
-"""Held-out text as a language model reads it: the contexts of the harvest, rebuilt from the cache's tokens."""
+"""Held-out text as a language model reads it: the contexts of the harvest, made again from the cache's tokens."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,15 +21,13 @@ class Contexts:
     positions: Int[Tensor, "batch pos"]
 
     def dealt(self, rank: int, world: int) -> "Contexts":
-        """Those of one of several processes."""
+        """The contexts of one of several processes."""
         return Contexts(self.tokens[rank::world], self.document[rank::world], self.positions[rank::world])
 
 
 def held_out_contexts(reader: CacheReader, *, tokens: int, batch_tokens: int, device: str) -> list[Contexts]:
-    """The held-out text in the contexts that it was harvested in, until ``tokens`` are reached.
-
-    Neighbours of one length share a batch of at most ``batch_tokens``, or a single context.
-    """
+    """The held-out text in the contexts of the harvest, until there are ``tokens`` of them. Neighbours of one length
+    share a batch of at most ``batch_tokens``, or a single context."""
     view = reader.split("held_out")
     starts = np.flatnonzero(view.position == 0)
     bounds = [*starts[starts < min(tokens, len(view))].tolist(), len(view)]

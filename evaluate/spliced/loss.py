@@ -58,8 +58,8 @@ class SplicedModel:
     settings: EvaluateSettings
 
     def measure(self, dictionary: Transcoder, mean: Float[Tensor, " d_target"]) -> tuple[dict[str, Any], Replicates]:
-        """Of the reader's layer: the ``language_model`` fields, and the rise in cross-entropy of every prefix; ``mean``
-        is mu."""
+        """For the reader's layer: the ``language_model`` fields, and the rise in cross-entropy of every prefix;
+        ``mean`` is mu."""
         layer = self.reader.identity["layer"]
         fields, delta = self.measure_layers({layer: dictionary}, {layer: mean})
         prefixes = dictionary.prefixes
@@ -71,14 +71,14 @@ class SplicedModel:
     def measure_layers(
         self, dictionaries: Mapping[int, Transcoder], means: Mapping[int, Float[Tensor, " d_target"]]
     ) -> tuple[dict[str, Any], Replicates]:
-        """The same of dictionaries by layer, all in the model at once; they have equally many prefixes."""
+        """The same for dictionaries by layer, all in the model at once; they must have the same number of prefixes."""
         name = " and ".join(dict.fromkeys(dictionary.name for dictionary in dictionaries.values()))
         return self.measure_replacements(self._replacements(dictionaries, means), name=name)
 
     def measure_replacements(
         self, replacements: list[dict[int, Replacement]], *, name: str
     ) -> tuple[dict[str, Any], Replicates]:
-        """The same of replacements by layer: zeros, means, then every prefix of the dictionary ``name``."""
+        """The same for replacements by layer: zeros, means, then every prefix of the dictionary ``name``."""
         device = self.splicer.model.device
         sums = _sums(len(replacements), self.settings, device)
         state = sums.start()
@@ -119,7 +119,7 @@ class SplicedModel:
 
 
 def ablations(means: Mapping[int, Float[Tensor, " d_target"]]) -> list[dict[int, Replacement]]:
-    """What ``measure_replacements`` wants first: by layer, no target, and the mean one."""
+    """The first two replacements for ``measure_replacements``, by layer: a target of zeros, and the mean target."""
     return [dict.fromkeys(means, zero), {layer: constant(mean) for layer, mean in means.items()}]
 
 
@@ -205,5 +205,5 @@ def _fields(sums: State) -> tuple[dict[str, Any], Replicates]:
 
 
 def _recovered(ablated: float, replaced: float, clean: float) -> float | None:
-    """Null where the ablation costs nothing, and there is nothing to recover."""
+    """The share of the ablation's loss that is recovered; None if the ablation costs nothing."""
     return float((ablated - replaced) / (ablated - clean)) if ablated > clean else None

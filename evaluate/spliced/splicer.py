@@ -1,7 +1,6 @@
-"""A language model some of whose sites can be replaced, for measuring: many replacements of the same contexts.
+"""A language model in which sites can be replaced, for measuring: many replacements on the same contexts.
 
-The blocks before the first layer see no replacement: they run once, and every replaced pass begins with what they put
-out.
+The blocks before the first replaced layer do not change: they run once, and every pass starts from their output.
 """
 
 from collections.abc import Generator, Mapping
@@ -61,12 +60,12 @@ class Splicer:
         return replacing(Host.from_model(self.model), placed, Ordinary(self.special_ids))
 
     def kept(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Where a special token stands, and the model keeps its own values."""
+        """The positions of special tokens, where the model keeps its own values."""
         return torch.isin(tokens, torch.tensor(self.special_ids, device=tokens.device))
 
     @contextmanager
     def remembered(self) -> Generator[dict[str, Any]]:
-        """While the block runs, what the block before the first layer puts out is kept under ``out``."""
+        """While the block runs, the output of the layer before the first replaced one is stored under ``out``."""
         seen: dict[str, Any] = {}
 
         def remember(_module: Any, _arguments: Any, out: Any) -> None:
@@ -81,7 +80,8 @@ class Splicer:
 
     @contextmanager
     def begun(self, before: Any) -> Generator[None]:
-        """No block before the first layer computes anything; nothing changes where ``before`` is None."""
+        """While the block runs, the layers before the first replaced one compute nothing; no effect if ``before`` is
+        None."""
 
         def skip(*_: Any, **__: Any) -> Any:
             return before
@@ -117,7 +117,8 @@ def open_splicer(model: str, readers: Mapping[int, CacheReader], *, device: str)
 
 
 def check_model(model: LanguageModel, reader: CacheReader) -> None:
-    """The model must be the one that made the cache, at sites that it has. Raises MismatchError, UsageError."""
+    """Raises MismatchError if the model is not the one that made the cache, UsageError if it does not have the
+    sites."""
     identity = reader.identity
     for name, loaded_hash in (("weights_hash", model.source.weights_hash), ("tokenizer_hash", model.tokenizer.hash)):
         if identity.get(name) != loaded_hash:
