@@ -21,7 +21,7 @@ from train.config import LogSettings
 from train.context import TrainingContext
 from train.kinds.kind import RunState
 from train.kinds.registry import kind_of
-from train.record.activation_samples import SAMPLES_FOLDER, sample_firings, write_samples
+from train.record.activation_samples import SAMPLES_FOLDER, samples_folder, write_samples
 from train.record.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, Restored
 from train.record.identity import RunIdentity
 from train.record.log import LOG_FILE, MetricsLog, WandbMirror
@@ -180,11 +180,11 @@ class Member:
         """What features fire on now, from the weights and the cache; later steps do not change by it."""
         reader = self._context.reader
         state = self._whole_state()
-        transcoder = self._kind.transcoder(state)
-        if self._writes and transcoder and len(reader.split("held_out")):
+        if self._writes and len(reader.split("held_out")):
             self._require_finite()
-            arrays = sample_firings(transcoder, reader, self._samples)
-            write_samples(self.folder, arrays, step=state.step, tokens=state.tokens, settings=self._samples)
+            for layer, arrays in self._kind.samples(state, self._samples).items():
+                folder = samples_folder(self.folder, layer)
+                write_samples(folder, arrays, step=state.step, tokens=state.tokens, settings=self._samples)
 
     def _whole_state(self) -> RunState:
         """The state of the whole dictionary. Every process takes part."""

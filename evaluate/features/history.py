@@ -16,7 +16,7 @@ from common.sealed.tensors import FileSeal, read_tensors
 from evaluate.features.contexts import text_of
 from evaluate.features.text.words import speller_of
 from evaluate.features.tokens import NO_TOKEN
-from train.record.activation_samples import NO_ROW, SAMPLES_FOLDER
+from train.record.activation_samples import NO_ROW, samples_folder
 from transcoder.formats.files.safe import read_json
 
 _REMEDY = "Train again with --fresh, or remove the folder: nothing else needs it."
@@ -49,9 +49,10 @@ class Formation:
     arrays: dict[str, np.ndarray]
 
 
-def formation_of(run: Path, reader: CacheReader) -> Formation | None:
-    """How the features of a run formed; None where its training wrote no samples. Raises DamagedError."""
-    paths = sorted((run / SAMPLES_FOLDER).glob("step-*.json"))
+def formation_of(run: Path, reader: CacheReader, layer: int | None = None) -> Formation | None:
+    """How the features of a run formed, of a cross-layer transcoder those that read ``layer``; None where its training
+    wrote no samples. Raises DamagedError."""
+    paths = sorted(samples_folder(run, layer).glob("step-*.json"))
     if not paths:
         return None
     shown = np.unique(np.linspace(0, len(paths) - 1, _SHOWN_STEPS).round().astype(np.int64))
@@ -71,12 +72,13 @@ def formation_of(run: Path, reader: CacheReader) -> Formation | None:
     )
 
 
-def history_of(run: Path, reader: CacheReader, feature: int) -> list[Snapshot]:
-    """The feature at every step that samples were written at, earliest first.
+def history_of(run: Path, reader: CacheReader, feature: int, layer: int | None = None) -> list[Snapshot]:
+    """The feature at every step that samples were written at, earliest first; of a cross-layer transcoder, the one of
+    those that read ``layer``.
 
     Raises UsageError where a run has none, DamagedError for altered files.
     """
-    found = list(_steps(run / SAMPLES_FOLDER))
+    found = list(_steps(samples_folder(run, layer)))
     if not found:
         remedy = "Train with log.activation_samples.every above 0 and below the number of steps."
         raise UsageError("This training wrote no activation samples.", where=run, remedy=remedy)

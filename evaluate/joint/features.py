@@ -36,6 +36,7 @@ from evaluate.features.collect import Written, block_starts, encode_part, eviden
 from evaluate.features.config import FeatureSettings
 from evaluate.features.evidence import read_head
 from evaluate.features.gather import gathered, share_of
+from evaluate.features.history import formation_of
 from evaluate.features.plan import FeaturesPlan, plan_of
 from evaluate.features.run import read_logits, write_all
 from evaluate.features.self_check import check_evidence
@@ -90,6 +91,7 @@ def features_of_layers(
                 piece.transcoder,
                 request.settings,
                 unembedding=unembedding,
+                formation=formation_of(request.source.transcoder, piece.reader, layer),
                 written=piece.written,
             )
             checked = check_evidence(evidence, piece.reader, piece.transcoder)
@@ -195,7 +197,7 @@ class _Layer:
             f"One layer of the cross-layer transcoder '{self._dictionary.name}': these features read layer {read} and "
             f"write to {into}. FVU is of all that they write to, with what other layers' features write there; "
             "relatives, nesting and clusters are among the features of this layer alone; the effect on logits is of "
-            "all that a feature writes; how features formed is not sampled for such a dictionary."
+            "all that a feature writes."
         )
 
     @property

@@ -133,13 +133,31 @@ def history(invocation: "Invocation", feature: str, name: str) -> CommandResult:
     from evaluate.features.history import as_data, history_of
 
     layer, number = parse_feature(feature)
-    folders = invocation.folders(layer)
-    found = history_of(folders.transcoder(name), open_cache(folders.cache, invocation.settings.cache), number)
+    reader = open_cache(invocation.folders(layer).cache, invocation.settings.cache)
+    run, read_layer = _sampled_run(invocation, layer, name)
+    found = history_of(run, reader, number, read_layer)
     lines = [f"feature {feature}, on the first held-out rows"]
     for entry in found:
         lines += ["", f"step {entry.step:,}: {entry.firings:,} firings, largest {entry.largest:.4g}"]
         lines += [_sample_line(sample) for sample in entry.samples[: _SHOWN["uniform"]]]
     return CommandResult(as_data(found), "\n".join(lines))
+
+
+def _sampled_run(invocation: "Invocation", layer: int, name: str) -> tuple[Path, int | None]:
+    """The run ``name`` of a layer; where it has none, the cross-layer transcoder of that name whose features read the
+    layer, with the layer. Raises UsageError where there are two of those."""
+    from train.record.activation_samples import samples_folder
+
+    folders = invocation.folders(layer)
+    own = folders.transcoder(name)
+    if own.is_dir():
+        return own, None
+    runs = sorted(folders.layer_folder.parent.glob(f"layers*/transcoder/{name}"))
+    across = [run for run in runs if samples_folder(run, layer).is_dir()]
+    if len(across) > 1:
+        what = f"Features of two cross-layer transcoders '{name}' read layer {layer}; the other one is {across[0]}."
+        raise UsageError(what, where=across[1], remedy="Rename the folder of one of them.")
+    return (across[0], layer) if across else (own, None)
 
 
 def _sample_line(sample: dict[str, Any]) -> str:

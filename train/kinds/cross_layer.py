@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +26,7 @@ from common.run_layout import RunFolders
 from train.arrays.parameters import Parameters
 from train.arrays.units import Units, scaled, units_of
 from train.arrays.workspace import Workspace
-from train.config import CommonTrainSettings
+from train.config import CommonTrainSettings, SampleSettings
 from train.context import TrainingContext
 from train.kinds.joint_held_out import joint_held_out_fvu
 from train.kinds.joint_state import JointState
@@ -40,6 +41,7 @@ from train.kinds.single import (
     workspace_of,
 )
 from train.objective import Recipe
+from train.record.activation_samples import sample_layers
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
 from train.threshold import calibrated_rule
@@ -191,14 +193,21 @@ class CrossLayer(Kind):
         )
 
     def save(self, state: JointState, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
-        """In the caches' units, with a threshold for every layer where the rule needs one."""
+        """In the caches' units."""
+        return save_cross_layer(self._in_cache_units(state), folder, config=config)
+
+    def samples(self, state: JointState, settings: SampleSettings) -> dict[int | None, dict[str, np.ndarray]]:
+        return {**sample_layers(self._in_cache_units(state), self.context.readers, settings)}
+
+    def _in_cache_units(self, state: JointState) -> CrossLayerTranscoder:
+        """With a threshold for every layer where the rule needs one."""
         pieces: list[Transcoder] = []
         for number, (layer, reader) in enumerate(zip(state.layers, self.context.readers, strict=True)):
             weights = self._folded(layer.weights, number)
             rule = self._rule(number, weights)
             rule = calibrated_rule(weights, rule, reader, view=self.settings.source, device=self.context.home)
             pieces.append(self._piece(weights, rule))
-        return save_cross_layer(self._dictionary(pieces), folder, config=config)
+        return self._dictionary(pieces)
 
     def _folded(self, weights: Parameters, number: int) -> Parameters:
         """The same source layer in the caches' units, its activations as they are."""

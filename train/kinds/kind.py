@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, device
 
 from train.arrays.units import Units
+from train.config import SampleSettings
 from train.context import TrainingContext
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
 from transcoder.sharded import Shard
-from transcoder.transcoder import Transcoder
 
 
 @runtime_checkable
@@ -95,9 +96,10 @@ class Kind(ABC):
     def save(self, state: Any, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
         """Write what has been trained, in the caches' units; returns config.json."""
 
-    def transcoder(self, state: Any) -> Transcoder | None:  # noqa: ARG002
-        """What has been trained, in the cache's units, where it is a dictionary of one layer."""
-        return None
+    @abstractmethod
+    def samples(self, state: Any, settings: SampleSettings) -> Mapping[int | None, dict[str, np.ndarray]]:
+        """What features fire on: the arrays of ``train.record.activation_samples``, by the layer that they read; None
+        stands for the one layer there is."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

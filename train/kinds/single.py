@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,10 +17,12 @@ from train.arrays.optim import Moments
 from train.arrays.parameters import Parameters, random_parameters
 from train.arrays.units import Units
 from train.arrays.workspace import Workspace
+from train.config import SampleSettings
 from train.context import TrainingContext
 from train.initial import initial_weights
 from train.kinds.kind import Kind
 from train.objective import Recipe, rule_of
+from train.record.activation_samples import sample_firings
 from train.record.checkpoint import arrays_of, state_of
 from train.record.held_out_fvu import held_out_fvu
 from train.record.step_metrics import StepMetrics
@@ -95,6 +98,9 @@ class Single(Kind):
         return Transcoder.from_arrays(
             weights.transcoder_arrays(), rule=rule, prefixes=settings.prefixes, source_view=settings.source
         )
+
+    def samples(self, state: State, settings: SampleSettings) -> dict[int | None, dict[str, np.ndarray]]:
+        return {None: sample_firings(self.transcoder(state), self.context.reader, settings)}
 
     def facts(self) -> dict[str, Any]:
         reader = self.context.reader

@@ -2,6 +2,7 @@
 
     activation_samples/step-0001000.safetensors    firings, largest, sample_row, sample_value: a row a feature
     activation_samples/step-0001000.json           step, tokens, settings; size and hash of the other file; written last
+    activation_samples/layer08/step-0001000...     of a cross-layer transcoder: the features that read layer 8
 
 They come from the first held-out rows, with the rule for evaluation, in the cache's units. The training does not depend
 on them, and a step that is repeated after a kill writes the same bytes. The text is not stored: ``nestcoder features
@@ -9,7 +10,7 @@ history`` finds it by the row number.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt64
 
-from cache.reader import CacheReader
+from cache.reader import CacheReader, View
 from common import disk
 from common.sealed.document import with_checksum
 from common.sealed.tensors import write_tensors
 from train.config import SampleSettings
+from transcoder.cross_layer import CrossLayerTranscoder
+from transcoder.sparse_code import SparseCode
 from transcoder.transcoder import Transcoder
 
 SAMPLES_FOLDER = "activation_samples"
@@ -32,17 +35,30 @@ _VERSION = 1
 _BATCH_ROWS = 2048
 """Rows that are read and encoded at a time."""
 
+_Entries = tuple[Int[np.ndarray, " firings"], Int[np.ndarray, " firings"], Float[np.ndarray, " firings"]]
+"""Row, feature and value of what fires."""
+_NOTHING: _Entries = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+
+CodesOf = Callable[[Sequence[Float[torch.Tensor, "rows d_source"]]], Sequence[SparseCode]]
+"""The sources of all layers to what fires in each."""
+
 
 def sample_name(step: int) -> str:
     """The two files' name without their endings; names ascend with the steps."""
     return f"step-{step:07d}"
 
 
+def samples_folder(run: Path, layer: int | None = None) -> Path:
+    """Where a run's samples lie; of a cross-layer transcoder, those of the features that read ``layer``."""
+    folder = run / SAMPLES_FOLDER
+    return folder if layer is None else folder / f"layer{layer:02d}"
+
+
 def write_samples(
     folder: Path, arrays: Mapping[str, np.ndarray], *, step: int, tokens: int, settings: SampleSettings
 ) -> None:
-    """Write one step's samples into ``activation_samples`` of a run's ``folder``."""
-    stem = folder / SAMPLES_FOLDER / sample_name(step)
+    """Write one step's samples into ``folder``."""
+    stem = folder / sample_name(step)
     seal = write_tensors(stem.with_suffix(".safetensors"), {name: torch.from_numpy(arrays[name]) for name in arrays})
     about: dict[str, Any] = {"version": _VERSION, "step": step, "tokens": tokens, "arrays": seal.as_dict()}
     about["settings"] = settings.model_dump(mode="json")
@@ -57,8 +73,30 @@ def sample_firings(transcoder: Transcoder, reader: CacheReader, settings: Sample
     For each feature, ``samples_per_feature`` of its firings above the threshold are drawn, and the strongest
     ``samples_saved`` of these are kept.
     """
-    row, feature, value = _firings(transcoder, reader, settings.rows)
-    size = transcoder.dict_size
+    (found,) = _firings(
+        [reader],
+        lambda sources: [transcoder.sparse_code(sources[0])],
+        rows=settings.rows,
+        view=transcoder.source_view,
+        device=transcoder.W_enc.device,
+    )
+    return _sampled(found, transcoder.dict_size, settings)
+
+
+@torch.no_grad()
+def sample_layers(
+    dictionary: CrossLayerTranscoder, readers: Sequence[CacheReader], settings: SampleSettings
+) -> dict[int, dict[str, np.ndarray]]:
+    """The same of the features that read each layer, by layer. ``readers`` are the layers' caches, of the same rows."""
+    first = dictionary.piece(0)
+    found = _firings(readers, dictionary.codes, rows=settings.rows, view=first.source_view, device=first.W_enc.device)
+    named = zip(dictionary.layers, found, strict=True)
+    return {layer: _sampled(entries, dictionary.dict_size, settings) for layer, entries in named}
+
+
+def _sampled(entries: _Entries, size: int, settings: SampleSettings) -> dict[str, np.ndarray]:
+    """The arrays of one layer's ``size`` features."""
+    row, feature, value = entries
     largest = np.zeros(size, dtype=np.float32)
     np.maximum.at(largest, feature, value)
 
@@ -77,21 +115,21 @@ def sample_firings(transcoder: Transcoder, reader: CacheReader, settings: Sample
 
 
 def _firings(
-    transcoder: Transcoder, reader: CacheReader, rows: int
-) -> tuple[Int[np.ndarray, " firings"], Int[np.ndarray, " firings"], Float[np.ndarray, " firings"]]:
-    """Row, feature and value of every firing on the first held-out rows, by row."""
-    split = reader.split("held_out")
-    columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for start in range(0, min(rows, len(split)), _BATCH_ROWS):
-        taken = split.rows(slice(start, min(start + _BATCH_ROWS, rows, len(split))), view=transcoder.source_view)
-        ordinary = np.flatnonzero(split.is_ordinary(taken.tokens))
-        code = transcoder.sparse_code(taken.source[torch.from_numpy(ordinary)].to(transcoder.W_enc.device))
-        fires = code.values > 0
-        row = ordinary[code.rows()[fires].cpu().numpy()] + start
-        columns.append((row, code.features[fires].cpu().numpy().astype(np.int64), code.values[fires].cpu().numpy()))
-    nothing = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
-    row, feature, value = (np.concatenate(batches) for batches in zip(nothing, *columns, strict=True))
-    return row, feature, value
+    readers: Sequence[CacheReader], codes_of: CodesOf, *, rows: int, view: View, device: torch.device
+) -> list[_Entries]:
+    """Of every layer, everything that fires on the first held-out rows, by row."""
+    splits = [reader.split("held_out") for reader in readers]
+    total = min(rows, len(splits[0]))
+    columns: list[list[_Entries]] = [[_NOTHING] for _ in readers]
+    for start in range(0, total, _BATCH_ROWS):
+        taken = [split.rows(slice(start, min(start + _BATCH_ROWS, total)), view=view) for split in splits]
+        ordinary = np.flatnonzero(splits[0].is_ordinary(taken[0].tokens))
+        codes = codes_of([layer.source[torch.from_numpy(ordinary)].to(device) for layer in taken])
+        for column, code in zip(columns, codes, strict=True):
+            fires = code.values > 0
+            row = ordinary[code.rows()[fires].cpu().numpy()] + start
+            column.append((row, code.features[fires].cpu().numpy().astype(np.int64), code.values[fires].cpu().numpy()))
+    return [tuple(np.concatenate(parts) for parts in zip(*column, strict=True)) for column in columns]
 
 
 def _first_of_each(feature: Int[np.ndarray, " firings"], key: np.ndarray, count: int) -> Int[np.ndarray, " some"]:

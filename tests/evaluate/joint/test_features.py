@@ -1,6 +1,7 @@
 """Evidence of a cross-layer transcoder against its definitions, its pages in a browser, the commands that read it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ SMALL = (
     "harvest.train_tokens=1200", "harvest.held_out_tokens=400", "harvest.context=64", "cache.held_out_fraction=0.3",
     "train.kind=cross-layer", "train.window=1", "train.steps=8", "train.warmup_steps=2", "train.batch_rows=64",
     "train.skip=true", "train.held_out_rows=128", "train.prefixes=[16, 64]", "train.top_k=4", "features.block_rows=128",
+    "log.activation_samples.every=4", "log.activation_samples.threshold=0",
     "features.context_tokens=6",
 )  # fmt: skip
 
@@ -122,6 +124,27 @@ def test_the_commands_read_them(runs: Path, tmp_path: Path) -> None:
     plan = CliRunner().invoke(command_line, ["--json", *given, *layers, "--name", "clt", "--dry-run"])
     assert plan.exit_code == 0, plan.output + repr(plan.exception)
     assert list(json.loads(plan.stdout)) == ["3", "5", "6"]
+
+
+def test_how_features_formed_is_shown(runs: Path) -> None:
+    """On the page, and with the text by the command; the last step's firings are those of the result."""
+    evidence = evidence_of(runs, 5)
+    feature = int(np.argmax(evidence.arrays["firings"]))
+    assert [step["step"] for step in feature_page(evidence, feature)["formed"]] == [4, 8]
+    assert np.array_equal(evidence.arrays["formed_firings"][:, -1], evidence.arrays["firings"])
+    given = ["--json", "--set", f"runs={runs}", "--set", f"model={MODEL}", "features", "history", f"5/{feature}"]
+    done = CliRunner().invoke(command_line, [*given, "--name", "clt"])
+    assert done.exit_code == 0, done.output
+    history = json.loads(done.stdout)
+    assert [step["step"] for step in history] == [4, 8]
+    assert history[-1]["firings"] == evidence.arrays["firings"][feature]
+    assert history[-1]["samples"][0]["tokens"]
+    twin = runs / "gpt2-stdlib" / "layers05_06" / "transcoder" / "clt" / "activation_samples" / "layer05"
+    twin.mkdir(parents=True)
+    done = CliRunner().invoke(command_line, [*given, "--name", "clt"])
+    assert done.exit_code == 2
+    assert "two cross-layer transcoders 'clt' read layer 5" in done.stderr
+    shutil.rmtree(twin.parents[3])
 
 
 def test_pages_of_another_dictionary_of_the_same_name_are_kept(runs: Path) -> None:

@@ -12,9 +12,11 @@ from common.progress import Silent
 from common.sealed.document import check_checksum
 from common.sealed.tensors import FileSeal, read_tensors
 from tests.helpers.progress import StopAt, StoppedError
-from tests.helpers.training import train
+from tests.helpers.training import changed, train
 from train.config import LogSettings, SampleSettings, TrainSettings
-from train.record.activation_samples import SAMPLES_FOLDER, sample_firings
+from train.record.activation_samples import SAMPLES_FOLDER, sample_firings, samples_folder
+from train.run import train_layers
+from transcoder.formats.cross_layer import load_cross_layer
 from transcoder.formats.native import load_transcoder
 
 
@@ -82,3 +84,37 @@ def test_samples_do_not_change_a_training_and_a_resume_writes_the_same(
     assert [name for name in _files(tmp_path / "with") if name.endswith(".json")] == [
         f"step-{step:07d}.json" for step in (7, 14, 21, 28, 35)
     ]
+
+
+@pytest.mark.parametrize("select_over", ["layer", "layers"])
+def test_a_cross_layer_training_samples_the_features_of_every_layer(
+    two_layers: dict[int, Path], quick: TrainSettings, tmp_path: Path, select_over: str
+) -> None:
+    """Those of its last step are of what it saved; one that was stopped writes the same files."""
+    settings = changed(quick, kind="cross-layer", select_over=select_over)
+    log = LogSettings(activation_samples=SampleSettings(every=settings.steps // 2, threshold=0.0))
+    given = {"caches": list(two_layers.values()), "settings": settings, "device": "cpu", "fresh": False, "log": log}
+    train_layers(out=tmp_path / "run", progress=Silent(), **given)
+    with pytest.raises(StoppedError):
+        train_layers(out=tmp_path / "cut", progress=StopAt(settings.steps // 2 + 3), **given)
+    train_layers(out=tmp_path / "cut", progress=Silent(), **given)
+
+    dictionary = load_cross_layer(tmp_path / "run")
+    splits = [CacheReader.open(cache).split("held_out") for cache in two_layers.values()]
+    rows = [split.rows(slice(0, len(split))) for split in splits]
+    codes = dictionary.codes([layer.source.float() for layer in rows])
+    for number, layer in enumerate(two_layers):
+        folder = samples_folder(tmp_path / "run", layer)
+        names = [path.name for path in sorted(folder.iterdir())]
+        assert len(names) == 4
+        for name in names:
+            assert (samples_folder(tmp_path / "cut", layer) / name).read_bytes() == (folder / name).read_bytes()
+        about = json.loads((folder / names[2]).read_text())
+        arrays = read_tensors(folder / names[3], FileSeal.parse(about["arrays"], where=""))
+        dense = codes[number].dense(dictionary.dict_size).numpy()
+        dense[rows[0].tokens == 0] = 0
+        assert dense.any()
+        assert np.array_equal(arrays["firings"], (dense > 0).sum(axis=0))
+        assert arrays["largest"].numpy() == pytest.approx(dense.max(axis=0), rel=1e-5)
+        strongest = arrays["sample_value"][:, 0].numpy()
+        assert strongest == pytest.approx(dense.max(axis=0), rel=1e-5)
