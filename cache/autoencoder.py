@@ -1,7 +1,7 @@
-"""A cache as an autoencoder sees it: one of its sides, source or target, is both what is read and what is predicted.
+"""A cache as an autoencoder sees it: its source or its target is both what is read and what is predicted.
 
-So an autoencoder needs no cache of its own, nor any code that knows of it: rows, widths, statistics and sites are those
-of a cache whose two sides are the same.
+So an autoencoder needs no cache of its own, and no other code knows about it: rows, widths, statistics and sites are
+those of a cache whose source and target are the same.
 """
 
 from functools import cached_property
@@ -18,7 +18,7 @@ from cache.storage.columns import Column
 
 
 class AutoencoderSplit(SplitView):
-    """The rows of a split, their ``column`` twice. Only that side's files are read, where it is stored."""
+    """The rows of a split with ``column`` as both source and target. Only its files are read, if it is stored."""
 
     def __init__(self, split: SplitView, column: ActivationName) -> None:
         super().__init__(split.reader, split.group, split.columns)
@@ -27,7 +27,7 @@ class AutoencoderSplit(SplitView):
 
     @property
     def d_source(self) -> int:
-        """Width of the side, which stands for both."""
+        """Width of the column."""
         return self._split.d_source if self._column == "source" else self._split.d_target
 
     @property
@@ -44,7 +44,7 @@ class AutoencoderSplit(SplitView):
     def activations(
         self, index: Int64[ndarray, " rows"], *, view: View | None = None, buffers: Buffers | None = None
     ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
-        """The side of the rows ``index``, twice the same tensor; ``view`` is the source's, and changes no target."""
+        """The column's rows ``index``, as the same tensor twice; ``view`` applies to a source only."""
         if self._column == "source":
             values = self.reader.as_view(self.gather("source", index, buffers=buffers), view)
         elif self._column in self.columns:
@@ -55,13 +55,13 @@ class AutoencoderSplit(SplitView):
 
     @cached_property
     def statistics(self) -> GroupStatistics:
-        """The side's, twice."""
+        """Those of the column, twice."""
         column = getattr(self._split.statistics, self._column)
         return GroupStatistics(column, column)
 
 
 def as_autoencoder(reader: CacheReader, column: ActivationName) -> CacheReader:
-    """The same cache with ``column`` as its source and its target, named so in its identity."""
+    """The same cache with ``column`` as its source and target, and the column's site as both sites of its identity."""
     site = reader.identity.get(f"{column}_site")
     splits: dict[str, SplitView] = {name: AutoencoderSplit(split, column) for name, split in reader.splits.items()}
     return reader.with_splits(splits, identity=reader.identity | {"source_site": site, "target_site": site})

@@ -1,8 +1,8 @@
-"""When rows are kept before their segment is full: the drafts of a writer, and what they may cost.
+"""Drafts: when a writer saves the rows of segments that are not full yet, and how much time that may take.
 
-A segment takes 14 minutes on a laptop. So once a minute's rows are in no commit and in no draft, the writer appends
-them to drafts, one for the segment that is filling in each group, and a writer that goes on fills its segments from
-those. On a fast machine segments are full before that, and nothing is written twice.
+A segment takes 14 minutes on a laptop. So when the oldest unsaved row is a minute old, the writer appends the rows to
+drafts, one for the segment that is filling in each group. A writer that goes on later fills its segments from them. On
+a fast machine segments are full earlier, and nothing is written twice.
 """
 
 import time
@@ -19,15 +19,15 @@ from common.errors import DiskError
 from common.progress import Progress
 
 _SECONDS = 60.0
-"""The age of rows at which they are kept: what a kill costs at most, where segments take longer."""
+"""The age at which rows are saved. A kill costs no more work than that."""
 _SECONDS_AT_END = 5.0
-"""The age at which an interrupted writer keeps them: less is quicker done again than explained."""
+"""The age at which an interrupted writer saves them: computing younger rows again is quicker than saving them."""
 _SHARE = 0.05
-"""The share of its time that a process spends on drafts at most. Where a disk is that slow, they come less often."""
+"""The largest share of its time that a process spends on drafts. On a slow disk they are written less often."""
 
 
 class _Spent:
-    """What this process spent on drafts. Writers of several layers share its disk, so they keep one account."""
+    """The time that this process spent on drafts. Writers of several layers share one disk, so they share the count."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -42,7 +42,7 @@ _spent = _Spent()
 
 
 class Drafts:
-    """The drafts of a partition's segments, of which ``buffer_of`` a group gives the rows."""
+    """The drafts of a partition's segments. ``buffer_of`` a group is the buffer that has the rows."""
 
     def __init__(self, partition: Partition, buffer_of: Callable[[str], SegmentBuffer], progress: Progress) -> None:
         self._partition = partition
@@ -50,11 +50,11 @@ class Drafts:
         self._progress = progress
         self._drafts: dict[str, Draft] = {}
         self._oldest: dict[str, float] = {}
-        """When the first row of each group came that no commit and no draft has."""
+        """When the oldest row of each group came that is neither committed nor in a draft."""
         self._given_up = False
 
     def restore(self) -> dict[str, Point]:
-        """Fill the buffers with the rows that an earlier writer kept; where the text goes on for each group of them."""
+        """Fill the buffers with the rows that an earlier writer saved; returns where the text goes on, by group."""
         for group in GROUPS:
             missing = self._partition.missing(group)
             if missing and self._path(group, missing[0]).is_file():
@@ -69,7 +69,7 @@ class Drafts:
         remove_drafts(self._partition.path, self._partition.number, keep=kept)
         rows = sum(draft.rows for draft in self._drafts.values())
         if rows:
-            self._progress.note(f"kept {rows:,} rows of segments that were not full in {self._partition.path}")
+            self._progress.note(f"Kept {rows:,} rows of segments that were not full in {self._partition.path}.")
         return {group: draft.point for group, draft in self._drafts.items() if draft.point}
 
     def arrived(self, group: str) -> None:
@@ -77,14 +77,14 @@ class Drafts:
         self._oldest.setdefault(group, time.monotonic())
 
     def keep_if_due(self, point: Point) -> None:
-        """Keep the rows before ``point`` if some of them are old enough."""
+        """Save the rows before ``point`` if some of them are old enough."""
         if self._age() >= _SECONDS and _spent.may_spend():
             began = time.monotonic()
             self._keep(point)
             _spent.seconds += time.monotonic() - began
 
     def keep_at_end(self, point: Point) -> None:
-        """Keep the rows before ``point``: the writer is about to stop in the middle."""
+        """Save the rows before ``point``: the writer stops in the middle of a segment."""
         if self._age() >= _SECONDS_AT_END:
             self._keep(point)
 
@@ -97,7 +97,7 @@ class Drafts:
             for group in GROUPS:
                 self._keep_group(group, point)
         except DiskError as error:
-            # A draft is a convenience, and the cache may still fit where it does not.
+            # Nothing needs a draft, and the cache may still fit on a disk that has no room for drafts as well.
             self._give_up(error.what)
 
     def _keep_group(self, group: str, point: Point) -> None:
@@ -117,7 +117,7 @@ class Drafts:
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
-        self._progress.note(f"rows are kept only when their segment is full from here on. {reason}")
+        self._progress.note(f"From now on rows are saved only when their segment is full. {reason}")
         with suppress(DiskError):
             for draft in self._drafts.values():
                 draft.remove()

@@ -1,11 +1,11 @@
-"""Serves batches in a seeded order, gathered in advance by background threads.
+"""Serves batches in a seeded order; background threads gather them in advance.
 
     with Loader(reader, batch_rows=4096, seed=0, epochs=1) as batches:
         for batch in batches:
             step(batch.source, batch.target)
 
-A batch is a pure function of (cache, seed, number), so threads, prefetching and ranks change nothing, and a loader
-that starts at batch n goes on exactly where one that handed out n batches stopped.
+A batch is a pure function of (cache, seed, number). So threads, prefetching and ranks change nothing, and a loader that
+starts at batch n goes on exactly where one that served n batches stopped.
 """
 
 import threading
@@ -27,15 +27,16 @@ from cache.storage.buffers import Buffers
 from common.errors import UsageError
 
 POOL_BYTES = 1_000_000_000
-"""A pool is what batches are drawn from at a time. It is read in the order of the files, so larger is better for the
-disk; two of them are in memory at once (this one, and the next one while it is read), so smaller is better for that."""
+"""A pool is the set of chunks from which batches are drawn at one time. It is read in the order of the files, so a
+larger one is faster on a disk. Two are in memory at once (this one, and the next while it is read), so a smaller one
+takes less memory."""
 _POOLS_REMEMBERED = 8
-"""Threads that gather batches of an earlier pool may still ask for it; more than two pools apart they cannot be."""
+"""Threads that gather batches of an earlier pool may still ask for it; they are never more than two pools apart."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step. ``index`` counts batches over all epochs, from 0; masked rows are already left out."""
+    """The rows of one step, without masked rows. ``index`` counts batches over all epochs, from 0."""
 
     source: Float[Tensor, "batch d_source"]
     target: Float[Tensor, "batch d_target"]
@@ -48,10 +49,10 @@ class Batch:
 class Loader:
     """Batches of ``batch_rows`` rows, counted over all ranks (fewer once special tokens are masked).
 
-    An iterator; use it in a ``with`` block. Every row comes once an epoch, and an epoch's last batch may be short.
-    ``epochs`` None goes on for ever. Rank ``rank`` of ``world`` gets its share of each batch; all shares make up the
-    batch that one process would get. ``consumed`` counts batches handed out, from batch 0 on.
-    Raises UsageError for a split without rows and for sizes that cannot be.
+    An iterator; use it in a ``with`` block. Every row comes once in an epoch, and an epoch's last batch may be short.
+    ``epochs`` None never ends. Rank ``rank`` of ``world`` gets its share of each batch; all shares together are the
+    batch that one process would get. ``consumed`` counts the batches that were served, from batch 0 on.
+    Raises UsageError for a split without rows and for sizes that are not possible.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Loader:
         return batch
 
     def batch(self, number: int) -> Batch:
-        """Batch ``number``, or this rank's part of it, gathered now. Raises DamagedError."""
+        """Batch ``number``, or this rank's share of it, gathered now. Raises DamagedError."""
         epoch, number_in_epoch = divmod(number, self.batches_per_epoch)
         order = self._order(epoch)
         last = self._end is not None and epoch + 1 >= self._end // self.batches_per_epoch
@@ -144,7 +145,7 @@ class Loader:
         return Batch(source, target, tokens, self._rows.document[index], number, epoch)
 
     def rows_of(self, epoch: int, number_in_epoch: int) -> Int64[np.ndarray, " batch"]:
-        """Row numbers of this rank's part of the epoch's batch, before masking. Nothing is read for it."""
+        """Row numbers of this rank's share of a batch, before masking; reads nothing."""
         start = number_in_epoch * self._batch_rows
         count = min(self._batch_rows, len(self._rows) - start)
         first, last = (start + count * (self._rank + step) // self._world for step in (0, 1))
@@ -163,7 +164,7 @@ class Loader:
 
 
 class _Pools:
-    """Reads a pool's chunks in the order of the file before a batch is drawn from it, and the next one's behind it."""
+    """Reads a pool's chunks in the order of the files before a batch is drawn from it, then those of the next pool."""
 
     def __init__(self, rows: SplitView) -> None:
         self._rows = rows

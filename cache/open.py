@@ -1,4 +1,4 @@
-"""``open_cache`` opens a cache wherever it lies: in a folder, or at a URL."""
+"""``open_cache`` opens a cache in a folder or at a URL."""
 
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ def open_cache(
         print(len(train), reader.identity["model"], reader.statistics.target.variance_sum)
 
     ``path`` is a folder, or a URL that fsspec knows (``s3://bucket/gpt2/layer08/cache``). With ``settings.remote``, a
-    cache that is not complete in its folder is read from the same place below that URL. ``expect`` names what the
-    cache's identity must say (any part of it). ``view`` is how the source is seen (see ``cache.reader``); ``column``
-    opens the cache as an autoencoder of its source or target sees it. A target that is not stored is computed on
-    ``device``.
+    cache that is not complete in its folder is read from the same path below that URL. ``expect`` has the fields that
+    the cache's identity must have, with their values. ``view`` is how the source is seen (see ``cache.reader``);
+    ``column`` opens the cache as an autoencoder of its source or target sees it. A target that is not stored is
+    computed on ``device``.
 
-    Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field, and
-    for a URL DiskError.
+    Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError that names the field,
+    and for a URL DiskError.
     """
     reader = _opened(path, settings or CacheSettings(), expect=expect, view=view, device=device)
     return as_autoencoder(reader, column) if column else reader

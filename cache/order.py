@@ -1,14 +1,14 @@
-"""The order in which rows are laid down and served: pure functions of seeds, with nothing to store.
+"""The order in which rows are written and served: pure functions of seeds, with nothing to store.
 
-A permutation of [0, n) is a Feistel network of six rounds over the smallest even number of bits that holds n,
-walked until it falls below n. With it
+A permutation of [0, n) is a Feistel network of six rounds on the smallest even number of bits that can hold n, applied
+again until the result is below n. With it
 
     slot in segment = permute(stream index)                     once, when a segment is written
-    chunk           = rounds over all segments, one chunk of each a round
-    row             = permute(position in pool), a pool being some consecutive chunks of that order
+    chunk           = rounds over all segments, one chunk of each in a round
+    row             = permute(position in pool), where a pool is a run of chunks in that order
 
-An epoch visits every row once. Chunks of a pool lie in as many segments as there are, so a batch is drawn from the
-whole cache although only a pool of it is near; within a chunk the disk is read in one run.
+An epoch visits every row once. The chunks of a pool come from as many segments as there are. So a batch is drawn from
+all of the cache although only a pool of it is in memory, and each chunk is read from the disk in one piece.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,16 @@ from jaxtyping import Int64
 Indices = Int64[np.ndarray, " n"]
 
 _ROUNDS = 6
-"""Four rounds are a pseudorandom permutation if the round function is one (Luby and Rackoff 1988); ours is a cheap
-mixer, and two more rounds let the tests of correlation pass at every size."""
+"""Four rounds are a pseudorandom permutation if the round function is pseudorandom (Luby and Rackoff 1988). Ours is a
+cheap mixer; with two more rounds the tests of correlation pass at every size."""
 _GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio: the increment of SplitMix64 (Steele, Lea and Flood 2014), as are ``_mix``'s
+factors."""
 _MASK = (1 << 64) - 1
 
 
 def derive_key(*numbers: int) -> int:
-    """A 64-bit key from integers; any other tuple gives an unrelated key."""
+    """A 64-bit key from integers; another tuple gives an unrelated key."""
     key = len(numbers)
     for number in numbers:
         key = _mix(key ^ _mix((number + _GOLDEN) & _MASK))
@@ -37,8 +39,8 @@ def derive_key(*numbers: int) -> int:
 def permute(index: Indices, size: int, *, key: int) -> Indices:
     """Images of ``index`` under the permutation of [0, size) that ``key`` names.
 
-    The Feistel network permutes a power of four that holds ``size``; an image outside is mapped again until it falls
-    inside ("cycle walking", Black and Rogaway 2002), fewer than four times on average.
+    The Feistel network permutes a power of four that is at least ``size``. An image beyond ``size`` is mapped again
+    until it is below ("cycle walking", Black and Rogaway 2002), fewer than four times on average.
     """
     half = max(1, ((max(size, 2) - 1).bit_length() + 1) // 2)
     rounds = _rounds(key, half)
@@ -64,9 +66,10 @@ def _feistel(value: Indices, half: int, rounds: Int64[np.ndarray, "rounds half"]
     return (left << half) | right
 
 
+# A batch needs the tables of its pool and of five keys for chunks; 32 serve two pools of several loaders.
 @lru_cache(maxsize=32)
 def _rounds(key: int, half: int) -> Int64[np.ndarray, "rounds half"]:
-    """What each round makes of every half of a number: few enough to be looked up."""
+    """The round function of each round for every half of a number: few enough values for a table."""
     keys = np.array([[derive_key(key, number)] for number in range(_ROUNDS)], np.uint64)
     value = (np.arange(1 << half, dtype=np.uint64) ^ keys) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
@@ -76,10 +79,10 @@ def _rounds(key: int, half: int) -> Int64[np.ndarray, "rounds half"]:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of one epoch over ``rows`` rows that lie in chunks, and chunks in segments.
+    """The order of one epoch over ``rows`` rows in chunks, and chunks in segments.
 
-    ``pool_rows`` is how many rows are near at a time, at most but for the last, short chunk. There is no state: any
-    position takes the same time.
+    ``pool_rows`` is how many rows of a pool are in memory at most (a short last chunk comes in addition). There is no
+    state: any position takes the same time.
     """
 
     rows: int
@@ -91,7 +94,7 @@ class EpochOrder:
 
     @property
     def chunks(self) -> int:
-        """Whole chunks; the rows behind the last one, if any, are served in the epoch's last pool."""
+        """The number of full chunks; rows after the last one are served in the epoch's last pool."""
         return self.rows // self.chunk_rows
 
     @property
@@ -130,7 +133,7 @@ class EpochOrder:
         return _pool_chunks(self, pool)[chunk] * self.chunk_rows + inside
 
     def chunks_of_pool(self, pool: int) -> Indices:
-        """Chunks that ``pool`` serves, in the order of the epoch; the last pool's may end in one that is not whole."""
+        """Chunks that ``pool`` serves, in the order of the epoch; the last pool may end with a short chunk."""
         first, end = (-(-self.pool_start(number) // self.chunk_rows) for number in (pool, pool + 1))
         chunks = np.arange(first, end, dtype=np.int64)
         full = chunks < self.chunks
@@ -138,9 +141,9 @@ class EpochOrder:
         return chunks
 
     def chunk_at(self, position: Indices) -> Indices:
-        """The chunk at a position of the epoch's order of whole chunks.
+        """The chunk at a position of the epoch's order of full chunks.
 
-        Rounds go over the full segments, a chunk of each; the chunks of a shorter last segment are spread evenly.
+        Each round takes one chunk of every full segment; the chunks of a shorter last segment are spread evenly.
         """
         per_segment = self.segment_rows // self.chunk_rows
         full, short = divmod(self.chunks, per_segment)
@@ -166,6 +169,7 @@ class EpochOrder:
         return segment * per_segment + (turn + shift) % per_segment
 
 
+# Threads draw batches from at most two pools of an epoch at a time; 8 serve several loaders.
 @lru_cache(maxsize=8)
 def _pool_chunks(order: EpochOrder, pool: int) -> Indices:
     return order.chunks_of_pool(pool)

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cache.format.array import STORE
-from cache.format.codec import least_bytes
+from cache.format.codec import minimum_bytes
 from cache.format.journal import Commit, FileEntry, Journal, Point
 from cache.format.layout import GROUPS
 from cache.format.manifest import MANIFEST, Manifest, first_difference, read_manifest, refuse_links
@@ -54,7 +54,7 @@ class Partition:
         self.tag = f"part-{number:05d}"
         with ExitStack() as stack:
             if not self._is_finished():
-                locks.check_promises(path)
+                locks.check_file_system(path)
             if not locked:
                 stack.enter_context(self._lock())
             self._publisher = open_publisher(path, remote, manifest, partition=number)
@@ -64,7 +64,7 @@ class Partition:
                 self._create(files)
                 self._journal = open_journal(path, manifest, number)
             if self._journal.commits:
-                progress.note(f"kept {len(self._journal.commits)} segments of an earlier run in {path}")
+                progress.note(f"Kept {len(self._journal.commits)} segments of an earlier run in {path}.")
             if self.complete:
                 tidy_finished(path, number)
             if self._publisher:
@@ -90,7 +90,7 @@ class Partition:
         return (group, segment) in self._journal.commits
 
     def start_of(self, group: str, segment: int) -> Point:
-        """Where the text must restart to give the segment's first row."""
+        """The point of the text from which the segment's first row comes."""
         return self._journal.points.get((group, segment), Point())
 
     def locate(self, group: str, row: int) -> tuple[int, int]:
@@ -99,7 +99,7 @@ class Partition:
         return self.manifest.geometry.partition_segments(group, self.number).start + number, first
 
     def commit(self, group: str, segment: int, *, following: Point, files: tuple[FileEntry, ...]) -> None:
-        """Commit a segment whose files are on the disk; ``following`` is where the text goes on behind it."""
+        """Commit a segment whose files are on the disk; ``following`` is where the text goes on after it."""
         commit = Commit(group, segment, self.start_of(group, segment), following, files)
         self._journal.add(commit)
         if self._publisher:
@@ -110,12 +110,12 @@ class Partition:
                 self._publisher.publish_seal()
 
     def pass_by(self, group: str, segment: int, following: Point) -> None:
-        """Note where the text goes on behind a segment: the next one begins there."""
+        """Remember where the text goes on after a segment: the next one begins there."""
         self._journal.points.setdefault((group, segment + 1), following)
 
     @property
     def spare_bytes(self) -> int:
-        """Free bytes of the disk that the missing segments will not need; below 0 when there is no room for them."""
+        """Free bytes on the disk that the missing segments do not need; negative when there is no room for them."""
         return _spare_bytes(self.path, self.manifest, self._journal, self.number)
 
     def _is_finished(self) -> bool:
@@ -128,7 +128,7 @@ class Partition:
         )
 
     def _lock(self) -> ExitStack:
-        """The lock of the partition; of a finished partition on a disk that refuses it, none is needed."""
+        """The partition's lock. A finished partition on a disk that refuses locks needs none."""
         stack = ExitStack()
         try:
             stack.enter_context(lock_partition(self.path, self.number))
@@ -138,7 +138,7 @@ class Partition:
         return stack
 
     def _create(self, files: dict[str, bytes]) -> None:
-        """Make the store, or what is missing of it. What a crash left aside is removed."""
+        """Make the store, or the missing files of it, and remove temporary files of a crash."""
         for aside in sorted(self.path.rglob(f".*.{self.tag}.aside")):
             disk.remove(aside)
         begun = (self.path / MANIFEST).exists()
@@ -150,7 +150,7 @@ class Partition:
 
 @contextmanager
 def lock_partition(cache: Path, partition: int) -> Generator[None]:
-    """Be the only writer of a partition while the block runs; folders that were made for the lock alone go with it.
+    """Be the only writer of a partition while the block runs; folders that were made only for the lock are removed.
 
     Raises InUseError when the partition has a writer, DiskError where the file system offers no locks.
     """
@@ -180,7 +180,7 @@ def check_partition(path: Path, manifest: Manifest, number: int = 0) -> None:
     if spare < 0:
         free = disk.free_bytes(path)
         what = f"The cache needs {in_bytes(free - spare)} more; {in_bytes(free)} are free."
-        raise CapacityError(what, where=path, remedy="Ask for fewer rows, or put it on a larger disk.")
+        raise CapacityError(what, where=path, remedy="Ask for fewer rows, or choose a folder on a larger disk.")
 
 
 def _spare_bytes(path: Path, manifest: Manifest, journal: Journal, number: int) -> int:
@@ -191,8 +191,8 @@ def _spare_bytes(path: Path, manifest: Manifest, journal: Journal, number: int) 
         for segment in geometry.partition_segments(name, number)
         if (name, segment) not in journal.commits
     )
-    # Exact for plain rows; for compressed ones by the best ratio of any codec.
-    return disk.free_bytes(path) - least_bytes(missing, geometry.codec, geometry.dtype)
+    # Exact for plain rows; for compressed rows with the best ratio of any codec.
+    return disk.free_bytes(path) - minimum_bytes(missing, geometry.codec, geometry.dtype)
 
 
 def _refuse_another(path: Path, manifest: Manifest) -> None:
@@ -204,25 +204,25 @@ def _refuse_another(path: Path, manifest: Manifest) -> None:
     if existing.fingerprint != manifest.fingerprint:
         _refuse_other_count(existing, geometry.partitions, path=path)
         difference = first_difference(manifest.determining(), existing.determining())
-        what = f"The cache here was made differently: {difference}."
-        raise MismatchError(what, where=path, remedy="Choose another folder, or --fresh to begin anew.")
+        what = f"The cache here was made with other settings: {difference}."
+        raise MismatchError(what, where=path, remedy="Choose another folder, or give --fresh to replace it.")
     if existing.geometry.codec != geometry.codec:
         what = f"The cache here has codec {existing.geometry.codec}, not {geometry.codec}."
-        remedy = "Set cache.codec to what it has; 'cache pack' changes it."
+        remedy = f"Set cache.codec to {existing.geometry.codec}; 'nestcoder cache pack' changes the codec of a cache."
         raise MismatchError(what, where=path, remedy=remedy)
 
 
 def _refuse_other_count(existing: Manifest, partitions: int, *, path: Path) -> None:
-    """Raise MismatchError when an unfinished cache was begun by another number of processes: each has its own rows."""
+    """Raise MismatchError when another number of processes began the cache: each has a partition of its own."""
     begun = existing.geometry.partitions
     if begun != partitions:
         what = f"This cache was begun by {begun} process{'es' if begun > 1 else ''}, not by {partitions}."
-        remedy = f"Go on with {begun}: each process fills a share of the rows of its own. Or choose another folder."
+        remedy = f"Run it with {begun}: each process fills its own share of the rows. Or choose another folder."
         raise MismatchError(what, where=path, remedy=remedy)
 
 
 def remove_cache(path: Path) -> None:
-    """Remove the cache in this folder, and nothing else that lies there. Raises InUseError when a writer is at work."""
+    """Remove the cache in this folder, but no other file in it. Raises InUseError when a writer is running."""
     with locks.lock_all(partition_locks(path)):
         # The seals first: without its journal, a seal says that a complete cache was damaged.
         for name in (SEALS, MANIFEST, "journal", STORE, DRAFTS, "quarantine", "locks"):

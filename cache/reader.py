@@ -1,10 +1,10 @@
-"""Reads a cache in a folder: rows, columns and statistics, from memory maps, each chunk checked the first time.
+"""Reads a cache in a folder: rows, columns and statistics, from memory maps; each chunk is checked the first time.
 
 Chunks of a compressed cache are unpacked into memory instead, a few pools at a time. A target that is not stored is
 computed from the source. ``cache.open.open_cache`` also opens caches at a URL.
 
-Views of the source: ``mlp_in`` is what is stored, what the MLP consumed; ``ln2_normalized`` is the same before the
-norm's gain and bias, (mlp_in - bias) / gain, in float32.
+Views of the source: ``mlp_in`` is the stored input of the MLP; ``ln2_normalized`` is the same before the norm's gain
+and bias, (mlp_in - bias) / gain, in float32.
 """
 
 from copy import copy
@@ -23,21 +23,19 @@ from cache.format.dtypes import TORCH_DTYPES, read_as, to_tensor
 from cache.format.int8 import restore
 from cache.format.journal import Commit, FileEntry
 from cache.format.layout import Group
-from cache.format.manifest import MANIFEST, Manifest, first_difference, read_bound, read_manifest, refuse_links
-from cache.format.parameters import PARAMETERS, UNEMBEDDING, read_parameter
+from cache.format.manifest import MANIFEST, Manifest, first_difference, read_manifest, refuse_links
 from cache.format.seal import commits_of
 from cache.format.statistics import GroupStatistics, merge_groups, unpack
+from cache.small_arrays import SmallArrays
 from cache.storage.buffers import Buffers
 from cache.storage.chunk_lru import ChunkLru
 from cache.storage.columns import Column, UnpackedColumn
-from cache.storage.recompute import Mlp, mlp_of_arrays
-from cache.storage.unembedding import Unembedding, unembedding_of_arrays
 from common.errors import DamagedError, MismatchError, UsageError
 from common.norm import NormAffine
 
 View = Literal["mlp_in", "ln2_normalized"]
 UNPACKED_BYTES = 3_000_000_000
-"""How much of a compressed cache is in memory at most: three pools of the loader."""
+"""The most memory for chunks of a compressed cache: three pools of the loader."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class SplitView:
         return [self.columns[name] for name in self.group.activation_widths]
 
     def rows(self, which: slice | Int64[np.ndarray, " rows"], *, view: View | None = None) -> Rows:
-        """A copy of the rows in ``which``, in its order. Raises DamagedError and, for an absent gain, UsageError."""
+        """A copy of the rows in ``which``, in its order. Raises DamagedError and, for a missing gain, UsageError."""
         index = np.arange(*which.indices(len(self)), dtype=np.int64) if isinstance(which, slice) else which
         source, target = self.activations(index, view=view)
         narrow = {name: self.column(name)[index] for name in ("tokens", "document", "position")}
@@ -87,9 +85,9 @@ class SplitView:
     def activations(
         self, index: Int64[np.ndarray, " rows"], *, view: View | None = None, buffers: Buffers | None = None
     ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
-        """Source and target of the rows ``index``, in ``buffers`` where those are given.
+        """Source and target of the rows ``index``, in memory of ``buffers`` if given.
 
-        A target that is computed lies on the reader's device.
+        A target that is computed is on the reader's device.
         """
         source = self.gather("source", index, buffers=buffers)
         if "target" in self.columns:
@@ -103,7 +101,7 @@ class SplitView:
     ) -> Float[Tensor, "rows width"]:
         """Rows ``index`` of a stored ``source`` or ``target``, copied from the maps."""
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise UsageError(f"A row outside 0 to {len(self) - 1} was asked for.")
+            raise UsageError(f"Row numbers must be between 0 and {len(self) - 1}.")
         column = self.columns[name]
         values = self._tensors[name]
         out = buffers.lend(len(index), width=values.shape[1], dtype=values.dtype) if buffers else None
@@ -126,24 +124,24 @@ class SplitView:
         return {name: to_tensor(self.columns[name].values, dtype) for name in self.group.activation_widths}
 
     def column(self, name: str) -> Shaped[np.ndarray, " rows"]:
-        """A whole narrow column: ``tokens``, ``document``, ``position`` or a side's scales."""
+        """All values of a narrow column: ``tokens``, ``document``, ``position``, ``source_scale``, ``target_scale``."""
         column = self.columns[name]
         column.need_all()
         return column.values[: len(self)]
 
     @property
     def tokens(self) -> Int32[np.ndarray, " rows"]:
-        """Every row's token id."""
+        """The token id of every row."""
         return self.column("tokens")
 
     @property
     def document(self) -> Int64[np.ndarray, " rows"]:
-        """Every row's document number."""
+        """The document number of every row."""
         return self.column("document")
 
     @property
     def position(self) -> Int32[np.ndarray, " rows"]:
-        """Every row's position in its context."""
+        """The position of every row in its context."""
         return self.column("position")
 
     def is_ordinary(self, tokens: Int32[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
@@ -158,23 +156,20 @@ class SplitView:
         column = self.columns["statistics"]
         column.need_all()
         if not np.isfinite(column.values).all():
-            raise DamagedError("The statistics hold a NaN or an infinity.", where=self.reader.path)
+            raise DamagedError("The statistics contain NaN or infinity.", where=self.reader.path)
         widths = {"d_source": self.group.d_source, "d_target": self.group.d_target}
         return merge_groups([unpack(line, **widths) for line in column.values])
 
 
-class CacheReader:
+class CacheReader(SmallArrays):
     """An open cache. Use ``cache.open.open_cache``, or ``open`` for a folder."""
 
     def __init__(self, path: Path, manifest: Manifest, *, verify: bool, view: View, device: str) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.identity = manifest.identity
+        super().__init__(path, manifest, device)
         self.fingerprint = manifest.fingerprint
         self.special_ids = manifest.special_ids
         self._verify = verify
         self._view: View = view
-        self._device = device
         self.splits: dict[str, SplitView] = {}
         self._lru = ChunkLru(UNPACKED_BYTES, location=path)
 
@@ -190,9 +185,9 @@ class CacheReader:
     ) -> "CacheReader":
         """Open the cache in folder ``path``.
 
-        ``expect`` holds what the identity must say (any part of it). ``verify`` turns the checksums of rows on.
-        ``device`` is where a target that is not stored is computed.
-        Raises UsageError when there is no cache or it is not finished, DamagedError, MismatchError naming the field.
+        ``expect`` has the fields that the identity must have, with their values. ``verify`` turns on the checksums of
+        rows. ``device`` computes a target that is not stored. Raises UsageError when there is no cache or it is not
+        finished, DamagedError, MismatchError that names the field.
         """
         reader = cls(Path(path), read_manifest(Path(path)), verify=verify, view=view, device=device)
         reader.check(expect)
@@ -205,7 +200,7 @@ class CacheReader:
             raise MismatchError(f"The cache does not fit: {difference}.", where=self.path)
         self._read_journals()
         if self._view == "ln2_normalized":
-            # A missing or zero gain is found now and not by the first batch.
+            # Finds a missing or zero gain now, not with the first batch.
             self.as_view(torch.zeros(0, self.manifest.geometry.d_source), None)
 
     def _read_journals(self) -> None:
@@ -215,7 +210,7 @@ class CacheReader:
         wanted = sum(group.segments for group in geometry.groups.values())
         if len(commits) < wanted:
             what = f"This cache is not finished: it has {len(commits)} of {wanted} segments."
-            raise UsageError(what, where=self.path, remedy="Run the same harvest again; it goes on from there.")
+            raise UsageError(what, where=self.path, remedy="Run the same harvest again: it goes on from there.")
         for name, group in geometry.groups.items():
             own = {segment: commit for (owner, segment), commit in commits.items() if owner == name}
             self.splits[name] = SplitView(self, group, self._columns(group, own))
@@ -233,7 +228,7 @@ class CacheReader:
         return columns
 
     def make_column(self, array: Array, entries: dict[int, FileEntry]) -> Column:
-        """An array of this cache."""
+        """One array of this cache, mapped or unpacked."""
         if array.codec == "none":
             return Column(self.path, array, entries, verify=self._verify)
         return UnpackedColumn(self.path, array, entries, verify=self._verify, lru=self._lru)
@@ -243,7 +238,7 @@ class CacheReader:
         return self.splits[name]
 
     def with_splits(self, splits: dict[str, SplitView], *, identity: dict[str, Any]) -> "CacheReader":
-        """The same open cache seen otherwise."""
+        """The same open cache with other splits and another identity."""
         seen = copy(self)
         seen.identity = identity
         seen.splits = splits
@@ -264,52 +259,8 @@ class CacheReader:
         """Exact statistics of the training rows."""
         return self.split("train").statistics
 
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The small arrays beside the rows, by name, but the MLP's and the unembedding. Raises DamagedError."""
-        return {name: self._array(name) for name in self._names if not name.startswith(("mlp.", UNEMBEDDING))}
-
-    @property
-    def has_mlp(self) -> bool:
-        """Whether the layer's MLP is stored, in place of targets."""
-        return any(name.startswith("mlp.") for name in self._names)
-
-    @cached_property
-    def mlp(self) -> Mlp:
-        """The layer's MLP, which computes a target that is not stored. Raises DamagedError."""
-        arrays = {name: self._array(name) for name in self._names if name.startswith("mlp.")}
-        return mlp_of_arrays(arrays).to(self._device)
-
-    @property
-    def has_unembedding(self) -> bool:
-        """Whether the final norm's gain and the unembedding are stored."""
-        return any(name.startswith(UNEMBEDDING) for name in self._names)
-
-    def unembedding(self) -> Unembedding:
-        """The final norm's gain and the unembedding, read anew at every call: they are large. Raises DamagedError."""
-        arrays = {name: self._array(name) for name in self._names if name.startswith(UNEMBEDDING)}
-        return unembedding_of_arrays(arrays, origin=f"{self.identity.get('model')}, as the cache stores it in bfloat16")
-
-    @property
-    def _names(self) -> list[str]:
-        paths = [path.removeprefix(PARAMETERS) for path in self.manifest.files if path.startswith(PARAMETERS)]
-        return sorted({path.split("/")[0] for path in paths} - {"zarr.json"})
-
-    def _array(self, name: str) -> np.ndarray:
-        folder = PARAMETERS + name
-        described = self.bound(f"{folder}/zarr.json")
-        chunks = [path for path in self.manifest.files if path.startswith(f"{folder}/c.")]
-        try:
-            return read_parameter(described, b"".join(map(self.bound, chunks)))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedError(f"A small array does not read ({error}).", where=self.path / folder) from None
-
-    def bound(self, path: str) -> bytes:
-        """The bytes of a file that the manifest binds. Raises DamagedError when they are not those."""
-        return read_bound(self.path, path, self.manifest.files[path])
-
     def as_view(self, source: Float[Tensor, "rows d_source"], view: View | None) -> Float[Tensor, "rows d_source"]:
-        """``source`` as it is stored, seen as ``view`` (None: the view that the cache was opened with)."""
+        """``view`` of a stored ``source`` (None: the view with which the cache was opened)."""
         if (view or self._view) == "mlp_in":
             return source
         return self._norm.undo(source)
@@ -321,13 +272,14 @@ class CacheReader:
             raise UsageError("The cache stores no gain, so its source has no ln2_normalized view.", where=self.path)
         if not norm.is_invertible:
             raise UsageError(
-                "The norm's gain is 0 somewhere: ln2_normalized cannot be computed from mlp_in.", where=self.path
+                "The norm's gain is 0 in some dimension: ln2_normalized cannot be computed from mlp_in.",
+                where=self.path,
             )
         return norm
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a complete cache lies in ``path``: a harvest on a new machine may have fetched manifest and journal only.
+    """Whether ``path`` has a complete cache: a harvest on a new machine may have fetched only manifest and journal.
 
     Raises DamagedError and MismatchError as ``CacheReader.open``.
     """

@@ -1,8 +1,8 @@
 """Reads a cache at a URL, through a local folder of bounded size.
 
-Shards are copied chunk by chunk as rows are needed: a chunk is a range of bytes at a known place, with a checksum of
-its own, so a shuffled epoch moves every byte once. Each copy is checked against the journal. A copy that does not match
-is fetched again once.
+Chunks are copied when their rows are needed. A chunk is a known range of bytes with its own checksum, so a shuffled
+epoch transfers every byte once. Each copy is checked against the journal; one that does not match is fetched again
+once.
 """
 
 import os
@@ -27,7 +27,7 @@ from common.hashing import hash_bytes, hash_file
 class RemoteColumn(PassingColumn):
     """One array of a remote cache: chunks are copied, mapped and checked when they are first needed."""
 
-    connections = 8  # transfers at once: a single connection to an object store is far from filling the line
+    connections = 8  # transfers at once: one connection to an object store uses a small share of the bandwidth
 
     def __init__(self, copies: ChunkCopies, array: Array, entries: dict[int, FileEntry]) -> None:
         super().__init__(copies.folder, array, entries, verify=True, lru=copies.lru)
@@ -67,11 +67,11 @@ class RemoteReader(CacheReader):
         self.copies = copies
 
     def make_column(self, array: Array, entries: dict[int, FileEntry]) -> Column:
-        """An array of this cache."""
+        """One array of this cache, read from copies of its chunks."""
         return RemoteColumn(self.copies, array, entries)
 
     def bound(self, path: str) -> bytes:
-        """The bytes of a file that the manifest binds; the unembedding is copied when it is first asked for."""
+        """The bytes of a file that the manifest lists; the unembedding is copied when it is first needed."""
         size, digest = self.manifest.files[path]
         _fetch(self.copies.store, self.path, path, size=size, digest=digest)
         return super().bound(path)
@@ -86,8 +86,7 @@ def open_remote(
     limit_bytes: int = CacheSettings().remote_bytes,
     device: str = "cpu",
 ) -> RemoteReader:
-    """Open the cache at ``url``: manifest, journals and small arrays are copied now, rows and the unembedding when
-    they are needed.
+    """Open the cache at ``url``: manifest, journals and small arrays are copied now, rows and the unembedding later.
 
     At most ``limit_bytes`` of rows are kept, below ``local`` (None: the user's cache folder). Raises what
     ``CacheReader.open`` raises, DiskError when the network refuses, CapacityError when a batch needs more than that.
@@ -119,7 +118,7 @@ def _user_cache() -> Path:
 
 
 def _fetch(store: RemoteStore, folder: Path, name: str, *, size: int, digest: str) -> None:
-    """Copy a file that the manifest binds, where it is not here."""
+    """Copy a file that the manifest lists, unless it is here already."""
     if not _has_hash(folder / name, digest):
         disk.write_file(folder / name, _read_checked(store, name, size, digest), tag=str(os.getpid()))
 

@@ -1,7 +1,7 @@
-"""Caches of several layers as one: row r of it is row r of each, their sources side by side, and so their targets.
+"""Caches of several layers as one: its row r has the sources of row r of all of them, concatenated, and the targets.
 
-One harvest of many layers writes the same tokens in the same order to all of them, so nothing has to be matched. That
-is checked before any row is read, by the checksums of tokens, documents and positions in the journals.
+One harvest of many layers writes the same tokens in the same order to all of them, so nothing has to be matched. This
+is checked before any row is read, with the checksums of tokens, documents and positions in the journals.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _SAME = ("tokens", "document", "position")
 
 
 class Stacked(SplitView):
-    """The rows of a split of several caches, side by side. Tokens, documents and positions are the first one's."""
+    """The rows of a split of several caches, concatenated. Tokens, documents and positions are those of the first."""
 
     def __init__(self, splits: Sequence[SplitView]) -> None:
         super().__init__(splits[0].reader, splits[0].group, splits[0].columns)
@@ -31,17 +31,17 @@ class Stacked(SplitView):
 
     @property
     def d_source(self) -> int:
-        """All sources' widths together."""
+        """The sum of the sources' widths."""
         return sum(split.d_source for split in self._splits)
 
     @property
     def d_target(self) -> int:
-        """All targets' widths together."""
+        """The sum of the targets' widths."""
         return sum(split.d_target for split in self._splits)
 
     @property
     def read_columns(self) -> list[Column]:
-        """Those of all caches."""
+        """The columns of all caches."""
         return [column for split in self._splits for column in split.read_columns]
 
     def activations(
@@ -51,18 +51,18 @@ class Stacked(SplitView):
         view: View | None = None,
         buffers: Buffers | None = None,  # noqa: ARG002
     ) -> tuple[Float[Tensor, "rows d_source"], Float[Tensor, "rows d_target"]]:
-        """The sources of all caches, one after another, and the targets."""
+        """The sources of all caches, concatenated in their order, and the targets."""
         found = [split.activations(index, view=view) for split in self._splits]
         return torch.cat([source for source, _ in found], dim=1), torch.cat([target for _, target in found], dim=1)
 
     @cached_property
     def statistics(self) -> GroupStatistics:
-        """Not of several layers at once."""
+        """Not defined for several layers at once."""
         raise NotImplementedError("each layer has statistics of its own")
 
 
 def stacked(readers: Sequence[CacheReader]) -> CacheReader:
-    """The caches as one. Raises MismatchError that names the first two whose rows are not the same tokens."""
+    """The caches as one. Raises MismatchError that names the first cache whose rows are other tokens."""
     first = readers[0]
     for reader in readers[1:]:
         _check_aligned(first, reader)

@@ -1,7 +1,7 @@
-"""Writes a cache: any number of rows a call in, whole segments out; after a crash it goes on from the last of them.
+"""Writes a cache: it takes any number of rows in a call and writes full segments; after a crash it goes on from there.
 
-A segment is committed like this: all its files are written aside, flushed and renamed, and their folders flushed. Only
-then a line goes into the journal, with every checksum and the caller's place in the text.
+A segment is committed like this: all its files are written under temporary names, flushed and renamed, and their
+folders are flushed. Only then a line is added to the journal, with all checksums and the caller's position in the text.
 """
 
 import os
@@ -33,24 +33,24 @@ from common.hashing import Bytes, hash_bytes
 from common.progress import Progress, Silent
 
 _WRITING_THREADS = max(1, min(4, (os.cpu_count() or 1) // 4))
-"""Files of a segment that are hashed and copied to the page cache at once: one thread copies some 3 GB/s."""
+"""Files of a segment that are hashed and copied to the page cache at once: one thread copies about 3 GB/s."""
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
 
 class CacheWriter:
     """Adds rows to the cache at ``path``, from where an earlier writer of the same partition stopped.
 
-    Give ``append`` the text's rows from ``cursor`` on (None: from the beginning), in the same order every time; rows
+    Give ``append`` the text's rows from ``cursor`` on (None: from the beginning), in the same order every time. Rows
     that the cache has already are skipped, and rows beyond the request are dropped. A kill loses the rows since the
-    last commit, and where a segment takes longer than that, those of about a minute (``cache.drafts``). With several
-    ``partitions``, each has a writer, fills its own segments and waits for no other.
+    last commit or draft, about a minute of work (``cache.drafts``). With several ``partitions``, each has a writer,
+    fills its own segments and waits for no other.
 
-    ``device`` is where the rows are computed: there they wait for their segment to be full, and are measured. On
-    another kind of device only the order of sums differs.
+    ``device`` computes the rows; they wait there until their segment is full, and are measured there. On another kind
+    of device only the order of sums differs.
 
-    With ``settings.target`` recompute, ``arrays`` must hold the layer's MLP; targets are given nonetheless, for their
-    statistics and to be compared with what the MLP gives. ``locked``: the caller has the lock already
-    (``cache.partition.lock_partition``), taken before it had what it needs to open a writer.
+    With ``settings.target`` recompute, ``arrays`` must contain the layer's MLP. Targets must be given all the same, for
+    their statistics and for a comparison with the MLP's result. ``locked``: the caller has the lock already
+    (``cache.partition.lock_partition``), because it needed the lock before it could open a writer.
 
     Raises MismatchError when the folder holds another cache, InUseError when the partition has a writer, CapacityError
     when the disk has no room for what is missing, DiskError when it refuses, NumericalError for a NaN or an infinity.
@@ -117,12 +117,12 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Release the partition. Rows that neither commit nor draft has are read again by the next writer."""
+        """Release the partition. Rows that are neither committed nor in a draft are read again by the next writer."""
         self._partition.close()
 
     @property
     def complete(self) -> bool:
-        """Whether this partition holds every row that was asked for."""
+        """Whether all rows of this partition are committed."""
         return self._partition.complete
 
     def append(
@@ -139,9 +139,9 @@ class CacheWriter:
         """Add rows of one group, in the order of the text.
 
         ``source`` (rows, d_source) and ``target`` (rows, d_target) as the model computed them; ``document`` numbers
-        the text's documents, ``position`` the places in a context. ``cursor`` (JSON) says where the caller must
-        restart to give these rows again: the place where this batch of text begins. Calls with the same cursor in a
-        row belong to one batch.
+        the text's documents, ``position`` the positions in a context. ``cursor`` (JSON) says where the caller must
+        restart to give these rows again: where this batch of text begins. Successive calls with the same cursor belong
+        to one batch.
         """
         if cursor != self._here.cursor:
             self._here = Point(cursor, self._seen["train"], self._seen["held_out"])
@@ -168,7 +168,7 @@ class CacheWriter:
                 raise _not_finite(name, rows, block, self._geometry.dtype)
 
     def _add(self, name: str, block: Block) -> None:
-        """Lay the rows into their segments; a segment that becomes full is committed."""
+        """Put the rows into their segments; a segment that becomes full is committed."""
         group = self._geometry.groups[name]
         rows = len(block["tokens"])
         done = 0
@@ -193,9 +193,9 @@ class CacheWriter:
         return self._buffers[name]
 
     def _finish(self, name: str, segment: int) -> None:
-        """The stream has passed the end of a segment: commit it unless the journal has it."""
-        # The next row is in this batch if any of it is left, and otherwise in a batch not yet seen: restarting at
-        # this one is right for both.
+        """Commit a segment whose last row has come, unless the journal has it already."""
+        # The next row is in this batch if some of it is left, and otherwise in the next batch. Restarting at this batch
+        # is right in both cases.
         following = self._here
         if not self._partition.is_committed(name, segment):
             self._partition.commit(name, segment, following=following, files=self._write(name, segment))
@@ -214,7 +214,7 @@ class CacheWriter:
         return tuple(file.entry for file in made)
 
     def _resume_point(self, drafts: dict[str, Point]) -> Point:
-        """The earliest place in the text from which a row comes that neither the journal nor a draft has."""
+        """The earliest point of the text from which a row comes that is neither committed nor in a draft."""
         missing = {group: segments[0] for group in GROUPS if (segments := self._partition.missing(group))}
         points = [drafts.get(group) or self._partition.start_of(group, segment) for group, segment in missing.items()]
         return min(points, key=lambda point: point.train + point.held_out, default=Point())
@@ -232,7 +232,7 @@ def manifest_of(
     arrays: dict[str, np.ndarray],
     partitions: int = 1,
 ) -> Manifest:
-    """The manifest of the cache that a writer of these arguments fills. Raises UsageError for sizes that none has."""
+    """The manifest of a cache with these arguments. Raises UsageError for sizes that no cache can have."""
     sizes = {"d_source": d_source, "d_target": d_target, "train_rows": train_rows, "held_out_rows": held_out_rows}
     geometry = make_geometry(settings, **sizes, partitions=partitions)
     return Manifest(
@@ -248,7 +248,7 @@ def manifest_of(
 
 
 def _first_files(geometry: Geometry, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """The files that lie in a cache before its first row, by path."""
+    """The files that a cache has before its first row, by path."""
     return geometry.zarr_files() | parameter_files(arrays)
 
 
@@ -260,4 +260,4 @@ def _not_finite(name: str, rows: StoredRows, block: dict[str, np.ndarray], dtype
     row = int(np.flatnonzero(~rows.finite_rows)[0])
     location = f"document {int(block['document'][row])}, position {int(block['position'][row])}"
     remedy = "float16 overflows above 65504: use bfloat16." if dtype == "float16" else "The model itself computed it."
-    return NumericalError(f"The {name} holds a NaN or an infinity as {dtype}.", where=location, remedy=remedy)
+    return NumericalError(f"The {name} contains NaN or infinity as {dtype}.", where=location, remedy=remedy)

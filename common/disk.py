@@ -1,10 +1,10 @@
-"""Every change of the disk that the project promises to survive: nothing else writes, renames or removes.
+"""All changes of the disk, safe against crashes: no other module writes, renames or removes files.
 
-A file appears whole or not at all: it is written aside, flushed to the disk and renamed, and its folder is flushed.
-Tests watch (and break) each operation through ``watch``.
+A file appears complete or not at all: it is written under a temporary name, flushed to the disk and renamed, and its
+folder is flushed. Tests watch (and break) each operation with ``watch``.
 
-Two things are asked of a file system that some do not offer: locks (``common.processes.locks``) and the flushing of a
-folder (fsync; SMB and some FUSE file systems refuse it). Without them, work goes on only after ``accept_weak_disk``.
+Two things are needed that some file systems do not have: locks (``common.processes.locks``) and flushing of folders
+(fsync; SMB and some FUSE file systems refuse it). Without them, work goes on only after ``accept_weak_disk``.
 """
 
 import errno
@@ -24,19 +24,19 @@ _watchers: list[Watcher] = []
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NOT_OFFERED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
-"""What file systems answer that do not know flock, or fsync of a folder."""
+"""The errors of file systems that do not have flock, or fsync of a folder."""
 _weak_disk_accepted = False
 
 
 def accept_weak_disk(accepted: bool) -> None:
-    """Whether to go on, from now on in this process, where a file system offers no locks or flushes no folders."""
+    """Whether this process goes on, from now on, when a file system has no locks or cannot flush folders."""
     global _weak_disk_accepted  # noqa: PLW0603 - a property of the machine that the process runs on, like the watchers
     _weak_disk_accepted = accepted
 
 
 @contextmanager
 def watch(watcher: Watcher) -> Generator[None]:
-    """While the block runs, ``watcher("before" | "after", operation, path)`` is called around every operation."""
+    """While the block runs, ``watcher("before" | "after", operation, path)`` is called for every operation."""
     _watchers.append(watcher)
     try:
         yield
@@ -46,7 +46,7 @@ def watch(watcher: Watcher) -> Generator[None]:
 
 @contextmanager
 def operation(name: str, path: Path) -> Generator[None]:
-    """One change of the disk, announced to the watchers. Raises DiskError for whatever the system refuses in it."""
+    """One change of the disk, which the watchers see. Raises DiskError when the system refuses it."""
     try:
         for watcher in _watchers:
             watcher("before", name, path)
@@ -58,21 +58,21 @@ def operation(name: str, path: Path) -> Generator[None]:
 
 
 def refusal(error: OSError, name: str, path: Path) -> DiskError:
-    """What the system refused, with its remedy."""
+    """The error for an operation that the system refused, with a remedy."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _FULL:
-        remedy = "Nothing was half-committed; free some space and run again: it goes on from here."
+        remedy = "Free some space and run again: it goes on from here. No file is half-written."
     elif error.errno in READ_ONLY:
-        remedy = "Choose a folder that you may write to, or ask for the right to write here."
+        remedy = "Choose a folder that you may write to, or ask for permission to write here."
     else:
-        remedy = "Nothing was half-committed; mend the disk and run again: it goes on from here."
+        remedy = "Repair the disk and run again: it goes on from here. No file is half-written."
     return DiskError(f"The disk refused to {name}: {reason}.", where=path, remedy=remedy)
 
 
 def make_folder(path: Path) -> None:
     """Make the folder and its parents, each flushed into its own parent."""
     if "\0" in str(path):
-        raise UsageError("This path cannot be: it holds a NUL character.", where=path)
+        raise UsageError("This path is not valid: it contains a NUL character.", where=path)
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -82,7 +82,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk. Raises DiskError that names the setting where this is not offered."""
+    """Flush a folder's entries to the disk. Raises DiskError that names the setting if the file system cannot do it."""
     with operation("flush a folder", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -95,28 +95,28 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def check_accepted(promise: str, error: OSError, path: Path, *, risk: str) -> None:
-    """Raises DiskError where a file system does not keep a ``promise`` and nobody accepted that."""
+def check_accepted(ability: str, error: OSError, path: Path, *, risk: str) -> None:
+    """Raises DiskError when a file system lacks an ``ability``, unless ``accept_weak_disk`` accepted that."""
     if _weak_disk_accepted:
         return
     reason = os.strerror(error.errno) if error.errno else str(error)
-    what = f"This file system does not {promise}: {reason}."
+    what = f"This file system cannot {ability}: {reason}."
     remedy = f"Set cache.weak_disk to true to go on ({risk}), or choose a folder on a local disk."
     raise DiskError(what, where=path, remedy=remedy) from None
 
 
 def write_file(path: Path, data: Bytes | Iterable[Bytes], *, tag: str = "0") -> None:
-    """Replace ``path`` by ``data`` (or pieces of it), whole or not at all; its folder is made when missing."""
+    """Replace ``path`` by ``data`` (or its pieces), completely or not at all; its folder is made if it is missing."""
     pieces = cast("Iterable[Bytes]", (data,) if isinstance(data, Bytes) else data)
     write_files([(path, pieces)], tag=tag)
 
 
 def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str, threads: int = 1) -> None:
-    """Replace several files, each whole or not at all; all are on the disk when this returns.
+    """Replace several files, each completely or not at all; all are on the disk when this returns.
 
     Files are taken one by one, and flushed in the background while the next is made. With several ``threads`` as many
-    are made at once; their pieces are then taken there. ``tag`` names the writer, so that two writers never write aside
-    to the same name.
+    files are made at once, in these threads. ``tag`` names the writer, so that two writers never use the same temporary
+    name.
     """
     written: dict[Path, Path] = {}
     flushes: dict[Path, Future[None]] = {}
@@ -124,7 +124,7 @@ def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str, thre
         try:
             for path, pieces in files:
                 if any(flush.done() and flush.exception() for flush in flushes.values()):
-                    break  # raised below: nothing more need be made
+                    break  # the error is raised below: no more files are needed
                 make_folder(path.parent)
                 written[path] = aside_path(path, tag)
                 if threads > 1:
@@ -146,12 +146,12 @@ def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str, thre
 
 
 def aside_path(path: Path, tag: str) -> Path:
-    """Where the writer ``tag`` writes ``path`` before it is renamed."""
+    """The temporary name under which the writer ``tag`` writes ``path``."""
     return path.with_name(f".{path.name}.{tag}.aside")
 
 
 def _write_aside(path: Path, pieces: Iterable[Bytes]) -> int:
-    """The descriptor of a new file that holds the pieces, not yet flushed."""
+    """The descriptor of a new file with the pieces, not flushed yet."""
     with operation("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -183,12 +183,12 @@ def _write_all(descriptor: int, pieces: Iterable[Bytes]) -> None:
 def append_line(path: Path, line: bytes) -> None:
     """Append one line, which ends with its newline, to a file and flush it."""
     assert line.endswith(b"\n")
-    assert b"\n" not in line[:-1], "a line holds no other newline"
+    assert b"\n" not in line[:-1], "a line has no other newline"
     append(path, [line])
 
 
 def append(path: Path, pieces: Iterable[Bytes]) -> None:
-    """Append pieces to a file, which is made when missing, and flush it. A crash may leave any of the pieces torn."""
+    """Append pieces to a file, which is made if it is missing, and flush it. A crash may leave a torn end."""
     with operation("append", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -199,7 +199,7 @@ def append(path: Path, pieces: Iterable[Bytes]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush to the disk what was written to a file so far."""
+    """Flush a file's contents to the disk."""
     with operation("flush", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -229,7 +229,7 @@ def move(path: Path, to: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there; its parent is flushed."""
+    """Remove a file, or a folder with its contents, if it exists; its parent is flushed."""
     if not path.exists() and not path.is_symlink():
         return
     with operation("remove", path):
@@ -241,13 +241,13 @@ def remove(path: Path) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder in which nothing lies; whether that reached the disk does not matter."""
+    """Remove a folder if it is empty; it does not matter whether that reaches the disk."""
     with suppress(OSError):
         folder.rmdir()
 
 
 def state(path: Path) -> os.stat_result | None:
-    """What the file system says of ``path``; None when it is not there, or another process has just removed it."""
+    """The file system's entry of ``path``; None if it does not exist, or another process has just removed it."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -255,13 +255,13 @@ def state(path: Path) -> os.stat_result | None:
 
 
 def size_bytes(path: Path) -> int:
-    """Size of a file in bytes; 0 when it is not there, or another process has just removed it."""
+    """Size of a file in bytes; 0 if it does not exist, or another process has just removed it."""
     found = state(path)
     return found.st_size if found else 0
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that may still be written to the disk that holds ``path`` (or its nearest parent that exists)."""
+    """Free bytes on the disk of ``path`` (or of its nearest parent that exists)."""
     while not path.exists():
         path = path.parent
     system = os.statvfs(path)

@@ -1,11 +1,11 @@
-"""Several processes that do one task: which of them this one is, and everything that they exchange.
+"""Several processes that do one task: the number of this process, and everything that they exchange.
 
 torchrun starts them and sets RANK, WORLD_SIZE and LOCAL_RANK; ``process_group`` connects them while a stage runs. Every
-exchange waits for all processes, so all must come to the same exchanges in the same order. One process alone is rank 0
-of 1, and every exchange gives it back what it has.
+exchange waits for all processes, so all must make the same exchanges in the same order. A single process is rank 0 of
+1, and every exchange returns its own value.
 
-One that fails says why and leaves, which closes its connections: with gloo the exchange that another is in, or comes
-to, then ends with a stated problem there too. With NCCL it is torchrun that ends the others.
+A process that fails prints its error and leaves, which closes its connections: with gloo the next exchange of the
+others then ends with an error too. With NCCL torchrun ends the others.
 """
 
 import os
@@ -31,7 +31,7 @@ class Ranks:
 
     @staticmethod
     def current() -> "Ranks":
-        """As torch.distributed was set up; one process alone where it was not."""
+        """The ranks of torch.distributed; a single process if it was not set up."""
         if distributed.is_available() and distributed.is_initialized():
             return Ranks(distributed.get_rank(), distributed.get_world_size())
         return ALONE
@@ -45,7 +45,7 @@ class Ranks:
         return f"cuda:{self.local}"
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.world > 1:
             with self._exchanging():
                 distributed.barrier()
@@ -65,7 +65,7 @@ class Ranks:
                 array.copy_(summed.view(array.shape))
 
     def min_(self, array: Tensor) -> Tensor:
-        """Replace every number of an array, in place, by the smallest that any process has there."""
+        """Replace every number of an array, in place, by the smallest of all processes."""
         return self._reduced_(array, distributed.ReduceOp.MIN)
 
     def total(self, number: int, device: torch.device | str) -> int:
@@ -81,7 +81,7 @@ class Ranks:
         return self._number(number, device, distributed.ReduceOp.MAX)
 
     def any_of(self, flags: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Each flag is true where it is true in any process."""
+        """Each flag is true if it is true in any process."""
         return flags if self.world == 1 else self._reduced_(flags.int(), distributed.ReduceOp.MAX).bool()
 
     def gathered(self, array: Tensor) -> Shaped[Tensor, "world ..."]:
@@ -96,7 +96,7 @@ class Ranks:
     def merged(
         self, state: Mapping[str, Tensor], combine: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The named arrays of all processes, combined two by two; the result is the same in every process."""
+        """The named arrays of all processes, combined in pairs; the result is the same in every process."""
         if self.world == 1:
             return dict(state)
         return reduce(combine, (self._broadcast(state, source=rank) for rank in range(self.world)))
@@ -119,7 +119,7 @@ class Ranks:
 
     @contextmanager
     def _exchanging(self) -> Generator[None]:
-        """Raises DiskError where another process does not answer any more."""
+        """Raises DiskError when another process does not answer any more."""
         try:
             yield
         except (torch.OutOfMemoryError, torch.AcceleratorError):  # this process's own, noticed here
@@ -128,7 +128,7 @@ class Ranks:
             raise DiskError(
                 "Another process of this run has stopped.",
                 where=f"process {self.rank} of {self.world} was waiting for it",
-                remedy="What that process said last is the reason. Run the same command again.",
+                remedy="The last message of that process says why. Run the same command again.",
             ) from error
 
 
@@ -136,13 +136,13 @@ ALONE = Ranks()
 
 
 def read_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """The ranks torchrun set, or one process alone. Raises UsageError when they contradict each other."""
+    """The ranks that torchrun set, or a single process. Raises UsageError when they contradict each other."""
     try:
         ranks = Ranks(*(int(environment.get(key, usual)) for key, usual in _KEYS))
     except ValueError:
         raise UsageError("RANK, WORLD_SIZE and LOCAL_RANK must be numbers.", remedy="Start with torchrun.") from None
     if not 0 <= ranks.rank < ranks.world:
-        raise UsageError(f"RANK {ranks.rank} is not one of {ranks.world}.", remedy="Start with torchrun.")
+        raise UsageError(f"RANK {ranks.rank} is not below WORLD_SIZE {ranks.world}.", remedy="Start with torchrun.")
     return ranks
 
 
@@ -151,7 +151,7 @@ _KEYS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 @contextmanager
 def process_group(ranks: Ranks, device: str) -> Generator[None]:
-    """torch.distributed while the block runs, when there are several processes; nothing otherwise."""
+    """Connect the processes with torch.distributed while the block runs; a single process needs nothing."""
     if ranks.world == 1:
         yield
         return

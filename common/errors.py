@@ -1,20 +1,20 @@
-"""Every problem that a user, a disk or another process can cause, with the exit code that the command line gives it.
+"""Every error that a user, a disk or another process can cause, with the exit code of the command line.
 
     NestcoderError
     ├── UsageError      2   settings or arguments that cannot work
-    ├── DamagedError    3   stored bytes are not what was promised
-    ├── InUseError      4   another process holds it
+    ├── DamagedError    3   stored bytes are not what was written
+    ├── InUseError      4   another process uses it
     ├── DiskError       5   the disk or the network refused
     ├── MismatchError   6   it belongs to other settings, another model or another cache
     ├── CapacityError   7   it will not fit
     └── NumericalError  8   NaN, infinity, or a proof that fails
 
-Our own broken invariants are assertions, never one of these.
+Bugs of nestcoder itself are assertions, never one of these.
 """
 
 
 class NestcoderError(Exception):
-    """A stated problem: what is wrong, where, what to do about it; shown as three lines, never with a traceback."""
+    """An error with a message: what is wrong, where, and what to do; shown as three lines, without a traceback."""
 
     exit_code = 1
 
@@ -32,13 +32,13 @@ class UsageError(NestcoderError):
 
 
 class DamagedError(NestcoderError):
-    """Stored bytes are not what was promised."""
+    """Stored bytes are not what was written."""
 
     exit_code = 3
 
 
 class InUseError(NestcoderError):
-    """Another process holds it."""
+    """Another process uses it."""
 
     exit_code = 4
 

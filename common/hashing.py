@@ -1,4 +1,5 @@
-"""Checksums and canonical JSON: xxh3-128 binds files, xxh3-64 chunks and journal lines, crc32c a shard's index."""
+"""Checksums and canonical JSON: xxh3-128 for files, xxh3-64 for chunks and journal lines, crc32c for a shard's
+index."""
 
 import hashlib
 import json
@@ -23,7 +24,7 @@ def hash_bytes(data: Bytes) -> str:
 
 
 def hash_stream(file: FileIO) -> str:
-    """xxh3-128 of an open file from where it stands to its end, as 32 hexadecimal digits. Raises OSError."""
+    """xxh3-128 of an open file from its position to its end, as 32 hexadecimal digits. Raises OSError."""
     return hashlib.file_digest(file, cast("Any", xxhash.xxh3_128)).hexdigest()
 
 
@@ -39,5 +40,5 @@ def chunk_hash(chunk: Bytes) -> str:
 
 
 def crc32c(data: bytes) -> int:
-    """The Castagnoli checksum that zarr asks for behind a shard's index."""
+    """The Castagnoli checksum that zarr requires after a shard's index."""
     return cast("int", google_crc32c.value(data))

@@ -1,7 +1,7 @@
-"""What can go wrong with the Hugging Face Hub, each as one sentence with its remedy.
+"""The errors of the Hugging Face Hub, each as one sentence with a remedy.
 
-The Hub's client wraps one error in another (a refused token arrives as "not found here and cannot be reached"), so the
-whole chain of causes is looked at.
+The Hub's client wraps one error in another (a refused token becomes "not found here and cannot be reached"), so all
+causes in the chain are examined.
 """
 
 import errno
@@ -21,10 +21,10 @@ def page_of(kind: str, name: str) -> str:
 
 @contextmanager
 def hub_errors(kind: str, name: str, *, remedy: str = "", revision: str | None = None) -> Generator[None]:
-    """Turn whatever the Hub's clients raise about a ``model`` or ``dataset`` into a stated problem.
+    """Turn the errors of the Hub's clients about a ``model`` or ``dataset`` into errors of ours.
 
-    ``remedy`` is for a Hub that cannot be reached: what works without it. Raises UsageError for a name, revision, or
-    access that the user can mend, DiskError for the network and a full disk.
+    ``remedy`` says what to do when the Hub cannot be reached. Raises UsageError for a name, a revision or a permission,
+    which the user can correct; DiskError for the network and a full disk.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def hub_errors(kind: str, name: str, *, remedy: str = "", revision: str | None =
 def hub_problem(
     error: BaseException, kind: str, name: str, *, remedy: str = "", revision: str | None = None
 ) -> NestcoderError:
-    """The stated problem for an exception of the Hub's clients."""
+    """Our error for an exception of the Hub's clients."""
     page = page_of(kind, name)
     chain = list(_chain(error))
     names = {base.__name__ for cause in chain for base in type(cause).__mro__}
@@ -60,26 +60,26 @@ def hub_problem(
 def _refusal(
     chain: list[BaseException], names: set[str], kind: str, name: str, revision: str | None
 ) -> tuple[str, str] | None:
-    """What the Hub, or its client, refused for a reason that trying again does not change; with the remedy."""
+    """The message and remedy if the Hub or its client refused for a reason that another try does not change."""
     refused = _refused_access(chain, names, kind, name)
     if refused:
         return refused
     if "RevisionNotFoundError" in names:
-        return f"'{name}' has no revision '{revision}'.", "Give a branch, a tag or a commit that its page lists."
+        return f"'{name}' has no revision '{revision}'.", "Give a branch, a tag or a commit from its page."
     status = next((code for cause in chain if (code := _status(cause))), None)
-    # The Hub answers 401 also for what does not exist, so that nobody learns which private names there are.
+    # The Hub answers 401 also for names that do not exist, so that private names stay secret.
     if names & {"RepositoryNotFoundError", "HFValidationError", "DatasetNotFoundError"} or status == 401:
         return (
-            f"No {kind} '{name}' on the Hub (or it is private and HF_TOKEN is not set), and no such folder here.",
-            f"Check the name; for a private one {_LOGIN}.",
+            f"There is no {kind} '{name}' on the Hub (or it is private and HF_TOKEN is not set), and no such folder.",
+            f"Check the name; for a private {kind} {_LOGIN}.",
         )
     if any("script" in str(cause).lower() and isinstance(cause, RuntimeError) for cause in chain):
         return (
-            f"The dataset '{name}' is made by a script of its own, and no code from the Hub is ever run.",
-            "Take a copy of it in Parquet or JSON lines: many have one in the branch refs/convert/parquet.",
+            f"The dataset '{name}' needs a script of its own, and no code from the Hub is ever run.",
+            "Use a copy in Parquet or JSON lines: many datasets have one in the branch refs/convert/parquet.",
         )
     if names & {"EmptyDatasetError", "DataFilesNotFoundError"}:
-        return f"The {kind} '{name}' holds no data files of a kind that is read.", "Look at its files on its page."
+        return f"The {kind} '{name}' has no data files of a kind that is read.", "Look at its files on its page."
     if "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names:
         return f"'{name}' lacks a file: {_first_line(chain[0])}.", "Look at its files on its page."
     return None
@@ -87,13 +87,13 @@ def _refusal(
 
 def _refused_access(chain: list[BaseException], names: set[str], kind: str, name: str) -> tuple[str, str] | None:
     if "GatedRepoError" in names:
-        return f"'{name}' asks for a licence: accept it at {page_of(kind, name)}, then {_LOGIN}.", ""
-    refusal = next((cause for cause in chain if _status(cause) == 403), None)
+        return f"'{name}' needs a licence: accept it at {page_of(kind, name)}, then {_LOGIN}.", ""
+    refusal = next((cause for cause in chain if _status(cause) == 403), None)  # forbidden
     if refusal is None:
         return None
     return (
         f"The Hub refuses access to '{name}'{_server_message(refusal)}.",
-        "Give the token that right, or use another: HF_TOKEN.",
+        "Give the token this permission, or use another token: HF_TOKEN.",
     )
 
 
@@ -101,7 +101,7 @@ def _full_disk(error: BaseException, name: str) -> DiskError:
     from huggingface_hub import constants
 
     return DiskError(
-        f"There is no room to keep '{name}': {getattr(error, 'strerror', None) or error}.",
+        f"There is no room for '{name}': {getattr(error, 'strerror', None) or error}.",
         where=constants.HF_HUB_CACHE,
         remedy="Free some space there, or set HF_HOME to a folder on a larger disk.",
     )

@@ -1,4 +1,4 @@
-"""The models that have a short name. A line here is all that a new one takes, in every stage and command."""
+"""The models with a short name. A new one needs only a line here, for every stage and command."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class KnownModel:
     """A model of the Hugging Face Hub.
 
-    ``repository`` is its name there, ``width`` that of its residual stream, and ``parameters`` the number of its
-    weights, with embeddings that are tied counted once. ``top_k`` is what a transcoder of it is trained with.
+    ``repository`` is its name there, ``width`` the width of its residual stream, and ``parameters`` the number of its
+    weights, with tied embeddings counted once. ``top_k`` is the default for transcoders of this model.
     """
 
     repository: str
@@ -29,6 +29,6 @@ KNOWN_MODELS = {
 
 
 def repository_of(name: str) -> str:
-    """The Hub's name of a model: that of the table for a short name, any other as it is."""
+    """The Hub's name of a model: from the table for a short name, else the name itself."""
     known = KNOWN_MODELS.get(name)
     return known.repository if known else name

@@ -1,6 +1,6 @@
-"""The gain and bias with which a model's norm ends, as a change of variables between what comes before and after them.
+"""The gain and bias of a model's norm, as a change of variables.
 
-m = x * gain + bias        x the normalised residual (ln2_normalized), m what the MLP consumes (mlp_in)
+m = x * gain + bias        x: the normalised residual (ln2_normalized), m: the input of the MLP (mlp_in)
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NormAffine:
-    """Float32, one number a dimension."""
+    """Gain and bias in float32, one number for each dimension."""
 
     gain: Float[Tensor, " d_source"]
     bias: Float[Tensor, " d_source"]
 
     @staticmethod
     def of_arrays(arrays: Mapping[str, np.ndarray]) -> "NormAffine | None":
-        """From a cache's arrays ``gain`` and ``bias``; None where it stores no gain, 0 where it stores no bias."""
+        """From a cache's arrays ``gain`` and ``bias``; None if it stores no gain, a bias of 0 if it stores none."""
         if "gain" not in arrays:
             return None
         gain = torch.from_numpy(arrays["gain"]).float()
@@ -30,7 +30,7 @@ class NormAffine:
 
     @property
     def is_invertible(self) -> bool:
-        """Whether x can be recovered from m: where a gain is 0, m says nothing of x."""
+        """Whether x can be computed from m: not if a gain is 0."""
         return bool((self.gain != 0).all())
 
     def apply(self, normalised: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_source"]:

@@ -1,40 +1,40 @@
-"""How a stage says how far it is. The command line draws it; a library caller may pass ``Silent``."""
+"""How a stage reports its progress. The command line shows it; a library caller may pass ``Silent``."""
 
 from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """Begun once a task; ``metrics`` are the latest values of named quantities (loss, fvu, ...)."""
+    """Receives the progress of one task after another; ``metrics`` are the latest values by name (loss, fvu, ...)."""
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
-        """A task begins, of ``total`` units, ``done`` of which were done earlier."""
+        """A task of ``total`` units begins; ``done`` of them were done earlier."""
 
     def advance(self, amount: int, **metrics: float) -> None:
         """``amount`` more units are done."""
 
     def note(self, text: str) -> None:
-        """A sentence that the reader should see."""
+        """Show a sentence to the user."""
 
     def end(self) -> None:
-        """The task is over, finished or not."""
+        """The task ends, finished or not."""
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def begin(self, task: str, *, total: int, unit: str, done: int = 0) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def advance(self, amount: int, **metrics: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 SILENT = Silent()
-"""For callers that want to hear nothing."""
+"""For callers that want no progress."""

@@ -1,4 +1,4 @@
-"""Small files and the JSON in them, read without trust: whatever is there, it is read or refused by a typed error."""
+"""Reads small files and their JSON without trusting them: every file is read, or refused with a typed error."""
 
 import errno
 import json
@@ -12,11 +12,11 @@ from common.errors import DamagedError, DiskError, UsageError
 from common.units import in_bytes
 
 _DEEPEST = 100
-"""No JSON of ours is nested half as deeply."""
+"""Levels of nested JSON that are read: more than twice those of any file of ours."""
 
 
 def read_file(path: Path, *, limit_bytes: int) -> bytes | None:
-    """The bytes of a file of at most ``limit_bytes``, None where there is none.
+    """The bytes of a file of at most ``limit_bytes``; None if it does not exist.
 
     Raises DamagedError for a link, a folder, a pipe or a larger file, DiskError when the system refuses.
     """
@@ -25,10 +25,10 @@ def read_file(path: Path, *, limit_bytes: int) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        raise UsageError("This path is not valid: it holds a NUL character.", where=path) from None
+        raise UsageError("This path is not valid: it contains a NUL character.", where=path) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise DamagedError("A file is a link, which is not followed.", where=path) from None
+            raise DamagedError("The file is a link, which is not followed.", where=path) from None
         raise _unreadable(error, path) from None
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
@@ -36,8 +36,8 @@ def read_file(path: Path, *, limit_bytes: int) -> bytes | None:
         raise DamagedError("This is not a plain file.", where=path)
     with os.fdopen(descriptor, "rb") as file:
         if state.st_size > limit_bytes:
-            sizes = f"{in_bytes(state.st_size)}, more than the {in_bytes(limit_bytes)} that it can have"
-            raise DamagedError(f"A file has {sizes}.", where=path)
+            sizes = f"{in_bytes(state.st_size)}; it can have at most {in_bytes(limit_bytes)}"
+            raise DamagedError(f"The file has {sizes}.", where=path)
         try:
             return file.read()
         except OSError as error:
@@ -45,15 +45,15 @@ def read_file(path: Path, *, limit_bytes: int) -> bytes | None:
 
 
 def _unreadable(error: OSError, path: Path) -> DiskError:
-    remedy = "Ask its owner for the right to read it." if error.errno in READ_ONLY else "Check the disk."
-    return DiskError(f"A file cannot be read: {os.strerror(error.errno or 0)}.", where=path, remedy=remedy)
+    remedy = "Ask its owner for permission to read it." if error.errno in READ_ONLY else "Check the disk."
+    return DiskError(f"The file cannot be read: {os.strerror(error.errno or 0)}.", where=path, remedy=remedy)
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value that a file's JSON text stands for; nothing in it is trusted.
+    """The value of a JSON text that is not trusted.
 
     Raises ValueError for anything that is not JSON, for NaN and infinity, for integers of thousands of digits, and for
-    values nested deeper than any of ours, which would end later code in a RecursionError.
+    values that are nested deeper than any of ours, which would raise RecursionError in later code.
     """
     try:
         value: Any = json.loads(text, parse_constant=_refuse_constant)
@@ -77,4 +77,4 @@ def _inner(value: Any) -> list[Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}")
+    raise ValueError(f"it contains {name}")

@@ -1,4 +1,4 @@
-"""What a run leaves, and the name of every file and folder of it. Stages and the command line spell none of them again.
+"""The names of all files and folders of a run. Stages and the command line take them from here.
 
 <runs>/<model>/layer08/cache/                  the activation cache (cache/FORMAT.md)
 <runs>/<model>/layer08/probe/<kind>/           activations at prompts, for the absorption metric
@@ -7,7 +7,7 @@
 <runs>/<model>/layer08/features/<name>/        evidence of every feature, and the pages that show it
 <runs>/<model>/finetune/<name>/                state and report of a fine-tuning; its result is a transcoder
 <runs>/<model>/together/<name>/                several layers' transcoders in the language model at once
-<runs>/<model>/layers00-11/...                 the same of what belongs to several layers at once
+<runs>/<model>/layers00-11/...                 the same for what belongs to several layers at once
 """
 
 import os
@@ -20,7 +20,7 @@ from common.errors import UsageError
 
 WEIGHTS_FILE = "transcoder.safetensors"
 CONFIG_FILE = "config.json"
-"""Written last: a folder that has it holds a trained transcoder."""
+"""Written last: a folder with it has a trained transcoder."""
 LOG_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 PROBE_WEIGHTS_FILE = "probe.safetensors"
@@ -44,7 +44,7 @@ class RunFolders:
 
     @staticmethod
     def of_cache(cache: Path) -> "RunFolders":
-        """The folders beside an activation cache."""
+        """The folders of the layer of an activation cache."""
         return RunFolders(cache.parent)
 
     @property
@@ -57,15 +57,15 @@ class RunFolders:
         return self.layer_folder / "probe" / kind
 
     def transcoder(self, name: str) -> Path:
-        """The training named ``name``. Raises UsageError for no name."""
+        """The training named ``name``. Raises UsageError for a name that is not valid."""
         return self.layer_folder / "transcoder" / checked_name(name)
 
     def report(self, name: str) -> Path:
-        """The report on the transcoder ``name``. Raises UsageError for no name."""
+        """The report on the transcoder ``name``. Raises UsageError for a name that is not valid."""
         return self.layer_folder / "report" / checked_name(name)
 
     def features(self, name: str) -> Path:
-        """The feature pages of the transcoder ``name``. Raises UsageError for no name."""
+        """The feature pages of the transcoder ``name``. Raises UsageError for a name that is not valid."""
         return self.layer_folder / "features" / checked_name(name)
 
     def trained(self) -> list[str]:
@@ -75,7 +75,7 @@ class RunFolders:
 
 
 def run_folders(runs: Path, model: str, layer: int) -> RunFolders:
-    """The folders for ``layer`` of ``model``, which may be a path or a Hub name: its last part names the folder."""
+    """The folders for ``layer`` of ``model``, a path or a Hub name, whose last component names the folder."""
     return RunFolders(runs / model_folder_name(model) / f"layer{layer:02d}")
 
 
@@ -85,12 +85,12 @@ def together_folder(runs: Path, model: str, name: str) -> Path:
 
 
 def finetune_folder(runs: Path, model: str, name: str) -> Path:
-    """The working folder of the fine-tuning that makes the result of that name."""
+    """The working folder of the fine-tuning whose result has that name."""
     return runs / model_folder_name(model) / "finetune" / checked_name(name)
 
 
 def joint_folders(runs: Path, model: str, layers: Sequence[int]) -> RunFolders:
-    """The folders of what belongs to several layers at once: ``layers00-11``, or ``layers04_08_12`` with gaps."""
+    """The folders for several layers at once: ``layers00-11``, or ``layers04_08_12`` if layers between are missing."""
     ordered = sorted(layers)
     has_gaps = ordered != list(range(ordered[0], ordered[-1] + 1))
     named = "_".join(f"{layer:02d}" for layer in ordered) if has_gaps else f"{ordered[0]:02d}-{ordered[-1]:02d}"
@@ -116,8 +116,8 @@ def dictionaries_of_layer(runs: Path, model: str, layer: int, name: str) -> list
 
 
 def check_of_one_layer(runs: Path, model: str, layers: Sequence[int], name: str) -> None:
-    """Raises UsageError where ``name`` is nothing that each of ``layers`` (none given: any layer) has for itself, but a
-    cross-layer transcoder."""
+    """Raises UsageError if ``name`` is a cross-layer transcoder and not a dictionary of each of ``layers`` (without
+    layers: of any layer)."""
     chosen = layers or known_layers(runs, model)
     own = [(run_folders(runs, model, layer).transcoder(name) / CONFIG_FILE).is_file() for layer in chosen]
     if all(own) if layers else any(own):
@@ -126,22 +126,23 @@ def check_of_one_layer(runs: Path, model: str, layers: Sequence[int], name: str)
     for config in sorted((runs / model_folder_name(model)).glob(of_several)):
         remedy = f"'nestcoder evaluate --name {name} --lm' measures it; name all of its layers there."
         raise UsageError(
-            f"'{name}' is one cross-layer transcoder of several layers; this takes dictionaries of one layer each.",
+            f"'{name}' is one cross-layer transcoder of several layers; this needs one dictionary for each layer.",
             where=config.parent,
             remedy=remedy,
         )
 
 
 def model_folder_name(model: str) -> str:
-    """The folder name of a model: the last part of its path or Hub name; of a snapshot in the Hub's cache, the model's.
+    """The folder name of a model: the last component of its path or Hub name; for a snapshot in the Hub's cache, the
+    model's name.
 
-    A folder is named alike by its relative and its absolute path. Raises UsageError for a name that could leave the
-    runs folder.
+    The relative and the absolute path of a folder give the same name. Raises UsageError for a name that could be
+    outside the runs folder.
     """
     if _is_folder(model):
         absolute = os.path.normpath(Path(model).absolute())
         snapshot = _HUB_SNAPSHOT.fullmatch(absolute)
-        # A folder may be called anything; what is unusual in its name becomes a dash.
+        # A folder may have any name; unusual characters become a dash.
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", snapshot[1] if snapshot else Path(absolute).name).lstrip("._-")
     else:
         name = Path(model.rstrip("/")).name
@@ -158,23 +159,24 @@ def _is_folder(name: str) -> bool:
 
 
 def checked_name(name: str) -> str:
-    """``name`` itself; raises UsageError unless every part is plain letters, digits, dot, dash, underscore."""
+    """``name`` itself; raises UsageError unless every component is plain letters, digits, dot, dash, underscore."""
     if not is_name(name):
-        raise UsageError(f"'{name}' is not a run name.", remedy="Use letters, digits, '.', '-' and '_'.")
+        raise UsageError(f"'{name}' is not a valid name of a run.", remedy="Use letters, digits, '.', '-' and '_'.")
     return name
 
 
 def is_name(name: str) -> bool:
-    """Whether a run may be called this: parts of plain letters, digits, dot, dash, underscore."""
-    return all(_NAME.fullmatch(part) for part in name.split("/"))
+    """Whether a run may have this name: components of plain letters, digits, dot, dash, underscore."""
+    return all(_NAME.fullmatch(component) for component in name.split("/"))
 
 
 def known_layers(runs: Path, model: str) -> list[int]:
-    """Layers of ``model`` that have any folder, ascending."""
+    """Layers of ``model`` that have a folder, ascending."""
     folder = runs / model_folder_name(model)
     return sorted(int(match[1]) for path in folder.glob("layer*") if (match := _LAYER.fullmatch(path.name)))
 
 
 def remote_name(cache: Path) -> str:
-    """Where below a remote a cache lies, as below the runs folder: ``gpt2/layer08/cache``."""
+    """The path of a cache below the runs folder, and below a remote URL: ``gpt2/layer08/cache``."""
+    # <model>/<layer>/cache, the last three components of its path.
     return "/".join(cache.resolve().parts[-3:])

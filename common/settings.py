@@ -1,4 +1,4 @@
-"""The base of every settings class: frozen, strict, and refusing unknown keys and values that nothing can use."""
+"""The base of all settings classes: frozen and strict; it refuses unknown keys and values that nothing can use."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
 _LARGEST = 2**63 - 1
-"""What an int64 holds; a larger seed or count would fail somewhere inside torch."""
+"""The largest int64; a larger seed or count would fail inside torch."""
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 class Settings(BaseModel):
-    """A section of pipeline.yaml. Fields state their defaults; nothing else in the project does."""
+    """A section of pipeline.yaml. Only its fields have defaults; no other code in the project has."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -31,7 +31,7 @@ def refuse_unusable(value: Any) -> None:
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise ValueError("a number must be smaller than 2^63")
     if isinstance(value, str) and "\0" in value:
-        raise ValueError("text must not hold the character NUL, which no path can have")
+        raise ValueError("text must not contain the character NUL, which no path can have")
     if isinstance(value, dict):
         for inner in value.values():
             refuse_unusable(inner)
@@ -43,7 +43,7 @@ def refuse_unusable(value: Any) -> None:
 def expand_path(text: str) -> str:
     """``text`` with a leading ``~``, ``$NAME`` and ``${NAME}`` replaced, as a shell would.
 
-    Raises ValueError for a variable that is not set: its name would become a folder's.
+    Raises ValueError for a variable that is not set: else its name would become the name of a folder.
     """
 
     def value(found: re.Match[str]) -> str:
@@ -57,7 +57,7 @@ def expand_path(text: str) -> str:
         return expanded
     try:
         return str(Path(expanded).expanduser())
-    except RuntimeError as error:  # a user that this machine does not know
+    except RuntimeError as error:  # a user that does not exist on this machine
         raise ValueError(str(error)) from None
 
 

@@ -1,10 +1,10 @@
-"""Numbers as people read them: bytes in units of 1000 (never of 1024), durations, rates."""
+"""Numbers for people: bytes in units of 1000 (never of 1024), durations, rates."""
 
 
 def in_bytes(count: int | float) -> str:
     """A number of bytes, in three digits and a unit of 1000: ``2.5 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        # Three digits of 999.5 would be 1e+03.
+        # With three digits 999.5 would become 1e+03.
         if count < 999.5 or unit == "TB":
             break
         count /= 1000

@@ -13,8 +13,8 @@ import torch
 
 from common.distributed import Ranks
 from common.errors import CapacityError
+from common.halving import Halving
 from common.progress import Progress
-from evaluate.halving import Halving
 from evaluate.held_out import HeldOut
 from evaluate.metrics.metric import Metric, Replayed, State
 from transcoder.transcoder import Transcoder

@@ -69,7 +69,7 @@ class State:
         if changed := differences(document["identity"], self._identity):
             what = f"This fine-tuning was started with other settings or inputs: {'; '.join(changed)}."
             raise MismatchError(what, where=path, remedy=_FRESH)
-        arrays = read_tensors(self._arrays(document["step"]), FileSeal.parse(document["arrays"], where=path))
+        arrays = read_tensors(self._arrays(document["step"]), FileSeal.parse(document["arrays"], location=path))
         for layer, piece in tuned.items():
             _put(piece, layer, arrays)
         self._cut_log(document["log_bytes"])
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict):
         raise DamagedError("The saved state of this fine-tuning cannot be read.", where=path, remedy=_FRESH)
-    check_checksum(document, where=path, remedy=_FRESH)
+    check_checksum(document, location=path, remedy=_FRESH)
     return document
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from common.device import to_device
 from common.errors import CapacityError
+from common.halving import Halving
 from common.progress import Progress
 from harvest.config import HarvestSettings, Site
 from harvest.model.forward import Captured, Key, compile_blocks, run_modules
@@ -19,7 +21,7 @@ from harvest.text.tokens import ContextBatch
 
 @dataclass(frozen=True)
 class BatchRows:
-    """A batch's kept rows, where the model leaves them; a GPU may still be at work on them."""
+    """The kept rows of a batch, on the device where the model computes them; a GPU may not have finished them yet."""
 
     batch: ContextBatch
     tensors: dict[Key, Float[Tensor, "rows d"]]
@@ -37,7 +39,7 @@ class BatchRows:
 
 
 class BatchForward:
-    """Runs batches; a batch that does not fit the device's memory goes through in halves."""
+    """Runs batches; a batch that does not fit in the device's memory is run in halves."""
 
     def __init__(self, model: LanguageModel, settings: HarvestSettings, keys: Sequence[Key]) -> None:
         self._model = model
@@ -49,24 +51,17 @@ class BatchForward:
 
     def run(self, batch: ContextBatch, progress: Progress) -> BatchRows:
         """The kept rows of every site. Raises CapacityError when a single context does not fit."""
-        while True:
-            size = min(self._contexts or len(batch.tokens), len(batch.tokens))
-            try:
-                pieces = [self._forward(batch, start, size) for start in range(0, len(batch.tokens), size)]
-                break
-            except torch.OutOfMemoryError:
-                self._contexts = size // 2
-            if not self._contexts:
-                raise CapacityError(
-                    f"One context of {batch.tokens.shape[1]} tokens does not fit on {self._model.device}.",
-                    remedy="Lower harvest.context, choose harvest.dtype bfloat16, or free the device.",
-                )
-            torch.cuda.empty_cache()
-            progress.note(f"out of memory with {size} contexts at once: going on with {self._contexts}")
+        refusal = CapacityError(
+            f"One context of {batch.tokens.shape[1]} tokens does not fit on {self._model.device}.",
+            remedy="Lower harvest.context, choose harvest.dtype bfloat16, or free the device.",
+        )
+        halving = Halving(progress, "contexts", refusal, size=self._contexts)
+        pieces = list(halving.run(partial(self._forward, batch), 0, len(batch.tokens)))
+        self._contexts = halving.size
         return BatchRows(batch, {key: _joined([piece[key] for piece in pieces]) for key in self._keys})
 
-    def _forward(self, batch: ContextBatch, start: int, size: int) -> dict[Key, Float[Tensor, "rows d"]]:
-        contexts = slice(start, start + size)
+    def _forward(self, batch: ContextBatch, start: int, stop: int) -> dict[Key, Float[Tensor, "rows d"]]:
+        contexts = slice(start, stop)
         device = self._model.device
         tokens = to_device(torch.from_numpy(batch.tokens[contexts]), device)
         positions = None
@@ -78,7 +73,7 @@ class BatchForward:
         rows = {key: tensor.flatten(0, 1) for key, tensor in captured.items()}
         if kept.all():
             return rows
-        # By number: which rows a mask keeps a GPU would have to be asked for.
+        # Rows by their numbers: with a mask the host would have to wait for the GPU to count them.
         wanted = torch.from_numpy(np.flatnonzero(kept))
         there = {device: to_device(wanted, device) for device in {tensor.device for tensor in rows.values()}}
         return {key: tensor.index_select(0, there[tensor.device]) for key, tensor in rows.items()}

@@ -1,4 +1,4 @@
-"""What the harvest uses of other libraries that they do not call public, all of it in this one file.
+"""Everything that the harvest uses of other libraries and that they do not call public.
 
 Written for the versions in constraints.txt. A release that renames one of these breaks here and nowhere else.
 """
@@ -16,7 +16,7 @@ def attention_name(hugging: Any) -> str:
 def describe_architecture(config: Any) -> tuple[dict[str, Any], str]:
     """TransformerLens's components of an architecture by name, and the name of the Hugging Face class that loads it.
 
-    Raises whatever TransformerLens raises for an architecture that it does not know.
+    Raises what TransformerLens raises for an architecture that it does not know.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources import _bridge_builder as builder

@@ -1,4 +1,4 @@
-"""Before the first row of a harvest: the disk looked at, the weights hashed, the model loaded and its loss measured."""
+"""Before the first row of a harvest: checks the disk, hashes the weights, loads the model and measures its loss."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,23 +15,23 @@ from harvest.prepare import PreparedHarvest
 from harvest.request import HarvestRequest
 
 
-def check_promises(request: HarvestRequest, layers: Sequence[int]) -> None:
-    """Raise DiskError now, and not after the model was loaded, where a file system cannot do what a cache needs."""
+def check_file_systems(request: HarvestRequest, layers: Sequence[int]) -> None:
+    """Raise DiskError, before the model is loaded, if a file system lacks something that a cache needs."""
     if request.cache.weak_disk:
         disk.accept_weak_disk(True)
     for layer in layers:
-        locks.check_promises(request.folders[layer])
+        locks.check_file_system(request.folders[layer])
 
 
 def hash_weights(prepared: PreparedHarvest, progress: Progress) -> None:
-    """Hash the model's weights, by which caches know it, while the library that proves its sites is imported.
+    """Hash the model's weights, which identify it, while the library that proves its sites is imported.
 
-    Hashing reads gigabytes and needs no lock of Python's, importing computes for a second and holds it. Where there are
-    caches already, they may be finished, and then nothing is proved: there the weights are hashed alone, when asked.
+    Hashing reads gigabytes without the GIL; importing computes for a second with it. If there are caches already, they
+    may be finished, and then nothing is proved: so the library is not imported, and the weights are hashed when needed.
     """
     if any((folder / MANIFEST).exists() for folder in prepared.request.folders.values()):
         return
-    progress.note(f"hashing the weights of {prepared.source.name}")
+    progress.note(f"Hashing the weights of {prepared.source.name}.")
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as background:
         hashed = background.submit(lambda: prepared.source.weights_hash)
         import_module("transformer_lens.model_bridge")
@@ -41,23 +41,23 @@ def hash_weights(prepared: PreparedHarvest, progress: Progress) -> None:
 def load_and_measure(
     prepared: PreparedHarvest, last_layer: int, progress: Progress
 ) -> tuple[LanguageModel, dict[str, float | int] | None]:
-    """The model up to ``last_layer``, and the loss that all of it has on the text, where all of it fits."""
+    """The model up to ``last_layer``, and the loss of the complete model on the text if the complete model fits."""
     request = prepared.request
     source = prepared.source
-    whole = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
-    progress.note(f"loading {source.name} onto {prepared.device}")
+    all_blocks = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
+    progress.note(f"Loading {source.name} onto {prepared.device}.")
     model = load_found(
         source,
         device=request.device,
         dtype=request.settings.dtype,
         last_layer=last_layer,
-        whole=whole,
+        all_blocks=all_blocks,
         tokenizer=prepared.tokenizer,
     )
     for note in (*prepared.tokenizer.notes, *model.notes):
         progress.note(note)
-    if not whole:
-        progress.note("there is no room for all of the model, so its own loss on this text is not measured")
+    if not all_blocks:
+        progress.note("There is no room for the complete model, so its own loss on this text is not measured.")
         return model, None
     settings = request.settings
     batch = next(iter(prepared.first_contexts(READ_CONTEXTS)))

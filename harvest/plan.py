@@ -1,4 +1,4 @@
-"""Before a harvest: rows, bytes, memory and minutes, from arithmetic and a short timed run; which models fit where."""
+"""The plan of a harvest: rows, bytes, memory and minutes, computed or from a short timed run; which models fit."""
 
 import time
 from dataclasses import dataclass
@@ -16,30 +16,31 @@ from harvest.config import HarvestSettings
 from harvest.memory import buffer_bytes, check_disk, choose_batch, missing_bytes, own_loss_bytes, weight_bytes
 from harvest.model.forward import Key
 from harvest.model.language_model import load_found
-from harvest.model.placement import has_room_for_all, in_words, place
+from harvest.model.placement import has_room_for_all, in_words, place_blocks
 from harvest.model.unembedding import bytes_beside
 from harvest.prepare import PreparedHarvest, prepare
 from harvest.request import HarvestRequest
 from harvest.text.split import document_bytes, is_held_out
 
 _TIMED_SECONDS = 3.0
-"""How long the model is timed: enough for a steady rate, short for somebody who waits for a plan."""
+"""How long the model is timed: enough for a steady rate, and a short time to wait for a plan."""
 _TIMED_BATCHES = 64
+"""A fast GPU has a steady rate after this many batches, and does not need the three seconds."""
 _COUNTED_SECONDS = 5.0
-"""How long held-out documents are counted before the rest is extrapolated."""
+"""How long held-out documents are counted before the number of the others is extrapolated."""
 _WAITING_BATCHES = 4
 """Batches of rows between the model and the disk: two wait, one is written and one computed."""
 _ENOUGH_DOCUMENTS = 100
-"""Held-out documents from which an interval over documents can be trusted."""
+"""With fewer held-out documents an interval over documents cannot be trusted."""
 
 
 @dataclass(frozen=True)
 class HarvestPlan:
-    """What a harvest will take. Bytes are of rows on disk, ``unembedding_bytes`` what lies beside them in each layer's
-    cache; ``bytes_to_write`` leaves out what is already there.
+    """What a harvest will take. Bytes are those of rows on disk; ``unembedding_bytes`` come in addition in each layer's
+    cache; ``bytes_to_write`` does not count what is already there.
 
-    ``peak_memory_bytes`` is of main memory where the model is on the CPU, None on a card. Two harvests took
-    5 and 7 % more than it says.
+    ``peak_memory_bytes`` is main memory if the model is on the CPU, None on a card. Two harvests took 5 and 7 % more
+    than it says.
     """
 
     model: str
@@ -72,7 +73,7 @@ class HarvestPlan:
 def plan_harvest(request: HarvestRequest) -> HarvestPlan:
     """Measure what ``harvest_layers`` would take, and write nothing.
 
-    Raises what it would raise before its first row, CapacityError when disk or memory do not suffice.
+    Raises what it would raise before its first row, CapacityError when disk or memory is not enough.
     """
     prepared = prepare(request)
     source = prepared.source
@@ -86,8 +87,8 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
     speed = float("inf")
     placement: list[str] = []
     if missing:
-        check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
-        placed = place(source, source.config_up_to(deepest), prepared.dtype, device=request.device)
+        check_disk(prepared.minimum_bytes, [request.folders[layer] for layer in missing])
+        placed = place_blocks(source, source.config_up_to(deepest), prepared.dtype, device=request.device)
         placement = in_words(placed, source, device=prepared.device, layers=deepest + 1)
         batch, speed = _time_batches(prepared, missing)
 
@@ -124,25 +125,26 @@ def plan_harvest(request: HarvestRequest) -> HarvestPlan:
 
 
 def _peak_memory(prepared: PreparedHarvest, layers: list[int], *, batch_contexts: int) -> int | None:
-    """What the process had when its batches were timed, and what a harvest adds: the other blocks and the logits of the
-    model's own loss, batches that wait for the disk, and the rows of unfinished segments."""
+    """The memory of this process after its timed batches, and what a harvest adds: the other blocks and the logits of
+    the model's own loss, batches that wait for the disk, and the rows of unfinished segments."""
     if prepared.device.type != "cpu":
         return None
     source = prepared.source
-    whole = has_room_for_all(source, prepared.dtype, device=prepared.request.device, processes=prepared.request.world)
-    others = weight_bytes(source, prepared.dtype) - weight_bytes(source, prepared.dtype, layers=max(layers) + 1)
+    request = prepared.request
+    loads_all = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
+    further = weight_bytes(source, prepared.dtype) - weight_bytes(source, prepared.dtype, layers=max(layers) + 1)
     logits = own_loss_bytes(source, prepared.dtype, context=prepared.settings.context)
     numbers = len(layers) * len(prepared.settings.sites) * source.width
     waiting = _WAITING_BATCHES * batch_contexts * prepared.settings.context * numbers * prepared.dtype.itemsize
     buffers = buffer_bytes(prepared.geometry, layers=len(layers))
-    return peak_memory() + buffers + waiting + (others + logits) * whole
+    return peak_memory() + buffers + waiting + (further + logits) * loads_all
 
 
 def count_held_out(prepared: PreparedHarvest, *, seconds: float = _COUNTED_SECONDS) -> int:
-    """How many documents the held-out rows will come from.
+    """From how many documents the held-out rows will come.
 
-    Read off the text itself, of which only held-out documents are tokenised; after ``seconds`` it is extrapolated
-    from what was read. Raises UsageError where all of the text has not so many rows.
+    Reads the text and tokenises only held-out documents; after ``seconds`` the number is extrapolated. Raises
+    UsageError when the text has not enough rows.
     """
     settings = prepared.settings
     cache = prepared.request.cache
@@ -162,10 +164,10 @@ def count_held_out(prepared: PreparedHarvest, *, seconds: float = _COUNTED_SECON
             return round(documents * wanted / rows) * world
     if rows < wanted and not settings.repeat:
         raise UsageError(
-            f"The text is too short: its {documents} held-out documents have {rows:,} rows of the "
-            f"{settings.held_out_tokens:,} asked for.",
-            remedy="Lower harvest.held_out_tokens, raise harvest.held_out_document_tokens where it is set, or give "
-            "more text.",
+            f"The text is too short: its {documents} held-out documents have {rows:,} of the "
+            f"{settings.held_out_tokens:,} rows that were asked for.",
+            remedy="Lower harvest.held_out_tokens, raise harvest.held_out_document_tokens if it is set, or give more "
+            "text.",
         )
     return documents * world
 
@@ -174,14 +176,14 @@ def _advice(documents: int, settings: HarvestSettings) -> list[str]:
     if documents >= _ENOUGH_DOCUMENTS:
         return []
     return [
-        f"The held-out rows come from {documents} documents; intervals want at least {_ENOUGH_DOCUMENTS}. Raise "
-        "harvest.held_out_tokens, give more or shorter documents, or cap each by harvest.held_out_document_tokens="
+        f"The held-out rows come from {documents} documents; intervals need at least {_ENOUGH_DOCUMENTS}. Raise "
+        "harvest.held_out_tokens, give more or shorter documents, or set harvest.held_out_document_tokens to "
         f"{max(1, settings.held_out_tokens // _ENOUGH_DOCUMENTS)}."
     ]
 
 
 def _time_batches(prepared: PreparedHarvest, layers: list[int]) -> tuple[int, float]:
-    """Contexts a batch, and tokens a second through the model, measured on the run's own text."""
+    """Contexts in a batch, and tokens per second of the model, measured on the text of the run."""
     settings = prepared.settings
     model = load_found(prepared.source, device=prepared.request.device, dtype=settings.dtype, last_layer=max(layers))
     batch = choose_batch(model, settings, layers=len(layers))
@@ -192,7 +194,7 @@ def _time_batches(prepared: PreparedHarvest, layers: list[int]) -> tuple[int, fl
     rows = 0
     for number, text in zip(range(_TIMED_BATCHES), stream, strict=False):
         if number == 1:
-            # The first batch warms up.
+            # The first batch is slower and not counted.
             started = time.perf_counter()
             rows = 0
         forward.run(text, Silent())
@@ -204,7 +206,7 @@ def _time_batches(prepared: PreparedHarvest, layers: list[int]) -> tuple[int, fl
 
 
 def which_fit(free_bytes: int) -> dict[str, dict[str, Any]]:
-    """For each model with an alias: the bytes of its weights in float32 and bfloat16, and whether they fit."""
+    """For each model with a short name: the bytes of its weights in float32 and bfloat16, and whether they fit."""
     return {
         name: {
             str(dtype).removeprefix("torch."): {

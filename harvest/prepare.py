@@ -1,4 +1,4 @@
-"""A request whose model is found and whose text is open. No weights are loaded for it, and nothing is written."""
+"""A harvest request after its model was found and its text opened. No weights are loaded, and nothing is written."""
 
 import posixpath
 from dataclasses import asdict, dataclass, replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cache.format.codec import least_bytes
+from cache.format.codec import minimum_bytes
 from cache.format.layout import Geometry
 from cache.format.manifest import MANIFEST, first_difference, make_geometry, read_manifest
 from cache.reader import CacheReader
@@ -25,7 +25,7 @@ from harvest.text.tokens import ContextStream, StreamSettings
 
 @dataclass(frozen=True)
 class PreparedHarvest:
-    """The request, and what was found for it: the model, its tokenizer, the text, the device and dtype."""
+    """The request, and what it refers to: the model, its tokenizer, the text, the device and dtype."""
 
     request: HarvestRequest
     source: ModelSource
@@ -43,7 +43,7 @@ class PreparedHarvest:
 
     @property
     def geometry(self) -> Geometry:
-        """How the rows will lie on the disk, the same for every layer."""
+        """The layout of the rows on disk, the same for every layer."""
         return make_geometry(
             self.request.cache,
             d_source=self.source.width,
@@ -54,12 +54,12 @@ class PreparedHarvest:
         )
 
     @property
-    def least_bytes(self) -> int:
-        """Bytes that a layer's cache takes at the least, whatever its codec saves."""
-        return least_bytes(self.geometry.size_bytes, self.geometry.codec, self.geometry.dtype)
+    def minimum_bytes(self) -> int:
+        """The smallest size of a layer's cache, with the best compression of its codec."""
+        return minimum_bytes(self.geometry.size_bytes, self.geometry.codec, self.geometry.dtype)
 
     def identity(self, layer: int) -> dict[str, Any]:
-        """Everything that determines the cache's bytes, but device and batch, which only move rounding."""
+        """Everything that determines the cache's bytes, except device and batch, which only change the rounding."""
         source = self.source
         settings = self.settings
         return {
@@ -84,8 +84,8 @@ class PreparedHarvest:
         }
 
     def _name_in(self, layer: int) -> str | None:
-        """The model's name in the layer's cache, where that holds the same weights: a relative and an absolute path
-        are one model."""
+        """The model's name in the layer's cache if that has the same weights: a relative and an absolute path are one
+        model."""
         folder = self.request.folders[layer]
         if self.source.revision is not None or not (folder / MANIFEST).is_file():
             return None
@@ -97,7 +97,7 @@ class PreparedHarvest:
         return str(identity["model"]) if same else None
 
     def _unusual_settings(self) -> dict[str, Any]:
-        """Later settings enter the identity only where they differ from what caches were made with before them."""
+        """Settings that were added later: they enter the identity only if they differ from what caches had before."""
         settings = self.settings
         unusual: dict[str, Any] = {}
         if settings.special_tokens_in_text != "text":
@@ -107,7 +107,7 @@ class PreparedHarvest:
         return unusual
 
     def finished(self, layer: int) -> CacheReader | None:
-        """The layer's cache when it is complete and just what would be harvested, else None."""
+        """The layer's cache if it is complete and is what would be harvested, else None."""
         folder = self.request.folders[layer]
         try:
             reader = CacheReader.open(folder, expect=self.identity(layer))
@@ -115,16 +115,16 @@ class PreparedHarvest:
             return None
         manifest = reader.manifest
         if not all((folder / name).is_file() for name in manifest.files):
-            return None  # a small array was damaged, and set aside
+            return None  # a small array was damaged, and a repair moved it away
         cache = self.request.cache
         wanted_seeds = (cache.shuffle_seed, cache.held_out_fraction, cache.split_seed)
         seeds = (manifest.shuffle_seed, manifest.held_out_fraction, manifest.split_seed)
-        # The rows of a finished cache are the same under every codec, and whoever wrote them.
+        # The rows of a finished cache are the same with every codec and every number of writing processes.
         geometry = replace(manifest.geometry, codec=self.geometry.codec, partitions=self.geometry.partitions)
         return reader if seeds == wanted_seeds and geometry == self.geometry else None
 
     def refuse_another(self, layer: int) -> None:
-        """Raise MismatchError when the layer's folder holds another cache, before a model is loaded for it."""
+        """Raise MismatchError when the layer's folder has another cache, before a model is loaded for it."""
         folder = self.request.folders[layer]
         if not (folder / MANIFEST).exists():
             return
@@ -135,7 +135,7 @@ class PreparedHarvest:
         }
         difference = first_difference({"identity": self.identity(layer), "format": asdict(self.geometry)}, existing)
         if difference:
-            what = f"The cache here was made differently: {difference}."
+            what = f"The cache here was made with other settings: {difference}."
             raise MismatchError(what, where=folder, remedy=_remedy_for(difference.split(" is ")[0], existing))
 
     def stream(self, *, batch_contexts: int, cursor: dict[str, Any] | None) -> ContextStream:
@@ -188,11 +188,14 @@ def prepare(request: HarvestRequest, progress: Progress | None = None) -> Prepar
     _check_recomputable(request)
     if settings.context > source.positions:
         raise UsageError(
-            f"harvest.context is {settings.context}; {source.name} has {source.positions} positions.",
+            f"harvest.context is {settings.context}, but {source.name} has only {source.positions} positions.",
             remedy=f"Set harvest.context to at most {source.positions}.",
         )
     if settings.held_out_tokens and not request.cache.held_out_fraction:
-        raise UsageError("cache.held_out_fraction is 0, so no document can fill harvest.held_out_tokens.")
+        raise UsageError(
+            "cache.held_out_fraction is 0, so there are no documents for harvest.held_out_tokens.",
+            remedy="Set cache.held_out_fraction to a share such as 0.05.",
+        )
     tokenizer = load_tokenizer(source, bos=settings.bos, plain_text=settings.special_tokens_in_text == "text")
     access = TextAccess(
         vocabulary=source.vocabulary,
@@ -205,7 +208,7 @@ def prepare(request: HarvestRequest, progress: Progress | None = None) -> Prepar
         raise UsageError(
             "harvest.messages_column is given, but the tokenizer has no chat template.",
             where=source.folder,
-            remedy="Give text or token ids, or a tokenizer_config.json with a chat template.",
+            remedy="Give text or token ids, or a model whose tokenizer_config.json has a chat template.",
         )
     documents = open_documents(settings, access)
     return PreparedHarvest(
@@ -243,30 +246,30 @@ _SETTINGS = {
     "format.segment_rows": "cache.segment_rows",
     "format.chunk_rows": "cache.chunk_rows",
 }
-"""The setting that brings a field of a manifest back."""
+"""The setting that determines a field of the manifest."""
 
 
 def _remedy_for(field: str, existing: dict[str, Any]) -> str:
-    """How to go on with the cache that is there, where a setting does that; then what costs work."""
+    """How to go on with the existing cache, if a setting can do that; then what costs more work."""
     value: Any = existing
     for key in field.split("."):
         value = value.get(key) if isinstance(value, dict) else None
-    others = "Another folder (--set runs=...) keeps both; --fresh removes it and begins anew."
+    alternative = "Another folder (--set runs=...) keeps both caches; --fresh replaces the old one."
     if field == "format.parts":
-        return f"Run it with {value} processes to go on with it. {others}"
+        return f"Run it with {value} processes to go on with it. {alternative}"
     if field in _SETTINGS and value is not None:
-        return f"Set {_SETTINGS[field]} to {value} to go on with it. {others}"
+        return f"Set {_SETTINGS[field]} to {value} to go on with it. {alternative}"
     if field.startswith("identity.dataset"):
-        return f"Give the text that it was begun with to go on with it. {others}"
-    return others
+        return f"Give the text with which it was begun to go on with it. {alternative}"
+    return alternative
 
 
 def check_sites(source: ModelSource, settings: HarvestSettings) -> None:
-    """Raise UsageError when the model does not have a site that is asked for."""
+    """Raise UsageError when the model does not have a site of the settings."""
     for site in settings.sites:
         if site not in source.family.ends:
             raise UsageError(
-                f"{source.name} adds attention and MLP to the residual stream at once, so it has no {site}.",
+                f"{source.name} adds attention and MLP to the residual stream in one step, so it has no {site}.",
                 where=source.folder,
                 remedy=f"Choose harvest.source and harvest.target among {', '.join(source.family.ends)}.",
             )
@@ -276,6 +279,6 @@ def _check_recomputable(request: HarvestRequest) -> None:
     settings = request.settings
     if request.cache.target == "recompute" and settings.sites != ("mlp_in", "mlp_out"):
         raise UsageError(
-            f"{settings.target} cannot be recomputed from {settings.source}: what an MLP makes of mlp_in is mlp_out.",
+            f"{settings.target} cannot be recomputed from {settings.source}: an MLP computes mlp_out from mlp_in.",
             remedy="Set cache.target to stored, or harvest.source to mlp_in and harvest.target to mlp_out.",
         )

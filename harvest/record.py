@@ -1,9 +1,9 @@
-"""The record beside a cache, ``proof-<rank>.json``: what was proved of it, and which rows of the text were left out.
+"""The proof file of a cache, ``proof-<rank>.json``: all site proofs, and how many rows of the text were left out.
 
-It holds the first proof and the language model's own loss, as the manifest does; ``samples``, the proofs of later
-batches by the number of contexts before them; and ``skipped_rows``. It is written before the rows that it speaks of
-are committed, and a run that goes on takes up what the file holds. So a complete cache always has it, and it is the
-same however often the harvest was killed.
+It has the first proof and the language model's own loss, like the manifest; ``samples``, the proofs of later batches by
+the number of contexts before them; and ``skipped_rows``. It is written before the rows of these batches are committed,
+and a run that goes on adds to it. So a complete cache always has it, and it is the same however often the harvest was
+killed.
 """
 
 import json
@@ -15,7 +15,7 @@ from harvest.model.proof import SiteProof
 
 
 class ProofFile:
-    """One layer's record of one process."""
+    """The proof file of one layer and one process."""
 
     def __init__(self, folder: Path, *, rank: int, record: dict[str, Any]) -> None:
         self._path = folder / f"proof-{rank:05d}.json"
@@ -24,12 +24,12 @@ class ProofFile:
         self._skipped_rows = 0
 
     def add_sample(self, contexts: int, proof: SiteProof) -> None:
-        """Keep the proof of the batch that so many contexts come before, and write it."""
+        """Add the proof of the batch after so many contexts, and write the file."""
         self._samples[str(contexts)] = {"errors": proof.errors, "rows": proof.rows}
         self.write(self._skipped_rows)
 
     def write(self, skipped_rows: int) -> None:
-        """Write the record; ``skipped_rows`` were left out of the text so far."""
+        """Write the file; ``skipped_rows`` were left out of the text so far."""
         self._skipped_rows = skipped_rows
         samples = {key: self._samples[key] for key in sorted(self._samples, key=int)}
         document = self._record | {"samples": samples, "skipped_rows": skipped_rows}
@@ -37,7 +37,7 @@ class ProofFile:
 
 
 def _samples_of(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The samples of an earlier run of the same harvest; none where the file is missing or of another."""
+    """The samples of an earlier run of the same harvest; none if the file is missing or of another harvest."""
     try:
         document: Any = json.loads(path.read_bytes())
         samples = {str(int(key)): value for key, value in document["samples"].items()}

@@ -1,4 +1,4 @@
-"""What a harvest is asked to do: the model, the layers and their folders, the settings, and this process's share."""
+"""The request for a harvest: the model, the layers and their folders, the settings, and this process's share."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,7 @@ from harvest.config import HarvestSettings
 
 @dataclass(frozen=True)
 class HarvestRequest:
-    """Built once by the caller and handed on; ``harvest.prepare`` finds the model and opens the text of it.
+    """Built once by the caller and passed on; ``harvest.prepare`` finds its model and opens its text.
 
     ``model`` is a folder, a Hub name or an alias. ``folders`` names the folder of each layer's cache. ``rank`` of
     ``world`` processes reads its share of the text and commits its share of the rows.
@@ -25,5 +25,5 @@ class HarvestRequest:
 
     @property
     def layers(self) -> list[int]:
-        """The layers asked for, in the order of ``folders``."""
+        """The layers to harvest, in the order of ``folders``."""
         return list(self.folders)

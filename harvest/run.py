@@ -1,10 +1,10 @@
-"""The harvest: text through the model's first blocks, all asked-for layers in one pass, a cache for each.
+"""The harvest: runs text through the model's first blocks and fills a cache for each layer, all layers in one pass.
 
-    text -> [thread: read, tokenise, pack] -> model -> [thread: deal rows, write full segments] -> caches
+    text -> [thread: read, tokenise, pack] -> model -> [thread: order rows, write full segments] -> caches
 
-On a GPU rows are checked, dealt and measured there (cache/storage/segment.py); the host only hashes and writes.
-Before the first row, and on a sample of the batches, ``harvest.model.proof`` shows that the tensors are the ones meant.
-Running again goes on where the slowest cache stopped; a cache that is further along passes over what it has.
+On a GPU rows are checked, ordered and measured there (cache/storage/segment.py); the host only hashes and writes.
+Before the first row, and for a sample of the batches, ``harvest.model.proof`` shows that the tensors are the named
+ones. A rerun goes on where the slowest cache stopped; a cache that has more rows already skips those.
 """
 
 import time
@@ -19,13 +19,13 @@ import torch
 from cache.format.manifest import MANIFEST, read_manifest
 from cache.format.parameters import PARAMETERS, UNEMBEDDING
 from cache.partition import lock_partition, remove_cache, tidy_finished
-from cache.storage.publish import publish_whole, withdraw
+from cache.storage.publish import publish_complete, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
 from common.errors import UsageError
 from common.progress import Progress, Silent
 from harvest.batch import BatchForward
-from harvest.load import check_promises, hash_weights, load_and_measure
+from harvest.load import check_file_systems, hash_weights, load_and_measure
 from harvest.memory import UNWRITTEN_BATCHES, check_disk, choose_batch
 from harvest.model.families import first_proof
 from harvest.model.forward import Key, attention_of, use_attention
@@ -41,13 +41,13 @@ from harvest.text.tokens import ContextBatch
 from harvest.threads import BackgroundWriter, Prefetcher
 
 _PREFETCHED_BATCHES = 4
-"""Batches tokenised ahead of the model: enough to bridge one slow document, little beside the activations."""
+"""Batches that are tokenised before the model needs them: enough for one slow document; they need little memory."""
 _PROOF_CONTEXTS = 2
-"""Contexts of a proof: it runs the model a second time, eagerly, so a harvest can afford few."""
+"""Contexts of a proof. It runs the model a second time with slow attention, so there are few."""
 _FIRST_SAMPLE = 16
-"""The first batch that is proved again. Earlier ones are like those of the first proof; small harvests pay nothing."""
+"""The first batch that is proved again. Earlier batches are like those of the first proof; small harvests save time."""
 _SAMPLE_EVERY = 1024
-"""Further proofs come at every power of two and every so many batches: below a thousandth of the work."""
+"""Further proofs are made at every power of two and every 1,024 batches: below a thousandth of the work."""
 
 
 def harvest_layers(
@@ -56,7 +56,7 @@ def harvest_layers(
     """Fill the cache of every layer, or go on filling it; returns what was done, by layer.
 
     No process waits for another. Raises UsageError for a model, layer, device or text that cannot be used,
-    MismatchError when a folder holds another cache, NumericalError when the site proof fails, DiskError and InUseError
+    MismatchError when a folder has another cache, NumericalError when the site proof fails, DiskError and InUseError
     from the disk.
     """
     progress = progress or Silent()
@@ -70,7 +70,7 @@ def harvest_layers(
     missing = [layer for layer in request.layers if layer not in finished]
     if remote:
         for layer in finished:
-            publish_whole(request.folders[layer], remote, partition=request.rank)
+            publish_complete(request.folders[layer], remote, partition=request.rank)
     for layer in finished:
         tidy_finished(request.folders[layer], request.rank)
 
@@ -81,10 +81,10 @@ def harvest_layers(
     if missing:
         for layer in missing:
             prepared.refuse_another(layer)
-        check_promises(request, missing)
-        check_disk(prepared.least_bytes, [request.folders[layer] for layer in missing])
+        check_file_systems(request, missing)
+        check_disk(prepared.minimum_bytes, [request.folders[layer] for layer in missing])
         with ExitStack() as locks:
-            # Before the model is loaded: a second process is refused at once, and not after a minute.
+            # Before the model is loaded: a second process is refused immediately and not after a minute.
             for layer in missing:
                 locks.enter_context(lock_partition(request.folders[layer], request.rank))
             model, own_loss = load_and_measure(prepared, max(missing), progress)
@@ -99,8 +99,8 @@ def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof
 def _remove(request: HarvestRequest) -> None:
     if request.world > 1:
         raise UsageError(
-            "--fresh cannot be given to several processes at once: one would remove what another writes.",
-            remedy=f"Remove {', '.join(str(path) for path in request.folders.values())} and leave --fresh out.",
+            "--fresh does not work with several processes: one would remove what another writes.",
+            remedy=f"Remove {', '.join(str(path) for path in request.folders.values())} and do not give --fresh.",
         )
     for folder in request.folders.values():
         if request.cache.remote:
@@ -124,7 +124,7 @@ class _Harvest:
         self._model = model
         self._progress = progress
         self._own_loss = own_loss
-        progress.note("proving the sites against TransformerLens")
+        progress.note("Proving the sites with TransformerLens.")
         self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
         self._files: dict[int, ProofFile] = {}
@@ -191,7 +191,7 @@ class _Harvest:
         )
 
     def _is_begun_without_unembedding(self, layer: int) -> bool:
-        """Whether the cache was begun by a release that stored none: then its manifest binds none, and stays so."""
+        """Whether an earlier release began this cache without an unembedding: then it stays without one."""
         folder = self._request.folders[layer]
         begun = (folder / MANIFEST).is_file()
         return begun and not any(path.startswith(PARAMETERS + UNEMBEDDING) for path in read_manifest(folder).files)
@@ -199,7 +199,7 @@ class _Harvest:
     def _pass(self, sinks: list[Sink]) -> dict[str, float | int]:
         """One pass over the text for all ``sinks``.
 
-        Returns rows, seconds, how long the model stood still, and the CPU seconds of the threads beside it.
+        Returns rows, seconds, how long the model waited, and the CPU seconds of the two threads.
         """
         settings = self._request.settings
         batch_contexts = sinks[0].batch_contexts or choose_batch(self._model, settings, layers=len(sinks))
@@ -210,14 +210,14 @@ class _Harvest:
         title = f"harvest layer {', '.join(str(sink.layer) for sink in sinks)}"
         self._progress.begin(title, total=sum(stream.rows), unit="tokens", done=stream.rows_before)
         started = time.perf_counter()
-        # Written at the first batch, and whenever a bad row was left out since.
+        # -1: the proof file is written with the first batch, and then after each bad row.
         skipped_rows = -1
         batches = Prefetcher(stream, depth=_PREFETCHED_BATCHES)
         rows = BackgroundWriter(writing(sinks, settings), depth=UNWRITTEN_BATCHES)
         with batches, rows:
             for batch in batches:
                 computed = forward.run(batch, self._progress)
-                # Before its rows can be committed, so that no kill leaves rows without their sample.
+                # Before its rows can be committed, so that no kill leaves rows without their proof.
                 contexts = sum(batch.cursor["emitted"]) if batch.cursor else 0
                 if _is_sampled(contexts // batch_contexts):
                     self._prove_sample(batch, [sink.layer for sink in sinks], contexts)
@@ -242,12 +242,13 @@ class _Harvest:
         }
 
     def _prove(self, layers: Sequence[int]) -> None:
-        """Prove the sites on the text's first contexts, the same for every rank; fall back to eager attention."""
+        """Prove the sites on the first contexts of the text, the same for every rank; use eager attention if needed."""
         batch = next(iter(self._prepared.first_contexts(_PROOF_CONTEXTS)))
         with first_proof(self._model.hugging.config):
             proofs = self._measure(batch, layers)
         if any(proof.bridge_failures for proof in proofs) and attention_of(self._model) != "eager":
-            self._progress.note(f"{attention_of(self._model)} attention differs from the plain model: using eager")
+            kind = attention_of(self._model)
+            self._progress.note(f"Attention '{kind}' differs from the plain model: using 'eager'.")
             use_attention(self._model, "eager")
             proofs = self._measure(batch, layers)
         self._keep(proofs)
@@ -259,10 +260,10 @@ class _Harvest:
             self._files[proof.layer].add_sample(contexts, proof)
 
     def _note_skipped(self) -> None:
-        for place, why in getattr(self._prepared.documents, "skipped", {}).items():
-            self._progress.note(f"left out {place}: {why}")
+        for row, why in getattr(self._prepared.documents, "skipped", {}).items():
+            self._progress.note(f"Left out {row}: {why}.")
         if self._skipped_rows:
-            self._progress.note(f"left out {self._skipped_rows:,} rows of the text that cannot be used")
+            self._progress.note(f"Left out {self._skipped_rows:,} rows of the text that cannot be used.")
 
     def _measure(self, batch: ContextBatch, layers: Sequence[int]) -> list[SiteProof]:
         settings = self._request.settings
@@ -284,6 +285,6 @@ class _Harvest:
 
 
 def _is_sampled(number: int) -> bool:
-    """Whether the batch of this number, counted from the beginning of the text, is proved."""
+    """Whether the sites are proved again on the batch with this number, counted from the beginning of the text."""
     is_power_of_two = number & (number - 1) == 0
     return number >= _FIRST_SAMPLE and (is_power_of_two or number % _SAMPLE_EVERY == 0)

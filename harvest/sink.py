@@ -1,4 +1,4 @@
-"""A layer's cache as the harvest sees it: where it stopped and what it takes."""
+"""A layer's cache during a harvest: where it stopped and which batches it takes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from harvest.text.tokens import ContextBatch
 
 @dataclass
 class Sink:
-    """A layer's cache while it fills; ``waiting`` until the stream has come to where this cache stopped."""
+    """A layer's cache while it fills; ``waiting`` until the text reaches the point where this cache stopped."""
 
     layer: int
     writer: CacheWriter
@@ -20,7 +20,7 @@ class Sink:
 
     @property
     def batch_contexts(self) -> int | None:
-        """How the interrupted harvest cut its batches, which must stay so for the same bits."""
+        """The contexts of a batch in an interrupted harvest; the same bits need the same number."""
         return self.writer.cursor["batch_contexts"] if self.writer.cursor else None
 
     def takes(self, batch: ContextBatch) -> bool:
@@ -30,19 +30,19 @@ class Sink:
 
 
 def _emitted(cursor: dict[str, Any] | None) -> list[int]:
-    """The contexts of each side before a cursor, which say where in the text it is."""
+    """How many training and held-out contexts come before a cursor."""
     return cursor["emitted"] if cursor else [0, 0]
 
 
 def slowest_cursor(sinks: Sequence[Sink]) -> dict[str, Any] | None:
-    """The earliest place in the text that one of the caches needs; None is the beginning."""
-    return min((sink.writer.cursor for sink in sinks), key=lambda at: at["emitted_rows"] if at else 0)
+    """The earliest cursor that one of the caches needs; None is the beginning of the text."""
+    return min((sink.writer.cursor for sink in sinks), key=lambda cursor: cursor["emitted_rows"] if cursor else 0)
 
 
 def cut_alike(sinks: Sequence[Sink]) -> list[list[Sink]]:
-    """The caches that can be filled in one pass: those whose text is cut into the same batches.
+    """The caches in groups that can be filled in one pass: those whose text is cut into the same batches.
 
-    One that has no row yet takes any cut, so it goes with the first of the others.
+    A cache without rows can have any batches, so it joins the first group.
     """
     groups: dict[int | None, list[Sink]] = {}
     for sink in sorted(sinks, key=lambda sink: sink.batch_contexts is None):
@@ -52,9 +52,10 @@ def cut_alike(sinks: Sequence[Sink]) -> list[list[Sink]]:
 
 
 def writing(sinks: Sequence[Sink], settings: HarvestSettings) -> Callable[[BatchRows], None]:
-    """The work of the writing thread: a batch's rows to every cache that takes them."""
+    """The work of the writing thread: it gives a batch's rows to every cache that takes them."""
 
     def write(rows: BatchRows) -> None:
+        """Append the rows to the caches that are not beyond them."""
         for sink in sinks:
             if sink.takes(rows.batch):
                 sink.writer.append(

@@ -1,4 +1,4 @@
-"""Threads beside the model: a ``Prefetcher`` reads and tokenises text, a ``BackgroundWriter`` writes rows."""
+"""Threads of a harvest: a ``Prefetcher`` reads and tokenises text, a ``BackgroundWriter`` writes rows."""
 
 import queue
 import threading
@@ -11,9 +11,10 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Iterates like ``items``, at most ``depth`` items ahead; the thread's error is raised where its item would come.
+    """Iterates over ``items`` in a thread, at most ``depth`` items in advance. The thread's error is raised instead of
+    the item that it could not make.
 
-    ``waited_seconds`` is how long the consumer stood still, ``cpu_seconds`` what the thread computed, once it has
+    ``waited_seconds`` is how long the consumer waited, ``cpu_seconds`` how long the thread computed, after it has
     ended. Leaving the context ends the thread.
     """
 
@@ -60,7 +61,7 @@ class Prefetcher(Generic[T]):
     def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
         while not self._stop.is_set():
             try:
-                # Not for ever: a consumer that has left takes nothing more, and says so by ``_stop``.
+                # With a timeout: a consumer that has left takes no more items and sets ``_stop``.
                 self._queue.put(entry, timeout=0.1)
             except queue.Full:
                 continue
@@ -69,11 +70,10 @@ class Prefetcher(Generic[T]):
 
 
 class BackgroundWriter(Generic[T]):
-    """Hands items to ``work`` in a thread, in order, with at most ``depth`` items waiting.
+    """Calls ``work`` for items in a thread, in order, with at most ``depth`` items waiting.
 
-    An error of ``work`` ends the thread and is raised by the next ``put`` or at the end of the context, so that
-    nothing goes on as if it had been written. ``waited_seconds`` is how long ``put`` stood still, ``cpu_seconds`` what
-    the thread computed, once it has ended.
+    After an error of ``work`` the next ``put``, or the end of the context, raises it, so that the caller does not go
+    on. ``waited_seconds`` is how long ``put`` waited, ``cpu_seconds`` how long the thread computed, after it has ended.
     """
 
     def __init__(self, work: Callable[[T], None], *, depth: int) -> None:
@@ -108,7 +108,7 @@ class BackgroundWriter(Generic[T]):
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            # After an error the queue is still emptied, so that ``put`` never waits for a thread that has ended.
+            # After an error the thread still empties the queue, so that ``put`` never waits for ever.
             if self._error is None:
                 try:
                     self._work(item)

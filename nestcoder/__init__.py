@@ -6,7 +6,7 @@
     transcoder = nestcoder.load_transcoder("runs/gpt2-stdlib/layer08/transcoder/main")
     features = transcoder.encode(rows.source.float())
 
-docs/python.md has the rest: the three stages as functions, and the settings they take.
+docs/python.md has the rest: the three stages as functions, and their settings.
 """
 
 from typing import TYPE_CHECKING
@@ -74,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """The names of ``nestcoder.face`` are imported when first asked for, so that ``import nestcoder`` stays instant."""
+    """The names of ``nestcoder.face`` are imported when they are first used, so that ``import nestcoder`` is fast."""
     if name in __all__:
         from nestcoder import face
 

@@ -1,4 +1,4 @@
-"""``python -m nestcoder``: looks whose packages Python finds, then runs one command."""
+"""``python -m nestcoder``: checks that Python finds nestcoder's own packages, then runs one command."""
 
 import sys
 from importlib.util import find_spec
@@ -16,12 +16,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse_foreign_packages() -> None:
-    """Leave with 2 where a package of ours is another's: a ``common`` in this folder, Hugging Face's ``evaluate``.
+    """Leave with 2 if Python finds another package by our name: a ``common`` in this folder, Hugging Face's
+    ``evaluate``.
 
-    Nothing of ours is imported before: it would fail on the other package's contents.
+    No module of ours is imported before: it would fail on the contents of the other package.
     """
     home = Path(__file__).resolve().parent.parent
-    # In an installed wheel they are nestcoder.common and so on (build_hook.py), in a checkout they stand beside it.
+    # In an installed wheel they are nestcoder.common and so on (build_hook.py), in a checkout they are next to it.
     prefix = "" if (home / "common" / "errors.py").is_file() else "nestcoder."
     for package in _PACKAGES:
         spec = find_spec(prefix + package)

@@ -1,6 +1,6 @@
-"""The command line. It holds no logic: a command reads the settings, names the folders and calls its stage.
+"""The command line. It has no logic: a command reads the settings, names the folders and calls its stage.
 
-Only click is imported at the top, so that ``--help`` answers at once.
+Only click is imported at the top, so that ``--help`` is fast.
 """
 
 import json
@@ -97,7 +97,12 @@ def train(
 @device_option
 @name_option
 @click.option("--lm", is_flag=True, help="Also splice the transcoder into the language model.")
-@click.option("--together", is_flag=True, help="Only splice all layers into the language model at once, and report.")
+@click.option(
+    "--together",
+    "all_at_once",
+    is_flag=True,
+    help="Only splice all layers into the language model at once, and report.",
+)
 @click.option("--gemma-scope", metavar="PATH|download", help="Compare with Google's transcoder of this layer.")
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with another dictionary on disk.")
 @click.option("--force", is_flag=True, help="Compare although the convention check fails.")
@@ -112,7 +117,7 @@ def evaluate(
     device: str,
     name: str,
     lm: bool,
-    together: bool,
+    all_at_once: bool,
     gemma_scope: str | None,
     against: Path | None,
     force: bool,
@@ -121,9 +126,9 @@ def evaluate(
     """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
     from nestcoder.commands import stage_commands
 
-    if together:
+    if all_at_once:
         if gemma_scope or against:
-            raise click.UsageError("--together compares with no other dictionary.")
+            raise click.UsageError("--together cannot be given with --gemma-scope or --against.")
         chosen = list(dict.fromkeys(layers))
         invocation.show(stage_commands.evaluate_together(invocation, chosen, device, name=name, beside=beside))
         return

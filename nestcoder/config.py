@@ -1,6 +1,6 @@
-"""The settings of a whole pipeline: pipeline.yaml, with ``--set`` on top, checked as one.
+"""The settings of a pipeline: pipeline.yaml with the overrides of ``--set``, checked together.
 
-Each section's class stands beside the code that reads it, in that stage's ``config.py``.
+The class of each section is in the ``config.py`` of its stage.
 """
 
 import difflib
@@ -27,12 +27,12 @@ _SHOWN = 80
 
 
 class PipelineSettings(Settings):
-    """Everything that decides a run's numbers, except the layer."""
+    """Everything that determines a run's numbers, except the layer."""
 
     model: PathText = "models/gpt2-stdlib"
     """A local Hugging Face folder, a Hub name, or an alias such as gpt2 or gemma-2-2b."""
     runs: PathText = "runs"
-    """The folder that caches, transcoders and reports go into. ``~`` and ``$NAME`` are replaced, as in every path."""
+    """The folder for caches, transcoders and reports. ``~`` and ``$NAME`` are replaced, as in every path."""
     harvest: HarvestSettings = HarvestSettings()
     cache: CacheSettings = CacheSettings()
     train: TrainSettings = TrainSettings()
@@ -43,7 +43,7 @@ class PipelineSettings(Settings):
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> PipelineSettings:
-    """Read ``path`` (None: defaults alone), lay ``KEY=VALUE`` overrides on top and check it all.
+    """Read ``path`` (None: only defaults), apply ``KEY=VALUE`` overrides and check everything.
 
         settings = nestcoder.load_settings("pipeline.yaml", ["train.steps=500", "model=gpt2"])
         settings.train.steps  # 500
@@ -81,32 +81,32 @@ def _sentence(problem: Any, file: YamlFile, sources: dict[KeyPath, str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     name = ".".join(str(step) for step in path) or "settings"
     if problem["type"] == "extra_forbidden":
-        return f"{_place(path, file, sources)}: unknown setting '{name}'.{_suggestion(path)}"
+        return f"{_location(path, file, sources)}: unknown setting '{name}'.{_suggestion(path)}"
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        return f"{_places_named(message, path, file, sources)}: {name}: {message}."
-    return f"{_place(path, file, sources)}: {name}: {message}{_given(problem['input'])}."
+        return f"{_locations_named(message, path, file, sources)}: {name}: {message}."
+    return f"{_location(path, file, sources)}: {name}: {message}{_given(problem['input'])}."
 
 
-def _place(path: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
-    """The override, or file and line, that gave the value at ``path`` or the nearest one that encloses it."""
+def _location(path: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
+    """The override, or file and line, of the value at ``path`` or of the nearest section that contains it."""
     enclosing = [sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in sources]
     inside = [text for source, text in sources.items() if source[: len(path)] == path]
-    return next(iter(enclosing + inside), file.where(path))
+    return next(iter(enclosing + inside), file.location(path))
 
 
-def _places_named(message: str, section: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
-    """The places of the settings that a message about a whole section names: overrides, then lines of the file."""
+def _locations_named(message: str, section: KeyPath, file: YamlFile, sources: dict[KeyPath, str]) -> str:
+    """The locations of the settings in a message about a section: overrides, then lines of the file."""
     words = re.findall(r"[a-z][a-z0-9_]*", message)
     paths = [(*section, word) for word in dict.fromkeys(words)]
     overrides = [sources[path] for path in paths if path in sources]
-    lines = [file.where(path) for path in paths if path in file.lines and path not in sources]
-    # A section that no named setting was given in: its own place, or the overrides that reach into it.
+    lines = [file.location(path) for path in paths if path in file.lines and path not in sources]
+    # If none of these settings was given: the location of the section, or the overrides of its settings.
     inside = [text for path, text in sources.items() if path[: len(section)] == section]
-    return " and ".join([*overrides, *lines] or inside or [file.where(section)])
+    return " and ".join([*overrides, *lines] or inside or [file.location(section)])
 
 
 def _given(value: Any) -> str:
-    """The value as it was given, shortened; nothing for lists and sections, which say little in one line."""
+    """The given value, shortened; '' for lists and sections, which are too long for a line."""
     if isinstance(value, dict | list):
         return ""
     return f" (given: {_shortened(repr(value))})"

@@ -1,4 +1,4 @@
-"""Runs the command line, and turns stated problems into three lines and an exit code."""
+"""Runs the command line, and turns errors into three lines and an exit code."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from nestcoder.streams import protect_standard_streams
 from nestcoder.text import printable
 
 _LONGEST = 1000
-"""Characters of a message's line; a name of thousands is no help."""
+"""The most characters of a line in a message; a name of thousands of characters does not help."""
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    """Print the problem as what, where, what to do; leave."""
+    """Print the error as three lines (what, where, what to do) and leave."""
     first, *rest = (
         line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in printable(message).split("\n")
     )
@@ -45,7 +45,7 @@ def _leave(message: str, code: int) -> None:
 
 
 def _usage_text(error: click.ClickException) -> str:
-    """A wrong option or argument as click words it, with the command's usage before it."""
+    """The command's usage, and click's message about a wrong option or argument."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
         return f"Error: {error.format_message()}"
@@ -53,24 +53,24 @@ def _usage_text(error: click.ClickException) -> str:
 
 
 def _leave_interrupted(error: BaseException) -> None:
-    """Leave after Ctrl-C. click raises Abort for a file that ended too early as well, which is damage."""
+    """Leave after Ctrl-C. click raises Abort also for a file that ended too early, which is damage."""
     if isinstance(error.__cause__, EOFError):
-        what = f"A file ends before its contents do ({error.__cause__})."
+        what = f"A file ends too early ({error.__cause__})."
         _leave(str(DamagedError(what, remedy="Fetch or write the file again.")), DamagedError.exit_code)
-    # 130: as a shell reports a process that Ctrl-C ended.
+    # 130 is the exit code with which a shell reports a process that Ctrl-C ended.
     _leave("Interrupted; run the same command again to go on.", 130)
 
 
 def _stated(error: Exception) -> NestcoderError | None:
-    """A problem of files, disk, network or memory that no stage has put into words; None for a bug."""
+    """The error for a problem of files, disk, network or memory that no stage has caught; None for a bug."""
     if isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno else str(error)
         return DiskError(
             f"The system refused: {reason}.",
             where=error.filename or "",
-            remedy="Nothing that was finished is lost; put it right and run the same command again.",
+            remedy="Correct this and run the same command again. Nothing that was finished is lost.",
         )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         first = (str(error).splitlines() or [""])[0]
-        return CapacityError(f"Memory ran out. {first}".strip(), remedy="Take smaller batches, or another device.")
+        return CapacityError(f"Out of memory. {first}".strip(), remedy="Use smaller batches, or another device.")
     return None

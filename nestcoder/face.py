@@ -1,7 +1,7 @@
-"""What ``import nestcoder`` offers, in one place; ``nestcoder/__init__.py`` imports it when a name is first asked for.
+"""The public names of ``import nestcoder``; ``nestcoder/__init__.py`` imports this when a name is first used.
 
-The names are the same from a checkout and from an installed wheel, whose stages lie below ``nestcoder``
-(``build_hook.py``). docs/python.md shows each at work.
+The names are the same in a checkout and in an installed wheel, whose stages are below ``nestcoder``
+(``build_hook.py``). docs/python.md shows how to use each.
 """
 
 from cache.open import open_cache

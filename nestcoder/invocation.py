@@ -1,4 +1,4 @@
-"""One call of the command line: its settings, the folders that follow from them, and how its result is printed."""
+"""One call of the command line: its settings, the folders of its runs, and how its result is printed."""
 
 import json
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command found: ``data`` for ``--json``, ``text`` for people."""
+    """The result of a command: ``data`` for ``--json``, ``text`` for people."""
 
     data: Any
     text: str
 
 
 class Invocation:
-    """What the options before the command mean; the settings file is read when a command first asks for it."""
+    """The options before the command; the settings file is read when a command first needs it."""
 
     def __init__(self, config: Path | None, overrides: list[str], as_json: bool) -> None:
         self._config = config
@@ -34,7 +34,7 @@ class Invocation:
 
     @cached_property
     def settings(self) -> "PipelineSettings":
-        """pipeline.yaml (or ``--config``) with ``--set`` on top. Raises UsageError."""
+        """The settings of pipeline.yaml (or ``--config``) with the overrides of ``--set``. Raises UsageError."""
         from nestcoder.config import load_settings
 
         usual = Path("pipeline.yaml")

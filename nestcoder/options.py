@@ -1,4 +1,4 @@
-"""The options that several commands have."""
+"""Options of several commands."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class _Layer(click.ParamType[Any, Any]):
     name = "LAYER"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number as it is given; ``all`` stays a word until the settings say what it means."""
+        """The number; ``all`` stays a word until the settings are read."""
         return value if value == "all" else click.IntRange(min=0).convert(value, param, ctx)
 
 

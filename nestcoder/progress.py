@@ -1,4 +1,4 @@
-"""Progress as people read it, on standard error: a bar on a terminal, a plain line now and then in a log."""
+"""Progress for people, on standard error: a bar on a terminal, or a line every ten seconds in a log."""
 
 import sys
 import textwrap
@@ -16,13 +16,14 @@ from common.units import amount_done, duration, rate, short_number
 from nestcoder.text import printable
 
 _LINE_EVERY_SECONDS = 10.0
+"""Often enough to see that a run goes on, and some thousand lines for a run of a night."""
 _WIDTH = 119
-"""Longest line in a log, but for a path that is longer."""
+"""The longest line in a log, unless a path is longer."""
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Rate and time left, once something has been done."""
+        """Rate and time left, after some work has been done."""
         speed = task.finished_speed or task.speed
         if not speed:
             return Text("")
@@ -60,7 +61,7 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        # The terminal wraps by itself: a path with line ends in it cannot be copied.
+        # The terminal wraps lines itself: a path with line ends in it could not be copied.
         self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def end(self) -> None:
@@ -71,7 +72,7 @@ class TerminalProgress:
 
 
 class LineProgress:
-    """One line every ten seconds, first and last always; for logs, pipes and batch systems."""
+    """One line every ten seconds, and always a first and a last one; for logs, pipes and batch systems."""
 
     def __init__(self, stream: TextIO, every_seconds: float = _LINE_EVERY_SECONDS) -> None:
         self._stream = stream
@@ -110,20 +111,20 @@ class LineProgress:
     def note(self, text: str) -> None:
         """A line."""
         for line in printable(text).split("\n"):
-            # At spaces alone: a path that is broken can be neither read nor copied.
+            # Only at spaces: a broken path cannot be read or copied.
             wrapped = textwrap.wrap(line, _WIDTH, break_on_hyphens=False, break_long_words=False)
             print("\n".join(wrapped), file=self._stream, flush=True)
 
     def end(self) -> None:
-        """A last line, with what the task took."""
+        """A last line with the time that the task took."""
         if self._open:
             self._print_line()
             self._open = False
 
     def _print_line(self) -> None:
-        """How far the task is; the latest metrics as far as the line has room for them."""
+        """Print the state of the task, and as many of the latest metrics as fit into the line."""
         now = time.monotonic()
-        speed = (self._done - self._done_at_start) / max(now - self._started, 1e-9)
+        speed = (self._done - self._done_at_start) / max(now - self._started, 1e-9)  # a clock may show no time at all
         left = f", {duration((self._total - self._done) / speed)} left" if speed and self._done < self._total else ""
         so_far = amount_done(self._done, self._total, self._unit)
         line = f"{self._task}: {so_far}, {duration(now - self._started)}, {rate(speed, self._unit)}{left}"
@@ -136,13 +137,13 @@ class LineProgress:
 
 
 def make_progress() -> TerminalProgress | LineProgress:
-    """A bar when standard error is a terminal, lines otherwise."""
+    """A bar if standard error is a terminal, else lines."""
     return TerminalProgress(sys.stderr) if sys.stderr.isatty() else LineProgress(sys.stderr)
 
 
 @contextmanager
 def shown_progress() -> Generator[TerminalProgress | LineProgress]:
-    """Progress on standard error while the block runs; SIGTERM unwinds it as Ctrl-C does, and leaves with 143."""
+    """Progress on standard error while the block runs; SIGTERM ends the block as Ctrl-C does, with exit code 143."""
     progress = make_progress()
     with leaving_on_sigterm():
         try:

@@ -1,4 +1,4 @@
-"""Standard streams that cannot end a command: a reader that has gone, a full log disk, a stream that was never open."""
+"""Standard streams whose errors do not end a command: a closed pipe, a full disk of the log, a closed stream."""
 
 import io
 import os
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def protect_standard_streams() -> None:
-    """Let work go on where standard output or standard error cannot be written.
+    """Let work go on when standard output or standard error cannot be written.
 
-    Standard error tells how far the work is and takes warnings of libraries: where it cannot be written, what would be
-    written is dropped. Standard output takes the result: where its reader has gone (``| head -1``) the rest is dropped,
-    any other failure is a DiskError when the result is written.
+    Standard error shows progress and warnings of libraries: after a failure they are dropped. Standard output shows the
+    result: if its reader has gone (``| head -1``) the rest is dropped; any other failure is a DiskError when the result
+    is written.
     """
     _open_missing_streams()
     sys.stdout = _protected(sys.stdout, descriptor=1, may_fail=False)
@@ -26,13 +26,13 @@ def protect_standard_streams() -> None:
 def _open_missing_streams() -> None:
     """Open /dev/null under every standard number that is closed (``2>&-``).
 
-    Else the next file that is opened gets the number, and a library's warning is written into a shard.
+    Else the next file that is opened would get the number, and a library's warning would be written into a shard.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, hence this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
 
 
 def _protected(stream: TextIO | None, *, descriptor: int, may_fail: bool) -> TextIO:
@@ -44,7 +44,7 @@ def _protected(stream: TextIO | None, *, descriptor: int, may_fail: bool) -> Tex
 
 
 class _Tolerant(io.RawIOBase):
-    """A descriptor that is written to until the first failure; what comes after that is dropped."""
+    """A descriptor that is written until the first failure; everything after that is dropped."""
 
     def __init__(self, descriptor: int, *, may_fail: bool) -> None:
         self._descriptor = descriptor
@@ -52,15 +52,20 @@ class _Tolerant(io.RawIOBase):
         self._broken = False
 
     def writable(self) -> bool:
+        """Always true."""
         return True
 
     def fileno(self) -> int:
+        """The descriptor."""
         return self._descriptor
 
     def isatty(self) -> bool:
+        """Whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def write(self, data: "Buffer", /) -> int:
+        """Write ``data``, or drop it after an earlier failure; returns its size. Raises DiskError if not
+        ``may_fail``."""
         size = memoryview(data).nbytes
         if self._broken:
             return size

@@ -1,4 +1,4 @@
-"""Text for people: tables, lists of facts, and foreign text that cannot move the cursor."""
+"""Text for people: tables, lists of facts, and text from files without control characters."""
 
 import re
 from collections.abc import Sequence
@@ -6,24 +6,25 @@ from typing import Any
 
 from common.units import duration, in_bytes
 
-# Control characters but newline and tab, and marks that turn the direction of writing: what a terminal would obey.
+# Control characters except newline and tab, and marks that change the direction of writing: a terminal obeys them.
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters written as escapes (``\\x1b``): names from files must not steer a terminal."""
+    """``text`` with control characters as escapes (``\\x1b``): names from files must not control a terminal."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of left-aligned columns, two spaces between."""
+    """Lines of left-aligned columns with two spaces between them."""
     widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
     cells = ([text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in (heading, *rows))
     return ["  ".join(line).rstrip() for line in cells]
 
 
 def as_lines(facts: dict[str, Any]) -> str:
-    """Facts, one a line: counts with separators, fractions to three digits, bytes in MB or GB, seconds in minutes."""
+    """One fact in each line: counts with separators, fractions in three digits, bytes in MB or GB, seconds as
+    minutes."""
     width = max(len(name) for name in facts)
     return "\n".join(f"{name.replace('_', ' '):<{width}}  {_worded(name, value)}" for name, value in facts.items())
 

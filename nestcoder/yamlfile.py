@@ -1,8 +1,8 @@
-"""Reads the small part of YAML that settings need, and knows on which line every value stands.
+"""Reads the subset of YAML that settings need, with the line of every value.
 
-ruamel.yaml parses; only its tree of nodes is used, so nothing is ever constructed but dict, list, str, int, float, bool
-and None. Numbers follow YAML 1.2 (``4e-4`` is a float, ``1e6`` the integer 1000000, ``010`` ten); only ``true`` and
-``false`` are booleans; a duplicate key, an alias, a tag or a document over 1 MB is refused.
+ruamel.yaml parses; only its tree of nodes is used, so the result has only dict, list, str, int, float, bool and None.
+Numbers follow YAML 1.2 (``4e-4`` is a float, ``1e6`` the integer 1000000, ``010`` ten); only ``true`` and ``false`` are
+booleans; a duplicate key, an alias, a tag or a document over 1 MB is refused.
 """
 
 import io
@@ -20,9 +20,11 @@ from common.errors import UsageError
 KeyPath = tuple[str | int, ...]
 
 _LIMIT_BYTES = 1_000_000
+"""No settings file of people is larger; the parser needs memory for every character."""
 _DEEPEST = 20
+"""Settings have two levels; a file of thousands would end in a RecursionError."""
 _MOST_DIGITS = 40
-"""Python itself refuses to read integers of more than 4,300 digits; no setting needs more than twenty."""
+"""No setting needs more than twenty; Python itself refuses integers of more than 4,300 digits."""
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, bool | float | None] = {
@@ -40,8 +42,8 @@ class YamlFile:
     data: dict[str, Any]
     lines: dict[KeyPath, int]
 
-    def where(self, path: KeyPath) -> str:
-        """``file:line`` of the value at ``path``, or of the nearest value that encloses it."""
+    def location(self, path: KeyPath) -> str:
+        """``file:line`` of the value at ``path``, or of the nearest section that contains it."""
         while path and path not in self.lines:
             path = path[:-1]
         return f"{self.name}:{self.lines.get(path, 1)}"
@@ -63,7 +65,7 @@ def read_yaml(path: Path) -> YamlFile:
 
 
 def parse_yaml(text: str, name: str) -> YamlFile:
-    """Parse settings text; ``name`` is what messages call it. Raises UsageError."""
+    """Parse settings text; messages call it ``name``. Raises UsageError."""
     lines: dict[KeyPath, int] = {}
     try:
         node = YAML(typ="safe", pure=True).compose(text)
@@ -74,14 +76,14 @@ def parse_yaml(text: str, name: str) -> YamlFile:
     except (YAMLError, RecursionError) as error:
         raise UsageError(f"This is not YAML: {str(error).splitlines()[0]}.", where=name) from None
     if not isinstance(data, dict):
-        raise UsageError("A settings file holds sections, one a line: 'train:' and so on.", where=name)
+        raise UsageError("A settings file must have sections, such as 'train:' with its settings below.", where=name)
     return YamlFile(name=name, data=data, lines=lines)
 
 
 def parse_scalar(text: str, *, name: str = "--set") -> Any:
     """The value that ``text`` means on a command line: a YAML scalar or a list such as ``[96, 288]``.
 
-    Raises UsageError that says ``name`` for where.
+    Raises UsageError whose location is ``name``.
     """
     try:
         return parse_yaml(f"value: {text}", name).data["value"]
@@ -92,11 +94,11 @@ def parse_scalar(text: str, *, name: str = "--set") -> Any:
 def _plain(node: Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
     if node.anchor:
-        raise _refusal(name, node.start_mark, "Anchors and aliases are not part of the settings language.")
+        raise _refusal(name, node.start_mark, "Anchors and aliases are not allowed in settings.")
     if len(path) > _DEEPEST:
-        raise _refusal(name, node.start_mark, "Settings are nested at most a few levels.")
+        raise _refusal(name, node.start_mark, f"Settings are nested at most {_DEEPEST} levels.")
     if node.tag not in _TAGS:
-        raise _refusal(name, node.start_mark, f"The tag '{node.tag}' is not part of the settings language.")
+        raise _refusal(name, node.start_mark, f"The tag '{node.tag}' is not allowed in settings.")
     if isinstance(node, MappingNode):
         return _mapping(node, path, lines, name)
     if isinstance(node, SequenceNode):
@@ -109,7 +111,7 @@ def _mapping(node: MappingNode, path: KeyPath, lines: dict[KeyPath, int], name: 
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, ScalarNode):
-            raise _refusal(name, key_node.start_mark, "A key is one word.")
+            raise _refusal(name, key_node.start_mark, "A key must be one word.")
         key = str(key_node.value)
         if key in data:
             raise _refusal(name, key_node.start_mark, f"'{key}' is given twice.")
@@ -126,7 +128,7 @@ def _scalar(node: ScalarNode, name: str) -> str | int | float | bool | None:
         return _WORDS[text]
     if _INT.fullmatch(text):
         if len(text) > _MOST_DIGITS:
-            raise _refusal(name, node.start_mark, f"A number of {len(text)} digits is not a setting.")
+            raise _refusal(name, node.start_mark, f"A number must have at most {_MOST_DIGITS} digits, not {len(text)}.")
         return int(text)
     if _FLOAT.fullmatch(text):
         value = float(text)
@@ -139,12 +141,12 @@ def _refusal(name: str, mark: StringMark | None, what: str) -> UsageError:
 
 
 def write_yaml(data: dict[str, Any]) -> str:
-    """Settings as YAML text, in the order given."""
+    """Settings as YAML text, in the given order."""
     writer = YAML(typ="safe", pure=True)
     writer.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
     writer.default_flow_style = False
     writer.width = 100
-    writer.allow_unicode = False  # it would write U+0085 as it is, and read it back as a space
+    writer.allow_unicode = False  # else it would write U+0085 as it is, and read it back as a space
     stream = io.StringIO()
     writer.dump(data, stream)
     return stream.getvalue().rstrip()

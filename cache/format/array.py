@@ -10,10 +10,14 @@ from cache.format.codec import codec_json
 from common.hashing import Bytes, crc32c
 
 STORE = "rows.zarr"
+# By zarr's names of data types.
 ITEM_BYTES = {"int8": 1, "uint16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "float64": 8}
 BFLOAT16_NAN = 0x7FC0
+"""The bits of a bfloat16 NaN: zarr has no bfloat16, so its bits are stored as uint16."""
 _FILLS: dict[str, int | str] = {"int8": 0, "uint16": BFLOAT16_NAN, "int32": -1, "int64": -1}
+"""What an absent row reads as, as zarr.json states it. Floats have NaN; ids and positions have -1, which no row has."""
 _ABSENT = (1 << 64) - 1
+"""zarr's mark of a chunk that a shard does not have."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Array:
     """One zarr array of a group: rows of ``width`` items (0: plain numbers), split into files of ``file_rows`` rows.
 
     A ``sharded`` file is chunks end to end, then zarr's index of them; any other is one chunk. Chunks are compressed by
-    ``codec``, a name of ``cache.format.codec`` or ``none``. Sizes here are of what they hold, not compressed.
+    ``codec``, a name of ``cache.format.codec`` or ``none``. Sizes are before compression.
     """
 
     group: str
@@ -42,7 +46,7 @@ class Array:
 
     @property
     def is_per_segment(self) -> bool:
-        """Whether the array has one line a segment, not one a row."""
+        """Whether the array has one entry for a segment, not one for a row."""
         return self.name == "statistics" or self.name.endswith("_channel")
 
     @property
@@ -66,7 +70,7 @@ class Array:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of a whole chunk that is not compressed."""
+        """Bytes of a full chunk that is not compressed."""
         return self.chunk_rows * self.row_bytes
 
     def file_bytes(self, number: int) -> int:
@@ -75,11 +79,12 @@ class Array:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of a file's index behind its chunks; 0 where a file is one chunk."""
+        """Bytes of a file's index after its chunks; 0 if a file is one chunk."""
+        # An offset and a size of 8 bytes each for every chunk, then a checksum of 4 bytes.
         return 16 * self.index_entries + 4 if self.sharded else 0
 
     def index(self, sizes: Sequence[int]) -> bytes:
-        """zarr's index behind chunks of these sizes: offset and bytes of each, all ones for an absent one, crc32c."""
+        """zarr's index of chunks of these sizes: offset and bytes of each, all ones for an absent chunk, crc32c."""
         if not self.sharded:
             return b""
         ends = list(accumulate(sizes, initial=0))
@@ -89,7 +94,7 @@ class Array:
 
     @property
     def index_entries(self) -> int:
-        """Chunks that a file's index has a place for."""
+        """Chunks that a file's index has entries for."""
         return self.file_rows // self.chunk_rows
 
     def zarr_json(self) -> bytes:
@@ -134,6 +139,7 @@ def zarr_group(attributes: dict[str, object] | None = None) -> bytes:
 def padding(array: Array, rows: int) -> Bytes:
     """Fill values that make up the last chunk of ``rows`` rows."""
     missing = -rows % array.chunk_rows
+    # The bits of NaN in every float type, and of 0 or -1 in the integers (``_FILLS``).
     fills = {"uint16": struct.pack("<H", BFLOAT16_NAN), "float16": struct.pack("<H", 0x7E00)}
     fills |= {
         "int8": b"\0",

@@ -13,12 +13,12 @@ from cache.format.journal import FileEntry
 from common.errors import DamagedError
 from common.hashing import Bytes, chunk_hash
 
-# Codecs and hashes let Python's lock go, so threads share their work; more than eight would wait for one disk.
+# Codecs and hashes release the GIL, so threads share their work; more than eight would only wait for the disk.
 THREADS = min(8, os.cpu_count() or 1)
 
 
 def cut(array: Array, values: memoryview, rows: int) -> list[Bytes]:
-    """The chunks of ``rows`` rows that lie end to end in ``values``; the last one is padded with fill values."""
+    """The chunks of the ``rows`` rows in ``values``; the last one is padded with fill values."""
     size = array.chunk_bytes
     chunks: list[Bytes] = [values[start : start + size] for start in range(0, len(values), size)]
     if rows % array.chunk_rows:
@@ -29,10 +29,10 @@ def cut(array: Array, values: memoryview, rows: int) -> list[Bytes]:
 class FileOut:
     """A file of ``array`` that is about to be written.
 
-    First take every one of ``pieces`` (``disk.write_files`` writes each as it comes), then read ``entry``. The order
-    matters, and it is why ``pieces`` is a generator. A chunk is hashed right before it is written: the hash brings it
-    into the processor's cache, where the copy to the page cache finds it. Hashing all chunks first would read a segment
-    from memory twice. And an entry from before the write would describe bytes that nobody may ever have written.
+    First take all ``pieces`` (``disk.write_files`` writes each as it comes), then read ``entry``. The order matters,
+    and it is why ``pieces`` is a generator. A chunk is hashed right before it is written: hashing loads it into the
+    processor's cache, and the copy to the page cache then finds it there. Hashing all chunks first would read a segment
+    from memory twice. And an entry from before the write would describe bytes that may never have been written.
     """
 
     entry: FileEntry
@@ -67,7 +67,7 @@ class FileOut:
     def _stored(self) -> Iterable[Bytes]:
         if self._array.codec == "none":
             return self._chunks
-        # In threads for speed, and never in the main thread: there Blosc uses threads of its own, and how many they are
+        # In threads for speed, and never in the main thread: there Blosc uses threads of its own, and their number
         # changes how it splits a chunk, so the bytes would depend on the machine.
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(encoder(self._array.codec, ITEM_BYTES[self._array.item]), self._chunks))
@@ -88,7 +88,7 @@ def unpack_into(out: memoryview, array: Array, data: Bytes) -> None:
     elif len(data) == len(out):
         out[:] = data
     else:
-        raise DamagedError(f"A chunk has {len(data)} bytes instead of {len(out)}.")
+        raise DamagedError(f"A chunk has {len(data):,} bytes instead of {len(out):,}.")
 
 
 def checked(array: Array, entry: FileEntry, inside: int, data: Bytes) -> Bytes:

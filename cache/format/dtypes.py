@@ -1,4 +1,4 @@
-"""Activations at the border between torch and the disk: bfloat16 crosses as its bits, never by value."""
+"""Activations between torch and the disk: bfloat16 is passed on as its bits, never by value."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32":
 
 
 def read_as(dtype: str) -> str:
-    """The float type in which rows of this stored type are read, and wait to be written: bfloat16 for int8."""
+    """The float type in which rows of this stored type are read and buffered: bfloat16 for int8."""
     return "bfloat16" if dtype == "int8" else dtype
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows as they will be stored, where they were given, whether all are finite, and the squared error of storing."""
+    """Rows as they will be stored, on their device; whether all are finite; the squared error that storing makes."""
 
     values: Float[Tensor, "rows width"]
     finite: bool
@@ -27,14 +27,14 @@ class StoredRows:
 
     @property
     def finite_rows(self) -> Bool[np.ndarray, " rows"]:
-        """Which rows hold neither NaN nor infinity."""
+        """Which rows have neither NaN nor infinity."""
         return torch.isfinite(self.values).all(dim=1).cpu().numpy()
 
 
 def to_stored(rows: Activations, dtype: str) -> StoredRows:
     """Round ``rows`` to ``dtype``, on the device where they are.
 
-    For int8 this rounds to bfloat16: a whole segment is quantised later.
+    For int8 this rounds to bfloat16: quantisation needs all rows of a segment and comes later.
     """
     given = torch.from_numpy(np.ascontiguousarray(rows)) if isinstance(rows, np.ndarray) else rows.detach()
     stored = given.to(TORCH_DTYPES[read_as(dtype)]).contiguous()
@@ -49,7 +49,7 @@ def to_stored(rows: Activations, dtype: str) -> StoredRows:
 
 def _all_finite(stored: Float[Tensor, "rows width"]) -> bool:
     """Whether no value is NaN or infinite: either would be the largest or the smallest."""
-    # Asked for at once: a GPU is waited for once.
+    # Both ends in one transfer: the host waits for the GPU once.
     return not stored.numel() or all(math.isfinite(end) for end in torch.stack(torch.aminmax(stored)).tolist())
 
 

@@ -1,4 +1,4 @@
-"""Rows in 8 bits: x is kept as q with x = q * scale[row] * channel[dimension], rounded to bfloat16 when it is read.
+"""Rows in 8 bits: x is stored as q with x = q * scale[row] * channel[dimension], rounded to bfloat16 when it is read.
 
     channel_j = mean over the segment's rows of |x_j|          (1 where that is 0)
     scale_i   = max over j of |x_ij / channel_j| / 127         (1 where that is 0)
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cache.format.dtypes import to_tensor
 
-# Rows in float32 at a time, so that a segment needs no second array of its size.
+# Rows that are converted to float32 at a time, so that no second array of a segment's size is needed.
 _BLOCK_ROWS = 1024
 
 
@@ -31,7 +31,7 @@ class Quantised:
 
 
 def quantise(bits: UInt16[np.ndarray, "rows width"]) -> Quantised:
-    """Reduce finite bfloat16 rows, given as their bits."""
+    """Quantise finite bfloat16 rows, given as their bits."""
     channel = _mean_magnitude(bits)
     values = np.empty(bits.shape, np.int8)
     scale = np.empty(len(bits), np.float32)
@@ -40,7 +40,8 @@ def quantise(bits: UInt16[np.ndarray, "rows width"]) -> Quantised:
         here = slice(start, start + _BLOCK_ROWS)
         exact = to_tensor(bits[here], "bfloat16").float().numpy()
         relative = exact / channel
-        scale[here] = _or_one(np.abs(relative).max(axis=1) / np.float32(127))
+        # The largest int8, so that the largest value of a row just fits.
+        scale[here] = _ones_for_zeros(np.abs(relative).max(axis=1) / np.float32(127))
         values[here] = np.rint(relative / scale[here, None])
         back = restore(*(torch.from_numpy(array) for array in (values[here], scale[here], channel)))
         error[here] = ((exact - back.float().numpy()).astype(np.float64) ** 2).sum(axis=1)
@@ -50,7 +51,7 @@ def quantise(bits: UInt16[np.ndarray, "rows width"]) -> Quantised:
 def restore(
     values: Int8[Tensor, "rows width"], scale: Float32[Tensor, " rows"], channel: Float32[Tensor, "*many width"]
 ) -> BFloat16[Tensor, "rows width"]:
-    """The rows; ``channel`` is one line for all of them or a line for each."""
+    """The rows; ``channel`` is one vector for all rows, or one for each."""
     return (values.float() * scale[:, None] * channel).bfloat16()
 
 
@@ -59,8 +60,8 @@ def _mean_magnitude(bits: UInt16[np.ndarray, "rows width"]) -> Float32[np.ndarra
     for start in range(0, len(bits), _BLOCK_ROWS):
         exact = to_tensor(bits[start : start + _BLOCK_ROWS], "bfloat16").float().numpy()
         total += np.abs(exact).sum(axis=0, dtype=np.float64)
-    return _or_one((total / len(bits)).astype(np.float32))
+    return _ones_for_zeros((total / len(bits)).astype(np.float32))
 
 
-def _or_one(values: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+def _ones_for_zeros(values: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
     return np.where(values > 0, values, np.float32(1))

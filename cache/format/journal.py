@@ -1,14 +1,14 @@
-"""The journal: which segments exist. What is not in it does not exist, whatever lies in the folders.
+"""The journal: which segments exist. A segment that it does not name does not exist, even if its files are there.
 
-One file a writer (partition). Each line is ``<xxh3-64 of the text> <JSON text>``. The first one names the
-fingerprint and the partition, the others are numbered and say what was committed (or revoked):
+Each partition has one file. Each line is ``<xxh3-64 of the text> <JSON text>``. The first names the fingerprint and the
+partition, the others are numbered and say what was committed (or revoked):
 
     {"n": 1, "commit": "train", "segment": 0, "from": POINT, "next": POINT,
      "files": [{path, size_bytes, xxh3, chunks, and of compressed ones sizes}]}
     {"n": 2, "revoke": "train", "segment": 0}
 
-A POINT is where the caller's text must restart to meet a row again. A last line without its newline was torn by a
-crash and counts for nothing; anything else that does not read is damage.
+A POINT is where the caller's text must restart to give a row again. A last line without its newline was torn by a
+crash and is ignored; any other line that cannot be read is damage.
 """
 
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cache.format.array import Array
-from cache.format.codec import most_bytes
+from cache.format.codec import maximum_bytes
 from cache.format.layout import Geometry
 from common import disk
 from common.errors import DamagedError, MismatchError, NestcoderError
@@ -27,14 +27,15 @@ from common.reading import parse_json, read_file
 _LINE = re.compile(rb"([0-9a-f]{16}) (\{.*\})")
 _HASH = re.compile(r"[0-9a-f]{32}")
 _HASHES = re.compile(r"(?:[0-9a-f]{16})*")
+# 1 GB is the journal of a cache of tens of TB. A larger file is not read into memory.
 _LIMIT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A committed file: path below the cache, size, xxh3-128 of the file, xxh3-64 of what each of its chunks holds.
+    """A committed file: path below the cache, size, xxh3-128 of the file, xxh3-64 of each chunk before compression.
 
-    ``sizes`` are the bytes of its chunks where they are compressed.
+    ``sizes`` are the bytes of its chunks if they are compressed.
     """
 
     path: str
@@ -44,23 +45,24 @@ class FileEntry:
     sizes: tuple[int, ...] = ()
 
     def chunk(self, number: int) -> str:
-        """The checksum of what a chunk of this file holds."""
+        """The checksum of a chunk of this file."""
+        # 16 hexadecimal digits each, without separators.
         return self.chunks[16 * number : 16 * number + 16]
 
     def byte_range(self, number: int, chunk_bytes: int) -> tuple[int, int]:
-        """Where a chunk lies in this file, and its bytes there; ``chunk_bytes`` is what it holds."""
+        """The offset of a chunk in this file, and its bytes there; ``chunk_bytes`` are its bytes before compression."""
         if not self.sizes:
             return number * chunk_bytes, chunk_bytes
         return sum(self.sizes[:number]), self.sizes[number]
 
     def as_dict(self) -> dict[str, Any]:
-        """As a journal has it."""
+        """As JSON, for the journal."""
         return {key: value for key, value in vars(self).items() if value != ()}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the text: the caller's own cursor, and how many rows of each group came before it."""
+    """A position in the text: the caller's own cursor, and how many rows of each group came before it."""
 
     cursor: Any = None
     train: int = 0
@@ -80,13 +82,13 @@ class Commit:
 
 @dataclass
 class Journal:
-    """What one part's journal at ``path`` says. ``whole_bytes`` is the length without a torn last line."""
+    """The contents of a partition's journal at ``path``. ``intact_bytes`` is its length without a torn last line."""
 
     path: Path
     commits: dict[tuple[str, int], Commit] = field(default_factory=dict)
     points: dict[tuple[str, int], Point] = field(default_factory=dict)
     lines: int = 0
-    whole_bytes: int = 0
+    intact_bytes: int = 0
 
     def add(self, commit: Commit) -> None:
         """Commit a segment: it exists when this returns."""
@@ -96,7 +98,7 @@ class Journal:
 
 
 def journal_path(partition: int) -> str:
-    """Where the journal of ``partition`` lies, below the cache."""
+    """The path of the journal of ``partition``, below the cache."""
     return f"journal/part-{partition:05d}.jsonl"
 
 
@@ -118,18 +120,18 @@ def commit_line(number: int, commit: Commit) -> dict[str, Any]:
 
 
 def revoke_line(number: int, group: str, segment: int) -> dict[str, Any]:
-    """The line that takes a segment back: it is to be written again."""
+    """The line that revokes a segment: it must be written again."""
     return {"n": number, "revoke": group, "segment": segment}
 
 
 def journal_line(line: dict[str, Any]) -> bytes:
-    """A line as a journal has it."""
+    """The bytes of a line in a journal."""
     text = canonical_json(line)
     return chunk_hash(text).encode() + b" " + text + b"\n"
 
 
 def read_line(line: bytes) -> dict[str, Any]:
-    """What a line says, without its newline. Raises ValueError when it does not match its checksum."""
+    """The JSON of a line without its newline. Raises ValueError when it does not match its checksum."""
     parsed: Any = parse_json(line[17:]) if _is_sound(line) else None
     if not isinstance(parsed, dict):
         raise ValueError("a line that was torn, or never was one")
@@ -137,33 +139,33 @@ def read_line(line: bytes) -> dict[str, Any]:
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Append a line, on the disk when this returns."""
+    """Append a line; it is on the disk when this returns."""
     disk.append_line(path, journal_line(line))
 
 
 def read_journal(path: Path, *, geometry: Geometry, fingerprint: str, partition: int) -> Journal:
-    """What the journal at ``path`` names; an absent one names nothing.
+    """The journal at ``path``; without a file it is empty.
 
-    Raises DamagedError naming the line that does not read, MismatchError when it belongs to another cache.
+    Raises DamagedError that names the line that cannot be read, MismatchError when it belongs to another cache.
     """
     data = read_file(path, limit_bytes=_LIMIT_BYTES)
     return parse_journal(data or b"", path, geometry=geometry, fingerprint=fingerprint, partition=partition)
 
 
 def parse_journal(data: bytes, path: Path, *, geometry: Geometry, fingerprint: str, partition: int) -> Journal:
-    """What the bytes of a journal name; ``path`` is where they come from. Raises as ``read_journal``."""
+    """The journal in ``data``; ``path`` is where it comes from. Raises as ``read_journal``."""
     journal = Journal(path)
     *lines, torn = data.split(b"\n")
     if torn and not _is_torn(torn):
-        raise _damaged(path, len(lines), "has another byte for its end")
+        raise _damaged(path, len(lines), "ends with a byte that is not a newline")
     for number, line in enumerate(lines):
         _apply(journal, _parse(line, path, number), path, geometry=geometry, header=header(fingerprint, partition))
-        journal.whole_bytes += len(line) + 1
+        journal.intact_bytes += len(line) + 1
     return journal
 
 
 def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, partition: int) -> list[dict[str, Any]]:
-    """What a damaged journal still says: its lines that read and fit, with a header, numbered anew."""
+    """The lines of a damaged journal that can be read and fit this cache, with a header, renumbered."""
     path = Path(journal_path(partition))
     first = header(fingerprint, partition)
     journal = Journal(path, lines=1)
@@ -182,7 +184,7 @@ def sound_lines(data: bytes, *, geometry: Geometry, fingerprint: str, partition:
 
 
 def _is_torn(tail: bytes) -> bool:
-    """Whether a crash can have left this: a line without its end, or the zeros of a block never flushed.
+    """Whether a crash can have left this: a line without its end, or the zeros of a block that was never flushed.
 
     A complete line whose newline became another byte is damage.
     """
@@ -205,9 +207,9 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         parsed: Any = parse_json(line[17:])
     except ValueError:
-        raise _damaged(path, number, "is no JSON") from None
+        raise _damaged(path, number, "is not JSON") from None
     if not isinstance(parsed, dict) or cast("dict[str, Any]", parsed).get("n") != number:
-        raise _damaged(path, number, "is out of turn")
+        raise _damaged(path, number, "has the wrong number")
     return cast("dict[str, Any]", parsed)
 
 
@@ -216,7 +218,7 @@ def _apply(journal: Journal, line: dict[str, Any], path: Path, *, geometry: Geom
     journal.lines += 1
     if number == 0:
         if line != header:
-            what = f"The journal is of cache {line.get('fingerprint')}, partition {line.get('part')}, not of this one."
+            what = f"The journal belongs to cache {line.get('fingerprint')}, partition {line.get('part')}."
             raise MismatchError(what, where=path)
         return
     try:
@@ -250,7 +252,7 @@ def _read_entry(value: dict[str, Any], array: Array, file: int) -> FileEntry:
     count = array.chunks_in(file)
     compressed = array.codec != "none"
     sizes = entry.sizes if compressed else (array.chunk_bytes,) * count
-    limit = most_bytes(array.chunk_bytes)
+    limit = maximum_bytes(array.chunk_bytes)
     if len(sizes) != count or not all(type(size) is int and 0 < size <= limit for size in sizes):
         raise ValueError(entry.path)
     found = (entry.path, entry.size_bytes, len(entry.chunks), bool(entry.sizes))
@@ -262,7 +264,7 @@ def _read_entry(value: dict[str, Any], array: Array, file: int) -> FileEntry:
 
 
 def read_point(value: dict[str, Any]) -> Point:
-    """The point that a line holds. Raises ValueError, KeyError or TypeError for what is none."""
+    """The point in a line. Raises ValueError, KeyError or TypeError for anything else."""
     for group in ("train", "held_out"):
         if type(value[group]) is not int or value[group] < 0:
             raise ValueError(group)

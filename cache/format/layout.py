@@ -1,10 +1,10 @@
-"""Where every row lies: groups, segments, shards and chunks, their files, and the zarr metadata that describes them.
+"""Where every row is stored: groups, segments, shards and chunks, their files, and the zarr metadata for them.
 
-    rows.zarr/train/source/c.<shard>.0      shard_rows rows, then zarr's index: 16 bytes a chunk, crc32c
+    rows.zarr/train/source/c.<shard>.0      shard_rows rows, then zarr's index: 16 bytes for each chunk, crc32c
     rows.zarr/train/tokens/c.<segment>      segment_rows values
     rows.zarr/train/statistics/c.<segment>.0
 
-A segment is what a writer commits at once: shards of rows and one file of each column. All of it but the sizes of
+A segment is what a writer commits at once: shards of rows and one file of each column. Everything except the sizes of
 compressed files follows from ``Geometry``; no path is ever read from a file. FORMAT.md explains it.
 """
 
@@ -23,7 +23,7 @@ STORED_AS = {"bfloat16": "uint16", "float16": "float16", "float32": "float32", "
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are served together: ``train`` (shuffled in segments) or ``held_out`` (in the order of the text)."""
+    """The rows of one split: ``train`` (shuffled within segments) or ``held_out`` (in the order of the text)."""
 
     name: str
     rows: int
@@ -38,7 +38,7 @@ class Group:
 
     @property
     def shuffled(self) -> bool:
-        """Whether rows lie in a random order within their segments: training rows do."""
+        """Whether rows are in a random order within their segments: training rows are."""
         return self.name == "train"
 
     @property
@@ -68,11 +68,11 @@ class Group:
 
     @property
     def activation_widths(self) -> dict[str, int]:
-        """The widths of what is stored of source and target."""
+        """The widths of the stored activations, by name: source, and target unless it is recomputed."""
         return {"source": self.d_source} | ({"target": self.d_target} if self.target == "stored" else {})
 
     def _scales(self) -> list[Array]:
-        """What turns int8 back into numbers: a scale a row, and a scale a dimension for each segment."""
+        """What turns int8 back into numbers: one scale for each row, and one for each dimension of a segment."""
         return [
             array
             for name, width in self.activation_widths.items()
@@ -80,16 +80,16 @@ class Group:
         ]
 
     def _column(self, name: str, item: str) -> Array:
-        """One number a row, a file a segment."""
+        """One number for each row, one file for each segment."""
         rows = self.segment_rows
         return Array(self.name, name, item, 0, self.rows, rows, rows, False, codec=self.codec)
 
     def _line(self, name: str, item: str, width: int) -> Array:
-        """One line a segment, a file each."""
+        """One vector for each segment, in a file of its own."""
         return Array(self.name, name, item, width, self.segments, 1, 1, False, codec=self.codec)
 
     def files_of(self, array: Array, segment: int) -> range:
-        """Numbers of the files of ``array`` that hold ``segment``."""
+        """The numbers of the files of ``array`` that have rows of ``segment``."""
         if array.is_per_segment:
             return range(segment, segment + 1)
         first = segment * self.segment_rows // array.file_rows
@@ -115,7 +115,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a cache's layout follows from. ``target`` is ``stored``, or ``recompute`` for rows that hold none."""
+    """The sizes that determine a cache's layout. ``target`` is ``stored``, or ``recompute`` if no target is stored."""
 
     dtype: str
     codec: str
@@ -154,7 +154,7 @@ class Geometry:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files of rows when the cache is whole, not compressed."""
+        """Bytes of all files of rows of the complete cache, not compressed."""
         groups = self.groups.values()
         return sum(group.segment_bytes(segment) for group in groups for segment in range(group.segments))
 
@@ -168,7 +168,7 @@ class Geometry:
 
 
 def held_out_shard_rows(*, chunk_rows: int, shard_rows: int, segment_rows: int, fraction: float) -> int:
-    """Rows of a held-out shard: about as many as arrive while a segment of training rows does."""
+    """Rows of a held-out shard: about as many as arrive while one training segment fills."""
     rows = chunk_rows
     while 2 * rows <= min(shard_rows, segment_rows * fraction):
         rows *= 2

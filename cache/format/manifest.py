@@ -1,12 +1,12 @@
-"""The manifest: everything that determines a cache's bytes, written once, and the fingerprint over all of it.
+"""The manifest: everything that determines a cache's bytes, written once, and the fingerprint of all of it.
 
     fingerprint = xxh3-128 of the canonical JSON of
                   {version, identity less "proof", format less "codec", special_ids, parameters}
 
-It names the rows, however they are compressed. ``identity`` is the harvest's own plain JSON: model, revision, weight
-hash, tokenizer, sites, text. ``parameters`` are small arrays that belong to the rows (a norm's gain and bias), zarr
-arrays beside them; the unembedding, which lies there too, is none. A manifest is never trusted: every number is
-checked, and no path in it is ever followed.
+The fingerprint identifies the rows, whatever codec compresses them. ``identity`` is the harvest's own plain JSON:
+model, revision, weight hash, tokenizer, sites, text. ``parameters`` are small arrays that belong to the rows (a norm's
+gain and bias), stored as zarr arrays too; the unembedding is stored with them but does not count. A manifest is never
+trusted: every number is checked, and no path in it is ever followed.
 """
 
 import json
@@ -27,9 +27,11 @@ from common.hashing import canonical_json, hash_bytes
 from common.reading import parse_json, read_file
 
 VERSION = 2
+"""Of the format in FORMAT.md. Another version is refused."""
 MANIFEST = "manifest.json"
+# A manifest could state sizes that fill the memory of whoever opens the cache. These limits are far above real caches:
+# 64 MB of JSON, 2^48 rows, a width of 16 million, 4 million files, 134 million chunks.
 _LIMIT_BYTES = 64 << 20
-# A manifest could name sizes that fill the memory of whoever opens the cache. These are far above any real cache.
 _GEOMETRY_LIMIT = 1 << 48
 _WIDTH_LIMIT = 1 << 24
 # Every partition has a journal, and whatever opens the cache reads all of them: 65,536 of them took 38 seconds.
@@ -41,7 +43,7 @@ _REPAIR = "Run 'nestcoder cache repair' on the cache."
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache is. ``files`` binds every file that is written before the first row: (bytes, xxh3-128) by path."""
+    """What a cache is. ``files`` lists every file that is written before the first row: (bytes, xxh3-128) by path."""
 
     identity: dict[str, Any]
     geometry: Geometry
@@ -54,11 +56,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits: equal for two caches only if everything that determines their rows is."""
+        """32 hexadecimal digits. Two caches have the same only if everything that determines their rows is the same."""
         return hash_bytes(canonical_json(self.determining()))
 
     def is_ordinary(self, tokens: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
-        """Which of these tokens are not special: the rows that are trained on, measured and counted."""
+        """Which of these tokens are not special: rows of the others are not trained on, measured or counted."""
         return ~np.isin(tokens, self.special_ids)
 
     def determining(self) -> dict[str, Any]:
@@ -98,14 +100,14 @@ class Manifest:
 
 
 def _determines(path: str) -> bool:
-    """Whether a bound file is a small array that the rows follow from."""
+    """Whether a listed file is a small array that determines the rows."""
     return path.startswith(PARAMETERS) and not path.startswith(PARAMETERS + UNEMBEDDING)
 
 
 def make_geometry(
     settings: CacheSettings, *, d_source: int, d_target: int, train_rows: int, held_out_rows: int, partitions: int
 ) -> Geometry:
-    """The layout that these settings give so many rows. Raises UsageError for sizes that no cache has."""
+    """The layout of these settings for so many rows. Raises UsageError for sizes that no cache can have."""
     chunk_rows = settings.chunk_rows_of(max(1, max(d_source, d_target) * ITEM_BYTES[STORED_AS[settings.dtype]]))
     rows = {"chunk_rows": chunk_rows, "shard_rows": settings.shard_rows, "segment_rows": settings.segment_rows}
     geometry = Geometry(
@@ -122,7 +124,7 @@ def make_geometry(
     )
     problem = _geometry_problem(geometry)
     if problem:
-        raise UsageError(f"A cache cannot be made of these sizes: {problem}.")
+        raise UsageError(f"A cache cannot have these sizes: {problem}.")
     return geometry
 
 
@@ -135,7 +137,7 @@ def _geometry_problem(geometry: Geometry) -> str:
     if geometry.shard_rows % geometry.chunk_rows or geometry.segment_rows % geometry.shard_rows:
         return "chunks, shards and segments are not multiples of each other"
     if geometry.held_out_shard_rows % geometry.chunk_rows:
-        return "held-out shards are no multiple of a chunk"
+        return "a held-out shard is not a multiple of a chunk"
     if geometry.partitions > _PARTITIONS_LIMIT or max(geometry.d_source, geometry.d_target) > _WIDTH_LIMIT:
         return f"a width is above {_WIDTH_LIMIT} or there are more than {_PARTITIONS_LIMIT} partitions"
     arrays = [array for group in geometry.groups.values() for array in group.arrays.values()]
@@ -150,20 +152,20 @@ def _geometry_problem(geometry: Geometry) -> str:
 def read_manifest(cache: Path) -> Manifest:
     """The manifest of the cache in this folder.
 
-    Raises UsageError when there is none, DamagedError when it does not read, MismatchError for an unknown version.
+    Raises UsageError when there is none, DamagedError when it cannot be read, MismatchError for an unknown version.
     """
     path = cache / MANIFEST
     data = read_file(path, limit_bytes=_LIMIT_BYTES)
     if data is not None:
         return parse_manifest(data, location=path)
     if (cache / "journal").is_dir():
-        remedy = "Run the same harvest again: it writes the manifest again and keeps the rows."
+        remedy = "Run the same harvest again: it writes the manifest and keeps the rows."
         raise UsageError("The manifest of this cache is missing; its rows are still here.", where=cache, remedy=remedy)
     raise UsageError("There is no cache here.", where=cache, remedy="Run 'nestcoder harvest' first.")
 
 
 def refuse_links(cache: Path, geometry: Geometry) -> None:
-    """Raises DamagedError when a folder of the cache is a link: its files would lie outside."""
+    """Raises DamagedError when a folder of the cache is a link: its files would be outside the cache."""
     groups = [f"{STORE}/{group}" for group in (*geometry.groups, "parameters")]
     arrays = [array.path for group in geometry.groups.values() for array in group.arrays.values()]
     for folder in ("journal", "drafts", STORE, *groups, *arrays):
@@ -172,7 +174,7 @@ def refuse_links(cache: Path, geometry: Geometry) -> None:
 
 
 def parse_manifest(data: bytes, *, location: object) -> Manifest:
-    """The manifest that ``data`` holds. Raises as ``read_manifest``."""
+    """The manifest in ``data``; ``location`` is named in errors. Raises as ``read_manifest``."""
     try:
         loaded: Any = parse_json(data)
         document = cast("dict[str, Any]", loaded)
@@ -180,7 +182,7 @@ def parse_manifest(data: bytes, *, location: object) -> Manifest:
         checksum = document.pop("checksum")
         sound = hash_bytes(canonical_json(document)) == checksum
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError("The manifest does not read.", where=location, remedy=_REPAIR) from None
+        raise DamagedError("The manifest cannot be read.", where=location, remedy=_REPAIR) from None
     if not sound:
         raise DamagedError("The manifest does not match its own checksum.", where=location, remedy=_REPAIR)
     if version != VERSION:
@@ -189,10 +191,10 @@ def parse_manifest(data: bytes, *, location: object) -> Manifest:
     try:
         manifest = _build(document)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it lacks something"
-        raise DamagedError(f"The manifest makes no sense ({reason}).", where=location) from None
+        reason = str(error).splitlines()[0] if str(error) else "a field is missing"
+        raise DamagedError(f"The manifest is not valid ({reason}).", where=location) from None
     if manifest.to_json() != data:
-        raise DamagedError("The manifest is not written as a cache writes it.", where=location, remedy=_REPAIR)
+        raise DamagedError("The manifest is not in the form in which it is written.", where=location, remedy=_REPAIR)
     return manifest
 
 
@@ -208,18 +210,18 @@ def _build(document: dict[str, Any]) -> Manifest:
     computed = geometry.zarr_files()
     for path, data in computed.items():
         if files[path] != (len(data), hash_bytes(data)):
-            raise ValueError(f"{path} is not bound as this geometry has it")
+            raise ValueError(f"{path} is not the file that follows from these sizes")
     for path in files.keys() - computed.keys():
         if not path.startswith(PARAMETERS):
-            raise ValueError(f"{path} is no file of this geometry")
+            raise ValueError(f"{path} does not belong to a cache of these sizes")
     special = tuple(_token(token) for token in document["special_ids"])
     if not isinstance(document["identity"], dict) or not _is_plain(document["written_with"]):
-        raise ValueError("identity or written_with is no mapping")
+        raise ValueError("identity or written_with is not a mapping")
     manifest = Manifest(
         document["identity"], geometry, **seeds, special_ids=special, files=files, written_with=document["written_with"]
     )
     if manifest.fingerprint != document["fingerprint"]:
-        raise ValueError("the fingerprint is not that of its contents")
+        raise ValueError("the fingerprint does not match the contents")
     return manifest
 
 
@@ -237,6 +239,7 @@ def _size(value: Any) -> int:
 
 
 def _token(value: Any) -> int:
+    # Tokens are stored as int32.
     if _size(value) >= 1 << 31:
         raise ValueError(f"token {value!r}")
     return value
@@ -247,7 +250,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def read_bound(folder: Path, name: str, bound: tuple[int, str]) -> bytes:
-    """The bytes of a file whose size and xxh3-128 are known. Raises DamagedError when it is another file."""
+    """The bytes of a file whose size and xxh3-128 are known. Raises DamagedError when the file has others."""
     path = folder / name
     size, digest = bound
     data = read_file(path, limit_bytes=size)
@@ -259,7 +262,7 @@ def read_bound(folder: Path, name: str, bound: tuple[int, str]) -> bytes:
 
 
 def first_difference(wanted: Any, found: Any, name: str = "") -> str:
-    """Names the first field in which two plain JSON values differ, with both values; '' when they are equal."""
+    """The first field in which two plain JSON values differ, with both values; '' when they are equal."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         left = cast("dict[str, Any]", wanted)
         right = cast("dict[str, Any]", found)

@@ -10,17 +10,17 @@ from common.reading import parse_json
 
 PARAMETERS = f"{STORE}/parameters/"
 UNEMBEDDING = "unembedding."
-"""What the names of small arrays begin with that say nothing of the rows (``cache.storage.unembedding``)."""
+"""The prefix of arrays that do not determine the rows (``cache.storage.unembedding``)."""
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _TYPES = {"float32", "float64", "float16", "uint16", "uint8", "int32", "int64"}
 
 
 def parameter_files(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """The zarr files of the small arrays, by path. Raises UsageError for a name or type that a cache does not hold."""
+    """The zarr files of the small arrays, by path. Raises UsageError for a name or type that a cache cannot store."""
     files: dict[str, bytes] = {}
     for name, array in arrays.items():
         if not _NAME.fullmatch(name) or name == "zarr.json" or array.dtype.name not in _TYPES or not array.ndim:
-            raise UsageError(f"A cache holds no array named '{name}' of {array.ndim} dimensions and {array.dtype}.")
+            raise UsageError(f"A cache cannot store an array '{name}' of {array.ndim} dimensions and {array.dtype}.")
         folder = PARAMETERS + name
         files[f"{folder}/zarr.json"] = _parameter_json(array)
         if array.size:
@@ -46,10 +46,11 @@ def _parameter_json(array: np.ndarray) -> bytes:
 
 
 def read_parameter(described: bytes, data: bytes) -> np.ndarray:
-    """A small array from its zarr.json and its bytes. Raises ValueError when that is not what a cache holds."""
+    """A small array from its zarr.json and its bytes. Raises ValueError for anything that a cache does not write."""
     document = parse_json(described)
     shape = document["shape"]
     item = document["data_type"]
+    # No array of ours has more than two dimensions; a crafted file could have thousands.
     if item not in _TYPES or not 1 <= len(shape) <= 8:
         raise ValueError(f"an array of {item!r}")
     if not all(type(length) is int and length >= 0 for length in shape):

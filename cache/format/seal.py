@@ -1,12 +1,12 @@
-"""The journals of a cache, each with its seal: a copy of the journal from the moment when the partition was complete.
+"""Seals: a copy of each journal from the moment when its partition was complete.
 
     seals/part-00000.jsonl
 
-What the journal does not name does not exist, so a journal that lost its last lines, or all of them, would look like
-that of a cache that is not finished. The seal says that it was, and holds every line that is lost. It lies in a folder
-of its own: whatever takes the journal away leaves it. A journal only grows, so a sound one begins with the sealed
-bytes.
-Caches from before there were seals have none and are read as they are.
+A segment that the journal does not name does not exist. So a journal that lost its last lines, or all of them, would
+look like that of an unfinished cache. The seal shows that the cache was complete, and has every lost line. It is in a
+folder of its own, so that whatever removes the journals leaves the seals. A journal only grows, so an undamaged one
+begins with the sealed bytes.
+Caches from before there were seals have none; they are read by their journals alone.
 """
 
 from contextlib import suppress
@@ -18,11 +18,13 @@ from common import disk
 from common.errors import DamagedError, DiskError, NestcoderError
 
 SEALS = "seals"
-_REPAIR = "Run 'nestcoder cache repair' on the cache: it writes the one again from the other."
+_REPAIR = (
+    "Run 'nestcoder cache repair' on the cache: it restores the journal from the seal, or the seal from the journal."
+)
 
 
 def seal_path(partition: int) -> str:
-    """Where the seal of ``partition`` lies, below the cache."""
+    """The path of the seal of ``partition``, below the cache."""
     return f"{SEALS}/part-{partition:05d}.jsonl"
 
 
@@ -39,17 +41,17 @@ def journal_of(path: Path, manifest: Manifest, partition: int) -> Journal:
 
 
 def commits_of(path: Path, manifest: Manifest) -> dict[tuple[str, int], Commit]:
-    """What all partitions of the cache in folder ``path`` have committed. Raises as ``journal_of``."""
+    """All committed segments of the cache in folder ``path``, by (group, segment). Raises as ``journal_of``."""
     journals = [journal_of(path, manifest, partition) for partition in range(manifest.geometry.partitions)]
     return {key: commit for journal in journals for key, commit in journal.commits.items()}
 
 
 def open_journal(cache: Path, manifest: Manifest, partition: int) -> Journal:
-    """The journal of a partition, ready to be added to: begun if it is not there, a torn last line cut off."""
+    """The journal of a partition, ready for more lines: made if it is missing, without a torn last line."""
     journal = journal_of(cache, manifest, partition)
     path = cache / journal_path(partition)
-    if path.exists() and path.stat().st_size != journal.whole_bytes:
-        disk.truncate(path, journal.whole_bytes)
+    if path.exists() and path.stat().st_size != journal.intact_bytes:
+        disk.truncate(path, journal.intact_bytes)
     if not journal.lines:
         disk.make_folder(path.parent)
         append(path, header(manifest.fingerprint, partition))
@@ -59,14 +61,14 @@ def open_journal(cache: Path, manifest: Manifest, partition: int) -> Journal:
 
 
 def partition_locks(path: Path) -> list[Path]:
-    """The lock files of all partitions that have written to the cache in ``path``: for who must be alone in it."""
+    """The lock files of all partitions that have written to the cache in ``path``: who has all of them is alone."""
     files = [*(path / "locks").glob("part-*"), *(path / "journal").glob("part-*.jsonl")]
     names = {file.name.removesuffix(".jsonl") for file in files}
     return [path / "locks" / name for name in sorted(names)]
 
 
 def seal_partition(path: Path, partition: int) -> bool:
-    """Seal a partition, which must be complete, if it is not sealed yet; whether the seal was written now."""
+    """Seal a complete partition unless it is sealed already; returns whether the seal was written now."""
     journal = (path / journal_path(partition)).read_bytes()
     seal = path / seal_path(partition)
     if seal.is_file() and seal.read_bytes() == journal:
@@ -111,7 +113,5 @@ def _compare(path: Path, manifest: Manifest, partition: int, journal: Journal) -
     existing = journal.path.read_bytes() if journal.path.exists() else b""
     if not existing.startswith(seal.read_bytes()):
         lost = len(sealed.commits.keys() - journal.commits.keys())
-        what = (
-            f"This cache was complete, but its journal has lost {lost} of the {len(sealed.commits)} segments it named."
-        )
+        what = f"This cache was complete, but its journal has lost {lost} of the {len(sealed.commits)} segments in it."
         raise DamagedError(what, where=journal.path, remedy=_REPAIR)

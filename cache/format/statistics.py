@@ -1,14 +1,14 @@
 """Exact statistics of the stored rows: accumulated in float64 as a segment is written, merged when it is read.
 
-They are computed on a device that is named, wherever the rows lie: the same rows on the same kind of device give the
-same bits. Between a CPU and a GPU only the order of float64 sums differs.
+They are computed on a given device, wherever the rows are: the same rows on the same kind of device give the same bits.
+Between a CPU and a GPU only the order of float64 sums differs.
 
-Of each side (source, target), over the rows whose token is not special, with x the stored values:
+For source and for target, over the rows whose token is not special, with x the stored values:
 
     rows     n
     mean     m_j = sum x_j / n
     spread   s_j = sum (x_j - m_j)^2                    merged by Chan, Golub, LeVeque (1979)
-    floor    sum ||x_model - x||^2                      what storing lost
+    floor    sum ||x_model - x||^2                      the error that storing makes
     norms    counts of ||x|| in half-octaves from 2^-16 to 2^16, and the largest norms with their row numbers
 """
 
@@ -25,27 +25,31 @@ from torch import Tensor
 from common.device import to_device
 
 HISTOGRAM_BINS = 64
+"""Half-octaves of the norm, from 2^-16 to 2^16; the first and last bin also count norms beyond. Fixed by the format."""
 LARGEST = 8
+"""How many of the largest norms are kept. Fixed by the format."""
 _BLOCK_VALUES = 1 << 18
-"""Values that are widened to float64 at a time: 2 MB, which stay in the processor's cache until they are summed."""
+"""Values that are converted to float64 at a time: 2 MB, which stay in the processor's cache until they are summed."""
 _GPU_BLOCK_VALUES = 1 << 24
-"""The same on a GPU: 134 MB, so that launches are few. By arithmetic, an H100 moves the 50 bytes a value that this
-takes in some 12 ms for a segment of width 2,304, which it harvests in 550. Float64 is no matter either: even a T4,
-whose 0.25 TFLOPS are the least, takes 14 ms for five operations a value. So no card needs sums in float32."""
+"""The same on a GPU: 134 MB, so that there are few launches. By arithmetic, an H100 moves the 50 bytes for each value
+in about 12 ms for a segment of width 2,304, which it harvests in 550 ms. Float64 costs little too: even a T4, the
+slowest with 0.25 TFLOPS, takes 14 ms for five operations on each value. So no card needs sums in float32."""
 _PIECE_BLOCKS = 16
+"""Blocks that a thread sums in one call: enough work that starting it in a thread costs little."""
 _THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
-"""Of each side; both are measured at once, beside the thread that writes."""
+"""Threads for source and as many for target: both are measured at once, while another thread writes."""
 _FIXED = 2 + HISTOGRAM_BINS + 2 * LARGEST
+"""Numbers of the statistics that do not depend on the width: rows, storage error, histogram, largest norms and rows."""
 
 
 def statistics_width(d_source: int, d_target: int) -> int:
-    """Numbers that a segment's statistics take: of the source, then of the target (unless it has no width)."""
+    """How many numbers a segment's statistics are: those of the source, then of the target (unless it has no width)."""
     return sum(_FIXED + 2 * width for width in (d_source, d_target) if width)
 
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """Statistics of one side. ``rows`` counts rows without special tokens; vectors are (width,), in original units."""
+    """Statistics of source or target. ``rows`` counts rows without special tokens; vectors are (width,), not scaled."""
 
     rows: int
     mean: Float64[np.ndarray, " width"]
@@ -72,7 +76,7 @@ class ActivationStatistics:
 
     @property
     def storage_floor(self) -> float:
-        """FVU that storing alone causes: squared error of the stored values over TSS."""
+        """The FVU that storing alone causes: squared error of the stored values over TSS."""
         total = float(self.spread.sum())
         return self.storage_error / total if total else 0.0
 
@@ -92,7 +96,7 @@ class ActivationStatistics:
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Statistics of both sides; ``target`` is None when the cache stores no target."""
+    """Statistics of source and target; ``target`` is None when the cache stores no target."""
 
     source: ActivationStatistics
     target: ActivationStatistics | None
@@ -114,10 +118,10 @@ def measure(
     error: Float64[np.ndarray, " rows"],
     device: torch.device | None = None,
 ) -> ActivationStatistics:
-    """Statistics of the ``kept`` rows among ``stored``, which begins at row ``first``; ``error`` is what storing lost.
+    """Statistics of the ``kept`` rows of ``stored``, whose first row has number ``first``.
 
-    In float64, from sums of values and squares: a spread is exact to 2^-52 times (1 + its squared mean over variance).
-    ``device`` computes them; by default it is where the rows lie.
+    ``error`` is the squared error that storing made of each row. In float64, from sums of values and squares: a spread
+    is exact to 2^-52 times (1 + its squared mean over variance). ``device`` computes them; by default that of the rows.
     """
     sums, squares = _sums(stored, ~kept, device or stored.device)
     rows = int(kept.sum())
@@ -125,7 +129,7 @@ def measure(
     spread = np.maximum(sums[1] - rows * mean**2, 0.0)
     norms = np.sqrt(squares[kept])
     counts = np.bincount(_bins(norms), minlength=HISTOGRAM_BINS).astype(np.int64)
-    none = empty_statistics(1)  # where there are fewer than LARGEST rows, absent ones fill up
+    none = empty_statistics(1)  # fills the list of the largest if there are fewer rows
     numbers = np.flatnonzero(kept) + first
     norms, numbers = _largest(np.append(none.largest_norms, norms), np.append(none.largest_rows, numbers))
     return ActivationStatistics(rows, mean, spread, float(error[kept].sum()), counts, norms, numbers)
@@ -136,8 +140,8 @@ def _sums(
 ) -> tuple[Float64[np.ndarray, "2 width"], Float64[np.ndarray, " rows"]]:
     """Sums over rows of the values and of their squares, without the dropped rows, and every row's sum of squares.
 
-    On a CPU several threads sum a piece each; pieces are blocks that are added up in their order, so the result is of
-    no thread.
+    On a CPU each thread sums a piece of several blocks; the blocks are added up in their order, so the result does not
+    depend on the number of threads.
     """
     on_host = device.type == "cpu"
     threads = _THREADS if on_host else 1
@@ -167,13 +171,13 @@ def _block_sums(
     squares: Float64[Tensor, " rows"],
     block_rows: int,
 ) -> Iterator[Float64[Tensor, "2 width"]]:
-    """The sums of each block of rows; ``squares`` is filled on the way, and lies where the sums are made."""
-    # Memory that is used again, on a CPU small enough to stay in its cache while a block is widened and summed.
+    """The sums of each block of rows, on the device of ``squares``, which is filled at the same time."""
+    # One buffer for all blocks; on a CPU it is small enough to stay in the cache while a block is converted and summed.
     wide = torch.empty(min(block_rows, len(stored)), stored.shape[1], dtype=torch.float64, device=squares.device)
     for start in range(0, len(stored), block_rows):
         values = stored[start : start + block_rows]
         rows = slice(start, start + len(values))
-        # Sent first and widened there: a copy that also converts would send eight bytes a value in place of two.
+        # Sent first and converted there: a copy that also converts would send eight bytes for a value instead of two.
         block = wide[: len(values)].copy_(to_device(values, wide.device))
         absent = np.flatnonzero(dropped[rows])
         if absent.size:
@@ -195,7 +199,7 @@ def _sums_of_block_(
 
 
 def _bins(norms: Float64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    octaves = np.log2(np.maximum(norms, 2.0**-40))
+    octaves = np.log2(np.maximum(norms, 2.0**-40))  # a norm of 0 has no logarithm; far below the first bin
     return np.clip(np.floor(2 * octaves) + HISTOGRAM_BINS // 2, 0, HISTOGRAM_BINS - 1).astype(np.int64)
 
 
@@ -227,7 +231,7 @@ def merge(first: ActivationStatistics, second: ActivationStatistics) -> Activati
 
 
 def unpack(numbers: Float64[np.ndarray, " packed"], *, d_source: int, d_target: int) -> GroupStatistics:
-    """The inverse of ``pack`` for a whole line of the ``statistics`` array."""
+    """The inverse of ``pack`` for a row of the ``statistics`` array: source, then target."""
     assert len(numbers) == statistics_width(d_source, d_target)
     end = _FIXED + 2 * d_source
     target = _unpack_activations(numbers[end:], d_target) if d_target else None

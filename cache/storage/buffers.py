@@ -1,8 +1,8 @@
-"""Memory that batches are gathered into, used again as soon as nobody refers to what lies in it.
+"""Memory into which batches are gathered, used again as soon as nothing refers to its contents.
 
-Fresh memory of this size costs more in page faults than the copying does, and twice as much when a background thread
-makes it. PyTorch's own CPU allocator gives memory of this size back to the system each time. So the memory is ours: a
-tensor over it is handed out, and when the last view of that tensor is gone, the memory goes back to the list.
+New memory of this size costs more time in page faults than the copying, and twice as much in a background thread.
+PyTorch's own CPU allocator returns memory of this size to the system each time. So this module keeps the memory: it
+lends a tensor on it, and when the last view of that tensor is deleted, the memory goes back to the list.
 """
 
 import weakref
@@ -23,12 +23,12 @@ class Buffers:
         self._free: list[Region] = []
 
     def lend(self, rows: int, *, width: int, dtype: torch.dtype) -> Float[Tensor, "rows width"]:
-        """A tensor whose values are arbitrary; it is the caller's, and so are views of it, for as long as they live."""
+        """A tensor with arbitrary values. The caller may use it, and views of it, as long as they exist."""
         if self._pinned:
             return torch.empty(rows, width, dtype=dtype, pin_memory=True)
         region = self._region(max(rows, self._rows) * width * dtype.itemsize)
         array = region.bytes[: rows * width * dtype.itemsize]
-        # PyTorch refers to this very array, and nothing but PyTorch does: when it goes, the last view is gone.
+        # Only PyTorch refers to this array, so the array is deleted together with the last view of the tensor.
         weakref.finalize(array, self._free.append, region).atexit = False
         return torch.from_numpy(array).view(dtype).view(rows, width)
 

@@ -1,6 +1,6 @@
-"""Copies of a remote cache's chunks on this disk: a folder of bounded size, the least recently used goes first.
+"""Copies of a remote cache's chunks on this disk: a folder of limited size; the least recently used is removed first.
 
-    chunks/rows.zarr/train/source/17      what chunk 17 of that array holds, unpacked
+    chunks/rows.zarr/train/source/17      chunk 17 of that array, unpacked
 
 Copies are kept for the next process. They can be fetched again at any time, so they are not flushed to the disk.
 """
@@ -21,8 +21,8 @@ from common import disk
 from common.errors import DiskError
 
 _CHUNK_LIMIT = 24_000
-"""A chunk in memory is a mapping of its own, with the rest of the reserved stretch as another one beside it, and Linux
-grants a process 65,530 mappings (vm.max_map_count): 48,000 for chunks leave enough for the libraries."""
+"""A chunk in memory is one mapping and splits the reserved range, which makes another one. Linux allows a process
+65,530 mappings (vm.max_map_count): with 48,000 for chunks there are enough for the libraries."""
 
 
 class ChunkCopies:
@@ -36,7 +36,7 @@ class ChunkCopies:
         self._count_earlier()
 
     def _count_earlier(self) -> None:
-        """Count what earlier processes left, oldest first; what is beyond the limit is removed."""
+        """Count the copies of earlier processes, oldest first; those beyond the limit are removed."""
         found: list[tuple[float, int, Key]] = []
         for file in (self.folder / "chunks").rglob("*"):
             with suppress(FileNotFoundError):  # another process may be tidying up
@@ -48,11 +48,11 @@ class ChunkCopies:
             self.lru.add(key, size, partial(self.remove, key))
 
     def path(self, key: Key) -> Path:
-        """Where the copy of a chunk lies."""
+        """The path of the copy of a chunk."""
         return self.folder / "chunks" / key[0] / str(key[1])
 
     def fetch(self, array: Array, chunk: int, entry: FileEntry) -> Path:
-        """The copy of a chunk, made now if it is not here. Raises DamagedError and DiskError."""
+        """The copy of a chunk, fetched now if it is missing. Raises DamagedError and DiskError."""
         path = self.path((array.path, chunk))
         if disk.size_bytes(path) == array.chunk_bytes:
             return path

@@ -1,4 +1,4 @@
-"""Chunks that are in memory or on this disk for a while: the least recently used goes first, one in use never."""
+"""Chunks that are in memory or on this disk: the least recently used is released first, a chunk in use never."""
 
 import threading
 from collections import Counter, OrderedDict
@@ -9,11 +9,11 @@ from common.errors import CapacityError
 from common.units import in_bytes
 
 Key = tuple[str, int]
-"""An array's path and a chunk of it."""
+"""An array's path and the number of a chunk."""
 
 
 class ChunkLru:
-    """At most ``limit_bytes`` of chunks, and ``limit`` of them; ``location`` is named in an error."""
+    """At most ``limit_bytes`` of chunks, and ``limit`` of them (no limit by default); errors name ``location``."""
 
     def __init__(self, limit_bytes: int, *, location: object, limit: int = 1 << 62) -> None:
         self._limit_bytes = limit_bytes
@@ -27,10 +27,10 @@ class ChunkLru:
 
     @contextmanager
     def in_use(self, keys: Sequence[Key], *, chunk_bytes: int) -> Generator[None]:
-        """While the block runs, none of these chunks is released; it begins when others leave room for them.
+        """While the block runs, none of these chunks is released. It begins when there is room for all of them.
 
-        A thread that is in such a block may not enter another: two threads could wait for each other. Raises
-        CapacityError when the limit is too small for these alone.
+        A thread in such a block may not enter another: two threads could wait for each other. Raises CapacityError when
+        the limit is too small for these chunks alone.
         """
         with self._changed:
             while self._bytes_in_use + self._unused(keys) * chunk_bytes > self._limit_bytes:
@@ -52,14 +52,15 @@ class ChunkLru:
 
     def _too_small(self, size_bytes: int) -> CapacityError:
         limit = in_bytes(self._limit_bytes)
-        what = f"The rows of a batch take {in_bytes(size_bytes)}, but only {limit} may be kept here."
-        return CapacityError(what, where=self._location, remedy="Allow more bytes, or use smaller batches.")
+        what = f"The rows of a batch take {in_bytes(size_bytes)}, but the limit is {limit}."
+        remedy = "Raise cache.remote_bytes for a remote cache, or use smaller batches."
+        return CapacityError(what, where=self._location, remedy=remedy)
 
     def _unused(self, keys: Sequence[Key]) -> int:
         return sum(not self._uses[key] for key in keys)
 
     def add(self, key: Key, size: int, release: Callable[[], None]) -> None:
-        """Count a chunk that has come, and make room for it by calling ``release`` of the least recently used."""
+        """Count a new chunk, and make room for it by calling ``release`` of the least recently used ones."""
         with self._changed:
             size_before, _ = self._chunks.pop(key, (0, release))
             self._chunks[key] = size, release

@@ -1,8 +1,8 @@
-"""The arrays of a cache in memory: files mapped one behind the other, or chunks that are loaded one by one.
+"""The arrays of a cache in memory: files mapped one after the other, or chunks that are loaded one by one.
 
-A column is one range of address space in which row r has its fixed place, loaded or not. ``using`` makes chunks
-readable; each is compared with its checksum the first time. There are three kinds: ``Column`` maps whole files,
-``UnpackedColumn`` unpacks the chunks of a compressed cache, ``cache.remote_reader.RemoteColumn`` fetches remote ones.
+A column is one range of address space in which row r has a fixed offset, loaded or not. ``using`` makes chunks
+readable; each is compared with its checksum the first time. There are three kinds: ``Column`` maps files,
+``UnpackedColumn`` unpacks the chunks of a compressed cache, ``cache.remote_reader.RemoteColumn`` fetches remote chunks.
 """
 
 import os
@@ -27,10 +27,10 @@ from common.errors import DamagedError
 from common.hashing import chunk_hash
 
 _READ_AHEAD_BYTES = 16 << 20
-"""How far read-ahead runs before the checksums: enough to keep a disk busy while a chunk is hashed."""
+"""How many bytes are requested ahead of the checksums: enough to keep a disk busy while a chunk is hashed."""
 _LOCKS = 64
-"""Chunks share this many locks. One a chunk would be millions of objects; with 64, two of eight threads that load
-different chunks wait for each other only rarely, and then only for a moment."""
+"""Chunks share this many locks. One for each chunk would be millions of objects; with 64, two of eight threads that
+load different chunks rarely wait for each other, and only for a moment."""
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
 Chunks = Int64[np.ndarray, " n"]
 
@@ -53,7 +53,7 @@ class Column:
 
     @property
     def checksums(self) -> list[str]:
-        """The checksums of what the chunks hold, file by file, as the journal has them."""
+        """The checksums of the chunks, file by file, from the journal."""
         return [self._entries[number].chunks for number in sorted(self._entries)]
 
     def need(self, chunks: Chunks) -> None:
@@ -75,9 +75,9 @@ class Column:
         self.need(np.arange(-(-self.array.rows // self.array.chunk_rows), dtype=np.int64))
 
     def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
-        """Read chunks from the disk before they are needed, in this order, and check them while the next ones come.
+        """Read chunks from the disk before they are needed, in this order, and check them while the next are read.
 
-        Raises DamagedError also for a file that was sound before and has been cut or removed since.
+        Raises DamagedError also for a file that was undamaged before and has been cut or removed since.
         """
         self._map_files(chunks)
         size = self.array.chunk_bytes
@@ -91,7 +91,7 @@ class Column:
                 self.need(chunks[index : index + 1])
 
     def _map_files(self, chunks: Chunks) -> None:
-        """Map the files of these chunks. Of those already mapped, the size is compared again (see ``bus_error``)."""
+        """Map the files of these chunks; compare the size of those already mapped again (see ``bus_error``)."""
         with self._lock:
             for number in np.unique(chunks // self.array.index_entries).tolist():
                 if self._mapped[number]:
@@ -136,7 +136,7 @@ class PassingColumn(Column, ABC):
 
     @abstractmethod
     def _load(self, chunk: int) -> None:
-        """Put the chunk at its place and check it; no other thread does so meanwhile."""
+        """Put the chunk at its offset and check it; no other thread does so at the same time."""
 
     def _load_once(self, chunk: int) -> None:
         with self._loading[chunk % _LOCKS]:
@@ -149,13 +149,13 @@ class PassingColumn(Column, ABC):
         if missing:
             with ThreadPoolExecutor(min(self.connections, len(missing))) as pool:
                 list(pool.map(self._load_once, missing))
-        # The narrow arrays are small and needed all the time: they are never released.
+        # The narrow arrays are small and always needed: they are never released.
         for chunk in missing if self.array.sharded else ():
             self._lru.add((self.array.path, chunk), self.array.chunk_bytes, partial(self._release, chunk))
 
     @contextmanager
     def using(self, chunks: Chunks) -> Generator[None]:
-        """``need`` them, and keep them while the block runs. Raises CapacityError as well."""
+        """``need`` these chunks, and keep them while the block runs. Raises CapacityError as well."""
         keys = [(self.array.path, chunk) for chunk in np.unique(chunks).tolist()]
         size = self.array.chunk_bytes if self.array.sharded else 0
         with self._lru.in_use(keys, chunk_bytes=size):
@@ -163,7 +163,7 @@ class PassingColumn(Column, ABC):
             yield
 
     def read_through(self, chunks: Chunks, *, stopped: Callable[[], bool]) -> None:
-        """Load chunks before they are needed, some at a time, as far as there is room for them."""
+        """Load chunks before they are needed, several at a time, as long as there is room for them."""
         for start in range(0, len(chunks), self.connections):
             if stopped():
                 return

@@ -2,15 +2,15 @@
 
     drafts/part-00000.train.3
 
-A line that says which rows these are, then blocks: a line, and behind it as many rows as it counts, in the order of the
+First a line that says which rows these are, then blocks: a line and then the rows that it counts, in the order of the
 text, one column after another. The lines are like those of a journal (checksum, JSON, newline):
 
     {"draft": 1, "fingerprint", "part", "group", "segment", "columns": [[name, type, width ...] ...]}
     {"first", "rows", "xxh3", "point"}
 
-Behind a block with a ``point`` the text can go on from there; one without is followed by more of the same rows. What a
-crash tore does not match its checksum: that block and whatever follows count for nothing, what lies before counts. So
-no power cut can do harm, and the committed files never depend on a draft: they are made from rows in memory.
+After a block with a ``point`` the text can go on from that point; a block without one is followed by more rows. A block
+that a crash tore does not match its checksum: it and all later blocks are ignored, earlier ones are used. So a power
+cut does no harm, and the committed files never depend on a draft: they are made from rows in memory.
 """
 
 from collections.abc import Collection, Iterator
@@ -31,18 +31,18 @@ from common.hashing import Bytes
 DRAFTS = "drafts"
 """The folder of drafts in a cache."""
 _BLOCK_ROWS = 4096
-"""Rows of a block: what is held in memory beside the segment while a draft is written or read."""
+"""Rows of a block, which are in memory in addition to the segment while a draft is written or read."""
 _LINE_BYTES = 1 << 24
-"""No line is longer: a point holds tokens that wait for their context, of which there are few."""
+"""No line is longer: a point contains the tokens of one unfinished context, which are few."""
 
 
 def draft_path(cache: Path, partition: int, group: str, segment: int) -> Path:
-    """Where the draft of a segment lies."""
+    """The path of the draft of a segment."""
     return cache / DRAFTS / f"part-{partition:05d}.{group}.{segment}"
 
 
 def remove_drafts(cache: Path, partition: int, *, keep: Collection[Path] = ()) -> None:
-    """Remove a partition's drafts but those of ``keep``; a disk that refuses keeps them, for they do no harm."""
+    """Remove a partition's drafts except ``keep``. If the disk refuses, they stay; they do no harm."""
     for path in sorted((cache / DRAFTS).glob(f"part-{partition:05d}.*")):
         if path not in keep:
             with suppress(DiskError):
@@ -50,13 +50,13 @@ def remove_drafts(cache: Path, partition: int, *, keep: Collection[Path] = ()) -
 
 
 class Draft:
-    """The draft at ``path`` of the segment that ``buffer`` is to be filled with; ``whose`` says which (JSON)."""
+    """The draft at ``path`` of the segment in ``buffer``; ``whose`` (JSON) says which segment of which cache it is."""
 
     def __init__(self, path: Path, buffer: SegmentBuffer, whose: dict[str, Any], *, tag: str) -> None:
         self.path = path
         self.rows = 0
         self.point: Point | None = None
-        """Where the text goes on behind ``rows``; None while there are none."""
+        """Where the text goes on after ``rows``; None while there are none."""
         self._buffer = buffer
         columns = [[name, column.dtype.str, *column.shape[1:]] for name, column in buffer.no_rows.items()]
         self._header = journal_line({"draft": 1, **whose, "columns": columns})
@@ -68,9 +68,9 @@ class Draft:
         return sum(column.dtype.itemsize * int(np.prod(column.shape[1:])) for column in self._buffer.no_rows.values())
 
     def add(self, rows: int, point: Point) -> None:
-        """Keep the segment's rows up to ``rows``, and where the text goes on; on the disk when this returns.
+        """Save the segment's rows up to ``rows``, and where the text goes on; all is on the disk when this returns.
 
-        Raises DiskError; the draft is then to be removed.
+        Raises DiskError; then the draft must be removed.
         """
         if self.point is None:
             disk.write_file(self.path, self._header, tag=self._tag)
@@ -79,7 +79,7 @@ class Draft:
         self.point = point
 
     def _blocks(self, rows: int, point: Point) -> Iterator[Bytes]:
-        # At least one block: a point without new rows says that none came since.
+        # At least one block: a point without new rows says that the text went on without rows of this group.
         for first in range(self.rows, max(rows, self.rows + 1), _BLOCK_ROWS):
             count = min(_BLOCK_ROWS, rows - first)
             columns = _bytes_of(self._buffer.take(first, count)) if count else []
@@ -88,9 +88,9 @@ class Draft:
             yield from columns
 
     def restore(self, segment: int) -> None:
-        """Fill the buffer with what an earlier writer kept, and cut off what a crash tore.
+        """Fill the buffer with the rows of an earlier writer, and cut off a torn end.
 
-        A draft that is not there, of other rows or torn from its beginning restores nothing. Raises DiskError.
+        A draft that is missing, of other rows or torn from its beginning restores nothing. Raises DiskError.
         """
         if not self.path.is_file() or self.path.is_symlink():
             return
@@ -114,7 +114,7 @@ class Draft:
     def _read_block(
         self, file: BufferedReader, first: int, *, most: int
     ) -> tuple[dict[str, Column], Point | None] | None:
-        """The block of rows ``first`` and following; None where there is no other, or it is torn."""
+        """The block that begins with row ``first``; None at the end, or if the block is torn."""
         try:
             line = read_line(file.readline(_LINE_BYTES).removesuffix(b"\n"))
             rows = line["rows"]

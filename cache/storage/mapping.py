@@ -1,32 +1,33 @@
-"""A range of address space into which files are mapped one behind the other, so that many shards are one array.
+"""A range of address space into which files are mapped one after the other, so that many shards are one array.
 
-Why not a ``np.memmap`` for each shard? A shuffled batch takes its rows from about as many shards as the cache has. With
-a map for each, a batch is gathered shard by shard in Python: sorting rows by shard, thousands of small numpy calls, and
-a scatter into the batch. With all shards in one address range, row r of the array lies at byte r * row_bytes, and a
-batch is one ``torch.index_select`` over the whole array, which runs in C++, on several threads, without the GIL. That
-is what keeps a GPU fed from one process.
+Why not a ``np.memmap`` for each shard? A shuffled batch takes its rows from nearly all shards of the cache. With a map
+for each, Python would gather a batch shard by shard: sort rows by shard, make thousands of small numpy calls, and
+scatter the rows into the batch. With all shards in one address range, row r of the array is at byte r * row_bytes, and
+a batch is one ``torch.index_select`` over the array, which runs in C++, on several threads, without the GIL. So one
+process can feed a GPU.
 
 How it works:
 
-1. ``mmap`` with MAP_ANONYMOUS | MAP_NORESERVE reserves the range. It costs page tables only for what is touched, so a
-   range of a terabyte is free. Untouched pages of it read as zeros.
-2. ``map_file`` maps a shard's chunks over its part of the range with MAP_FIXED, which replaces what was mapped there. A
-   mapping must begin and end on a page (4,096 bytes), so this is done when the shard's offset and size are whole pages;
-   any other shard (tiny ones, odd widths) is read into the anonymous pages, which then hold a copy.
-3. ``forget`` maps anonymous pages over a part again, which drops what was there.
+1. ``mmap`` with MAP_ANONYMOUS | MAP_NORESERVE reserves the range. It costs page tables only for pages that are used, so
+   a range of a terabyte is free. Unused pages read as zeros.
+2. ``map_file`` maps a shard's chunks into the range with MAP_FIXED, which replaces what was mapped there. A mapping
+must
+   begin and end on a page (4,096 bytes). A shard whose offset or size is not a multiple of that (tiny ones, odd widths)
+   is read into the anonymous pages, which then hold a copy.
+3. ``forget`` maps anonymous pages over a range of bytes again, which drops the former contents.
 
 What could go wrong, and what is done about it:
 
-- MAP_FIXED over a wrong address would overwrite the process's own memory. Addresses are computed only here, from the
+- MAP_FIXED at a wrong address would overwrite the process's own memory. Addresses are computed only here, from the
   base of a range whose size is fixed when it is made, and offsets come from ``Array``, whose numbers are checked when
   the manifest is read.
-- Views outliving the range would read unmapped memory. The mapping is undone by a finalizer of the ctypes array that
-  is the base of every numpy view and every tensor, so it lives as long as the last of them.
+- A view that exists longer than the range would read unmapped memory. A finalizer of the ctypes array undoes the
+  mapping. That array is the base of every numpy view and every tensor, so the mapping exists as long as the last view.
 - A file that is cut while it is mapped kills the process by SIGBUS: see ``bus_error``. Sizes are checked before.
 - Files are mapped PROT_READ and MAP_PRIVATE: nothing that happens to the array can reach the disk.
-- Linux grants a process 65,530 mappings. A mapping is a whole shard (75 MB at Gemma-2-2B's width), so that is 4.9 TB.
+- Linux allows a process 65,530 mappings. A mapping is one shard (75 MB at Gemma-2-2B's width), so that is 4.9 TB.
 
-No descriptor stays open: a mapping outlives the descriptor that made it.
+No descriptor stays open: a mapping remains after its descriptor is closed.
 """
 
 import ctypes
@@ -42,23 +43,24 @@ from jaxtyping import UInt8
 
 from cache.storage.bus_error import MappedFiles
 from common.errors import DamagedError, DiskError
+from common.units import in_bytes
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-# Python's mmap module does not name these two. MAP_FIXED is 0x10 on Linux and on macOS; MAP_NORESERVE is not.
+# Python's mmap module does not have these two. MAP_FIXED is 0x10 on Linux and macOS; MAP_NORESERVE differs.
 _FIXED = 0x10
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
-_FAILED = ctypes.c_void_p(-1).value
+_FAILED = ctypes.c_void_p(-1).value  # MAP_FAILED
 _READ_AHEAD_BYTES = 1 << 20
-"""What one madvise asks for: Linux reads no more than its read-ahead window at once, and drops the rest."""
+"""Bytes of one madvise call: Linux reads at most its read-ahead window for a call, and ignores the rest."""
 _REPAIR = "Run 'nestcoder cache repair' on the cache."
 
 
 class Region:
-    """``bytes`` is the whole range. It also serves as plain memory where no file is placed in it."""
+    """``bytes`` is all of the range. It is plain memory where no file is mapped."""
 
     def __init__(self, size_bytes: int, *, huge_pages: bool = False) -> None:
         self._files = MappedFiles()
@@ -68,7 +70,7 @@ class Region:
             _LIBC.madvise(self._address, self._size, mmap.MADV_HUGEPAGE)
         memory = (ctypes.c_uint8 * size_bytes).from_address(self._address)
         self.bytes: UInt8[np.ndarray, " bytes"] = np.ctypeslib.as_array(memory)
-        # The array's base must outlive every view of it, and the mapping must outlive the base.
+        # The array's base must exist longer than every view of it, and the mapping longer than the base.
         weakref.finalize(memory, _LIBC.munmap, self._address, self._size)
 
     def map_file(self, path: Path, *, offset: int, size_bytes: int, file_bytes: int) -> None:
@@ -96,20 +98,20 @@ class Region:
             done += count
 
     def check_size(self, offset: int) -> None:
-        """Raise DamagedError when the file that is mapped at ``offset`` has another size by now, or is gone."""
+        """Raise DamagedError when the file that is mapped at ``offset`` has another size now, or was removed."""
         if offset in self._files.by_offset:
             path, size = self._files.by_offset[offset]
             os.close(open_plain(path, size_bytes=size))
 
     def forget(self, *, offset: int, size_bytes: int) -> None:
-        """Drop what was mapped here. Until a file is placed here again, this part must not be read."""
+        """Drop what was mapped here. These bytes must not be read until something is mapped here again."""
         self._files.by_offset.pop(offset, None)
         if not offset % mmap.PAGESIZE and not size_bytes % mmap.PAGESIZE:
             flags = _FIXED | mmap.MAP_ANONYMOUS | _NORESERVE
             _map(self._address + offset, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
 
     def read_ahead(self, *, offset: int, size_bytes: int) -> None:
-        """Ask the system to fetch these bytes from the disk; this returns at once."""
+        """Ask the system to read these bytes from the disk; returns at once."""
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE
         end = offset + size_bytes
         for position in range(start, end, _READ_AHEAD_BYTES):
@@ -121,13 +123,13 @@ def _map(address: int | None, size_bytes: int, protection: int, flags: int, desc
     found = _LIBC.mmap(address, size_bytes, protection, mmap.MAP_PRIVATE | flags, descriptor, 0)
     if found == _FAILED:
         reason = os.strerror(ctypes.get_errno())
-        what = f"The system refused to map {size_bytes} bytes: {reason}."
+        what = f"The system refused to map {in_bytes(size_bytes)}: {reason}."
         raise DiskError(what, remedy="Raise the system's limits: 'ulimit -v' and 'sysctl vm.max_map_count'.")
     return found
 
 
 def open_plain(path: Path, *, size_bytes: int) -> int:
-    """A descriptor to read a shard by. Raises DamagedError when it is missing, no plain file or of another size."""
+    """A descriptor of a shard for reading. Raises DamagedError when it is missing, no plain file or of another size."""
     descriptor = _open(path)
     state = os.fstat(descriptor)
     if stat.S_ISREG(state.st_mode) and state.st_size == size_bytes:
@@ -135,17 +137,17 @@ def open_plain(path: Path, *, size_bytes: int) -> int:
     os.close(descriptor)
     if not stat.S_ISREG(state.st_mode):
         raise DamagedError("A shard is not a plain file.", where=path, remedy=_REPAIR)
-    raise DamagedError(f"A shard has {state.st_size} bytes instead of {size_bytes}.", where=path, remedy=_REPAIR)
+    raise DamagedError(f"A shard has {state.st_size:,} bytes instead of {size_bytes:,}.", where=path, remedy=_REPAIR)
 
 
 def _open(path: Path) -> int:
-    # O_NOFOLLOW refuses a link out of the cache, O_NONBLOCK keeps a pipe in a shard's place from blocking.
+    # O_NOFOLLOW refuses a link out of the cache; with O_NONBLOCK a pipe of this name does not block.
     try:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise DamagedError("A shard is missing.", where=path, remedy=_REPAIR) from None
     except PermissionError:
-        remedy = "Ask the owner of the cache for the right to read it."
+        remedy = "Ask the owner of the cache for permission to read it."
         raise DiskError("A shard cannot be opened: you may not read it.", where=path, remedy=remedy) from None
     except OSError as error:
         raise DamagedError(f"A shard cannot be opened: {error.strerror}.", where=path, remedy=_REPAIR) from None

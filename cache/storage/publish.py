@@ -1,7 +1,7 @@
-"""Commits a cache to a remote store as well: each segment's files when it is committed here, the journal after them.
+"""Commits a cache to a remote store as well: each segment's files when it is committed here, then the journal.
 
-What the remote journal names is there, whole. A rerun uploads what an earlier run did not; on a new machine it begins
-with the remote manifest and journal, and goes on from there.
+Whatever the remote journal names is complete there. A rerun uploads what an earlier run did not; on a new machine it
+begins with the remote manifest and journal, and goes on from there.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from cache.storage.remote_store import RemoteStore, url_of
 from common import disk
 from common.errors import MismatchError
 
-# An object store answers one request in tens of milliseconds; eight at once fill the line.
+# An object store answers one request in tens of milliseconds; eight at once use the bandwidth.
 _CONNECTIONS = 8
 
 
 def open_publisher(path: Path, url: str, manifest: Manifest, *, partition: int) -> "Publisher | None":
-    """The publisher of the cache in ``path`` below ``url``, '' for none. What only the remote cache has is fetched.
+    """The publisher of the cache in ``path`` below ``url`` ('' for none). Fetches a journal that is only there.
 
-    Raises MismatchError where another cache lies there.
+    Raises MismatchError if there is another cache at that URL.
     """
     if not url:
         return None
@@ -31,8 +31,8 @@ def open_publisher(path: Path, url: str, manifest: Manifest, *, partition: int) 
     return publisher
 
 
-def publish_whole(path: Path, url: str, *, partition: int) -> None:
-    """Upload what the remote cache does not have yet of a partition that is complete in ``path``.
+def publish_complete(path: Path, url: str, *, partition: int) -> None:
+    """Upload what the remote cache is missing of a partition that is complete in ``path``.
 
     Raises as ``open_publisher``, and DiskError.
     """
@@ -42,7 +42,7 @@ def publish_whole(path: Path, url: str, *, partition: int) -> None:
 
 
 def withdraw(path: Path, url: str) -> None:
-    """Remove the cache of the same place below ``url``: its manifest first, without which nothing there is read."""
+    """Remove the cache below ``url`` that belongs to ``path``: first its manifest, without which nothing is read."""
     store = RemoteStore(url_of(path, url))
     store.remove(MANIFEST)
     store.remove()
@@ -58,7 +58,7 @@ class Publisher:
         self._partition = partition
 
     def fetch_index(self) -> None:
-        """Bring manifest and journal here when only the remote cache has them, so that a new machine can go on."""
+        """Copy manifest and journal to this disk if only the remote cache has them, so that a new machine can go on."""
         if self._store.has(MANIFEST):
             self._refuse_another(parse_manifest(self._store.read(MANIFEST), location=f"{self._store.url}/{MANIFEST}"))
         for name in (journal_path(self._partition), MANIFEST):
@@ -69,11 +69,11 @@ class Publisher:
         own = self._manifest
         if (there.fingerprint, there.geometry.codec) != (own.fingerprint, own.geometry.codec):
             what = f"There is another cache at the remote URL: {there.fingerprint}, codec {there.geometry.codec}."
-            remedy = "Choose another cache.remote, or --fresh to begin anew there too."
+            remedy = "Choose another cache.remote, or give --fresh to replace the cache there too."
             raise MismatchError(what, where=self._store.url, remedy=remedy)
 
     def catch_up(self, journal: Journal) -> None:
-        """Upload the manifest, and every segment whose commit here is not in the remote journal, or differs there."""
+        """Upload the manifest, and every segment that is missing in the remote journal or differs there."""
         if not self._store.has(MANIFEST):
             self._send([*self._manifest.files])
             self._send([MANIFEST])
@@ -107,13 +107,13 @@ class Publisher:
         return data, journal.commits
 
     def publish(self, commit: Commit) -> None:
-        """Upload a segment that the local journal has just come to name."""
+        """Upload a segment that was just committed here."""
         self._send([entry.path for entry in commit.files])
         self._send([journal_path(self._partition)])
 
     def _send(self, names: Sequence[str]) -> None:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            list(pool.map(self._send_one, names))
+            list(pool.map(self._send_file, names))
 
-    def _send_one(self, name: str) -> None:
+    def _send_file(self, name: str) -> None:
         self._store.write(name, (self._path / name).read_bytes())

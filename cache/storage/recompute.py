@@ -2,10 +2,10 @@
 
     hidden = act(x @ up.T + up_bias)            or, with a gate,  act(x @ gate.T) * (x @ up.T)
     y      = hidden @ down.T + down_bias
-    y      = y / sqrt(mean(y^2) + epsilon) * post_gain          where a norm follows the MLP
+    y      = y / sqrt(mean(y^2) + epsilon) * post_gain          if a norm follows the MLP
 
-Every product is rounded to the model's own dtype, as the model did it. The weights lie beside the rows as small arrays:
-``mlp.json`` (activation by Hugging Face's name, dtype, epsilon) and ``mlp.up``, ``mlp.down`` and what else there is.
+Every product is rounded to the model's own dtype, as in the model. The weights are small arrays of the cache:
+``mlp.json`` (activation by Hugging Face's name, dtype, epsilon), ``mlp.up``, ``mlp.down`` and the optional ones.
 """
 
 import json
@@ -23,11 +23,12 @@ from cache.format.dtypes import TORCH_DTYPES, to_array, to_tensor
 from common.errors import DamagedError, UsageError
 
 _BLOCK_ROWS = 1024
-"""Bounds the memory of the hidden layer: 1,024 rows of Gemma-2-2B's MLP take 19 MB in bfloat16."""
+"""Rows at a time, to limit the memory of the hidden layer: 1,024 rows of Gemma-2-2B's MLP take 19 MB in bfloat16."""
 _PREFIX = "mlp."
 
 
 def _gelu_new(x: Tensor) -> Tensor:
+    # Written as in transformers (Hendrycks and Gimpel 2016), so that every rounding is the same.
     return 0.5 * x * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
@@ -42,7 +43,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Mlp:
-    """A layer's MLP, and the norm behind it where there is one. Weights are (out, in), biases and gain vectors."""
+    """A layer's MLP, and the norm after it if there is one. Weights are (out, in); biases and gains are vectors."""
 
     activation: str
     epsilon: float
@@ -80,7 +81,7 @@ class Mlp:
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon) * self.post_gain).to(y.dtype)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a cache stores of it, by name."""
+        """The arrays that a cache stores for it, by name."""
         facts = {
             "activation": self.activation,
             "dtype": str(self.up.dtype).removeprefix("torch."),
@@ -98,14 +99,14 @@ class Mlp:
 
 
 def mlp_of_arrays(arrays: Mapping[str, np.ndarray]) -> Mlp:
-    """The MLP that a cache's small arrays hold. Raises DamagedError when they hold none that makes sense."""
+    """The MLP in a cache's small arrays. Raises DamagedError when there is none, or it is not valid."""
     try:
         facts: dict[str, Any] = json.loads(arrays[f"{_PREFIX}json"].tobytes())
         weights = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
         tensors = {name: _tensor(name, array, facts["dtype"]) for name, array in weights.items() if name != "json"}
         return Mlp(facts["activation"], float(facts["epsilon"]), **tensors)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, UsageError) as error:
-        raise DamagedError(f"The cache holds no target, and its MLP does not read ({error}).") from None
+        raise DamagedError(f"The cache stores no target, and its MLP cannot be read ({error}).") from None
 
 
 def _tensor(name: str, array: np.ndarray, dtype: str) -> Tensor:

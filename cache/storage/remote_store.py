@@ -10,11 +10,11 @@ from common.errors import DamagedError, DiskError, UsageError
 from common.run_layout import remote_name
 
 _ATTEMPTS = 4
-"""A connection that breaks once or twice is normal; one that breaks four times in a row is down."""
+"""A connection that breaks once or twice is normal; after four failures in a row the network is down."""
 
 
 def url_of(path: Path, url: str) -> str:
-    """Where below ``url`` the cache in ``path`` lies: runs/gpt2/layer08/cache at <url>/gpt2/layer08/cache."""
+    """The URL below ``url`` of the cache in ``path``: runs/gpt2/layer08/cache is <url>/gpt2/layer08/cache."""
     return f"{url.rstrip('/')}/{remote_name(path)}"
 
 
@@ -36,9 +36,9 @@ class RemoteStore:
             self._system.auto_mkdir = True
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Bytes of a file, or of its bytes ``start`` to ``end``; tried again when the connection breaks.
+        """A file, or its bytes ``start`` to ``end``; tried again when the connection breaks.
 
-        Raises DiskError, and DamagedError for an absent file.
+        Raises DiskError, and DamagedError for a missing file.
         """
         size = None if start is None or end is None else end - start
         problem: object = ""
@@ -47,12 +47,12 @@ class RemoteStore:
                 data = bytes(self._system.cat_file(f"{self._root}/{name}", start=start, end=end))
             except FileNotFoundError:
                 raise DamagedError("A file of the remote cache is missing.", where=f"{self.url}/{name}") from None
-            except Exception as error:  # every file system has its own
+            except Exception as error:  # every file system raises its own errors
                 problem = error
                 data = b""
             if data and size in (None, len(data)):
                 return data
-            problem = problem or f"{len(data)} of {size} bytes came"
+            problem = problem or f"{len(data)} of {size} bytes arrived"
             self._system.invalidate_cache()
         raise self._refused("read", name, problem)
 
@@ -65,7 +65,7 @@ class RemoteStore:
             raise self._refused("look for", name, error) from None
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file there, whole or not at all, and check that it has its size. Raises DiskError."""
+        """Write a file, completely or not at all, and check its size. Raises DiskError."""
         path = f"{self._root}/{name}"
         problem: object = None
         for _ in range(_ATTEMPTS):
@@ -76,10 +76,10 @@ class RemoteStore:
                     return
             except Exception as error:
                 problem = error
-        raise self._refused("write", name, problem or "the file has another size than was sent")
+        raise self._refused("write", name, problem or "the file does not have the size that was sent")
 
     def remove(self, name: str = "") -> None:
-        """Remove a file, or all of the folder, if it is there. Raises DiskError."""
+        """Remove a file, or all of the folder, if it exists. Raises DiskError."""
         path = f"{self._root}/{name}".rstrip("/")
         try:
             self._system.invalidate_cache()
@@ -91,5 +91,5 @@ class RemoteStore:
 
     def _refused(self, verb: str, name: str, problem: object) -> DiskError:
         what = f"The network refused to {verb} a file ({type(problem).__name__}: {problem})."
-        remedy = "Run the same command again once it answers: it goes on from here."
+        remedy = "Run the same command again when the network works: it goes on from here."
         return DiskError(what, where=f"{self.url}/{name}", remedy=remedy)

@@ -1,7 +1,7 @@
-"""A segment while it fills: rows at their final places in memory, and the files that it becomes.
+"""A segment while it fills: rows at their final positions in memory, and the files that are made of it.
 
-Source and target wait on the device that computes them. On a GPU they are laid at their places and measured there; then
-they cross to the host in one run, and nothing is left for it but to hash and write.
+Source and target wait on the device that computes them. On a GPU they are ordered and measured there, and then copied
+to the host in one piece, which only hashes and writes them.
 """
 
 from collections.abc import Iterator
@@ -28,19 +28,20 @@ from common.hashing import Bytes
 
 _FVU_LIMIT = 0.01
 """A recomputed target may differ from the harvested one by the rounding of another order of sums (FVU 1e-5 in bfloat16,
-below 1e-3 where an outlying dimension is rounded); another source, or a forgotten norm, gives more than 0.1."""
-_FEW_ROWS = 16
+below 1e-3 if an outlying dimension is rounded). Another source, or a missing norm, gives more than 0.1."""
+_SPREAD_ROWS = 16
+"""Fewer rows say nothing about the spread: then the error is compared with the size of the rows."""
 Column = Shaped[np.ndarray, "_ ..."]
 Rows = Float[Tensor, "_ _"]
 Block = dict[str, Column | Rows]
-"""Rows as they are given: source and target, one number a row of each other column."""
+"""Rows as the writer gives them: source and target, and one number for each row in all other columns."""
 
 
 class SegmentBuffer:
-    """Holds one segment's rows; memory is kept for the group's next segment. ``mlp`` replaces stored targets.
+    """The rows of one segment; its memory is used again for the group's next segment. ``mlp`` replaces stored targets.
 
-    Statistics are computed on ``device``. Source and target wait there too, where that leaves half of what is free, and
-    otherwise in main memory; no byte depends on it.
+    Statistics are computed on ``device``. Source and target wait there too if that leaves half of the free memory, and
+    otherwise in main memory; the bytes of the cache do not depend on it.
     """
 
     def __init__(
@@ -59,18 +60,18 @@ class SegmentBuffer:
         self._columns |= {f"{name}_error": error for name, error in self._errors.items()}
         self._pinned: dict[str, Rows] = {}
         self.filling: int | None = None
-        """The segment whose rows lie here as they came; None before the first row, and once ``files`` has begun."""
+        """The segment whose rows are here; None before the first row, and after ``files`` has begun."""
 
     def _room_for(self, width: int) -> Rows:
         dtype = TORCH_DTYPES[read_as(self.group.dtype)]
-        # Rows are reduced to 8 bits on the host, so they wait there for it.
+        # Rows are quantised to 8 bits on the host, so they wait there.
         stays = self.group.dtype != "int8" and 2 * self._size * width * dtype.itemsize <= free_memory(self._device)
         return torch.empty(self._size, width, dtype=dtype, device=self._device if stays else "cpu")
 
     def put(self, segment: int, first: int, block: Block) -> None:
-        """Lay the segment's rows ``first`` and following (in the order of the text) at their places.
+        """Put the segment's rows from ``first`` on (in the order of the text) at their positions.
 
-        ``block`` has every column, and as ``source_error`` and ``target_error`` what storing lost of each row.
+        ``block`` has every column; ``source_error`` and ``target_error`` are the squared errors of storing each row.
         """
         slots = self._slots(segment, first, len(block["tokens"]))
         for name, values in block.items():
@@ -81,20 +82,20 @@ class SegmentBuffer:
         self.filling = segment
 
     def take(self, first: int, rows: int) -> dict[str, Column]:
-        """``rows`` rows of the segment that is filling, from its ``first`` on, every column of them as it is stored."""
-        assert self.filling is not None, "rows that became files are no longer what was given"
+        """``rows`` rows of the segment that is filling, from row ``first`` on: every column as it is stored."""
+        assert self.filling is not None, "rows that were written to files are changed"
         slots = self._slots(self.filling, first, rows)
         activations = {name: gather(column, slots) for name, column in self._activations.items()}
         return activations | {name: column[slots] for name, column in self._columns.items()}
 
     def give_back(self, segment: int, first: int, columns: dict[str, Column]) -> None:
-        """``put`` rows that ``take`` took."""
+        """``put`` rows that ``take`` returned."""
         dtype = read_as(self.group.dtype)
         self.put(segment, first, columns | {name: to_tensor(columns[name], dtype) for name in self._activations})
 
     @property
     def no_rows(self) -> dict[str, Column]:
-        """Every column without a row, in the order of ``take``."""
+        """Every column with no rows, in the order of ``take``."""
         return {name: to_array(rows[:0].cpu()) for name, rows in self._activations.items()} | {
             name: column[:0] for name, column in self._columns.items()
         }
@@ -107,7 +108,7 @@ class SegmentBuffer:
         return permute(stream, self.group.rows_in(segment), key=key)
 
     def files(self, segment: int) -> Iterator[FileOut]:
-        """Every file of the segment, which must be full."""
+        """All files of the segment, which must be full."""
         self.filling = None
         count = self.group.rows_in(segment)
         columns = self._columns | {name: to_array(self._on_host(name, count)) for name in self.group.activation_widths}
@@ -122,7 +123,7 @@ class SegmentBuffer:
                 yield FileOut(array, number, self._chunks(array, number, segment, column))
 
     def _on_host(self, name: str, count: int) -> Rows:
-        """The rows of one side in main memory: they themselves, or a copy in memory that is used again."""
+        """The rows of source or target in main memory: the rows themselves, or a copy in memory that is used again."""
         rows = self._activations[name]
         if rows.device.type == "cpu":
             return rows
@@ -131,7 +132,7 @@ class SegmentBuffer:
         return to_host(rows[:count], self._pinned[name][:count])
 
     def _quantised(self, segment: int) -> dict[str, Column]:
-        """Source and target in 8 bits with their scales, when they are stored so; the rows become what will be read."""
+        """Source and target in 8 bits with their scales, if they are stored so; the rows are rounded to the same."""
         quantised: dict[str, Column] = {}
         for name in self.group.activation_widths if self.group.dtype == "int8" else ():
             staged = self._activations[name][: self.group.rows_in(segment)]
@@ -160,17 +161,16 @@ class SegmentBuffer:
             ).pack()
 
     def _recompute(self, mlp: Mlp, segment: int) -> None:
-        """Compare what the MLP gives with the harvested targets on a chunk, and take its mean error for every row.
+        """Compare the MLP's result with the harvested targets of a chunk, and take its mean error for every row.
 
-        Raises NumericalError when the error is not small: then the source is not what this MLP reads.
+        Raises NumericalError when the error is not small: then the source is not the input of this MLP.
         """
         count = min(self.group.chunk_rows, self.group.rows_in(segment))
         kept = torch.from_numpy(self._manifest.is_ordinary(self._columns["tokens"][:count]))
         source, target = (self._activations[name][:count].cpu()[kept] for name in ("source", "target"))
         harvested = target.double()
         error = (mlp.target(source).cpu().double() - harvested).square().sum(dim=1)
-        # The spread of a few rows about their mean says nothing: their error is compared with their size.
-        center = harvested.mean(dim=0) if len(harvested) >= _FEW_ROWS else 0.0
+        center = harvested.mean(dim=0) if len(harvested) >= _SPREAD_ROWS else 0.0
         spread = (harvested - center).square().sum()
         if error.sum() > _FVU_LIMIT * spread:
             what = f"The layer's MLP does not give the harvested target: FVU {float(error.sum() / spread):.2g}."
@@ -183,9 +183,9 @@ def _widths(group: Group) -> dict[str, int]:
 
 
 def lay(column: Float[Tensor, "slots width"], slots: Int64[np.ndarray, " rows"], rows: Rows) -> None:
-    """Put rows at their places in a column, wherever either lies."""
+    """Put rows at their positions in a column; both may be on any device."""
     if column.device.type == "cpu":
-        # numpy copies whole rows: 7 GB/s at width 2,304, where PyTorch's own operations reach 1 to 2.
+        # numpy copies a row in one piece: 7 GB/s at width 2,304, where PyTorch's own operations reach 1 to 2 GB/s.
         to_array(column)[slots] = to_array(to_host(rows))
     else:
         device_slots = to_device(torch.from_numpy(slots), column.device)
@@ -193,7 +193,7 @@ def lay(column: Float[Tensor, "slots width"], slots: Int64[np.ndarray, " rows"],
 
 
 def gather(column: Float[Tensor, "slots width"], slots: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, "rows width"]:
-    """The rows at these places of a column, in main memory: what ``lay`` put there."""
+    """The rows at these positions of a column, in main memory: what ``lay`` put there."""
     if column.device.type == "cpu":
         return to_array(column)[slots]
     return to_array(column.index_select(0, to_device(torch.from_numpy(slots), column.device)).cpu())

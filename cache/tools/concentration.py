@@ -1,12 +1,12 @@
-"""How much of the variance a few rows and a few dimensions own: what tells whether a figure speaks of all tokens.
+"""How much of the variance a few rows and a few dimensions have: whether a number such as FVU is about all tokens.
 
 With x_t the N rows whose token is not special, and m their mean:
 
     of a row          w_t = ||x_t - m||^2              share of the largest k rows  = sum of their w_t / sum of all w_t
     of a dimension    v_j = sum over t (x_tj - m_j)^2  share of the largest k dims  = sum of their v_j / sum of all v_j
 
-Both sums of all are the total sum of squares that FVU is divided by. In some language models a dozen ordinary tokens
-and two dimensions own most of it: then FVU, and a loss that is a sum of squared errors, are about those alone.
+Both sums of all are the total sum of squares, by which FVU is divided. In some language models a dozen ordinary tokens
+and two dimensions have most of it: then FVU, and a loss that is a sum of squared errors, are only about those.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,17 @@ from cache.reader import CacheReader, SplitView
 from common.errors import UsageError
 
 ROW_FRACTIONS = (0.0001, 0.001, 0.01)
+"""Shares are reported for the largest 0.01, 0.1 and 1 % of the rows."""
 DIMENSIONS = (1, 2, 10)
+"""Shares are reported for the largest 1, 2 and 10 dimensions."""
 NAMED_ROWS = 10
+"""How many of the largest rows are listed: enough to see whether they are the same token."""
 _BLOCK_ROWS = 8192
+"""Rows that are converted to float64 at a time: 150 MB at a width of 2,304."""
 RULED_BY_ROWS = 0.25
-"""A share of a quarter for a thousandth of the rows is 250 times an even share; benign layers have 1 to 2 %."""
+"""A quarter of the variance in a thousandth of the rows is 250 times an even share; usual layers have 1 to 2 %."""
 RULED_BY_DIMENSIONS = 0.5
-"""Half of the variance in two dimensions of hundreds; benign layers have a few per cent."""
+"""Half of the variance in two dimensions out of hundreds; in usual layers they have a few per cent."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class LargeRow:
 class Concentration:
     """Shares of the variance of ``rows`` rows of ``width`` dimensions.
 
-    ``row_shares`` are of the largest 0.01, 0.1 and 1 % of rows (at least one), by fraction; ``dimension_shares`` of the
-    largest 1, 2 and 10 dimensions, by count. ``largest_dimensions`` are (dimension, share), largest first.
+    ``row_shares`` are those of the largest 0.01, 0.1 and 1 % of rows (at least one), by fraction; ``dimension_shares``
+    those of the largest 1, 2 and 10 dimensions, by count. ``largest_dimensions`` are (dimension, share), largest first.
     """
 
     column: ActivationName
@@ -62,17 +66,19 @@ class Concentration:
 
     @property
     def warning(self) -> str:
-        """One line where a handful of rows or dimensions rules, '' where none does."""
+        """One line if a few rows or dimensions have most of the variance, else ''."""
         found: list[str] = []
         count = max(1, round(ROW_FRACTIONS[1] * self.rows))
         if self.rows >= 1000 and self.row_shares[ROW_FRACTIONS[1]] > RULED_BY_ROWS:
-            found.append(f"{count:,} of {self.rows:,} rows hold {self.row_shares[ROW_FRACTIONS[1]]:.0%}")
+            found.append(f"{count:,} of {self.rows:,} rows have {self.row_shares[ROW_FRACTIONS[1]]:.0%}")
+        # With few dimensions two of them have much of the variance anyway; so have few rows of a small cache.
         if self.width >= 20 and self.dimension_shares[DIMENSIONS[1]] > RULED_BY_DIMENSIONS:
             numbers = " and ".join(str(dimension) for dimension, _ in self.largest_dimensions[:2])
-            found.append(f"dimensions {numbers} of {self.width} hold {self.dimension_shares[DIMENSIONS[1]]:.0%}")
+            found.append(f"dimensions {numbers} of {self.width} have {self.dimension_shares[DIMENSIONS[1]]:.0%}")
         if not found:
             return ""
-        return f"The {self.column}'s variance is ruled by a handful: {', '.join(found)}. FVU speaks mostly of those."
+        shares = ", ".join(found)
+        return f"A few rows or dimensions have most of the {self.column}'s variance: {shares}. FVU is about them."
 
 
 def concentration(
@@ -84,8 +90,8 @@ def concentration(
 ) -> Concentration:
     """How concentrated the variance of ``column`` is, over the split's rows without special tokens, in float64.
 
-    With ``limit_rows``, over the first so many rows: training rows are shuffled within their segment, so they are a
-    sample. Raises UsageError where no row is left, DamagedError.
+    With ``limit_rows``, over that many first rows: training rows are shuffled within their segment, so these are a
+    sample. Raises UsageError when no row is left, DamagedError.
     """
     view = reader.split(split)
     count = len(view) if limit_rows is None else min(limit_rows, len(view))
@@ -94,7 +100,7 @@ def concentration(
     if not len(index):
         raise UsageError(f"The cache has no {split} rows to measure.", where=reader.path)
 
-    # The exact statistics of a whole training split give the mean at once; for other rows, a pass finds it.
+    # The exact statistics of all training rows have the mean already; for other rows, a pass computes it.
     mean = _mean(reader, view, column, index, all_rows=split == "train" and count == len(view))
     rows = np.empty(len(index))
     dimensions: Float64[np.ndarray, " width"] = np.zeros(len(mean))
@@ -102,7 +108,7 @@ def concentration(
         squares = np.square(block.double().cpu().numpy() - mean)
         rows[start : start + len(squares)] = squares.sum(axis=1)
         dimensions += squares.sum(axis=0)
-    return _of_sums(view, column, index, rows=rows, dimensions=dimensions)
+    return _from_sums(view, column, index, rows=rows, dimensions=dimensions)
 
 
 def _mean(
@@ -119,7 +125,7 @@ def _mean(
 def _blocks(
     view: SplitView, column: ActivationName, index: Int64[np.ndarray, " rows"]
 ) -> Iterator[tuple[int, Float[torch.Tensor, "rows width"]]]:
-    """The rows some thousand at a time, each block with the place of its first row in ``index``."""
+    """The rows in blocks of some thousand, each with the position of its first row in ``index``."""
     for start in range(0, len(index), _BLOCK_ROWS):
         chosen = index[start : start + _BLOCK_ROWS]
         if column in view.columns:
@@ -128,7 +134,7 @@ def _blocks(
             yield start, view.activations(chosen)[1]
 
 
-def _of_sums(
+def _from_sums(
     view: SplitView,
     column: ActivationName,
     index: Int64[np.ndarray, " rows"],

@@ -1,4 +1,4 @@
-"""What should lie in a cache: every file that its manifest and journals name, with size, checksum and place."""
+"""The files that a cache should have: all that its manifest and journals name, with sizes and checksums."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from common.errors import NestcoderError
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong. ``segment`` is where its rows belong: (group, segment), None for other files."""
+    """One fault of a cache. ``segment`` is the segment of its rows, (group, segment); None for other files."""
 
     kind: str
     path: str
@@ -27,7 +27,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class ExpectedFile:
-    """What a file should be. ``array`` and ``file`` say what it holds, None for metadata and parameters."""
+    """What a file should be. ``array`` and ``file`` say which array it belongs to; None for metadata and parameters."""
 
     entry: FileEntry
     array: Array | None = None
@@ -74,7 +74,7 @@ def read_index(path: Path) -> CacheIndex:
 
 
 def journal_fault(path: Path, partition: int, error: NestcoderError) -> Fault:
-    """The fault that a journal or its seal has, by what reading them raised."""
+    """The fault of a journal or its seal, from the error that reading them raised."""
     name = seal_path(partition) if error.where == str(path / seal_path(partition)) else journal_path(partition)
     return Fault("unreadable", name, error.what)
 

@@ -1,4 +1,4 @@
-"""What a cache is, in numbers: rows, sites, documents, size, statistics, and how well its batches are mixed."""
+"""A cache in numbers: rows, sites, documents, size, statistics, and how well its batches are mixed."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from cache.tools.mixing import Mixing, measure_mixing
 
 _BATCH_ROWS = 4096
 _BATCHES = 32
+"""Batches whose mixing is measured; only document numbers are read for them."""
 _CONCENTRATION_ROWS = 65_536
-"""Training rows whose norms are looked at: half a segment, a sample of it, read in seconds at any width."""
+"""Training rows whose variance is measured: half a segment, which is a sample of it and is read in seconds."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ActivationInfo:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Numbers of a cache. ``rows`` and ``committed`` by group; what needs every row is None until it is complete."""
+    """Numbers of a cache. ``rows`` and ``committed`` are by group; numbers that need all rows are None until then."""
 
     path: str
     fingerprint: str
@@ -55,7 +56,7 @@ class CacheInfo:
 
     @property
     def complete(self) -> bool:
-        """Whether every row that was asked for is there."""
+        """Whether all rows are committed."""
         return self.rows == self.committed
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def cache_info(path: Path | str) -> CacheInfo:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What needs every row."""
+    """The numbers that need all rows."""
 
     documents: dict[str, int] | None = None
     special_rows: int | None = None
@@ -143,7 +144,7 @@ def _activation_info(statistics: ActivationStatistics) -> ActivationInfo:
 
 
 def _mixing(reader: CacheReader, train: SplitView) -> Mixing:
-    """Of 32 batches of 4,096 rows (or of what rows there are), spread over the loader's first epoch."""
+    """The mixing of 32 batches of 4,096 rows (or fewer), spread over the loader's first epoch."""
     batch_rows = min(_BATCH_ROWS, max(1, len(train) // 2))
     batches = np.unique(np.linspace(0, len(train) // batch_rows - 1, _BATCHES).astype(np.int64))
     with Loader(reader, batch_rows=batch_rows, seed=0) as loader:

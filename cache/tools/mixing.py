@@ -1,11 +1,11 @@
-"""How well batches are mixed, against a uniform shuffle of the same rows.
+"""How well batches are mixed, compared with a uniform shuffle of the same rows.
 
 With n_d rows of document d among N, and a batch of B rows:
 
     distinct documents    ideal = sum over d of 1 - C(N - n_d, B) / C(N, B)
     same-document pairs   ideal = sum over d of n_d (n_d - 1) / (N (N - 1))
 
-The score is the mean number of distinct documents of real batches over the ideal: 1 is a uniform shuffle.
+The score is the mean number of distinct documents of real batches divided by the ideal: 1 is a uniform shuffle.
 """
 
 import math
@@ -36,7 +36,7 @@ class Mixing:
 
 
 def measure_mixing(documents: Documents, batches: Iterable[Int64[np.ndarray, " batch"]]) -> Mixing:
-    """Score batches, given as row numbers into ``documents``; they must be of one size, and at least one."""
+    """Score batches, given as row numbers into ``documents``: at least one batch, all of one size."""
     distinct = list[int]()
     pairs = list[float]()
     rows = 0

@@ -1,8 +1,8 @@
-"""The same rows under another codec: a cache compressed for an archive, and back again, byte for byte.
+"""The same rows with another codec: compresses a cache for an archive, and unpacks it again, byte for byte.
 
-What comes out is a cache like any other, with the fingerprint of the one it was made from: it is read, verified,
-repaired and published as it lies. It is made as a harvest makes one, segment by segment, so an interrupted run goes on.
-Every byte that is read is checked on the way.
+The result is a cache like any other, with the fingerprint of the original: it can be read, verified, repaired and
+published. It is written segment by segment like a harvest, so an interrupted run goes on. Every byte that is read is
+checked.
 """
 
 from collections.abc import Iterator
@@ -41,16 +41,16 @@ class Packing:
 
 
 def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None = None) -> Packing:
-    """Write the complete cache in ``path`` into the folder ``out`` under ``codec``, or go on writing it.
+    """Write the complete cache in ``path`` into the folder ``out`` with ``codec``, or go on writing it.
 
-    Raises UsageError for an unfinished cache or a folder that holds a finished one, MismatchError for one that holds
-    another cache, DamagedError, InUseError, DiskError.
+    Raises UsageError for an unfinished cache or if ``out`` has a finished one, MismatchError if it has another cache,
+    DamagedError, InUseError, DiskError.
     """
     index = _complete_index(path)
     progress = progress or Silent()
     manifest = _repacked(index.manifest, codec)
     with locks.lock_all(out / "locks" / f"part-{partition:05d}" for partition in range(manifest.geometry.partitions)):
-        locks.check_promises(out)
+        locks.check_file_system(out)
         _begin(path, out, index.manifest, manifest)
         progress.begin("pack", total=index.segments[1], unit="segments")
         before = list[FileEntry]()
@@ -68,34 +68,34 @@ def pack_cache(path: Path, out: Path, *, codec: Codec, progress: Progress | None
 
 
 def _complete_index(path: Path) -> CacheIndex:
-    """The index of a complete cache. Raises DamagedError and UsageError for another."""
+    """The index of a complete cache. Raises DamagedError for a damaged one, UsageError for an unfinished one."""
     index = read_index(path)
     if index.faults:
         raise DamagedError(f"{index.faults[0]}.", where=path, remedy="Run 'nestcoder cache repair' first.")
     committed, total = index.segments
     if committed < total:
         what = f"This cache is not finished: it has {committed} of {total} segments."
-        raise UsageError(what, where=path, remedy="Run the same harvest again; it goes on from there.")
+        raise UsageError(what, where=path, remedy="Run the same harvest again: it goes on from there.")
     return index
 
 
 def _repacked(manifest: Manifest, codec: Codec) -> Manifest:
-    """The manifest of the same cache under another codec."""
+    """The manifest of the same cache with another codec."""
     geometry = replace(manifest.geometry, codec=codec)
     files = manifest.files | {name: (len(data), hash_bytes(data)) for name, data in geometry.zarr_files().items()}
     return replace(manifest, geometry=geometry, files=files)
 
 
 def _begin(path: Path, out: Path, original: Manifest, manifest: Manifest) -> None:
-    """Make the store with everything but rows, or check that what lies there is an unfinished one of this cache."""
+    """Make the store with everything except rows, or check that ``out`` has an unfinished one of this cache."""
     if (out / MANIFEST).exists():
         there = read_manifest(out)
         if there != manifest:
-            what = f"The folder holds another cache: {there.fingerprint}, codec {there.geometry.codec}."
+            what = f"The folder has another cache: {there.fingerprint}, codec {there.geometry.codec}."
             raise MismatchError(what, where=out, remedy="Choose another folder.")
         committed, total = read_index(out).segments
         if committed == total:
-            raise UsageError("This cache is there already.", where=out, remedy="Choose another folder.")
+            raise UsageError("The folder has this cache already.", where=out, remedy="Choose another folder.")
         return
     computed = manifest.geometry.zarr_files()
     for name in manifest.files:
@@ -106,7 +106,7 @@ def _begin(path: Path, out: Path, original: Manifest, manifest: Manifest) -> Non
 def _pack_segment(
     path: Path, out: Path, commit: Commit, manifests: tuple[Manifest, Manifest], *, written: Journal
 ) -> tuple[FileEntry, ...]:
-    """Write one segment, unless an earlier run did; the entries of its files."""
+    """Write one segment, unless an earlier run did; returns the entries of its files."""
     key = (commit.group, commit.segment)
     if key in written.commits:
         return written.commits[key].files

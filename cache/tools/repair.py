@@ -1,9 +1,9 @@
-"""Sets damaged parts of a cache aside, so that the next harvest writes exactly those again.
+"""Repairs a cache: damaged files are moved away, so that the next harvest writes exactly these again.
 
-What can be computed is put back at once (zarr.json). A damaged shard is moved to ``quarantine/`` and its segment is
-revoked in the journal: a segment's rows are shuffled over its shards, so their text has to be read again as a whole.
-A line that a journal lost is taken from its seal; where there is none, its segment is harvested again. A damaged
-manifest is written again by the harvest, whose settings it comes from. Nothing is deleted.
+Files that can be computed are restored at once (zarr.json). A damaged shard is moved to ``quarantine/`` and its segment
+is revoked in the journal: the rows of a segment are shuffled over its shards, so the text of all of them has to be read
+again. A line that a journal lost is taken from its seal; without a seal, the segment is harvested again. A damaged
+manifest is written again by the next harvest. Nothing is deleted.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ QUARANTINE = "quarantine"
 
 @dataclass(frozen=True)
 class Repair:
-    """What ``repair_cache`` did. ``revoked`` segments, (group, segment), hold ``rows`` rows to harvest again."""
+    """What ``repair_cache`` did. The ``revoked`` segments, (group, segment), have ``rows`` rows to harvest again."""
 
     path: str
     faults: tuple[Fault, ...]
@@ -37,9 +37,9 @@ class Repair:
 
 
 def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
-    """Verify the cache and take back what is damaged; a second call finds nothing to do.
+    """Verify the cache and revoke what is damaged; a second call finds nothing to do.
 
-    Raises InUseError while a writer is at work, MismatchError for an unknown format version.
+    Raises InUseError while a writer is running, MismatchError for an unknown format version.
     """
     quarantined: list[str] = []
     with locks.lock_all(partition_locks(path)):
@@ -58,7 +58,7 @@ def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
             faults += strays
             found = verify_cache(path, progress=progress)
         # A shard goes to the quarantine before its segment is revoked: after a kill in between, the next repair finds
-        # it missing and revokes. The other way round it would take the bad shard for what an interrupted writer left.
+        # it missing and revokes. In the other order it would take the bad shard for a file of an interrupted writer.
         rewritten = _mend_files(path, manifest, found, quarantined)
         _revoke(path, manifest, found.damaged_segments)
     return Repair(
@@ -72,7 +72,7 @@ def repair_cache(path: Path, *, progress: Progress | None = None) -> Repair:
 
 
 def _set_aside(path: Path, name: str, quarantined: list[str]) -> None:
-    """Move a file, folder or link of the cache to the quarantine, in place of an earlier one of that name."""
+    """Move a file, folder or link of the cache to the quarantine, where it replaces an earlier one of that name."""
     if not (path / name).exists() and not (path / name).is_symlink():
         return
     disk.remove(path / QUARANTINE / name)
@@ -81,7 +81,7 @@ def _set_aside(path: Path, name: str, quarantined: list[str]) -> None:
 
 
 def _mend_journals(path: Path, manifest: Manifest, quarantined: list[str]) -> list[Fault]:
-    """Write each journal that does not read, or has lost lines, again from the sound lines of its seal and its own."""
+    """Rewrite each journal that cannot be read or has lost lines, from the intact lines of the seal and its own."""
     faults: list[Fault] = []
     for partition in range(manifest.geometry.partitions):
         try:
@@ -103,7 +103,7 @@ def _mend_journal(path: Path, manifest: Manifest, partition: int, quarantined: l
     added = [line for line in own if canonical_json(line | {"n": 0}) not in known]
     lines = [line | {"n": number} for number, line in enumerate([*sealed, *added])]
 
-    # A copy goes to the quarantine and the mended journal replaces the damaged one: a kill leaves one of the two.
+    # A copy goes to the quarantine, then the repaired journal replaces the damaged one: a kill leaves one of the two.
     _copy_aside(path, journal, quarantined)
     disk.write_file(path / journal, list(map(journal_line, lines)))
     if (path / seal).exists() and not _is_sealed(path, manifest, partition):
@@ -114,7 +114,7 @@ def _mend_journal(path: Path, manifest: Manifest, partition: int, quarantined: l
 
 
 def _sound(path: Path, manifest: Manifest, partition: int) -> list[dict[str, Any]]:
-    """The lines of a journal or a seal that read and belong to this partition."""
+    """The lines of a journal or a seal that can be read and belong to this partition."""
     data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
     return sound_lines(data, geometry=manifest.geometry, fingerprint=manifest.fingerprint, partition=partition)
 
@@ -129,7 +129,7 @@ def _is_sealed(path: Path, manifest: Manifest, partition: int) -> bool:
 
 
 def _copy_aside(path: Path, name: str, quarantined: list[str]) -> None:
-    """Copy a file to the quarantine; what is no plain file is moved there."""
+    """Copy a file to the quarantine; anything but a plain file is moved there."""
     file = path / name
     if file.is_file() and not file.is_symlink():
         disk.write_file(path / QUARANTINE / name, file.read_bytes())
@@ -148,13 +148,13 @@ def _revoke(path: Path, manifest: Manifest, segments: tuple[tuple[str, int], ...
         if not own:
             continue
         journal = journal_of(path, manifest, partition)
-        disk.truncate(path / journal_path(partition), journal.whole_bytes)
+        disk.truncate(path / journal_path(partition), journal.intact_bytes)
         for number, (group, segment) in enumerate(own, start=journal.lines):
             append(path / journal_path(partition), revoke_line(number, group, segment))
 
 
 def _mend_files(path: Path, manifest: Manifest, found: Verification, quarantined: list[str]) -> list[str]:
-    """Quarantine every damaged file; write those again that follow from the manifest alone."""
+    """Quarantine every damaged file; rewrite those that can be computed from the manifest."""
     computed = manifest.geometry.zarr_files()
     rewritten = list[str]()
     for fault in found.faults:

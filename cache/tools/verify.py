@@ -1,14 +1,14 @@
-"""Whether a cache holds what its manifest and journals name, file by file, and what exactly is wrong where not.
+"""Whether a cache has the files that its manifest and journals name, and the faults of each file.
 
     damaged     bytes were changed; the chunks and rows are named
     truncated   shorter (or longer) than it should be
-    missing     named, not there
-    swapped     holds the bytes that another file should hold
-    surplus     nothing names it, and no writer leaves such a file behind
+    missing     named, but not there
+    swapped     has the bytes that another file should have
+    surplus     not named, and no writer leaves such a file
     link        not a plain file or folder
-    unreadable  a journal that does not read, or belongs to another cache
+    unreadable  a journal that cannot be read, or belongs to another cache
 
-Files that an interrupted writer leaves (written aside, or renamed and not yet in the journal) are no damage: the next
+Files that an interrupted writer leaves (temporary ones, or renamed and not yet in the journal) are no damage: the next
 harvest writes them again. They are counted as ``leftovers``.
 """
 
@@ -31,11 +31,12 @@ from common.hashing import hash_stream
 from common.progress import Progress, Silent
 
 _SHOWN = 20
+"""Faults that a message lists: enough to see the pattern, few enough for a terminal."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify_cache`` found. Seconds and bytes give its speed; ``segments`` are (committed, wanted)."""
+    """The result of ``verify_cache``. ``segments`` are (committed, wanted)."""
 
     path: str
     fingerprint: str
@@ -49,7 +50,7 @@ class Verification:
 
     @property
     def complete(self) -> bool:
-        """Whether every row that was asked for is committed."""
+        """Whether all rows are committed."""
         return self.segments[0] == self.segments[1]
 
     @property
@@ -57,7 +58,7 @@ class Verification:
         """Segments with a fault, in order."""
         return tuple(sorted({fault.segment for fault in self.faults if fault.segment}))
 
-    def require_whole(self) -> None:
+    def require_sound(self) -> None:
         """Raises DamagedError that names every fault (the first 20 of many)."""
         if not self.faults:
             return
@@ -70,10 +71,10 @@ class Verification:
 
 
 def verify_cache(path: Path, *, fast: bool = False, progress: Progress | None = None) -> Verification:
-    """Check every file of the cache; with ``fast`` the shards' sizes alone, not their bytes. Never changes anything.
+    """Check every file of the cache; with ``fast`` only the sizes of the shards, not their bytes. Changes nothing.
 
-    Raises what ``read_manifest`` raises: without its manifest nothing is known about a cache. Everything else that is
-    wrong is in the result's ``faults``.
+    Raises what ``read_manifest`` raises: without its manifest nothing is known about a cache. All other faults are in
+    the result's ``faults``.
     """
     began = time.monotonic()
     index = read_index(path)
@@ -119,15 +120,17 @@ def _walk(store: Path) -> tuple[list[str], list[Fault]]:
 
 
 def _leftovers(geometry: Geometry) -> Callable[[str], bool]:
-    """Tells the files that an interrupted writer may leave: written aside, or of a segment not committed."""
+    """A test for the files that an interrupted writer may leave: temporary, or of a segment that is not committed."""
     arrays = {array.path: array for group in geometry.groups.values() for array in group.arrays.values()}
 
     def is_leftover(name: str) -> bool:
+        """Whether a writer may have left the file ``name``, a path below the cache."""
         folder, _, file = name.rpartition("/")
         if file.startswith(".") and file.endswith(".aside"):
             return True
         array = arrays.get(folder)
         number = file.removeprefix("c.").removesuffix(".0")
+        # No file of ours has a number of 16 digits; int() would read one of thousands.
         if array is None or not (number.isascii() and number.isdigit() and len(number) < 16):
             return False
         return int(number) < array.files and array.file_path(int(number)) == name
@@ -138,7 +141,7 @@ def _leftovers(geometry: Geometry) -> Callable[[str], bool]:
 def _check_all(
     path: Path, index: CacheIndex, *, fast: bool, progress: Progress
 ) -> list[tuple[ExpectedFile, Fault, str]]:
-    """Every file that is not as promised, with its hash where that was computed."""
+    """Every file that is not as expected, with its hash if that was computed."""
     wanted = sorted(index.files.values(), key=lambda expected: expected.entry.path)
     progress.begin("verify", total=sum(expected.entry.size_bytes for expected in wanted), unit="bytes")
     wrong: list[tuple[ExpectedFile, Fault, str]] = []
@@ -153,7 +156,7 @@ def _check_all(
 
 
 def check_file(path: Path, expected: ExpectedFile, *, fast: bool) -> tuple[Fault | None, str]:
-    """Compare one file with what it should be: (fault or None, the file's hash where it was computed)."""
+    """Compare one file with what it should be: (fault or None, the file's hash or '' if it was not computed)."""
     entry = expected.entry
     name = entry.path
     segment = expected.segment
@@ -181,7 +184,7 @@ def check_file(path: Path, expected: ExpectedFile, *, fast: bool) -> tuple[Fault
 
 
 def _damage(expected: ExpectedFile, descriptor: int) -> Fault:
-    """Which chunks of a file that does not match its hash are damaged, and which rows those are."""
+    """The damaged chunks of a file that does not match its hash, and their rows."""
     array = expected.array
     entry = expected.entry
     if array is None:
@@ -189,6 +192,7 @@ def _damage(expected: ExpectedFile, descriptor: int) -> Fault:
     bad = tuple(n for n in range(array.chunks_in(expected.file)) if not _is_sound(array, entry, n, descriptor))
     first = expected.file * array.file_rows
     named = [f"chunk {n} ({_rows_text(array, first + n * array.chunk_rows)})" for n in bad]
+    # Four chunks fit into a line of a terminal.
     detail = ", ".join(named[:4]) + (f" and {len(bad) - 4} more chunks" if len(bad) > 4 else "")
     return Fault("damaged", entry.path, detail or "its index", chunks=bad, segment=expected.segment)
 
@@ -208,8 +212,8 @@ def _rows_text(array: Array, first: int) -> str:
 
 
 def _name_swaps(wrong: list[tuple[ExpectedFile, Fault, str]], index: CacheIndex) -> Generator[Fault]:
-    """The faults, with those files named that hold just what another one should."""
+    """The faults; a file that has the bytes of another one is called ``swapped``."""
     owners = {expected.entry.xxh3: name for name, expected in index.files.items()} if wrong else {}
     for _, fault, digest in wrong:
         owner = owners.get(digest) if digest else None
-        yield replace(fault, kind="swapped", detail=f"holds the bytes of {owner}") if owner else fault
+        yield replace(fault, kind="swapped", detail=f"has the bytes of {owner}") if owner else fault

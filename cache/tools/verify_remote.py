@@ -1,6 +1,6 @@
-"""Verify and repair a cache at a URL; every file is read whole from there, and none is kept.
+"""Verify and repair a cache at a URL; every file is read completely, and no copy is kept.
 
-What is damaged is taken back: the next harvest with that ``cache.remote`` uploads it again.
+Damaged segments are revoked: the next harvest with that ``cache.remote`` uploads them again.
 """
 
 import time
@@ -19,7 +19,7 @@ from common.errors import DamagedError
 from common.hashing import hash_bytes
 from common.progress import Progress, Silent
 
-# As for sending (``publish``): the store's answer is what one waits for.
+# As for sending (``publish``): most of the time is waiting for the store's answer.
 _CONNECTIONS = 8
 
 
@@ -51,8 +51,9 @@ def verify_remote(url: str, *, progress: Progress | None = None) -> Verification
 
 
 def repair_remote(url: str, *, progress: Progress | None = None) -> Repair:
-    """Verify the cache at ``url`` and take back what is damaged: its segments, or, where one of the files that the
-    manifest binds is, the manifest. Raises DiskError, and DamagedError for a manifest or journal that does not read.
+    """Verify the cache at ``url`` and revoke damaged segments; remove the manifest if a file that it lists is damaged.
+
+    Raises DiskError, and DamagedError for a manifest or journal that cannot be read.
     """
     store = RemoteStore(url)
     try:
@@ -76,7 +77,7 @@ def repair_remote(url: str, *, progress: Progress | None = None) -> Repair:
             revoked = [journal_line(revoke_line(number, *lost)) for number, lost in lines]
             store.write(journal_path(partition), b"".join([data, *revoked]))
     if any(fault.path in manifest.files for fault in found.faults):
-        store.remove(MANIFEST)  # the next harvest sends it again, and what it binds
+        store.remove(MANIFEST)  # the next harvest sends it again, with the files that it lists
     rows = sum(manifest.geometry.groups[group].rows_in(number) for group, number in found.damaged_segments)
     return Repair(url, found.faults, (), (), found.damaged_segments, rows)
 

@@ -1,7 +1,7 @@
-"""One writer at a time: locks on files, and whether a file system offers them.
+"""One writer at a time: locks on files, and whether a file system has them.
 
-A lock is flock of a small file that names the host and process that have it. NFS and Lustre may refuse flock; then work
-goes on only after ``disk.accept_weak_disk``.
+A lock is flock of a small file with the host and process that have it. NFS and Lustre may refuse flock; then work goes
+on only after ``disk.accept_weak_disk``.
 """
 
 import fcntl
@@ -16,11 +16,11 @@ from common import disk
 from common.errors import DiskError, InUseError
 
 
-def check_promises(folder: Path) -> None:
-    """Ask the file system of ``folder`` (or of its nearest parent that exists) for a lock and a flush, and tidy up.
+def check_file_system(folder: Path) -> None:
+    """Try a lock and a flush on the file system of ``folder`` (or of its nearest parent that exists).
 
-    Raises DiskError that names what it does not offer, before any work is done. A folder that cannot be written to is
-    left to the first write.
+    Raises DiskError that names what it cannot do, before any work is done. For a folder that cannot be written, the
+    first write raises the error.
     """
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -39,10 +39,10 @@ def check_promises(folder: Path) -> None:
 
 @contextmanager
 def lock(path: Path) -> Generator[None]:
-    """Be the only one who has ``path`` while the block runs; the file goes with the block.
+    """Have the lock ``path`` alone while the block runs; the file is removed at the end.
 
-    The system releases the lock when the process ends, however it ends. Raises InUseError that names the host and
-    process that have it, DiskError where the file system offers no locks.
+    The system releases the lock when the process ends, in whatever way. Raises InUseError that names the host and
+    process that have the lock, DiskError when the file system has no locks.
     """
     descriptor = _open_locked(path)
     try:
@@ -52,14 +52,14 @@ def lock(path: Path) -> Generator[None]:
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield
     finally:
-        # Unlinked while it is locked: whoever opened this file meanwhile sees below that it is no longer at its path.
+        # Unlinked while it is locked: a process that has opened this file sees below that it is no longer at its path.
         with suppress(OSError):
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def _open_locked(path: Path) -> int:
-    """A descriptor of the locked file at ``path``: a file that was unlinked in between is opened anew."""
+    """A descriptor of the locked file at ``path``; if the file was unlinked in between, the new file is opened."""
     while True:
         disk.make_folder(path.parent)
         try:
@@ -68,7 +68,7 @@ def _open_locked(path: Path) -> int:
         except DiskError:
             if path.parent.is_dir():
                 raise
-            continue  # somebody who had tidied up removed the empty folder in between
+            continue  # another process removed the empty folder in between
         try:
             _take(descriptor, path)
             if _is_at(path, descriptor):
@@ -105,13 +105,13 @@ def _take(descriptor: int, path: Path) -> None:
         if error.errno not in disk.NOT_OFFERED:
             raise disk.refusal(error, "lock a file", path) from None
         disk.check_accepted(
-            "lock files (flock)", error, path, risk="then see to it that only one process writes to a folder"
+            "lock files (flock)", error, path, risk="then make sure that only one process writes to a folder"
         )
 
 
 def _holder(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(os.pread(descriptor, 4096, 0))  # a host and a process take less than 400 bytes
         return f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError, TypeError, OSError):
-        return "one that has only just begun"
+        return "one that has just begun"

@@ -1,6 +1,6 @@
-"""What SIGTERM and Ctrl-C do while a stage runs: leave at once and tidy up, or be noted until it is safe to leave.
+"""What SIGTERM and Ctrl-C do while a stage runs: leave at once and clean up, or wait until it is safe to leave.
 
-Only the main thread may set handlers; elsewhere both leave them as they are.
+Only the main thread may set handlers; in other threads these functions do nothing.
 """
 
 import signal
@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-# As a shell reports a process that a signal ended.
+# The exit code with which a shell reports a process that a signal ended.
 EXIT_ON_SIGTERM = 128 + signal.SIGTERM
 
 
 @contextmanager
 def leaving_on_sigterm() -> Generator[None]:
-    """While the block runs, SIGTERM unwinds it as Ctrl-C does, with SystemExit(143)."""
+    """While the block runs, SIGTERM ends it as Ctrl-C does, with SystemExit(143)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -33,7 +33,7 @@ def leaving_on_sigterm() -> Generator[None]:
 
 @contextmanager
 def noted_signals() -> Generator[list[int]]:
-    """While the block runs, SIGTERM and SIGINT are noted in the list; a second one acts as it would have before."""
+    """While the block runs, SIGTERM and SIGINT are added to the list; a second one acts as it would have before."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
@@ -54,5 +54,5 @@ def noted_signals() -> Generator[list[int]]:
 
 
 def leave_for(number: int) -> NoReturn:
-    """Leave as the noted signal asked: KeyboardInterrupt for SIGINT, else SystemExit(128 + number)."""
+    """Leave with the error of a noted signal: KeyboardInterrupt for SIGINT, else SystemExit(128 + number)."""
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""A file beside others that says what their bytes must be: written with them, compared whenever somebody doubts them.
+"""checksums.json: sizes and hashes of the other files in a folder, written with them and compared later.
 
     checksums.json   {"files": {"metrics.json": {"bytes": 2041, "xxh3_128": "..."}, ...}, "xxh3_128": "..."}
 
@@ -17,14 +17,14 @@ CHECKSUMS_FILE = "checksums.json"
 
 
 def checksums_of(files: Mapping[str, bytes]) -> bytes:
-    """The contents of checksums.json for files that are given by name."""
+    """The contents of checksums.json for files by name."""
     entries = {name: {"bytes": len(data), "xxh3_128": hash_bytes(data)} for name, data in sorted(files.items())}
     document = {"files": entries, "xxh3_128": _hash_of(entries)}
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """The list in ``folder``, by file name. Raises DamagedError where it is missing or not what was written."""
+    """The list in ``folder``, by file name. Raises DamagedError when it is missing or not what was written."""
     path = folder / CHECKSUMS_FILE
     try:
         document = json.loads(path.read_bytes())
@@ -34,19 +34,19 @@ def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
         raise DamagedError("The list of checksums is not JSON.", where=path) from None
     entries = document.get("files") if isinstance(document, dict) else None
     if not isinstance(entries, dict) or document.get("xxh3_128") != (_hash_of(entries) or 0):
-        raise DamagedError("The list of checksums is not what was written (its own checksum differs).", where=path)
+        raise DamagedError("The list of checksums does not match its own checksum.", where=path)
     return entries
 
 
 def _hash_of(entries: Mapping[str, Any]) -> str | None:
     try:
         return hash_bytes(canonical_json(entries))
-    except ValueError:  # NaN, which no list that was written holds
+    except ValueError:  # NaN, which is never written
         return None
 
 
 def faults_of(folder: Path) -> list[str]:
-    """What is wrong with the files that checksums.json of ``folder`` lists, a sentence each; none where all is sound.
+    """The faults of the files in checksums.json of ``folder``, one sentence each; none if all are undamaged.
 
     Raises DamagedError as ``read_checksums``.
     """

@@ -78,7 +78,7 @@ def _check_identity(about: dict[str, Any], folder: Path, fingerprint: str | None
 
 def _check_seal(about: dict[str, Any], folder: Path) -> None:
     """Raises DamagedError if one of the files was changed."""
-    check_checksum(about, where=folder / PROBE_FILE, remedy=_HARVEST_AGAIN)
+    check_checksum(about, location=folder / PROBE_FILE, remedy=_HARVEST_AGAIN)
     weights = folder / PROBE_WEIGHTS_FILE
     if not weights.is_file():
         raise DamagedError("A file of the probe cache is missing.", where=weights, remedy=_HARVEST_AGAIN)

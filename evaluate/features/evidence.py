@@ -129,8 +129,8 @@ def read_evidence(folder: Path | str) -> Evidence:
     folder = Path(folder)
     head = _checked_head(folder / HEAD_FILE)
     seals = head.pop("files")
-    arrays = read_tensors(folder / ARRAYS_FILE, FileSeal.parse(seals.get(ARRAYS_FILE), where=folder / HEAD_FILE))
-    seal = FileSeal.parse(seals.get(TOKENS_FILE), where=folder / HEAD_FILE)
+    arrays = read_tensors(folder / ARRAYS_FILE, FileSeal.parse(seals.get(ARRAYS_FILE), location=folder / HEAD_FILE))
+    seal = FileSeal.parse(seals.get(TOKENS_FILE), location=folder / HEAD_FILE)
     words = _read_bytes(folder / TOKENS_FILE)
     if (len(words), hash_bytes(words)) != (seal.size, seal.hash):
         raise DamagedError("The file with the tokens' text was changed.", where=folder / TOKENS_FILE)

@@ -93,8 +93,8 @@ def _steps(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """One step's two files."""
     about = read_json(path)
-    check_checksum(about, where=path, remedy=_REMEDY)
-    arrays = read_tensors(path.with_suffix(".safetensors"), FileSeal.parse(about.get("arrays"), where=path))
+    check_checksum(about, location=path, remedy=_REMEDY)
+    arrays = read_tensors(path.with_suffix(".safetensors"), FileSeal.parse(about.get("arrays"), location=path))
     return about, {name: array.numpy() for name, array in arrays.items()}
 
 

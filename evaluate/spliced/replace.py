@@ -237,6 +237,6 @@ def _on_end(block: Any, end: End, do: Callable[[Tensor], Tensor | None]) -> Any:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    if end.side == "in":
+    if end.direction == "in":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)

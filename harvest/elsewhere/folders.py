@@ -1,12 +1,11 @@
-"""Folders of activations that other tools left, read example by example.
+"""Folders of activations that other tools wrote, read example by example.
 
-    safetensors   each file: source, and target, tokens, document, position where there are; (rows, d) or (contexts,
-                  pos, d)
-    npy           each file a source of that shape; targets and tokens in folders of their own, under the same names
-    saelens       a dataset saved to disk, a column named like the hook, (pos, d) a row, and token_ids
+    safetensors   each file: source, and optionally target, tokens, document, position; (rows, d) or (contexts, pos, d)
+    npy           each file: a source of that shape; targets and tokens in other folders, with the same file names
+    saelens       a dataset saved to disk: a column with the name of the hook, (pos, d) in each row, and token_ids
     saev          metadata.json, shards.json and acts*.bin: (examples, layers, tokens, d) in float32
 
-An example is a context (or a file of rows, in pieces of 1,024), and a document of its own where none is named.
+An example is a context, or 1,024 rows of a file without contexts. Each is one document if no documents are given.
 """
 
 import json
@@ -25,11 +24,11 @@ from common.errors import DamagedError, UsageError
 from common.sealed.tensors import reading_safetensors
 
 PIECE_ROWS = 1024
-"""Rows of a file without contexts that make one document: many enough to hold out whole ones."""
+"""Rows of a file without contexts that make one document: small enough that a file has several to hold out."""
 
 
 class Folder(ABC):
-    """A folder of one form. ``kind`` names the form, ``hook`` what its files call their site ("" where they do not)."""
+    """A folder in one format. ``kind`` is the format, ``hook`` the files' name of their site ("" if they have none)."""
 
     kind: str
     hook: str = ""
@@ -66,12 +65,12 @@ class SafetensorsFolder(Folder):
                 columns = {"source": columns[names[0]]}
             if "source" not in columns:
                 raise DamagedError(f"The file has {names}, and no tensor named source.", where=path)
-            yield from _contexts_of(columns, where=path)
+            yield from _contexts_of(columns, path=path)
 
 
 @dataclass(frozen=True)
 class NpyFolder(Folder):
-    """Arrays, a file each; never a pickle."""
+    """Files with one array each; never a pickle."""
 
     path: Path
     kind: str = "npy"
@@ -84,7 +83,7 @@ class NpyFolder(Folder):
     def examples(self) -> Iterator[dict[str, Any]]:
         """Columns of each example."""
         for path in self.files:
-            yield from _contexts_of({"source": torch.from_numpy(_read_npy(path))}, where=path)
+            yield from _contexts_of({"source": torch.from_numpy(_read_npy(path))}, path=path)
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class SaelensFolder(Folder):
         """The column that is not the tokens."""
         columns = [name for name in self._dataset.column_names if name != "token_ids"]
         if len(columns) != 1:
-            raise UsageError(f"This dataset has the columns {columns}: one hook is expected.", where=self.path)
+            raise UsageError(f"This dataset has the columns {columns}; one hook is expected.", where=self.path)
         return str(columns[0])
 
     def examples(self) -> Iterator[dict[str, Any]]:
@@ -150,23 +149,23 @@ class SaevFolder(Folder):
             width = int(about["d_model"])
             shards = [(str(shard["name"]), int(shard["n_examples"])) for shard in _json(self.path / "shards.json")]
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedError(f"saev's metadata does not say {error}.", where=self.path) from None
+            raise DamagedError(f"saev's metadata lacks {error}.", where=self.path) from None
         if about.get("dtype") != "float32":
-            raise UsageError(f"saev's shards are float32, not {about.get('dtype')}.", where=self.path)
+            raise UsageError(f"The shards have dtype {about.get('dtype')}; float32 is expected.", where=self.path)
         if self.layer not in layers:
-            raise UsageError(f"These shards hold layers {layers}, not {self.layer}.", where=self.path)
+            raise UsageError(f"The shards have the layers {layers}, but not {self.layer}.", where=self.path)
         for name, examples in shards:
             path = self.path / name
             shape = (examples, len(layers), tokens, width)
             if not path.is_file() or path.stat().st_size != 4 * int(np.prod(shape)):
-                raise DamagedError(f"The shard is not the {shape} floats that shards.json says.", where=path)
+                raise DamagedError(f"The shard does not have the {shape} floats that shards.json states.", where=path)
             mapped = np.memmap(path, np.float32, "r", shape=shape)
             for example in mapped[:, layers.index(self.layer)]:
                 yield {"source": torch.from_numpy(np.array(example))}
 
 
 def open_folder(path: Path, *, layer: int) -> Folder:
-    """Whatever form a folder has. Raises UsageError for none that is known."""
+    """The folder, in the format that its files show. Raises UsageError for an unknown format."""
     if (path / "metadata.json").is_file() and (path / "shards.json").is_file():
         return SaevFolder(path, layer)
     if (path / "dataset_info.json").is_file():
@@ -174,51 +173,51 @@ def open_folder(path: Path, *, layer: int) -> Folder:
     for folder in (SafetensorsFolder(path), NpyFolder(path)):
         if folder.files:
             return folder
-    what = "This is neither a folder of safetensors or npy files, nor a dataset of SAELens, nor shards of saev."
-    raise UsageError(what, where=path, remedy="Any other form: give its tensors to nestcoder.write_cache.")
+    what = "This folder has no safetensors or npy files, no dataset of SAELens and no shards of saev."
+    raise UsageError(what, where=path, remedy="For any other format, give its tensors to nestcoder.write_cache.")
 
 
 @dataclass(frozen=True)
 class Paired:
-    """A source folder, and a target and tokens from folders with the same examples in the same order."""
+    """A folder of sources, and folders of targets and tokens with the same examples in the same order."""
 
     source: Folder
     target: Folder | None = None
     tokens: Folder | None = None
 
     def batches(self) -> Iterator[dict[str, Any]]:
-        """An example each, numbered as documents. Raises UsageError where the folders do not pair."""
-        others = {name: folder for name, folder in (("target", self.target), ("tokens", self.tokens)) if folder}
-        streams = {name: folder.examples() for name, folder in others.items()}
+        """One example after another, numbered as documents. Raises UsageError if the folders do not fit each other."""
+        paired = {name: folder for name, folder in (("target", self.target), ("tokens", self.tokens)) if folder}
+        streams = {name: folder.examples() for name, folder in paired.items()}
         for number, columns in enumerate(self.source.examples()):
             given = dict(columns)
             for name, stream in streams.items():
-                given[name] = _beside(next(stream, None), given, name, number, where=others[name].path)  # pyright: ignore
+                given[name] = _paired_column(next(stream, None), given, name, number, path=paired[name].path)  # pyright: ignore
             rows = len(given["source"])
             given.setdefault("document", np.full(rows, number))
             given.setdefault("position", np.arange(rows))
             yield given
         for name, stream in streams.items():
             if next(stream, None) is not None:
-                raise UsageError(f"The {name} folder has more examples than the source.", where=others[name].path)  # pyright: ignore
+                raise UsageError(f"The {name} folder has more examples than the source.", where=paired[name].path)  # pyright: ignore
 
 
-def _beside(other: dict[str, Any] | None, given: dict[str, Any], name: str, number: int, *, where: Path) -> Any:
-    """The column of another folder's example. Raises UsageError where it is of other rows."""
-    if other is None:
-        raise UsageError(f"The {name} folder has fewer examples than the source: none of number {number}.", where=where)
-    values = other["source"]
+def _paired_column(example: dict[str, Any] | None, given: dict[str, Any], name: str, number: int, *, path: Path) -> Any:
+    """The column of the same example in another folder. Raises UsageError if it has other rows."""
+    if example is None:
+        raise UsageError(f"The {name} folder has only {number} examples, fewer than the source.", where=path)
+    values = example["source"]
     if len(values) != len(given["source"]):
-        what = f"Example {number}: {len(values)} rows of {name} beside {len(given['source'])} of the source."
-        raise UsageError(what, where=where)
-    if name == "target" and "tokens" in other and "tokens" in given:
-        same = np.array_equal(np.asarray(other["tokens"]), np.asarray(given["tokens"]))
+        what = f"Example {number} has {len(values)} rows of {name} and {len(given['source'])} of the source."
+        raise UsageError(what, where=path)
+    if name == "target" and "tokens" in example and "tokens" in given:
+        same = np.array_equal(np.asarray(example["tokens"]), np.asarray(given["tokens"]))
         if not same:
-            raise UsageError(f"Example {number}: source and target are of other tokens.", where=where)
+            raise UsageError(f"Example {number}: the tokens of source and target differ.", where=path)
     return values.reshape(-1) if name == "tokens" else values
 
 
-def _contexts_of(columns: dict[str, torch.Tensor], *, where: Path) -> Iterator[dict[str, Any]]:
+def _contexts_of(columns: dict[str, torch.Tensor], *, path: Path) -> Iterator[dict[str, Any]]:
     """The contexts of a file, or its rows in pieces."""
     source = columns["source"]
     if source.ndim == 1:  # one number a row: tokens
@@ -231,7 +230,8 @@ def _contexts_of(columns: dict[str, torch.Tensor], *, where: Path) -> Iterator[d
             yield {name: values[index] for name, values in columns.items()}
         return
     if source.ndim != 2:
-        raise DamagedError(f"The source has shape {tuple(source.shape)}: (rows, d) or (contexts, pos, d).", where=where)
+        what = f"The source has shape {tuple(source.shape)}; (rows, d) or (contexts, pos, d) is expected."
+        raise DamagedError(what, where=path)
     for start in range(0, len(source), PIECE_ROWS):
         yield {name: values[start : start + PIECE_ROWS] for name, values in columns.items()}
 
@@ -240,7 +240,7 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, OSError, EOFError) as error:
-        raise DamagedError(f"The file is not a plain array: {error}.", where=path) from None
+        raise DamagedError(f"The file is not a plain NumPy array: {error}.", where=path) from None
 
 
 def _json(path: Path) -> Any:

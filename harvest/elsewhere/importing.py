@@ -1,4 +1,4 @@
-"""Imports a folder of activations as a cache: what is there, how much of it is held out, then the rows."""
+"""Imports a folder of activations as a cache: first it reads and counts the examples, then it writes the rows."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from harvest.model.sites import HOOKS
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What to import: folders, what they are of, and where to. Sites are None where the files are to say them."""
+    """What to import: the folders, their model and layer, and the new cache. A site of None is taken from the files."""
 
     source: Path
     target: Path | None
@@ -53,8 +53,8 @@ class ImportPlan:
 def plan_import(request: ImportRequest, progress: Progress) -> ImportPlan:
     """Read and check all examples once, and write nothing.
 
-    Raises UsageError, DamagedError and NumericalError for what cannot become a cache, MismatchError where another one
-    lies in its place, CapacityError where there is no room.
+    Raises UsageError, DamagedError and NumericalError for what cannot become a cache, MismatchError if another cache is
+    in its folder, CapacityError if there is no room.
     """
     paired = _paired(request)
     sites = _sites(request, paired)
@@ -63,7 +63,7 @@ def plan_import(request: ImportRequest, progress: Progress) -> ImportPlan:
     first: Batch | None = None
     progress.begin("read the folders", total=0, unit="examples")
     for number, given in enumerate(paired.batches()):
-        batch = Batch.of(given, number=number)
+        batch = Batch.from_given(given, number=number)
         settings = request.settings
         apart = held_out_documents(batch.document, fraction=settings.held_out_fraction, seed=settings.split_seed)
         counts += np.bincount(apart, minlength=2)
@@ -100,7 +100,7 @@ def plan_import(request: ImportRequest, progress: Progress) -> ImportPlan:
 
 
 def import_folder(request: ImportRequest, progress: Progress) -> dict[str, Any]:
-    """Import it; a rerun goes on. Raises as ``plan_import`` and ``write_cache``."""
+    """Import the folder; a rerun goes on. Raises as ``plan_import`` and ``write_cache``."""
     plan = plan_import(request, progress)
     paired = _paired(request)
     done = write_cache(
@@ -121,6 +121,7 @@ def import_folder(request: ImportRequest, progress: Progress) -> dict[str, Any]:
 
 
 def _facts(paired: Paired) -> dict[str, Any]:
+    # A folder may have a hundred thousand files; the manifest, which is read often, stays small.
     return {"from": paired.source.kind, "files": [path.name for path in paired.source.files][:1000]}
 
 
@@ -132,9 +133,9 @@ def _paired(request: ImportRequest) -> Paired:
 
 
 def _sites(request: ImportRequest, paired: Paired) -> tuple[str, str]:
-    """The two sites, as given or as the files' hooks say. Raises UsageError where neither does."""
+    """The two sites, as given or from the files' hooks. Raises UsageError if there is neither."""
     source = _site(request.source_site, paired.source.hook, "--source-site", request)
-    # Safetensors files may hold targets beside their sources, with no folder of targets.
+    # Safetensors files may have targets next to their sources, without a folder of targets.
     first = next(paired.batches(), {})
     if "target" not in first:
         return source, NO_TARGET
@@ -149,5 +150,5 @@ def _site(given: str | None, hook: str, option: str, request: ImportRequest) -> 
         if hook == template.format(layer=request.layer):
             return site
     known = ", ".join(get_args(Site))
-    what = f"The files call their site {hook!r}." if hook else "The files do not say which site they are of."
+    what = f"The site {hook!r} of the files is not known." if hook else "The files do not name their site."
     raise UsageError(what, where=request.source, remedy=f"Give {option}: {known}.")

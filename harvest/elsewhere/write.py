@@ -1,8 +1,8 @@
-"""``nestcoder.write_cache``: a stream of tensors becomes a cache, through the writer that harvests use.
+"""``nestcoder.write_cache``: writes a stream of tensors as a cache, with the writer that harvests use.
 
-A harvest proves which tensors its rows are; of these rows nobody did, so their cache says ``provenance: unproved``, as
-does every report on it. Whole documents are held out, by their number. Killed anywhere, the same call goes on: batches
-that are in the cache are passed over.
+A harvest proves which tensors its rows are. Nobody proved it for these rows, so their cache says
+``provenance: unproved``, and so does every report on it. Documents are held out by their number, all rows of a document
+together. After a kill the same call goes on: batches that are in the cache are skipped.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ from harvest.text.split import is_held_out
 
 UNPROVED = "unproved"
 NO_TARGET = "none"
-"""The target's site of a cache that holds a source alone: a column of zeros, which nothing can be trained to give."""
+"""The target's site of a cache with a source only: its target is one dimension of zeros, for autoencoders."""
 
 Array = Tensor | np.ndarray
 Given = Mapping[str, Array] | tuple[Array, Array] | Array
@@ -35,7 +35,7 @@ _COLUMNS = {"source", "target", "tokens", "document", "position"}
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, with everything that a cache keeps of them."""
+    """Some rows, with all columns that a cache stores."""
 
     source: Float[Tensor, "rows d_source"]
     target: Float[Tensor, "rows d_target"]
@@ -44,9 +44,12 @@ class Batch:
     position: Int[np.ndarray, " rows"]
 
     @staticmethod
-    def of(given: Given, *, number: int) -> "Batch":
-        """From a mapping, a pair (source, target) or a source alone. What is not given: tokens are -1, the batch is one
-        document, positions count its rows. Raises UsageError for other columns, or columns of other lengths."""
+    def from_given(given: Given, *, number: int) -> "Batch":
+        """From a mapping, a pair (source, target) or a source alone.
+
+        Without them, tokens are -1, the batch is one document and positions count its rows. Raises UsageError for other
+        columns, or columns of other lengths.
+        """
         columns = _named(given)
         source = _tensor(columns["source"])
         rows = len(source)
@@ -57,17 +60,17 @@ class Batch:
             "position": _integers(columns.get("position"), np.arange(rows), np.int32),
         }
         shapes = {name: tuple(values.shape) for name, values in {"source": source, "target": target, **narrow}.items()}
-        wide_as_asked = source.ndim == target.ndim == 2 and all(values.ndim == 1 for values in narrow.values())
-        if not wide_as_asked or len({shape[0] for shape in shapes.values()}) > 1:
-            what = f"Batch {number}: source and target are (rows, width), the rest one number a row, not {shapes}."
+        has_expected_shapes = source.ndim == target.ndim == 2 and all(values.ndim == 1 for values in narrow.values())
+        if not has_expected_shapes or len({shape[0] for shape in shapes.values()}) > 1:
+            what = f"Batch {number} has the shapes {shapes}; source and target are (rows, width), all others (rows,)."
             raise UsageError(what)
         return Batch(source, target, **narrow)
 
     def rows(self, which: Bool[np.ndarray, " rows"]) -> dict[str, Any]:
-        """The columns at some rows, as the writer takes them."""
-        at = torch.from_numpy(which)
+        """The columns of the rows in ``which``, as the writer takes them."""
+        selected = torch.from_numpy(which)
         narrow = {name: getattr(self, name)[which] for name in ("tokens", "document", "position")}
-        return {"source": self.source[at], "target": self.target[at], **narrow}
+        return {"source": self.source[selected], "target": self.target[selected], **narrow}
 
 
 def write_cache(
@@ -86,12 +89,12 @@ def write_cache(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write rows from elsewhere as a cache that trains and is evaluated like a harvested one, and say what it holds.
+    """Write rows from another tool as a cache, for training and evaluation like a harvested one; returns its identity.
 
-    Each batch is a mapping with ``source`` (rows, d_source) and, where there are, ``target`` (rows, d_target),
-    ``tokens``, ``document`` and ``position`` (rows,), or a pair (source, target), or a source alone (for autoencoders,
+    Each batch is a mapping with ``source`` (rows, d_source) and optionally ``target`` (rows, d_target), ``tokens``,
+    ``document`` and ``position`` (rows,), or a pair (source, target), or a source alone (for autoencoders,
     ``train.kind: sae``). A share of ``settings.held_out_fraction`` of the documents is held out. ``train_rows`` and
-    ``held_out_rows`` are how many of each are kept; rows beyond are dropped. ``facts`` (JSON) are kept in the manifest.
+    ``held_out_rows`` are how many are stored; further rows are dropped. ``facts`` (JSON) are stored in the manifest.
 
         nestcoder.write_cache("runs/mine/layer08/cache", pairs, train_rows=1_000_000, held_out_rows=50_000,
                               model="mine", layer=8, source_site="mlp_in", target_site="mlp_out")
@@ -99,15 +102,15 @@ def write_cache(
     Called again after a kill, with the same batches, it goes on. ``dry_run`` reads and checks the batches, writes
     nothing, and says what would be written: ``bytes``, ``free_disk_bytes``, widths. (An iterator is used up by it.)
 
-    Raises, dry or not, UsageError where the stream ends too early, MismatchError where another cache lies in ``path``,
-    CapacityError where the disk has no room, NumericalError for a NaN or an infinity.
+    Raises, dry or not, UsageError when the stream ends too early, MismatchError when ``path`` has another cache,
+    CapacityError when the disk has no room, NumericalError for NaN or infinity.
     """
     settings = settings or CacheSettings()
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None:
         raise UsageError("There are no batches to write.", where=path)
-    begin = Batch.of(first, number=0)
+    begin = Batch.from_given(first, number=0)
     identity = identity_of(model, layer, source_site, target_site, facts=facts or {})
     made: dict[str, Any] = {
         "identity": identity,
@@ -135,7 +138,7 @@ def write_cache(
 def identity_of(
     model: str, layer: int, source_site: str, target_site: str, *, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the manifest of a cache of rows from elsewhere says that they are."""
+    """The identity in the manifest of a cache of rows from another tool."""
     return {
         "provenance": UNPROVED,
         "model": model,
@@ -147,16 +150,16 @@ def identity_of(
 
 
 def held_out_documents(document: Int[np.ndarray, " rows"], *, fraction: float, seed: int) -> Bool[np.ndarray, " rows"]:
-    """Which rows are of documents that are held out: a function of the document's number alone."""
-    known, place = np.unique(document, return_inverse=True)
+    """Which rows belong to held-out documents: a function of the document's number alone."""
+    known, inverse = np.unique(document, return_inverse=True)
     names = [int(number).to_bytes(8, "little", signed=True) for number in known]
     chosen = [is_held_out(name, fraction=fraction, seed=seed) for name in names]
-    return np.array(chosen, dtype=bool)[place]
+    return np.array(chosen, dtype=bool)[inverse]
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """Numbered batches on their way into the cache at ``path``; ``wanted`` are rows for training and held-out ones."""
+    """Numbered batches for the cache at ``path``; ``wanted`` are how many training and held-out rows it needs."""
 
     path: Path
     batches: Iterable[tuple[int, Batch]]
@@ -164,9 +167,10 @@ class _Stream:
     wanted: tuple[int, int]
 
     def run(self, writer: CacheWriter | None, progress: Progress) -> None:
-        """Give the writer what it lacks, or check the batches where there is none. Raises UsageError for too few."""
+        """Give the writer the rows that it lacks, or check the batches if there is none. Raises UsageError for too
+        few."""
         counts = np.zeros(2, np.int64)
-        begin_at = (writer.cursor if writer else None) or 0
+        first_number = (writer.cursor if writer else None) or 0
         begun: Batch | None = None
         progress.begin("write rows from elsewhere" if writer else "read rows", total=sum(self.wanted), unit="rows")
         for number, batch in self.batches:
@@ -178,7 +182,7 @@ class _Stream:
             progress.advance(len(apart))
             if writer is None:
                 check_batch(batch, like=begun, number=number, dtype=self.settings.dtype)
-            elif number >= begin_at:
+            elif number >= first_number:
                 for which, is_apart in ((~apart, False), (apart, True)):
                     if which.any():
                         writer.append(**batch.rows(which), held_out=is_apart, cursor=number)
@@ -190,28 +194,28 @@ class _Stream:
     def _require_enough(self, train: int, held_out: int) -> None:
         wanted_train, wanted_held_out = self.wanted
         if train < wanted_train or held_out < wanted_held_out:
-            what = f"The rows end with {train:,} for training and {held_out:,} held out"
+            what = f"There are only {train:,} training rows and {held_out:,} held-out rows"
             remedy = f"Ask for at most train_rows={train}, held_out_rows={held_out}."
-            asked = f"{wanted_train:,} and {wanted_held_out:,} were asked for."
-            raise UsageError(f"{what}; {asked}", where=self.path, remedy=remedy)
+            wanted = f"{wanted_train:,} and {wanted_held_out:,} were asked for."
+            raise UsageError(f"{what}; {wanted}", where=self.path, remedy=remedy)
 
 
 def check_batch(batch: Batch, *, like: Batch, number: int, dtype: str) -> None:
     """Raise UsageError for a batch of other widths than ``like``, NumericalError for a NaN or an infinity as stored."""
-    for side in ("source", "target"):
-        rows: Tensor = getattr(batch, side)
-        width = getattr(like, side).shape[1]
+    for name in ("source", "target"):
+        rows: Tensor = getattr(batch, name)
+        width = getattr(like, name).shape[1]
         if rows.shape[1] != width:
-            raise UsageError(f"Batch {number}: the {side} has width {rows.shape[1]}, earlier ones {width}.")
+            raise UsageError(f"Batch {number}: the {name} has width {rows.shape[1]}, in earlier batches {width}.")
         if not to_stored(rows, dtype).finite:
-            what = f"Batch {number}: the {side} holds a NaN or an infinity as {dtype}."
+            what = f"Batch {number}: the {name} contains NaN or infinity as {dtype}."
             raise NumericalError(what, remedy="Leave such rows out, or choose a cache.dtype with a larger range.")
 
 
 def _numbered(first: Batch, remaining: Iterator[Given]) -> Iterator[tuple[int, Batch]]:
     yield 0, first
     for number, given in enumerate(remaining, start=1):
-        yield number, Batch.of(given, number=number)
+        yield number, Batch.from_given(given, number=number)
 
 
 def _named(given: Given) -> dict[str, Any]:
@@ -223,7 +227,8 @@ def _named(given: Given) -> dict[str, Any]:
     else:
         columns["source"] = given
     if "source" not in columns or columns.keys() - _COLUMNS:
-        raise UsageError(f"A batch has columns {sorted(_COLUMNS)}, source at least, not {sorted(columns)}.")
+        known = ", ".join(sorted(_COLUMNS))
+        raise UsageError(f"A batch has the columns {sorted(columns)}; it needs source, and may have {known}.")
     return columns
 
 

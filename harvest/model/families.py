@@ -1,8 +1,8 @@
 """Which family an architecture is: an entry of the table, or derived from TransformerLens's description of it.
 
-TransformerLens's bridge describes, for every architecture that it wraps, which of Hugging Face's modules are a block's
-attention, MLP and norms. A family derived from that is a claim. The site proof tries it on the model's own numbers
-before a row is written, and what does not hold stops the run; what can be known to be wrong earlier is refused here.
+For every architecture that it wraps, TransformerLens's bridge describes which of Hugging Face's modules are a block's
+attention, MLP and norms. A family derived from that may be wrong. The site proof tests it on the model's own numbers
+before a row is written, and a failure stops the run; architectures that cannot work are refused here.
 """
 
 from collections.abc import Generator
@@ -17,8 +17,8 @@ from harvest.model.sites import FAMILIES, End, Family, module_at
 
 _WIDTHS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 _REMEDY = (
-    f"Known: {', '.join(FAMILIES)}, and what TransformerLens wraps of causal language models with one MLP and a norm "
-    "before it in every block (Llama, Qwen, Mistral, Gemma, Phi, Pythia, ...)."
+    f"Supported: {', '.join(FAMILIES)}, and causal language models that TransformerLens wraps and that have one MLP "
+    "with a norm before it in every block (Llama, Qwen, Mistral, Gemma, Phi, Pythia, ...)."
 )
 
 
@@ -37,19 +37,19 @@ def _derive(config: Any) -> Family:
 
     blocks = _describe(config).get("blocks")
     if not isinstance(blocks, BlockBridge):
-        raise refused(config, "TransformerLens describes no ordinary transformer blocks in it")
+        raise refused(config, "TransformerLens describes no usual transformer blocks in it")
     modules = blocks.submodules
     parallel = isinstance(blocks, ParallelBlockBridge)
     mlp = modules.get("mlp")
     attention = modules.get("ln1_post") or modules.get("attn")
-    # Where attention and MLP are parallel, one norm may serve both.
+    # If attention and MLP are parallel, one norm may serve both.
     norm = modules.get("ln2") or (modules.get("ln1") if parallel else None)
     if isinstance(mlp, MoEBridge):
-        raise refused(config, "its MLPs are mixtures of experts, and a transcoder stands in for one MLP")
+        raise refused(config, "its MLPs are mixtures of experts, and a transcoder replaces one MLP")
     if not (mlp and mlp.name and attention and attention.name):
-        raise refused(config, "TransformerLens names no module in it that is a block's MLP, or none that is attention")
+        raise refused(config, "TransformerLens names no module in it for a block's MLP, or none for its attention")
     if norm is None:
-        raise refused(config, "no norm stands before its MLP, so it has neither mlp_in nor ln2_normalized apart")
+        raise refused(config, "there is no norm before its MLP, so mlp_in and ln2_normalized do not exist")
     post = modules.get("ln2_post")
     return Family(
         blocks=str(blocks.name),
@@ -64,16 +64,16 @@ def _derive(config: Any) -> Family:
 
 
 def _adds_one(norm: Any) -> bool:
-    """Whether the gain is 1 + weight; TransformerLens 3 says it of all norms in the configuration alone."""
-    of_every_norm = norm.uses_rms_norm and getattr(norm.config, "rmsnorm_uses_offset", False)
-    return bool(getattr(norm, "uses_weight_offset", of_every_norm))
+    """Whether the gain is 1 + weight. TransformerLens 3 states it once for all norms, in the configuration."""
+    shared_offset = norm.uses_rms_norm and getattr(norm.config, "rmsnorm_uses_offset", False)
+    return bool(getattr(norm, "uses_weight_offset", shared_offset))
 
 
 def _describe(config: Any) -> dict[str, Any]:
     """TransformerLens's components by name."""
     missing = [name for name in _WIDTHS if not isinstance(getattr(config, name, None), int)]
     if missing:
-        raise refused(config, f"its configuration does not say {', '.join(missing)}")
+        raise refused(config, f"its configuration lacks {', '.join(missing)}")
     try:
         components, loader = describe_architecture(config)
     except Exception as error:
@@ -95,7 +95,7 @@ def check_modules(hugging: Any, family: Family) -> None:
 
 @contextmanager
 def first_proof(config: Any) -> Generator[None]:
-    """Around the first proof of a derived family: what Hugging Face or TransformerLens raise there refuses it.
+    """For the first proof of a derived family: an error of Hugging Face or TransformerLens in the block refuses it.
 
     Raises CapacityError when the proof does not fit the device.
     """
@@ -105,7 +105,7 @@ def first_proof(config: Any) -> Generator[None]:
         raise
     except torch.OutOfMemoryError:
         raise CapacityError(
-            "The site proof does not fit in the device's memory: the plain model keeps whole attention matrices.",
+            "The site proof does not fit in the device's memory: the plain model keeps complete attention matrices.",
             remedy="Lower harvest.context, or free the device.",
         ) from None
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Whether the stored weights are the model's: what Hugging Face reports after loading, turned into a refusal.
+"""Whether the stored weights are those of the model: refuses what Hugging Face reports as missing after loading.
 
-Hugging Face fills what the files do not hold with random numbers. Every equation of the site proof holds for a random
-network too, so the lists of missing and unexpected tensors are checked here.
+Hugging Face fills missing tensors with random numbers. Every equation of the site proof is true for a random network
+too, so the lists of missing and unexpected tensors are checked here.
 """
 
 import re
@@ -14,11 +14,11 @@ from harvest.model.source import ModelSource
 _NAMED = 3
 """Tensors named in a message: enough to see the pattern."""
 _PREFIXES = {
-    "_orig_mod.": "They were saved from a compiled model: save model._orig_mod instead, or cut '_orig_mod.' off.",
-    "module.": "They were saved from a parallel wrapper: save model.module instead, or cut 'module.' off.",
+    "_orig_mod.": "They were saved from a compiled model: save model._orig_mod, or remove '_orig_mod.' from the names.",
+    "module.": "They were saved from a parallel wrapper: save model.module, or remove 'module.' from the names.",
 }
 _ADAPTER = re.compile(r"(^|\.)(base_model\.model|lora_\w+|base_layer|modules_to_save)\.")
-_MERGE = "They are of an adapter that is not merged: save what model.merge_and_unload() returns."
+_MERGE = "They belong to an adapter that is not merged: save the result of model.merge_and_unload()."
 
 
 def check_fit(info: dict[str, Any], source: ModelSource, *, last_layer: int) -> list[str]:
@@ -37,16 +37,15 @@ def check_fit(info: dict[str, Any], source: ModelSource, *, last_layer: int) -> 
     beyond = [key for key in unexpected if (source.block_of(key) or 0) >= source.layers]
     if beyond:
         raise MismatchError(
-            f"The weights hold blocks that config.json does not count: it has {source.layers}, and there are "
-            f"{_named(beyond)}.",
+            f"The weights have more blocks than the {source.layers} of config.json: {_named(beyond)}.",
             where=source.folder,
-            remedy="Take the config.json that belongs to these weights.",
+            remedy="Use the config.json that belongs to these weights.",
         )
     if any(_ADAPTER.search(key) for key in unexpected):
         raise MismatchError(
-            f"The weights hold an adapter that is not merged: {_named(unexpected)}.", where=source.folder, remedy=_MERGE
+            f"The weights have an adapter that is not merged: {_named(unexpected)}.", where=source.folder, remedy=_MERGE
         )
-    return [f"the weights hold tensors that the model does not use: {_named(unexpected)}"] if unexpected else []
+    return [f"The weights have tensors that the model does not use: {_named(unexpected)}."] if unexpected else []
 
 
 def _refusal(source: ModelSource, missing: list[str], unexpected: list[str], mismatched: list[str]) -> MismatchError:
@@ -56,9 +55,9 @@ def _refusal(source: ModelSource, missing: list[str], unexpected: list[str], mis
     if mismatched:
         facts.append(f"{len(mismatched)} have another shape ({_named(mismatched)})")
     if unexpected:
-        facts.append(f"the files hold {len(unexpected)} that it has no place for ({_named(unexpected)})")
+        facts.append(f"the files have {len(unexpected)} that it does not use ({_named(unexpected)})")
     return MismatchError(
-        f"The weights do not fill the model: {'; '.join(facts)}.",
+        f"The weights do not fit the model: {'; '.join(facts)}.",
         where=source.folder,
         remedy=_remedy(unexpected, missing, source),
     )
@@ -72,8 +71,8 @@ def _remedy(unexpected: list[str], missing: list[str], source: ModelSource) -> s
         return _MERGE
     blocks = sorted({block for key in missing if (block := source.block_of(key)) is not None})
     if blocks and not unexpected:
-        return f"Nothing or not all is stored of block {', '.join(map(str, blocks[:8]))}: save the whole model again."
-    return "Save the whole model with save_pretrained, with the config.json that belongs to it."
+        return f"Weights of block {', '.join(map(str, blocks[:8]))} are missing: save the complete model again."
+    return "Save the complete model with save_pretrained, with the config.json that belongs to it."
 
 
 def _named(keys: Iterable[str]) -> str:
@@ -83,7 +82,7 @@ def _named(keys: Iterable[str]) -> str:
 
 
 def check_quantisation(source: ModelSource) -> None:
-    """Raise UsageError for a quantised model: an MLP whose weights are packed is not what the hooks see elsewhere."""
+    """Raise UsageError for a quantised model: the proof and the recomputed target need weights in floating point."""
     found = getattr(source.config, "quantization_config", None)
     if found is None:
         return
@@ -92,5 +91,5 @@ def check_quantisation(source: ModelSource) -> None:
     raise UsageError(
         f"The model is quantised ({method}); weights in bfloat16, float16 or float32 are supported.",
         where=source.folder / "config.json",
-        remedy="Take the unquantised model, or save it with model.dequantize() and save_pretrained.",
+        remedy="Use the model without quantisation, or save it with model.dequantize() and save_pretrained.",
     )

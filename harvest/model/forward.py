@@ -1,8 +1,8 @@
-"""Runs a model's first blocks and keeps the sites asked for: the fast way, and the bridge's plain way.
+"""Runs a model's first blocks and captures the requested sites, in two ways: with Hugging Face's modules or the bridge.
 
-The fast way calls Hugging Face's own modules, truncated after the last layer asked for, with the fastest attention
-that computes the same function, and picks the sites off the modules' ends. The plain way is TransformerLens's bridge
-by hook name; ``harvest.model.proof`` holds the fast way against it.
+The fast way calls Hugging Face's own modules, cut after the last requested layer, with the fastest attention that
+computes the same function, and captures the sites with hooks on the modules. The plain way is TransformerLens's bridge
+with hook names; ``harvest.model.proof`` compares the two.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -22,7 +22,7 @@ from harvest.model.sites import HOOKS, module_at
 Key = tuple[int, Site]
 """A layer and a site of it."""
 Captured = dict[Key, Tensor]
-"""What a forward pass kept: (batch, pos, d) in the model's dtype (``ln2_normalized`` in float32)."""
+"""The captured tensors of a forward pass: (batch, pos, d) in the model's dtype (``ln2_normalized`` in float32)."""
 
 
 @torch.inference_mode()
@@ -33,10 +33,10 @@ def run_modules(
     keys: Sequence[Key],
     positions: Int[Tensor, "batch pos"] | None = None,
 ) -> Captured:
-    """The asked-for sites by way of Hugging Face's modules.
+    """The requested sites, from Hugging Face's modules.
 
-    ``positions`` that start anew inside a context keep attention inside the documents that they mark.
-    Raises MismatchError when a site yields nothing.
+    ``positions`` that begin at 0 again inside a context keep attention inside the documents that they mark.
+    Raises MismatchError when a hook captures nothing.
     """
     captured: Captured = {}
     with _recording(model, keys, captured):
@@ -46,12 +46,12 @@ def run_modules(
 
 @torch.inference_mode()
 def run_bridge(bridge: Any, tokens: Int[Tensor, "batch pos"], *, keys: Sequence[Key]) -> Captured:
-    """The asked-for sites by way of the plain bridge's hooks; raises MismatchError when a hook yields nothing."""
-    # Where one norm serves attention and MLP, the bridge calls it the first.
+    """The requested sites, from the plain bridge's hooks. Raises MismatchError when a hook captures nothing."""
+    # If one norm serves attention and MLP, the bridge calls it ln1.
     norm = "ln2" if hasattr(bridge.blocks[0], "ln2") else "ln1"
     names = {key: HOOKS[key[1]].format(layer=key[0]).replace("ln2", norm) for key in keys}
     last = max(layer for layer, _ in keys)
-    # A name that does not exist is left out in silence as long as another exists, so completeness is checked here.
+    # The bridge ignores a name that does not exist as long as another one exists, so completeness is checked below.
     try:
         _, cache = bridge.run_with_cache(
             tokens, names_filter=list(names.values()), return_type=None, stop_at_layer=last + 1
@@ -67,12 +67,12 @@ def use_attention(model: LanguageModel, kind: str) -> None:
 
 
 def attention_of(model: LanguageModel) -> str:
-    """Which of Hugging Face's attentions the model runs with."""
+    """Which of Hugging Face's attention implementations the model uses."""
     return attention_name(model.hugging)
 
 
 def compile_blocks(model: LanguageModel, keys: Sequence[Key]) -> None:
-    """Compile every block from which nothing is captured; hooks inside a compiled block would break its graph."""
+    """Compile every block from which nothing is captured: hooks inside a compiled block would break its graph."""
     captured = {layer for layer, _ in keys}
     for layer in set(range(model.last_layer + 1)) - captured:
         model.block(layer).compile()
@@ -91,10 +91,10 @@ def _recording(model: LanguageModel, keys: Sequence[Key], captured: Captured) ->
 def _record(model: LanguageModel, key: Key, captured: Captured) -> Any:
     layer, site = key
     normalise = model.norm(layer).normalise if site == "ln2_normalized" else None
-    return _at(model, key, lambda tensor: captured.__setitem__(key, normalise(tensor) if normalise else tensor))
+    return _hook(model, key, lambda tensor: captured.__setitem__(key, normalise(tensor) if normalise else tensor))
 
 
-def _at(model: LanguageModel, key: Key, keep: Callable[[Tensor], None]) -> Any:
+def _hook(model: LanguageModel, key: Key, keep: Callable[[Tensor], None]) -> Any:
     layer, site = key
     end = model.family.ends[site]
     module = module_at(model.block(layer), end.path)
@@ -105,7 +105,7 @@ def _at(model: LanguageModel, key: Key, keep: Callable[[Tensor], None]) -> Any:
     def after(_: Any, __: Any, output: Any) -> None:
         keep(output[0] if isinstance(output, tuple) else output)
 
-    if end.side == "in":
+    if end.direction == "in":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
 
@@ -114,7 +114,7 @@ def _complete(captured: Captured, keys: Sequence[Key]) -> Captured:
     missing = [f"{site} of layer {layer}" for layer, site in keys if (layer, site) not in captured]
     if missing:
         raise MismatchError(
-            f"The model yields nothing at {', '.join(missing)}.",
-            remedy="The installed transformers or transformer_lens names its parts differently: see constraints.txt.",
+            f"The model gives no tensor for {', '.join(missing)}.",
+            remedy="Install the versions of transformers and transformer_lens in constraints.txt: names have changed.",
         )
     return captured

@@ -1,4 +1,4 @@
-"""Bringing a model from the Hugging Face Hub to a local folder at one commit: safetensors only, no code."""
+"""Downloads a model from the Hugging Face Hub to a local folder at one commit: safetensors only, no code."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ _WANTED = ["config.json", "generation_config.json", "model*.safetensors", "model
 
 
 def download(repository: str, revision: str | None) -> Path:
-    """The local folder of a Hub repository, named by its commit.
+    """The local folder of a Hub repository, whose name is its commit.
 
-    Raises UsageError for a name that is unknown or asks for a licence, DiskError when the Hub cannot be reached.
+    Raises UsageError for an unknown name or one that needs a licence, DiskError when the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
-    remedy = "Connect once, or give a local folder: models/gpt2-stdlib needs no network."
+    remedy = "Connect to the network once, or give a local folder: models/gpt2-stdlib needs no network."
     with hub_errors("model", repository, revision=revision, remedy=remedy):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))

@@ -1,6 +1,6 @@
 """Loading a language model: safetensors only, no code from a repository.
 
-Only the blocks up to the last one asked for are read: a harvest of layer 8 never holds layer 9.
+Only the blocks up to the last requested one are read: a harvest of layer 8 does not load layer 9.
 """
 
 import copy
@@ -19,7 +19,7 @@ from common.device import choose_device
 from common.errors import CapacityError, DamagedError
 from harvest.model.families import check_modules
 from harvest.model.fit import check_fit, check_quantisation
-from harvest.model.placement import DeviceMap, place
+from harvest.model.placement import DeviceMap, place_blocks
 from harvest.model.sites import Family, Norm, module_at, read_norm
 from harvest.model.source import ModelSource, cut_config, find_model
 from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
@@ -27,9 +27,9 @@ from harvest.model.tokenizer import ModelTokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded model, ready to run; ``hugging`` ends with block ``last_layer`` and keeps its embeddings.
+    """A loaded model, ready to run; ``hugging`` ends with block ``last_layer`` and has its embeddings.
 
-    ``device`` is where its embeddings are and tokens go.
+    ``device`` is that of its embeddings, to which tokens are sent.
     """
 
     source: ModelSource
@@ -38,7 +38,7 @@ class LanguageModel:
     device: torch.device
     dtype: torch.dtype
     notes: tuple[str, ...] = ()
-    """What is unusual about the files, in words for people."""
+    """What is unusual about the files, for people."""
 
     @property
     def family(self) -> Family:
@@ -47,7 +47,7 @@ class LanguageModel:
 
     @property
     def devices(self) -> list[torch.device]:
-        """Every device that holds some of the weights."""
+        """All devices that have weights."""
         return list(dict.fromkeys(parameter.device for parameter in self.hugging.parameters()))
 
     @property
@@ -56,7 +56,7 @@ class LanguageModel:
         return int(self.hugging.config.num_hidden_layers) - 1
 
     def cut(self, last_layer: int) -> None:
-        """Forget the blocks after ``last_layer``; what is left computes what it computed before."""
+        """Remove the blocks after ``last_layer``; the others compute the same as before."""
         *path, name = self.family.blocks.split(".")
         owner = module_at(self.hugging, ".".join(path))
         setattr(owner, name, getattr(owner, name)[: last_layer + 1])
@@ -69,11 +69,11 @@ class LanguageModel:
         return module_at(self.hugging, self.family.blocks)[layer]
 
     def device_of(self, layer: int) -> torch.device:
-        """Where the block's rows come to lie."""
+        """The device that computes the block's rows."""
         return next(self.block(layer).parameters()).device
 
     def norm(self, layer: int) -> Norm:
-        """The norm in front of the MLP of ``layer``."""
+        """The norm before the MLP of ``layer``."""
         return read_norm(module_at(self.block(layer), self.family.norm), self.family, width=self.source.width)
 
 
@@ -87,7 +87,7 @@ def load_model(
 ) -> LanguageModel:
     """Load a model for inference, in evaluation mode and without gradients; ``last_layer`` None loads all of it.
 
-    Raises what ``find_model`` raises, and UsageError for a device that is not there or a layer beyond the model.
+    Raises what ``find_model`` raises, and UsageError for a device or a layer that does not exist.
     """
     source = find_model(name, revision=revision)
     return load_found(source, device=device, dtype=dtype, last_layer=last_layer)
@@ -99,25 +99,27 @@ def load_found(
     device: str,
     dtype: str,
     last_layer: int | None = None,
-    whole: bool = False,
+    all_blocks: bool = False,
     tokenizer: ModelTokenizer | None = None,
 ) -> LanguageModel:
-    """Load a model that ``find_model`` found; see ``load_model``. ``whole``: load all, and ``cut`` it later.
-    ``tokenizer``: its tokenizer, where it is read already, which takes a second where it has 256,000 tokens.
+    """Load a model that ``find_model`` found; see ``load_model``.
 
-    On ``auto`` a model for which the first card has no room is spread over all of them; CapacityError when it does
-    not fit there either. MismatchError when the files do not hold the model's weights.
+    ``all_blocks``: load all of them, to ``cut`` the model later. ``tokenizer``: the model's tokenizer if it is read
+    already, for reading one of 256,000 tokens takes a second.
+
+    With device ``auto`` a model that does not fit on the first card is spread over all of them. Raises CapacityError
+    when it does not fit there either, MismatchError when the files do not have all of the model's weights.
     """
     check_quantisation(source)
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
     kept_layer = source.layers - 1 if last_layer is None else last_layer
-    loaded_layer = source.layers - 1 if whole else kept_layer
+    loaded_layer = source.layers - 1 if all_blocks else kept_layer
     config = source.config_up_to(loaded_layer)
-    placed = place(source, config, torch_dtype, device=device, kept_layer=kept_layer)
+    placed = place_blocks(source, config, torch_dtype, device=device, kept_layer=kept_layer)
     tokenizer = tokenizer or load_tokenizer(source)
 
-    # A GPU takes each tensor from its file, so that the weights are never in main memory as a whole.
+    # A GPU takes each tensor from its file, so that main memory never has all weights at once.
     straight = {"": str(torch_device)} if torch_device.type == "cuda" else None
     hugging, info = _from_pretrained(source, config=config, dtype=torch_dtype, device_map=placed or straight)
     notes = check_fit(info, source, last_layer=loaded_layer)
@@ -130,7 +132,7 @@ def load_found(
 def _from_pretrained(
     source: ModelSource, *, config: Any, dtype: torch.dtype, device_map: DeviceMap | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Hugging Face's model and its loading report. Loading draws a bar and prints reports: both are switched off."""
+    """Hugging Face's model and its loading report; its progress bar and printed reports are switched off."""
     hugging_logging.disable_progress_bar()
     verbosity = hugging_logging.get_verbosity()
     hugging_logging.set_verbosity_error()
@@ -148,7 +150,7 @@ def _from_pretrained(
     except torch.OutOfMemoryError:
         raise CapacityError(
             f"The weights of {source.name} do not fit in the device's memory.",
-            remedy="Choose harvest.dtype bfloat16, a shallower layer, or another device.",
+            remedy="Choose harvest.dtype bfloat16, a lower layer, or another device.",
         ) from None
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -162,7 +164,7 @@ def _from_pretrained(
 
 
 def boot_bridge(model: LanguageModel) -> Any:
-    """The same model, sharing its weights, as a plain TransformerLens bridge: the reference for the site proof.
+    """The same model with the same weights as a plain TransformerLens bridge: the reference for the site proof.
 
     Plain means without ``enable_compatibility_mode``, which folds gains and centres weights.
     """
@@ -177,8 +179,8 @@ def boot_bridge(model: LanguageModel) -> Any:
 
 
 def _stand_in() -> Any:
-    """A tokenizer of one token. The bridge wants one to describe the model, changes it, and is never given text; the
-    model's own would be read from its files for it, once or twice."""
+    """A tokenizer of one token. The bridge needs one to describe the model, changes it, and is never given text;
+    without it, the bridge would read the model's own tokenizer from its files, once or twice."""
     word = "a"
     names = dict.fromkeys(("eos_token", "pad_token", "unk_token"), word)
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({word: 0}, unk_token=word)), **names)

@@ -1,7 +1,7 @@
 """A layer's MLP as plain weights, for a cache that computes targets from sources (``cache.storage.recompute``).
 
-Found by the names that Hugging Face's models give an MLP's parts. Whether what is found is the MLP, the site proof says
-before a row is written.
+The layers of the MLP are found by the names that Hugging Face's models give them. The site proof checks, before a row
+is written, that they compute the target.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from common.errors import UsageError
 from harvest.model.language_model import LanguageModel
 from harvest.model.sites import epsilon_of, module_at
 
-_PARTS = (
+_LINEAR_NAMES = (
     ("up_proj", "down_proj"),
     ("c_fc", "c_proj"),
     ("dense_h_to_4h", "dense_4h_to_h"),
@@ -25,21 +25,21 @@ _ACTIVATIONS = ("hidden_activation", "activation_function", "hidden_act")
 
 
 def mlp_of(model: LanguageModel, layer: int) -> Mlp:
-    """The MLP of ``layer``, and the norm behind it where there is one, on the device where they lie.
+    """The MLP of ``layer`` and the norm after it if there is one, on the model's device.
 
     Raises UsageError for an MLP of another form.
     """
     family = model.family
     module = module_at(model.block(layer), family.mlp)
-    parts = next(((up, down) for up, down in _PARTS if hasattr(module, up) and hasattr(module, down)), None)
+    names = next(((up, down) for up, down in _LINEAR_NAMES if hasattr(module, up) and hasattr(module, down)), None)
     gate = getattr(module, "gate_proj", None)
-    if parts is None or (gate is not None and gate.bias is not None):
+    if names is None or (gate is not None and gate.bias is not None):
         raise UsageError(
-            f"The MLP of {model.source.name} is not of a form from which targets can be recomputed.",
+            f"Targets cannot be recomputed with an MLP of the form that {model.source.name} has.",
             where=f"{type(module).__name__}: {', '.join(name for name, _ in module.named_children())}",
             remedy="Set cache.target to stored.",
         )
-    up, down = (getattr(module, part) for part in parts)
+    up, down = (getattr(module, name) for name in names)
     config = model.source.config
     post = module_at(model.block(layer), family.post_norm) if family.post_norm else None
     return Mlp(
@@ -55,7 +55,7 @@ def mlp_of(model: LanguageModel, layer: int) -> Mlp:
 
 
 def _weight(linear: Any) -> Float[Tensor, "out in"]:
-    """GPT-2's Conv1D keeps its weight the other way round."""
+    """GPT-2's Conv1D stores its weight transposed."""
     weight = linear.weight.detach()
     return weight.T.contiguous() if type(linear).__name__ == "Conv1D" else weight
 

@@ -1,12 +1,12 @@
-"""The language model's own loss on the text: it shows that weights, tokenizer and text belong to each other.
+"""The language model's own loss on the text: it shows that weights, tokenizer and text fit each other.
 
-A site proof holds for random weights too; this number does not. For the next-token probabilities p of the model,
+A site proof is true for random weights too; with them this loss is poor. For the next-token probabilities p,
 
     loss    = mean over predicted tokens t of  -ln p(token_t | tokens before t in the context)
     unigram = -sum over token ids v of  f_v ln f_v,   f_v = count of v / count of all tokens
 
-both in nats a token, with special tokens left out as targets. ``unigram`` is the least loss that any model can reach
-that knows how often each token stands in this text and nothing else. A trained model is far below it.
+both in nats per token, without special tokens as targets. ``unigram`` is the lowest loss of any model that knows only
+how frequent each token is in this text. A trained model is far below it.
 """
 
 from dataclasses import dataclass
@@ -21,21 +21,23 @@ from harvest.model.language_model import LanguageModel
 from harvest.text.tokens import ContextBatch
 
 READ_CONTEXTS = 128
-"""Contexts of text that the unigram counts are taken from, and the sample is drawn from."""
-_MOST_CONTEXTS = 16
-_LEAST_CONTEXTS = 2
+"""Contexts of text from which the unigram counts and the sample are taken."""
+_CONTEXTS_LIMIT = 16
+_MINIMUM_CONTEXTS = 2
+"""The sample has 2 to 16 contexts: enough to tell a trained model from a random one, in seconds on a CPU."""
 _SHARE = 100
-"""At most one context in so many of the harvest goes through the whole model: below a few per cent of the work."""
-MOST_POSITIONS = 512
-"""A context's first tokens are enough; logits of long ones over a large vocabulary would fill the memory."""
-POSITIONS_AT_ONCE = 64
+"""At most one context in 100 of the harvest is run through the complete model: below a few per cent of the work."""
+POSITIONS_LIMIT = 512
+"""The first tokens of a context are enough; logits of long contexts and a large vocabulary would fill the memory."""
+BLOCK_POSITIONS = 64
+"""Positions whose logits are converted to float32 at a time: 65 MB for a vocabulary of 256,000."""
 _ENOUGH_TOKENS = 500
-"""Below so many tokens the unigram model, which has seen them, looks better than it is, so nothing is warned of."""
+"""With fewer tokens the unigram model, fitted to them, looks better than it is, so there is no warning."""
 
 
 @dataclass(frozen=True)
 class OwnLoss:
-    """Nats a token on the text's first contexts, on a sample of later ones, and of a unigram model of the text."""
+    """Nats per token on the first contexts of the text, on a sample of later ones, and of a unigram model."""
 
     first: float
     sampled: float
@@ -59,26 +61,26 @@ class OwnLoss:
         }
 
     def lines(self) -> list[str]:
-        """The measurement in words, and a warning where it is poor."""
+        """The measurement for people, and a warning if it is poor."""
         numbers = (
-            f"the language model's own loss: {self.first:.2f} nats a token on the first contexts, "
-            f"{self.sampled:.2f} on sampled ones (token frequencies alone: {self.unigram:.2f})"
+            f"The language model's own loss: {self.first:.2f} nats per token on the first contexts, "
+            f"{self.sampled:.2f} on sampled ones (token frequencies alone: {self.unigram:.2f})."
         )
         if not self.is_poor:
             return [numbers]
         return [
             numbers,
-            "WARNING: the model predicts this text no better than token frequencies do. Its weights, its tokenizer "
-            "or the text are not what they should be; check them before you use this cache.",
+            "Warning: the model predicts this text no better than token frequencies do. Its weights, its tokenizer "
+            "or the text are probably wrong; check them before you use this cache.",
         ]
 
 
 def measure_own_loss(
     model: LanguageModel, batch: ContextBatch, *, planned_contexts: int, within_documents: bool = False
 ) -> OwnLoss:
-    """Run some of ``batch``'s contexts through all of the model (it must not be cut).
+    """Run some contexts of ``batch`` through the complete model (it must not be cut yet).
 
-    ``planned_contexts`` is how many the harvest has: it bounds the cost.
+    ``planned_contexts`` is how many contexts the harvest has: it limits the cost.
     """
     chosen = _choose(len(batch.tokens), planned_contexts)
     first = chosen[: max(1, len(chosen) // 4)]
@@ -109,11 +111,13 @@ def unigram_entropy(tokens: Int[np.ndarray, " tokens"]) -> float:
 
 
 def _choose(contexts: int, planned: int) -> list[int]:
-    """A few contexts from the beginning, then evenly spaced ones up to the last, in ascending order."""
-    wanted = min(contexts, max(_LEAST_CONTEXTS, min(_MOST_CONTEXTS, planned // _SHARE)))
-    at_the_start = max(1, wanted // 4)
-    spread = np.linspace(at_the_start, contexts - 1, wanted - at_the_start, dtype=np.int64)
-    return list(dict.fromkeys([*range(at_the_start), *spread.tolist()]))
+    """Some contexts from the beginning, then evenly spaced ones up to the last, in ascending order."""
+    # A quarter is from the beginning, where a wrong text or tokenizer shows first; the others say whether it holds
+    # later.
+    wanted = min(contexts, max(_MINIMUM_CONTEXTS, min(_CONTEXTS_LIMIT, planned // _SHARE)))
+    leading = max(1, wanted // 4)
+    spread = np.linspace(leading, contexts - 1, wanted - leading, dtype=np.int64)
+    return list(dict.fromkeys([*range(leading), *spread.tolist()]))
 
 
 def _ordinary(model: LanguageModel, tokens: Int[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
@@ -125,7 +129,7 @@ def _context_loss(
     model: LanguageModel, batch: ContextBatch, context: int, *, within_documents: bool
 ) -> tuple[float, int]:
     """The summed loss of one context's ordinary tokens, and their number."""
-    length = min(int(batch.kept[context].sum()), MOST_POSITIONS)
+    length = min(int(batch.kept[context].sum()), POSITIONS_LIMIT)
     tokens = torch.from_numpy(batch.tokens[context : context + 1, :length]).to(model.device)
     positions: Tensor | None = None
     predicted = _ordinary(model, batch.tokens[context, 1:length])
@@ -137,7 +141,7 @@ def _context_loss(
     logits: Any = model.hugging(input_ids=tokens, position_ids=positions, use_cache=False).logits[0]
     wanted = torch.from_numpy(np.flatnonzero(predicted))
     total = 0.0
-    for rows in wanted.split(POSITIONS_AT_ONCE):
+    for rows in wanted.split(BLOCK_POSITIONS):
         total += _summed_loss(logits[rows.to(logits.device)], tokens[0, rows.to(tokens.device) + 1])
     return total, len(wanted)
 

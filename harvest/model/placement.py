@@ -1,4 +1,4 @@
-"""On which cards a model's blocks lie when no single card has room for them."""
+"""Which card each block of a model goes to when no single card has room for all of them."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -9,22 +9,23 @@ from transformers import AutoModelForCausalLM
 
 from common.device import choose_device, free_memory
 from common.errors import CapacityError
+from common.units import in_bytes
 from harvest.model.source import ModelSource
 
 DeviceMap = dict[str, str]
-"""A device by module path, as Hugging Face's ``device_map`` has it."""
+"""A device by module path, as in Hugging Face's ``device_map``."""
 _WEIGHTS_SHARE = 0.8
-"""The share of a card's free memory that weights may take; activations and kernels' workspaces want the rest."""
+"""The share of a card's free memory for weights; the rest is for activations and the kernels' workspaces."""
 _STEPS = 40
-"""The share of the budgets is raised in so many steps until all blocks fit, which fills the cards alike."""
+"""The share of the budgets is raised in this many steps until all blocks fit, which fills the cards equally."""
 
 
-def place(
+def place_blocks(
     source: ModelSource, config: Any, dtype: torch.dtype, *, device: str, kept_layer: int | None = None
 ) -> DeviceMap | None:
-    """Where the blocks that ``config`` counts go; None is all on the one device.
+    """The device of each block of ``config``; None if all go to one device.
 
-    Several cards are taken only for ``auto``, and only when the first has not enough room. ``kept_layer`` is the last
+    Several cards are used only with ``auto``, and only when the first has not enough room. ``kept_layer`` is the last
     block that stays when the others are cut off later. Raises CapacityError when there is not enough room.
     """
     chosen = choose_device(device)
@@ -42,13 +43,13 @@ def place(
 
 
 def has_room_for_all(source: ModelSource, dtype: torch.dtype, *, device: str, processes: int = 1) -> bool:
-    """Whether all of the model fits, also when ``processes`` load it into the same memory."""
+    """Whether the complete model fits, also when ``processes`` load it into the same memory."""
     chosen = choose_device(device)
     needed = source.parameters * dtype.itemsize
     if chosen.type == "cpu":
         return needed * processes <= free_memory(chosen) * _WEIGHTS_SHARE
     try:
-        placed = place(source, source.config, dtype, device=device)
+        placed = place_blocks(source, source.config, dtype, device=device)
     except CapacityError:
         return False
     return placed is not None or needed <= free_memory(chosen) * _WEIGHTS_SHARE
@@ -56,17 +57,18 @@ def has_room_for_all(source: ModelSource, dtype: torch.dtype, *, device: str, pr
 
 def _too_large(source: ModelSource, dtype: torch.dtype, needed: int, free: int, *, on: str) -> CapacityError:
     return CapacityError(
-        f"The weights of {source.name} take {needed / 1e9:.1f} GB as {dtype}; {free / 1e9:.1f} GB are free on {on}.",
-        remedy="Choose harvest.dtype bfloat16, a smaller model, a shallower layer, or another device.",
+        f"The weights of {source.name} take {in_bytes(needed)} as {dtype}; {in_bytes(free)} are free on {on}.",
+        remedy="Choose harvest.dtype bfloat16, a smaller model, a lower layer, or another device.",
     )
 
 
 def spread(
     source: ModelSource, config: Any, dtype: torch.dtype, *, budgets: dict[str, int], kept_layer: int | None = None
 ) -> DeviceMap:
-    """Runs of blocks over the devices, each filled to about the same share of its budget of bytes.
+    """Successive blocks for each device, each filled to about the same share of its budget of bytes.
 
-    The final norm lies where block ``kept_layer`` does (None: the last). Raises CapacityError when they do not fit.
+    The final norm goes to the device of block ``kept_layer`` (None: the last). Raises CapacityError when there is not
+    enough room.
     """
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -79,7 +81,7 @@ def spread(
         room[first] -= outside
         if (found := _fill(sizes, room)) is not None:
             last = found[-1 if kept_layer is None else kept_layer]
-            outer = _place_outside(skeleton, path, first=first, last=last)
+            outer = _outer_devices(skeleton, path, first=first, last=last)
             return outer | {f"{path}.{block}": device for block, device in enumerate(found)}
     raise _too_large(source, dtype, outside + sum(sizes), sum(budgets.values()), on=" and ".join(budgets))
 
@@ -89,7 +91,7 @@ def _bytes_of(module: Any) -> int:
 
 
 def _fill(sizes: Sequence[int], room: dict[str, int]) -> list[str] | None:
-    """Each block's device, in runs; None when there is not enough room."""
+    """The device of each block, in order; None when there is not enough room."""
     devices = iter(room)
     chosen: list[str] = []
     device = ""
@@ -105,10 +107,10 @@ def _fill(sizes: Sequence[int], room: dict[str, int]) -> list[str] | None:
     return chosen
 
 
-def _place_outside(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
-    """The devices of all modules that are neither blocks nor hold them: the first, and the last for the final norm.
+def _outer_devices(skeleton: Any, path: str, *, first: str, last: str) -> DeviceMap:
+    """The devices of all modules outside the blocks: the first device, and the last for the final norm.
 
-    A norm that the bridge computes itself cannot fetch what comes from another card.
+    The bridge computes that norm itself and cannot move its input from another card.
     """
     module = skeleton
     prefix = ""
@@ -126,7 +128,7 @@ def _place_outside(skeleton: Any, path: str, *, first: str, last: str) -> Device
 
 
 def in_words(placed: DeviceMap | None, source: ModelSource, *, device: torch.device, layers: int) -> list[str]:
-    """Which blocks lie on which device, a line for each."""
+    """Which blocks are on which device, one line for each device."""
     path = source.family.blocks
     devices = [placed[f"{path}.{block}"] if placed else str(device) for block in range(layers)]
     by_device = groupby(enumerate(devices), key=lambda pair: pair[1])

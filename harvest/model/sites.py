@@ -1,4 +1,4 @@
-"""Which tensor a site is, in every supported architecture, three ways: as a module's end, a bridge hook, a formula.
+"""Which tensor each site is, in every supported architecture: as input or output of a module, hook name and formula.
 
     resid_mid      = resid_pre + attn_out
     ln2_normalized = normalise(resid_mid)              GPT-2: (x - mean) / std     Gemma-2: x / rms
@@ -6,11 +6,11 @@
     mlp_out        = MLP(mlp_in)                       Gemma-2: after the post-feedforward norm
     resid_post     = resid_mid + mlp_out
 
-Where attention and MLP both read the block's input (Pythia), there is no resid_mid: ln2_normalized is of resid_pre, and
-resid_post = resid_pre + attn_out + mlp_out.
+If attention and MLP both read the block's input (Pythia), there is no resid_mid: ln2_normalized is computed from
+resid_pre, and resid_post = resid_pre + attn_out + mlp_out.
 
-``FAMILIES`` lists two architectures; ``harvest.model.families`` derives the others. Whatever this file states of an
-architecture, ``harvest.model.proof`` checks on the model's own numbers before a row is written.
+``FAMILIES`` lists two architectures; ``harvest.model.families`` derives the others. Before a row is written,
+``harvest.model.proof`` checks with the model's own numbers that all of this is true.
 """
 
 from dataclasses import dataclass
@@ -39,20 +39,20 @@ HOOKS: dict[Site, str] = {
 
 @dataclass(frozen=True)
 class End:
-    """One end of a module inside a block: what goes ``in`` or comes ``out``; an empty path is the block itself."""
+    """The input (``in``) or output (``out``) of a module inside a block; an empty path is the block itself."""
 
     path: str
-    side: Literal["in", "out"]
+    direction: Literal["in", "out"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where an architecture keeps its blocks and, inside a block, the ends of modules that are sites."""
+    """Where an architecture has its blocks and, inside a block, the inputs and outputs of modules that are sites."""
 
     blocks: str
-    """The path of the list of blocks from the causal language model on; the other paths begin at a block."""
+    """The path of the list of blocks in the causal language model; the other paths begin at a block."""
     norm: str
-    """The norm in front of the MLP."""
+    """The norm before the MLP."""
     mlp: str
     attention_out: End
     centred: bool
@@ -66,7 +66,7 @@ class Family:
 
     @property
     def ends(self) -> dict[Site, End]:
-        """The end at which each site is seen; ``ln2_normalized`` is what comes in here, normalised."""
+        """The module input or output that is each site; ``ln2_normalized`` is that input after normalisation."""
         ends: dict[Site, End] = {
             "mlp_in": End(self.mlp, "in"),
             "ln2_normalized": End(self.norm, "in"),
@@ -112,7 +112,7 @@ def module_at(root: Any, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Norm(NormAffine):
-    """The norm in front of a layer's MLP, as ``normalise(x) * gain + bias``; float32."""
+    """The norm before a layer's MLP, as ``normalise(x) * gain + bias``; float32."""
 
     epsilon: float
     centred: bool
@@ -126,7 +126,7 @@ class Norm(NormAffine):
 
 
 def read_norm(module: Any, family: Family, *, width: int) -> Norm:
-    """The norm that a module of Hugging Face's computes; one without weights has gain 1 and bias 0."""
+    """The norm that a Hugging Face module computes; a norm without weights has gain 1 and bias 0."""
     weight = getattr(module, "weight", None)
     bias = getattr(module, "bias", None)
     zeros = torch.zeros(width)
@@ -139,6 +139,6 @@ def read_norm(module: Any, family: Family, *, width: int) -> Norm:
 
 
 def epsilon_of(norm: Any) -> float:
-    """What a norm adds to the variance, by either of the names that Hugging Face has for it, or torch's usual value."""
-    # PyTorch's default, where a norm keeps its epsilon under no name that is known.
+    """What a norm adds to the variance, by either of Hugging Face's two names for it, or PyTorch's default."""
+    # 1e-5 is PyTorch's default, for a norm whose epsilon has another name.
     return float(next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5))

@@ -1,6 +1,6 @@
-"""Which language model is meant: an alias, a Hub name or a local folder, with everything that is recorded of it.
+"""Finds a language model by alias, Hub name or local folder, with everything that is recorded about it.
 
-A Hub name is first brought to a local folder at one commit, so there is one way of loading.
+A model of the Hub is first downloaded to a local folder at one commit, so there is one way of loading.
 """
 
 import copy
@@ -21,14 +21,14 @@ from harvest.model.hub import download
 from harvest.model.sites import Family
 from harvest.model.weight_files import check_folder, stored_weights, weight_files
 
-# Read at a time while a file is hashed: 16 MB keep a disk busy and are nothing beside a model.
+# Read at a time while a file is hashed: 16 MB keep a disk busy and are very little compared with a model.
 _PIECE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model on this disk: the name asked for, its folder, its Hub commit (None for a local folder), its config and
-    its family."""
+    """A model on this disk: its name as given, its folder, its Hub commit (None for a local folder), its config and its
+    family."""
 
     name: str
     folder: Path
@@ -48,17 +48,17 @@ class ModelSource:
 
     @property
     def width(self) -> int:
-        """Size of the residual stream, which is d_source and d_target of every site."""
+        """Width of the residual stream: d_source and d_target of every site."""
         return int(self.config.hidden_size)
 
     @property
     def positions(self) -> int:
-        """The longest context that the model takes."""
+        """The longest context of the model."""
         return int(self.config.max_position_embeddings)
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids that the embedding knows."""
+        """Number of token ids in the embedding."""
         return int(self.config.vocab_size)
 
     @cached_property
@@ -67,7 +67,7 @@ class ModelSource:
         return self.parameters_up_to(self.layers - 1)
 
     def parameters_up_to(self, last_layer: int) -> int:
-        """Number of stored weights outside the blocks, and in those up to ``last_layer``."""
+        """Number of stored weights outside the blocks and in the blocks up to ``last_layer``."""
         return sum(size for name, size in self._stored.items() if (self.block_of(name) or 0) <= last_layer)
 
     def block_of(self, tensor: str) -> int | None:
@@ -101,7 +101,7 @@ class ModelSource:
 
 
 def cut_config(config: Any, last_layer: int) -> None:
-    """Change a configuration to one cut after a block; some have lists with an entry for every block."""
+    """Change a configuration to that of the model cut after a block; some have lists with an entry for every block."""
     layers = config.num_hidden_layers
     for name, value in vars(config).items():
         if "layer" in name and isinstance(value, list) and len(value) == layers:
@@ -110,7 +110,7 @@ def cut_config(config: Any, last_layer: int) -> None:
 
 
 def find_model(name: str, *, revision: str | None = None) -> ModelSource:
-    """Bring ``name`` to a local folder and check what it is.
+    """The model ``name``, downloaded if it is on the Hub, after a check of its folder.
 
     Raises UsageError for an unknown or gated name and for an architecture that is not supported, DiskError when the
     Hub cannot be reached, DamagedError when the folder has no safetensors weights.
@@ -143,14 +143,14 @@ def _read_config(folder: Path) -> Any:
         raise DamagedError(f"The model's config.json cannot be used: {error}", where=folder) from None
     except ValueError:
         raise UsageError(
-            f"The architecture '{kind}' is not supported: the installed transformers does not know it, and code from a "
-            "model's own folder is never run.",
+            f"The architecture '{kind}' is not supported: the installed transformers does not know it, and code from "
+            "the model's folder is never run.",
             where=folder,
         ) from None
 
 
 def check_layers(layers: list[int], source: ModelSource) -> None:
-    """Raise UsageError when a layer is not one of the model's."""
+    """Raise UsageError when the model does not have one of the layers."""
     for layer in layers:
         if not 0 <= layer < source.layers:
             raise UsageError(

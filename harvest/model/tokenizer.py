@@ -1,7 +1,7 @@
 """A model's tokenizer, and how a context begins.
 
-Hidden state of ``tokenizer.json`` that would change the text is switched off and named in ``notes``: truncation and
-padding. Whether control tokens that are written out in a text (``<bos>``) stay plain text is a setting.
+Truncation and padding in ``tokenizer.json`` would change the text: they are switched off, and ``notes`` says so. A
+setting decides whether the name of a control token in a text (``<bos>``) stays plain text.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ from harvest.model.source import ModelSource
 BosPolicy = Literal["auto", "always", "never"]
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tiktoken.model", "tekken.json")
 _SMALL_SHARE = 0.75
-"""A tokenizer that covers less of the embedding is probably another model's. Padded embeddings are over 0.98."""
+"""A tokenizer with a smaller share of the embedding's entries is probably another model's. With padded embeddings the
+share is over 0.98."""
 
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """A model's tokenizer without Hugging Face around it.
+    """A model's tokenizer: the backend of Hugging Face's object, and what the harvest needs to know about it.
 
-    ``bos`` begins every context when ``begins_with_bos`` (GPT-2's is its end-of-text), and fills up short ones.
+    ``bos`` begins every context if ``begins_with_bos`` (GPT-2's is its end-of-text token), and pads short contexts.
     """
 
     backend: Any
@@ -32,13 +33,13 @@ class ModelTokenizer:
     special_ids: tuple[int, ...]
     begins_with_bos: bool = True
     notes: tuple[str, ...] = ()
-    """What was switched off or looks wrong, in words for people."""
+    """What was switched off or looks wrong, for people."""
     hugging: Any = None
-    """Hugging Face's object, which knows the chat template."""
+    """Hugging Face's object, which has the chat template."""
 
     @cached_property
     def json(self) -> str:
-        """The whole tokenizer as tokenizer.json holds it."""
+        """The complete tokenizer as in tokenizer.json."""
         return str(self.backend.to_str())
 
     @property
@@ -53,7 +54,7 @@ class ModelTokenizer:
         return len(self.backend.encode(content, add_special_tokens=False).ids)
 
     def beginning(self, policy: BosPolicy) -> str:
-        """What contexts begin with, and the policy that says so, in words."""
+        """The token with which contexts begin, and the setting, for people."""
         first = self.backend.id_to_token(self.bos) if self.begins_with_bos else "no BOS"
         return f"{first} (harvest.bos: {policy})"
 
@@ -63,9 +64,9 @@ class ModelTokenizer:
         return bool(getattr(self.hugging, "chat_template", None))
 
     def render_chat(self, messages: Any) -> list[int]:
-        """The token ids of a conversation by the tokenizer's chat template, whose control tokens are control tokens.
+        """The token ids of a conversation in the tokenizer's chat template, with the template's control tokens.
 
-        Raises whatever the template raises.
+        Raises what the template raises.
         """
         rendered = str(self.hugging.apply_chat_template(messages, tokenize=False))
         plain = self.backend.encode_special_tokens
@@ -79,25 +80,24 @@ class ModelTokenizer:
 def load_tokenizer(source: ModelSource, *, bos: BosPolicy = "auto", plain_text: bool = True) -> ModelTokenizer:
     """The tokenizer in the model's folder.
 
-    ``bos`` auto: contexts begin with BOS when the tokenizer begins a text with it, and when its BOS is its end-of-text,
-    which stood between documents in training; else they do not. ``plain_text``: control tokens written out in a text
-    are read as text.
+    With ``bos`` auto contexts begin with BOS if the tokenizer begins a text with it, or if its BOS is its end-of-text
+    token, which separated documents in training. ``plain_text``: names of control tokens in a text are read as text.
 
-    Raises UsageError when there is none or it cannot begin a context, MismatchError when it is larger than the
-    model's embedding, DamagedError when it cannot be read.
+    Raises UsageError when there is none or it has no token to begin a context with, MismatchError when it is larger
+    than the model's embedding, DamagedError when it cannot be read.
     """
     hugging = _read(source)
     backend = getattr(hugging, "backend_tokenizer", None)
     bos_id = hugging.bos_token_id if hugging.bos_token_id is not None else hugging.eos_token_id
     if backend is None or bos_id is None:
         raise UsageError(
-            "The tokenizer cannot begin a context: it has no tokenizer.json form, or neither BOS nor end-of-text.",
+            "The tokenizer cannot be used: it has no tokenizer.json form, or neither BOS nor an end-of-text token.",
             where=source.folder,
         )
     notes = [*_switch_off(backend), *_check_size(backend, source), *_check_ids(hugging, source)]
     begins = bos == "always" or (bos == "auto" and _begins_with_bos(hugging, backend))
     if bos == "auto" and not begins:
-        notes.append("contexts begin without BOS, as the tokenizer begins a text (harvest.bos: auto)")
+        notes.append("Contexts begin without BOS, as the tokenizer begins a text (harvest.bos: auto).")
     backend.encode_special_tokens = plain_text
     special = {token for token, added in backend.get_added_tokens_decoder().items() if added.special}
     return ModelTokenizer(
@@ -125,13 +125,13 @@ def _read(source: ModelSource) -> Any:
 
 
 def _switch_off(backend: Any) -> list[str]:
-    """Truncation and padding would cut documents, or fill them up with rows that are no text."""
+    """Switch off truncation, which would cut documents, and padding, which would add rows that are no text."""
     notes: list[str] = []
     if backend.truncation is not None:
-        notes.append(f"switched off the truncation to {backend.truncation['max_length']} tokens in tokenizer.json")
+        notes.append(f"Switched off the truncation to {backend.truncation['max_length']} tokens in tokenizer.json.")
         backend.no_truncation()
     if backend.padding is not None:
-        notes.append("switched off the padding in tokenizer.json")
+        notes.append("Switched off the padding in tokenizer.json.")
         backend.no_padding()
     return notes
 
@@ -144,24 +144,24 @@ def _check_size(backend: Any, source: ModelSource) -> list[str]:
             text for text, token in backend.get_vocab(with_added_tokens=True).items() if token >= source.vocabulary
         ]
         raise MismatchError(
-            f"The tokenizer has {size} entries, the model's embedding {source.vocabulary}: no row for "
+            f"The tokenizer has {size:,} entries and the model's embedding {source.vocabulary:,}: it has no row for "
             f"{', '.join(repr(text) for text in sorted(beyond)[:3])}.",
             where=source.folder,
-            remedy="Take the tokenizer that belongs to the model. Tokens that were added later have no weights.",
+            remedy="Use the tokenizer that belongs to the model. Tokens that were added later have no weights.",
         )
     if size < _SMALL_SHARE * source.vocabulary:
         return [
-            f"the tokenizer has {size:,} entries and the model's embedding {source.vocabulary:,}: "
-            "it may be another model's"
+            f"The tokenizer has {size:,} entries and the model's embedding {source.vocabulary:,}: "
+            "it may be another model's."
         ]
     return []
 
 
 def _check_ids(hugging: Any, source: ModelSource) -> list[str]:
-    """The configuration names BOS too; where it names another, one of the files is another model's."""
+    """A note if the configuration names another BOS: then one of the files is another model's."""
     stated = getattr(source.config, "bos_token_id", None)
     if isinstance(stated, int) and hugging.bos_token_id is not None and stated != hugging.bos_token_id:
-        return [f"BOS is {hugging.bos_token_id} in the tokenizer and {stated} in config.json"]
+        return [f"BOS is {hugging.bos_token_id} in the tokenizer and {stated} in config.json."]
     return []
 
 

@@ -1,4 +1,4 @@
-"""A model's folder on disk: its safetensors files by header, and what must not lie beside them."""
+"""A model's folder on disk: the headers of its safetensors files, and files that must not be in it."""
 
 import json
 import struct
@@ -13,19 +13,19 @@ from common.errors import DamagedError, UsageError
 _LFS_POINTER = b"version https://git-lfs"
 _MERGE = (
     "Merge it first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder). "
-    "To harvest the model without the adapter, move the adapter's files away."
+    "To harvest the model without the adapter, move the adapter's files to another folder."
 )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads, by name; some repositories hold the weights a second time."""
+    """The safetensors files that transformers reads, by name; some repositories have the weights a second time."""
     return sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
 
 
 def check_folder(folder: Path) -> None:
-    """Check that the folder has whole weights and no adapter beside them.
+    """Check that the folder has complete weights and no adapter.
 
-    Raises UsageError for an adapter, DamagedError for weights that are missing, cut, or of another kind.
+    Raises UsageError for an adapter, DamagedError for weights that are missing or in another file format.
     """
     adapters = sorted(path.name for path in folder.glob("adapter_*") if path.is_file())
     if adapters:
@@ -34,14 +34,14 @@ def check_folder(folder: Path) -> None:
     files = weight_files(folder)
     if not files:
         raise DamagedError(
-            "The model has no weights in model*.safetensors, and no other kind is ever read.",
+            "The model has no weights in model*.safetensors, and no other file format is read.",
             where=folder,
             remedy="Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder).",
         )
     missing = sorted(_named_by_index(folder) - {path.name for path in files})
     if missing:
         raise DamagedError(
-            f"{len(missing)} of the weight files that the index names are missing: {', '.join(missing[:3])}.",
+            f"{len(missing)} of the weight files in the index are missing: {', '.join(missing[:3])}.",
             where=folder,
             remedy="Copy or download them again.",
         )
@@ -93,6 +93,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
                 where=path,
                 remedy="Run 'git lfs pull' in the folder.",
             )
+        # 8 bytes with the length of the header, then the header.
         (header_bytes,) = struct.unpack("<Q", start[:8])
         if header_bytes > size - 8:
             raise ValueError("the header is longer than the file")

@@ -1,4 +1,4 @@
-"""Where a stream of contexts stands, as JSON: all that is needed to yield the same batches from there on."""
+"""The cursor of a stream of contexts, as JSON: all that is needed to yield the same batches from there on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from common.errors import MismatchError
 from harvest.text.packing import Pending, pending_from_json, pending_to_json
 
-_VERSION = 1
+_VERSION = 1  # of the cursor's JSON; another version is refused
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The stream as it stood before a document: all that is needed to go on from there."""
+    """The state of the stream before a document: all that is needed to go on from there."""
 
     state: Any
     document: int
@@ -49,8 +49,8 @@ def read_cursor(cursor: dict[str, Any] | None) -> tuple[Snapshot, list[int], int
         return BEGINNING, [0, 0], 0
     if cursor["version"] != _VERSION:
         raise MismatchError(
-            f"The cache was begun by a nestcoder whose place in the text has version {cursor['version']}.",
-            remedy="Finish it with that nestcoder, or begin anew with --fresh.",
+            f"The cache was begun by another nestcoder: its cursors have version {cursor['version']}, not {_VERSION}.",
+            remedy="Finish it with that nestcoder, or give --fresh to replace it.",
         )
     train, held_out = (pending_from_json(pending) for pending in cursor["pending"])
     snapshot = Snapshot(

@@ -1,4 +1,4 @@
-"""Where documents come from: the standard library, files on this disk, or the Hugging Face Hub, with an exact cursor.
+"""The sources of documents: the standard library, files on this disk, or the Hugging Face Hub, with an exact cursor.
 
 A document is its text, or ready token ids. Ranks of a parallel harvest read disjoint documents.
 """
@@ -14,10 +14,10 @@ from common.errors import DiskError, MismatchError, UsageError
 from harvest.config import HarvestSettings
 from harvest.text.find_files import LocalText, find_local_text
 from harvest.text.readers import Reader, read_arrow, read_json, read_parquet, text_reader
-from harvest.text.rows import MOST_NAMED, SKIP, BadRowError, Content, RowReader, TextAccess
+from harvest.text.rows import NAMED_LIMIT, SKIP, BadRowError, Content, RowReader, TextAccess
 from harvest.text.stdlib import stdlib_documents, stdlib_identity
 
-# Read at a time while a text is hashed: it may be larger than memory.
+# 4 MB are read at a time while a text is hashed: a text may be larger than memory.
 _HASHED_BYTES = 1 << 22
 
 
@@ -35,7 +35,7 @@ class Documents(Protocol):
 
 
 def open_documents(settings: HarvestSettings, access: TextAccess | None = None) -> Documents:
-    """The documents that the settings name, or this rank's share of them.
+    """The documents of the settings' text, or this rank's share of them.
 
     Raises UsageError when there is no such file or dataset, DiskError when the Hub cannot be reached.
     """
@@ -60,7 +60,7 @@ def _row_reader(settings: HarvestSettings, access: TextAccess) -> RowReader:
 
 
 class StdlibDocuments:
-    """The running interpreter's standard library; the state is the number of documents read."""
+    """The standard library of the running interpreter; the state is the number of documents read."""
 
     def __init__(self, *, rank: int = 0, world: int = 1) -> None:
         self._rank = rank
@@ -71,7 +71,7 @@ class StdlibDocuments:
         return {"kind": "stdlib", **asdict(stdlib_identity())}
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
-        """A module a document, this process's share of them; the state is how many were read."""
+        """One document for each module, this process's share of them; the state is how many were read."""
         done = state or 0
         for index, (_, text) in enumerate(stdlib_documents()):
             turn, owner = divmod(index, self._world)
@@ -83,7 +83,7 @@ class FileDocuments:
     """Rows of local files, file after file.
 
     The state is the file's number, the rows and bytes of it that are done, the rows of all files before, and how many
-    rows were skipped. With as many files as ranks, or a multiple, a rank reads files of its own; else every
+    rows were skipped. If the number of files is a multiple of the ranks, each rank reads its own files; else every
     ``world``-th row.
     """
 
@@ -97,7 +97,7 @@ class FileDocuments:
         self._row_reader = RowReader("text") if is_text else row_reader
         self._reader = _reader_of(text.kind, settings)
         self.skipped_rows = 0
-        """Rows left out from the beginning of the text to where reading stands."""
+        """How many rows were left out so far, from the beginning of the text."""
         self.skipped: dict[str, str] = {}
         """Why the first of them were left out, by file and row."""
         self.left_out = text.left_out
@@ -115,16 +115,16 @@ class FileDocuments:
 
     @property
     def hint(self) -> str:
-        """What may help where the text is too short."""
+        """What may help if the text is too short."""
         if self._text.kind != "text" or self._settings.txt_document != "file" or self._settings.txt_separator:
             return ""
         return (
-            "Each .txt file counts as one document; if they hold several, set harvest.txt_document to paragraph or "
-            "line, or harvest.txt_separator to what stands between them."
+            "Each .txt file counts as one document. If a file has several, set harvest.txt_document to paragraph or "
+            "line, or harvest.txt_separator to the text between them."
         )
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
-        """The documents of this process's files or rows; the state is the file, and the place in it.
+        """The documents of this process's files or rows; the state is the file and the position in it.
 
         Raises UsageError for a row that cannot be used, unless the settings skip such rows.
         """
@@ -132,8 +132,8 @@ class FileDocuments:
             state = {"file": 0, "row": 0, "offset": 0, "rows_before": 0, "skipped": 0}
         if "file" not in state:
             raise MismatchError(
-                "The cache was begun by an older nestcoder, which counted its place in the text in another way.",
-                remedy="Finish it with that nestcoder, or begin anew with --fresh.",
+                "The cache was begun by an older nestcoder, whose cursors are different.",
+                remedy="Finish it with that nestcoder, or give --fresh to replace it.",
             )
         rows = int(state["rows_before"])
         self.skipped_rows = int(state.get("skipped", 0))
@@ -157,14 +157,14 @@ class FileDocuments:
                 raise row
             return self._row_reader.content(row)
         except BadRowError as bad:
-            place = f"{path}, row {number}"
+            location = f"{path}, row {number}"
             if self._settings.bad_rows == "skip":
                 self.skipped_rows += 1
-                if len(self.skipped) < MOST_NAMED:
-                    self.skipped[place] = bad.why
+                if len(self.skipped) < NAMED_LIMIT:
+                    self.skipped[location] = bad.why
                 return None
             raise UsageError(
-                f"A row of the text cannot be used: {bad.why}.", where=place, remedy=f"{bad.remedy} {SKIP}".strip()
+                f"A row of the text cannot be used: {bad.why}.", where=location, remedy=f"{bad.remedy} {SKIP}".strip()
             ) from None
 
 

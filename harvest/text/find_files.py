@@ -1,4 +1,4 @@
-"""Which local files a dataset's name means: a file, a folder, a glob, or a folder that ``save_to_disk`` wrote."""
+"""The local files of a dataset's name: a file, a folder, a glob, or a folder that ``save_to_disk`` wrote."""
 
 import json
 import re
@@ -14,13 +14,13 @@ _SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-"""A folder or file of one of these names holds one split of a dataset, by the Hub's convention."""
+"""A folder or file of one of these names has one split of a dataset, by the Hub's convention."""
 _NUMBERED = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")
 
 
 @dataclass(frozen=True)
 class LocalText:
-    """The files, in the order in which they are read; all of one kind."""
+    """The files in the order in which they are read, all of one kind."""
 
     files: tuple[Path, ...]
     kind: str
@@ -29,9 +29,9 @@ class LocalText:
 
 
 def find_local_text(name: str, *, split: str) -> LocalText | None:
-    """The files that ``name`` means, or None when it looks like no path (it may be a Hub dataset).
+    """The files of ``name``, or None if it does not look like a path (it may be a Hub dataset).
 
-    Raises UsageError when it looks like a path and there is nothing, or when the files are not all of one kind.
+    Raises UsageError when it looks like a path and there are no files, or when the files are not all of one kind.
     """
     path = Path(name)
     left_out = 0
@@ -48,10 +48,10 @@ def find_local_text(name: str, *, split: str) -> LocalText | None:
     else:
         files = []
     if files:
-        return LocalText(tuple(files), kind=_one_kind(files, name), left_out=left_out)
+        return LocalText(tuple(files), kind=_common_kind(files, name), left_out=left_out)
     if _looks_local(name) or path.is_dir():
         raise UsageError(
-            f"No text at '{name}'.",
+            f"There is no text at '{name}'.",
             where=path.absolute(),
             remedy=f"Give a file, a folder or a glob of {', '.join(KINDS)}, 'stdlib', or a Hub dataset's name.",
         )
@@ -59,7 +59,7 @@ def find_local_text(name: str, *, split: str) -> LocalText | None:
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of a file by its name, without ``.gz``; None for one that is not read."""
+    """The kind of a file by its name, without ``.gz``; None for a file that is not read."""
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     return KINDS.get(suffixes[-1]) if suffixes else None
 
@@ -69,14 +69,14 @@ def _looks_local(name: str) -> bool:
     return bool(kind_of(Path(name))) or starts_like_a_path or any(mark in name for mark in _GLOB_MARKS)
 
 
-def _one_kind(files: list[Path], name: str) -> str:
+def _common_kind(files: list[Path], name: str) -> str:
     kinds = {kind_of(path) for path in files}
     kind = next(iter(kinds))
     if len(kinds) == 1 and kind is not None:
         return kind
     strange = next((path.name for path in files if not kind_of(path)), None)
     raise UsageError(
-        f"'{strange}' is not a kind of text that is read." if strange else "The files are not all of one kind.",
+        f"'{strange}' is not a kind of file that is read." if strange else "The files are not all of one kind.",
         where=name,
         remedy=f"Give files of one kind: {', '.join(KINDS)} (also .gz).",
     )
@@ -96,19 +96,19 @@ def _in_folder(folder: Path, split: str) -> tuple[list[Path], int]:
         raise UsageError(
             f"The folder has no files of the split '{split}'; it has: {there}.",
             where=folder,
-            remedy="Set harvest.dataset_split, or give the folder of the split itself.",
+            remedy="Set harvest.dataset_split, or give the folder of the split.",
         )
     return files, len(everything) - len(files)
 
 
 def _is_hidden(relative: Path) -> bool:
-    """Editors' and systems' own files: .ipynb_checkpoints, ._name, .name."""
-    return any(part.startswith(".") for part in relative.parts)
+    """Whether a file belongs to an editor or the system: .ipynb_checkpoints, ._name, .name."""
+    return any(name.startswith(".") for name in relative.parts)
 
 
 def _split_of(relative: Path) -> str | None:
     stem = _NUMBERED.sub("", relative.name.split(".")[0].lower())
-    names = [*(part.lower() for part in relative.parts[:-1]), stem]
+    names = [*(folder.lower() for folder in relative.parts[:-1]), stem]
     return next((_SPLITS[name] for name in names if name in _SPLITS), None)
 
 
@@ -133,7 +133,7 @@ def _saved_dataset(folder: Path, split: str) -> list[Path] | None:
         raise DamagedError("The saved dataset's state.json cannot be read.", where=state) from None
     if described.get("_indices_files"):
         raise UsageError(
-            "The saved dataset keeps its rows in another order than its files.",
+            "The rows of the saved dataset are not in the order of its files.",
             where=folder,
             remedy="Call flatten_indices() before save_to_disk().",
         )

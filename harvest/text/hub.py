@@ -1,4 +1,4 @@
-"""A dataset on the Hugging Face Hub, streamed: pinned to a commit, tried again where the stream drops."""
+"""A dataset on the Hugging Face Hub, streamed: pinned to a commit, tried again when the stream drops."""
 
 import time
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from typing import Any, cast
 from common.errors import DiskError, NestcoderError, UsageError
 from common.hub_errors import hub_errors, hub_problem, page_of
 from harvest.config import HarvestSettings
-from harvest.text.rows import MOST_NAMED, SKIP, BadRowError, Content, RowReader, TextAccess
+from harvest.text.rows import NAMED_LIMIT, SKIP, BadRowError, Content, RowReader, TextAccess
 
-_REMEDY = "Connect, or harvest local files or 'stdlib', which need no network."
+_REMEDY = "Connect to the network, or harvest local files or 'stdlib', which need none."
 _TRIES = 5
 _FIRST_WAIT_SECONDS = 2.0
-"""A stream that drops is tried again after 2, 4, 8, 16 and 32 seconds; any row in between starts the count anew."""
+"""A stream that drops is tried again after 2, 4, 8, 16 and 32 seconds; after a row the count begins at 0 again."""
 
 
 class HubDocuments:
@@ -27,7 +27,7 @@ class HubDocuments:
         self._note = access.note
         self._commit = commit
         self.skipped_rows = 0
-        """Rows left out from the beginning of the text to where reading stands."""
+        """How many rows were left out so far, from the beginning of the text."""
         self.skipped: dict[str, str] = {}
         """Why the first of them were left out, by row."""
 
@@ -49,9 +49,9 @@ class HubDocuments:
         return identity
 
     def read(self, state: Any) -> Iterator[tuple[Content, Any]]:
-        """The rows of the stream; the state is the dataset's own and how many were read.
+        """The rows of the stream; the state is that of the dataset, and how many rows were read.
 
-        Raises UsageError for a row that cannot be used, unless the settings skip such rows, and DiskError where the Hub
+        Raises UsageError for a row that cannot be used, unless the settings skip such rows, and DiskError when the Hub
         cannot be reached.
         """
         self.skipped_rows = int((state or {}).get("skipped", 0))
@@ -59,26 +59,28 @@ class HubDocuments:
             try:
                 content = self._row_reader.content(row)
             except BadRowError as bad:
-                place = f"{self._settings.dataset}, row {number}"
+                location = f"{self._settings.dataset}, row {number}"
                 if self._settings.bad_rows == "skip":
                     self.skipped_rows += 1
-                    if len(self.skipped) < MOST_NAMED:
-                        self.skipped[place] = bad.why
+                    if len(self.skipped) < NAMED_LIMIT:
+                        self.skipped[location] = bad.why
                     continue
                 raise UsageError(
-                    f"A row of the text cannot be used: {bad.why}.", where=place, remedy=f"{bad.remedy} {SKIP}".strip()
+                    f"A row of the text cannot be used: {bad.why}.",
+                    where=location,
+                    remedy=f"{bad.remedy} {SKIP}".strip(),
                 ) from None
             yield content, following | {"skipped": self.skipped_rows}
 
     def _rows(self, state: Any) -> Iterator[tuple[int, Any, dict[str, Any]]]:
         """Every row, its number, and the state after it; a dropped stream goes on where it was."""
-        # Caches begun before rows were counted hold the dataset's own state alone.
+        # Caches that were begun before rows were counted have only the dataset's state.
         counted = state if state is None or "rows" in state else {"rows": 0, "dataset": state}
         number = counted["rows"] if counted else 0
         here = counted["dataset"] if counted else None
         failures = 0
         while True:
-            # A dataset without a state of its own would begin where the last reader of the object stopped.
+            # skip(0) makes a new object: the old one would begin where its last reader stopped.
             dataset = self._dataset.skip(0)
             if here is not None:
                 dataset.load_state_dict(here)
@@ -98,29 +100,29 @@ class HubDocuments:
                     raise problem from None
                 wait = _FIRST_WAIT_SECONDS * 2 ** (failures - 1)
                 self._note(
-                    f"the stream of '{self._settings.dataset}' dropped ({type(error).__name__}): "
-                    f"try {failures} of {_TRIES} in {wait:.0f} s"
+                    f"The stream of '{self._settings.dataset}' dropped ({type(error).__name__}): "
+                    f"try {failures} of {_TRIES} in {wait:.0f} s."
                 )
                 time.sleep(wait)
 
 
 def _stream_problem(error: Exception, name: str, rows: int) -> NestcoderError:
-    """A file that does not read is the dataset's fault; anything else is the network's."""
+    """UsageError for a file that cannot be read, which is a fault of the dataset; DiskError for the network."""
     names = {base.__name__ for base in type(error).__mro__}
     if names & {"CastError", "ArrowException", "ArrowInvalid", "DatasetGenerationError", "UnicodeDecodeError"}:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return UsageError(
             f"A file of the dataset '{name}' cannot be read after row {rows}: {lines[0].rstrip('.')}.",
             where=page_of("dataset", name),
-            remedy="Download the dataset and give its files: each is then read by itself.",
+            remedy="Download the dataset and give its files; leave this one out.",
         )
     return hub_problem(error, "dataset", name, remedy=_REMEDY)
 
 
 def open_hub(settings: HarvestSettings, row_reader: RowReader, access: TextAccess) -> HubDocuments:
-    """The Hub's dataset of that name at the commit that the revision means now.
+    """The Hub's dataset of that name at the present commit of the revision.
 
-    Raises UsageError for a name, revision, configuration or split that there is not, DiskError without a network.
+    Raises UsageError for a name, revision, configuration or split that does not exist, DiskError without a network.
     """
     from datasets import load_dataset
     from huggingface_hub import HfApi

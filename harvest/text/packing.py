@@ -1,8 +1,8 @@
-"""Documents into contexts: which token stands where, and from which document it is.
+"""Packs documents into contexts: the position of every token, and its document.
 
-Packed, a context is full and reads ``BOS a a a BOS b b BOS c``; a document that goes on in the next context stands
-there behind that context's own BOS. With ``packing: document`` a context holds one document, or a part of it, and may
-be short. A BOS belongs to the document that follows it.
+Packed contexts are full: ``BOS a a a BOS b b BOS c``. A document that continues in the next context comes there after
+that context's BOS. With ``packing: document`` a context has one document, or a piece of it, and may be short. A BOS
+belongs to the document after it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 @dataclass(frozen=True)
 class Context:
-    """What the model sees at once; ``begins`` are the offsets at which a document's text begins."""
+    """The tokens of one context and their documents; ``begins`` are the offsets at which a document's text begins."""
 
     tokens: Int[np.ndarray, " rows"]
     documents: Int[np.ndarray, " rows"]
@@ -25,12 +25,12 @@ class Context:
         return len(self.tokens)
 
     def first(self, rows: int) -> "Context":
-        """The same context, cut to its first ``rows``; what comes later never changed them."""
+        """The same context, cut to its first ``rows``, which do not depend on later tokens."""
         begins = tuple(begin for begin in self.begins if begin < rows)
         return Context(self.tokens[:rows], self.documents[:rows], begins)
 
     def document_positions(self) -> Int[np.ndarray, " rows"]:
-        """Each row's distance from its document's first row in this context."""
+        """The distance of each row from the first row of its document in this context."""
         starts = np.zeros(len(self), dtype=np.int64)
         starts[list(self.begins)] = self.begins
         return np.arange(len(self)) - np.maximum.accumulate(starts)
@@ -49,7 +49,7 @@ Pending = tuple[_Piece, ...]
 class Packer:
     """Fills contexts with documents; ``pending`` is the context that is not full yet.
 
-    ``bos`` begins contexts and documents; None puts nothing there. ``alone``: one document a context.
+    ``bos`` begins contexts and documents (None: no token). ``alone``: one document in each context.
     """
 
     def __init__(self, *, context: int, bos: int | None, alone: bool, pending: Pending = ()) -> None:
@@ -61,11 +61,11 @@ class Packer:
 
     @property
     def pending(self) -> Pending:
-        """A snapshot that a new Packer goes on from."""
+        """The unfinished context, from which a new Packer can go on."""
         return tuple(self._pieces)
 
     def add(self, document: int, tokens: Int[np.ndarray, " tokens"]) -> Iterator[Context]:
-        """Put a document in and yield the contexts that it fills; a BOS that it brings along is not doubled."""
+        """Add a document and yield the contexts that it fills. If it begins with BOS, no second one is added."""
         if self._bos is not None and len(tokens) and tokens[0] == self._bos:
             tokens = tokens[1:]
         done = 0
@@ -83,7 +83,7 @@ class Packer:
             yield from self.flush()
 
     def flush(self) -> Iterator[Context]:
-        """Yield what is pending as a short context, if anything is."""
+        """Yield the unfinished context as a short one, if there is one."""
         if self._filled:
             yield self._take()
 
@@ -101,7 +101,7 @@ class Packer:
         return Context(
             tokens=np.concatenate([piece.tokens for piece in pieces]),
             documents=np.repeat(np.asarray([piece.document for piece in pieces], dtype=np.int64), lengths),
-            begins=tuple(int(at) for at, piece in zip(offsets, pieces, strict=True) if piece.begins),
+            begins=tuple(int(offset) for offset, piece in zip(offsets, pieces, strict=True) if piece.begins),
         )
 
 

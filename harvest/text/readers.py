@@ -1,7 +1,7 @@
-"""Rows of one local file, one function a kind: (row number from 1, row or BadRowError, where to go on after it).
+"""Rows of one local file, one function for each kind: (row number from 1, row or BadRowError, state after the row).
 
-A row that cannot be read is given as a BadRowError in its place, so that the caller may refuse or skip it. Where to go
-on is JSON: the rows before it, and for plain lines the offset in bytes too.
+Instead of a row that cannot be read comes a BadRowError, so that the caller may refuse or skip it. The state is JSON:
+the number of rows, and for lines of text the offset in bytes.
 """
 
 import gzip
@@ -17,8 +17,9 @@ from harvest.text.rows import BadRowError
 Row = tuple[int, Any, dict[str, int]]
 Reader = Callable[[Path, "dict[str, int] | None"], Iterator[Row]]
 _CHARACTERS = 1 << 20
+"""Characters of a .txt file that are read at a time: a file may be larger than memory."""
 _ARROW_ROWS = 256
-"""Rows decoded together: few, because a document may be long."""
+"""Rows that are decoded at a time: few, because a document may be long."""
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _NOT_UTF8 = "it is not UTF-8"
@@ -30,17 +31,17 @@ def _utf16() -> BadRowError:
 
 
 def _open(path: Path) -> Any:
-    """A binary file, unpacked where it is a .gz."""
+    """The file for reading bytes, unpacked if it is a .gz."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _lines(path: Path, start: dict[str, int] | None) -> Iterator[tuple[int, bytes | BadRowError, dict[str, int]]]:
-    """Lines without their ends, from ``start`` on; damage of the file itself is the last entry."""
+    """Lines without their ends, from ``start`` on; if the file is damaged, the last entry is the error."""
     number = start["row"] if start else 0
     offset = start["offset"] if start else 0
     try:
         with _open(path) as file:
-            # Seeking in a .gz reads it from its beginning: right, and as fast as reading.
+            # Seeking in a .gz reads it from its beginning, which is correct and as fast as reading.
             file.seek(offset)
             for line in file:
                 if offset == 0 and line.startswith(_UTF16_BOMS):
@@ -65,7 +66,7 @@ def _unreadable(error: Exception) -> BadRowError:
 
 
 def read_json(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
-    """A JSON object a line; or one list of objects, which is read into memory."""
+    """One JSON object in each line; or one list of objects, which is read into memory."""
     if path.name.removesuffix(".gz").endswith(".json"):
         entries = _json_list(path)
         if entries is not None:
@@ -81,9 +82,10 @@ def read_json(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
 
 
 def _json_list(path: Path) -> list[Any] | None:
-    """The entries of a file that is one JSON list; None for another form, and for one that does not read."""
+    """The entries of a file that is one JSON list; None for another form, and for a file that cannot be read."""
     try:
         with _open(path) as file:
+            # Enough to see the first character after spaces.
             if not file.read(64).removeprefix(_UTF8_BOM).lstrip().startswith(b"["):
                 return None
             file.seek(0)
@@ -112,7 +114,7 @@ def text_reader(document: str, separator: str | None) -> Reader:
         return _read_lines
     if document == "paragraph":
         return lambda path, start: _separated(path, start, "\n\n")
-    return _read_whole
+    return _read_file
 
 
 def _read_lines(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
@@ -126,7 +128,7 @@ def _read_lines(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
                 yield number, BadRowError(_NOT_UTF8, remedy=_CONVERT), position
 
 
-def _read_whole(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
+def _read_file(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
     if start and start["row"]:
         return
     end = {"row": 1, "offset": 0}
@@ -137,7 +139,7 @@ def _read_whole(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
 
 
 def _separated(path: Path, start: dict[str, int] | None, separator: str) -> Iterator[Row]:
-    """The pieces between separators that are not empty. After a start, what came before is read and passed over."""
+    """The texts between separators that are not empty. With ``start``, the ones before it are read and skipped."""
     done = start["row"] if start else 0
     number = 0
     rest = ""
@@ -172,7 +174,7 @@ def _characters(path: Path) -> Iterator[str]:
 
 
 def read_parquet(path: Path, start: dict[str, int] | None) -> Iterator[Row]:
-    """The rows of a Parquet file; after a start, whole row groups are passed over."""
+    """The rows of a Parquet file; with ``start``, row groups before it are skipped without reading them."""
     import pyarrow as arrow
     from pyarrow import parquet
 

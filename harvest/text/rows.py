@@ -1,4 +1,4 @@
-"""What a row of a dataset must hold to be a document, and the sentence for one that does not."""
+"""Takes the document out of a row of a dataset, with a message for every row that has none."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,20 +6,20 @@ from typing import Any, cast
 
 Content = str | list[int]
 """A document: its text, or ready token ids."""
-MOST_NAMED = 10
-"""Skipped rows whose place and reason are kept; the others are counted."""
-SKIP = "Mend or remove the row, or set harvest.bad_rows to skip to leave such rows out."
+NAMED_LIMIT = 10
+"""How many skipped rows are listed with their reason; the others are only counted."""
+SKIP = "Correct or remove the row, or set harvest.bad_rows to skip to leave such rows out."
 
 
 @dataclass(frozen=True)
 class TextAccess:
-    """What reading needs of the model beside the settings, and this process's share of the text."""
+    """What reading needs from the model, and this process's share of the text."""
 
     vocabulary: int | None = None
     render: Callable[[Any], list[int]] | None = None
-    """Chat messages into token ids by the tokenizer's template."""
+    """Turns chat messages into token ids with the tokenizer's template."""
     note: Callable[[str], None] = field(default=lambda _: None)
-    """Takes a line for people: a stream that is tried again."""
+    """Is called with a sentence for people, for example about a stream that is tried again."""
     rank: int = 0
     world: int = 1
 
@@ -38,8 +38,8 @@ class BadRowError(Exception):
 class RowReader:
     """Takes the document out of a row.
 
-    ``form`` is what the column holds: text, token ids (of a ``vocabulary``, where it is known), or chat messages,
-    which ``render`` turns into token ids by the tokenizer's template.
+    ``form`` is the contents of the column: text, token ids (of a ``vocabulary``, if it is known), or chat messages,
+    which ``render`` turns into token ids with the tokenizer's template.
     """
 
     column: str
@@ -69,21 +69,22 @@ class RowReader:
             return []
         if not isinstance(value, list):
             raise BadRowError(
-                f"column '{printable(self.column)}' holds {_kind(value)}, not a list of token ids",
+                f"column '{printable(self.column)}' has {_kind(value)}, not a list of token ids",
                 remedy="Set harvest.text_column for text.",
             )
         ids = cast("list[Any]", value)
-        # Booleans are integers to Python, so the exact type is asked for.
+        # Booleans are integers in Python, so the exact type is compared.
         if set(map(type, ids)) - {int}:
             strange = next(entry for entry in ids if type(entry) is not int)
             raise BadRowError(
-                f"column '{printable(self.column)}' holds {_kind(strange)} among the token ids",
+                f"column '{printable(self.column)}' has {_kind(strange)} among the token ids",
                 remedy="Token ids are whole numbers in one flat list.",
             )
         self._check_range(ids)
         return ids
 
     def _check_range(self, ids: list[int]) -> None:
+        # Tokens are stored as int32.
         highest = (1 << 31) - 1 if self.vocabulary is None else self.vocabulary - 1
         if not ids or (min(ids) >= 0 and max(ids) <= highest):
             return
@@ -97,26 +98,26 @@ class RowReader:
     def _messages(self, value: Any) -> list[int]:
         if not is_chat(value) or self.render is None:
             raise BadRowError(
-                f"column '{printable(self.column)}' holds {_kind(value)}, not messages of role and content"
+                f"column '{printable(self.column)}' has {_kind(value)}, not messages with role and content"
             )
         try:
             return self.render(value)
-        except Exception as error:  # templates are programs, and raise what they like
-            raise BadRowError(f"the chat template does not take it ({printable(str(error)[:120])})") from None
+        except Exception as error:  # templates are programs and may raise any error
+            raise BadRowError(f"the chat template refuses it ({printable(str(error)[:120])})") from None
 
 
 def check_text(value: Any, column: str) -> str:
-    """``value`` as text; an absent one is an empty document. Raises BadRowError."""
+    """``value`` as text; None is an empty document. Raises BadRowError."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadRowError(f"column '{printable(column)}' holds {_kind(value)}, not text", remedy=_remedy(value))
+        raise BadRowError(f"column '{printable(column)}' has {_kind(value)}, not text", remedy=_remedy(value))
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise BadRowError(
-            f"character {error.start} of the text is half of a surrogate pair, which no UTF-8 text can hold",
-            remedy="Write the text again with the whole character.",
+            f"character {error.start} of the text is half of a surrogate pair, which is not valid in UTF-8",
+            remedy="Write the text again with the complete character.",
         ) from None
     return value
 
@@ -134,12 +135,12 @@ def is_chat(value: Any) -> bool:
 
 
 def printable(text: object) -> str:
-    """A name or value from a file for a message: control characters are written out, so a terminal obeys none."""
+    """A name or value from a file for a message: control characters are escaped, so that no terminal obeys them."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words."""
+    """What a value is, for people."""
     if is_chat(value):
         return "a chat"
     if isinstance(value, list):
@@ -158,5 +159,5 @@ def _remedy(value: Any) -> str:
     if isinstance(value, list) and value and all(type(entry) is int for entry in cast("list[Any]", value)):
         return "Set harvest.tokens_column to this column if these are ids of this model's tokenizer."
     if isinstance(value, list):
-        return "Join the list to one text a row."
+        return "Join the list to one text for each row."
     return "Set harvest.text_column to a column of text."

@@ -1,8 +1,8 @@
-"""The default corpus: the running interpreter's standard library, one file one document.
+"""The default text: the standard library of the running interpreter, each file one document.
 
-Left out are the parts that a system may ship apart or alter (tests, tkinter, the build's own settings) and the
-encodings package, which is tables. What is left is the same on every machine that runs the same Python version;
-``StdlibIdentity`` says so by hash.
+Modules that a system may package separately or change are left out (tests, tkinter, the build's settings), and so is
+the encodings package, which is tables. The others are the same on every machine with the same Python version;
+``StdlibIdentity`` has their hash.
 """
 
 import sys
@@ -32,9 +32,9 @@ class StdlibIdentity:
 
 @cache
 def stdlib_files(root: Path | None = None) -> tuple[Path, ...]:
-    """The corpus's files below ``root`` (default: this interpreter's library), in the order of their names."""
+    """The files below ``root`` (default: this interpreter's library), in the order of their names."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    # Not below folders that belong to others: site-packages may hold more than the library itself.
+    # Folders of other packages are not entered: site-packages may be larger than the library.
     below = (path for top in root.iterdir() if _belongs(top.relative_to(root)) for path in (top, *top.rglob("*.py")))
     files = (path for path in below if path.suffix == ".py" and _belongs(path.relative_to(root)))
     return tuple(sorted(files, key=lambda path: path.relative_to(root).as_posix()))
@@ -58,7 +58,7 @@ def stdlib_documents() -> Iterator[tuple[str, str]]:
 
 
 def stdlib_identity() -> StdlibIdentity:
-    """The identity of this interpreter's corpus, computed from its bytes."""
+    """The identity of this interpreter's library, computed from its bytes."""
     digest = xxhash.xxh3_128()
     files = 0
     characters = 0

@@ -1,9 +1,9 @@
-"""Text into batches of contexts for the model, in an order that depends on the text and the settings alone.
+"""Batches of contexts for the model, in an order that depends only on the text and the settings.
 
-Training and held-out documents fill contexts of their own, so a batch belongs to one split. Every batch
-carries the cursor at which it begins: the state of the documents before the oldest document that is still needed, what
-was pending there, and how much had been handed out. A stream that begins at a cursor yields exactly that batch and
-those that followed, cut the same way, so that the model's sums come out the same to the last bit.
+Training and held-out documents fill different contexts, so a batch belongs to one split. Every batch has the cursor at
+which it begins: the state before the oldest document that is still needed, the unfinished contexts at that point, and
+how much was yielded before. A stream that begins at a cursor yields exactly that batch and all later ones, cut in the
+same way, so that the model's sums are the same to the last bit.
 """
 
 from collections import deque
@@ -21,17 +21,18 @@ from harvest.text.packing import Context, Packer
 from harvest.text.rows import Content
 from harvest.text.split import document_bytes, is_held_out
 
+# Positions in every pair of (training, held out).
 TRAIN = 0
 HELD_OUT = 1
 _GROUP_DOCUMENTS = 64
 _FIRST_GROUP_CHARACTERS = 1 << 12
 _GROUP_CHARACTERS = 1 << 17
-"""Documents are tokenised in groups: small ones at first, for which the model waits, then larger ones."""
+"""Documents are tokenised in groups: small ones first, because the model waits for them, then larger ones."""
 
 
 @dataclass(frozen=True)
 class ContextBatch:
-    """Contexts for one forward pass; short ones are filled up with BOS, marked by ``kept`` False and never stored."""
+    """Contexts for one forward pass. Short ones are padded with BOS; ``kept`` is False there, and nothing is stored."""
 
     tokens: Int[np.ndarray, "contexts pos"]
     documents: Int[np.ndarray, "contexts pos"]
@@ -49,11 +50,11 @@ class ContextBatch:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What decides which token stands where."""
+    """Everything that determines the position of every token."""
 
     context: int
     bos: int
-    """Fills up short contexts, and begins every context and document where ``begins_with_bos``."""
+    """Pads short contexts, and begins every context and document if ``begins_with_bos``."""
     alone: bool
     repeat: bool
     rows: tuple[int, int]
@@ -64,15 +65,14 @@ class StreamSettings:
     vocabulary: int
     begins_with_bos: bool = True
     held_out_document_tokens: int | None = None
-    """The most tokens that a held-out document gives; None is all of them."""
+    """The most tokens of a held-out document that are used; None is all of them."""
 
 
 class ContextStream:
     """An iterator of ContextBatch from a cursor on (None: from the beginning).
 
-    ``rows_before`` counts what was yielded before the cursor.
-    ``first_document`` and ``document_step`` number the documents of a rank so that no two ranks share a number.
-    Raises UsageError when the text ends before the rows are complete, with the count.
+    ``rows_before`` counts the rows before the cursor. ``first_document`` and ``document_step`` number the documents of
+    a rank so that no two ranks share a number. Raises UsageError when the text ends before there are enough rows.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ContextStream:
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Training and held-out rows that there will be from the beginning of the text."""
+        """Training and held-out rows in all, from the beginning of the text."""
         return self._settings.rows
 
     def __iter__(self) -> Iterator[ContextBatch]:
@@ -138,7 +138,7 @@ class ContextStream:
         for split in (TRAIN, HELD_OUT):
             for context in self._packers[split].flush():
                 yield from self._produce(split, context)
-        # Reading again only helps where the text has something for either split.
+        # Reading the text again helps only if it has documents for each split that needs rows.
         helps = all(done or not wanted for done, wanted in zip(self._rows, self._settings.rows, strict=True))
         if self._full() or (self._settings.repeat and helps):
             return
@@ -146,14 +146,14 @@ class ContextStream:
         wanted = self._settings.rows
         (train, held_out) = self._rows
         raise UsageError(
-            f"The text is too short: it has {train} training and {held_out} held-out tokens of the {wanted[0]} and "
-            f"{wanted[1]} asked for.",
-            where=self._where(),
+            f"The text is too short: it has {train:,} training and {held_out:,} held-out tokens, but {wanted[0]:,} and "
+            f"{wanted[1]:,} were asked for.",
+            where=self._text_name(),
             remedy=getattr(self._documents, "hint", "")
             or "Lower harvest.train_tokens or harvest.held_out_tokens, give more text, or set harvest.repeat.",
         )
 
-    def _where(self) -> str:
+    def _text_name(self) -> str:
         identity = self._documents.identity()
         return str(identity.get("name", identity["kind"]))
 
@@ -196,9 +196,9 @@ class ContextStream:
     def _checked(self, ids: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " tokens"]:
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._settings.vocabulary:
             raise UsageError(
-                f"A token id {ids.max()} is beyond the model's vocabulary of {self._settings.vocabulary}.",
-                where=self._where(),
-                remedy="The ready token ids were made for another model; give text, or ids of this model's tokenizer.",
+                f"Token id {ids.max()} is not in the model's vocabulary of {self._settings.vocabulary:,}.",
+                where=self._text_name(),
+                remedy="The token ids are probably of another model: give text, or ids of this model's tokenizer.",
             )
         return ids
 

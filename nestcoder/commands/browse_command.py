@@ -7,7 +7,7 @@ from nestcoder.invocation import CommandResult, Invocation
 
 
 def write(invocation: Invocation) -> CommandResult:
-    """Write the page into the runs folder and say where it lies."""
+    """Write the page into the runs folder and show its path."""
     from evaluate.browse.page import write_page
 
     path = write_page(_runs(invocation))
@@ -15,12 +15,12 @@ def write(invocation: Invocation) -> CommandResult:
 
 
 def serve(invocation: Invocation, port: int) -> None:
-    """Serve the page until Ctrl-C, which ends it as it ends every command."""
+    """Serve the page until Ctrl-C."""
     from evaluate.browse.serve import make_server
 
     with make_server(_runs(invocation), port) as server:
         url = f"http://{server.server_address[0]}:{server.server_address[1]}/"
-        invocation.show(CommandResult({"url": url}, f"runs: {url} (this machine alone; Ctrl-C ends it)"))
+        invocation.show(CommandResult({"url": url}, f"runs: {url} (only on this machine; Ctrl-C ends it)"))
         server.serve_forever()
 
 

@@ -1,4 +1,4 @@
-"""What the ``cache`` commands print: each calls its tool and words the result."""
+"""The ``cache`` commands: each calls its tool and returns the result as JSON and as text."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def cache_info(path: str) -> CommandResult:
-    """What the cache holds."""
+    """The contents of the cache, in numbers."""
     from cache.tools.info import cache_info as read_info
 
     info = read_info(path)
@@ -74,7 +74,7 @@ def _row_counts(info: "CacheInfo", group: str) -> str:
 
 def _array_statistics(array: "ActivationInfo") -> str:
     largest = f"largest norm {array.largest_norm:.4g} (row {array.largest_row})"
-    floor = f"storing lost {array.storage_floor:.1e} of it" if array.storage_floor else "stored without loss"
+    floor = f"{array.storage_floor:.1e} of it lost by storing" if array.storage_floor else "stored without loss"
     return f"mean square {array.mean_square:.4g}, variance {array.variance_sum:.4g}, {floor}, {largest}"
 
 
@@ -98,20 +98,20 @@ def cache_verify(path: str, *, fast: bool) -> CommandResult:
             found = verify_remote(path, progress=progress)
         else:
             found = verify_cache(Path(path), fast=fast, progress=progress)
-    found.require_whole()
-    speed = found.bytes / max(found.seconds, 1e-9)
+    found.require_sound()
+    speed = found.bytes / max(found.seconds, 1e-9)  # a clock may show no time at all
     checked = "sizes and metadata" if found.fast else "every byte"
     lines = [
-        f"The cache is sound: {checked} of {found.files} files, {in_bytes(found.bytes)}.",
+        f"The cache is undamaged: {checked} of {found.files} files, {in_bytes(found.bytes)}.",
         f"{found.seconds:.1f} s, {in_bytes(speed)} a second." if not found.fast else "",
-        "" if found.complete else f"It is not finished: {found.segments[0]} of {found.segments[1]} segments are there.",
+        "" if found.complete else f"It is not finished: it has {found.segments[0]} of {found.segments[1]} segments.",
         f"{len(found.leftovers)} files of an interrupted harvest are not counted." if found.leftovers else "",
     ]
     return CommandResult(asdict(found) | {"complete": found.complete}, "\n".join(line for line in lines if line))
 
 
 def cache_pack(path: str, out: Path, codec: "Codec") -> CommandResult:
-    """Write the cache under another codec into another folder; ``none`` unpacks it."""
+    """Write the cache with another codec into another folder; ``none`` unpacks it."""
     from cache.tools.pack import pack_cache
 
     with shown_progress() as progress:
@@ -123,7 +123,7 @@ def cache_pack(path: str, out: Path, codec: "Codec") -> CommandResult:
 
 
 def cache_repair(path: str) -> CommandResult:
-    """Set damaged shards aside and mark their rows for the next harvest."""
+    """Move damaged shards away and mark their rows for the next harvest."""
     from cache.tools.repair import QUARANTINE, repair_cache
 
     with shown_progress() as progress:
@@ -142,6 +142,6 @@ def cache_repair(path: str) -> CommandResult:
         lines.append(f"Written again: {', '.join(done.rewritten)}.")
     segments = ", ".join(f"{group} {segment}" for group, segment in done.revoked)
     lines.append(f"To harvest again: {done.rows} rows (segments {segments})." if segments else "No rows were lost.")
-    again = "it uploads or redoes these" if "://" in path else "it redoes these and nothing else"
+    again = "it uploads or writes these segments" if "://" in path else "it writes these segments and no others"
     lines.append(f"Run the same harvest again: {again}.")
     return CommandResult(asdict(done), "\n".join(lines))

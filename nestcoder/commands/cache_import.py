@@ -1,4 +1,4 @@
-"""``cache import``: activations that another tool left in a folder become a cache of the settings' runs folder."""
+"""``cache import``: turns a folder of another tool's activations into a cache in the runs folder."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +15,11 @@ _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 
 @click.command("import")
 @click.argument("path", type=_folder)
-@click.option("--layer", type=click.IntRange(min=0), required=True, help="The layer that the rows are of.")
-@click.option("--target", type=_folder, help="A folder of targets, the same examples in the same order.")
-@click.option("--tokens", type=_folder, help="A folder of token ids, likewise.")
-@click.option("--source-site", help="Which site the source is, where the files do not say it: mlp_in, resid_post, ...")
-@click.option("--target-site", help="Which site the target is, likewise.")
+@click.option("--layer", type=click.IntRange(min=0), required=True, help="The layer of the rows.")
+@click.option("--target", type=_folder, help="A folder of targets: the same examples in the same order.")
+@click.option("--tokens", type=_folder, help="A folder of token ids: the same examples in the same order.")
+@click.option("--source-site", help="The site of the source if the files do not name it: mlp_in, resid_post, ...")
+@click.option("--target-site", help="The site of the target if the files do not name it.")
 @click.option("--special-id", "special_ids", type=int, multiple=True, help="A token that no metric counts; repeat it.")
 @dry_run_option
 @click.pass_obj
@@ -35,10 +35,11 @@ def import_cache(
     special_ids: tuple[int, ...],
     dry_run: bool,
 ) -> None:
-    """Make a cache of activations that another tool left in the folder PATH.
+    """Make a cache of activations that another tool wrote into the folder PATH.
 
-    safetensors or npy files, a dataset of SAELens's cached activations, or saev's shards. Nobody proved what such rows
-    are: the cache says so, and so does every report on it. The cache goes where a harvest of --model would put it.
+    PATH has safetensors or npy files, a dataset of SAELens's cached activations, or saev's shards. Nobody proved which
+    tensors these rows are: the cache says so, and so does every report on it. The cache gets the folder of a harvest of
+    --model.
     """
     from harvest.elsewhere.importing import ImportRequest, import_folder, plan_import
     from nestcoder.progress import shown_progress

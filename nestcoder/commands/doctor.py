@@ -1,4 +1,4 @@
-"""What this machine is and what the pipeline would choose on it: versions, devices, memory, disk, models that fit."""
+"""``nestcoder doctor``: versions, devices, memory, disk, models that fit, and what ``auto`` means on this machine."""
 
 import os
 import platform
@@ -17,14 +17,15 @@ _PACKAGES = ("torch", "transformer-lens", "transformers", "datasets", "zarr", "n
 
 _ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 _DTYPES = tuple(_ITEM_BYTES)
-_ROOM = 1.2  # activations and the library's own memory beside the weights
+_ROW_NUMBERS = 2  # a row has a source and a target of the model's width
+_ROOM = 1.2  # the weights, and a fifth more for activations and the library's own memory
 
 
 def examine(folder: Path, *, model: str | None = None) -> CommandResult:
-    """Facts about this machine; ``folder`` is where runs would be written. With ``model``, a local folder or a known
-    short name, they are about that model alone: its sizes, and which of its layers can be harvested where.
+    """Facts about this machine; ``folder`` is on the disk of the runs.
 
-    Raises UsageError for a model that is neither, and what ``find_model`` raises.
+    With ``model``, a local folder or a known short name, they are about that model only: its sizes, and which of its
+    layers can be harvested on which device. Raises UsageError for another model, and what ``find_model`` raises.
     """
     import torch
 
@@ -79,7 +80,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def model_facts(devices: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each model with an alias: bytes of its weights, on which of the devices they fit, bytes of a cache."""
+    """For each model with a short name: bytes of its weights, on which of the devices they fit, bytes of a cache."""
     from harvest.plan import which_fit
 
     free = {device["device"]: device["free_bytes"] for device in devices}
@@ -95,16 +96,16 @@ def model_facts(devices: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 dtype: [device for device, models in fitting.items() if models[name][dtype]["fits"]]
                 for dtype in _DTYPES
             },
-            "cache_bytes_per_million_tokens": 1_000_000 * 2 * 2 * known.width,
+            "cache_bytes_per_million_tokens": 1_000_000 * _ROW_NUMBERS * known.width * _ITEM_BYTES["bfloat16"],
         }
         for name, known in KNOWN_MODELS.items()
     }
 
 
 def folder_facts(model: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a model in a local folder: its sizes, and the deepest layer whose harvest each device has memory for.
+    """For a model in a local folder: its sizes, and the highest layer whose harvest fits on each device.
 
-    A harvest up to a layer loads the blocks up to it, and nothing above.
+    A harvest of a layer loads only the blocks up to it.
     """
     from harvest.model.source import find_model
 
@@ -129,12 +130,12 @@ def folder_facts(model: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
             device["device"]: {dtype: deepest(device["free_bytes"], _ITEM_BYTES[dtype]) for dtype in _DTYPES}
             for device in devices
         },
-        "cache_bytes_per_million_tokens": 1_000_000 * 2 * 2 * source.width,
+        "cache_bytes_per_million_tokens": 1_000_000 * _ROW_NUMBERS * source.width * _ITEM_BYTES["bfloat16"],
     }
 
 
 def _folder_lines(model: dict[str, Any]) -> list[str]:
-    """What ``folder_facts`` found, for people."""
+    """The result of ``folder_facts`` for people."""
     heading = ("layers that fit on", *_DTYPES)
     last = model["layers"] - 1
     rows = [
@@ -146,7 +147,7 @@ def _folder_lines(model: dict[str, Any]) -> list[str]:
         f"{model['folder']}: {model['architecture']}, {model['layers']} layers, width {model['width']:,}, "
         f"contexts of up to {model['longest_context']:,} tokens",
         f"{model['parameters']:,} weights: {weights}",
-        f"a cache takes {in_bytes(model['cache_bytes_per_million_tokens'])} a million tokens in 16 bit",
+        f"a cache takes {in_bytes(model['cache_bytes_per_million_tokens'])} for a million tokens in 16 bits",
         "",
         *table(heading, rows),
     ]

@@ -1,4 +1,4 @@
-"""The ``features`` commands: what each of them says, as JSON and as text that a person wants to read."""
+"""The ``features`` commands: each returns its result as JSON and as text for people."""
 
 import re
 from collections.abc import Callable
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from evaluate.features.evidence import Evidence
     from nestcoder.invocation import Invocation
 
-# Contexts of each kind that fit on a terminal's page beside the rest of a feature.
+# Contexts of each kind: with the other facts of a feature they fit on a page of a terminal.
 _SHOWN = {"strongest": 5, "uniform": 3}
-# Lines of a search that fit on a terminal without scrolling.
+# Relatives, tokens and logits of a feature that fit into a line of a terminal.
+_SHOWN_COARSER = 3
+_SHOWN_FINER = 5
+_SHOWN_TOKENS = 4
+_SHOWN_LOGITS = 5
+# Lines of a search: they fit on a terminal without scrolling.
 _FOUND = 30
 
 
 def collect(
     invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool
 ) -> CommandResult:
-    """Take the evidence of each layer's transcoder ``name``."""
+    """Collect the evidence of each layer's transcoder ``name``."""
     with shown_progress() as progress:
         results = run_features(
             invocation.settings, layers, name=name, device=device, lm=lm, force=force, progress=progress
@@ -35,14 +40,14 @@ def collect(
     lines = [f"features: {invocation.folders(layer).features(name) / FEATURES_PAGE}" for layer in layers]
     if is_cross_layer(invocation.settings, layers, name):
         request = features_request(invocation.settings, layers, name)
-        lines = [f"features: {request.joint.features(name) / FEATURES_PAGE} (leads to {len(layers)} layers)"]
+        lines = [f"features: {request.joint.features(name) / FEATURES_PAGE} (with links to {len(layers)} layers)"]
     return CommandResult(results, "\n".join(lines))
 
 
 def plan_collect(
     invocation: "Invocation", layers: list[int], device: str, *, name: str, lm: bool, force: bool
 ) -> CommandResult:
-    """What ``collect`` would take for each layer."""
+    """What ``collect`` would need for each layer: rows, bytes, minutes."""
     from common.distributed import read_ranks
     from evaluate.features.plan import plan_features
 
@@ -82,7 +87,7 @@ def show(invocation: "Invocation", feature: str, name: str) -> CommandResult:
 
 
 def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> CommandResult:
-    """Several features, a column each."""
+    """Several features, one column each."""
     from evaluate.features.text.page import feature_page
 
     pages = [feature_page(*_opened(invocation, *parse_feature(feature), name)) for feature in features]
@@ -92,7 +97,7 @@ def compare(invocation: "Invocation", features: tuple[str, ...], name: str) -> C
 
 
 def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
-    """The features nearest to one, by direction and by the rows that they share."""
+    """The features that are nearest to one feature, by direction and by common rows."""
     from evaluate.features.text.labels import label_of
     from evaluate.features.text.page import relatives
 
@@ -110,7 +115,7 @@ def similar(invocation: "Invocation", feature: str, name: str) -> CommandResult:
 
 
 def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> CommandResult:
-    """Features whose label, or one of the tokens they fire on most, has ``text`` in it; the most exclusive first."""
+    """Features with ``text`` in their label or in a token they often fire on; the most exclusive first."""
     from evaluate.features.evidence import read_evidence
     from evaluate.features.text.find import find_features
 
@@ -121,14 +126,14 @@ def find(invocation: "Invocation", text: str, layer: int | None, name: str) -> C
         for hit in find_features(read_evidence(invocation.folders(searched).features(name)), text)
     ]
     if not found:
-        return CommandResult(found, f"No feature's label or tokens have '{text}' in them.")
+        return CommandResult(found, f"No feature has '{text}' in its label or tokens.")
     rows = [[hit["id"], f"{hit['firings']:,}", hit["label"]] for hit in found[:_FOUND]]
     more = [f"... and {len(found) - _FOUND:,} more (--json lists all)"] if len(found) > _FOUND else []
     return CommandResult(found, "\n".join([*table(["feature", "firings", "label"], rows), *more]))
 
 
 def history(invocation: "Invocation", feature: str, name: str) -> CommandResult:
-    """A feature at every step that its training took samples at, with the strongest ones."""
+    """A feature at every step at which its training took samples, with the strongest samples."""
     from cache.open import open_cache
     from evaluate.features.history import as_data, history_of
 
@@ -170,7 +175,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def parse_feature(text: str) -> tuple[int, int]:
-    """Layer and number of a feature written as 8/123. Raises UsageError."""
+    """Layer and number of a feature that is written as 8/123. Raises UsageError."""
     layer, slash, number = text.partition("/")
     if not (slash and _NUMBER.fullmatch(layer) and _NUMBER.fullmatch(number)):
         raise UsageError(f"'{text}' is not a feature.", remedy="Write its layer and its number, for example 8/123.")
@@ -185,7 +190,7 @@ def _opened(invocation: "Invocation", layer: int, number: int, name: str) -> "tu
     runs = Path(invocation.settings.runs)
     made_of(evidence, dictionaries_of_layer(runs, invocation.settings.model, layer, name), path=folder)
     if number >= evidence.dict_size:
-        what = f"There is no feature {number}: the transcoder has {evidence.dict_size:,} of them, from 0."
+        what = f"There is no feature {number}: the transcoder has {evidence.dict_size:,} features, counted from 0."
         raise UsageError(what, where=folder)
     return evidence, number
 
@@ -209,8 +214,8 @@ def _page_lines(page: dict[str, Any]) -> list[str]:
     for kind, count in _SHOWN.items():
         shown = page["contexts"][kind][:count]
         lines += ["", f"{kind}:", *map(_context_line, shown)] if shown else []
-    coarser = page["relatives"]["coarser"][:3]
-    finer = page["relatives"]["finer"][:5]
+    coarser = page["relatives"]["coarser"][:_SHOWN_COARSER]
+    finer = page["relatives"]["finer"][:_SHOWN_FINER]
     lines += ["", "coarser: " + _named(coarser, page)] if coarser else []
     lines += ["finer: " + _named(finer, page)] if finer else []
     return lines
@@ -238,14 +243,14 @@ def _context_line(context: dict[str, Any]) -> str:
 def _tokens(page: dict[str, Any], position: str) -> str:
     from evaluate.features.text.labels import quoted
 
-    listed = page["tokens"][position][:4]
+    listed = page["tokens"][position][:_SHOWN_TOKENS]
     return ", ".join(f"{quoted(entry['token'])} {entry['share']:.0%} (x {entry['lift']:.3g})" for entry in listed)
 
 
 def _logits(page: dict[str, Any], direction: str) -> str:
     from evaluate.features.text.labels import quoted
 
-    listed = (page["logits"] or {}).get(direction, [])[:5]
+    listed = (page["logits"] or {}).get(direction, [])[:_SHOWN_LOGITS]
     return ", ".join(f"{quoted(entry['token'])} {entry['logit']:+.2f}" for entry in listed)
 
 

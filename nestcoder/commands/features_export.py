@@ -1,4 +1,4 @@
-"""``features export``: the evidence of some layers in another tool's file format, in a folder that appears whole."""
+"""``features export``: writes the evidence of layers in another tool's file format, into a new folder."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -38,7 +38,7 @@ def export(
 def plan_export(
     invocation: "Invocation", layers: list[int], target: str, out: Path, *, name: str, device: str
 ) -> CommandResult:
-    """What ``export`` would take for each layer. It reads the evidence, as the export would."""
+    """What ``export`` would write for each layer. It reads the evidence, like the export."""
     _refuse_what_is_there(out)
     plans = {layer: asdict(_plan(invocation, layers, layer, target, out, name, device)) for layer in layers}
     return CommandResult(plans, "\n\n".join(map(as_lines, plans.values())))
@@ -82,7 +82,7 @@ def _files(invocation: "Invocation", layers: list[int], target: str, *, name: st
 
 
 def _evidence(invocation: "Invocation", layers: list[int], name: str) -> "Iterator[Evidence]":
-    """One layer's after the other; only one is in memory."""
+    """The evidence of one layer after the other; only one is in memory."""
     from evaluate.features.evidence import read_evidence
 
     for layer in layers:
@@ -92,7 +92,7 @@ def _evidence(invocation: "Invocation", layers: list[int], name: str) -> "Iterat
 def _with_decoders(
     invocation: "Invocation", layers: list[int], name: str
 ) -> "Iterator[tuple[Evidence, Decoder | None]]":
-    """The same with what each feature writes to its own layer; None where the dictionary is no longer there."""
+    """The same with what each feature writes to its own layer; None if the dictionary is no longer there."""
     from evaluate.features.evidence import made_of
 
     for layer, evidence in zip(layers, _evidence(invocation, layers, name), strict=True):
@@ -115,7 +115,7 @@ def _decoder(folder: Path, layer: int) -> "Decoder":
 
 
 def _delphi(invocation: "Invocation", layers: list[int], *, name: str, device: str) -> "Files":
-    """delphi wants every firing, which evidence does not keep: the rows are replayed."""
+    """delphi needs every firing, which evidence does not store: the rows are replayed."""
     from evaluate.export.replayed import delphi_of_layer
 
     settings = invocation.settings

@@ -1,4 +1,4 @@
-"""The ``features`` commands of the command line: arguments, options and help; what they do is beside this file.
+"""The ``features`` commands of the command line: arguments, options and help. ``features_commands`` does the work.
 
 Only click is imported at the top, as in ``nestcoder/cli.py``.
 """

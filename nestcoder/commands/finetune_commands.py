@@ -1,4 +1,4 @@
-"""What ``finetune`` prints: the plan, or before and after."""
+"""The ``finetune`` command: its plan, or the comparison of before and after."""
 
 from nestcoder.invocation import CommandResult, Invocation
 from nestcoder.progress import shown_progress
@@ -25,7 +25,7 @@ def finetune(
 def plan_finetune(
     invocation: Invocation, layers: list[int], device: str, *, name: str, result: str | None
 ) -> CommandResult:
-    """Steps, tokens, minutes; nothing is written."""
+    """Steps, tokens and minutes of a fine-tuning; nothing is written."""
     from finetune.run import plan_finetune as plan
 
     request = finetune_request(invocation.settings, layers, name=name, result=result, device=device)

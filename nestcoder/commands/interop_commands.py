@@ -1,4 +1,4 @@
-"""What ``export`` and ``import`` print: transcoders to and from other tools."""
+"""The ``export`` and ``import`` commands: transcoders for other tools, and dictionaries from them."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The options of ``export`` beside layers and device."""
+    """The options of ``export`` without layers and device."""
 
     to: tuple[str, ...]
     out: Path
@@ -36,8 +36,11 @@ class ExportOptions:
 
 
 def export(invocation: Invocation, layers: list[int], device: str, options: ExportOptions) -> CommandResult:
-    """Write each layer's transcoder in every format that was asked for; one table. Formats of feature pages are written
-    from the evidence; a set for circuit-tracer gets its pages where every layer has evidence."""
+    """Write each layer's transcoder in every requested format; one table.
+
+    Formats of feature pages are written from the evidence; a set for circuit-tracer gets its pages if every layer has
+    evidence.
+    """
     weights, pages = _divided(options)
     _refuse_pages_that_are_there(invocation, layers, pages, options)
     results: list[dict[str, Any]] = []
@@ -106,7 +109,7 @@ def _planned(invocation: Invocation, layers: list[int], device: str, options: Ex
 
 
 def _divided(options: ExportOptions) -> tuple[ExportOptions, list[str]]:
-    """The options for what holds weights, and the formats of feature pages among those asked for."""
+    """The options for the formats with weights, and the requested formats of feature pages."""
     pages = [target for target in options.to if target in PAGES]
     return replace(options, to=tuple(target for target in options.to if target not in PAGES)), pages
 
@@ -118,13 +121,13 @@ def _has_evidence(invocation: Invocation, layers: list[int], name: str) -> bool:
 def _refuse_pages_that_are_there(
     invocation: Invocation, layers: list[int], pages: list[str], options: ExportOptions
 ) -> None:
-    """Before anything is written. Raises UsageError."""
+    """Check, before anything is written, that the pages are new and have evidence. Raises UsageError."""
     for target in pages:
         if (options.out / target).exists():
             what = "This exists already."
             raise UsageError(what, where=options.out / target, remedy="Name a new folder, or remove this one.")
         if target != "delphi" and not _has_evidence(invocation, layers, options.name):
-            what = f"{target} is written from feature evidence, and there is none for every layer."
+            what = f"{target} is written from feature evidence, and not all of these layers have it."
             raise UsageError(what, remedy="Run 'nestcoder features' for these layers first.")
 
 
@@ -148,7 +151,7 @@ def _caveats(results: list[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """The options of ``import`` beside path, layers and device."""
+    """The options of ``import`` without path, layers and device."""
 
     name: str
     source_view: "SourceView | None"
@@ -160,7 +163,7 @@ class ImportOptions:
 def import_dictionary(
     invocation: Invocation, path: str, layers: list[int], device: str, options: ImportOptions
 ) -> CommandResult:
-    """Take another tool's dictionary into the run ``options.name`` of each layer; what is known of it."""
+    """Import another tool's dictionary as the run ``options.name`` of each layer, and show its facts."""
     with shown_progress() as progress:
         configs = run_import(invocation.settings, path, layers, device=device, progress=progress, **vars(options))
     lines: list[str] = []
@@ -180,7 +183,7 @@ def import_dictionary(
         if facts["measured"]:
             lines.append(f"  on held-out rows: FVU {facts['measured']['fvu']:.4f}, L0 {facts['measured']['l0']:.2f}")
         else:
-            lines.append("  there is no cache of this layer yet, so nothing was measured")
+            lines.append("  this layer has no cache yet, so nothing was measured")
         lines += [f"  note: {note}" for note in config["notes"]]
         if not options.dry_run:
             lines.append(f"imported: {folders[named]}")

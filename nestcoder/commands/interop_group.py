@@ -1,4 +1,4 @@
-"""The commands that give transcoders to other tools and take theirs."""
+"""The commands ``export`` and ``import``: arguments, options and help."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ TOOLS = ["saelens", "saelens-jumprelu", "sparsify", "dictionary-learning", "circ
 @click.option(
     "--to", "to", required=True, metavar="TOOL[,TOOL...]", help=f"What to write: {', '.join([*TOOLS, *PAGES])}."
 )
-@click.option("--prefix", type=click.IntRange(min=1), help="Export this prefix alone [default: the whole dictionary].")
+@click.option("--prefix", type=click.IntRange(min=1), help="Export only this prefix [default: the whole dictionary].")
 @_source_view
 @click.option("--dry-run", is_flag=True, help="Say what would be written; change nothing.")
 @click.option("--fresh", is_flag=True, help="Replace an earlier export of something else.")
@@ -48,8 +48,8 @@ def export(
 ) -> None:
     """Write trained transcoders for other tools below the folder OUT.
 
-    Each file is measured on held-out rows after it was converted; EXPORT.json beside it says whether it is exact, what
-    was done, and its FVU and L0 before and after.
+    Each file is measured on held-out rows after it was converted; its EXPORT.json says whether it is exact, what was
+    done, and its FVU and L0 before and after.
     """
     from nestcoder.commands import interop_commands
 
@@ -72,7 +72,7 @@ def export(
 @device_option
 @_source_view
 @click.option("--dry-run", is_flag=True, help="Read and check it; write nothing.")
-@click.option("--force", is_flag=True, help="Take it although it is of another layer, or its L0 is not as promised.")
+@click.option("--force", is_flag=True, help="Import it even if it is of another layer or its L0 is not the stated one.")
 @click.option("--fresh", is_flag=True, help="Replace an earlier import of this name.")
 @click.pass_obj
 def import_dictionary(

@@ -1,4 +1,4 @@
-"""The commands that train or measure dictionaries as part of a language model, or give them away."""
+"""The commands ``finetune`` and ``publish``: arguments, options and help."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What ``publish`` prints: the files and the card, or where they are now."""
+"""The ``publish`` command: shows the files and the card, or uploads them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ def request_of(
     exported: Path | None,
     private: bool,
 ) -> "PublishRequest":
-    """What the options ask for."""
+    """The request of the options."""
     from evaluate.publish.upload import PublishRequest
 
     settings = invocation.settings
@@ -45,14 +45,14 @@ def request_of(
 
 
 def publish(request: "PublishRequest", *, really: bool) -> CommandResult:
-    """Say what would be uploaded; do it where ``really``."""
+    """Show what would be uploaded, and upload it if ``really``."""
     from evaluate.publish.upload import prepare, push
 
     publication = prepare(request)
     found = {"repository": publication.repository, "files": dict(publication.sizes), "card": publication.card}
     if not really:
         lines = [f"{in_bytes(size):>9}  {name}" for name, size in publication.sizes.items()]
-        text = "\n".join([publication.card, *lines, "", "Nothing was uploaded; --push does it."])
+        text = "\n".join([publication.card, *lines, "", "Nothing was uploaded; give --push to upload it."])
         return CommandResult(found | {"pushed": None}, text)
     with shown_progress() as progress:
         page = push(publication, request, progress)

@@ -1,4 +1,4 @@
-"""What the commands of the stages print: each calls its stage and words the result."""
+"""The commands of the stages: each calls its stage and returns the result as JSON and as text."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ from nestcoder.stages.model import run_together
 from nestcoder.stages.train import run_train, trainings
 from nestcoder.text import as_lines
 
-# A glance at the end of an evaluation; samples.txt has the others.
+# Some features and contexts are shown at the end of an evaluation; samples.txt has all.
 _SHOWN_FEATURES = 6
 _SHOWN_CONTEXTS = 3
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """The options of ``evaluate`` beside layers and device."""
+    """The options of ``evaluate`` without layers and device."""
 
     name: str
     lm: bool
@@ -33,7 +33,7 @@ class EvaluateOptions:
     beside: tuple[str, ...] = ()
 
     def of_one_layer(self) -> dict[str, Any]:
-        """What the evaluation of a single layer takes."""
+        """The options for the evaluation of a single layer."""
         return {key: value for key, value in vars(self).items() if key != "beside"}
 
 
@@ -54,7 +54,7 @@ def plan_harvest(invocation: Invocation, layers: list[int], device: str) -> Comm
 
 def plan_probe(invocation: Invocation, layers: list[int], device: str) -> CommandResult:
     """What ``harvest --probe`` would take: words, tokens, bytes, minutes."""
-    from harvest.probe import plan_probe as plan
+    from harvest.probe.stage import plan_probe as plan
 
     folders = {layer: invocation.folders(layer).probe() for layer in layers}
     found = asdict(plan(harvest_request(invocation.settings, layers, device), folders=folders))
@@ -62,14 +62,14 @@ def plan_probe(invocation: Invocation, layers: list[int], device: str) -> Comman
 
 
 def harvest_probe(invocation: Invocation, layers: list[int], device: str, *, fresh: bool) -> CommandResult:
-    """Harvest the first-letter prompts beside each layer's finished cache."""
+    """Harvest the first-letter prompts for each layer's finished cache."""
     with shown_progress() as progress:
         result = run_harvest_probe(invocation.settings, layers, device=device, fresh=fresh, progress=progress)
     return CommandResult(result, "\n".join(f"harvested: {invocation.folders(layer).probe()}" for layer in layers))
 
 
 def train(invocation: Invocation, layers: list[int], device: str, *, name: str, fresh: bool) -> CommandResult:
-    """Train one transcoder (or the settings' sweep) a layer."""
+    """Train one transcoder (or the settings' sweep) for each layer."""
     with shown_progress() as progress:
         results = run_train(invocation.settings, layers, name=name, device=device, fresh=fresh, progress=progress)
     lines = [f"trained: {out}" for _, out in trainings(invocation.settings, layers, name)]
@@ -112,8 +112,10 @@ def evaluate(invocation: Invocation, layers: list[int], device: str, options: Ev
 def evaluate_together(
     invocation: Invocation, layers: list[int], device: str, *, name: str, beside: tuple[str, ...] = ()
 ) -> CommandResult:
-    """Splice the transcoders ``name`` of all layers into the language model at once; where they are one cross-layer
-    transcoder, or others are measured beside them, in one table with what they explain of the rows."""
+    """Splice the transcoders ``name`` of all layers into the language model at once.
+
+    For a cross-layer transcoder, or with ``beside``, one table also has what the dictionaries explain of the rows.
+    """
     from evaluate.spliced.all_layers import all_layers_table
 
     if beside or is_cross_layer(invocation.settings, layers, name):
@@ -127,13 +129,15 @@ def evaluate_together(
 
 
 def evaluate_joint(invocation: Invocation, layers: list[int], device: str, options: EvaluateOptions) -> CommandResult:
-    """Measure the dictionary ``options.name`` of several layers, and those beside it, on the same rows; one table."""
+    """Measure the dictionary ``options.name`` of several layers, and ``options.beside``, on the same rows; one
+    table."""
     from evaluate.joint.table import joint_table
 
     if len(layers) < 2:
-        raise UsageError("Dictionaries are measured together on several layers.", remedy="Give --layer all.")
+        raise UsageError("Several dictionaries are compared on two layers or more.", remedy="Give --layer all.")
     if options.gemma_scope or options.against:
-        raise UsageError("Several layers together are compared with --beside alone.")
+        what = "Several layers cannot be compared by --gemma-scope or --against."
+        raise UsageError(what, remedy="Give --beside with the name of another run.")
     with shown_progress() as progress:
         metrics = run_evaluate_joint(
             invocation.settings,
@@ -148,7 +152,7 @@ def evaluate_joint(invocation: Invocation, layers: list[int], device: str, optio
 
 
 def report_lines(invocation: Invocation, layers: list[int], name: str) -> list[str]:
-    """Where the reports lie, after a few features' top contexts where there is one layer to speak of."""
+    """The paths of the reports; with a single layer, first the top contexts of some features."""
     reports = [invocation.folders(layer).report(name) for layer in layers]
     samples = reports[0] / "samples.txt"
     shown: list[str] = []

@@ -1,8 +1,8 @@
-"""``nestcoder verify``: whether everything that a run left is what was written: caches, probes, transcoders with their
-checkpoints and logs, reports.
+"""``nestcoder verify``: whether all files of a run are undamaged: caches, probes, transcoders with their checkpoints
+and logs, features, reports.
 
-Below each path the folders are found by the files that only such a folder has (``common/run_layout.py``), and each is
-checked by the package that wrote it. Reports of earlier versions have no checksums: they are named, not checked.
+Below each path the folders are found by files that only such a folder has (``common/run_layout.py``), and each is
+checked by the package that wrote it. Reports of earlier versions have no checksums: they are listed, not checked.
 """
 
 import os
@@ -27,12 +27,12 @@ from nestcoder.progress import shown_progress
 from nestcoder.text import table
 
 _SHOWN = 20
-"""Faults of one folder that a message lists."""
+"""Faults of one folder that a message lists: enough to see the pattern."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A folder that a stage left, and what is wrong with it, a sentence each. ``note`` says what was not checked."""
+    """A folder of a stage and its faults, one sentence each. ``note`` says what was not checked."""
 
     kind: str
     path: str
@@ -41,16 +41,16 @@ class Checked:
 
     @property
     def state(self) -> str:
-        """How many faults there are; without any, the note, or ``sound``."""
+        """The number of faults; if there are none, the note or ``sound``."""
         count = len(self.faults)
         return f"{count} fault{'s' if count > 1 else ''}" if count else self.note or "sound"
 
 
 def verify(paths: Sequence[str], *, fast: bool) -> tuple[CommandResult, DamagedError | None]:
-    """Check all that lies below ``paths`` (folders, or URLs of caches): the result, and an error that names what is
-    damaged. ``fast`` looks at the sizes of a cache's shards, not at their bytes.
+    """Check everything below ``paths`` (folders, or URLs of caches): the result, and an error that names the damage.
 
-    Raises UsageError for a path that is not there or has nothing to check.
+    ``fast`` compares the sizes of a cache's shards, not their bytes. Raises UsageError for a path that does not exist
+    or has nothing to check.
     """
     checked: list[Checked] = []
     with shown_progress() as progress:
@@ -101,7 +101,7 @@ def _check_below(path: str, *, fast: bool, progress: Progress) -> list[Checked]:
 
 
 def _artefacts(top: Path) -> Iterator[tuple[str, Path]]:
-    """(kind, folder) of all that a stage left in ``top`` or below, in order of their paths."""
+    """(kind, folder) of all folders of stages in ``top`` or below, in order of their paths."""
 
     def unreadable(error: OSError) -> None:
         raise DamagedError(f"The folder cannot be read: {error.strerror}.", where=error.filename)
@@ -121,7 +121,7 @@ _SIGNS = {
     "features": {"evidence.json", "evidence.safetensors"},
     "transcoder": {CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, CHECKPOINTS},
 }
-"""Files and folders that only a folder of that kind has; one of them is enough, for the others may be lost."""
+"""Files and folders that only a folder of that kind has. One of them is enough, because the others may be lost."""
 
 
 def _check(kind: str, folder: Path, *, fast: bool, progress: Progress) -> Checked:

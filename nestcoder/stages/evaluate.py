@@ -23,11 +23,11 @@ def run_evaluate(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> dict[int, dict[str, Any]]:
-    """Evaluate the transcoder ``name`` of each layer (none given: of every trained layer); its metrics.json, by layer.
+    """Evaluate the transcoder ``name`` of each layer (without layers: of every trained layer); metrics.json by layer.
 
     ``lm`` also splices it into the language model; ``gemma_scope`` (a path, or "download") or ``against`` (a path)
-    compares it with another dictionary, and ``force`` does so although a check fails. With ``evaluate.features`` in the
-    settings the evidence of every feature is taken after each report, as ``run_features`` takes it.
+    compares it with another dictionary, with ``force`` even if a check fails. With ``evaluate.features`` in the
+    settings ``run_features`` follows.
 
         nestcoder.run_evaluate(nestcoder.load_settings("pipeline.yaml"))[8]["fvu_per_prefix"]
     """
@@ -66,10 +66,10 @@ def run_features(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> dict[int, dict[str, Any]]:
-    """Take the evidence of every feature of each layer's transcoder ``name``, and write its pages; evidence.json,
-    by layer. Those of a cross-layer transcoder of these layers are read by the layer that its features read.
+    """Collect the evidence of every feature of each layer's transcoder ``name``, and write its pages.
 
-    ``lm`` takes the unembedding from the language model: for logits where the cache has none.
+    Returns evidence.json by layer; features of a cross-layer transcoder belong to the layer whose source they read.
+    ``lm`` takes the unembedding from the language model, for effects on logits if the cache has none.
 
         nestcoder.run_features(settings, [8])
         evidence = nestcoder.load_features("runs/gpt2-stdlib/layer08/features/main")

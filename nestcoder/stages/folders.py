@@ -1,4 +1,4 @@
-"""Where the stages read and write by the settings, which layers there are, and how processes share a stage."""
+"""The folders that the stages read and write, the layers that exist, and how processes share a stage."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from nestcoder.config import PipelineSettings
 
 
 def folders_of(settings: PipelineSettings, layer: int) -> RunFolders:
-    """Where the cache, transcoders and reports of a layer lie."""
+    """The folders of the cache, transcoders and reports of a layer."""
     return run_folders(Path(settings.runs), settings.model, layer)
 
 
 def harvested_layers(settings: PipelineSettings) -> list[int]:
-    """Layers that have a cache here. Raises UsageError where there is none."""
+    """Layers that have a cache here. Raises UsageError if there are none."""
     runs = Path(settings.runs)
     layers = [layer for layer in known_layers(runs, settings.model) if folders_of(settings, layer).cache.is_dir()]
     if not layers:
@@ -26,26 +26,26 @@ def harvested_layers(settings: PipelineSettings) -> list[int]:
 
 
 def layers_of_model(settings: PipelineSettings) -> list[int]:
-    """All layers that the settings' model has."""
+    """All layers of the settings' model."""
     from harvest.model.source import find_model
 
     return list(range(find_model(settings.model, revision=settings.harvest.revision).layers))
 
 
 def trained_layers(settings: PipelineSettings, name: str) -> list[int]:
-    """Layers that have a trained transcoder of that name. Raises UsageError where there is none."""
+    """Layers that have a trained transcoder of that name. Raises UsageError if there are none."""
     runs = Path(settings.runs)
     check_of_one_layer(runs, settings.model, (), name)
     layers = [layer for layer in known_layers(runs, settings.model) if name in folders_of(settings, layer).trained()]
     if not layers:
         what = f"No layer of {settings.model} has a trained transcoder named '{name}'."
-        raise UsageError(what, where=runs, remedy="Run 'make harvest LAYER=8' and 'make train LAYER=8' first.")
+        raise UsageError(what, where=runs, remedy="Run 'nestcoder harvest' and 'nestcoder train' for a layer first.")
     return layers
 
 
 @contextmanager
 def joined_processes(device: str) -> Generator[str]:
-    """The processes that torchrun started are one group while the block runs; yields this process's own device."""
+    """Connect the processes that torchrun started while the block runs; yields this process's device."""
     ranks = read_ranks()
     own_device = ranks.device(device)
     with process_group(ranks, own_device):
@@ -53,6 +53,6 @@ def joined_processes(device: str) -> Generator[str]:
 
 
 def check_one_process(task: str) -> None:
-    """Raises UsageError under torchrun, where ``task`` ("Transcoders are exported") is for a single process."""
+    """Raises UsageError under torchrun for a ``task`` ("Transcoders are exported") of a single process."""
     if read_ranks().world > 1:
-        raise UsageError(f"{task} by one process.", remedy="Run it without torchrun.")
+        raise UsageError(f"{task} by a single process only.", remedy="Run it without torchrun.")

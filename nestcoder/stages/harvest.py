@@ -20,21 +20,21 @@ def run_harvest(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> dict[int, dict[str, Any]]:
-    """Harvest ``layers`` in one pass over the text; what was done, by layer (cache, rows, seconds, proof, ...).
+    """Harvest ``layers`` in one pass over the text; returns what was done, by layer (cache, rows, seconds, proof, ...).
 
-    ``fresh`` removes what an earlier harvest left. Raises errors of ``common/errors.py``.
+    ``fresh`` removes the caches of an earlier harvest first. Raises errors of ``common/errors.py``.
 
         nestcoder.run_harvest(nestcoder.load_settings("pipeline.yaml"), [4, 8])[8]["cache"]
     """
     if progress:
-        progress.note("importing what runs language models")
+        progress.note("Importing the libraries that run language models.")
     from harvest.run import harvest_layers
 
     return harvest_layers(harvest_request(settings, layers, device), fresh=fresh, progress=progress)
 
 
 def harvest_request(settings: PipelineSettings, layers: Sequence[int], device: str = "auto") -> "HarvestRequest":
-    """What the settings ask the harvest stage for, and this process's share of it."""
+    """The request of the settings for the harvest stage, and this process's share of it."""
     from harvest.request import HarvestRequest
 
     ranks = read_ranks()
@@ -57,8 +57,8 @@ def run_harvest_probe(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> dict[int, dict[str, Any]]:
-    """Harvest the first-letter prompts beside each layer's finished cache, for the absorption metric."""
-    from harvest.probe import harvest_probe
+    """Harvest the first-letter prompts for each layer's finished cache, for the absorption metric."""
+    from harvest.probe.stage import harvest_probe
 
     folders = {layer: folders_of(settings, layer).probe() for layer in layers}
     request = harvest_request(settings, layers, device)

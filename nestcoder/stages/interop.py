@@ -1,4 +1,4 @@
-"""To and from other tools: ``nestcoder.run_export``, ``nestcoder.run_import``."""
+"""Transcoders for other tools and dictionaries from them: ``nestcoder.run_export``, ``nestcoder.run_import``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +31,9 @@ def run_export(
     progress: Progress = SILENT,
 ) -> list[dict[str, Any]]:
     """Write the transcoder ``name`` of each layer, or the cross-layer transcoder of all of them, for the tools ``to``
-    below ``out``; what each EXPORT.json says.
+    below ``out``; returns the contents of each EXPORT.json.
 
-    ``prefix`` exports one prefix by itself; ``source_view`` makes it read another input than it was trained on.
+    ``prefix`` exports only one prefix; with ``source_view`` the export reads another input than in training.
 
         nestcoder.run_export(settings, [8], to=["saelens", "sparsify"], out=Path("exported"))[0]["folder"]
     """
@@ -52,7 +52,7 @@ def run_export(
 def export_request(
     *, to: Sequence[str], out: Path, prefix: int | None, source_view: "SourceView | None", fresh: bool
 ) -> "ExportRequest":
-    """What an export is asked for."""
+    """The request for an export."""
     from evaluate.interop.convert import Wish
     from evaluate.interop.layer import ExportRequest
 
@@ -60,7 +60,7 @@ def export_request(
 
 
 def layer_sources(settings: PipelineSettings, layers: Sequence[int], name: str) -> "list[LayerSource]":
-    """Where each layer's cache and its transcoder ``name`` lie. Raises UsageError where none is trained."""
+    """The cache and the transcoder ``name`` of each layer. Raises UsageError if a layer has no trained one."""
     from evaluate.interop.layer import LayerSource
 
     check_one_process("Transcoders are exported and imported")
@@ -89,12 +89,11 @@ def run_import(
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> dict[int, dict[str, Any]]:
-    """Take a dictionary of another tool into the run ``name`` of each layer; its config.json, by layer. One of several
-    layers becomes a run of all of them.
+    """Import a dictionary of another tool as the run ``name`` of each layer; returns its config.json by layer.
 
-    ``path`` is a folder, a file, ``hf:user/repository/path``, or a URL that fsspec knows; of a folder that is none, the
-    one dictionary in a folder inside it is taken. ``source_view`` says what its encoder reads, where its own files may
-    mean two things.
+    A dictionary of several layers becomes a run of all of them. ``path`` is a folder, a file,
+    ``hf:user/repository/path``, or a URL that fsspec knows; if a folder is not a dictionary, the only dictionary in a
+    folder inside it is imported. ``source_view`` is the input of its encoder, if its files could mean two.
 
         nestcoder.run_import(settings, "sae/layer08", [8], name="theirs")
     """

@@ -1,4 +1,4 @@
-"""Evaluation of dictionaries of several layers together, as functions of the settings."""
+"""Evaluation of dictionaries of several layers on the same rows, as functions of the settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def dictionary_with(settings: PipelineSettings, layers: Sequence[int], layer: in
 
 
 def joint_source(settings: PipelineSettings, layers: Sequence[int], name: str) -> "JointSource":
-    """Where the cross-layer transcoder ``name`` of these layers lies or shall lie, and the layers' caches."""
+    """The folder of the cross-layer transcoder ``name`` of these layers (it need not exist), and the layers' caches."""
     from evaluate.joint.opened import JointSource
 
     runs = Path(settings.runs)
@@ -84,7 +84,7 @@ def joint_source(settings: PipelineSettings, layers: Sequence[int], name: str) -
 
 
 def features_request(settings: PipelineSettings, layers: Sequence[int], name: str) -> "JointFeatures":
-    """What the settings ask of the feature pages of the cross-layer transcoder ``name``."""
+    """The request of the settings for the feature pages of the cross-layer transcoder ``name``."""
     from evaluate.joint.features import JointFeatures
 
     runs = Path(settings.runs)

@@ -26,10 +26,10 @@ def run_together(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Splice the transcoders ``name`` of several layers (none given: of every trained one) into the language model at
-    once: cross-entropy, KL and the share of unchanged first choices, by prefix.
+    """Splice the transcoders ``name`` of several layers (without layers: of all trained ones) into the language model
+    at once: cross-entropy, KL and the share of unchanged first choices, by prefix.
 
-    nestcoder.run_together(settings, [4, 8])["language_model"]["per_prefix"][-1]["delta"]
+        nestcoder.run_together(settings, [4, 8])["language_model"]["per_prefix"][-1]["delta"]
     """
     from evaluate.spliced.all_layers import splice_all_layers
 
@@ -58,11 +58,12 @@ def run_finetune(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Fine-tune the transcoders ``name`` of these layers, spliced into the language model at once, into ``result``
-    (``<name>-finetuned``); what it bought and cost, before and after. So too the cross-layer transcoder ``name`` of
-    these layers.
+    """Fine-tune the transcoders ``name`` of these layers, or their cross-layer transcoder, inside the language model.
 
-    nestcoder.run_finetune(settings, [8])["language_model"]["closed_per_prefix"][-1]["delta"]
+    All layers are spliced at once. The new dictionaries are the run ``result`` (``<name>-finetuned``); returns the
+    metrics before and after.
+
+        nestcoder.run_finetune(settings, [8])["language_model"]["closed_per_prefix"][-1]["delta"]
     """
     from finetune.run import finetune_layers
 
@@ -74,7 +75,7 @@ def run_finetune(
 def finetune_request(
     settings: PipelineSettings, layers: Sequence[int], *, name: str, result: str | None, device: str
 ) -> "FinetuneRequest":
-    """What the settings ask of fine-tuning. Raises UsageError for a cross-layer transcoder of other layers."""
+    """The request of the settings for fine-tuning. Raises UsageError for a cross-layer transcoder of other layers."""
     from finetune.request import FinetuneRequest
 
     runs = Path(settings.runs)

@@ -19,9 +19,9 @@ def run_train(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> dict[int, dict[str, Any]]:
-    """Train a transcoder (and those of the settings' sweep) on each layer's cache; its config.json, by layer.
+    """Train a transcoder (and those of the settings' sweep) on each layer's cache; returns its config.json by layer.
 
-    One cross-layer transcoder is trained for all ``layers`` together; its config.json is there for each of them.
+    A cross-layer transcoder is trained once for all ``layers``; its config.json is returned for each of them.
 
         nestcoder.run_train(nestcoder.load_settings(overrides=["train.top_k=32"]), [8], name="k32")
     """
@@ -45,10 +45,10 @@ def run_train(
 
 
 def trainings(settings: PipelineSettings, layers: Sequence[int], name: str) -> list[tuple[list[int], Path]]:
-    """The trainings that the settings ask for: each one's layers, and its folder.
+    """The trainings of the settings: the layers and the folder of each.
 
-    Transcoders of several layers are trained one after another: a cache of a layer is read once either way, and one
-    dictionary is in memory instead of all.
+    Transcoders of several layers are trained one after another: each cache is read once in any case, and only one
+    dictionary is in memory.
     """
     if settings.train.kind == "cross-layer":
         ordered = sorted(set(layers))

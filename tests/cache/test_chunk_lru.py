@@ -32,7 +32,7 @@ def test_a_chunk_in_two_blocks_counts_once():
 
 
 def test_more_than_the_limit_at_once_is_refused():
-    with pytest.raises(CapacityError, match=r"take 30 B, but only 20 B"):
+    with pytest.raises(CapacityError, match=r"take 30 B, but the limit is 20 B"):
         ChunkLru(20, location="here").in_use(KEYS[:3], chunk_bytes=10).__enter__()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cache.format.codec import decode_into, encoder, most_bytes
+from cache.format.codec import decode_into, encoder, maximum_bytes
 from common.errors import DamagedError
 
 CODECS = ["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"]
@@ -13,7 +13,7 @@ CODECS = ["zstd", "blosc-zstd", "blosc-zstd-bit", "blosc-lz4"]
 @pytest.mark.parametrize("chunk", [bytes(4096), np.random.default_rng(0).bytes(4096)], ids=["zeros", "noise"])
 def test_a_chunk_comes_back(codec, chunk):
     stored = encoder(codec, 2)(chunk)
-    assert len(stored) <= most_bytes(len(chunk))
+    assert len(stored) <= maximum_bytes(len(chunk))
     out = bytearray(len(chunk))
     decode_into(out, codec, stored)
     assert bytes(out) == chunk

@@ -55,9 +55,9 @@ def test_the_rows_and_dimensions_that_dominate_are_named(tmp_path):
     assert documents == {(2, 1, 1), (15, 27, 2), (30, 3, 3)}
     assert found.largest_dimensions[0][0] == 7
     assert all(row.norm > 490 for row in found.largest_rows[:3])
-    assert "2 of 2,400 rows hold" in found.warning
+    assert "2 of 2,400 rows have" in found.warning
     assert "dimensions 7 and" in found.warning
-    assert found.warning.endswith("FVU speaks mostly of those.")
+    assert found.warning.endswith("FVU is about them.")
 
 
 def test_benign_rows_bring_no_warning(tmp_path):

@@ -98,7 +98,7 @@ def test_no_row_of_a_draft_is_given_again(folder, every_batch):
     notes = Notes()
     with open_writer(folder, progress=notes) as writer:
         assert writer.cursor == 2
-    assert notes.texts == [f"kept 10 rows of segments that were not full in {folder}"]
+    assert notes.texts == [f"Kept 10 rows of segments that were not full in {folder}."]
 
 
 def test_processes_keep_drafts_of_their_own(folder, tree, every_batch):
@@ -146,7 +146,7 @@ def test_rows_that_were_quantised_when_the_interrupt_came_are_not_kept(folder, t
         feed(writer)
     notes = Notes()
     write(folder / "cut", dtype="int8", progress=notes)
-    assert notes.texts == [f"kept 15 rows of segments that were not full in {folder / 'cut'}"]
+    assert notes.texts == [f"Kept 15 rows of segments that were not full in {folder / 'cut'}."]
     assert tree(folder / "cut") == tree(folder / "whole")
 
 
@@ -190,7 +190,7 @@ def test_drafts_leave_the_cache_its_disk_space(folder, every_batch, monkeypatch)
     with open_writer(folder / "cut", progress=notes) as writer:
         feed(writer, stop=3)
     assert drafts(folder / "cut") == []
-    assert notes.texts == ["rows are kept only when their segment is full from here on. The disk has no room for them."]
+    assert notes.texts == ["From now on rows are saved only when their segment is full. The disk has no room for them."]
 
 
 def test_drafts_take_a_twentieth_of_the_time_at_most(monkeypatch):

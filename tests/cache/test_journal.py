@@ -32,9 +32,9 @@ def test_a_journal_that_was_cut_anywhere_names_the_lines_before_the_cut(whole_ca
     ends = [offset + 1 for offset, byte in enumerate(data) if byte == ord("\n")]
     for length in (0, 5, *ends, ends[2] + 30):
         journal = parse_journal(data[:length], path, **options)
-        assert journal.whole_bytes == max((end for end in ends if end <= length), default=0)
+        assert journal.intact_bytes == max((end for end in ends if end <= length), default=0)
         assert len(journal.commits) == max(0, sum(end <= length for end in ends) - 1)
     with pytest.raises(DamagedError, match="Line 2"):
         parse_journal(data[: ends[0]] + data[ends[1] :], path, **options)
-    with pytest.raises(MismatchError, match="not of this one"):
+    with pytest.raises(MismatchError, match="The journal belongs to cache"):
         parse_journal(data, path, **options | {"partition": 1})

@@ -46,10 +46,10 @@ def resealed(manifest, **changed):
 
 @pytest.mark.parametrize(("changed", "error", "problem"), [
     ({"version": 99}, MismatchError, "format version 99"),
-    ({"special_ids": [-1]}, DamagedError, "makes no sense"),
+    ({"special_ids": [-1]}, DamagedError, "is not valid"),
     ({"fingerprint": "0" * 32}, DamagedError, "fingerprint"),
     ({"files": {"../outside": [1, "0" * 32]}}, DamagedError, "path"),
-    ({"more": 1}, DamagedError, "not written as a cache writes it"),
+    ({"more": 1}, DamagedError, "not in the form"),
 ])  # fmt: skip
 def test_a_sealed_manifest_that_makes_no_sense_is_refused(manifest, changed, error, problem):
     with pytest.raises(error, match=problem):
@@ -85,7 +85,7 @@ def test_a_missing_cache_and_a_lost_manifest_have_different_messages(cache, tmp_
 )
 def test_sizes_that_no_cache_has_are_refused(sizes):
     usual = {"d_source": 8, "d_target": 8, "train_rows": 100, "held_out_rows": 10, "partitions": 1}
-    with pytest.raises(UsageError, match="A cache cannot be made of these sizes"):
+    with pytest.raises(UsageError, match="A cache cannot have these sizes"):
         make_geometry(CacheSettings(), **usual | sizes)
 
 

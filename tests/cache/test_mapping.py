@@ -46,7 +46,7 @@ def test_a_mapped_file_that_was_cut_or_removed_is_noticed(tmp_path):
     region.map_file(tmp_path / "file", offset=0, size_bytes=PAGE, file_bytes=PAGE)
     region.check_size(0)
     os.truncate(tmp_path / "file", 10)
-    with pytest.raises(DamagedError, match=f"10 bytes instead of {PAGE}"):
+    with pytest.raises(DamagedError, match=f"10 bytes instead of {PAGE:,}"):
         region.check_size(0)
     (tmp_path / "file").unlink()
     with pytest.raises(DamagedError, match="missing"):

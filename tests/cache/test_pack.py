@@ -239,9 +239,9 @@ def decode(codec, data, size):
 
 def test_a_decompression_bomb_takes_no_memory():
     bomb = encoder("zstd", 2)(bytes(1 << 26))
-    with pytest.raises(DamagedError, match="67108864 bytes, not 64"):
+    with pytest.raises(DamagedError, match="67108864 bytes instead of 64"):
         decode("zstd", bomb, 64)
-    with pytest.raises(DamagedError, match="67108864 bytes, not 64"):
+    with pytest.raises(DamagedError, match="67108864 bytes instead of 64"):
         decode("blosc-zstd", encoder("blosc-zstd", 2)(bytes(1 << 26)), 64)
 
 

@@ -10,7 +10,7 @@ from cache.config import CacheSettings
 from cache.format.manifest import MANIFEST
 from cache.open import open_cache
 from cache.reader import CacheReader
-from cache.storage.publish import publish_whole, withdraw
+from cache.storage.publish import publish_complete, withdraw
 from cache.tools.repair import repair_cache
 from cache.tools.verify_remote import repair_remote, verify_remote
 from common.errors import MismatchError
@@ -41,7 +41,7 @@ def flip_remote(here, name, bit):
 
 def test_a_cache_that_was_complete_before_is_published_whole(here, toy):
     toy.write(here)
-    publish_whole(here, BUCKET, partition=0)
+    publish_complete(here, BUCKET, partition=0)
     assert verify_remote(url(here)).complete
     assert not verify_remote(url(here)).faults
 
@@ -55,7 +55,7 @@ def test_a_segment_that_was_harvested_again_is_uploaded_again(here, make_toy):
     (here / "rows.zarr/train/source/c.1.0").unlink()
     repair_cache(here)
     make_toy().write(here)
-    publish_whole(here, BUCKET, partition=0)
+    publish_complete(here, BUCKET, partition=0)
     assert system.cat_file(journal) == (here / "journal/part-00000.jsonl").read_bytes() != before
     assert not verify_remote(url(here)).faults
 
@@ -96,7 +96,7 @@ def test_damage_at_the_url_is_revoked_and_uploaded_again(here, make_toy, name, l
     done = repair_remote(url(here))
     assert [fault.path for fault in done.faults] == [name]
     assert len(done.revoked) == lost
-    publish_whole(here, BUCKET, partition=0)
+    publish_complete(here, BUCKET, partition=0)
     assert verify_remote(url(here)).complete
     assert not verify_remote(url(here)).faults
 

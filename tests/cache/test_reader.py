@@ -41,7 +41,7 @@ def test_any_rows_in_any_order(reader):
         assert torch.equal(rows.source, everything.source[torch.from_numpy(places)])
         assert (rows.tokens == everything.tokens[places]).all()
     for outside in (len(split), -1):
-        with pytest.raises(UsageError, match=f"outside 0 to {len(split) - 1}"):
+        with pytest.raises(UsageError, match=f"between 0 and {len(split) - 1}"):
             split.gather("source", np.array([0, outside]))
 
 

@@ -141,7 +141,7 @@ def test_it_can_be_packed(written, tmp_path, tree):
 def test_targets_that_the_mlp_does_not_give_are_refused(written, tmp_path):
     with pytest.raises(NumericalError, match=r"does not give the harvested target: FVU"):
         write(tmp_path / "cache", written.source, written.mlp, target="recompute", wrong=1.0)
-    with pytest.raises(DamagedError, match="MLP does not read"):
+    with pytest.raises(DamagedError, match="MLP cannot be read"):
         write(
             tmp_path / "other",
             written.source,

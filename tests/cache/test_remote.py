@@ -73,7 +73,7 @@ def test_the_copies_keep_within_their_limit(url, pages, tmp_path):
     )
     assert chunk <= kept <= 5 * chunk
     assert same_rows(reader, local), "what was given up is copied again"
-    with pytest.raises(CapacityError, match="may be kept here"):
+    with pytest.raises(CapacityError, match="but the limit is"):
         reader.split("train").rows(slice(None))
 
 

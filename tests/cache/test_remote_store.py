@@ -59,7 +59,7 @@ def test_a_connection_may_break_three_times(store, monkeypatch, failures, succee
 def test_a_short_answer_is_refused(store, monkeypatch):
     store.write("file", b"data")
     monkeypatch.setattr(store._system, "cat_file", lambda *_, **__: b"da")
-    with pytest.raises(DiskError, match="2 of 4 bytes came"):
+    with pytest.raises(DiskError, match="2 of 4 bytes arrived"):
         store.read("file", 0, 4)
 
 

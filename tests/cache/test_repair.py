@@ -163,7 +163,7 @@ def test_a_damaged_manifest_comes_back_with_the_harvest(cache, toy, make_toy, tr
     flip(cache / "manifest.json", 1000)
     done = repair_cache(cache)
     assert done.quarantined == ("manifest.json",)
-    with pytest.raises(MismatchError, match="The journal is of cache"):
+    with pytest.raises(MismatchError, match="The journal belongs to cache"):
         make_toy(shuffle_seed=1).write(cache)
     assert toy.write(cache) == 0
     assert rows_of(tree, cache) == rows_of(tree, whole_cache)

@@ -20,7 +20,7 @@ def test_a_complete_cache_has_no_fault(cache):
     assert found.complete
     assert found.segments == (7, 7)
     assert found.bytes == sum(file.stat().st_size for file in (cache / "rows.zarr").rglob("*") if file.is_file())
-    found.require_whole()
+    found.require_sound()
 
 
 def test_a_flipped_bit_names_shard_chunk_and_rows(cache, flip):
@@ -30,7 +30,7 @@ def test_a_flipped_bit_names_shard_chunk_and_rows(cache, flip):
     assert found.faults[0].chunks == (1,)
     assert found.damaged_segments == (("train", 0),)
     with pytest.raises(DamagedError, match=r"(?s)1 fault.*c\.1\.0: damaged, chunk 1"):
-        found.require_whole()
+        found.require_sound()
 
 
 def test_a_flipped_bit_of_the_index_is_named(cache, flip):

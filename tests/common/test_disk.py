@@ -36,7 +36,7 @@ def test_a_refused_write_leaves_what_was_there(operation: str, tmp_path: Path) -
     with disk.watch(refusing(operation, errno.ENOSPC)), pytest.raises(DiskError) as caught:
         disk.write_file(path, b"after")
     assert "No space left on device" in caught.value.what
-    assert "free some space" in caught.value.remedy
+    assert "Free some space" in caught.value.remedy
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 

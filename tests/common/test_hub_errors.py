@@ -17,12 +17,12 @@ def named(name: str, text: str = "") -> Exception:
 @pytest.mark.parametrize(
     ("raised", "kind", "words"),
     [
-        (named("GatedRepoError"), UsageError, "asks for a licence"),
+        (named("GatedRepoError"), UsageError, "needs a licence"),
         (named("RevisionNotFoundError"), UsageError, "has no revision 'r'"),
-        (named("RepositoryNotFoundError"), UsageError, "No model 'a/b' on the Hub"),
-        (named("EmptyDatasetError"), UsageError, "holds no data files"),
+        (named("RepositoryNotFoundError"), UsageError, "There is no model 'a/b' on the Hub"),
+        (named("EmptyDatasetError"), UsageError, "has no data files"),
         (RuntimeError("Dataset scripts are no longer supported"), UsageError, "no code from the Hub is ever run"),
-        (OSError(errno.ENOSPC, "No space left on device"), DiskError, "There is no room to keep 'a/b'"),
+        (OSError(errno.ENOSPC, "No space left on device"), DiskError, "There is no room for 'a/b'"),
         (ConnectionError("no route\nsecond line"), DiskError, "cannot be reached: ConnectionError: no route."),
     ],
 )

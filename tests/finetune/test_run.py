@@ -93,7 +93,7 @@ def test_another_or_a_damaged_state_is_refused(runs: Path, settings_in: Settings
     state = runs / "gpt2-stdlib" / "finetune" / "main-finetuned" / "state" / STATE_FILE
     text = state.read_text()
     state.write_text(text.replace('"step": 2', '"step": 3'))
-    with pytest.raises(DamagedError, match="checksum differs"):
+    with pytest.raises(DamagedError, match="does not match its checksum"):
         nestcoder.run_finetune(settings_in(runs), [8], device="cpu")
     nestcoder.run_finetune(settings_in(runs), [8], device="cpu", fresh=True)
     state.write_text(text)

@@ -36,7 +36,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_halves(model_folders):
     handle = model.hugging.base_model.register_forward_pre_hook(small(2), with_kwargs=True)
     halves = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, notes)
     handle.remove()
-    assert [note.split(": ")[1] for note in notes.texts] == ["going on with 3", "going on with 1"]
+    assert notes.texts == [f"Out of memory: going on with {size} contexts at a time." for size in (3, 2)]
     assert torch.allclose(at_once.site(1, "mlp_in"), halves.site(1, "mlp_in"), atol=1e-5)
     model.hugging.base_model.register_forward_pre_hook(small(0), with_kwargs=True)
     with pytest.raises(CapacityError, match="One context"):

@@ -6,7 +6,7 @@ from harvest.config import HarvestSettings
 
 
 def test_settings_that_disagree_are_refused():
-    with pytest.raises(ValueError, match="standard library is text"):
+    with pytest.raises(ValueError, match="dataset stdlib is text"):
         HarvestSettings(tokens_column="ids")
     with pytest.raises(ValueError, match="at least 2 tokens"):
         HarvestSettings(context=1)

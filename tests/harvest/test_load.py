@@ -33,7 +33,7 @@ def test_the_model_is_cut_after_the_last_layer_and_its_own_loss_is_measured_befo
     assert len(blocks.h if blocks is not None else model.hugging.model.layers) == 2
     assert own_loss is not None
     assert own_loss["unigram"] > 0
-    assert notes.texts[0].endswith(" onto cpu")
+    assert notes.texts[0].endswith(" onto cpu.")
 
 
 def test_if_the_whole_model_does_not_fit_the_loss_is_left_out_with_a_note(prepared, monkeypatch):
@@ -47,7 +47,7 @@ def test_if_the_whole_model_does_not_fit_the_loss_is_left_out_with_a_note(prepar
 def test_the_device_that_auto_stands_for_is_named(prepared):
     notes = Notes()
     load_and_measure(prepare(replace(prepared.request, device="auto")), 1, notes)
-    assert notes.texts[0].endswith(f" onto {choose_device('auto')}")
+    assert notes.texts[0].endswith(f" onto {choose_device('auto')}.")
 
 
 def test_the_tokenizer_is_read_only_for_the_request(prepared, monkeypatch):
@@ -60,7 +60,7 @@ def test_the_tokenizer_is_read_only_for_the_request(prepared, monkeypatch):
 def test_the_weights_are_hashed_while_the_library_of_the_proof_is_imported(prepared, tmp_path):
     notes = Notes()
     hash_weights(prepared, notes)
-    assert notes.texts == [f"hashing the weights of {prepared.source.name}"]
+    assert notes.texts == [f"Hashing the weights of {prepared.source.name}."]
     assert vars(prepared.source)["weights_hash"] == find_model(prepared.source.name).weights_hash
     assert "transformer_lens.model_bridge" in sys.modules
     (tmp_path / "c").mkdir()

@@ -22,7 +22,7 @@ from common.errors import CapacityError, InUseError, MismatchError, UsageError
 from common.progress import Silent
 from harvest import run
 from harvest.config import HarvestSettings
-from harvest.probe import harvest_probe
+from harvest.probe.stage import harvest_probe
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 from tests.helpers.progress import Notes
@@ -330,7 +330,7 @@ def test_the_model_s_own_loss_is_reported_and_kept_in_the_manifest(model_folders
     # A random network predicts worse than token frequencies do.
     assert loss["first_contexts"] > loss["unigram"] > 1
     assert any("own loss" in note for note in notes.texts)
-    assert any(note.startswith("WARNING") for note in notes.texts)
+    assert any(note.startswith("Warning") for note in notes.texts)
 
 
 def test_a_model_by_another_path_is_the_same_cache(model_folders, text, tmp_path, monkeypatch):
@@ -442,7 +442,7 @@ def test_the_unembedding_is_in_every_layers_cache_but_not_in_one_that_was_begun_
 
 def test_a_model_whose_unembedding_reads_no_norm_is_harvested_without(model_folder, text, tmp_path, monkeypatch):
     def none(_model):
-        raise ValueError("no module puts out what the unembedding reads")
+        raise ValueError("no module returns the tensor that the unembedding reads")
 
     monkeypatch.setattr("harvest.model.unembedding.final_norm", none)
     harvest(model_folder, {1: tmp_path / "c"}, text)

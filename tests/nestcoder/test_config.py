@@ -36,7 +36,7 @@ def problem(path: Path | None, *overrides: str) -> str:
     [
         ('runs="a\\0b"', "NUL"),
         ("cache.split_seed=1180591620717411303424", "cache.split_seed:"),
-        ("train.steps=" + "9" * 5000, "5000 digits"),
+        ("train.steps=" + "9" * 5000, "at most 40 digits, not 5000"),
         ("train.lr=.inf", "finite"),
         ("train.lr=.nan", "finite"),
         ("train.lr=1e999", "finite"),

@@ -47,9 +47,9 @@ def test_refusals_name_the_line(text: str, line: int, word: str) -> None:
 
 def test_lines_are_known_for_every_value() -> None:
     file = parse_yaml("model: gpt2\n\ntrain:\n  lr: 1e-3\n  prefixes: [1,\n    2]\n", "p.yaml")
-    assert file.where(("train", "lr")) == "p.yaml:4"
-    assert file.where(("train", "prefixes", 1)) == "p.yaml:6"
-    assert file.where(("train", "missing")) == "p.yaml:3"
+    assert file.location(("train", "lr")) == "p.yaml:4"
+    assert file.location(("train", "prefixes", 1)) == "p.yaml:6"
+    assert file.location(("train", "missing")) == "p.yaml:3"
 
 
 def test_hostile_files_are_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def _parsed(text: bytes) -> dict[str, Any]:
 def _entry(line: Mapping[str, Any], *, path: Path) -> Entry:
     return Entry(
         step=line["step"],
-        arrays=FileSeal.parse(line["arrays"], where=path),
-        facts=FileSeal.parse(line["facts"], where=path),
+        arrays=FileSeal.parse(line["arrays"], location=path),
+        facts=FileSeal.parse(line["facts"], location=path),
         log=FileSeal(line["log_bytes"], line.get("log_xxh3_128", "")),
         held_out_fvu=line["held_out_fvu"],
     )

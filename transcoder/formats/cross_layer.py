@@ -84,7 +84,7 @@ def load_cross_layer(path: str | Path, *, device: str = "cpu") -> CrossLayerTran
     folder = Path(path).parent if Path(path).name == WEIGHTS_FILE else Path(path)
     config = read_config(folder)
     _check(config, folder / CONFIG_FILE)
-    seal = FileSeal.parse(config.get("weights"), where=folder / CONFIG_FILE)
+    seal = FileSeal.parse(config.get("weights"), location=folder / CONFIG_FILE)
     arrays = read_tensors(folder / WEIGHTS_FILE, seal, device=device)
     reach = Reach(len(config["layers"]), config["window"], config["d_target"])
     rule_class = RULES[config["activation"]].load()
@@ -92,7 +92,7 @@ def load_cross_layer(path: str | Path, *, device: str = "cpu") -> CrossLayerTran
     for number, layer in enumerate(config["layers"]):
         own = _shapes(config, reach, number) | rule_class.array_shapes(config | config["rules"][number])
         shapes |= {f"{layer:02d}/{name}": shape for name, shape in own.items()}
-    check_arrays(arrays, shapes, where=folder / WEIGHTS_FILE)
+    check_arrays(arrays, shapes, location=folder / WEIGHTS_FILE)
     pieces = [_piece(arrays, config, reach, number) for number in range(reach.layers)]
     return CrossLayerTranscoder(
         pieces,

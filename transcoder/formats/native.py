@@ -89,11 +89,11 @@ def load_transcoder(path: str | Path, *, device: str = "cpu", progress: Progress
         progress.note(
             f"{folder / CONFIG_FILE} has no checksum, because an earlier release wrote it: changes are not noticed."
         )
-    seal = FileSeal.parse(config.get("weights"), where=folder / CONFIG_FILE)
+    seal = FileSeal.parse(config.get("weights"), location=folder / CONFIG_FILE)
     arrays = read_tensors(folder / WEIGHTS_FILE, seal, device=device)
     rule = RULES[config["activation"]].load()
     rule_shapes = rule.array_shapes(config)
-    check_arrays(arrays, _shapes(config) | rule_shapes, where=folder / WEIGHTS_FILE)
+    check_arrays(arrays, _shapes(config) | rule_shapes, location=folder / WEIGHTS_FILE)
     rule_arrays = {name: arrays.pop(name) for name in rule_shapes}
     arrays["W_enc"] = arrays["W_enc"].T.contiguous()
     return Transcoder.from_arrays(

@@ -97,7 +97,7 @@ def dictionary_of(
     arrays = {key: tensor.float() for key, tensor in tensors.items()}
     if subtracted is not None:
         shape: tuple[int, ...] = (arrays["W_enc"].shape[0],)
-        check_arrays({"b_dec": subtracted}, {"b_dec": shape}, where=path, error=DamagedError, dtypes=FLOATS)
+        check_arrays({"b_dec": subtracted}, {"b_dec": shape}, location=path, error=DamagedError, dtypes=FLOATS)
         shift = subtracted.double() @ arrays["W_enc"].double()
         arrays["b_enc"] = (arrays["b_enc"].double() - shift).float()
     arrays["W_enc"] = arrays["W_enc"].T.contiguous()
@@ -122,7 +122,7 @@ def dictionary_of(
 
 def thresholds_of(tensor: Tensor, dict_size: int, *, path: Path) -> Tensor:
     """A float for every feature. Raises DamagedError."""
-    check_arrays({"threshold": tensor}, {"threshold": (dict_size,)}, where=path, error=DamagedError, dtypes=FLOATS)
+    check_arrays({"threshold": tensor}, {"threshold": (dict_size,)}, location=path, error=DamagedError, dtypes=FLOATS)
     return tensor.float()
 
 
@@ -175,7 +175,7 @@ def _check(tensors: Mapping[str, Tensor], *, path: Path, wanted: Wanted) -> None
     }
     if "W_skip" in tensors:
         shapes["W_skip"] = widths
-    check_arrays(tensors, shapes, where=path, error=DamagedError, dtypes=FLOATS)
+    check_arrays(tensors, shapes, location=path, error=DamagedError, dtypes=FLOATS)
 
 
 def prefixes_of(value: object, dict_size: int) -> tuple[int, ...]:

@@ -41,13 +41,13 @@ def refuse_folder_flushes(monkeypatch, number):
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_named_and_can_be_accepted(tmp_path, monkeypatch, number):
     refuse_locks(monkeypatch, number)
-    with pytest.raises(DiskError, match=r"(?s)does not lock files.*cache\.weak_disk"):
-        locks.check_promises(tmp_path / "not" / "yet")
+    with pytest.raises(DiskError, match=r"(?s)cannot lock files.*cache\.weak_disk"):
+        locks.check_file_system(tmp_path / "not" / "yet")
     with pytest.raises(DiskError, match="cache\\.weak_disk"), locks.lock(tmp_path / "lock"):
         pass
     assert list(tmp_path.iterdir()) == [] or [path.name for path in tmp_path.iterdir()] == ["lock"]
     disk.accept_weak_disk(True)
-    locks.check_promises(tmp_path)
+    locks.check_file_system(tmp_path)
     with locks.lock(tmp_path / "lock"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -56,10 +56,10 @@ def test_a_file_system_without_locks_is_named_and_can_be_accepted(tmp_path, monk
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
 def test_a_file_system_that_flushes_no_folders_is_named_and_can_be_accepted(tmp_path, monkeypatch, number):
     refuse_folder_flushes(monkeypatch, number)
-    with pytest.raises(DiskError, match=r"(?s)does not flush folders.*cache\.weak_disk"):
-        locks.check_promises(tmp_path)
+    with pytest.raises(DiskError, match=r"(?s)cannot flush folders.*cache\.weak_disk"):
+        locks.check_file_system(tmp_path)
     disk.accept_weak_disk(True)
-    locks.check_promises(tmp_path)
+    locks.check_file_system(tmp_path)
     disk.write_file(tmp_path / "folder" / "file", b"text")
     assert (tmp_path / "folder" / "file").read_bytes() == b"text"
 

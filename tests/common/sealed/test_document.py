@@ -11,7 +11,7 @@ DOCUMENT = {"top_k": 16, "prefixes": [32, 64], "name": "é"}
 
 
 def check(document: dict[str, object]) -> None:
-    check_checksum(document, where="here", remedy="Write it again.")
+    check_checksum(document, location="here", remedy="Write it again.")
 
 
 def test_what_was_written_passes_in_any_order() -> None:
@@ -23,7 +23,7 @@ def test_what_was_written_passes_in_any_order() -> None:
 
 @pytest.mark.parametrize("change", [{"top_k": 17}, {"prefixes": [72, 64]}, {"more": 1}, {"checksum": "0"}])
 def test_every_change_is_found(change: dict[str, object]) -> None:
-    with pytest.raises(DamagedError, match="checksum differs"):
+    with pytest.raises(DamagedError, match="does not match its checksum"):
         check(with_checksum(DOCUMENT) | change)
     with pytest.raises(DamagedError):
         check(DOCUMENT)

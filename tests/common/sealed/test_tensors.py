@@ -39,18 +39,18 @@ def test_every_changed_byte_is_found(tmp_path: Path) -> None:
 def test_a_seal_is_read_back_and_anything_else_is_refused() -> None:
     seal = FileSeal(3, "ab")
     document = {"bytes": 3, "xxh3_128": "ab"}
-    assert FileSeal.parse(document, where="here") == seal
+    assert FileSeal.parse(document, location="here") == seal
     for wrong in (None, {}, {"bytes": "3", "xxh3_128": "ab"}):
         with pytest.raises(DamagedError):
-            FileSeal.parse(wrong, where="here")
+            FileSeal.parse(wrong, location="here")
 
 
 def test_arrays_of_another_shape_or_not_finite_are_refused() -> None:
     shapes = {"W": (2, 3), "count": (2,)}
-    check_arrays(ARRAYS, shapes, where="here")
+    check_arrays(ARRAYS, shapes, location="here")
     with pytest.raises(MismatchError, match=r"W has shape"):
-        check_arrays(ARRAYS, shapes | {"W": (3, 2)}, where="here")
+        check_arrays(ARRAYS, shapes | {"W": (3, 2)}, location="here")
     with pytest.raises(MismatchError, match="more"):
-        check_arrays(ARRAYS, shapes | {"more": (1,)}, where="here")
+        check_arrays(ARRAYS, shapes | {"more": (1,)}, location="here")
     with pytest.raises(DamagedError, match="NaN"):
-        check_arrays(ARRAYS | {"W": torch.full((2, 3), float("nan"))}, shapes, where="here")
+        check_arrays(ARRAYS | {"W": torch.full((2, 3), float("nan"))}, shapes, location="here")

@@ -17,7 +17,7 @@ ROWS = torch.arange(2 * 3 * 4, dtype=torch.float32).view(2, 3, 4)
 
 
 def batches(paired: Paired) -> list[Batch]:
-    return [Batch.of(given, number=number) for number, given in enumerate(paired.batches())]
+    return [Batch.from_given(given, number=number) for number, given in enumerate(paired.batches())]
 
 
 def test_safetensors_with_contexts_and_with_rows(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_safetensors_with_contexts_and_with_rows(tmp_path: Path) -> None:
     save_file({"anything": torch.zeros(1500, 4)}, tmp_path / "b.safetensors")
     found = list(Paired(open_folder(tmp_path, layer=0)).batches())
     assert [len(example["source"]) for example in found] == [3, 3, 1024, 476]
-    batch = Batch.of(found[1], number=1)
+    batch = Batch.from_given(found[1], number=1)
     assert torch.equal(batch.source, ROWS[1])
     assert torch.equal(batch.target, ROWS[1] + 1)
     assert (batch.tokens.tolist(), batch.document.tolist(), batch.position.tolist()) == ([8, 9, 10], [1] * 3, [0, 1, 2])
@@ -44,7 +44,7 @@ def test_npy_with_targets_and_tokens_in_folders_of_their_own(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="target folder has more examples"):
         batches(Paired(*folders))
     np.save(tmp_path / "source" / "1.npy", np.zeros((3, 3, 4), np.float32))
-    with pytest.raises(UsageError, match="fewer examples than the source"):
+    with pytest.raises(UsageError, match="fewer than the source"):
         batches(Paired(folders[0], folders[1]))
 
 
@@ -60,7 +60,7 @@ def test_a_dataset_of_saelens(tmp_path: Path) -> None:
     assert first.tokens.tolist() == [1, 2, 3]
     mismatched = rows | {"token_ids": [[1, 2, 3], [4, 5, 7]]}
     Dataset.from_dict(mismatched, features=features).save_to_disk(tmp_path / "out")
-    with pytest.raises(UsageError, match="Example 1: source and target are of other tokens"):
+    with pytest.raises(UsageError, match="Example 1: the tokens of source and target differ"):
         batches(Paired(folder, open_folder(tmp_path / "out", layer=8)))
 
 
@@ -84,16 +84,16 @@ def test_shards_of_saev(tmp_path: Path) -> None:
     assert len(found) == 3
     for example, batch in enumerate(found):
         assert np.array_equal(batch.source.numpy(), everything[example, 1])
-    with pytest.raises(UsageError, match=r"hold layers \[3, 7\], not 5"):
+    with pytest.raises(UsageError, match=r"have the layers \[3, 7\], but not 5"):
         batches(Paired(open_folder(tmp_path, layer=5)))
     (tmp_path / "acts000001.bin").write_bytes(b"short")
-    with pytest.raises(DamagedError, match="is not the"):
+    with pytest.raises(DamagedError, match="does not have the"):
         batches(Paired(open_folder(tmp_path, layer=3)))
 
 
 def test_an_unknown_form_and_damaged_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a folder of safetensors or npy"):
+    with pytest.raises(UsageError, match="has no safetensors or npy files"):
         open_folder(tmp_path, layer=0)
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DamagedError, match="not a plain array"):
+    with pytest.raises(DamagedError, match="not a plain NumPy array"):
         batches(Paired(open_folder(tmp_path, layer=0)))

@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> dict:
 def test_planned_imported_trained_and_evaluated(given: list[str], tmp_path: Path) -> None:
     sites = ["--source-site", "mlp_in", "--target-site", "mlp_out"]
     imported = ["cache", "import", str(tmp_path / "rows"), "--layer", "3"]
-    with pytest.raises(UsageError, match="do not say which site"):
+    with pytest.raises(UsageError, match="do not name their site"):
         run([*given, *imported])
     plan = run([*given, *imported, *sites, "--dry-run"])
     assert (plan["kind"], plan["examples"], plan["train_rows"] + plan["held_out_rows"]) == ("safetensors", 40, 640)
@@ -75,5 +75,5 @@ def test_a_cache_without_targets_has_no_target_site(given: list[str], tmp_path: 
 def test_examples_of_several_widths_are_refused(given: list[str], tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((4, 5), np.float32))
     np.save(tmp_path / "b.npy", np.zeros((4, 6), np.float32))
-    with pytest.raises(UsageError, match="Batch 1: the source has width 6, earlier ones 5"):
+    with pytest.raises(UsageError, match="Batch 1: the source has width 6, in earlier batches 5"):
         run([*given, "cache", "import", str(tmp_path), "--layer", "3", "--source-site", "resid_post"])

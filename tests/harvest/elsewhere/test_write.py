@@ -106,7 +106,7 @@ def test_a_dry_run_says_what_would_be_written_and_refuses_what_a_run_would_refus
     assert (planned["d_source"], planned["d_target"]) == (4, 6)
 
     train, _ = sizes(batches())
-    with pytest.raises(UsageError, match=f"The rows end with {train} for training"):
+    with pytest.raises(UsageError, match=f"There are only {train} training rows"):
         write(tmp_path / "short", batches(), train_rows=train + 1, dry_run=True)
     with pytest.raises(MismatchError, match="layer"):
         write(tmp_path / "cache", batches(), layer=4, dry_run=True)
@@ -115,24 +115,24 @@ def test_a_dry_run_says_what_would_be_written_and_refuses_what_a_run_would_refus
         with pytest.raises(CapacityError, match="1 kB are free"):
             write(tmp_path / "large", batches(), dry_run=True)
     wider = [*batches()[:3], {"source": torch.zeros(2, 5), "target": torch.zeros(2, 6)}]
-    with pytest.raises(UsageError, match="Batch 3: the source has width 5, earlier ones 4"):
+    with pytest.raises(UsageError, match="Batch 3: the source has width 5, in earlier batches 4"):
         write(tmp_path / "wider", wider, dry_run=True)
     for write_it in (True, False):
         bad = [*batches()[:3], {"source": torch.zeros(2, 4), "target": torch.full((2, 6), torch.inf)}]
-        with pytest.raises(NumericalError, match="target holds a NaN or an infinity as float32"):
+        with pytest.raises(NumericalError, match="target contains NaN or infinity as float32"):
             write(tmp_path / f"bad-{write_it}", bad, dry_run=not write_it)
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     train, held_out = sizes(batches())
-    with pytest.raises(UsageError, match=f"The rows end with {train} for training and {held_out} held out") as raised:
+    with pytest.raises(UsageError, match=f"only {train} training rows and {held_out} held-out rows") as raised:
         write(tmp_path / "short", batches(), train_rows=train + 1)
     assert f"train_rows={train}, held_out_rows={held_out}" in raised.value.remedy
     with pytest.raises(UsageError, match="no batches"):
         write(tmp_path / "none", [])
-    with pytest.raises(UsageError, match="source at least"):
+    with pytest.raises(UsageError, match="it needs source"):
         write(tmp_path / "other", [{"target": torch.zeros(2, 2)}])
-    with pytest.raises(UsageError, match="the rest one number a row"):
+    with pytest.raises(UsageError, match="all others"):
         write(tmp_path / "ragged", [{"source": torch.zeros(2, 2), "tokens": torch.zeros(3)}])
     write(tmp_path / "whole", batches())
     with pytest.raises(MismatchError, match="layer"):

@@ -159,7 +159,7 @@ def test_a_derived_family_goes_through_plan_harvest_and_splice(folders, name, te
 
 
 def test_parallel_attention_has_no_resid_mid(folders, text, tmp_path):
-    with pytest.raises(UsageError, match="at once, so it has no resid_mid") as raised:
+    with pytest.raises(UsageError, match="in one step, so it has no resid_mid") as raised:
         harvest(folders["gpt_neox"], text, tmp_path / "c", source="resid_mid")
     assert "resid_pre" in raised.value.remedy
 
@@ -190,13 +190,13 @@ def test_a_proof_that_cannot_be_computed_refuses_the_architecture(model_folders,
     ("name", "architecture", "why"),
     [
         ("mixtral", "MixtralForCausalLM", "mixtures of experts"),
-        ("olmo2", "Olmo2ForCausalLM", "no norm stands before its MLP"),
-        ("opt", "OPTForCausalLM", "names no module in it that is a block's MLP"),
-        ("mamba", "MambaForCausalLM", "does not say"),
+        ("olmo2", "Olmo2ForCausalLM", "there is no norm before its MLP"),
+        ("opt", "OPTForCausalLM", "names no module in it for a block's MLP"),
+        ("mamba", "MambaForCausalLM", "its configuration lacks"),
         ("bert", "BertForMaskedLM", "not a causal model of text alone"),
-        ("t5", "T5ForConditionalGeneration", "does not say max_position_embeddings"),
-        ("llava", "LlavaForConditionalGeneration", "does not say"),
-        ("bloom", "BloomForCausalLM", "does not say max_position_embeddings"),
+        ("t5", "T5ForConditionalGeneration", "lacks max_position_embeddings"),
+        ("llava", "LlavaForConditionalGeneration", "its configuration lacks"),
+        ("bloom", "BloomForCausalLM", "lacks max_position_embeddings"),
         ("helium", "HeliumForCausalLM", "TransformerLens does not describe it"),
     ],
 )

@@ -41,7 +41,7 @@ def change(model_folders, tmp_path):
 def test_tensors_that_do_not_fill_the_model_are_named(change, rename, named, remedy, last_layer):
     with pytest.raises(MismatchError, match=named) as refused:
         load_model(change(rename), device="cpu", last_layer=last_layer)
-    assert "do not fill the model" in refused.value.what
+    assert "do not fit the model" in refused.value.what
     assert remedy in refused.value.remedy
 
 
@@ -52,7 +52,7 @@ def test_more_layers_in_the_configuration_than_in_the_file(change):
 
 
 def test_more_layers_in_the_file_than_in_the_configuration(change):
-    with pytest.raises(MismatchError, match=r"config\.json does not count.*h\.3\."):
+    with pytest.raises(MismatchError, match=r"more blocks than the 3 of config\.json.*h\.3\."):
         load_model(change(n_layer=3), device="cpu", last_layer=1)
 
 
@@ -65,7 +65,7 @@ def test_tied_weights_are_not_missing_and_foreign_tensors_are_noted(change):
     import torch
 
     model = load_model(change(more={"value_head.weight": torch.zeros(2)}), device="cpu", last_layer=1)
-    assert model.notes == ("the weights hold tensors that the model does not use: value_head.weight",)
+    assert model.notes == ("The weights have tensors that the model does not use: value_head.weight.",)
 
 
 def test_an_adapter_inside_the_weights_is_refused_although_the_model_is_full(model_folders):

@@ -50,9 +50,9 @@ def test_the_bridge_does_not_change_the_model_s_weights(model_folder, tokens):
 def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch, tokens):
     model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=LAYER)
     monkeypatch.setitem(HOOKS, "mlp_in", "blocks.{layer}.mlp.hook_nothing")
-    with pytest.raises(MismatchError, match="yields nothing at mlp_in of layer 2"):
+    with pytest.raises(MismatchError, match="gives no tensor for mlp_in of layer 2"):
         run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in"), (LAYER, "mlp_out")])
-    with pytest.raises(MismatchError, match="yields nothing"):
+    with pytest.raises(MismatchError, match="gives no tensor"):
         run_bridge(boot_bridge(model), tokens(model), keys=[(LAYER, "mlp_in")])
 
 

@@ -133,12 +133,12 @@ def test_a_gated_model_is_one_sentence_that_says_where_to_accept_its_licence(end
         find_model("gemma-2-2b")
     page = "https://huggingface.co/google/gemma-2-2b"
     assert raised.value.what == (
-        f"'google/gemma-2-2b' asks for a licence: accept it at {page}, then run `hf auth login` or set HF_TOKEN."
+        f"'google/gemma-2-2b' needs a licence: accept it at {page}, then run `hf auth login` or set HF_TOKEN."
     )
 
 
 def test_an_unknown_name_and_an_unknown_revision_are_named(endpoint):
-    with pytest.raises(UsageError, match="No model 'someone/else'"):
+    with pytest.raises(UsageError, match="There is no model 'someone/else'"):
         download("someone/else", None)
     with pytest.raises(UsageError, match="'someone/tiny' has no revision 'v9'"):
         download("someone/tiny", "v9")
@@ -155,7 +155,7 @@ def test_a_refusal_of_the_hub_is_told_in_its_own_words(endpoint, monkeypatch, ki
 def test_datasets_that_cannot_be_read_have_a_sentence_each(endpoint):
     Hub.files[("datasets", "someone/script")] = {NEW: {"script.py": b"import datasets", "README.md": b"#"}}
     Hub.files[("datasets", "someone/empty")] = {NEW: {"README.md": b"#"}}
-    for name, problem in (("script", "script of its own"), ("empty", "no data files"), ("nothing", "No dataset")):
+    for name, problem in (("script", "script of its own"), ("empty", "no data files"), ("nothing", "no dataset")):
         with pytest.raises(UsageError, match=problem):
             open_documents(HarvestSettings(dataset=f"someone/{name}"))
     with pytest.raises(UsageError, match="'someone/text' has no revision 'v9'"):
@@ -169,7 +169,7 @@ def test_a_full_disk_names_the_folder_and_hf_home(endpoint, monkeypatch, tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    with pytest.raises(DiskError, match="no room to keep 'someone/tiny'") as raised:
+    with pytest.raises(DiskError, match="no room for 'someone/tiny'") as raised:
         download("someone/tiny", None)
     assert raised.value.where == str(tmp_path / "hub")
     assert "HF_HOME" in raised.value.remedy

@@ -99,5 +99,5 @@ def test_an_mlp_of_another_form_is_refused_naming_its_modules(folders):
     mlp = model.block(LAYER).mlp
     mlp.other_proj = mlp.up_proj
     del mlp.up_proj
-    with pytest.raises(UsageError, match=r"not of a form.*\n.*gate_proj, down_proj"):
+    with pytest.raises(UsageError, match=r"of the form that.*\n.*gate_proj, down_proj"):
         mlp_of(model, LAYER)

@@ -78,4 +78,4 @@ def test_rows_that_are_not_kept_are_not_predicted(model_folders):
 def test_a_model_that_predicts_no_better_than_frequencies_is_warned_of(loss, tokens, poor):
     measured = OwnLoss(first=loss, sampled=loss, unigram=6.5, predicted_tokens=100, counted_tokens=tokens)
     assert measured.is_poor == poor
-    assert any("WARNING" in line for line in measured.lines()) == poor
+    assert any("Warning" in line for line in measured.lines()) == poor

@@ -18,7 +18,7 @@ from harvest.config import HarvestSettings
 from harvest.memory import weight_bytes
 from harvest.model.forward import Key, run_modules
 from harvest.model.language_model import boot_bridge, load_model
-from harvest.model.placement import in_words, place, spread
+from harvest.model.placement import in_words, place_blocks, spread
 from harvest.model.proof import ALONE, prove_sites
 from harvest.model.source import find_model
 from harvest.text.tokens import ContextBatch
@@ -76,24 +76,24 @@ def test_auto_alone_takes_several_cards_and_only_when_one_is_too_small(model_fol
     source = find_model(str(model_folder))
     weights = weight_bytes(source, FLOAT)
     machine(monkeypatch, [2 * weights, 2 * weights])
-    assert place(source, source.config, FLOAT, device="auto") is None
+    assert place_blocks(source, source.config, FLOAT, device="auto") is None
     machine(monkeypatch, [weights, weights])
-    placed = place(source, source.config, FLOAT, device="auto")
+    placed = place_blocks(source, source.config, FLOAT, device="auto")
     assert placed is not None
     assert set(placed.values()) == {"cuda:0", "cuda:1"}
-    assert place(source, source.config, FLOAT, device="cuda:1") is None
+    assert place_blocks(source, source.config, FLOAT, device="cuda:1") is None
     machine(monkeypatch, [weights // 4, weights // 4])
     with pytest.raises(CapacityError, match="are free on cuda:0 and cuda:1"):
-        place(source, source.config, FLOAT, device="auto")
+        place_blocks(source, source.config, FLOAT, device="auto")
     with pytest.raises(CapacityError, match="are free on cuda:1"):
-        place(source, source.config, FLOAT, device="cuda:1")
+        place_blocks(source, source.config, FLOAT, device="cuda:1")
 
 
 def test_hugging_face_loads_by_our_device_map(model_folder, monkeypatch):
     source = find_model(str(model_folder))
     # Two devices that exist everywhere; meta holds no numbers.
     wanted = {path: {"cuda:0": "cpu", "cuda:1": "meta"}[device] for path, device in over_two(source).items()}
-    monkeypatch.setattr("harvest.model.language_model.place", lambda *_, **__: wanted)
+    monkeypatch.setattr("harvest.model.language_model.place_blocks", lambda *_, **__: wanted)
     assert load_model(str(model_folder), device="cpu", last_layer=LAYER).hugging.hf_device_map == wanted
 
 

@@ -51,7 +51,7 @@ def test_truncation_and_padding_in_the_file_are_switched_off_with_a_note(edited,
     for text in ("ab", "a longer text"):
         assert tokenizer.backend.encode(text).ids == plain.backend.encode(text).ids
     assert [note.split(" in ")[0] for note in tokenizer.notes] == [
-        "switched off the truncation to 4 tokens", "switched off the padding",
+        "Switched off the truncation to 4 tokens", "Switched off the padding",
     ]  # fmt: skip
     assert tokenizer.hash == plain.hash
 

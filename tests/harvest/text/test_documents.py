@@ -95,13 +95,13 @@ def test_a_missing_column_is_refused_with_the_columns_there_are(tmp_path):
 def test_a_column_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": 5}\n')
-    with pytest.raises(UsageError, match=r"row of the text .* holds int 5, not text"):
+    with pytest.raises(UsageError, match=r"row of the text .* has int 5, not text"):
         read(open_documents(HarvestSettings(dataset=str(path))))
 
 
 @pytest.mark.parametrize("name", ["./nothing.jsonl", "nothing/*.txt", "/nowhere/at/all"])
 def test_missing_files_are_named(name):
-    with pytest.raises(UsageError, match="No text at"):
+    with pytest.raises(UsageError, match="There is no text at"):
         open_documents(HarvestSettings(dataset=name))
 
 
@@ -114,7 +114,7 @@ def test_files_of_two_kinds_are_refused(tmp_path):
 
 def test_a_file_of_no_known_kind_is_named(tmp_path):
     (tmp_path / "notes.md").write_text("text")
-    with pytest.raises(UsageError, match=r"'notes\.md' is not a kind of text"):
+    with pytest.raises(UsageError, match=r"'notes\.md' is not a kind of file"):
         open_documents(HarvestSettings(dataset=str(tmp_path / "notes.md")))
 
 

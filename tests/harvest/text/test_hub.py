@@ -64,7 +64,7 @@ def test_a_dropped_stream_goes_on_at_the_same_row_with_a_note(waits):
     found = documents(Dropping(TEXTS, drops=(0, 4, 8)), notes)
     assert [text for text, _ in found.read(None)] == TEXTS
     assert waits == [2, 2, 2]
-    assert notes[0] == "the stream of 'someone/text' dropped (ConnectionError): try 1 of 5 in 2 s"
+    assert notes[0] == "The stream of 'someone/text' dropped (ConnectionError): try 1 of 5 in 2 s."
 
 
 def test_it_gives_up_after_five_tries(waits):

@@ -57,7 +57,7 @@ def test_info_says_what_a_cache_is(cache):
 def test_verify_says_that_a_cache_is_sound(cache):
     code, output, _ = run("cache", "verify", cache)
     assert code == 0
-    assert "sound: every byte" in output
+    assert "undamaged: every byte" in output
     code, output, _ = run("--json", "cache", "verify", "--fast", cache)
     assert json.loads(output)["faults"] == []
 
@@ -75,7 +75,7 @@ def test_verify_names_what_is_damaged_and_repair_restores_it(cache):
     assert "To harvest again: 16 rows (segments train 0)" in output
     code, output, _ = run("cache", "verify", cache)
     assert code == 0
-    assert "not finished: 4 of 5 segments" in output
+    assert "not finished: it has 4 of 5 segments" in output
     assert "24 of 40" in run("cache", "info", cache)[1]
     assert "Nothing is damaged" in run("cache", "repair", cache)[1]
 

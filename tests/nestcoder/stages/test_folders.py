@@ -42,5 +42,5 @@ def test_a_single_process_has_its_device_and_may_do_everything(monkeypatch: pyte
     check_one_process("Transcoders are exported")
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"Transcoders are exported by one process\."):
+    with pytest.raises(UsageError, match=r"Transcoders are exported by a single process only\."):
         check_one_process("Transcoders are exported")

@@ -30,7 +30,7 @@ def test_exports_are_of_trained_transcoders_and_by_one_process(
         layer_sources(settings, [8], "other")
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="exported and imported by one process"):
+    with pytest.raises(UsageError, match="exported and imported by a single process"):
         layer_sources(settings, [8], "main")
-    with pytest.raises(UsageError, match="exported and imported by one process"):
+    with pytest.raises(UsageError, match="exported and imported by a single process"):
         nestcoder.run_import(settings, "nothing", [8], name="theirs")

@@ -20,7 +20,7 @@ def test_the_result_is_named_after_its_dictionaries(tmp_path: Path) -> None:
     assert list(request.results().values()) == [
         folder / f"layer0{layer}" / "transcoder" / "main-finetuned" for layer in (4, 8)
     ]
-    with pytest.raises(UsageError, match="must not replace"):
+    with pytest.raises(UsageError, match="would replace"):
         finetune_request(settings, [8], name="main", result="main", device="cpu").results()
 
 

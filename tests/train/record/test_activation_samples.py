@@ -38,8 +38,8 @@ def trained(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_samples_are_the_strongest_firings_of_the_dense_code(trained: Path, small_cache: Path) -> None:
     about = json.loads((trained / SAMPLES_FOLDER / "step-0000020.json").read_text())
-    check_checksum(about, where="", remedy="")
-    seal = FileSeal.parse(about["arrays"], where="")
+    check_checksum(about, location="", remedy="")
+    seal = FileSeal.parse(about["arrays"], location="")
     arrays = read_tensors(trained / SAMPLES_FOLDER / "step-0000020.safetensors", seal)
     transcoder = load_transcoder(trained)
     split = CacheReader.open(small_cache).split("held_out")

@@ -130,7 +130,7 @@ def test_damage_of_any_layout_has_a_remedy(tmp_path: Path) -> None:
     folder = write_saelens(tmp_path / "one")
     weights = folder / "sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(DamagedError, match="Not a readable safetensors file") as raised:
+    with pytest.raises(DamagedError, match="safetensors file cannot be read") as raised:
         read_foreign(folder, WANTED)
     assert raised.value.where == str(weights)
     assert raised.value.remedy == "Fetch it again, or write it again with its own tool."

@@ -154,7 +154,7 @@ def _check(files: list[_File], folder: Path) -> None:
         if "threshold" in first:
             shapes["threshold"] = (dict_size,)
         path = folder / f"W_enc_{file.layer}.safetensors"
-        check_arrays(file.arrays, shapes, where=path, error=DamagedError, dtypes=FLOATS)
+        check_arrays(file.arrays, shapes, location=path, error=DamagedError, dtypes=FLOATS)
     silent = [file.layer for file in files if file.words.get(_NEVER_FIRES)]
     if len(silent) == len(files):
         raise DamagedError("No feature of any layer fires.", where=folder)

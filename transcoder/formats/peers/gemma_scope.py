@@ -131,7 +131,7 @@ def read_gemma_scope(path: Path, *, d_source: int | None = None, d_target: int |
         raise DamagedError("The dictionary has no features.", where=path)
     if arrays["W_enc"].ndim == arrays["W_dec"].ndim == 2:
         check_widths((arrays["W_enc"].shape[0], arrays["W_dec"].shape[1]), (d_source, d_target), path)
-    check_arrays(arrays, shapes, where=path, error=DamagedError)
+    check_arrays(arrays, shapes, location=path, error=DamagedError)
     threshold = arrays.pop("threshold")
     arrays["W_enc"] = arrays["W_enc"].T.contiguous()
     return Transcoder.from_arrays(

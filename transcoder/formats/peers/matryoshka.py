@@ -117,7 +117,7 @@ def _check_widths(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path
             "b_dec": (target,),
         }
         wanted = {name: tensors[name] for name in shapes}
-        check_arrays(wanted, shapes, where=path, error=DamagedError, dtypes=FLOATS)
+        check_arrays(wanted, shapes, location=path, error=DamagedError, dtypes=FLOATS)
 
 
 def _hooks(config: Mapping[str, Any], *, transcodes: bool) -> tuple[object, object]:

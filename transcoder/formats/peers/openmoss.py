@@ -172,7 +172,7 @@ def _stored(config: Mapping[str, Any], weights: Path) -> tuple[dict[str, Tensor]
         "W_dec": (dict_size, width),
         "b_dec": (width,),
     }
-    check_arrays(arrays, shapes, where=weights, error=DamagedError, dtypes=FLOATS)
+    check_arrays(arrays, shapes, location=weights, error=DamagedError, dtypes=FLOATS)
     return arrays, found.get(thresholds)
 
 

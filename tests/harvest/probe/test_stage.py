@@ -16,8 +16,8 @@ from common.progress import Silent
 from harvest.config import HarvestSettings
 from harvest.model.source import find_model
 from harvest.model.tokenizer import load_tokenizer
-from harvest.probe import harvest_probe, plan_probe
-from harvest.probe_words import choose_words, probe_contexts
+from harvest.probe.stage import harvest_probe, plan_probe
+from harvest.probe.words import choose_words, probe_contexts
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 from tests.helpers.progress import StopAt, StoppedError
@@ -141,14 +141,14 @@ def files(folders):
 
 def test_a_probe_goes_on_after_a_kill_and_is_not_changed_when_finished(finished_caches, monkeypatch):
     request, folders = finished_caches
-    monkeypatch.setattr("harvest.probe._PIECE_WORDS", 8)
+    monkeypatch.setattr("harvest.probe.files.PIECE_WORDS", 8)
     harvest_probe(request, folders=folders)
     finished = files(folders)
     assert not any("pieces" in path for path in finished)
-    monkeypatch.setattr("harvest.probe.load_found", None)
+    monkeypatch.setattr("harvest.probe.stage.load_found", None)
     harvest_probe(request, folders=folders)  # finished: no model is loaded
     monkeypatch.undo()
-    monkeypatch.setattr("harvest.probe._PIECE_WORDS", 8)
+    monkeypatch.setattr("harvest.probe.files.PIECE_WORDS", 8)
     with pytest.raises(StoppedError):
         harvest_probe(request, folders=folders, fresh=True, progress=StopAt(21))
     assert len(list((folders[1] / "pieces").iterdir())) == 2

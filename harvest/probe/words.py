@@ -1,4 +1,4 @@
-"""The words of the first-letter probe, and the prompts around them.
+"""The words of the first-letter probe, and their prompts.
 
 A context is BOS, some solved lines in a random order, and the word:
 
@@ -19,15 +19,16 @@ from common.errors import UsageError
 from harvest.model.tokenizer import ModelTokenizer
 
 PROMPT = " {word} has the first letter: {letter}\n"
-# A fifth of the words is kept for scores; the probes are fitted on the others.
+# A fifth of the words is for the scores; the linear probes are fitted on the others.
 TEST_SHARE = 0.2
 SEED = 0
+"""Of the choice of words and of the prompts' examples. It is recorded: with another seed it is another probe."""
 _WORD = re.compile(r"[Ġ▁]([a-z]{2,})")
 
 
 @dataclass(frozen=True)
 class ProbeWords:
-    """Words that are one token each, by letter then alphabet, and which of them are for testing."""
+    """Words of one token each, in alphabetical order, and which of them are for testing."""
 
     words: tuple[str, ...]
     tokens: tuple[int, ...]
@@ -35,12 +36,12 @@ class ProbeWords:
 
     @property
     def letters(self) -> list[int]:
-        """0 for a to 25 for z."""
+        """The first letter of each word: 0 for a to 25 for z."""
         return [ord(word[0]) - ord("a") for word in self.words]
 
 
 def choose_words(tokenizer: ModelTokenizer, *, per_letter: int = 500) -> ProbeWords:
-    """The tokenizer's lower-case words of one token with a space before, at most ``per_letter`` a letter.
+    """The tokenizer's lower-case words of one token with a space before, at most ``per_letter`` for each letter.
 
     Raises UsageError when there are none.
     """
@@ -68,7 +69,7 @@ def choose_words(tokenizer: ModelTokenizer, *, per_letter: int = 500) -> ProbeWo
 def probe_contexts(
     tokenizer: ModelTokenizer, words: ProbeWords, *, positions: int, solved_lines: int = 10
 ) -> list[Int[Tensor, " pos"]]:
-    """BOS, solved lines of training words as far as they fit (never the word itself), and the word's token."""
+    """For each word: BOS, as many solved lines of other training words as fit, and the word's token."""
     train = [word for word, test in zip(words.words, words.test, strict=True) if not test]
     contexts: list[Int[Tensor, " pos"]] = []
     for number, (word, token) in enumerate(zip(words.words, words.tokens, strict=True)):

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from common.errors import UsageError
 from harvest.model.tokenizer import ModelTokenizer
-from harvest.probe_words import choose_words, probe_contexts
+from harvest.probe.words import choose_words, probe_contexts
 
 WORDS = [f"{a}{b}{c}" for a in "abc" for b in "aeiou" for c in "nt"]
 

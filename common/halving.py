@@ -1,4 +1,4 @@
-"""Work on many rows at a time that may not fit the memory: what does not fit is done again in halves."""
+"""Work on many rows at once that may need more memory than there is: what does not fit is done again in halves."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is a GPU's, numpy's, or torch's own on a CPU, which has no type."""
+    """Whether a GPU, numpy or torch on a CPU ran out of memory; the last one has no error type of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass
 class Halving:
-    """``size`` is how many items go at a time (None: all of them); once halved it stays so for later work.
+    """``size`` is how many items are done at once (None: all of them). A size that was halved stays for later work.
 
-    ``unit`` names the items for ``progress``; ``refusal`` is raised where a single one does not fit.
+    ``unit`` names the items for ``progress``; ``refusal`` is raised when a single item does not fit.
     """
 
     progress: Progress
@@ -39,7 +39,7 @@ class Halving:
                 if not is_out_of_memory(error):
                     raise
                 result = None
-            # Behind the except block: until it ends, the error keeps everything that the work had allocated.
+            # After the except block: until it ends, the error keeps everything that the work had allocated.
             if result is None:
                 self._halve(stop - start)
                 continue

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import CapacityError
-from evaluate.halving import Halving, is_out_of_memory
+from common.halving import Halving, is_out_of_memory
 from tests.helpers.progress import Notes
 
 
