@@ -162,7 +162,9 @@ def test_dictionaries_that_cannot_be_tuned_are_refused(runs: Path, settings_in: 
         finetune(settings, name="other")
 
 
-def test_one_of_another_tool_keeps_the_norms_of_its_rows(runs: Path, settings_in: Settings, tmp_path: Path) -> None:
+def test_a_dictionary_of_another_tool_keeps_the_norms_of_its_rows(
+    runs: Path, settings_in: Settings, tmp_path: Path
+) -> None:
     """Exported, written in other units as another tool might have, imported, and fine-tuned."""
     settings = settings_in(runs, *TEN_STEPS)
     given = {"to": ["circuit-tracer"], "out": tmp_path / "out", "name": "clt", "device": "cpu"}
@@ -180,13 +182,13 @@ def test_one_of_another_tool_keeps_the_norms_of_its_rows(runs: Path, settings_in
     metrics = finetune(settings, name="theirs")
     before, after = (metrics["language_model"][which]["per_prefix"][-1]["kl"] for which in ("before", "after"))
     assert after < before
-    theirs = nestcoder.load_cross_layer(runs / JOINT / "theirs")
+    imported = nestcoder.load_cross_layer(runs / JOINT / "theirs")
     result = nestcoder.load_cross_layer(runs / JOINT / "theirs-finetuned")
-    scales = torch.tensor(theirs.config["target_scales"])
+    scales = torch.tensor(imported.config["target_scales"])
     for number in range(3):
         rows, tuned = (
             made.piece(number).W_dec.unflatten(1, (-1, 96)) * scales[number : number + 2, None]
-            for made in (theirs, result)
+            for made in (imported, result)
         )
         norms = rows.square().sum(dim=(1, 2)).sqrt()
         torch.testing.assert_close(norms, torch.full((64,), 2.0), rtol=1e-3, atol=0)

@@ -73,17 +73,17 @@ def in_other_units(transcoder: Transcoder, norms: torch.Tensor) -> Transcoder:
 
 
 @pytest.mark.parametrize("which", ["layer", "piece"])
-def test_rows_of_other_norms_are_tuned_as_those_of_norm_one(trained: Path, which: str) -> None:
-    """Three updates of two dictionaries that are one in other units: the same outputs, and norms that stay."""
+def test_rows_of_other_norms_are_tuned_like_those_of_norm_1(trained: Path, which: str) -> None:
+    """Three updates of one dictionary in two units: the same outputs, and norms that do not change."""
     plain = begin(trained, which)
     norms = torch.linspace(0.3, 3, 64)
     own = plain.transcoder.replaced(rule=JumpReLU(torch.full((64,), 0.1)))
-    plain, other = (Tuned.begin(start, plain.factors) for start in (own, in_other_units(own, norms)))
+    plain, rescaled = (Tuned.begin(start, plain.factors) for start in (own, in_other_units(own, norms)))
     source = torch.randn(40, 96, generator=torch.Generator().manual_seed(0))
     settings = resolve(TrainSettings(prefixes=(16, 64), top_k=1, steps=4, lr=0.01), model="", d_target=96)
     first = own.reconstructions(source).detach()
     for step in range(3):
-        for tuned in (plain, other):
+        for tuned in (plain, rescaled):
             loss = (tuned.transcoder.reconstructions(source) - 2 * first).square().sum()
             arrays = tuned.transcoder.arrays()
             gradients = dict(zip(arrays, torch.autograd.grad(loss, list(arrays.values())), strict=True))
@@ -91,8 +91,8 @@ def test_rows_of_other_norms_are_tuned_as_those_of_norm_one(trained: Path, which
     now = plain.transcoder.reconstructions(source).detach()
     scale = float(now.abs().max())
     assert float((now - first).abs().max()) > 1e-3 * scale
-    torch.testing.assert_close(other.transcoder.reconstructions(source).detach(), now, rtol=1e-3, atol=1e-4 * scale)
-    rows = other.transcoder.W_dec.detach() / plain.factors["W_dec"]
+    torch.testing.assert_close(rescaled.transcoder.reconstructions(source).detach(), now, rtol=1e-3, atol=1e-4 * scale)
+    rows = rescaled.transcoder.W_dec.detach() / plain.factors["W_dec"]
     torch.testing.assert_close(rows.norm(dim=1), norms, rtol=1e-4, atol=0)
 
 
