@@ -101,8 +101,8 @@ def read_logits(lm: str | None, reader: CacheReader, trained: Transcoder) -> Une
 
 
 def write_all(out: Path, evidence: Evidence, progress: Progress) -> None:
-    """Write the evidence and its pages. Old pages are removed first, and new ones written last, so that no page shows
-    evidence that is not there."""
+    """Write the evidence, the report with its plots, and then the pages, which ``write_dashboard`` removes before it
+    writes new ones."""
     write_evidence(out, evidence)
     for name, data in (REPORT_FILE, as_markdown(evidence).encode()), *plots(evidence).items():
         disk.write_file(out / name, data)
