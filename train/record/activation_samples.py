@@ -129,7 +129,7 @@ def _firings(
             fires = code.values > 0
             row = ordinary[code.rows()[fires].cpu().numpy()] + start
             column.append((row, code.features[fires].cpu().numpy().astype(np.int64), code.values[fires].cpu().numpy()))
-    return [tuple(np.concatenate(parts) for parts in zip(*column, strict=True)) for column in columns]
+    return [tuple(np.concatenate(batches) for batches in zip(*column, strict=True)) for column in columns]
 
 
 def _first_of_each(feature: Int[np.ndarray, " firings"], key: np.ndarray, count: int) -> Int[np.ndarray, " some"]:
