@@ -84,13 +84,21 @@ def joint_source(settings: PipelineSettings, layers: Sequence[int], name: str) -
 
 
 def features_request(settings: PipelineSettings, layers: Sequence[int], name: str) -> "JointFeatures":
-    """The request of the settings for the feature pages of the cross-layer transcoder ``name``."""
+    """The request of the settings for the feature pages of the cross-layer transcoder ``name``.
+
+    Raises UsageError for one that selects over layers: the encoder of a layer does not say which of its features fire.
+    """
     from evaluate.joint.features import JointFeatures
+    from transcoder.formats.native import read_config
 
     runs = Path(settings.runs)
     ordered = sorted(set(layers))
+    source = joint_source(settings, ordered, name)
+    if read_config(source.transcoder).get("over_layers"):
+        what = f"'{name}' selects over all of its layers at once; feature pages are made layer by layer."
+        raise UsageError(what, where=source.transcoder, remedy="Train with train.select_over: layer.")
     return JointFeatures(
-        source=joint_source(settings, ordered, name),
+        source=source,
         layers={layer: run_folders(runs, settings.model, layer) for layer in ordered},
         joint=joint_folders(runs, settings.model, ordered),
         name=name,

@@ -10,6 +10,10 @@ from common.run_layout import CONFIG_FILE, joint_folders
 from nestcoder.cli import command_line
 from nestcoder.config import load_settings
 from nestcoder.stages.joint import is_cross_layer, run_evaluate_joint
+from transcoder.cross_layer import CrossLayerTranscoder
+from transcoder.formats.cross_layer import save_cross_layer
+from transcoder.rules.topk import TopK
+from transcoder.transcoder import Transcoder, random_arrays
 
 
 def test_a_cross_layer_transcoder_is_one_of_exactly_these_layers(tmp_path: Path) -> None:
@@ -57,3 +61,15 @@ def test_commands_of_one_layer_refuse_a_cross_layer_transcoder_before_any_work(t
     assert "'clt' is one cross-layer transcoder of several layers" in str(done.exception)
     assert sorted(path.name for path in runs.rglob("*")) == ["clt", CONFIG_FILE, "layers01-02", "toy", "transcoder"]
     assert not (tmp_path / "out").exists()
+
+
+def test_features_of_a_dictionary_that_selects_over_layers_are_refused(tmp_path: Path) -> None:
+    """A layer's encoder gives candidates there, of which the other layers' may win: its evidence would be of those."""
+    pieces = [Transcoder(**random_arrays(6, 6, dict_size=8), rule=TopK(4)) for _ in range(2)]
+    made = CrossLayerTranscoder(pieces, layers=(1, 2), window=0, top_k=2, over_layers=True)
+    save_cross_layer(made, joint_folders(tmp_path, "toy", [1, 2]).transcoder("over"), config={})
+    given = ["--set", f"runs={tmp_path}", "--set", "model=toy", "features", "--layer", "1", "--layer", "2"]
+    for words in ([], ["--dry-run"]):
+        done = CliRunner().invoke(command_line, [*given, "--name", "over", *words])
+        assert isinstance(done.exception, UsageError)
+        assert "selects over all of its layers at once" in str(done.exception)
