@@ -18,7 +18,7 @@ from harvest.prepare import prepare
 from harvest.request import HarvestRequest
 from harvest.run import harvest_layers
 
-CACHE = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=1024, held_out_fraction=0.3)
+CACHE = CacheSettings(chunk_rows=16, shard_rows=512, segment_rows=1024, held_out_fraction=0.3)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from harvest.run import harvest_layers
 from tests.helpers.progress import Notes
 
 CACHE = CacheSettings(chunk_rows=16, shard_rows=64, segment_rows=128, held_out_fraction=0.3)
+LARGE_SEGMENTS = {"shard_rows": 1024, "segment_rows": 2048}
 DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
 HARVEST = HarvestSettings(context=32, train_tokens=700, held_out_tokens=200, batch_contexts=4)
 
@@ -205,7 +206,8 @@ def test_another_text_in_the_same_folder_is_refused(model_folders, text, tmp_pat
 def test_too_little_text_is_refused_with_the_count(model_folders, text, tmp_path):
     with pytest.raises(UsageError, match="too short"):
         harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, train_tokens=100_000)
-    assert harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, train_tokens=9000, repeat=True)[1]["rows"] == 9200
+    given = {"train_tokens": 9000, "repeat": True, "cache": CACHE.model_copy(update=LARGE_SEGMENTS)}
+    assert harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, **given)[1]["rows"] == 9200
 
 
 def test_a_context_longer_than_the_models_is_refused(model_folders, text, tmp_path):
