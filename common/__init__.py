@@ -1,1 +1,1 @@
-"""What every package stands on: errors, the disk, hashes, progress, devices, settings, processes."""
+"""What every package uses: errors, the disk, hashes, progress, devices, settings, processes."""

@@ -50,7 +50,7 @@ def to_host(array: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         # A GPU can copy by itself only to pinned memory, which the system does not move.
         out = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
-    with beside(array.device):
+    with on_second_stream(array.device):
         out.copy_(array, non_blocking=True)
     return out
 
@@ -63,7 +63,7 @@ def finish(devices: Iterable[torch.device]) -> None:
 
 
 @contextmanager
-def beside(device: torch.device) -> Generator[None]:
+def on_second_stream(device: torch.device) -> Generator[None]:
     """Queue the block's work on a second stream of the GPU: it begins after the work that was queued before the block,
     and runs at the same time as other work. The end of the block waits for it. On a CPU this does nothing."""
     if device.type != "cuda":

@@ -220,7 +220,7 @@ def unpack(invocation: Invocation, *, path: str, folder: Path) -> None:
 def verify_run(invocation: Invocation, *, paths: tuple[str, ...], fast: bool) -> None:
     """Check all that a run left.
 
-    PATHS are folders of runs/ (or the whole of it), or URLs of caches. Every cache, probe, transcoder and report in or
+    PATHS are folders of runs/ (or all of it), or URLs of caches. Every cache, probe, transcoder and report in or
     below them is compared with its checksums; exit code 3 names what is damaged.
     """
     from nestcoder.commands.verify import verify as verify_paths

@@ -50,7 +50,7 @@ class TerminalProgress:
         bar.start()
 
     def advance(self, amount: int, **metrics: float) -> None:
-        """The bar moves on, with the latest metrics beside it."""
+        """The bar moves on, with the latest metrics."""
         assert self._bar is not None
         task = self._bar.task_ids[0]
         self._bar.advance(task, amount)

@@ -1,1 +1,1 @@
-"""What lies in a cache, byte by byte, as FORMAT.md says."""
+"""The bytes of a cache, as FORMAT.md describes them."""

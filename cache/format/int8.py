@@ -4,7 +4,7 @@
     scale_i   = max over j of |x_ij / channel_j| / 127         (1 where that is 0)
     q_ij      = round to even of x_ij / (scale_i * channel_j)
 
-One scale a row alone would spend the whole range on a few outlying dimensions.
+With only one scale for each row, a few outlying dimensions would use all of the range.
 """
 
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ from cache.format.manifest import Manifest
 from cache.format.statistics import measure
 from cache.order import derive_key, permute
 from cache.storage.recompute import Mlp
-from common.device import beside, free_memory, to_device, to_host
+from common.device import free_memory, on_second_stream, to_device, to_host
 from common.errors import NumericalError
 from common.hashing import Bytes
 
@@ -155,7 +155,7 @@ class SegmentBuffer:
         first = segment * self.group.segment_rows
         kept = self._manifest.is_ordinary(self._columns["tokens"][:count])
         error = self._errors[name][:count]
-        with beside(self._device):
+        with on_second_stream(self._device):
             return measure(
                 self._activations[name][:count], kept=kept, first=first, error=error, device=self._device
             ).pack()

@@ -1,1 +1,1 @@
-"""What is done to a whole cache: look at it, check it, repair it, pack it."""
+"""Tools for a cache: numbers about it, verification, repair, compression."""

@@ -1,1 +1,1 @@
-"""Files that carry what their bytes must be: JSON documents, tensors, and a list for a whole folder."""
+"""Files with checksums: JSON documents, tensors, and a list for all files of a folder."""

@@ -78,7 +78,7 @@ class RowReader:
             strange = next(entry for entry in ids if type(entry) is not int)
             raise BadRowError(
                 f"column '{printable(self.column)}' has {_kind(strange)} among the token ids",
-                remedy="Token ids are whole numbers in one flat list.",
+                remedy="Token ids are integers in one flat list.",
             )
         self._check_range(ids)
         return ids

@@ -96,7 +96,7 @@ def _check_below(path: str, *, fast: bool, progress: Progress) -> list[Checked]:
     checked = [_check(kind, found, fast=fast, progress=progress) for kind, found in _artefacts(folder)]
     if not checked:
         what = "There is no cache, probe, transcoder or report in this folder."
-        raise UsageError(what, where=path, remedy="Name a folder of runs/, or the whole of it.")
+        raise UsageError(what, where=path, remedy="Name a folder of runs/, or all of it.")
     return checked
 
 
