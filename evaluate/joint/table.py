@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluate.absorption.first_letter import NO_PROBE
+
 
 def joint_table(metrics: Mapping[str, Any]) -> str:
     """A line a dictionary and prefix; then the whole dictionaries layer by layer."""
@@ -25,9 +27,18 @@ def joint_table(metrics: Mapping[str, Any]) -> str:
     }
     if has_absorption:
         lines += ["", "First-letter absorption, layer by layer", *_by_layer(metrics["layers"], absorbed)]
+    if unscored := _unscored(found):
+        lines += ["", "First-letter absorption is not scored at", *unscored]
     if not has_model:
         lines += ["", "FVU does not say what the language model loses: measure with --lm, all layers spliced at once."]
     return "\n".join(lines)
+
+
+def _unscored(found: Mapping[str, Any]) -> list[str]:
+    """Why layers that have a probe cache have no score, each reason once."""
+    layers = [layer for fields in found.values() for layer in fields["absorption_first_letter_per_layer"]]
+    reasons = [f"layer {layer['layer']}: {layer['reason']}" for layer in layers if layer["score"] is None]
+    return list(dict.fromkeys(reason for reason in reasons if NO_PROBE not in reason))
 
 
 def _by_layer(layers: Sequence[int], values: Mapping[str, Sequence[float | None]]) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from evaluate.absorption.first_letter import NO_PROBE
 from evaluate.joint.table import joint_table
 
 
@@ -17,7 +18,10 @@ def dictionary(fvu: float, absorbed: float | None = None) -> dict[str, Any]:
         "dead_per_layer": [0.0, 0.5],
         "crossing": 0.125,
         "absorption_per_prefix": [None, absorbed],
-        "absorption_first_letter_per_layer": [{"layer": 3, "score": absorbed}, {"layer": 11, "score": None}],
+        "absorption_first_letter_per_layer": [
+            {"layer": 3, "score": absorbed, "reason": None if absorbed else NO_PROBE},
+            {"layer": 11, "score": None, "reason": "nobody can read it" if absorbed else f"of layer 3, {NO_PROBE}"},
+        ],
         "language_model": {
             "per_prefix": [{"top1": 0.5, "kl": 0.3, "delta": 0.2}, {"top1": 0.9, "kl": 0.1, "delta": 0.05}]
         },
@@ -49,3 +53,4 @@ def test_absorption_has_a_column_where_any_dictionary_was_scored() -> None:
     assert lines[4].split()[9] == "?"
     begin = lines.index("First-letter absorption, layer by layer")
     assert [line.split() for line in lines[begin + 2 : begin + 4]] == [["clt", "0.3750", "?"], ["main", "?", "?"]]
+    assert lines[-2:] == ["First-letter absorption is not scored at", "layer 11: nobody can read it"]
