@@ -224,4 +224,4 @@ def test_training_takes_a_target_that_was_computed_on_a_card(written, monkeypatc
         narrow = np.zeros(3, np.int32), np.array([7, 8, 9], np.int64)
         reason = _why_not_finite(Batch(torch.ones(3, 2), cards.put(target, "cuda:0"), *narrow, index=4, epoch=1))
     assert torch.equal(made.W_dec, expected.W_dec)
-    assert reason.strip() == "Batch 4 (epoch 1) holds NaN or infinity in rows of document 8."
+    assert reason.strip() == "Batch 4 (epoch 1) has NaN or infinity in rows of document 8."

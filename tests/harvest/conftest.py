@@ -81,5 +81,5 @@ def model_folder(model_folders, family) -> Path:
 @pytest.fixture(autouse=True)
 def short_timing(monkeypatch) -> None:
     """A plan measures the model's speed for three seconds, which no test needs."""
-    for module in ("plan", "probe"):
+    for module in ("plan", "probe.stage"):
         monkeypatch.setattr(f"harvest.{module}._TIMED_SECONDS", 0.2)
