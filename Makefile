@@ -12,6 +12,7 @@ bin := $(VENV)/bin
 layers := $(foreach layer,$(LAYER),--layer '$(layer)')
 nestcoder := $(bin)/python -m nestcoder --config $(CONFIG) $(if $(MODEL),--model '$(MODEL)')
 
+# A new pip first: that of Python 3.11 takes three times as long to choose versions.
 # pip would compile all 19,000 modules, of which nestcoder imports a fifth: Python compiles these on their first import.
 pip_install := $(bin)/python -m pip install --quiet --no-compile --constraint constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
@@ -28,6 +29,7 @@ setup-dev: $(VENV)/.ready-dev  ## the same with the tests' tools
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(pip_install) pip
 	$(pip_install) --editable .
 	touch $@
 
