@@ -110,7 +110,7 @@ def test_a_cross_layer_training_samples_the_features_of_every_layer(
         for name in names:
             assert (samples_folder(tmp_path / "cut", layer) / name).read_bytes() == (folder / name).read_bytes()
         about = json.loads((folder / names[2]).read_text())
-        arrays = read_tensors(folder / names[3], FileSeal.parse(about["arrays"], where=""))
+        arrays = read_tensors(folder / names[3], FileSeal.parse(about["arrays"], location=""))
         dense = codes[number].dense(dictionary.dict_size).numpy()
         dense[rows[0].tokens == 0] = 0
         assert dense.any()
