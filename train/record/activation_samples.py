@@ -35,8 +35,8 @@ _VERSION = 1
 _BATCH_ROWS = 2048
 """Rows that are read and encoded at a time."""
 
-_Entries = tuple[Int[np.ndarray, " firings"], Int[np.ndarray, " firings"], Float[np.ndarray, " firings"]]
-"""Row, feature and value of what fires."""
+_Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Row, feature and value of what fires, each of one dimension."""
 _NOTHING: _Entries = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 
 CodesOf = Callable[[Sequence[Float[torch.Tensor, "rows d_source"]]], Sequence[SparseCode]]
@@ -129,7 +129,13 @@ def _firings(
             fires = code.values > 0
             row = ordinary[code.rows()[fires].cpu().numpy()] + start
             column.append((row, code.features[fires].cpu().numpy().astype(np.int64), code.values[fires].cpu().numpy()))
-    return [tuple(np.concatenate(batches) for batches in zip(*column, strict=True)) for column in columns]
+    return [_concatenated(column) for column in columns]
+
+
+def _concatenated(batches: Sequence[_Entries]) -> _Entries:
+    """The entries of all batches, in their order."""
+    row, feature, value = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return row, feature, value
 
 
 def _first_of_each(feature: Int[np.ndarray, " firings"], key: np.ndarray, count: int) -> Int[np.ndarray, " some"]:
