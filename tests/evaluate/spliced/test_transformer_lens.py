@@ -53,5 +53,5 @@ def test_a_dictionary_that_reads_before_the_gain_reads_that_hook(
 def test_a_site_that_cannot_be_replaced_there_is_refused(build: Build) -> None:
     for site in ("resid_mid", "ln2_normalized"):
         sites = {"source_site": site, "target_site": site}
-        with pytest.raises(UsageError, match=f"replaces {site} for what the MLP reads alone"):
+        with pytest.raises(UsageError, match=f"replaces {site} only for what the MLP reads"):
             transformer_lens_hooks({8: build(8).replaced(config=sites)})
