@@ -255,7 +255,7 @@ def _remedy_for(field: str, existing: dict[str, Any]) -> str:
     for key in field.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     alternative = "Another folder (--set runs=...) keeps both caches; --fresh replaces the old one."
-    if field == "format.parts":
+    if field == "format.partitions":
         return f"Run it with {value} processes to go on with it. {alternative}"
     if field in _SETTINGS and value is not None:
         return f"Set {_SETTINGS[field]} to {value} to go on with it. {alternative}"

@@ -222,8 +222,9 @@ def limits_of(cache: Mapping[str, Any]) -> list[str]:
 def hub_dataset(cache: Mapping[str, Any]) -> str | None:
     """The text's name on the Hub, where it comes from there."""
     text = cache.get("dataset")
-    is_hub = isinstance(text, Mapping) and text.get("kind") == "hub"
-    return str(text["name"]) if is_hub and "name" in text else None
+    if isinstance(text, Mapping) and text.get("kind") == "hub" and "name" in text:
+        return str(text["name"])
+    return None
 
 
 def model_words(card: CardOf, cache: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ def test_a_file_that_changed_its_size_is_refused_before_the_next_pool(own_pages,
         loader.batch(0)
         loader._pools._reading.clear()
         os.truncate(own_pages / SHARD, size)
-        with pytest.raises(DamagedError, match=rf"(?s)A shard has {size} bytes.*c\.1\.0"):
+        with pytest.raises(DamagedError, match=rf"(?s)A shard has {size:,} bytes.*c\.1\.0"):
             loader.batch(0)
 
 

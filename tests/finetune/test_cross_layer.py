@@ -167,7 +167,9 @@ def test_a_dictionary_of_another_tool_keeps_the_norms_of_its_rows(
 ) -> None:
     """Exported, written in other units as another tool might have, imported, and fine-tuned."""
     settings = settings_in(runs, *TEN_STEPS)
-    given = {"to": ["circuit-tracer"], "out": tmp_path / "out", "name": "clt", "device": "cpu"}
+    plain = settings_in(runs, "train.kind=cross-layer", "train.window=1")
+    nestcoder.run_train(plain, LAYERS, name="plain", device="cpu")  # circuit-tracer has no place for a skip
+    given = {"to": ["circuit-tracer"], "out": tmp_path / "out", "name": "plain", "device": "cpu"}
     folder = Path(nestcoder.run_export(settings, LAYERS, **given)[0]["folder"])
     for layer in LAYERS:
         for kind, factors in (("enc", {"W_enc": 0.5, "b_enc": 0.5, "threshold": 0.5}), ("dec", {"W_dec": 2.0})):

@@ -347,7 +347,7 @@ def test_a_finished_cache_is_finished_for_any_number_of_processes(model_folders,
         harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, rank=rank, world=2, cache=cache)
     assert harvest(model_folders["gpt2"], {1: tmp_path / "c"}, text, cache=cache)[1]["rows"] == 0
     harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, rank=0, world=2, cache=cache)
-    with pytest.raises(MismatchError, match="parts is 2, not 1") as raised:
+    with pytest.raises(MismatchError, match="partitions is 2, not 1") as raised:
         harvest(model_folders["gpt2"], {1: tmp_path / "d"}, text, cache=cache)
     assert raised.value.remedy.startswith("Run it with 2 processes")
 

@@ -142,8 +142,8 @@ def test_how_features_formed_is_shown(runs: Path) -> None:
     twin = runs / "gpt2-stdlib" / "layers05_06" / "transcoder" / "clt" / "activation_samples" / "layer05"
     twin.mkdir(parents=True)
     done = CliRunner().invoke(command_line, [*given, "--name", "clt"])
-    assert done.exit_code == 2
-    assert "two cross-layer transcoders 'clt' read layer 5" in done.stderr
+    assert isinstance(done.exception, UsageError)
+    assert "two cross-layer transcoders 'clt' read layer 5" in done.exception.what
     shutil.rmtree(twin.parents[3])
 
 
