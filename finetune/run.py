@@ -43,7 +43,7 @@ from finetune.subject import Subject
 from train.arrays.optim import learning_rate
 from train.config import TrainSettings
 from train.resolved import ResolvedSettings, resolve
-from transcoder.formats.native import read_config
+from transcoder.formats.native import has_both_files, read_config
 
 _TIMED_STEPS = 2
 """After one step to warm up."""
@@ -123,7 +123,7 @@ class _Run:
     def is_complete(self) -> bool:
         """Whether every layer's result is there. Raises MismatchError if one is of another run."""
         folders = list(dict.fromkeys(self._results.values()))
-        if not all((folder / CONFIG_FILE).is_file() for folder in folders):
+        if not all(has_both_files(folder) for folder in folders):
             return False
         for folder in folders:
             _check_same(read_config(folder).get("finetuned"), self._identity(), path=folder)

@@ -28,7 +28,7 @@ from train.record.log import LOG_FILE, MetricsLog, WandbMirror
 from train.record.overfitting import OverfittingWatch
 from train.record.step_metrics import StepMetrics
 from train.resolved import ResolvedSettings
-from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, read_config
+from transcoder.formats.native import CONFIG_FILE, WEIGHTS_FILE, has_both_files, read_config
 
 _SHOWN = ("l0", "dead", "loss")
 _NO_LOG = FileSeal(0, "")
@@ -223,9 +223,10 @@ def run_identity(settings: ResolvedSettings, *, reader: CacheReader, units: Unit
 def complete_config(folder: Path, identity: RunIdentity) -> dict[str, Any] | None:
     """config.json of a complete run; None if the run is not complete, or has fewer steps than the settings ask for.
 
+    A run whose weights were removed is not complete: they are written again from its last checkpoint.
     Raises MismatchError for another run's.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not has_both_files(folder):
         return None
     config = read_config(folder)
     return config if identity.is_of(config, location=folder / CONFIG_FILE) else None

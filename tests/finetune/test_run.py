@@ -68,6 +68,15 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert files_of(runs, "main-finetuned") == files_of(tuned[0], "main-finetuned")
 
 
+def test_weights_that_were_removed_are_written_again(
+    tmp_path: Path, tuned: tuple[Path, dict[str, Any]], settings_in: Settings
+) -> None:
+    shutil.copytree(tuned[0], tmp_path / "runs")
+    (tmp_path / "runs/gpt2-stdlib/layer08/transcoder/main-finetuned/transcoder.safetensors").unlink()
+    nestcoder.run_finetune(settings_in(tmp_path / "runs"), [4, 8], device="cpu")
+    assert files_of(tmp_path / "runs", "main-finetuned") == files_of(tuned[0], "main-finetuned")
+
+
 def test_the_command_plans_and_refuses(tuned: tuple[Path, dict[str, Any]], settings_in: Settings) -> None:
     runs, _ = tuned
     given = ["--set", f"runs={runs}", "--set", f"model={settings_in(runs).model}", "--json"]

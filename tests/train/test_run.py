@@ -161,6 +161,15 @@ def test_a_complete_run_is_not_changed(small_cache: Path, tmp_path: Path, quick:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_weights_that_were_removed_are_written_again(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
+    train(small_cache, tmp_path / "run", quick)
+    weights = tmp_path / "run" / "transcoder.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    train(small_cache, tmp_path / "run", quick)
+    assert weights.read_bytes() == before
+
+
 def test_fresh_starts_again(small_cache: Path, tmp_path: Path, quick: TrainSettings) -> None:
     train(small_cache, tmp_path / "run", quick)
     config = train(small_cache, tmp_path / "run", changed(quick, lr=1e-3), fresh=True)

@@ -38,6 +38,11 @@ _MARK = "sealed"
 """The entry of the header of the arrays' file that says that config.json has a seal."""
 
 
+def has_both_files(folder: Path) -> bool:
+    """Whether ``folder`` has the two files of a complete dictionary; their contents are checked when they are read."""
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+
+
 def save_transcoder(transcoder: Transcoder, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
     """Write both files, config.json last, and return what it says. ``config`` adds where the transcoder comes from."""
     rule = transcoder.rule
