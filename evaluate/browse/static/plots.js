@@ -66,7 +66,7 @@ nestcoder.plots = (() => {
     return node;
   }
 
-  /* One curve a run; values above 0 that span more than a factor of twenty are drawn on a scale of logarithms. */
+  /* One curve a run, or a dot where the run has one point; values above 0 that span more than a factor of twenty are drawn on a scale of logarithms. */
   function training(runs, name, colour) {
     const drawn = runs.filter((run) => run.log[name]);
     const points = drawn.flatMap((run) => run.log[name]);
@@ -75,9 +75,13 @@ nestcoder.plots = (() => {
     const least = Math.min(...values), isLog = least > 0 && Math.max(...values) / least > 20;
     const x = scale(points.map(([step]) => step), false, LEFT + 8, WIDTH - RIGHT - 8);
     const y = scale(values, isLog, HEIGHT - BOTTOM, TOP + 14);
+    x.ticks = x.ticks.filter(Number.isInteger);
     const node = frame(`${name} over training`, x, y, "step", name.replaceAll("_", " "));
     for (const run of drawn) {
-      const curve = shape("polyline", { points: run.log[name].map(([step, value]) => `${x.place(step)},${y.place(value)}`).join(" "), class: "curve" });
+      const places = run.log[name].map(([step, value]) => [x.place(step), y.place(value)]);
+      const curve = places.length > 1
+        ? shape("polyline", { points: places.join(" "), class: "curve" })
+        : shape("circle", { cx: places[0][0], cy: places[0][1], r: 4, class: "dot" });
       curve.style.setProperty("--group", colour(run));
       curve.append(shape("title", {}, run.id));
       node.append(curve);

@@ -120,6 +120,19 @@ def test_plots_have_a_dot_a_prefix_and_a_curve_a_run(browser: WebDriver, visit, 
 
 
 @pytest.mark.browser
+def test_a_run_with_one_measurement_is_a_dot_over_training(browser: WebDriver, visit, folder: Path) -> None:
+    for log in folder.rglob("metrics.jsonl"):
+        held_out = [line for line in log.read_text().splitlines() if "held_out_fvu" in line]
+        log.write_text("".join(f"{line}\n" for line in held_out[-1:]))
+    visit(write_page(folder).as_uri() + "#toy%2F3%2Fmain")
+    chart = browser.find_elements(By.CSS_SELECTOR, "svg.chart")[1]
+    assert len(chart.find_elements(By.CSS_SELECTOR, ".dot")) == 1
+    assert not chart.find_elements(By.CSS_SELECTOR, ".curve")
+    steps = [text.text for text in chart.find_elements(By.CSS_SELECTOR, "text[text-anchor=middle]")]
+    assert len(set(steps)) == len(steps) > 0
+
+
+@pytest.mark.browser
 def test_the_keyboard_chooses_and_links_lead_to_the_feature_pages(browser: WebDriver, visit, folder: Path) -> None:
     visit(write_page(folder).as_uri())
     for key in ("j", "j", Keys.ENTER):
