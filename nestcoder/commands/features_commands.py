@@ -1,7 +1,7 @@
 """The ``features`` commands: each returns its result as JSON and as text for people."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +162,16 @@ def _sampled_run(invocation: "Invocation", layer: int, name: str) -> tuple[Path,
     if len(across) > 1:
         what = f"Features of two cross-layer transcoders '{name}' read layer {layer}; the other one is {across[0]}."
         raise UsageError(what, where=across[1], remedy="Rename the folder of one of them.")
-    return (across[0], layer) if across else (own, None)
+    # Without samples the caller refuses, and names the run that is there.
+    chosen = across or [run for run in runs if layer in _layers_read(run)]
+    return (chosen[0], layer) if chosen else (own, None)
+
+
+def _layers_read(run: Path) -> Sequence[int]:
+    """The layers that a complete cross-layer transcoder reads; none of one that is not complete."""
+    from transcoder.formats.native import has_both_files, read_config
+
+    return read_config(run).get("layers", ()) if has_both_files(run) else ()
 
 
 def _sample_line(sample: dict[str, Any]) -> str:

@@ -139,6 +139,12 @@ def test_how_features_formed_is_shown(runs: Path) -> None:
     assert [step["step"] for step in history] == [4, 8]
     assert history[-1]["firings"] == evidence.arrays["firings"][feature]
     assert history[-1]["samples"][0]["tokens"]
+    run = next((runs / "gpt2-stdlib").glob("layers*/transcoder/clt"))
+    (run / "activation_samples").rename(run / "elsewhere")
+    done = CliRunner().invoke(command_line, [*given, "--name", "clt"])
+    (run / "elsewhere").rename(run / "activation_samples")
+    assert isinstance(done.exception, UsageError)
+    assert str(done.exception.where) == str(run), "the refusal names the run that is there"
     twin = runs / "gpt2-stdlib" / "layers05_06" / "transcoder" / "clt" / "activation_samples" / "layer05"
     twin.mkdir(parents=True)
     done = CliRunner().invoke(command_line, [*given, "--name", "clt"])
