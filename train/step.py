@@ -64,7 +64,7 @@ def train_step(
 
     With a ``shard``, every process has all rows, and ``state`` is that of its own features. A process without rows, as
     at the end of an epoch, computes on a row of zeros, which has no effect. With ``graphs``, which must be used only
-    with this state, recipe and workspace, whole batches are recorded as CUDA graphs.
+    with this state, recipe and workspace, steps whose number of rows comes again are recorded as CUDA graphs.
     """
     settings = recipe.settings
     share = BatchShare.from_rows(len(source), ranks, source.device)
@@ -79,7 +79,7 @@ def train_step(
         return advance_(state, *inputs, form=form, recipe=recipe, workspace=workspace, share=share, shard=shard)
 
     measured = None
-    if graphs and numbers is not None and not form.is_exact and share.rows == settings.batch_rows:
+    if graphs and numbers is not None and share.rows and not form.is_exact:
         measured = graphs.play(form, inputs, work)
     if measured is None:
         measured = work([None if array is None else to_device(array, source.device) for array in inputs])

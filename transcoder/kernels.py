@@ -7,8 +7,9 @@
 Only one program writes each result, and adds in a fixed order: no atomics, the same bits every time. Sums are float32
 (float64 for float64 tables), for every dtype of the tables. ``TRITON_INTERPRET=1`` runs all of it without a GPU.
 
-A program of ``sums`` and ``dots`` adds into a tile of entries by columns, and reduces the tile once, after its loop: a
-reduction crosses warps, and one in every turn of the loop took three quarters of a training step on an H100.
+A program of ``sums`` adds one row of the table after another in its threads' own registers, and reduces nothing. A
+program of ``dots`` adds into a tile of entries by columns, and reduces it once, after its loop: a reduction in every
+turn took three quarters of a training step on an H100.
 
 A feature that fires on every row has an entry for every row. Entries are therefore divided into windows of ``_WINDOW``:
 if a longer bag goes on into a window, another program adds up the piece there, and a second kernel adds the pieces of a
@@ -23,10 +24,11 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoder.tiles import tile_for
+from transcoder.tiles import dots_tile, sums_tile
 
 _WIDTH_BLOCK = 256  # columns of a program of the running sums: eight groups of them are 8 kB of registers
 _WINDOW = 256  # entries that one program adds up at most
+_PIECE_WARPS = 4  # with two, the numbers of a block of 512 columns do not fit into the registers
 _jit: Any = triton.jit
 
 
@@ -45,7 +47,6 @@ def _sums_kernel(
     bags: tl.tensor,
     windows: tl.tensor,
     WINDOW: tl.constexpr,
-    ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
     PROJECT: tl.constexpr,
@@ -74,16 +75,11 @@ def _sums_kernel(
     limit = tl.where(continues, tl.where(is_long, start + WINDOW, start), tl.where(is_long, boundary, bag_last))
     last = tl.minimum(bag_last, limit)
 
-    total = tl.zeros([ENTRIES, BLOCK], dtype=ACC)
-    for turn in range(first, last, ENTRIES):
-        entries = turn + tl.arange(0, ENTRIES)
-        there = entries < last
-        rows = tl.load(index + entries, mask=there, other=0).to(tl.int64)
-        scale = tl.load(weight + entries, mask=there, other=0.0).to(ACC)
-        addresses = table + rows[:, None] * width + columns[None, :]
-        block = tl.load(addresses, mask=there[:, None] & inside[None, :], other=0.0).to(ACC)
-        total += scale[:, None] * block
-    sums = tl.sum(total, axis=0)
+    sums = tl.zeros([BLOCK], dtype=ACC)
+    for entry in range(first, last):
+        row = tl.load(index + entry).to(tl.int64)
+        scale = tl.load(weight + entry).to(ACC)
+        sums += scale * tl.load(table + row * width + columns, mask=inside, other=0.0).to(ACC)
 
     if continues:
         tl.store(pieces + program * width + columns, sums, mask=inside & is_long)
@@ -198,7 +194,7 @@ def weighted_sums_(
     ``less`` gives a number and a row for every sum; their product is taken off it.
     """
     bags, width = out.shape
-    tile = tile_for(width)
+    tile = sums_tile(width)
     # Every window but the first may begin inside a long bag. How many do only the card knows: nothing waits.
     windows = max(0, index.numel() - 1) // _WINDOW
     pieces = out.new_empty(windows, width)
@@ -220,7 +216,6 @@ def weighted_sums_(
             bags,
             windows,
             WINDOW=_WINDOW,
-            ENTRIES=tile.entries,
             BLOCK=tile.block,
             ACC=_sum_type(table),
             PROJECT=less is not None,
@@ -228,7 +223,7 @@ def weighted_sums_(
         )
         if windows:
             _add_pieces_kernel[(windows, triton.cdiv(width, tile.block))](
-                out, pieces, owners, offsets, width, WINDOW=_WINDOW, BLOCK=tile.block, num_warps=tile.warps
+                out, pieces, owners, offsets, width, WINDOW=_WINDOW, BLOCK=tile.block, num_warps=_PIECE_WARPS
             )
 
 
@@ -278,7 +273,7 @@ def dots(
     out = grad_sums.new_empty(active)
     if not active:
         return out
-    tile = tile_for(grad_sums.shape[1])
+    tile = dots_tile(grad_sums.shape[1])
     with torch.cuda.device_of(out):
         _dots_kernel[(triton.cdiv(active, tile.entries),)](
             out,

@@ -1,6 +1,14 @@
-"""The size of the tile that a program of the Triton kernels adds up in its registers."""
+"""The sizes of the tiles that a program of the Triton kernels adds up in its registers, as measured on an H200.
+
+A warp should read only one row of a table at a time: in bfloat16, 16 bytes a thread, that is 256 columns. Then a
+reduction never crosses warps. Four warps on 4 rows of 512 columns took 2.3 to 2.5 times as long for a sum, on 8 rows of
+256 columns 4 to 7 times. docs/gpu.md has the whole table.
+"""
 
 from dataclasses import dataclass
+
+_COLUMNS_OF_A_WARP = 256
+"""32 threads that read 16 bytes each, in bfloat16; in float32 each reads twice."""
 
 
 @dataclass(frozen=True)
@@ -12,15 +20,17 @@ class Tile:
     warps: int
 
 
-def tile_for(width: int) -> Tile:
-    """The tile for rows of this width: the widest block that leaves at most an eighth of its columns idle.
+def sums_tile(width: int) -> Tile:
+    """For sums of rows of this width: one row at a time, in blocks of up to 512 columns."""
+    block = min(512, _power_of_two(width))
+    return Tile(1, block, warps=max(1, block // _COLUMNS_OF_A_WARP))
 
-    On an H100 a step of width 2,304 took 6.0 ms with 4 entries of 512 columns and 8.9 ms with 8 of 256. A thread has 16
-    numbers in every tile: two loads of 16 bytes in bfloat16, four in float32.
-    """
-    widest = 1 << (max(width, 16) - 1).bit_length()
-    blocks = [block for block in (512, 256, 128) if block <= widest] or [widest]
-    idle = {block: -width % block for block in blocks}
-    block = next((block for block in blocks if 8 * idle[block] <= width), min(blocks, key=lambda block: idle[block]))
-    entries = max(4, min(8, 2048 // block))
-    return Tile(entries, block, warps=max(1, entries * block // 512))
+
+def dots_tile(width: int) -> Tile:
+    """For dot products of rows of this width: four at a time, in steps of up to 128 columns, in one warp."""
+    return Tile(4, min(128, _power_of_two(width)), warps=1)
+
+
+def _power_of_two(width: int) -> int:
+    """The smallest that is no smaller, and at least 16."""
+    return 1 << (max(width, 16) - 1).bit_length()

@@ -67,19 +67,20 @@ def compile_all(capability):
             **dict.fromkeys(("width", "bags", "windows", "active"), "i32"),
         }
         for width in (768, 2304):
-            tile = kernels.tile_for(width)
             constants = {
                 "WINDOW": kernels._WINDOW,
-                "ENTRIES": tile.entries,
-                "BLOCK": tile.block,
                 "ACC": getattr(tl, {"fp32": "float32", "fp64": "float64"}[kept]),
                 "WIDTH": width,
                 "PROJECT": True,
             }
-            for name in ("_sums_kernel", "_dots_kernel", "_add_pieces_kernel"):
+            sums = kernels.sums_tile(width)
+            tiles = {"_sums_kernel": sums, "_dots_kernel": kernels.dots_tile(width), "_add_pieces_kernel": sums}
+            for name, tile in tiles.items():
                 kernel = getattr(kernels, name)
-                given = {key: value for key, value in constants.items() if key in kernel.arg_names}
-                binary = compiled(kernel, types, given, warps=tile.warps, capability=capability)
+                of_tile = {"ENTRIES": tile.entries, "BLOCK": tile.block}
+                given = {key: value for key, value in (constants | of_tile).items() if key in kernel.arg_names}
+                warps = kernels._PIECE_WARPS if name == "_add_pieces_kernel" else tile.warps
+                binary = compiled(kernel, types, given, warps=warps, capability=capability)
                 found[f"{name} {table} {width}"] = report(binary)
         grad_sums = dict.fromkeys(("sums", "left", "weight", "scale", "squares", "residual"), f"*{kept}")
         types = {**grad_sums, "width": "i32", "blocks": "i32"}

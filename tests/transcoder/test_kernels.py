@@ -38,8 +38,8 @@ def test_kernels_compile_for_cards_that_this_machine_does_not_have(capability, c
     for name, report in reports.items():
         assert report["spilled"] == 0, name
         assert report["wide_addresses"], name
-        # float64 takes two registers a number, an update reads four arrays; 128 allow 16 warps a core.
-        assert report["registers"] <= (128 if "fp64" in name or "_update" in name else 80), name
+        # float64 takes two registers a number, an update reads four arrays; 128 allow 16 warps a core, 96 allow 20.
+        assert report["registers"] <= (128 if "fp64" in name or "_update" in name else 96), name
         if name.startswith(("_sums", "_dots", "_update")):
             assert report["widest_load_bits"] == 128, name
 

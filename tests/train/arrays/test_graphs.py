@@ -52,7 +52,38 @@ def test_every_form_is_recorded_separately():
     graphs = Again("cpu", Silent())
     for turn in range(8):
         graphs.play(turn % 2, (torch.ones(1 + turn % 2),), double)
-    assert graphs.recorded == [0, 1]
+    assert set(graphs.recorded) == {0, 1}
+
+
+def test_batches_of_a_few_rows_less_read_from_the_same_memory_and_get_their_own_results():
+    graphs = Again("cpu", Silent())
+    found = {}
+    for turn in range(12):
+        rows = 300 - turn % 3
+        found[turn] = graphs.play(rows, (torch.full((rows, 2), float(turn)), torch.tensor([float(turn)])), double)
+    assert [found[turn] for turn in range(3)] == [None] * 3
+    for turn in range(3, 12):
+        assert torch.equal(found[turn]["doubled"], torch.full((300 - turn % 3, 2), 2.0 * turn))
+    addresses = {recorded.inputs[0].data_ptr() for recorded in graphs._recorded.values()}
+    assert len(addresses) == 1
+    assert graphs.recordings == len(graphs.recorded) == 3
+
+
+def test_a_larger_batch_gets_new_memory_and_earlier_forms_keep_theirs():
+    graphs = Again("cpu", Silent())
+    for turn in range(10):
+        rows = 600 if turn % 2 else 200
+        results = graphs.play(rows, (torch.full((rows,), float(turn)),), double)
+        if turn > 5:
+            assert torch.equal(results["doubled"], torch.full((rows,), 2.0 * turn))
+
+
+def test_a_form_that_came_only_once_is_not_recorded_and_there_are_not_too_many(monkeypatch):
+    monkeypatch.setattr("train.arrays.graphs._MOST_GRAPHS", 2)
+    graphs = Again("cpu", Silent())
+    for form in (1, 1, 1, 1, 2, 3, 3, 4, 4, 4):
+        graphs.play(form, (torch.ones(1),), double)
+    assert graphs.recorded == [1, 3]
 
 
 def test_work_that_cannot_be_recorded_is_noted_once_and_done_plainly():
@@ -109,8 +140,9 @@ def trained(activation, *, graphs):
         graphs.state = state
     generator = torch.Generator().manual_seed(0)
     logged = []
-    for _ in range(52):
-        source, target = torch.randn(2, ROWS, WIDTH, generator=generator)
+    for batch in range(52):
+        rows = ROWS - batch % 3  # as where the rows of special tokens are left out
+        source, target = torch.randn(2, rows, WIDTH, generator=generator)
         given = {"recipe": recipe, "workspace": space, "ranks": Ranks(), "graphs": graphs}
         logged.append(steps.train_step(state, source, target=target, **given).as_dict())
     return state, logged
@@ -124,7 +156,9 @@ def test_played_steps_are_the_plain_ones(activation, monkeypatch):
     graphs = OnOtherSteps("cpu", Silent())
     plain, plain_metrics = trained(activation, graphs=None)
     played, played_metrics = trained(activation, graphs=graphs)
-    assert len(graphs.recorded) > 1, "with and without dead features"
+    forms = graphs.recorded
+    assert {form.rows for form in forms} == {ROWS, ROWS - 1, ROWS - 2}
+    assert {form.room > 0 for form in forms} == {False, True}, "with and without dead features"
     assert any(step_metrics["dead"] > 0 for step_metrics in plain_metrics)
     assert any(step_metrics["aux_loss"] > 0 for step_metrics in plain_metrics)
     assert plain_metrics == played_metrics
