@@ -94,9 +94,8 @@ def measurements_of(arguments: argparse.Namespace, python: str, folder: Path) ->
         own_python = arguments.peers.resolve() / peer / "bin" / "python" if arguments.peers else None
         if own_python and own_python.exists():
             step[0] = str(own_python)
-            measurements += [
-                Measurement(f"{peer}, {name}", [*step, shape, *systems], 40) for name, shape in shapes.items()
-            ]
+            for name, shape in list(shapes.items())[:2]:  # a third would take time that other parts need
+                measurements.append(Measurement(f"{peer}, {name}", [*step, shape, *systems], 40))
     return [
         measurement
         for measurement in measurements

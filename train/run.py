@@ -209,6 +209,7 @@ def _why_not_finite(batch: Batch) -> str:
 
 
 def _loader(settings: ResolvedSettings, context: TrainingContext, *, start: int) -> Loader:
+    on_gpu = context.device.startswith("cuda")
     return Loader(
         context.reader,
         split="train",
@@ -217,7 +218,9 @@ def _loader(settings: ResolvedSettings, context: TrainingContext, *, start: int)
         start_batch=start,
         rank=context.data_ranks.rank,
         world=context.data_ranks.world,
-        pin_memory=context.device.startswith("cuda"),
+        # A fast GPU takes 10 GB of rows a second. Beside an H100 one thread gathered 6, two 10, four 8.
+        threads=2 if on_gpu else 1,
+        pin_memory=on_gpu,
         view=settings.source,
     )
 

@@ -55,7 +55,7 @@ FULL = Sizes(
     batch_contexts=16,
     tokens=262_144,
     train={"preset": "layer-18432", "batch_rows": 4096},
-    steps=150,
+    steps=600,
     replay_rows=32_768,
     replay=(96, (1152, 3456, 8064, 18432)),
 )
