@@ -5,6 +5,7 @@ folders are flushed. Only then a line is added to the journal, with all checksum
 """
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from platform import python_version
@@ -30,10 +31,12 @@ from cache.storage.segment import Block, SegmentBuffer
 from common import disk
 from common.errors import DiskError, NumericalError, UsageError
 from common.hashing import Bytes, hash_bytes
-from common.progress import Progress, Silent
+from common.progress import Progress, Silent, Stopwatch
 
 _WRITING_THREADS = max(1, min(4, (os.cpu_count() or 1) // 4))
 """Files of a segment that are hashed and copied to the page cache at once: one thread copies about 3 GB/s."""
+_WRITING_THREADS_OF_GPU = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""The same for rows of a GPU, which leaves the processor to them. Most of the threads wait for the disk."""
 Integers = Int[Tensor, "_"] | Int[np.ndarray, "_"]
 
 
@@ -105,6 +108,10 @@ class CacheWriter:
         self.cursor: Any = start.cursor
         self._seen = {"train": start.train, "held_out": start.held_out}
         self._here = start
+        self.watch = Stopwatch()
+        """How long commits took in all."""
+        self.first_commit: tuple[int, float] | None = None
+        """Rows of the first segment that this writer committed, and when it had (``time.perf_counter``)."""
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -198,8 +205,11 @@ class CacheWriter:
         # is right in both cases.
         following = self._here
         if not self._partition.is_committed(name, segment):
-            self._partition.commit(name, segment, following=following, files=self._write(name, segment))
-            self._drafts.drop(name)
+            with self.watch.timing("committing"):
+                self._partition.commit(name, segment, following=following, files=self._write(name, segment))
+                self._drafts.drop(name)
+            rows = self._geometry.groups[name].rows_in(segment)
+            self.first_commit = self.first_commit or (rows, time.perf_counter())
         self._partition.pass_by(name, segment, following)
 
     def _write(self, name: str, segment: int) -> tuple[FileEntry, ...]:
@@ -210,7 +220,8 @@ class CacheWriter:
                 made.append(file)
                 yield self._partition.path / file.path, file.pieces()
 
-        disk.write_files(files(), tag=self._partition.tag, threads=_WRITING_THREADS)
+        threads = _WRITING_THREADS if torch.device(self._device).type == "cpu" else _WRITING_THREADS_OF_GPU
+        disk.write_files(files(), tag=self._partition.tag, threads=threads)
         return tuple(file.entry for file in made)
 
     def _resume_point(self, drafts: dict[str, Point]) -> Point:

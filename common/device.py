@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -43,16 +43,29 @@ def to_device(array: Tensor, device: torch.device | str) -> Tensor:
     return array.pin_memory().to(device, non_blocking=True)
 
 
-def to_host(array: Tensor, out: Tensor | None = None) -> Tensor:
-    """The array in main memory, in ``out`` if it is given; a GPU copies it while it does other work."""
+def to_host(array: Tensor) -> Tensor:
+    """The array in main memory; a GPU copies it while it does other work."""
     if array.device.type != "cuda":
-        return array.cpu() if out is None else out.copy_(array)
-    if out is None:
-        # A GPU can copy by itself only to pinned memory, which the system does not move.
-        out = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
-    with on_second_stream(array.device):
-        out.copy_(array, non_blocking=True)
-    return out
+        return array.cpu()
+    return next(in_pieces(array, rows=max(1, len(array)), after=mark(array.device)))
+
+
+def in_pieces(array: Tensor, *, rows: int, after: "Mark" = None) -> Iterator[Tensor]:
+    """The array in main memory, at most so many ``rows`` at a time; in main memory already, it is one piece.
+
+    A GPU copies each piece when the work before ``after`` is done, while it does other work. All pieces share one
+    buffer: each is valid until the next is taken.
+    """
+    if array.device.type != "cuda":
+        yield array
+        return
+    # A GPU can copy by itself only to pinned memory, which the system does not move and is slow to make. PyTorch keeps
+    # a buffer of this size for the next call.
+    buffer = torch.empty((min(rows, len(array)), *array.shape[1:]), dtype=array.dtype, pin_memory=True)
+    for piece in array.split(rows):
+        with on_stream(array.device, "copies", after=after):
+            buffer[: len(piece)].copy_(piece, non_blocking=True)
+        yield buffer[: len(piece)]
 
 
 def finish(devices: Iterable[torch.device]) -> None:
@@ -62,23 +75,43 @@ def finish(devices: Iterable[torch.device]) -> None:
             torch.cuda.synchronize(device)
 
 
+Mark = torch.cuda.Event | None
+"""A point in the work that was queued on a GPU; None on a CPU, where nothing is queued."""
+
+
+def mark(device: torch.device) -> Mark:
+    """The point after all work that this thread has queued on the device so far."""
+    if device.type != "cuda":
+        return None
+    point = torch.cuda.Event()
+    point.record(torch.cuda.current_stream(device))
+    return point
+
+
+def reach(point: Mark) -> None:
+    """Wait until the device has done the work before ``point``."""
+    if point is not None:
+        point.synchronize()
+
+
 @contextmanager
-def on_second_stream(device: torch.device) -> Generator[None]:
-    """Queue the block's work on a second stream of the GPU: it begins after the work that was queued before the block,
-    and runs at the same time as other work. The end of the block waits for it. On a CPU this does nothing."""
+def on_stream(device: torch.device, name: str, *, after: Mark) -> Generator[None]:
+    """Queue the block's work on a stream of the GPU with a name of its own: it begins when the work before ``after`` is
+    done, and runs at the same time as other work. The end of the block waits for it. On a CPU this does nothing."""
     if device.type != "cuda":
         yield
         return
-    stream = _second_stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
+    stream = _stream(device, name)
+    if after is not None:
+        stream.wait_event(after)
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()
 
 
 @cache
-def _second_stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream for each device: memory that PyTorch keeps for a stream is used again only by that stream."""
+def _stream(device: torch.device, name: str) -> torch.cuda.Stream:  # noqa: ARG001 - one stream for each name
+    """One stream for each device and name: PyTorch keeps a stream's memory for that stream alone."""
     return torch.cuda.Stream(device)
 
 

@@ -1,5 +1,11 @@
-"""How a stage reports its progress. The command line shows it; a library caller may pass ``Silent``."""
+"""How a stage reports its progress, and measures where its time went.
 
+The command line shows progress; a library caller may pass ``Silent``.
+"""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 
@@ -38,3 +44,19 @@ class Silent:
 
 SILENT = Silent()
 """For callers that want no progress."""
+
+
+class Stopwatch:
+    """Adds up the wall seconds of each part, by name. Each part belongs to one thread, so nothing is locked."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, name: str) -> Generator[None]:
+        """Add the block's time to the part ``name``, also if it raises."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

@@ -1,7 +1,7 @@
 """One batch through the model: its rows stay on the device until the writing thread takes them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from common.device import to_device
+from common.device import Mark, mark, to_device
 from common.errors import CapacityError
 from common.halving import Halving
 from common.progress import Progress
@@ -25,6 +25,8 @@ class BatchRows:
 
     batch: ContextBatch
     tensors: dict[Key, Float[Tensor, "rows d"]]
+    computed: dict[torch.device, Mark] = field(default_factory=dict)
+    """For each device of the rows the point at which it has finished them."""
 
     def site(self, layer: int, site: Site) -> Float[Tensor, "rows d"]:
         """The rows of one site."""
@@ -58,7 +60,9 @@ class BatchForward:
         halving = Halving(progress, "contexts", refusal, size=self._contexts)
         pieces = list(halving.run(partial(self._forward, batch), 0, len(batch.tokens)))
         self._contexts = halving.size
-        return BatchRows(batch, {key: _joined([piece[key] for piece in pieces]) for key in self._keys})
+        tensors = {key: _joined([piece[key] for piece in pieces]) for key in self._keys}
+        devices = {rows.device for rows in tensors.values()}
+        return BatchRows(batch, tensors, {device: mark(device) for device in devices})
 
     def _forward(self, batch: ContextBatch, start: int, stop: int) -> dict[Key, Float[Tensor, "rows d"]]:
         contexts = slice(start, stop)

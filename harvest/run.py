@@ -7,7 +7,6 @@ Before the first row, and for a sample of the batches, ``harvest.model.proof`` s
 ones. A rerun goes on where the slowest cache stopped; a cache that has more rows already skips those.
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,6 +38,7 @@ from harvest.request import HarvestRequest
 from harvest.sink import Sink, cut_alike, slowest_cursor, writing
 from harvest.text.tokens import ContextBatch
 from harvest.threads import BackgroundWriter, Prefetcher
+from harvest.timing import PassTimes
 
 _PREFETCHED_BATCHES = 4
 """Batches that are tokenised before the model needs them: enough for one slow document; they need little memory."""
@@ -199,7 +199,7 @@ class _Harvest:
     def _pass(self, sinks: list[Sink]) -> dict[str, float | int]:
         """One pass over the text for all ``sinks``.
 
-        Returns rows, seconds, how long the model waited, and the CPU seconds of the two threads.
+        Returns rows, seconds, and where they went (``harvest/timing.py``).
         """
         settings = self._request.settings
         batch_contexts = sinks[0].batch_contexts or choose_batch(self._model, settings, layers=len(sinks))
@@ -209,18 +209,20 @@ class _Harvest:
 
         title = f"harvest layer {', '.join(str(sink.layer) for sink in sinks)}"
         self._progress.begin(title, total=sum(stream.rows), unit="tokens", done=stream.rows_before)
-        started = time.perf_counter()
+        times = PassTimes()
         # -1: the proof file is written with the first batch, and then after each bad row.
         skipped_rows = -1
         batches = Prefetcher(stream, depth=_PREFETCHED_BATCHES)
-        rows = BackgroundWriter(writing(sinks, settings), depth=UNWRITTEN_BATCHES)
-        with batches, rows:
+        rows = BackgroundWriter(writing(sinks, settings, times.writing), depth=UNWRITTEN_BATCHES)
+        with batches, times.own.timing("all"), rows, times.own.timing("batches"):
             for batch in batches:
-                computed = forward.run(batch, self._progress)
+                with times.own.timing("launching"):
+                    computed = forward.run(batch, self._progress)
                 # Before its rows can be committed, so that no kill leaves rows without their proof.
                 contexts = sum(batch.cursor["emitted"]) if batch.cursor else 0
                 if _is_sampled(contexts // batch_contexts):
-                    self._prove_sample(batch, [sink.layer for sink in sinks], contexts)
+                    with times.own.timing("proving"):
+                        self._prove_sample(batch, [sink.layer for sink in sinks], contexts)
                 if self._skipped_rows != skipped_rows:
                     skipped_rows = self._skipped_rows
                     for sink in sinks:
@@ -232,14 +234,7 @@ class _Harvest:
                     break
         self._progress.end()
         self._note_skipped()
-        return {
-            "rows": sum(stream.rows) - stream.rows_before,
-            "seconds": time.perf_counter() - started,
-            "waited_for_text_seconds": batches.waited_seconds,
-            "waited_for_disk_seconds": rows.waited_seconds,
-            "text_cpu_seconds": batches.cpu_seconds,
-            "disk_cpu_seconds": rows.cpu_seconds,
-        }
+        return {"rows": sum(stream.rows) - stream.rows_before, **times.facts(batches, rows, sinks)}
 
     def _prove(self, layers: Sequence[int]) -> None:
         """Prove the sites on the first contexts of the text, the same for every rank; use eager attention if needed."""

@@ -1,10 +1,13 @@
 """A layer's cache during a harvest: where it stopped and which batches it takes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from cache.writer import CacheWriter
+from common.device import on_stream, reach
+from common.progress import Stopwatch
 from harvest.batch import BatchRows
 from harvest.config import HarvestSettings
 from harvest.text.tokens import ContextBatch
@@ -51,19 +54,29 @@ def cut_alike(sinks: Sequence[Sink]) -> list[list[Sink]]:
     return list(groups.values())
 
 
-def writing(sinks: Sequence[Sink], settings: HarvestSettings) -> Callable[[BatchRows], None]:
-    """The work of the writing thread: it gives a batch's rows to every cache that takes them."""
+def writing(sinks: Sequence[Sink], settings: HarvestSettings, watch: Stopwatch) -> Callable[[BatchRows], None]:
+    """The work of the writing thread: it gives a batch's rows to every cache that takes them.
+
+    ``watch`` counts how long it waits for a device to compute them, and how long it then takes.
+    """
 
     def write(rows: BatchRows) -> None:
         """Append the rows to the caches that are not beyond them."""
-        for sink in sinks:
-            if sink.takes(rows.batch):
-                sink.writer.append(
-                    rows.site(sink.layer, settings.source),
-                    rows.site(sink.layer, settings.target),
-                    *rows.columns,
-                    held_out=rows.batch.held_out,
-                    cursor=rows.batch.cursor,
-                )
+        with watch.timing("waiting_for_rows"):
+            for point in rows.computed.values():
+                reach(point)
+        with watch.timing("appending"), ExitStack() as streams:
+            # On streams of their own: on the model's these rows would wait until later batches are computed.
+            for device, point in rows.computed.items():
+                streams.enter_context(on_stream(device, "rows", after=point))
+            for sink in sinks:
+                if sink.takes(rows.batch):
+                    sink.writer.append(
+                        rows.site(sink.layer, settings.source),
+                        rows.site(sink.layer, settings.target),
+                        *rows.columns,
+                        held_out=rows.batch.held_out,
+                        cursor=rows.batch.cursor,
+                    )
 
     return write

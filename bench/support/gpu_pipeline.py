@@ -53,7 +53,7 @@ FULL = Sizes(
     head_dim=256,
     context=1024,
     batch_contexts=16,
-    tokens=262_144,
+    tokens=655_360,
     train={"preset": "layer-18432", "batch_rows": 4096},
     steps=600,
     replay_rows=32_768,
@@ -173,7 +173,15 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
         waited_for_disk=f"{done['waited_for_disk_seconds'] / done['seconds']:.1%}",
         writing_thread_cpu=f"{done['disk_cpu_seconds'] / done['seconds']:.0%}",
     )
+    later = (done["rows"] - done["first_segment_rows"]) / (done["seconds"] - done["first_segment_seconds"])
+    rows.say("harvest, after its first segment", round(later), "tokens/s", over_slower_floor=round(later / floor, 2))
+    parts = {name.removesuffix("_seconds"): value for name, value in done.items() if name.endswith("_seconds")}
+    rows.say("harvest, seconds of its parts", round(done["seconds"], 2), "s", **rounded(parts))
     rows.say("harvest, start to first token", round(wall - done["seconds"], 1), "s")
+
+
+def rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in seconds.items()}
 
 
 @torch.inference_mode()
@@ -241,10 +249,10 @@ def one_step(bench: Bench) -> dict[str, Any]:
 
 
 def measure_evaluate(bench: Bench, rows: Rows) -> None:
+    rows.attempt("evaluate, whole command", partial(whole_evaluation, bench))
     measured: dict[str, float] = {}
     for device in dict.fromkeys((bench.device, "cpu")):
         rows.attempt(f"replay with intervals and baselines, {device}", partial(replay, bench, device, measured))
-    rows.attempt("evaluate, whole command", partial(whole_evaluation, bench))
 
 
 def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def cut(array: Array, values: memoryview, rows: int) -> list[Bytes]:
 class FileOut:
     """A file of ``array`` that is about to be written.
 
+    ``chunks`` come in one or several parts, of which each may be gone when the next is taken.
+
     First take all ``pieces`` (``disk.write_files`` writes each as it comes), then read ``entry``. The order matters,
     and it is why ``pieces`` is a generator. A chunk is hashed right before it is written: hashing loads it into the
     processor's cache, and the copy to the page cache then finds it there. Hashing all chunks first would read a segment
@@ -37,7 +39,7 @@ class FileOut:
 
     entry: FileEntry
 
-    def __init__(self, array: Array, number: int, chunks: Sequence[Bytes]) -> None:
+    def __init__(self, array: Array, number: int, chunks: Iterable[Sequence[Bytes]]) -> None:
         self.path = array.file_path(number)
         self._array = array
         self._chunks = chunks
@@ -47,11 +49,12 @@ class FileOut:
         file_hash = xxhash.xxh3_128()
         hashes = list[str]()
         sizes = list[int]()
-        for chunk, stored in zip(self._chunks, self._stored(), strict=True):
-            hashes.append(chunk_hash(chunk))
-            sizes.append(len(stored))
-            file_hash.update(stored)
-            yield stored
+        for chunks in self._chunks:
+            for chunk, stored in zip(chunks, self._stored(chunks), strict=True):
+                hashes.append(chunk_hash(chunk))
+                sizes.append(len(stored))
+                file_hash.update(stored)
+                yield stored
         index = self._array.index(tuple(sizes))
         if index:
             file_hash.update(index)
@@ -64,13 +67,13 @@ class FileOut:
             sizes=tuple(sizes) if self._array.codec != "none" else (),
         )
 
-    def _stored(self) -> Iterable[Bytes]:
+    def _stored(self, chunks: Sequence[Bytes]) -> Iterable[Bytes]:
         if self._array.codec == "none":
-            return self._chunks
+            return chunks
         # In threads for speed, and never in the main thread: there Blosc uses threads of its own, and their number
         # changes how it splits a chunk, so the bytes would depend on the machine.
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(encoder(self._array.codec, ITEM_BYTES[self._array.item]), self._chunks))
+            return list(pool.map(encoder(self._array.codec, ITEM_BYTES[self._array.item]), chunks))
 
 
 def chunks_of(array: Array, number: int, entry: FileEntry, data: bytes) -> list[Bytes]:

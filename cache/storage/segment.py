@@ -1,7 +1,7 @@
 """A segment while it fills: rows at their final positions in memory, and the files that are made of it.
 
-Source and target wait on the device that computes them. On a GPU they are ordered and measured there, and then copied
-to the host in one piece, which only hashes and writes them.
+Source and target wait on the device that computes them. On a GPU they are ordered and measured there. The threads that
+write files copy their rows to the host piece by piece; the host only hashes and writes them.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from cache.format.manifest import Manifest
 from cache.format.statistics import measure
 from cache.order import derive_key, permute
 from cache.storage.recompute import Mlp
-from common.device import free_memory, on_second_stream, to_device, to_host
+from common.device import Mark, free_memory, in_pieces, mark, on_stream, to_device, to_host
 from common.errors import NumericalError
 from common.hashing import Bytes
 
@@ -31,6 +31,9 @@ _FVU_LIMIT = 0.01
 below 1e-3 if an outlying dimension is rounded). Another source, or a missing norm, gives more than 0.1."""
 _SPREAD_ROWS = 16
 """Fewer rows say nothing about the spread: then the error is compared with the size of the rows."""
+_PIECE_BYTES = 1 << 23
+"""Bytes that are copied from a GPU at a time: they stay in the processor's cache until they are hashed and written, and
+pinned memory, which takes the system long to make, is little."""
 Column = Shaped[np.ndarray, "_ ..."]
 Rows = Float[Tensor, "_ _"]
 Block = dict[str, Column | Rows]
@@ -58,7 +61,6 @@ class SegmentBuffer:
         }
         self._errors = {name: np.zeros(self._size) for name in self._activations}
         self._columns |= {f"{name}_error": error for name, error in self._errors.items()}
-        self._pinned: dict[str, Rows] = {}
         self.filling: int | None = None
         """The segment whose rows are here; None before the first row, and after ``files`` has begun."""
 
@@ -108,28 +110,18 @@ class SegmentBuffer:
         return permute(stream, self.group.rows_in(segment), key=key)
 
     def files(self, segment: int) -> Iterator[FileOut]:
-        """All files of the segment, which must be full."""
+        """All files of the segment, which must be full. They must be written before the next rows are put."""
         self.filling = None
-        count = self.group.rows_in(segment)
-        columns = self._columns | {name: to_array(self._on_host(name, count)) for name in self.group.activation_widths}
-        columns |= self._quantised(segment)
+        columns: dict[str, Column | Rows] = {**self._columns, **self._activations, **self._quantised(segment)}
         if self._mlp:
             self._recompute(self._mlp, segment)
+        full = mark(self._device)
         # Statistics come last in the order of files, so they are computed while the rows are written.
         with ThreadPoolExecutor(len(self._errors), thread_name_prefix="measure") as background:
-            statistics = background.map(partial(self._measure, segment), self._errors)
+            statistics = background.map(partial(self._measure, segment, full), self._errors)
             for array, number in self.group.segment_files(segment):
                 column = np.concatenate(list(statistics)) if array.name == "statistics" else columns[array.name]
-                yield FileOut(array, number, self._chunks(array, number, segment, column))
-
-    def _on_host(self, name: str, count: int) -> Rows:
-        """The rows of source or target in main memory: the rows themselves, or a copy in memory that is used again."""
-        rows = self._activations[name]
-        if rows.device.type == "cpu":
-            return rows
-        if name not in self._pinned:
-            self._pinned[name] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-        return to_host(rows[:count], self._pinned[name][:count])
+                yield FileOut(array, number, self._chunks(array, number, segment, column, full))
 
     def _quantised(self, segment: int) -> dict[str, Column]:
         """Source and target in 8 bits with their scales, if they are stored so; the rows are rounded to the same."""
@@ -142,20 +134,31 @@ class SegmentBuffer:
             quantised |= {name: found.values, f"{name}_scale": found.scale, f"{name}_channel": found.channel}
         return quantised
 
-    def _chunks(self, array: Array, number: int, segment: int, column: Shaped[np.ndarray, "..."]) -> list[Bytes]:
+    def _chunks(
+        self, array: Array, number: int, segment: int, column: Column | Rows, full: Mark
+    ) -> Iterator[list[Bytes]]:
+        """The chunks of a file, in parts that are copied from the device when they are taken."""
         if array.is_per_segment:
-            return [column.data.cast("B")]
+            assert not isinstance(column, Tensor), "only rows wait on a device"
+            yield [column.data.cast("B")]
+            return
         start = number * array.file_rows - segment * self.group.segment_rows
-        stop = min(start + array.file_rows, self.group.rows_in(segment))
-        return cut(array, column[start:stop].data.cast("B"), stop - start)
+        rows = column[start : min(start + array.file_rows, self.group.rows_in(segment))]
+        if isinstance(rows, Tensor):
+            piece_rows = array.chunk_rows * max(1, _PIECE_BYTES // array.chunk_bytes)
+            pieces = map(to_array, in_pieces(rows, rows=piece_rows, after=full))
+        else:
+            pieces = iter([rows])
+        for piece in pieces:
+            yield cut(array, piece.data.cast("B"), len(piece))
 
-    def _measure(self, segment: int, name: str) -> Float64[np.ndarray, " packed"]:
+    def _measure(self, segment: int, full: Mark, name: str) -> Float64[np.ndarray, " packed"]:
         """The statistics of source or target."""
         count = self.group.rows_in(segment)
         first = segment * self.group.segment_rows
         kept = self._manifest.is_ordinary(self._columns["tokens"][:count])
         error = self._errors[name][:count]
-        with on_second_stream(self._device):
+        with on_stream(self._device, "statistics", after=full):
             return measure(
                 self._activations[name][:count], kept=kept, first=first, error=error, device=self._device
             ).pack()

@@ -115,7 +115,7 @@ def _pack_segment(
 
     def files() -> Iterator[tuple[Path, Iterator[Bytes]]]:
         for (array, number), (repacked, _), entry in zip(before, after, commit.files, strict=True):
-            file = FileOut(repacked, number, _chunks(path, array, number, entry))
+            file = FileOut(repacked, number, [_chunks(path, array, number, entry)])
             yield out / file.path, file.pieces()
             entries.append(file.entry)
 

@@ -15,7 +15,7 @@ def test_what_was_written_is_read_and_a_changed_byte_is_found(codec):
     values = np.arange(18, dtype=np.float32).reshape(6, 3)
     chunks = cut(array, values.data.cast("B"), 6)
     assert [len(chunk) for chunk in chunks] == [array.chunk_bytes] * 2
-    file = FileOut(array, 0, chunks)
+    file = FileOut(array, 0, ([chunk] for chunk in chunks))
     data = b"".join(bytes(piece) for piece in file.pieces())
     entry = file.entry
     assert (entry.size_bytes, entry.xxh3) == (len(data), xxhash.xxh3_128_hexdigest(data))

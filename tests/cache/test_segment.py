@@ -38,7 +38,7 @@ def filled(device, *, dtype="bfloat16", pieces=(5, 20, 23)):
 
 def bytes_of(buffer):
     """What goes to the disk, by path."""
-    return {file.path: b"".join(file.pieces()) for file in buffer.files(0)}
+    return {file.path: b"".join(bytes(piece) for piece in file.pieces()) for file in buffer.files(0)}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -65,6 +65,20 @@ def test_rows_that_have_no_room_there_wait_on_the_host_with_the_same_bytes(devic
     elsewhere, _ = filled(device)
     assert {rows.device.type for rows in elsewhere._activations.values()} == {"cpu"}
     assert bytes_of(elsewhere) == bytes_of(buffer)
+
+
+def test_files_that_are_copied_in_pieces_have_the_same_bytes(monkeypatch):
+    expected = bytes_of(filled("cpu")[0])
+
+    def one_by_one(column, *, rows, after):
+        """As from a GPU: every piece is in the same memory as the one before."""
+        shared = torch.empty(rows, WIDTH, dtype=column.dtype)
+        for piece in column.split(rows):
+            yield shared[: len(piece)].copy_(piece)
+
+    monkeypatch.setattr(module, "in_pieces", one_by_one)
+    monkeypatch.setattr(module, "_PIECE_BYTES", 1)  # less than a chunk: then a piece is one chunk
+    assert bytes_of(filled("cpu")[0]) == expected
 
 
 @pytest.mark.parametrize("device", DEVICES)
