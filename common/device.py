@@ -115,6 +115,14 @@ def _stream(device: torch.device, name: str) -> torch.cuda.Stream:  # noqa: ARG0
     return torch.cuda.Stream(device)
 
 
+def wake(device: torch.device, dtype: torch.dtype) -> None:
+    """Start a GPU and its library of matrix products, which its first product does otherwise; a CPU is awake."""
+    if device.type == "cuda":
+        square = torch.ones(16, 16, device=device, dtype=dtype)
+        torch.mm(square, square)
+        torch.cuda.synchronize(device)
+
+
 def free_memory(device: torch.device | str) -> int:
     """Free bytes on the device; on a CPU, the bytes of main memory that are available without swapping."""
     if torch.device(device).type == "cuda":

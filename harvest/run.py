@@ -22,7 +22,7 @@ from cache.storage.publish import publish_complete, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
 from common.errors import UsageError
-from common.progress import Progress, Silent
+from common.progress import Progress, Silent, Stopwatch
 from harvest.batch import BatchForward
 from harvest.load import check_file_systems, hash_weights, load_and_measure
 from harvest.memory import UNWRITTEN_BATCHES, check_disk, choose_batch
@@ -60,11 +60,14 @@ def harvest_layers(
     from the disk.
     """
     progress = progress or Silent()
-    prepared = prepare(request, progress)
+    watch = Stopwatch()
+    with watch.timing("preparing"):
+        prepared = prepare(request, progress)
     remote = request.cache.remote
     if fresh:
         _remove(request)
-    hash_weights(prepared, progress)
+    with watch.timing("hashing"):
+        hash_weights(prepared, progress)
 
     finished = {layer: reader for layer in request.layers if (reader := prepared.finished(layer))}
     missing = [layer for layer in request.layers if layer not in finished]
@@ -87,12 +90,12 @@ def harvest_layers(
             # Before the model is loaded: a second process is refused immediately and not after a minute.
             for layer in missing:
                 locks.enter_context(lock_partition(request.folders[layer], request.rank))
-            model, own_loss = load_and_measure(prepared, max(missing), progress)
-            results |= _Harvest(prepared, model, progress, own_loss=own_loss).fill(missing)
+            model, own_loss = load_and_measure(prepared, max(missing), progress, watch)
+            results |= _Harvest(prepared, model, progress, watch, own_loss=own_loss).fill(missing)
     return {layer: results[layer] for layer in request.layers}
 
 
-def _facts(folder: Path, fingerprint: str, counts: dict[str, float | int], proof: dict[str, Any]) -> dict[str, Any]:
+def _facts(folder: Path, fingerprint: str, counts: dict[str, Any], proof: dict[str, Any]) -> dict[str, Any]:
     return {"cache": str(folder), "fingerprint": fingerprint, **counts, "proof": proof}
 
 
@@ -116,6 +119,7 @@ class _Harvest:
         prepared: PreparedHarvest,
         model: LanguageModel,
         progress: Progress,
+        watch: Stopwatch,
         *,
         own_loss: dict[str, float | int] | None,
     ) -> None:
@@ -124,8 +128,10 @@ class _Harvest:
         self._model = model
         self._progress = progress
         self._own_loss = own_loss
+        self._watch = watch
         progress.note("Proving the sites with TransformerLens.")
-        self._bridge = boot_bridge(model)
+        with watch.timing("booting the bridge"):
+            self._bridge = boot_bridge(model)
         self._proofs: dict[int, SiteProof] = {}
         self._files: dict[int, ProofFile] = {}
         self._mlps: dict[int, Mlp] = {}
@@ -138,9 +144,11 @@ class _Harvest:
         self._unembedding = arrays_beside(
             self._model, rows_bytes=self._prepared.geometry.size_bytes, progress=self._progress
         )
-        self._prove(layers)
+        with self._watch.timing("proving"):
+            self._prove(layers)
         with ExitStack() as stack:
-            sinks = [Sink(layer, stack.enter_context(self._open(layer))) for layer in layers]
+            with self._watch.timing("opening caches"):
+                sinks = [Sink(layer, stack.enter_context(self._open(layer))) for layer in layers]
             for sink in sinks:
                 folder = self._request.folders[sink.layer]
                 record = sink.writer.manifest.identity["proof"]
@@ -153,7 +161,8 @@ class _Harvest:
     def _report(self, sink: Sink, counts: dict[str, float | int]) -> dict[str, Any]:
         folder = self._request.folders[sink.layer]
         self._files[sink.layer].write(self._skipped_rows)
-        return _facts(folder, sink.writer.manifest.fingerprint, counts, self._record(sink.layer))
+        facts = counts | {"starting_seconds": self._watch.seconds}
+        return _facts(folder, sink.writer.manifest.fingerprint, facts, self._record(sink.layer))
 
     @property
     def _skipped_rows(self) -> int:

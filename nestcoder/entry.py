@@ -6,6 +6,7 @@ import sys
 import click
 
 from common.errors import CapacityError, DamagedError, DiskError, NestcoderError
+from common.processes.garbage import leave_garbage, no_collections
 from nestcoder.streams import protect_standard_streams
 from nestcoder.text import printable
 
@@ -15,7 +16,9 @@ _LONGEST = 1000
 
 def run(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    from nestcoder.cli import command_line
+    leave_garbage()
+    with no_collections():
+        from nestcoder.cli import command_line
 
     protect_standard_streams()
     try:

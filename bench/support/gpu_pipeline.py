@@ -98,19 +98,26 @@ class Bench:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
 
-    def command(self, stage: str, **settings: Any) -> tuple[dict[str, Any], float]:
-        """What a command of nestcoder answers, and its wall seconds from the first import to the exit."""
+    def command(self, stage: str, **settings: Any) -> tuple[dict[str, Any], float, float]:
+        """What a command of nestcoder answers, its wall seconds until then, and how long it takes to leave."""
         sets = [f"--set={stage}.{key}={json.dumps(value)}" for key, value in settings.items()]
         given = ["--json", "--model", str(self.model), f"--set=runs={json.dumps(str(self.folder / 'runs'))}", *sets]
         options = ["--layer", str(self.layer), "--device", self.device]
         command = [sys.executable, "-m", "nestcoder", *given, stage, *options]
-        started = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        wall = time.perf_counter() - started
-        if done.returncode:
-            raise RuntimeError(f"{stage} left with {done.returncode}: {done.stderr.strip()[-300:]}")
-        answer = json.loads(done.stdout)
-        return answer.get(str(self.layer), answer), wall
+        started = answered = time.perf_counter()
+        with (self.folder / f"{stage}.notes").open("w+") as notes:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=notes, text=True)
+            lines: list[str] = []
+            for line in process.stdout:
+                lines.append(line)
+                answered = time.perf_counter()
+            code = process.wait()
+            left = time.perf_counter()
+            if code:
+                notes.seek(0)
+                raise RuntimeError(f"{stage} left with {code}: {notes.read().strip()[-300:]}")
+        answer = json.loads("".join(lines))
+        return answer.get(str(self.layer), answer), answered - started, left - answered
 
     @cached_property
     def network(self) -> Any:
@@ -160,7 +167,7 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
         "held_out_tokens": sizes.tokens // 8,
         "repeat": True,
     }
-    done, wall = bench.command("harvest", **settings)
+    done, wall, leaving = bench.command("harvest", **settings)
     speed = done["rows"] / done["seconds"]
     plain = rows.attempt("plain writes of as many bytes", partial(plain_writes, bench, done["rows"])).get("value", 0.0)
     floor = min(bare, plain)
@@ -175,9 +182,12 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
     )
     later = (done["rows"] - done["first_segment_rows"]) / (done["seconds"] - done["first_segment_seconds"])
     rows.say("harvest, after its first segment", round(later), "tokens/s", over_slower_floor=round(later / floor, 2))
+    starting = done.pop("starting_seconds")
     parts = {name.removesuffix("_seconds"): value for name, value in done.items() if name.endswith("_seconds")}
     rows.say("harvest, seconds of its parts", round(done["seconds"], 2), "s", **rounded(parts))
-    rows.say("harvest, start to first token", round(wall - done["seconds"], 1), "s")
+    start = wall - done["seconds"]
+    starting = {"importing": start - sum(starting.values()), **starting, "leaving": leaving}
+    rows.say("harvest, start to first token", round(start, 1), "s", **rounded(starting))
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
@@ -244,8 +254,8 @@ def training_loop(bench: Bench, name: str, settings: dict[str, Any]) -> dict[str
 
 
 def one_step(bench: Bench) -> dict[str, Any]:
-    _, wall = bench.command("train", **bench.sizes.train, steps=1, warmup_steps=0, held_out_rows=0)
-    return {"value": round(wall, 1), "unit": "s"}
+    _, wall, leaving = bench.command("train", **bench.sizes.train, steps=1, warmup_steps=0, held_out_rows=0)
+    return {"value": round(wall + leaving, 1), "unit": "s"}
 
 
 def measure_evaluate(bench: Bench, rows: Rows) -> None:
@@ -283,8 +293,8 @@ def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, A
 
 
 def whole_evaluation(bench: Bench) -> dict[str, Any]:
-    report, wall = bench.command("evaluate")
-    return {"value": round(wall, 1), "unit": "s", "rows": report["tokens_used"]}
+    report, wall, leaving = bench.command("evaluate")
+    return {"value": round(wall + leaving, 1), "unit": "s", "rows": report["tokens_used"]}
 
 
 STAGES = {"harvest": measure_harvest, "train": measure_train, "evaluate": measure_evaluate}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.processes.garbage import no_collections
 from common.progress import SILENT, Progress
 from common.run_layout import check_of_one_layer
 from nestcoder.config import PipelineSettings
@@ -31,7 +32,8 @@ def run_evaluate(
 
         nestcoder.run_evaluate(nestcoder.load_settings("pipeline.yaml"))[8]["fvu_per_prefix"]
     """
-    from evaluate.run import evaluate_layer
+    with no_collections():
+        from evaluate.run import evaluate_layer
 
     check_of_one_layer(Path(settings.runs), settings.model, layers, name)
     results: dict[int, dict[str, Any]] = {}

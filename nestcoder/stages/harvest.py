@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.distributed import read_ranks
+from common.processes.garbage import no_collections
 from common.progress import SILENT, Progress
 from nestcoder.config import PipelineSettings
 from nestcoder.stages.folders import folders_of
@@ -28,7 +29,8 @@ def run_harvest(
     """
     if progress:
         progress.note("Importing the libraries that run language models.")
-    from harvest.run import harvest_layers
+    with no_collections():
+        from harvest.run import harvest_layers
 
     return harvest_layers(harvest_request(settings, layers, device), fresh=fresh, progress=progress)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.processes.garbage import no_collections
 from common.progress import SILENT, Progress
 from common.run_layout import joint_folders
 from nestcoder.config import PipelineSettings
@@ -25,7 +26,8 @@ def run_train(
 
         nestcoder.run_train(nestcoder.load_settings(overrides=["train.top_k=32"]), [8], name="k32")
     """
-    from train.run import train_layers
+    with no_collections():
+        from train.run import train_layers
 
     results: dict[int, dict[str, Any]] = {}
     with joined_processes(device) as own_device:

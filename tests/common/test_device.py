@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.device import choose_device, free_memory, has_bfloat16, peak_memory
+from common.device import choose_device, free_memory, has_bfloat16, peak_memory, wake
 from common.errors import UsageError
 
 
@@ -15,6 +15,10 @@ def test_auto_is_an_available_device() -> None:
 def test_a_missing_device_is_refused_with_the_available_ones() -> None:
     with pytest.raises(UsageError, match="auto, cpu"):
         choose_device("cuda:99")
+
+
+def test_a_cpu_is_awake() -> None:
+    wake(choose_device("auto"), torch.float32)
 
 
 def test_the_peak_does_not_fall_with_what_is_freed() -> None:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from cache.format.manifest import MANIFEST
 from common.device import choose_device
+from common.progress import Stopwatch
 from harvest.config import HarvestSettings
 from harvest.load import hash_weights, load_and_measure
 from harvest.model.language_model import boot_bridge
@@ -28,7 +29,7 @@ def prepared(model_folder, tmp_path):
 
 def test_the_model_is_cut_after_the_last_layer_and_its_own_loss_is_measured_before(prepared):
     notes = Notes()
-    model, own_loss = load_and_measure(prepared, 1, notes)
+    model, own_loss = load_and_measure(prepared, 1, notes, Stopwatch())
     blocks = getattr(model.hugging, "transformer", None)
     assert len(blocks.h if blocks is not None else model.hugging.model.layers) == 2
     assert own_loss is not None
@@ -39,20 +40,20 @@ def test_the_model_is_cut_after_the_last_layer_and_its_own_loss_is_measured_befo
 def test_if_the_whole_model_does_not_fit_the_loss_is_left_out_with_a_note(prepared, monkeypatch):
     monkeypatch.setattr("harvest.load.has_room_for_all", lambda *_, **__: False)
     notes = Notes()
-    _, own_loss = load_and_measure(prepared, 1, notes)
+    _, own_loss = load_and_measure(prepared, 1, notes, Stopwatch())
     assert own_loss is None
     assert "no room" in notes.texts[-1]
 
 
 def test_the_device_that_auto_stands_for_is_named(prepared):
     notes = Notes()
-    load_and_measure(prepare(replace(prepared.request, device="auto")), 1, notes)
+    load_and_measure(prepare(replace(prepared.request, device="auto")), 1, notes, Stopwatch())
     assert notes.texts[0].endswith(f" onto {choose_device('auto')}.")
 
 
 def test_the_tokenizer_is_read_only_for_the_request(prepared, monkeypatch):
     monkeypatch.delattr(AutoTokenizer, "from_pretrained")
-    model, _ = load_and_measure(prepared, 1, Notes())
+    model, _ = load_and_measure(prepared, 1, Notes(), Stopwatch())
     boot_bridge(model)
     assert model.tokenizer is prepared.tokenizer
 
