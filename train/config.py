@@ -208,7 +208,7 @@ class TrainSettings(CommonTrainSettings):
     """The weight of each prefix in the loss, scaled to sum to 1; equal if not given."""
     top_k: Count | None = None
     """Active features a row; 16 if neither this nor a preset gives a number."""
-    compute_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the matrix products; master weights and optimiser are always float32. ``auto`` is bfloat16 on a GPU that
     computes in it (NVIDIA's since Ampere), and float32 elsewhere; a run records which one it used."""
     lr: PositiveFloat | None = None

@@ -154,8 +154,8 @@ def _complete(
 
 
 def _note_dtype(settings: TrainSettings, resolved: ResolvedSettings, *, context: TrainingContext) -> None:
-    """Note which dtype ``auto`` is on this device, and why."""
-    if settings.compute_dtype == "auto":
+    """Note which dtype ``auto`` is on a GPU, and why."""
+    if settings.compute_dtype == "auto" and context.device != "cpu":
         able = "computes" if has_bfloat16(context.device) else "does not compute"
         context.progress.note(f"train.compute_dtype: {resolved.compute_dtype}; {context.device} {able} in bfloat16.")
 

@@ -16,7 +16,7 @@ if a longer bag goes on into a window, another program adds up the piece there, 
 bag in order.
 """
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -30,9 +30,11 @@ _WIDTH_BLOCK = 256  # columns of a program of the running sums: eight groups of 
 _WINDOW = 256  # entries that one program adds up at most
 _PIECE_WARPS = 4  # with two, the numbers of a block of 512 columns do not fit into the registers
 _jit: Any = triton.jit
+# With @no_type_check, because a checker of types would put a wrapper in place of the function that Triton compiles.
 
 
 @_jit(do_not_specialize=["bags", "windows"])  # both change from batch to batch: no kernel is compiled anew for that
+@no_type_check
 def _sums_kernel(
     out: tl.tensor,
     pieces: tl.tensor,
@@ -95,6 +97,7 @@ def _sums_kernel(
 
 
 @_jit
+@no_type_check
 def _add_pieces_kernel(
     out: tl.tensor,
     pieces: tl.tensor,
@@ -117,6 +120,7 @@ def _add_pieces_kernel(
 
 
 @_jit
+@no_type_check
 def _grad_sums_kernel(
     sums: tl.tensor,
     left: tl.tensor,
@@ -154,6 +158,7 @@ def _grad_sums_kernel(
 
 
 @_jit
+@no_type_check
 def _dots_kernel(
     out: tl.tensor,
     grad_sums: tl.tensor,

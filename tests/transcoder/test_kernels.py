@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+
+from train.arrays import update_kernel
+from transcoder import kernels
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -21,6 +25,15 @@ def run(python, script, argument, tmp_path, **variables):
 def test_interpreted_kernels_equal_pytorch_and_the_reference(tmp_path):
     done = run(sys.executable, "kernels_process.py", "cpu", tmp_path, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     assert done.stdout.strip() == "equal", done.stderr
+
+
+@pytest.mark.parametrize("module", [kernels, update_kernel])
+def test_triton_gets_the_kernels_as_they_are_written_although_tests_check_types(module):
+    """A checker wraps what it checks, and in the wrapper's module the names of the kernel do not exist."""
+    found = [value for value in vars(module).values() if isinstance(value, triton.JITFunction)]
+    assert found
+    for kernel in found:
+        assert kernel.fn.__globals__ is vars(module), kernel.__name__
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ updated in blocks.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -18,6 +18,7 @@ _FLAT_BLOCK = 1024
 """Numbers that a program updates of an array without unit rows: 16 for each thread of its two warps (``num_warps``)."""
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _jit: Any = triton.jit
+# With @no_type_check, because a checker of types would put a wrapper in place of the function that Triton compiles.
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Adam:
 
 
 @_jit
+@no_type_check
 def _update_kernel(
     weights: tl.tensor,
     gradient: tl.tensor,
