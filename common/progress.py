@@ -51,6 +51,9 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.began = time.perf_counter()
+        self.first: dict[str, float] = {}
+        """Seconds from the beginning until something was there for the first time."""
 
     @contextmanager
     def timing(self, name: str) -> Generator[None]:
@@ -60,3 +63,8 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def note_first(self, name: str) -> None:
+        """Something is there; later times do not count."""
+        if name not in self.first:
+            self.first[name] = time.perf_counter() - self.began

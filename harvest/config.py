@@ -75,7 +75,8 @@ class HarvestSettings(Settings):
     """The Hub commit, branch or tag of the model; its commit is recorded."""
     compile: bool = False
     """Compile the model's blocks with torch.compile. It takes some seconds before the first token; on a CPU the forward
-    pass of the embedded models is then 1.3 to 1.6 times as fast. Not measured on a GPU."""
+    pass of the embedded models is then 1.3 to 1.6 times as fast, on an H200 that of blocks of Gemma-2-2B's shape 1.4
+    times."""
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -65,6 +65,7 @@ def writing(sinks: Sequence[Sink], settings: HarvestSettings, watch: Stopwatch) 
         with watch.timing("waiting_for_rows"):
             for point in rows.computed.values():
                 reach(point)
+        watch.note_first("rows")
         with watch.timing("appending"), ExitStack() as streams:
             # On streams of their own: on the model's these rows would wait until later batches are computed.
             for device, point in rows.computed.items():

@@ -28,8 +28,8 @@ class PassTimes:
 
         The model's thread: waited_for_text, launching (on a CPU the model itself), proving, waited_for_disk, ending.
         The writing thread: waited_for_rows, dealing (rows checked and put in order), committing (files written, flushed
-        and named in the journal). ``first_segment_seconds`` is when the first segment was committed: later rows cost
-        none of what is done once.
+        and named in the journal). ``first_rows_seconds`` is when a batch's rows were there for the first time,
+        ``first_segment_seconds`` when a segment was committed: later rows cost none of what is done once.
         """
         own = {name: self.own.seconds.get(name, 0.0) for name in ("all", "batches", "launching", "proving")}
         committing = sum(sink.writer.watch.seconds.get("committing", 0.0) for sink in sinks)
@@ -44,6 +44,7 @@ class PassTimes:
             "waited_for_rows_seconds": self.writing.seconds.get("waiting_for_rows", 0.0),
             "dealing_seconds": self.writing.seconds.get("appending", 0.0) - committing,
             "committing_seconds": committing,
+            "first_rows_seconds": self.writing.first.get("rows", 0.0),
             "first_segment_rows": first_rows,
             "first_segment_seconds": first_at - self._began,
             "text_cpu_seconds": batches.cpu_seconds,

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -172,6 +173,7 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
     speed = done["rows"] / done["seconds"]
     plain = rows.attempt("plain writes of as many bytes", partial(plain_writes, bench, done["rows"])).get("value", 0.0)
     floor = min(bare, plain)
+    rows.attempt("writes of as many bytes, eight files at once", partial(plain_writes, bench, done["rows"], files=8))
     rows.say(
         "harvest, text to fsynced shards",
         round(speed),
@@ -182,7 +184,8 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
         writing_thread_cpu=f"{done['disk_cpu_seconds'] / done['seconds']:.0%}",
     )
     later = (done["rows"] - done["first_segment_rows"]) / (done["seconds"] - done["first_segment_seconds"])
-    rows.say("harvest, after its first segment", round(later), "tokens/s", over_slower_floor=round(later / floor, 2))
+    over_floor = round(later / floor, 2) if floor else None
+    rows.say("harvest, after its first segment", round(later), "tokens/s", over_slower_floor=over_floor)
     starting = done.pop("starting_seconds")
     parts = {name.removesuffix("_seconds"): value for name, value in done.items() if name.endswith("_seconds")}
     rows.say("harvest, seconds of its parts", round(done["seconds"], 2), "s", **rounded(parts))
@@ -211,16 +214,23 @@ def bare_forward(bench: Bench, *, compiled: bool = False) -> dict[str, Any]:
     return {"value": round(8 * ids.numel() / (time.perf_counter() - started)), "unit": "tokens/s"}
 
 
-def plain_writes(bench: Bench, count: int) -> dict[str, Any]:
+def plain_writes(bench: Bench, count: int, *, files: int = 1) -> dict[str, Any]:
     """Tokens a second, were source and target of each written to files in order and fsynced, and nothing else done."""
     size, piece = 2 * 2 * bench.sizes.width * count, os.urandom(2**24)
+
+    def write(path: Path) -> None:
+        with path.open("wb", buffering=0) as file:
+            for _ in range(-(-size // files // len(piece))):
+                file.write(piece)
+            os.fsync(file.fileno())
+
+    paths = [bench.folder / f"plain{number}" for number in range(files)]
     started = time.perf_counter()
-    with (bench.folder / "plain").open("wb", buffering=0) as file:
-        for _ in range(-(-size // len(piece))):
-            file.write(piece)
-        os.fsync(file.fileno())
+    with ThreadPoolExecutor(files) as pool:
+        list(pool.map(write, paths))
     taken = time.perf_counter() - started
-    (bench.folder / "plain").unlink()
+    for path in paths:
+        path.unlink()
     return {"value": round(count / taken), "unit": "tokens/s", "gb_per_s": round(size / taken / 1e9, 2)}
 
 

@@ -17,7 +17,7 @@ def test_silent_is_a_progress() -> None:
 
 
 def test_seconds_are_added_up_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 2.0, 10.0, 10.5, 20.0, 23.0])
+    clock = iter([-1.0, 0.0, 2.0, 10.0, 10.5, 20.0, 23.0, 30.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     watch = Stopwatch()
     with watch.timing("model"):
@@ -27,3 +27,6 @@ def test_seconds_are_added_up_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError), watch.timing("model"):
         raise ZeroDivisionError
     assert watch.seconds == {"model": 5.0, "disk": 0.5}
+    watch.note_first("rows")
+    watch.note_first("rows")
+    assert watch.first == {"rows": 31.0}
