@@ -50,7 +50,9 @@ def load_and_measure(
     source = prepared.source
     all_blocks = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
     progress.note(f"Loading {source.name} onto {prepared.device}.")
-    with watch.timing("loading"):
+    with watch.timing("loading"), ThreadPoolExecutor(1, thread_name_prefix="text") as background:
+        # Loading waits for the disk and a GPU, tokenising for neither.
+        read = background.submit(lambda: next(iter(prepared.first_contexts(READ_CONTEXTS)))) if all_blocks else None
         model = load_found(
             source,
             device=request.device,
@@ -61,15 +63,14 @@ def load_and_measure(
         )
     for note in (*prepared.tokenizer.notes, *model.notes):
         progress.note(note)
-    if not all_blocks:
+    if read is None:
         progress.note("There is no room for the complete model, so its own loss on this text is not measured.")
         return model, None
     settings = request.settings
     with watch.timing("measuring its own loss"):
-        batch = next(iter(prepared.first_contexts(READ_CONTEXTS)))
         own_loss = measure_own_loss(
             model,
-            batch,
+            read.result(),
             planned_contexts=(settings.train_tokens + settings.held_out_tokens) // settings.context,
             within_documents=settings.attention == "document",
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from common.processes.garbage import no_collections
 from nestcoder import __version__
 from nestcoder.commands.cache_import import import_cache
 from nestcoder.commands.features_group import features
@@ -57,7 +58,8 @@ def harvest(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, probe: str | None
 ) -> None:
     """Run the model over text, all layers in one pass, and write each layer's activation cache."""
-    from nestcoder.commands import stage_commands
+    with no_collections():
+        from nestcoder.commands import stage_commands
 
     chosen = list(dict.fromkeys(layers))
     if probe and dry_run:
@@ -82,7 +84,8 @@ def train(
     invocation: Invocation, *, layers: tuple[int, ...], device: str, dry_run: bool, fresh: bool, name: str
 ) -> None:
     """Train a nested-prefix transcoder on each layer's cache."""
-    from nestcoder.commands import stage_commands
+    with no_collections():
+        from nestcoder.commands import stage_commands
 
     chosen = list(dict.fromkeys(layers))
     if dry_run:
@@ -124,7 +127,8 @@ def evaluate(
     beside: tuple[str, ...],
 ) -> None:
     """Replay held-out rows through the trained transcoders (default: of every layer) and report."""
-    from nestcoder.commands import stage_commands
+    with no_collections():
+        from nestcoder.commands import stage_commands
 
     if all_at_once:
         if gemma_scope or against:
