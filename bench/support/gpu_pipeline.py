@@ -58,7 +58,7 @@ FULL = Sizes(
     tokens=655_360,
     train={"preset": "layer-18432", "batch_rows": 4096},
     steps=400,
-    replay_rows=32_768,
+    replay_rows=65_536,
     replay=(96, (1152, 3456, 8064, 18432)),
 )
 TOY = Sizes(
@@ -289,6 +289,7 @@ def measure_evaluate(bench: Bench, rows: Rows) -> None:
 def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, Any]:
     """Rows a second, and how far the FVU is from that of the device before."""
     from bench.evaluate import SparseReplay, in_memory
+    from evaluate.memory import batch_rows_for
     from transcoder.rules.topk import TopK
     from transcoder.transcoder import Transcoder, random_arrays
 
@@ -299,16 +300,17 @@ def replay(bench: Bench, device: str, measured: dict[str, float]) -> dict[str, A
     same = in_memory(bench.sizes.replay_rows // 8, width)
     first = SparseReplay(same, dictionary, everything=True, device=device)
     first.rows(2048)
+    batch_rows = batch_rows_for(dictionary, device)  # as the command takes them
     fvu = first.findings()[-1]
     speeds: list[float] = []
     for _ in range(3 if device != "cpu" else 1):
         timed = SparseReplay(in_memory(count, width), dictionary, everything=True, device=device)
         started = time.perf_counter()
-        timed.rows(2048)
+        timed.rows(batch_rows)
         bench.synchronise()
         speeds.append(count / (time.perf_counter() - started))
     speed = median(speeds)
-    found = {"value": round(speed), "unit": "rows/s"}
+    found = {"value": round(speed), "unit": "rows/s", "rows_a_batch": batch_rows}
     if measured:
         found["times_slower"] = round(measured["speed"] / speed, 1)
         found["fvu_off_by"] = f"{abs(fvu - measured['fvu']):.1e}"
