@@ -192,6 +192,15 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
     start = wall - done["seconds"]
     starting = {"importing": start - sum(starting.values()), **starting, "leaving": leaving}
     rows.say("harvest, start to first token", round(start, 1), "s", **rounded(starting))
+    if bench.device.startswith("cuda"):  # where most of that is imports; elsewhere python -X importtime says more
+        for module in ("torch", "harvest.run"):
+            rows.attempt(f"import of {module} alone", partial(importing, module))
+
+
+def importing(module: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True)
+    return {"value": round(time.perf_counter() - started, 1), "unit": "s"}
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
