@@ -11,6 +11,7 @@ The parts follow one another in DIR. Commands run as a user runs them, in proces
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -192,15 +193,21 @@ def measure_harvest(bench: Bench, rows: Rows) -> None:
     start = wall - done["seconds"]
     starting = {"importing": start - sum(starting.values()), **starting, "leaving": leaving}
     rows.say("harvest, start to first token", round(start, 1), "s", **rounded(starting))
-    if bench.device.startswith("cuda"):  # where most of that is imports; elsewhere python -X importtime says more
+    if bench.device.startswith("cuda"):  # a toy run has no time for it
         for module in ("torch", "harvest.run"):
             rows.attempt(f"import of {module} alone", partial(importing, module))
 
 
 def importing(module: str) -> dict[str, Any]:
+    """How long an import takes in a process of its own, and the modules that take longest without what they import."""
+    command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True)
-    return {"value": round(time.perf_counter() - started, 1), "unit": "s"}
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    taken = time.perf_counter() - started
+    found = re.findall(r"^import time: +(\d+) \| +\d+ \| +(\S+)", done.stderr, re.MULTILINE)
+    slowest = sorted(((int(each), name) for each, name in found), reverse=True)[:4]
+    longest = ", ".join(f"{name} {each / 1e6:.2f}" for each, name in slowest)
+    return {"value": round(taken, 1), "unit": "s", "modules": len(found), "longest": longest}
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
