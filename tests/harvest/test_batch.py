@@ -33,6 +33,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_halves(model_folders):
         document_positions=tokens, held_out=False, cursor=None,
     )  # fmt: skip
     at_once = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, Silent())
+    assert at_once.computed == {torch.device("cpu"): None}  # on a CPU nothing is left to wait for
     handle = model.hugging.base_model.register_forward_pre_hook(small(2), with_kwargs=True)
     halves = BatchForward(model, settings, [(1, "mlp_in")]).run(batch, notes)
     handle.remove()

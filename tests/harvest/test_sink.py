@@ -1,10 +1,14 @@
-"""Sinks: which caches one pass can fill, and at which cursor it begins."""
+"""Sinks: which caches one pass can fill, at which cursor it begins, and which batches go where."""
 
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
-from harvest.sink import Sink, cut_alike, slowest_cursor
+from common.progress import Stopwatch
+from harvest.batch import BatchRows
+from harvest.config import HarvestSettings
+from harvest.sink import Sink, cut_alike, slowest_cursor, writing
 from harvest.text.tokens import ContextBatch
 
 
@@ -42,3 +46,25 @@ def test_a_cache_takes_no_row_before_its_cursor():
     waiting = sink(1, cursor([4, 0]))
     batches = [batch_at(begin) for begin in (None, cursor([4, 0]), cursor([4, 4]))]
     assert [waiting.takes(batch) for batch in batches] == [False, True, True]
+
+
+def test_a_batch_goes_to_the_caches_that_take_it_once_it_is_computed():
+    appended = []
+
+    def taking(layer):
+        given = SimpleNamespace(cursor=cursor([4, 0]), complete=layer == 3)
+        given.append = lambda *columns, held_out, cursor: appended.append((layer, columns, held_out, cursor))
+        made = sink(layer, None)
+        made.writer = given
+        return made
+
+    settings, watch = HarvestSettings(source="mlp_in", target="mlp_out"), Stopwatch()
+    batch = batch_at(cursor([4, 0]))
+    tensors = {(layer, site): torch.full((2, 3), float(layer)) for layer in (1, 3) for site in settings.sites}
+    writing([taking(1), taking(3)], settings, watch)(BatchRows(batch, tensors, {torch.device("cpu"): None}))
+    [(layer, (source, target, tokens, *_), held_out, begins)] = appended
+    assert (layer, held_out, begins) == (1, False, cursor([4, 0]))
+    assert source.tolist() == target.tolist() == [[1.0] * 3] * 2
+    assert tokens.tolist() == [0, 0]
+    assert watch.seconds.keys() == {"waiting_for_rows", "appending"}
+    assert watch.first.keys() == {"rows"}
