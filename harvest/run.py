@@ -22,6 +22,7 @@ from cache.storage.publish import publish_complete, withdraw
 from cache.storage.recompute import Mlp
 from cache.writer import CacheWriter
 from common.errors import UsageError
+from common.processes.garbage import no_collections
 from common.progress import Progress, Silent, Stopwatch
 from harvest.batch import BatchForward
 from harvest.load import check_file_systems, hash_weights, load_and_measure
@@ -61,7 +62,7 @@ def harvest_layers(
     """
     progress = progress or Silent()
     watch = Stopwatch()
-    with watch.timing("preparing"):
+    with watch.timing("preparing"), no_collections():
         prepared = prepare(request, progress)
     remote = request.cache.remote
     if fresh:

@@ -51,6 +51,10 @@ def run_bridge(bridge: Any, tokens: Int[Tensor, "batch pos"], *, keys: Sequence[
     norm = "ln2" if hasattr(bridge.blocks[0], "ln2") else "ln1"
     names = {key: HOOKS[key[1]].format(layer=key[0]).replace("ln2", norm) for key in keys}
     last = max(layer for layer, _ in keys)
+    # Nothing stops a model that was cut after this layer, so it goes on to the logits. Those of one position do: of two
+    # contexts of 1,024 tokens and a vocabulary of 256,000 all of them would be 2 GB in float32, several times.
+    unembed = bridge.original_model.get_output_embeddings()
+    shortened = unembed.register_forward_pre_hook(lambda _, args: (args[0][..., -1:, :], *args[1:]) if args else None)
     # The bridge ignores a name that does not exist as long as another one exists, so completeness is checked below.
     try:
         _, cache = bridge.run_with_cache(
@@ -58,6 +62,8 @@ def run_bridge(bridge: Any, tokens: Int[Tensor, "batch pos"], *, keys: Sequence[
         )
     except KeyError:
         cache = {}
+    finally:
+        shortened.remove()
     return _complete({key: cache[name] for key, name in names.items() if name in cache}, keys)
 
 

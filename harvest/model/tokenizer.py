@@ -12,6 +12,7 @@ import xxhash
 from transformers import AutoTokenizer
 
 from common.errors import DamagedError, MismatchError, UsageError
+from common.processes.garbage import no_collections
 from harvest.model.source import ModelSource
 
 BosPolicy = Literal["auto", "always", "never"]
@@ -86,7 +87,8 @@ def load_tokenizer(source: ModelSource, *, bos: BosPolicy = "auto", plain_text: 
     Raises UsageError when there is none or it has no token to begin a context with, MismatchError when it is larger
     than the model's embedding, DamagedError when it cannot be read.
     """
-    hugging = _read(source)
+    with no_collections():  # hundreds of thousands of entries, which all stay
+        hugging = _read(source)
     backend = getattr(hugging, "backend_tokenizer", None)
     bos_id = hugging.bos_token_id if hugging.bos_token_id is not None else hugging.eos_token_id
     if backend is None or bos_id is None:

@@ -47,6 +47,17 @@ def test_the_bridge_does_not_change_the_model_s_weights(model_folder, tokens):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_bridge_computes_logits_of_one_position_and_afterwards_of_all(model_folder, tokens):
+    model = load_model(str(model_folder), device="cpu", last_layer=LAYER)
+    bridge, batch = boot_bridge(model), tokens(model)
+    shapes = []
+    unembed = bridge.original_model.get_output_embeddings()
+    unembed.register_forward_hook(lambda _, __, logits: shapes.append(tuple(logits.shape[:2])))
+    run_bridge(bridge, batch, keys=[(LAYER, "mlp_in")])
+    bridge(batch)
+    assert shapes == [(len(batch), 1), tuple(batch.shape)]
+
+
 def test_a_hook_that_yields_nothing_is_an_error(model_folders, monkeypatch, tokens):
     model = load_model(str(model_folders["gpt2"]), device="cpu", last_layer=LAYER)
     monkeypatch.setitem(HOOKS, "mlp_in", "blocks.{layer}.mlp.hook_nothing")
