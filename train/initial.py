@@ -7,10 +7,14 @@ With x and y the source and the target of a randomly drawn row, minus their mean
 
 so it starts as "where the source is like this row's, the target is too". Random directions are mostly unlike anything
 in the data: a quarter of a dictionary that started from them ended dead, and the rest explained less.
+
+In some layers a few rows have most of the target's variance. There the largest of the drawn rows come first, so that
+every prefix starts with them. Without that, FVU of the first prefix of SmolLM2's layer 2 was .15, .09 and .09 with three
+seeds (.95 with one of them under the pooled loss alone), with it .06.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cache.loader import Loader
@@ -26,6 +30,12 @@ _ENCODER_NORM = 0.2
 _NOISE = 0.1
 _BATCH_ROWS = 4096
 """Rows that are read at a time."""
+_RULED = 0.15
+"""A few rows have most of the variance where the largest hundredth of the drawn rows has more than this share of their
+sum of squares. In 24 layers of the embedded models it has .01 to .13, in four of six layers of SmolLM2 135M and Gemma 3
+270M .03 to .09; in the other two .20 to .32 and .65 to .72."""
+_LARGEST = 8
+"""Rows that come first then. With 4 the first prefix was worse, with 32 a fifth of it became near-copies."""
 
 
 def initial_weights(
@@ -34,6 +44,9 @@ def initial_weights(
     """Features from rows that ``seed`` draws; the skip starts at zero."""
     generator = torch.Generator().manual_seed(seed)
     source, target = _drawn_rows(reader, count=dict_size, view=view, seed=seed)
+    order = order_of_rows(target.double() - units.target_mean)
+    source = source[order]
+    target = target[order]
     means = units.source(units.source_mean[None])[0], units.target(units.target_mean[None])[0]
     encoder = _ENCODER_NORM * _directions(units.source(source) - means[0], generator)
     arrays = {
@@ -45,6 +58,19 @@ def initial_weights(
     if skip:
         arrays["W_skip"] = torch.zeros(source.shape[1], target.shape[1])
     return Parameters(**arrays).to(device)
+
+
+def order_of_rows(centred: Float[Tensor, "rows d_target"]) -> Int[Tensor, " rows"]:
+    """The order in which drawn rows become features: as they were drawn, but the largest first where a few rows have
+    most of the variance. ``centred`` are targets minus their mean."""
+    squares = centred.square().sum(dim=1).double()
+    descending = squares.argsort(descending=True, stable=True)
+    hundredth = max(1, len(squares) // 100)
+    if squares[descending[:hundredth]].sum() <= _RULED * squares.sum():
+        return torch.arange(len(squares))
+    is_first = torch.zeros(len(squares), dtype=torch.bool)
+    is_first[descending[:_LARGEST]] = True
+    return torch.cat([descending[:_LARGEST], (~is_first).nonzero()[:, 0]])
 
 
 def _drawn_rows(

@@ -9,7 +9,7 @@ from cache.reader import CacheReader, View
 from common.errors import UsageError
 from train.arrays.parameters import Parameters
 from train.arrays.units import units_of
-from train.initial import initial_weights
+from train.initial import initial_weights, order_of_rows
 
 
 def begin(cache: Path, *, dict_size: int, view: View = "mlp_in", seed: int = 0) -> Parameters:
@@ -49,6 +49,29 @@ def test_the_seed_decides(small_cache: Path) -> None:
     first, again, different = (begin(small_cache, dict_size=64, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.W_dec, again.W_dec)
     assert not torch.equal(first.W_dec, different.W_dec)
+
+
+def test_rows_become_features_in_the_order_of_the_draw() -> None:
+    rows = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(order_of_rows(rows), torch.arange(300))
+
+
+def test_where_a_few_rows_have_most_of_the_variance_the_largest_come_first() -> None:
+    rows = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    large = torch.arange(290, 300)
+    rows[large] *= torch.arange(20.0, 30.0)[:, None]
+    sizes = rows.square().sum(dim=1)
+    share = sizes.sort(descending=True).values[:3].sum() / sizes.sum()
+    assert share > 0.15
+    order = order_of_rows(rows)
+    largest = sizes.argsort(descending=True)[:8]
+    assert torch.equal(order[:8], largest)
+    others = [row for row in range(300) if row not in largest.tolist()]
+    assert order[8:].tolist() == others
+
+
+def test_no_share_can_be_taken_of_equal_rows() -> None:
+    assert torch.equal(order_of_rows(torch.zeros(5, 3)), torch.arange(5))
 
 
 def test_more_features_than_rows_are_all_different(small_cache: Path) -> None:
