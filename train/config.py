@@ -210,7 +210,8 @@ class TrainSettings(CommonTrainSettings):
     """Active features a row; 16 if neither this nor a preset gives a number."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the matrix products; master weights and optimiser are always float32. ``auto`` is bfloat16 on a GPU that
-    computes in it (NVIDIA's since Ampere), and float32 elsewhere; a run records which one it used."""
+    computes in it (NVIDIA's since Ampere), and float32 elsewhere. A run records which one it used, and goes on in it on
+    any device."""
     lr: PositiveFloat | None = None
     """The full learning rate. If not given, 0.016 / width^(1/4) with the target's width: 0.0051 at 96, 0.0030 at
     768."""

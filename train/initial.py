@@ -9,8 +9,8 @@ so it starts as "where the source is like this row's, the target is too". Random
 in the data: a quarter of a dictionary that started from them ended dead, and the rest explained less.
 
 In some layers a few rows have most of the target's variance. There the largest of the drawn rows come first, so that
-every prefix starts with them. Without that, FVU of the first prefix of SmolLM2's layer 2 was .15, .09 and .09 with three
-seeds (.95 with one of them under the pooled loss alone), with it .06.
+every prefix starts with them. Without that, FVU of the first prefix of SmolLM2's layer 2 was .15, .09 and .09 with
+three seeds (.95 with one of them under the pooled loss alone), with it .06.
 """
 
 import torch

@@ -28,7 +28,8 @@ from train.arrays.workspace import BLOCK_ROWS
 from train.config import TrainSettings
 from train.kinds.registry import KINDS
 from train.kinds.source import Source
-from train.resolved import ResolvedSettings, members, resolve
+from train.record.begun import begun_dtype
+from train.resolved import ComputeDtype, ResolvedSettings, members, resolve
 from transcoder.rules.registry import RULES
 
 # After one step to warm up. A plan must take only seconds.
@@ -83,7 +84,7 @@ def plan_layers(
     source = Source.open(caches, settings, cache_settings, device=device)
     reader = source.reader
     units = source.units
-    resolved = resolved_members(settings, reader, units, device=device)
+    resolved = resolved_members(settings, reader, units, device=device, begun=begun_dtype(out))
     memory, space = check_fit(resolved, units=units, device=device, out=out)
     first = resolved[""]
     return TrainPlan(
@@ -107,12 +108,13 @@ def plan_layers(
 
 
 def resolved_members(
-    settings: TrainSettings, reader: CacheReader, units: Units, *, device: str
+    settings: TrainSettings, reader: CacheReader, units: Units, *, device: str, begun: ComputeDtype | None = None
 ) -> dict[str, ResolvedSettings]:
-    """The settings of a run's transcoders by name, with everything that follows from the cache and the device."""
+    """The settings of a run's transcoders by name, with everything that follows from the cache, the device, and the
+    dtype in which the run was ``begun``; None for a new run."""
     model = str(reader.identity.get("model", ""))
     d_target = units.width
-    dtype = "bfloat16" if has_bfloat16(device) else "float32"
+    dtype = begun or ("bfloat16" if has_bfloat16(device) else "float32")
     return {
         name: resolve(stated, model=model, d_target=d_target, device_dtype=dtype)
         for name, stated in members(settings).items()

@@ -33,6 +33,7 @@ from train.context import TrainingContext
 from train.kinds.source import Source
 from train.member import Member, complete_config, remove_run, run_identity
 from train.plan import check_fit, resolved_members
+from train.record.begun import begun_dtype
 from train.record.held_out_fvu import HeldOut
 from train.resolved import ResolvedSettings
 from transcoder.sharded import UNSHARDED, Shard
@@ -126,8 +127,7 @@ def _complete(
 
     Raises ``no_lock``, the reason why there is no lock, if there is something to train.
     """
-    resolved = resolved_members(settings, context.reader, context.units, device=context.device)
-    _note_dtype(settings, resolved[""], context=context)
+    resolved = _resolved(out, settings, context=context, fresh=fresh)
     for chosen in resolved.values():
         context.shard.check(dict_size=chosen.dict_size, top_k=chosen.top_k)
     if fresh and context.ranks.rank == 0:
@@ -153,11 +153,18 @@ def _complete(
     return {name: complete.get(name) or made[name] for name in resolved}
 
 
-def _note_dtype(settings: TrainSettings, resolved: ResolvedSettings, *, context: TrainingContext) -> None:
-    """Note which dtype ``auto`` is on a GPU, and why."""
-    if settings.compute_dtype == "auto" and context.device != "cpu":
+def _resolved(
+    out: Path, settings: TrainSettings, *, context: TrainingContext, fresh: bool
+) -> dict[str, ResolvedSettings]:
+    """The settings of the run's transcoders by name; notes which dtype ``auto`` is in a new run on a GPU, and why."""
+    begun = None if fresh else begun_dtype(out)
+    resolved = resolved_members(settings, context.reader, context.units, device=context.device, begun=begun)
+    if settings.compute_dtype == "auto" and not begun and context.device != "cpu":
         able = "computes" if has_bfloat16(context.device) else "does not compute"
-        context.progress.note(f"train.compute_dtype: {resolved.compute_dtype}; {context.device} {able} in bfloat16.")
+        context.progress.note(
+            f"train.compute_dtype: {resolved[''].compute_dtype}; {context.device} {able} in bfloat16."
+        )
+    return resolved
 
 
 def _train(training: list[Member], *, context: TrainingContext) -> None:
