@@ -104,9 +104,11 @@ def on_stream(device: torch.device, name: str, *, after: Mark) -> Generator[None
     stream = _stream(device, name)
     if after is not None:
         stream.wait_event(after)
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        stream.synchronize()
 
 
 @cache

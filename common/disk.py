@@ -136,7 +136,7 @@ def write_files(files: Iterable[tuple[Path, Iterable[Bytes]]], *, tag: str, thre
                     flushes[path].result()
                 with operation("rename", path):
                     aside.rename(path)
-        except DiskError:
+        except Exception:  # not only of the disk: a GPU may fail from which the pieces come
             background.shutdown(cancel_futures=True)  # or a file might be made after it was removed
             for aside in written.values():
                 aside.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from harvest.model.own_loss import READ_CONTEXTS, measure_own_loss
 from harvest.model.placement import has_room_for_all
 from harvest.prepare import PreparedHarvest
 from harvest.request import HarvestRequest
+from harvest.threads import Later
 
 
 def check_file_systems(request: HarvestRequest, layers: Sequence[int]) -> None:
@@ -50,9 +51,9 @@ def load_and_measure(
     source = prepared.source
     all_blocks = has_room_for_all(source, prepared.dtype, device=request.device, processes=request.world)
     progress.note(f"Loading {source.name} onto {prepared.device}.")
-    with watch.timing("loading"), ThreadPoolExecutor(1, thread_name_prefix="text") as background:
-        # Loading waits for the disk and a GPU, tokenising for neither.
-        read = background.submit(lambda: next(iter(prepared.first_contexts(READ_CONTEXTS)))) if all_blocks else None
+    # Loading waits for the disk and a GPU, tokenising for neither.
+    text = Later(lambda: next(iter(prepared.first_contexts(READ_CONTEXTS)))) if all_blocks else None
+    with watch.timing("loading"):
         model = load_found(
             source,
             device=request.device,
@@ -63,14 +64,14 @@ def load_and_measure(
         )
     for note in (*prepared.tokenizer.notes, *model.notes):
         progress.note(note)
-    if read is None:
+    if text is None:
         progress.note("There is no room for the complete model, so its own loss on this text is not measured.")
         return model, None
     settings = request.settings
     with watch.timing("measuring its own loss"):
         own_loss = measure_own_loss(
             model,
-            read.result(),
+            text.result(),
             planned_contexts=(settings.train_tokens + settings.held_out_tokens) // settings.context,
             within_documents=settings.attention == "document",
         )

@@ -1,9 +1,13 @@
-"""Threads of a harvest: a ``Prefetcher`` reads and tokenises text, a ``BackgroundWriter`` writes rows."""
+"""Threads of a harvest.
+
+A ``Prefetcher`` reads and tokenises text, a ``BackgroundWriter`` writes rows, and ``Later`` does one thing meanwhile.
+"""
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -122,3 +126,22 @@ class BackgroundWriter(Generic[T]):
                 self._queue.get_nowait()
             except queue.Empty:
                 return
+
+
+class Later(Generic[T]):
+    """Calls ``work`` in a thread. If nobody takes the result, nothing waits for the thread, not even the end of the
+    process: it may read from a network that does not answer."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._future: Future[T] = Future()
+        threading.Thread(target=self._run, args=(work,), name="later", daemon=True).start()
+
+    def result(self) -> T:
+        """What ``work`` returned, once it is there. Raises what it raised."""
+        return self._future.result()
+
+    def _run(self, work: Callable[[], T]) -> None:
+        try:
+            self._future.set_result(work())
+        except BaseException as error:
+            self._future.set_exception(error)

@@ -84,7 +84,8 @@ def plan_layers(
     source = Source.open(caches, settings, cache_settings, device=device)
     reader = source.reader
     units = source.units
-    resolved = resolved_members(settings, reader, units, device=device, begun=begun_dtype(out))
+    dtype = begun_dtype(out) or best_dtype(device)
+    resolved = resolved_members(settings, reader, units, device_dtype=dtype)
     memory, space = check_fit(resolved, units=units, device=device, out=out)
     first = resolved[""]
     return TrainPlan(
@@ -108,17 +109,21 @@ def plan_layers(
 
 
 def resolved_members(
-    settings: TrainSettings, reader: CacheReader, units: Units, *, device: str, begun: ComputeDtype | None = None
+    settings: TrainSettings, reader: CacheReader, units: Units, *, device_dtype: ComputeDtype
 ) -> dict[str, ResolvedSettings]:
-    """The settings of a run's transcoders by name, with everything that follows from the cache, the device, and the
-    dtype in which the run was ``begun``; None for a new run."""
+    """The settings of a run's transcoders by name, with everything that follows from the cache and the device."""
     model = str(reader.identity.get("model", ""))
     d_target = units.width
-    dtype = begun or ("bfloat16" if has_bfloat16(device) else "float32")
     return {
-        name: resolve(stated, model=model, d_target=d_target, device_dtype=dtype)
+        name: resolve(stated, model=model, d_target=d_target, device_dtype=device_dtype)
         for name, stated in members(settings).items()
     }
+
+
+def best_dtype(device: str, ranks: Ranks | None = None) -> ComputeDtype:
+    """bfloat16 where every process's GPU computes in it, and float32 elsewhere: all must use the same."""
+    everywhere = (ranks or Ranks.current()).smallest(int(has_bfloat16(device)), device)
+    return "bfloat16" if everywhere else "float32"
 
 
 def check_fit(resolved: dict[str, ResolvedSettings], *, units: Units, device: str, out: Path) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import torch
 
 from cache.config import CacheSettings
 from cache.loader import Batch, Loader
-from common.device import choose_device, has_bfloat16
+from common.device import choose_device
 from common.distributed import ALONE, Ranks
 from common.errors import DiskError, NumericalError
 from common.processes import locks
@@ -32,7 +32,7 @@ from train.config import LogSettings, TrainSettings
 from train.context import TrainingContext
 from train.kinds.source import Source
 from train.member import Member, complete_config, remove_run, run_identity
-from train.plan import check_fit, resolved_members
+from train.plan import best_dtype, check_fit, resolved_members
 from train.record.begun import begun_dtype
 from train.record.held_out_fvu import HeldOut
 from train.resolved import ResolvedSettings
@@ -156,15 +156,13 @@ def _complete(
 def _resolved(
     out: Path, settings: TrainSettings, *, context: TrainingContext, fresh: bool
 ) -> dict[str, ResolvedSettings]:
-    """The settings of the run's transcoders by name; notes which dtype ``auto`` is in a new run on a GPU, and why."""
+    """The settings of the run's transcoders by name; notes which dtype ``auto`` is in a new run on a GPU."""
     begun = None if fresh else begun_dtype(out)
-    resolved = resolved_members(settings, context.reader, context.units, device=context.device, begun=begun)
+    dtype = begun or best_dtype(context.device, context.ranks)
     if settings.compute_dtype == "auto" and not begun and context.device != "cpu":
-        able = "computes" if has_bfloat16(context.device) else "does not compute"
-        context.progress.note(
-            f"train.compute_dtype: {resolved[''].compute_dtype}; {context.device} {able} in bfloat16."
-        )
-    return resolved
+        able = "computes" if dtype == "bfloat16" else "does not compute"
+        context.progress.note(f"train.compute_dtype: {dtype}; {context.device} {able} in bfloat16.")
+    return resolved_members(settings, context.reader, context.units, device_dtype=dtype)
 
 
 def _train(training: list[Member], *, context: TrainingContext) -> None:

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,20 @@ def test_several_threads_leave_nothing_of_a_refused_write(operation: str, tmp_pa
         disk.write_files(files, tag="0", threads=3)
     assert "No space left on device" in caught.value.what
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nothing_is_left_half_written_where_the_pieces_raise_an_error_of_their_own(
+    threads: int, tmp_path: Path
+) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield bytes(1000)
+        raise RuntimeError("CUDA error")
+
+    files = [(tmp_path / "a", [b"whole"]), (tmp_path / "b", pieces()), (tmp_path / "c", [b"whole"])]
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        disk.write_files(files, tag="0", threads=threads)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_lines_are_appended_and_cut(tmp_path: Path) -> None:

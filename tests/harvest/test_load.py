@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from cache.format.manifest import MANIFEST
 from common.device import choose_device
+from common.errors import UsageError
 from common.progress import Stopwatch
 from harvest.config import HarvestSettings
 from harvest.load import hash_weights, load_and_measure
@@ -43,6 +44,23 @@ def test_if_the_whole_model_does_not_fit_the_loss_is_left_out_with_a_note(prepar
     _, own_loss = load_and_measure(prepared, 1, notes, Stopwatch())
     assert own_loss is None
     assert "no room" in notes.texts[-1]
+
+
+def test_an_error_of_the_text_that_is_read_meanwhile_arrives_as_it_is(prepared, monkeypatch):
+    def refuse(self, count):
+        raise UsageError("no text", where="here")
+
+    monkeypatch.setattr(type(prepared), "first_contexts", refuse)
+    with pytest.raises(UsageError, match="no text"):
+        load_and_measure(prepared, 1, Notes(), Stopwatch())
+
+
+def test_a_gpu_that_does_not_start_is_noticed_where_it_is_needed(prepared, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr("harvest.load.wake", fail)
+    hash_weights(prepared, Notes())
 
 
 def test_the_device_that_auto_stands_for_is_named(prepared):

@@ -1,8 +1,10 @@
 """The threads beside the model: order, errors, and how they end."""
 
+import threading
+
 import pytest
 
-from harvest.threads import BackgroundWriter, Prefetcher
+from harvest.threads import BackgroundWriter, Later, Prefetcher
 
 
 class PlantedError(Exception):
@@ -55,3 +57,22 @@ def test_a_background_writers_error_is_raised_and_nothing_after_it_is_written():
     with pytest.raises(PlantedError):
         write_all()
     assert seen == [0, 1, 2]
+
+
+def test_what_is_done_later_gives_its_result_or_its_error():
+    assert Later(lambda: 3).result() == 3
+
+    def fail():
+        raise PlantedError
+
+    with pytest.raises(PlantedError):
+        Later(fail).result()
+
+
+def test_nobody_waits_for_what_nobody_asks_for():
+    answered = threading.Event()
+    later = Later(answered.wait)
+    threads = [thread for thread in threading.enumerate() if thread.name == "later"]
+    assert all(thread.daemon for thread in threads)
+    answered.set()
+    assert later.result() is True

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from cache.reader import CacheReader
+from common.distributed import Ranks
 from common.errors import CapacityError
 from common.progress import Silent
 from tests.helpers.training import train
+from train import plan as planning
 from train.arrays.units import units_of
 from train.config import LogSettings, TrainSettings
 from train.plan import check_fit, disk_bytes, plan_train, resolved_members
@@ -46,7 +48,7 @@ def test_files_of_a_complete_run_reduce_only_its_own_need_of_disk(
     _train(cache=small_cache, settings=quick, device="cpu", out=tmp_path)
     reader = CacheReader.open(small_cache)
     units = units_of(reader, quick.source)
-    resolved = resolved_members(quick, reader, units, device="cpu")
+    resolved = resolved_members(quick, reader, units, device_dtype="float32")
     needed = check_fit({"more": resolved[""]}, units=units, device="cpu", out=tmp_path)[1]
     assert needed == disk_bytes(resolved[""], units)
     assert check_fit(resolved, units=units, device="cpu", out=tmp_path)[1] < needed
@@ -63,3 +65,14 @@ def _train(*, cache: Path, settings: TrainSettings, device: str, out: Path) -> N
     train_layer(
         cache=cache, out=out, settings=settings, device=device, fresh=False, progress=Silent(), log=LogSettings()
     )
+
+
+def test_all_processes_compute_in_bfloat16_only_if_every_card_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "has_bfloat16", lambda _: True)
+    assert planning.best_dtype("cuda") == "bfloat16"
+
+    class OneWithout(Ranks):
+        def smallest(self, number: int, device: object) -> int:
+            return min(number, 0)
+
+    assert planning.best_dtype("cuda", OneWithout()) == "float32"

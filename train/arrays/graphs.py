@@ -86,7 +86,8 @@ class Graphs:
     def _input(self, number: int, value: Tensor) -> Tensor:
         """The first rows of an array on the device, as many as ``value`` has. Forms share it."""
         shared = self._inputs.get(number)
-        if shared is None or shared.shape[1:] != value.shape[1:] or len(shared) < len(value):
+        kind = (value.dtype, value.shape[1:])
+        if shared is None or (shared.dtype, shared.shape[1:]) != kind or len(shared) < len(value):
             rows = -(-len(value) // _CAPACITY) * _CAPACITY
             # Graphs that were recorded before keep the array that they read.
             shared = torch.zeros(rows, *value.shape[1:], dtype=value.dtype, device=self._device)
@@ -104,6 +105,7 @@ class Graphs:
             replay = self._record(lambda: results.update(work(own)))
         except Exception as error:
             self._is_possible = False
+            self._forget()
             reason = str(error).partition("\n")[0]
             self._progress.note(
                 f"Steps cannot be recorded as CUDA graphs, so their kernels are launched one by one: {reason}"
@@ -111,6 +113,14 @@ class Graphs:
             return False
         self._recorded[form] = _Recorded(replay, own, results)
         return True
+
+    def _forget(self) -> None:
+        """Give back what the graphs hold, for the steps without them: perhaps there was no memory for one more."""
+        self._recorded.clear()
+        self._inputs.clear()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
 
     def _record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what ``work`` launches, and launch nothing; returns what launches it."""

@@ -71,11 +71,22 @@ def test_batches_of_a_few_rows_less_read_from_the_same_memory_and_get_their_own_
 
 def test_a_larger_batch_gets_new_memory_and_earlier_forms_keep_theirs():
     graphs = Again("cpu", Silent())
-    for turn in range(10):
-        rows = 600 if turn % 2 else 200
+    for turn, rows in enumerate([200] * 5 + [600] * 3 + [200, 600, 200, 600]):
         results = graphs.play(rows, (torch.full((rows,), float(turn)),), double)
-        if turn > 5:
-            assert torch.equal(results["doubled"], torch.full((rows,), 2.0 * turn))
+        assert results is None or torch.equal(results["doubled"], torch.full((rows,), 2.0 * turn))
+    assert graphs.recorded == [200, 600]
+    small, large = (recorded.inputs[0] for recorded in graphs._recorded.values())
+    assert small.data_ptr() != large.data_ptr()
+
+
+def test_an_input_of_another_dtype_gets_memory_of_its_own():
+    graphs = Again("cpu", Silent())
+    for turn in range(8):
+        dtype = torch.bfloat16 if turn % 2 else torch.float32
+        results = graphs.play(dtype, (torch.full((4,), 1 + 2.0**-12, dtype=dtype),), double)
+    assert results["doubled"].dtype == torch.bfloat16
+    results = graphs.play(torch.float32, (torch.full((4,), 1 + 2.0**-12),), double)
+    assert torch.equal(results["doubled"], torch.full((4,), 2 + 2.0**-11))
 
 
 def test_a_form_that_came_only_once_is_not_recorded_and_there_are_not_too_many(monkeypatch):
@@ -94,10 +105,26 @@ def test_work_that_cannot_be_recorded_is_noted_once_and_done_plainly():
     graphs = Again("cpu", notes)
     graphs._record = lambda call: call()
     assert all(graphs.play("form", (torch.ones(1),), work) is None for _ in range(6))
+    assert graphs.recorded == []
     assert notes.texts == [
         "Steps cannot be recorded as CUDA graphs, so their kernels are launched one by one: "
         "operation not permitted when stream is capturing"
     ]
+
+
+def test_where_one_form_more_cannot_be_recorded_the_memory_of_the_others_is_given_back():
+    def work(inputs):
+        if len(inputs[0]) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return double(inputs)
+
+    graphs = Again("cpu", Notes())
+    graphs._record = lambda call: call() or call
+    for rows in (1, 1, 1, 1, 2, 2, 1):
+        results = graphs.play(rows, (torch.ones(rows),), work)
+    assert results is None
+    assert not graphs._recorded
+    assert not graphs._inputs
 
 
 class OnOtherSteps(Again):
