@@ -54,7 +54,7 @@ def run_bridge(bridge: Any, tokens: Int[Tensor, "batch pos"], *, keys: Sequence[
     # Nothing stops a model that was cut after this layer, so it goes on to the logits. Those of one position do: of two
     # contexts of 1,024 tokens and a vocabulary of 256,000 all of them would be 2 GB in float32, several times.
     unembed = bridge.original_model.get_output_embeddings()
-    shortened = unembed.register_forward_pre_hook(lambda _, args: (args[0][..., -1:, :], *args[1:]) if args else None)
+    shortened = unembed.register_forward_pre_hook(_last_position)
     # The bridge ignores a name that does not exist as long as another one exists, so completeness is checked below.
     try:
         _, cache = bridge.run_with_cache(
@@ -65,6 +65,11 @@ def run_bridge(bridge: Any, tokens: Int[Tensor, "batch pos"], *, keys: Sequence[
     finally:
         shortened.remove()
     return _complete({key: cache[name] for key, name in names.items() if name in cache}, keys)
+
+
+def _last_position(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The arguments of an unembedding, for the last position alone."""
+    return (args[0][..., -1:, :], *args[1:]) if args else None
 
 
 def use_attention(model: LanguageModel, kind: str) -> None:
