@@ -10,6 +10,7 @@ from cache.format.manifest import Manifest, make_geometry
 from cache.order import derive_key, permute
 from cache.storage import segment as module
 from cache.storage.segment import SegmentBuffer, lay
+from tests.helpers.devices import a_mark
 
 ROWS, WIDTH = 48, 6
 DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
@@ -65,6 +66,31 @@ def test_rows_that_have_no_room_there_wait_on_the_host_with_the_same_bytes(devic
     elsewhere, _ = filled(device)
     assert {rows.device.type for rows in elsewhere._activations.values()} == {"cpu"}
     assert bytes_of(elsewhere) == bytes_of(buffer)
+
+
+def test_copies_and_statistics_begin_after_the_last_row_was_laid(monkeypatch):
+    """On a GPU they run on streams of their own, which know nothing of the work on others."""
+    began = []
+    full = a_mark()
+    copied, on_stream = module.in_pieces, module.on_stream
+
+    def in_pieces(array, *, rows, after):
+        began.append(after)
+        return copied(array, rows=rows, after=None)
+
+    def on_another(device, name, *, after):
+        began.append((name, after))
+        return on_stream(device, name, after=None)
+
+    monkeypatch.setattr(module, "mark", lambda device: full)
+    monkeypatch.setattr(module, "in_pieces", in_pieces)
+    monkeypatch.setattr(module, "on_stream", on_another)
+    buffer, _ = filled("cpu")
+    assert not began
+    bytes_of(buffer)
+    assert began.count(full) == 6, "three files of source and three of target"
+    assert began.count(("statistics", full)) == 2
+    assert len(began) == 8
 
 
 def test_files_that_are_copied_in_pieces_have_the_same_bytes(monkeypatch):

@@ -17,8 +17,9 @@ def test_a_missing_device_is_refused_with_the_available_ones() -> None:
         choose_device("cuda:99")
 
 
-def test_a_cpu_is_awake() -> None:
-    wake(choose_device("auto"), torch.float32)
+def test_a_cpu_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "mm")
+    wake(torch.device("cpu"), torch.float32)
 
 
 def test_the_peak_does_not_fall_with_what_is_freed() -> None:

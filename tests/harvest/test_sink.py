@@ -1,5 +1,6 @@
 """Sinks: which caches one pass can fill, at which cursor it begins, and which batches go where."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from harvest.batch import BatchRows
 from harvest.config import HarvestSettings
 from harvest.sink import Sink, cut_alike, slowest_cursor, writing
 from harvest.text.tokens import ContextBatch
+from tests.helpers.devices import a_mark
 
 
 def sink(layer, cursor):
@@ -48,7 +50,28 @@ def test_a_cache_takes_no_row_before_its_cursor():
     assert [waiting.takes(batch) for batch in batches] == [False, True, True]
 
 
-def test_a_batch_goes_to_the_caches_that_take_it_once_it_is_computed():
+def test_rows_are_waited_for_and_then_taken_on_a_stream_of_their_own(monkeypatch):
+    happened = []
+    point = a_mark()
+
+    @contextmanager
+    def on_stream(device, name, *, after):
+        happened.append(("enter", name, after))
+        yield
+        happened.append(("leave", name, after))
+
+    monkeypatch.setattr("harvest.sink.reach", lambda point: happened.append(("reach", point)))
+    monkeypatch.setattr("harvest.sink.on_stream", on_stream)
+    taking = sink(1, None)
+    taking.writer.append = lambda *_, **__: happened.append("append")
+    settings = HarvestSettings(source="mlp_in", target="mlp_out")
+    tensors = {(1, site): torch.zeros(2, 3) for site in settings.sites}
+    rows = BatchRows(batch_at(None), tensors, {torch.device("cpu"): point})
+    writing([taking], settings, Stopwatch())(rows)
+    assert happened == [("reach", point), ("enter", "rows", point), "append", ("leave", "rows", point)]
+
+
+def test_a_batch_goes_to_the_caches_that_take_it():
     appended = []
 
     def taking(layer):
