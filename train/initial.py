@@ -44,15 +44,14 @@ def initial_weights(
     """Features from rows that ``seed`` draws; the skip starts at zero."""
     generator = torch.Generator().manual_seed(seed)
     source, target = _drawn_rows(reader, count=dict_size, view=view, seed=seed)
-    order = order_of_rows(target.double() - units.target_mean)
-    source = source[order]
-    target = target[order]
     means = units.source(units.source_mean[None])[0], units.target(units.target_mean[None])[0]
-    encoder = _ENCODER_NORM * _directions(units.source(source) - means[0], generator)
+    centred = units.target(target) - means[1]
+    order = order_of_rows(centred)
+    encoder = _ENCODER_NORM * _directions(units.source(source[order]) - means[0], generator)
     arrays = {
         "W_enc": encoder,
         "b_enc": -encoder @ means[0],
-        "W_dec": _directions(units.target(target) - means[1], generator),
+        "W_dec": _directions(centred[order], generator),
         "b_dec": means[1],
     }
     if skip:
@@ -63,7 +62,7 @@ def initial_weights(
 def order_of_rows(centred: Float[Tensor, "rows d_target"]) -> Int[Tensor, " rows"]:
     """The order in which drawn rows become features: as they were drawn, but the largest first where a few rows have
     most of the variance. ``centred`` are targets minus their mean."""
-    squares = centred.square().sum(dim=1).double()
+    squares = torch.linalg.vector_norm(centred, dim=1).double().square()
     descending = squares.argsort(descending=True, stable=True)
     hundredth = max(1, len(squares) // 100)
     if squares[descending[:hundredth]].sum() <= _RULED * squares.sum():

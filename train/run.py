@@ -156,13 +156,15 @@ def _complete(
 def _resolved(
     out: Path, settings: TrainSettings, *, context: TrainingContext, fresh: bool
 ) -> dict[str, ResolvedSettings]:
-    """The settings of the run's transcoders by name; notes which dtype ``auto`` is in a new run on a GPU."""
+    """The settings of the run's transcoders by name; notes which dtype ``auto`` is, where a GPU or the run decides."""
     begun = None if fresh else begun_dtype(out)
-    dtype = begun or best_dtype(context.device, context.ranks)
-    if settings.compute_dtype == "auto" and not begun and context.device != "cpu":
-        able = "computes" if dtype == "bfloat16" else "does not compute"
-        context.progress.note(f"train.compute_dtype: {dtype}; {context.device} {able} in bfloat16.")
-    return resolved_members(settings, context.reader, context.units, device_dtype=dtype)
+    best = best_dtype(context.device, context.ranks)
+    if settings.compute_dtype == "auto" and begun and begun != best:
+        context.progress.note(f"The run goes on in {begun}, in which it was begun; here it would be {best}.")
+    elif settings.compute_dtype == "auto" and not begun and context.device != "cpu":
+        able = "computes" if best == "bfloat16" else "does not compute"
+        context.progress.note(f"train.compute_dtype: {best}; {context.device} {able} in bfloat16.")
+    return resolved_members(settings, context.reader, context.units, device_dtype=begun or best)
 
 
 def _train(training: list[Member], *, context: TrainingContext) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common.progress import Silent
+from common.progress import SILENT, Progress
+from tests.helpers.progress import Notes
 from train import plan
 from train.config import LogSettings, TrainSettings
 from train.record.begun import begun_dtype
@@ -21,10 +22,10 @@ def run(small_cache: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def train(cache: Path, out: Path, *, fresh: bool = False, **changes: object) -> dict:
+def train(cache: Path, out: Path, *, fresh: bool = False, progress: Progress = SILENT, **changes: object) -> dict:
     settings = TrainSettings(prefixes=(16, 64), top_k=4, steps=8, batch_rows=64, warmup_steps=1, **changes)
     given = {"settings": settings, "device": "cpu", "fresh": fresh, "log": LogSettings()}
-    return train_layer(cache=cache, out=out, progress=Silent(), **given)
+    return train_layer(cache=cache, out=out, progress=progress, **given)
 
 
 def test_there_is_no_dtype_without_a_run(tmp_path: Path) -> None:
@@ -48,8 +49,10 @@ def test_a_record_that_cannot_be_read_says_nothing(tmp_path: Path, content: str)
 def test_a_run_goes_on_where_the_device_would_choose_another_dtype(run: Path, small_cache: Path) -> None:
     before = (run / WEIGHTS_FILE).read_bytes()
     (run / CONFIG_FILE).unlink()
-    made = train(small_cache, run)
+    notes = Notes()
+    made = train(small_cache, run, progress=notes)
     assert made["settings"]["compute_dtype"] == "bfloat16"
+    assert "The run goes on in bfloat16, in which it was begun; here it would be float32." in notes.texts
     assert (run / WEIGHTS_FILE).read_bytes() == before
     assert train(small_cache, run, fresh=True)["settings"]["compute_dtype"] == "float32"
 
